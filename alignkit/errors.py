@@ -1,0 +1,39 @@
+"""Errors a user can act on: each says where, what was expected and what was found."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class AlignkitError(Exception):
+    """Base of every error that is the user's to mend; shown as one readable line, without a trace."""
+
+
+class DataError(AlignkitError):
+    """A data file cannot be used; the message lists the lines."""
+
+
+class ModelError(AlignkitError):
+    """A model cannot be found, loaded, imported or served."""
+
+
+class DivergenceError(AlignkitError):
+    """A divergence is unknown or does not qualify for f-DPO; the message names the condition."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldIssue:
+    """One refused field: its dotted path and a sentence with what was expected and found."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class RecipeError(AlignkitError):
+    """A recipe or a job's hyperparameters are refused; `issues` holds every refused field."""
+
+    def __init__(self, issues: Iterable[FieldIssue]) -> None:
+        self.issues = tuple(issues)
+        super().__init__("\n".join(str(issue) for issue in self.issues))

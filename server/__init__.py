@@ -1,0 +1,1 @@
+"""The alignkit service: OpenAI-shaped fine-tuning jobs, served through vLLM."""

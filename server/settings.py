@@ -1,0 +1,69 @@
+"""Every setting of the service: environment variables with the prefix ALIGNKIT_ (nested: ALIGNKIT_ENGINE__PORT)."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class EngineSettings(BaseModel):
+    """How vLLM is started for a base model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: str = Field("auto", description="vLLM's --dtype; auto is float32 without CUDA")
+    max_model_len: int = Field(2048, ge=16, description="tokens of context, capped by the model's own limit")
+    max_num_seqs: int = Field(16, ge=1)
+    max_loras: int = Field(4, ge=1, description="adapters active in one batch")
+    max_cpu_loras: int = Field(16, ge=1, description="adapters kept in memory")
+    max_lora_rank: int = Field(64, ge=1, description="a job with a larger rank is refused")
+    kv_cache_gib: int = Field(1, ge=1, description="KV cache without CUDA, GiB")
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    start_timeout_seconds: float = Field(600.0, gt=0)
+    extra_args: list[str] = Field(default_factory=list, description="appended to vLLM's command line as they are")
+
+
+class Settings(BaseSettings):
+    """Where the service keeps things and what it allows."""
+
+    model_config = SettingsConfigDict(env_prefix="ALIGNKIT_", env_nested_delimiter="__", extra="forbid")
+
+    home: Path = Field(Path("~/.alignkit"), description="database, files, jobs, models and adapters live here")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite under home by default")
+    project: str = Field("default", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="the first project's name")
+    training_slots: int = Field(1, ge=1, description="training jobs that run at once")
+    max_file_bytes: int = Field(512 * 2**20, ge=1)
+    max_line_bytes: int = Field(8 * 2**20, ge=1)
+    stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+
+    @property
+    def root(self) -> Path:
+        """`home`, expanded and absolute."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def files_dir(self) -> Path:
+        return self.root / "files"
+
+    @property
+    def jobs_dir(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def adapters_dir(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def engines_dir(self) -> Path:
+        return self.root / "engines"
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.root / 'alignkit.sqlite'}"
