@@ -233,7 +233,9 @@ def get(name: str, **params: float) -> FDivergence:
         raise DivergenceError(f"unknown divergence {name!r}: expected one of {', '.join(available())}")
     if "f_alpha_divergence_coef" in params and name == AlphaDivergence.name:
         if "alpha" in params:
-            raise DivergenceError("alpha_divergence: give alpha or f_alpha_divergence_coef (1 - alpha), not both")
+            raise DivergenceError(
+                "alpha_divergence: give alpha or f_alpha_divergence_coef (1 - alpha), not both"
+            )
         params = {"alpha": 1.0 - params["f_alpha_divergence_coef"]}
     return _construct(name, _registry[name], params)
 

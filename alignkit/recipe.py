@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from alignkit import divergences
 from alignkit.errors import DivergenceError, FieldIssue, RecipeError
@@ -35,7 +35,9 @@ class DataSection(Section):
     """Preference rows in OpenAI's, TRL's or ShareGPT's form, JSON Lines."""
 
     train: str = Field(min_length=1, description="training file")
-    validation: str | None = Field(None, description="held-out file, evaluated every eval_steps and at the end")
+    validation: str | None = Field(
+        None, description="held-out file, evaluated every eval_steps and at the end"
+    )
     max_length: int = Field(1024, ge=16, le=1_048_576, description="tokens of prompt and answer together")
 
 
@@ -45,7 +47,9 @@ class LoraSection(Section):
     r: int = Field(16, ge=1, le=1024)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = Field("all-linear", description="peft's target_modules; the head cannot be one")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="peft's target_modules; the head cannot be one"
+    )
 
     @field_validator("target_modules")
     @classmethod
@@ -62,7 +66,9 @@ class TrainingSection(Section):
     epochs: float = Field(1.0, gt=0, le=1000)
     max_steps: int | None = Field(None, ge=1, description="overrides epochs")
     batch_size: int = Field(8, ge=1, le=65536, description="rows an optimizer step, over all processes")
-    micro_batch_size: int | None = Field(None, ge=1, description="rows a forward and process; default: batch_size")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="rows a forward and process; default: batch_size"
+    )
     learning_rate: float = Field(2e-4, gt=0, le=1)
     lr_scheduler: str = Field("linear", description="transformers' lr_scheduler_type")
     warmup_steps: int = Field(0, ge=0)
@@ -82,22 +88,40 @@ class FDPOSection(Section):
 
     type: Literal["f_dpo"] = "f_dpo"
     beta: float = Field(0.1, gt=0, le=100)
-    divergence: str = Field("reverse_kl", description="a name of divergences.available(), or package.module:Name")
+    divergence: str = Field(
+        "reverse_kl", description="a name of divergences.available(), or package.module:Name"
+    )
     alpha: float | None = Field(None, gt=0, le=10, description="alpha_divergence only; the paper's alpha")
     f_alpha_divergence_coef: float | None = Field(
         None, lt=1, ge=-9, description="alpha_divergence only; TRL's coefficient, 1 - alpha"
     )
-    match_curvature: bool = Field(False, description="divide beta by f''(1), to compare divergences like with like")
+    match_curvature: bool = Field(
+        False, description="divide beta by f''(1), to compare divergences like with like"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     sft_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's mean token NLL")
 
-    @model_validator(mode="after")
-    def _divergence_exists(self) -> Self:
+    @field_validator("divergence")
+    @classmethod
+    def _divergence_exists(cls, name: str) -> str:
         try:
-            divergences.get(self.divergence, **self.divergence_params())
+            divergences.get(name)
         except DivergenceError as error:
             raise ValueError(str(error)) from error
-        return self
+        return name
+
+    @field_validator("alpha", "f_alpha_divergence_coef")
+    @classmethod
+    def _takes_parameter(cls, value: float | None, info: ValidationInfo) -> float | None:
+        params = {str(info.field_name): value} if value is not None else {}
+        if info.field_name == "f_alpha_divergence_coef" and info.data.get("alpha") is not None:
+            params["alpha"] = info.data["alpha"]
+        try:
+            if value is not None and "divergence" in info.data:
+                divergences.get(info.data["divergence"], **params)
+        except DivergenceError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     def divergence_params(self) -> dict[str, float]:
         """Parameters for `divergences.get`, those given only."""
@@ -173,7 +197,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError([FieldIssue("", f"{path} is not valid YAML: {error}")]) from error
     if not isinstance(values, dict):
-        raise RecipeError([FieldIssue("", f"{path}: expected a mapping of keys, found {type(values).__name__}")])
+        raise RecipeError(
+            [FieldIssue("", f"{path}: expected a mapping of keys, found {type(values).__name__}")]
+        )
     return values
 
 

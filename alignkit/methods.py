@@ -1,0 +1,131 @@
+"""The methods a recipe can name, each with the trainer it builds. A new method is one entry."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.data.dataset import load_rows, to_trl
+from alignkit.errors import FieldIssue, RecipeError
+from alignkit.recipe import FDPOSection, Recipe, TrainingSection
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What building a trainer needs beside the recipe."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    checkpoints: Path
+    callbacks: list[Any]
+
+
+Builder = Callable[[RunContext], Any]
+
+
+def build_f_dpo(context: RunContext) -> Any:
+    """An FDPOTrainer for the recipe."""
+    from alignkit.trainers import FDPOConfig, FDPOTrainer
+
+    recipe = context.recipe
+    method: FDPOSection = recipe.method
+    config = FDPOConfig(
+        **training_arguments(recipe, context.checkpoints),
+        max_length=recipe.data.max_length,
+        beta=method.beta,
+        divergence=method.divergence,
+        divergence_params=method.divergence_params() or None,
+        match_curvature=method.match_curvature,
+        label_smoothing=method.label_smoothing,
+        sft_weight=method.sft_weight,
+    )
+    held_out = recipe.data.validation
+    return FDPOTrainer(
+        model=context.model,
+        args=config,
+        processing_class=context.tokenizer,
+        train_dataset=to_trl(load_rows(Path(recipe.data.train), method.type)),
+        eval_dataset=to_trl(load_rows(Path(held_out), method.type)) if held_out else None,
+        peft_config=lora_config(recipe),
+        callbacks=context.callbacks,
+    )
+
+
+BUILDERS: dict[str, Builder] = {"f_dpo": build_f_dpo}
+
+
+def lora_config(recipe: Recipe) -> Any:
+    """peft's configuration, or None for training all weights."""
+    if recipe.lora is None:
+        return None
+    from peft import LoraConfig
+
+    lora = recipe.lora
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
+    """The recipe's training section as transformers' TrainingArguments."""
+    import torch
+
+    training = recipe.training
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, accumulation = split_batch(training, world_size)
+    evaluates = recipe.data.validation is not None
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "per_device_eval_batch_size": training.eval_batch_size,
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.lr_scheduler,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": training.optimizer,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "bf16": training.mixed_precision == "bf16",
+        "fp16": training.mixed_precision == "fp16",
+        "logging_steps": training.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if evaluates and training.eval_steps else "no",
+        "eval_steps": training.eval_steps,
+        "eval_on_start": evaluates,
+        "prediction_loss_only": True,
+        "save_strategy": "steps" if training.save_steps else "epoch",
+        "save_steps": training.save_steps or 500,
+        "seed": recipe.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_backend": "gloo" if world_size > 1 and not torch.cuda.is_available() else None,
+    }
+
+
+def split_batch(training: TrainingSection, world_size: int) -> tuple[int, int]:
+    """(rows a forward and process, forwards a step) that make `batch_size` over `world_size` processes."""
+    per_process, rest = divmod(training.batch_size, world_size)
+    micro = training.micro_batch_size or per_process
+    if rest or not per_process or per_process % micro:
+        raise RecipeError(
+            [
+                FieldIssue(
+                    "training.batch_size",
+                    f"expected a multiple of {world_size} processes x micro_batch_size {max(micro, 1)}, "
+                    f"found {training.batch_size}",
+                )
+            ]
+        )
+    return micro, per_process // micro

@@ -1,0 +1,100 @@
+"""A run's folder: what is in it, who writes it, and how it is written.
+
+recipe.yaml     the resolved recipe
+train.log       output of the training process (written by whoever starts it)
+events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
+checkpoints/    checkpoint-N folders
+adapter/        the trained adapter (or model/ for all weights), whole or absent
+canary.json     log-probs by which a server proves that it answers with this adapter
+result.json     {"status": "succeeded" | "failed", …}, written last
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Level = Literal["info", "warn", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def canary(self) -> Path:
+        return self.path / "canary.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def emit(self, message: str, *, level: Level = "info", type: str = "message", data: Any = None) -> None:  # noqa: A002 - OpenAI's name
+        """Append one event; a reader sees whole lines only."""
+        event = {
+            "created_at": int(time.time()),
+            "level": level,
+            "type": type,
+            "message": message,
+            "data": data or {},
+        }
+        with self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result, or None while there is none."""
+        try:
+            value = json.loads(self.result.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def log_tail(self, lines: int = 20, limit: int = 4000) -> str:
+        """The last lines of the training log, at most `limit` characters."""
+        try:
+            with self.log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 65536))
+                text = file.read().decode("utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.replace("\r", "\n").splitlines()[-lines:])[-limit:]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` whole or not at all: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,211 @@
+"""What `accelerate launch` starts: `accelerate launch -m alignkit.train RECIPE.yaml [key=value …]`.
+
+Reads top to bottom: the recipe, the model, the data, the trainer, a last evaluation, the adapter, the canary, the
+result. Everything the run writes is in `output_dir` (see alignkit.run_folder). A folder that already holds a run
+is never written over: the repeat goes to `repeat-1`, `repeat-2`, … inside it.
+"""
+
+import errno
+import os
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
+from alignkit.recipe import Recipe
+from alignkit.run_folder import RunFolder, write_json
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a recipe; returns the exit status. Errors are one line on stderr and the run's result.json."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments:
+        print("usage: accelerate launch -m alignkit.train RECIPE.yaml [key=value …]", file=sys.stderr)
+        return 2
+    try:
+        recipe = Recipe.load(Path(arguments[0]), arguments[1:])
+        folder = open_folder(recipe)
+    except AlignkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        run(recipe, folder)
+    except Exception as error:
+        traceback.print_exc()
+        report_failure(folder, error)
+        return 1
+    return 0
+
+
+def open_folder(recipe: Recipe) -> RunFolder:
+    """The folder of this run, with the resolved recipe in it."""
+    path = Path(recipe.output_dir)
+    if RunFolder(path).events.exists():
+        path = next(path / f"repeat-{n}" for n in range(1, 10_000) if not (path / f"repeat-{n}").exists())
+    folder = RunFolder(path)
+    if not is_main_process():
+        return folder
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError([FieldIssue("output_dir", f"cannot make {path}: {error.strerror}")]) from error
+    resolved = recipe.model_copy(update={"output_dir": str(path)})
+    folder.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
+    return folder
+
+
+def run(recipe: Recipe, folder: RunFolder) -> None:
+    """Train, evaluate, save, measure the canary and write the result."""
+    quiet_libraries()
+    use_all_cores()
+    started = time.monotonic()
+    trainer = build_trainer(recipe, folder)
+    trainer.train()
+    metrics = final_metrics(trainer)
+    save(trainer, recipe, folder)
+    if recipe.lora is not None:
+        save_canary(trainer, folder)
+    if is_main_process():
+        state = trainer.state
+        result = {
+            "status": "succeeded",
+            "steps": state.global_step,
+            "trained_tokens": int(getattr(trainer, "_total_train_tokens", 0)),
+            "seconds": round(time.monotonic() - started, 1),
+            "metrics": metrics,
+        }
+        write_json(folder.result, result)
+        print(f"Finished in {result['seconds']:.0f} s: {folder.path}", flush=True)
+
+
+def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
+    """The method's trainer over the recipe's model and data."""
+    from transformers import set_seed
+
+    from alignkit.methods import BUILDERS, RunContext
+    from alignkit.progress import ProgressCallback
+
+    set_seed(recipe.seed)
+    model, tokenizer = load_model(recipe)
+    context = RunContext(recipe, model, tokenizer, folder.checkpoints, [ProgressCallback(folder)])
+    return BUILDERS[recipe.method.type](context)
+
+
+def load_model(recipe: Recipe) -> tuple[Any, Any]:
+    """The model and its tokenizer; code from the checkpoint is never run."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = recipe.model.path
+    options = (
+        {"attn_implementation": recipe.model.attn_implementation} if recipe.model.attn_implementation else {}
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, recipe.model.dtype), trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"model.path: cannot load {path}: {error}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"model.path: {path} has no chat template, so conversations cannot be rendered")
+    return model, tokenizer
+
+
+def final_metrics(trainer: Any) -> dict[str, Any]:
+    """The last evaluation's metrics, evaluating now if the last step was not evaluated."""
+    from alignkit.progress import rename
+
+    if trainer.eval_dataset is not None and not _evaluated_at_end(trainer.state):
+        trainer.evaluate()
+    logs: dict[str, Any] = {}
+    for entry in trainer.state.log_history:
+        if "train_runtime" not in entry:
+            logs.update({name: value for name, value in entry.items() if name != "step"})
+    return rename(logs)
+
+
+def _evaluated_at_end(state: Any) -> bool:
+    return any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history)
+
+
+def save(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
+    """Write the adapter, or the model, whole or not at all."""
+    target = folder.model if recipe.lora is None else folder.adapter
+    staging = target.with_name(f".{target.name}.tmp")
+    trainer.save_model(str(staging))
+    if is_main_process():
+        for leftover in ("training_args.bin", "README.md"):
+            (staging / leftover).unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+
+
+def save_canary(trainer: Any, folder: RunFolder) -> None:
+    """Measure and write canary.json."""
+    from alignkit import canary
+
+    measured = canary.measure(trainer)
+    if measured is not None and is_main_process():
+        write_json(folder.canary, measured)
+
+
+def report_failure(folder: RunFolder, error: Exception) -> None:
+    """Write the failure where the service looks; a full disk may refuse even that, then the log is all there is."""
+    if not is_main_process():
+        return
+    code, message = explain(error)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    try:
+        folder.emit(message, level="error", data={"code": code})
+        write_json(folder.result, {"status": "failed", "error": {"code": code, "message": message}})
+    except OSError as full:
+        print(f"error: the result could not be written: {full}", file=sys.stderr, flush=True)
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """(code, sentence) of a failure."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return "disk_full", "The disk is full: free some space and start the job again."
+    if "No space left on device" in str(error):  # safetensors wraps the OSError
+        return "disk_full", "The disk is full: free some space and start the job again."
+    if isinstance(error, AlignkitError):
+        return "invalid_recipe", str(error)
+    if isinstance(error, FloatingPointError):
+        return "not_finite", f"Training stopped: {error}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory", f"Out of memory: lower micro_batch_size or max_length. ({error})"
+    return "training_failed", f"{type(error).__name__}: {error}"
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def use_all_cores() -> None:
+    """Without a GPU, share the cores among the processes of this machine: accelerate's default is one each."""
+    import torch
+
+    if torch.cuda.is_available() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no telemetry in a log file."""
+    import datasets
+    import transformers
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""f-DPO as a TRL trainer (arXiv 2309.16240): DPOTrainer with any f-divergence for its score."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+
+from alignkit import divergences
+from alignkit.kernels.model_head import fuse_head
+from alignkit.losses import PreferenceLoss, f_dpo_loss
+from alignkit.trainers.metrics import ItemMetrics
+
+_NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+_REFUSED_TRL_OPTIONS = {
+    "loss_type": (["sigmoid"], "f-DPO is the sigmoid loss; other losses do not cancel the prompt's constant"),
+    "f_divergence_type": ("reverse_kl", "use `divergence`, whose scores are stable"),
+    "ld_alpha": (None, "it reweights tokens, after which the log-ratio is no longer one of sequences"),
+    "use_weighting": (False, "WPO's weights are not defined under an f-divergence"),
+}
+
+
+@dataclass
+class FDPOConfig(DPOConfig):
+    """DPOConfig plus the choice of f.
+
+    `beta` multiplies f', `label_smoothing` in [0, 0.5) is cDPO's; TRL's options that have no meaning under an
+    f-divergence are refused.
+    """
+
+    divergence: str = field(
+        default="reverse_kl",
+        metadata={"help": "A name of alignkit.divergences.available(), or package.module:Name."},
+    )
+    divergence_params: dict[str, float] | str | None = field(
+        default=None, metadata={"help": "Parameters of the divergence, such as {'alpha': 0.3}."}
+    )
+    match_curvature: bool = field(
+        default=False,
+        metadata={"help": "Divide beta by f''(1), so that all divergences have the same local strength."},
+    )
+    sft_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the chosen answer's negative log-likelihood, mean over its tokens."},
+    )
+
+    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "divergence_params"]  # noqa: RUF012, SLF001 - transformers' protocol
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, (required, reason) in _REFUSED_TRL_OPTIONS.items():
+            if getattr(self, name) != required:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not an option of f-DPO: {reason}.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
+
+
+class FDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer whose loss is `losses.f_dpo_loss` under `args.divergence`.
+
+    Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and
+    the fused head are TRL's. Rewards are logged as beta s(z); metrics are means over items.
+    """
+
+    _tag_names = ["trl", "dpo", "f-dpo", "alignkit"]  # noqa: RUF012 - TRL's protocol
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._fuse_heads()
+        config: FDPOConfig = self.args
+        params = config.divergence_params if isinstance(config.divergence_params, dict) else {}
+        self.divergence = divergences.get(config.divergence, **params)
+        self.effective_beta = config.beta / (self.divergence.curvature if config.match_curvature else 1.0)
+        self._items = {"train": ItemMetrics(), "eval": ItemMetrics()}
+
+    def _fuse_heads(self) -> None:
+        """Put alignkit's head in TRL's place: completion tokens only, one pass while the head is frozen."""
+        policy = self.accelerator.unwrap_model(self.model)
+        fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
+        if self.ref_model is not None:
+            fuse_head(self.accelerator.unwrap_model(self.ref_model))
+
+    def _compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool
+    ) -> Tensor | tuple[Tensor, Any]:
+        outputs = self._forward(model, inputs)
+        mask = inputs["completion_mask"][:, 1:]
+        token_logps = outputs.log_probs[:, -mask.size(1) :]
+        chosen_logps, rejected_logps = token_logps.float().sum(dim=1).chunk(2)
+        ref_chosen_logps, ref_rejected_logps = self._reference_logps(inputs)
+        preference = f_dpo_loss(
+            chosen_logps,
+            rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            beta=self.effective_beta,
+            divergence=self.divergence,
+            label_smoothing=self.args.label_smoothing,
+        )
+        losses = preference.losses
+        chosen_lengths = mask.chunk(2)[0].sum(dim=1).clamp(min=1)
+        if self.args.sft_weight:
+            losses = losses - self.args.sft_weight * chosen_logps / chosen_lengths
+        self._require_finite(losses, inputs)
+        self._record(preference, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+        self._record_tokens(outputs, mask, inputs["attention_mask"])
+        loss = losses.mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+        """Per-token log-probs of the labels, computed inside the model's forward (ZeRO-3 gathers the head there)."""
+        model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_MODEL_INPUTS}
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        return model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
+
+    def _reference_logps(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.precompute_ref_logps:
+            return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        reference = self.model if self.ref_model is None else self.ref_model
+        chosen, rejected = self.compute_ref_log_probs(reference, inputs)
+        return chosen, rejected
+
+    def _require_finite(self, losses: Tensor, inputs: dict[str, Tensor]) -> None:
+        finite = torch.isfinite(losses.detach())
+        if bool(finite.all()):
+            return
+        rows = (~finite).nonzero().flatten().tolist()
+        texts = [self._tokenizer.decode(inputs["input_ids"][row])[:200] for row in rows[:3]]
+        raise FloatingPointError(
+            f"the loss is not finite at step {self.state.global_step}, rows {rows} of the batch, which begin: {texts}"
+        )
+
+    def _record(
+        self,
+        preference: PreferenceLoss,
+        chosen_logps: Tensor,
+        rejected_logps: Tensor,
+        ref_chosen_logps: Tensor,
+        ref_rejected_logps: Tensor,
+    ) -> None:
+        margins = preference.chosen_rewards - preference.rejected_rewards
+        columns = {
+            "rewards/chosen": preference.chosen_rewards,
+            "rewards/rejected": preference.rejected_rewards,
+            "rewards/margins": margins,
+            "rewards/accuracies": (margins > 0).float(),
+            "logps/chosen": chosen_logps,
+            "logps/rejected": rejected_logps,
+            "logratios/chosen": chosen_logps - ref_chosen_logps,
+            "logratios/rejected": rejected_logps - ref_rejected_logps,
+        }
+        stacked = torch.stack([value.detach().float() for value in columns.values()], dim=1)
+        gathered = self.accelerator.gather_for_metrics(stacked)  # one collective for all of them
+        for name, values in zip(columns, gathered.unbind(dim=1), strict=True):
+            self._items[self._mode].add(name, values)
+
+    def _record_tokens(self, outputs: Any, mask: Tensor, attention_mask: Tensor) -> None:
+        """Mean entropy over completion tokens; top-1 accuracy over the chosen answer's tokens."""
+        length = mask.size(1)
+        valid = mask.bool()
+        chosen_valid = valid.chunk(2)[0]
+        top1 = outputs.is_top1[:, -length:].chunk(2)[0]
+        sums = torch.stack(
+            [
+                (outputs.entropy[:, -length:].detach() * mask).sum(),
+                valid.sum(),
+                (top1 & chosen_valid).sum(),
+                chosen_valid.sum(),
+                attention_mask.sum(),
+            ]
+        ).float()
+        entropy, tokens, right, chosen_tokens, seen = self.accelerator.reduce(sums).tolist()
+        self._items[self._mode].add_ratio("entropy", entropy, tokens)
+        self._items[self._mode].add_ratio("mean_token_accuracy", right, chosen_tokens)
+        if self._mode == "train":
+            self._total_train_tokens += int(seen)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the item means gathered since the last call, prefixed `eval_` in evaluation."""
+        prefix = "eval_" if self._mode == "eval" else ""
+        metrics = self._items[self._mode].take()
+        if metrics:
+            metrics["num_tokens"] = float(self._total_train_tokens)
+        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        super().log(logs, start_time)
