@@ -1,0 +1,243 @@
+"""A child process that can always be ended, whole: by the server that started it or by the next one.
+
+Every process carries a random token in its environment, which its own children inherit. The token finds them all,
+also when the first of them is gone, when one of them moved to another session, and when process ids were used again.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+TOKEN_VARIABLE = "ALIGNKIT_PROCESS_TOKEN"  # noqa: S105 - the variable's name
+POLL_SECONDS = 0.05
+KILL_SECONDS = 10.0
+LOG_TAIL_BYTES = 64 * 1024
+
+_PASSED = frozenset(
+    {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LD_LIBRARY_PATH", "XDG_CACHE_HOME", "HF_HOME"}
+)
+_PASSED_PREFIXES = (
+    "LC_",
+    "CUDA_",
+    "NVIDIA_",
+    "HIP_",
+    "ROCR_",
+    "NCCL_",
+    "OMP_",
+    "MKL_",
+    "VLLM_",
+    "TRITON_",
+    "TORCH",
+)
+_NEVER_PASSED = frozenset({"VLLM_API_KEY", "VLLM_PORT"})
+
+logger = logging.getLogger(__name__)
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The few variables a child needs from this process, and `extra`; never a secret of this process."""
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if (name in _PASSED or name.startswith(_PASSED_PREFIXES)) and name not in _NEVER_PASSED
+    }
+    return passed | dict(extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a child is and who started it, so that neither is taken for another process with the same id."""
+
+    token: str
+    pid: int
+    create_time: float
+    port: int | None
+    owner_pid: int
+    owner_create_time: float
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".{path.name}.tmp")
+        staging.write_text(json.dumps(asdict(self)))
+        staging.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Identity | None":
+        """What `path` records, or None where it is missing or unreadable."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def owned_by_another(self) -> bool:
+        """Whether the server that started it is still running and is not this process."""
+        return self.owner_pid != os.getpid() and _runs(self.owner_pid, self.owner_create_time)
+
+
+class ManagedProcess:
+    """A child in its own session, writing to a log file and recorded in an identity file. Thread-safe."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        log_path: Path,
+        identity_path: Path,
+        child: subprocess.Popen[bytes] | None,
+    ) -> None:
+        """Use `start` or `attach`."""
+        self.identity = identity
+        self._log_path = log_path
+        self._identity_path = identity_path
+        self._child = child
+
+    @classmethod
+    def start(
+        cls,
+        command: Sequence[str],
+        *,
+        log_path: Path,
+        identity_path: Path,
+        environment: Mapping[str, str],
+        port: int | None = None,
+        cwd: Path | None = None,
+    ) -> "ManagedProcess":
+        """Start `command` with exactly `environment`; the log of an earlier run is kept as `<log>.1`.
+
+        Raises OSError where the program cannot be started.
+        """
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            log_path.replace(log_path.with_name(f"{log_path.name}.1"))
+        owner = psutil.Process()
+        identity = Identity(secrets.token_hex(16), 0, 0.0, port, owner.pid, owner.create_time())
+        # Recorded before the child exists: a server killed between the two lines below leaves no child unrecorded.
+        identity.save(identity_path)
+        # SPT_NOENV: a program that sets its title (vLLM does) would otherwise overwrite the token.
+        marked = {**environment, TOKEN_VARIABLE: identity.token, "SPT_NOENV": "1"}
+        try:
+            with log_path.open("wb") as log:
+                child = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=marked,
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+        except OSError:
+            identity_path.unlink(missing_ok=True)
+            raise
+        identity = Identity(
+            **asdict(identity) | {"pid": child.pid, "create_time": psutil.Process(child.pid).create_time()}
+        )
+        identity.save(identity_path)
+        return cls(identity, log_path=log_path, identity_path=identity_path, child=child)
+
+    @classmethod
+    def attach(cls, identity_path: Path, *, log_path: Path) -> "ManagedProcess | None":
+        """The process that `identity_path` records, alive or not; None where nothing is recorded."""
+        identity = Identity.load(identity_path)
+        if identity is None:
+            return None
+        return cls(identity, log_path=log_path, identity_path=identity_path, child=None)
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
+
+    @property
+    def port(self) -> int | None:
+        return self.identity.port
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status once it ended (negative: the signal), None before and for an attached process."""
+        return self._child.poll() if self._child else None
+
+    def alive(self) -> bool:
+        """Whether the process itself runs; a zombie does not, nor does another process with its id."""
+        if self._child is not None:
+            return self._child.poll() is None
+        return _runs(self.identity.pid, self.identity.create_time)
+
+    def terminate(self, grace: float) -> None:
+        """End it and everything it started: SIGTERM, and after `grace` seconds SIGKILL. Removes its record."""
+        members = self._members()
+        _signal(members, kill=False)
+        self._wait_for(members, grace)
+        deadline = time.monotonic() + KILL_SECONDS
+        while members := self._members():
+            if time.monotonic() > deadline:
+                # Not even SIGKILL ends a process stuck in the kernel; the record stays for the next start.
+                logger.error("processes %s did not end after SIGKILL", [process.pid for process in members])
+                return
+            _signal(members, kill=True)
+            self._wait_for(members, 1.0)
+        if self._child is not None:
+            self._child.wait()
+        self._identity_path.unlink(missing_ok=True)
+
+    def last_lines(self, count: int) -> list[str]:
+        """The last `count` lines of the log that are not empty."""
+        try:
+            with self._log_path.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                text = log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return []
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+    def _members(self) -> list[psutil.Process]:
+        """Every living process that carries the token."""
+        members = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(TOKEN_VARIABLE) == self.identity.token and _living(process):
+                    members.append(process)
+        return members
+
+    def _wait_for(self, members: list[psutil.Process], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._child is not None:
+                self._child.poll()  # reaps it, or it would stay a zombie
+            if not any(_living(process) for process in members):
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def _living(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _runs(pid: int, create_time: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        # A second of tolerance: the time is derived from the clock, which may be adjusted meanwhile.
+        return abs(process.create_time() - create_time) < 1 and _living(process)
+    except (psutil.Error, ValueError):
+        return False
+
+
+def _signal(members: list[psutil.Process], *, kill: bool) -> None:
+    for process in members:
+        with contextlib.suppress(psutil.Error):
+            if kill:
+                process.kill()
+            else:
+                process.terminate()

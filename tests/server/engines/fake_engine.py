@@ -1,0 +1,179 @@
+"""A stand-in for vLLM: a real process that speaks as much HTTP as the tests need. Knows nothing of the project.
+
+Its behaviour is told by flags and, for chat requests, by the last message; it notes what happens to it, one line
+each, in the file --notes.
+"""
+
+import argparse
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+
+class Engine(ThreadingHTTPServer):
+    daemon_threads = True
+    options: argparse.Namespace
+
+    def note(self, text: str) -> None:
+        note(self.options, text)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Engine
+
+    def do_GET(self) -> None:
+        self.answer(200, {"object": "list", "data": [{"id": self.server.options.model}]})
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["content-length"]))
+        body = json.loads(raw)
+        route = {
+            "/v1/completions": self.completions,
+            "/v1/chat/completions": self.chat,
+            "/v1/unload_lora_adapter": self.unload,
+        }
+        route[self.path](body, raw)
+
+    def unload(self, body: dict[str, Any], raw: bytes) -> None:
+        self.server.note(f"unload {body['lora_name']}")
+        self.answer(200, {})
+
+    def completions(self, body: dict[str, Any], raw: bytes) -> None:
+        tables = json.loads(Path(self.server.options.logprobs).read_text())
+        if body["model"] not in tables:
+            self.refuse(404, "The model `x` does not exist at /srv/secret/adapters/x.")
+            return
+        known = tables[body["model"]]
+        skipped = len(body["prompt"]) - len(known)
+        entries: list[Any] = [None] + [{str(token): {"logprob": -9.0}} for token in body["prompt"][1:skipped]]
+        entries += [{str(t): {"logprob": v}} for t, v in zip(body["prompt"][skipped:], known, strict=True)]
+        self.answer(200, {"choices": [{"prompt_logprobs": entries}]})
+
+    def chat(self, body: dict[str, Any], raw: bytes) -> None:
+        action, _, argument = body["messages"][-1]["content"].partition(":")
+        self.server.note(f"chat {action}")
+        getattr(self, f"chat_{action}")(argument, raw)
+
+    def chat_echo(self, argument: str, raw: bytes) -> None:
+        self.answer(200, {"received": raw.decode(), "headers": dict(self.headers)})
+
+    def chat_stream(self, argument: str, raw: bytes) -> None:
+        """Three events; the third only once the file `argument` exists, where one is named."""
+        self.start_stream()
+        for number in range(3):
+            if number == 2 and argument:
+                wait_for_file(Path(argument))
+            self.event({"n": number})
+        self.chunk(b"data: [DONE]\n\n")
+        self.chunk(b"")
+
+    def chat_endless(self, argument: str, raw: bytes) -> None:
+        self.start_stream()
+        try:
+            while True:
+                self.event({"text": "on and on"})
+                time.sleep(0.01)
+        except OSError:
+            self.server.note("closed by client")
+
+    def chat_slow(self, argument: str, raw: bytes) -> None:
+        """Answers never, and notes when the caller hangs up."""
+        select.select([self.connection], [], [])
+        self.server.note("closed by client")
+
+    def chat_die(self, argument: str, raw: bytes) -> None:
+        if argument == "midway":
+            self.start_stream()
+            self.event({"n": 0})
+            self.chunk(b'data: {"half an')
+        self.wfile.flush()
+        os._exit(9)
+
+    def chat_refuse(self, argument: str, raw: bytes) -> None:
+        self.refuse(int(argument), "no: see /srv/secret/models/m/config.json")
+
+    def chat_garbage(self, argument: str, raw: bytes) -> None:
+        self.answer_bytes(500, b"Internal Server Error", "text/plain")
+
+    def refuse(self, status: int, message: str) -> None:
+        error = {"message": message, "type": "BadRequestError", "param": "temperature", "code": status}
+        self.answer(status, {"error": error})
+
+    def answer(self, status: int, body: Any) -> None:
+        self.answer_bytes(status, json.dumps(body).encode(), "application/json")
+
+    def answer_bytes(self, status: int, content: bytes, media_type: str) -> None:
+        self.send_response(status)
+        self.send_header("content-type", media_type)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def start_stream(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream; charset=utf-8")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+
+    def event(self, data: Any) -> None:
+        self.chunk(f"data: {json.dumps(data)}\n\n".encode())
+
+    def chunk(self, content: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def note(options: argparse.Namespace, text: str) -> None:
+    with Path(options.notes).open("a") as notes:
+        notes.write(text + "\n")
+
+
+def wait_for_file(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--notes", required=True)
+    parser.add_argument("--gate", help="be ready only once this file exists")
+    parser.add_argument("--die", help="write this and end")
+    parser.add_argument("--die-if", help="end where this file exists")
+    parser.add_argument(
+        "--child", action="store_true", help="start a child in a session of its own that ignores SIGTERM"
+    )
+    parser.add_argument("--stubborn", action="store_true", help="ignore SIGTERM")
+    parser.add_argument("--logprobs", help="JSON: model to the log-probs of the completion")
+    options = parser.parse_args()
+    if options.stubborn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note(options, f"started {os.getpid()}")
+    if options.child:
+        child = subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True)
+        note(options, f"child {child.pid}")
+    if options.die or (options.die_if and Path(options.die_if).exists()):
+        print(options.die, flush=True)
+        sys.exit(3)
+    if options.gate:
+        wait_for_file(Path(options.gate))
+    with Engine(("127.0.0.1", options.port), Handler) as server:
+        server.options = options
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
