@@ -25,6 +25,25 @@ EXACT_EXPONENT = 15.0
 """Scores are exact while their largest exponent is at most this, and continue linearly beyond."""
 
 
+class _Widen(torch.autograd.Function):
+    """To float32; the gradient coming back saturates at the narrow type's range instead of becoming inf."""
+
+    @staticmethod
+    def forward(ctx: Any, narrow: Tensor) -> Tensor:
+        ctx.dtype = narrow.dtype
+        return narrow.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        limit = torch.finfo(ctx.dtype).max
+        return gradient.clamp(-limit, limit).to(ctx.dtype)
+
+
+def widen(values: Tensor) -> Tensor:
+    """At least float32. The slope of a score reaches e^15, which float16 cannot hold: its gradient saturates."""
+    return values if values.itemsize >= 4 else _Widen.apply(values)
+
+
 @dataclass(frozen=True)
 class FDivergence(ABC):
     """One member of the family. A new one defines `name`, `rate`, `generator` and `derivative`."""
@@ -48,7 +67,7 @@ class FDivergence(ABC):
         token log-ratios reach hundreds, where e^-z overflows; the continuation keeps value and gradient finite
         and the gradient non-zero, where a clamp would end learning.
         """
-        z = log_ratio if log_ratio.dtype == torch.float64 else log_ratio.float()
+        z = widen(log_ratio)
         limit, slope_low, slope_high = _continuation(self)
         inside = self.derivative(z.clamp(-limit, limit))
         return inside + slope_high * F.relu(z - limit) - slope_low * F.relu(-limit - z)

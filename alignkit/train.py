@@ -83,7 +83,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
 
 def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     """The method's trainer over the recipe's model and data."""
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
 
     from alignkit.methods import BUILDERS, RunContext
     from alignkit.progress import ProgressCallback
@@ -91,7 +91,9 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     set_seed(recipe.seed)
     model, tokenizer = load_model(recipe)
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, [ProgressCallback(folder)])
-    return BUILDERS[recipe.method.type](context)
+    trainer = BUILDERS[recipe.method.type](context)
+    trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
+    return trainer
 
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.divergences import FDivergence, get
+from alignkit.divergences import FDivergence, get, widen
 from alignkit.losses.types import PreferenceLoss
 
 
@@ -25,15 +25,11 @@ def f_dpo_loss(
     beta s(z), where TRL logs beta z. The loss at z_w = z_l is ln 2 for every f.
     """
     family = get(divergence) if isinstance(divergence, str) else divergence
-    chosen_scores = family.score(_wide(policy_chosen_logps) - _wide(ref_chosen_logps))
-    rejected_scores = family.score(_wide(policy_rejected_logps) - _wide(ref_rejected_logps))
+    chosen_scores = family.score(widen(policy_chosen_logps) - widen(ref_chosen_logps))
+    rejected_scores = family.score(widen(policy_rejected_logps) - widen(ref_rejected_logps))
     margins = beta * (chosen_scores - rejected_scores)
     losses = -F.logsigmoid(margins)
     if label_smoothing:
         losses = losses + label_smoothing * margins  # -logsigmoid(-m) = -logsigmoid(m) + m
     return PreferenceLoss(losses, beta * chosen_scores.detach(), beta * rejected_scores.detach())
 
-
-def _wide(logps: Tensor) -> Tensor:
-    """At least float32: the difference of two large half-precision sums has lost everything."""
-    return logps if logps.itemsize >= 4 else logps.float()

@@ -1,0 +1,98 @@
+"""The `alignkit` command: every error is one readable line; `--debug` shows the trace."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from alignkit.cli import data, jobs, models
+from alignkit.errors import AlignkitError
+
+app = typer.Typer(
+    help="Alignment fine-tuning of language models, and the service that serves the result.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Entry point."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sentence = _sentence(error)
+        if debug or sentence is None:
+            raise
+        Console(stderr=True).print(f"[red]error:[/red] {sentence}", highlight=False, markup=True)
+        sys.exit(1)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user, or None for a defect of ours, whose trace is worth more."""
+    from rich.markup import escape
+
+    if isinstance(error, AlignkitError):
+        return escape(str(error))
+    return jobs.client_error(error)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,  # noqa: ARG001 - read in main
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/f_dpo/smollm2.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as training.epochs=2")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option(help="accelerate's configuration, for several GPUs or ZeRO")
+    ] = None,
+    num_processes: Annotated[int, typer.Option(min=1, help="processes of this machine")] = 1,
+) -> None:
+    """Run a recipe with accelerate."""
+    from alignkit.launch import launch_command
+    from alignkit.recipe import Recipe
+
+    Recipe.load(recipe, overrides or [])  # refuse a bad recipe before torch is loaded
+    command = launch_command(recipe, overrides or [], config_file=config_file, num_processes=num_processes)
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="address to listen on; ALIGNKIT_HOST")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one; ALIGNKIT_PORT")] = None,
+    home: Annotated[Path | None, typer.Option(help="where everything is kept; ALIGNKIT_HOME")] = None,
+) -> None:
+    """Start the service."""
+    from server.main import serve as run_server
+    from server.settings import Settings
+
+    given = {"host": host, "port": port, "home": home}
+    run_server(Settings(**{name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]
+
+
+@app.command()
+def divergences() -> None:
+    """List the divergences of f-DPO."""
+    from alignkit.divergences import available, get
+
+    table = Table("name", "f''(1)", "about")
+    for name in available():
+        divergence = get(name)
+        table.add_row(name, f"{divergence.curvature:g}", (type(divergence).__doc__ or "").split("\n")[0])
+    Console().print(table)

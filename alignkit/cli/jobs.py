@@ -1,0 +1,145 @@
+"""`alignkit jobs`: fine-tuning jobs of a running service, through the official OpenAI client."""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from alignkit.errors import AlignkitError
+
+app = typer.Typer(help="Fine-tuning jobs of a running service.", no_args_is_help=True)
+console = Console()
+POLL_SECONDS = 1.0
+FINISHED = {"succeeded", "failed", "cancelled"}
+
+
+def connect() -> Any:
+    """An OpenAI client: ALIGNKIT_BASE_URL (default http://127.0.0.1:8000/v1) and ALIGNKIT_API_KEY, or the first key
+    of a service on this machine."""
+    from openai import OpenAI
+
+    url = os.environ.get("ALIGNKIT_BASE_URL", "http://127.0.0.1:8000/v1")
+    key = os.environ.get("ALIGNKIT_API_KEY") or _first_key()
+    if not key:
+        raise AlignkitError("no API key: set ALIGNKIT_API_KEY to the key that the service printed at its first start")
+    return OpenAI(base_url=url, api_key=key, max_retries=2)
+
+
+def _first_key() -> str:
+    from server.settings import Settings
+
+    path = Settings().root / "first-key"
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def client_error(error: Exception) -> str | None:
+    """One sentence for an error of the OpenAI client; None for anything else."""
+    import openai
+
+    if isinstance(error, openai.APIConnectionError):
+        return "the service does not answer: start it with `alignkit serve`, or set ALIGNKIT_BASE_URL"
+    if isinstance(error, openai.APIStatusError):
+        body = error.body if isinstance(error.body, dict) else {}
+        where = f" ({body['param']})" if body.get("param") else ""
+        return escape(f"{body.get('message') or error.message}{where}")
+    return None
+
+
+@app.command()
+def submit(
+    training_file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    model: Annotated[str, typer.Option(help="base model")],
+    method: Annotated[str, typer.Option(help="f_dpo")] = "f_dpo",
+    validation_file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="hyperparameter, name=value")] = None,
+    suffix: Annotated[str | None, typer.Option(help="part of the model's name")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="follow the job to its end")] = False,
+) -> None:
+    """Upload the files and create a job."""
+    client = connect()
+    files = [path for path in (training_file, validation_file) if path]
+    ids = [client.files.create(file=path, purpose="fine-tune").id for path in files]
+    optional = {
+        "validation_file": ids[1] if len(ids) > 1 else None,
+        "suffix": suffix,
+        "seed": seed,
+    }
+    job = client.fine_tuning.jobs.create(
+        model=model,
+        training_file=ids[0],
+        method={"type": method, method: {"hyperparameters": _parameters(param or [])}},
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+    console.print(job.id)
+    if follow:
+        watch(job.id)
+
+
+def _parameters(pairs: list[str]) -> dict[str, Any]:
+    values = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise AlignkitError(f"--param {pair}: expected name=value, such as beta=0.1")
+        values[name] = yaml.safe_load(text)
+    return values
+
+
+@app.command("list")
+def list_(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
+    """List jobs, newest first."""
+    table = Table("job", "status", "model", "method", "result")
+    for job in connect().fine_tuning.jobs.list(limit=limit).data:
+        table.add_row(job.id, job.status, job.model, job.method.type if job.method else "", job.fine_tuned_model or "")
+    console.print(table)
+
+
+@app.command()
+def cancel(job_id: str) -> None:
+    """Cancel a job."""
+    console.print(connect().fine_tuning.jobs.cancel(job_id).status)
+
+
+@app.command()
+def watch(job_id: str) -> None:
+    """Follow a job to its end; exits with 1 unless it succeeded."""
+    client = connect()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(job_id, total=None)
+        seen: str | None = None
+        while True:
+            job = client.fine_tuning.jobs.retrieve(job_id)
+            for event in _new_events(client, job_id, seen):
+                seen = event.id
+                data = event.data if isinstance(event.data, dict) else {}
+                if "total_steps" in data:
+                    progress.update(task, completed=data.get("step", 0), total=data["total_steps"])
+                console.print(escape(event.message), style={"warn": "yellow", "error": "red"}.get(event.level))
+            if job.status in FINISHED:
+                break
+            time.sleep(POLL_SECONDS)
+    console.print(f"{job.status}: {job.fine_tuned_model or (job.error.message if job.error else '')}", markup=False)
+    if job.status != "succeeded":
+        raise typer.Exit(1)
+
+
+def _new_events(client: Any, job_id: str, seen: str | None) -> list[Any]:
+    """Events after `seen`, oldest first; the list endpoint gives the newest first."""
+    events = []
+    for event in client.fine_tuning.jobs.list_events(job_id, limit=100):
+        if event.id == seen:
+            break
+        events.append(event)
+    return events[::-1]

@@ -1,0 +1,38 @@
+"""`alignkit models`: the base models of the service."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Base models: import and list.", no_args_is_help=True)
+Home = Annotated[Path | None, typer.Option(help="where the service keeps things; ALIGNKIT_HOME")]
+
+
+def models_dir(home: Path | None) -> Path:
+    """The folder of base models under `home` (default: the service's)."""
+    from server.settings import Settings
+
+    return (Settings(home=home) if home else Settings()).models_dir
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="smollm2-135m-instruct, a model folder, or a hub id")],
+    name: Annotated[str | None, typer.Option(help="name it is served under")] = None,
+    home: Home = None,
+) -> None:
+    """Import a base model, once."""
+    from alignkit.models import import_model
+
+    import_model(source, models_dir(home), name, report=Console().print)
+
+
+@app.command("list")
+def list_(home: Home = None) -> None:
+    """List the imported base models."""
+    from alignkit.models import available
+
+    for name in available(models_dir(home)):
+        Console().print(name)

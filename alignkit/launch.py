@@ -1,0 +1,25 @@
+"""The command that starts a run: `accelerate launch -m alignkit.train`, the same for people and for the service."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def launch_command(
+    recipe: Path,
+    overrides: Sequence[str] = (),
+    *,
+    config_file: Path | None = None,
+    num_processes: int = 1,
+    python: str = sys.executable,
+) -> list[str]:
+    """The argument list. `config_file` is accelerate's (recipes/accelerate/…); without one, a plain run."""
+    plain = [
+        f"--num_processes={num_processes}",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        *(["--multi_gpu"] if num_processes > 1 else []),
+    ]
+    options = [f"--config_file={config_file}"] if config_file else plain
+    return [python, "-m", "accelerate.commands.launch", *options, "-m", "alignkit.train", str(recipe), *overrides]

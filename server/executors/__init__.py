@@ -1,0 +1,1 @@
+"""Where training runs: one protocol, local processes behind it by default."""

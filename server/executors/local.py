@@ -1,0 +1,65 @@
+"""Training as a process of this machine: `accelerate launch`, in a session of its own, found again after a restart."""
+
+import sys
+from pathlib import Path
+
+from alignkit.launch import launch_command
+from alignkit.run_folder import RunFolder
+from server.engines.process import ManagedProcess, child_environment
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class LocalExecutor:
+    """Implements server.executors.protocol.Executor with one process group a run."""
+
+    def __init__(self, *, grace_seconds: float, python: str = sys.executable) -> None:
+        self._grace = grace_seconds
+        self._python = python
+        self._processes: dict[Path, ManagedProcess] = {}
+
+    def start(self, folder: Path) -> None:
+        """Start training in `folder`, unless its process was started before."""
+        known = self._find(folder)
+        if known is not None and known.pid:
+            return
+        if known is not None:  # a server died between recording the process and starting it
+            known.terminate(self._grace)
+        self._processes[folder] = ManagedProcess.start(
+            launch_command(RunFolder(folder).recipe, python=self._python),
+            log_path=RunFolder(folder).log,
+            identity_path=_identity(folder),
+            environment=child_environment(ENVIRONMENT),
+            cwd=folder,
+        )
+
+    def running(self, folder: Path) -> bool:
+        """Whether the process lives; once it does not, what it may have left behind is ended."""
+        process = self._find(folder)
+        if process is None:
+            return False
+        if process.alive():
+            return True
+        self.stop(folder)
+        return False
+
+    def stop(self, folder: Path) -> None:
+        """End the process and all of its children."""
+        process = self._find(folder)
+        if process is not None:
+            process.terminate(self._grace)
+            self._processes.pop(folder, None)
+
+    def _find(self, folder: Path) -> ManagedProcess | None:
+        if folder in self._processes:
+            return self._processes[folder]
+        return ManagedProcess.attach(_identity(folder), log_path=RunFolder(folder).log)
+
+
+def _identity(folder: Path) -> Path:
+    return folder / "process.json"

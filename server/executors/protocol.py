@@ -1,0 +1,20 @@
+"""What a job's workflow asks of whatever runs its training."""
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Executor(Protocol):
+    """Runs `accelerate launch -m alignkit.train recipe.yaml` somewhere that outlives this server.
+
+    Every call is idempotent, so that a workflow may repeat any of them after a restart.
+    """
+
+    def start(self, folder: Path) -> None:
+        """Start the run of `folder`, unless it was started before."""
+
+    def running(self, folder: Path) -> bool:
+        """Whether the run of `folder` is still going."""
+
+    def stop(self, folder: Path) -> None:
+        """End the run of `folder` and wait until it is gone."""

@@ -1,0 +1,268 @@
+"""A job's way from the queue to an answering model, as a durable DBOS workflow.
+
+    launch -> watch -> publish -> canary -> succeeded
+
+Each step may be repeated after a crash: starting finds a run that goes on already, events are stored once a line,
+publishing replaces whole folders, and every change of status is a compare-and-set. The training itself is an
+external process that a restarted server finds again.
+"""
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import yaml
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+
+from alignkit.run_folder import RunFolder
+from server.engines.adapters import publish
+from server.engines.canary import check
+from server.engines.errors import AdapterError, CanaryError, EngineError, scrub_paths
+from server.engines.manager import EngineManager
+from server.executors.protocol import Executor
+from server.jobs.ledger import JobLedger, JobRecord
+from server.jobs.reader import EventReader
+from server.models.names import model_name
+from server.settings import Settings
+
+log = structlog.get_logger()
+
+QUEUE = "fine_tuning"
+WORKFLOW_VERSION = "1"
+"""Raised when the steps change so that a running workflow could not go on; otherwise upgrades adopt running jobs."""
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class JobServices:
+    """What the steps work with."""
+
+    settings: Settings
+    ledger: JobLedger
+    executor: Executor
+    engines: EngineManager
+    stopping: threading.Event
+
+
+class JobFailedError(Exception):
+    """A job cannot go on; becomes its `error`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Detached(BaseException):
+    """The server stops while a job runs: not an outcome, so DBOS must not record one (it records Exceptions)."""
+
+
+_services: JobServices | None = None
+
+
+def _use() -> JobServices:
+    if _services is None:
+        raise RuntimeError("the runner is not started")
+    return _services
+
+
+class DBOSRunner:
+    """The durable queue of jobs: `training_slots` run at once, the rest wait in order."""
+
+    def __init__(self, services: JobServices) -> None:
+        self._services = services
+
+    def start(self) -> None:
+        """Launch DBOS, adopt the jobs of the last server, and queue those it never queued."""
+        global _services  # noqa: PLW0603 - DBOS workflows are module functions
+        _services = self._services
+        settings = self._services.settings
+        config: DBOSConfig = {
+            "name": "alignkit",
+            "system_database_url": settings.database_url or f"sqlite:///{settings.root / 'dbos.sqlite'}",
+            "application_version": WORKFLOW_VERSION,
+            "log_level": "WARNING",
+        }
+        DBOS(config=config)
+        DBOS.launch()
+        DBOS.register_queue(
+            QUEUE, global_concurrency=settings.training_slots, polling_interval_sec=0.2, on_conflict="always_update"
+        )
+        for job_id in self._services.ledger.active_jobs():
+            self.enqueue(job_id)
+
+    def stop(self) -> None:
+        """Leave the running jobs to the next server."""
+        self._services.stopping.set()
+        DBOS.destroy()
+
+    def enqueue(self, job_id: str) -> None:
+        """Queue a job; once, however often it is called."""
+        with SetWorkflowID(job_id):
+            DBOS.enqueue_workflow(QUEUE, fine_tune, job_id)
+
+    def cancel(self, job_id: str) -> None:
+        """Nothing to do: the job's status is cancelled already, and every step looks at it."""
+
+
+@DBOS.workflow(name="fine_tune")
+def fine_tune(job_id: str) -> None:
+    """Run one job to its end; every outcome is in the ledger."""
+    try:
+        if not launch(job_id):
+            return
+        watch(job_id)
+        publish_models(job_id)
+        prove(job_id)
+        finish(job_id)
+    except JobFailedError as error:
+        fail(job_id, error.code, str(error))
+    except Exception as error:  # noqa: BLE001 - a job must never stay running without anyone working on it
+        log.exception("job crashed", job_id=job_id)
+        fail(job_id, "internal_error", f"The server failed while working on the job: {type(error).__name__}")
+
+
+def folder_of(job_id: str) -> RunFolder:
+    """The job's folder."""
+    return RunFolder(_use().settings.jobs_dir / job_id)
+
+
+@DBOS.step(name="launch")
+def launch(job_id: str) -> bool:
+    """Write the recipe and start training; False if the job was cancelled while it waited."""
+    services = _use()
+    job = services.ledger.get(job_id)
+    if not services.ledger.transition(
+        job_id, "running", only_from=("validating_files", "queued", "running"), started_at=int(time.time())
+    ):
+        return False
+    folder = folder_of(job_id)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.recipe.write_text(yaml.safe_dump(job.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    services.executor.start(folder.path)
+    services.ledger.add_event(job_id, level="info", message="Fine-tuning job started")
+    return True
+
+
+@DBOS.step(name="watch")
+def watch(job_id: str) -> None:
+    """Follow the run until its process is gone; raises JobFailedError unless it succeeded."""
+    services, folder = _use(), folder_of(job_id)
+    reader = EventReader(services.ledger, job_id, folder)
+    while services.executor.running(folder.path):
+        reader.read()
+        if services.ledger.get(job_id).status == "cancelled":
+            services.executor.stop(folder.path)
+            break
+        if services.stopping.wait(POLL_SECONDS):
+            raise _Detached
+    reader.read()
+    result = folder.read_result()
+    if result is None:
+        raise JobFailedError("training_died", _with_log("The training process died.", folder))
+    if result["status"] != "succeeded":
+        error = result["error"]
+        raise JobFailedError(error["code"], _with_log(error["message"], folder))
+
+
+def _with_log(message: str, folder: RunFolder) -> str:
+    tail = folder.log_tail()
+    return scrub_paths(f"{message}\nLast lines of the training log:\n{tail}" if tail else message)
+
+
+@DBOS.step(name="publish")
+def publish_models(job_id: str) -> None:
+    """Put the adapter and every checkpoint where the base model's engine finds them."""
+    services, folder = _use(), folder_of(job_id)
+    job = services.ledger.get(job_id)
+    checkpoints = {step_of(path): path for path in folder.checkpoints.glob("checkpoint-*")}
+    for step, path in sorted(checkpoints.items()):
+        _publish(services, job, path, step)
+    _publish(services, job, folder.adapter, None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _publish(services: JobServices, job: JobRecord, path: Path, step: int | None) -> None:
+    name = name_of(job, step)
+    try:
+        published = publish(services.settings, path, model_name=name, base_model=job.base_model)
+    except AdapterError as error:
+        raise JobFailedError("not_servable", str(error)) from error
+    services.ledger.add_model(
+        job.id, name=name, base_model=job.base_model, kind="adapter", path=str(published), step=step
+    )
+    if step is not None:
+        services.ledger.add_checkpoint(
+            job.id, step=step, model_name=name, metrics={}, path=f"checkpoints/{path.name}"
+        )
+
+
+def name_of(job: JobRecord, step: int | None = None) -> str:
+    """The name a job's model is served under."""
+    return model_name(job.base_model, job.project_name, job.suffix, job.id, step)
+
+
+@DBOS.step(name="canary")
+def prove(job_id: str) -> None:
+    """Let the engine show that it answers as the trained adapter."""
+    services, folder = _use(), folder_of(job_id)
+    job = services.ledger.get(job_id)
+    services.ledger.add_event(job_id, level="info", message="Checking that the served model answers as trained")
+    try:
+        endpoint = services.engines.endpoint(job.base_model)
+        report = check(
+            endpoint, base_model=job.base_model, model_name=name_of(job), canary=_canary(folder)
+        )
+    except EngineError as error:
+        raise JobFailedError(error.code, f"The model was trained but cannot be served: {error}") from error
+    except CanaryError as error:
+        raise JobFailedError("canary_failed", f"The model was trained but is not served as trained: {error}") from error
+    services.ledger.add_event(job_id, level="info", message=str(report), data={"canary": report.to_dict()})
+
+
+def _canary(folder: RunFolder) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(folder.canary.read_text(encoding="utf-8"))
+    return value
+
+
+@DBOS.step(name="finish")
+def finish(job_id: str) -> None:
+    """Name the model and close the job."""
+    services = _use()
+    result = folder_of(job_id).read_result() or {}
+    name = name_of(services.ledger.get(job_id))
+    done = services.ledger.transition(
+        job_id,
+        "succeeded",
+        only_from=("running",),
+        fine_tuned_model=name,
+        trained_tokens=result.get("trained_tokens"),
+        finished_at=int(time.time()),
+        estimated_finish=None,
+    )
+    if done:
+        services.ledger.add_event(job_id, level="info", message=f"New fine-tuned model created: {name}")
+        services.ledger.add_event(job_id, level="info", message="The job has successfully completed")
+
+
+@DBOS.step(name="fail")
+def fail(job_id: str, code: str, message: str) -> None:
+    """Close a job that cannot go on; a cancelled one stays cancelled."""
+    services = _use()
+    failed = services.ledger.transition(
+        job_id,
+        "failed",
+        only_from=("validating_files", "queued", "running"),
+        error={"code": code, "message": message, "param": None},
+        finished_at=int(time.time()),
+        estimated_finish=None,
+    )
+    if failed:
+        services.ledger.add_event(job_id, level="error", message=message, data={"code": code})
