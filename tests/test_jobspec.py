@@ -1,0 +1,84 @@
+"""From a job's hyperparameters to a recipe: bounds, auto, and the names of what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.errors import RecipeError
+from alignkit.jobspec import JobSpec, recipe_for_job
+
+PREFIX = "method.f_dpo.hyperparameters"
+
+
+def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo") -> JobSpec:
+    return recipe_for_job(
+        method=method,
+        hyperparameters=hyperparameters,
+        model_path=Path("models/base"),
+        train_file=Path("train"),
+        validation_file=Path("validation"),
+        train_rows=rows,
+        seed=3,
+        output_dir=Path("out"),
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10, 240, 5_000, 1_000_000])
+def test_auto_is_resolved_for_any_number_of_rows(rows: int) -> None:
+    resolved = spec({}, rows)
+    assert "auto" not in resolved.hyperparameters.values()
+    assert 1 <= resolved.hyperparameters["batch_size"] <= min(32, rows)
+    assert resolved.recipe.training.batch_size == resolved.hyperparameters["batch_size"]
+
+
+def test_what_is_given_reaches_the_recipe() -> None:
+    resolved = spec(
+        {
+            "beta": 0.2,
+            "divergence": "alpha_divergence",
+            "alpha": 0.7,
+            "n_epochs": 2,
+            "batch_size": 8,
+            "learning_rate_multiplier": 2,
+            "lora_rank": 8,
+            "sft_weight": 1,
+            "eval_interval": 5,
+        }
+    )
+    recipe = resolved.recipe
+    assert (recipe.method.beta, recipe.method.divergence, recipe.method.alpha) == (0.2, "alpha_divergence", 0.7)
+    assert recipe.method.sft_weight == 1
+    assert recipe.training.learning_rate == pytest.approx(2e-4)
+    assert (recipe.training.epochs, recipe.training.eval_steps, recipe.seed) == (2, 5, 3)
+    assert recipe.lora is not None
+    assert (recipe.lora.r, recipe.lora.alpha) == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "path", "words"),
+    [
+        ({"beta": 3}, "beta", "expected 'auto' or less than or equal to 2, found 3"),
+        ({"beta": 0}, "beta", "greater than 0"),
+        ({"beta": "much"}, "beta", "'auto'"),
+        ({"n_epochs": 51}, "n_epochs", "less than or equal to 50"),
+        ({"batch_size": 10**9}, "batch_size", "less than or equal to 256"),
+        ({"batch_size": 4.5}, "batch_size", "integer"),
+        ({"learning_rate_multiplier": 0}, "learning_rate_multiplier", "greater than 0"),
+        ({"lora_rank": 0}, "lora_rank", "greater than or equal to 1"),
+        ({"divergence": "total_variation"}, "divergence", "unknown divergence"),
+        ({"divergence": "os:system"}, "divergence", "expected one of reverse_kl"),
+        ({"alpha": 0.5}, "alpha", "no parameter alpha"),
+        ({"gamma": 1}, "gamma", "unknown key"),
+    ],
+)
+def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        spec(hyperparameters)
+    assert [issue.path for issue in caught.value.issues] == [f"{PREFIX}.{path}"]
+    assert words in str(caught.value)
+
+
+def test_an_unknown_method_names_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="method.type: expected one of f_dpo, found 'ppo'"):
+        spec({}, method="ppo")

@@ -1,0 +1,91 @@
+"""The recipe schema: what is refused, with which path and sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignkit.errors import RecipeError
+from alignkit.recipe import Recipe
+
+MINIMAL = """
+model: {path: some/model}
+data: {train: train.jsonl}
+method: {type: f_dpo}
+output_dir: out
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_overrides_reach_any_depth(file: Path) -> None:
+    recipe = Recipe.load(file, ["method.beta=0.3", "lora=null", "training.max_steps=5", "data.validation=v.jsonl"])
+    assert recipe.method.beta == 0.3
+    assert recipe.lora is None
+    assert recipe.training.max_steps == 5
+    assert recipe.data.validation == "v.jsonl"
+
+
+def test_the_written_recipe_reads_back_equal(file: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(file, ["method.divergence=alpha_divergence", "method.alpha=0.3"])
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.to_yaml())
+    assert Recipe.load(again) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "words"),
+    [
+        ("method.beta=0", "method.beta", "expected greater than 0, found 0"),
+        ("method.beta=.nan", "method.beta", "finite"),
+        ("method.divergence=tv", "method.divergence", "unknown divergence 'tv'"),
+        ("method.alpha=0.3", "method.alpha", "reverse_kl has no parameter alpha"),
+        ("method.gamma=1", "method.gamma", "unknown key"),
+        ("training.batch_size=four", "training.batch_size", "valid integer"),
+        ("training.learning_rate=2", "training.learning_rate", "less than or equal to 1"),
+        ("lora.r=0", "lora.r", "greater than or equal to 1"),
+        ("lora.target_modules=lm_head", "lora.target_modules", "cannot be served"),
+        ("seed=-1", "seed", "greater than or equal to 0"),
+        ("data.train=null", "data.train", "valid string"),
+        ("nonsense", "nonsense", "expected key=value"),
+        ("model.path.deep=1", "model.path.deep", "not a section"),
+        ("seed=[1", "seed", "not a YAML value"),
+    ],
+)
+def test_what_is_wrong_is_named(file: Path, override: str, path: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(file, [override])
+    assert caught.value.issues[0].path == path
+    assert words in str(caught.value)
+
+
+def test_every_issue_is_listed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("model: {}\ndata: {train: x}\nmethod: {type: f_dpo, beta: -1}\nextra: 1\n")
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert {issue.path for issue in caught.value.issues} == {"model.path", "method.beta", "extra", "output_dir"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("- a list", "expected a mapping"), ("{", "not valid YAML"), (None, "cannot read")]
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RecipeError, match=words):
+        Recipe.load(path)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+def test_anything_else_is_refused_with_a_recipe_error(values: Any) -> None:
+    with pytest.raises(RecipeError):
+        Recipe.parse({"model": values})

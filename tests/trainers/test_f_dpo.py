@@ -1,0 +1,178 @@
+"""FDPOTrainer against TRL's DPOTrainer, and what it logs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from alignkit.trainers import FDPOConfig, FDPOTrainer
+from alignkit.trainers.metrics import ItemMetrics, bradley_terry_ece
+from tests.tiny import build_tiny_model
+
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def pairs(count: int = 10) -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": f"Question {index}?"}],
+                "chosen": [{"role": "assistant", "content": "yes " * (index % 4 + 1)}],
+                "rejected": [{"role": "assistant", "content": "no, never " * (index % 3 + 1)}],
+            }
+            for index in range(count)
+        ]
+    )
+
+
+def settings(folder: Path, **options: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 1e-3,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "beta": 0.5,
+        "max_length": 128,
+        **options,
+    }
+
+
+def trained(kind: type[DPOTrainer], config: DPOConfig, model_dir: Path, peft: LoraConfig | None) -> DPOTrainer:
+    trainer = kind(
+        model=AutoModelForCausalLM.from_pretrained(model_dir),
+        args=config,
+        processing_class=AutoTokenizer.from_pretrained(model_dir),
+        train_dataset=pairs(),
+        eval_dataset=pairs(5),
+        peft_config=peft,
+    )
+    trainer.train()
+    return trainer
+
+
+def losses(trainer: DPOTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("peft", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("divergence", "params", "coefficient"),
+    [("reverse_kl", None, 0.5), ("js_divergence", None, 0.5), ("alpha_divergence", {"alpha": 0.3}, 0.7)],
+)
+def test_losses_equal_trls(
+    tmp_path: Path, model_dir: Path, peft: LoraConfig | None, divergence: str, params: Any, coefficient: float
+) -> None:
+    mine = trained(
+        FDPOTrainer,
+        FDPOConfig(**settings(tmp_path / "a"), divergence=divergence, divergence_params=params),
+        model_dir,
+        peft,
+    )
+    theirs = trained(
+        DPOTrainer,
+        DPOConfig(
+            **settings(tmp_path / "b"), f_divergence_type=divergence, f_alpha_divergence_coef=coefficient
+        ),
+        model_dir,
+        peft,
+    )
+    assert losses(mine) == pytest.approx(losses(theirs), rel=1e-5)
+    assert mine.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_training_learns_the_preference(tmp_path: Path, model_dir: Path) -> None:
+    config = FDPOConfig(**settings(tmp_path, max_steps=12), divergence="forward_kl", sft_weight=0.5)
+    trainer = trained(FDPOTrainer, config, model_dir, LORA)
+    metrics = trainer.evaluate()
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert metrics["eval_rewards/accuracies"] == 1.0
+    assert metrics["eval_rewards/margins"] > 0.1
+
+
+def test_rewards_are_of_the_divergence_and_metrics_count_items(tmp_path: Path, model_dir: Path) -> None:
+    config = FDPOConfig(**settings(tmp_path), divergence="js_divergence")
+    trainer = trained(FDPOTrainer, config, model_dir, LORA)
+    whole = trainer.evaluate()
+    trainer.args.per_device_eval_batch_size = 5  # one batch instead of 4 + 1
+    single = trainer.evaluate()
+    for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "entropy", "mean_token_accuracy"):
+        assert whole[f"eval_{name}"] == pytest.approx(single[f"eval_{name}"], rel=1e-4), name
+    bound = 0.5 * torch.log(torch.tensor(2.0)).item() + 1e-3
+    assert whole["eval_rewards/chosen"] < bound  # the score of JS is bounded by ln 2; beta z is not
+
+
+def test_match_curvature_divides_beta(tmp_path: Path, model_dir: Path) -> None:
+    config = FDPOConfig(**settings(tmp_path, max_steps=1), divergence="js_divergence", match_curvature=True)
+    assert trained(FDPOTrainer, config, model_dir, LORA).effective_beta == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"loss_type": ["ipo"]},
+        {"f_divergence_type": "js_divergence"},
+        {"ld_alpha": 0.5},
+        {"use_weighting": True},
+        {"label_smoothing": 0.5},
+    ],
+)
+def test_options_without_meaning_are_refused(tmp_path: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(option))):
+        FDPOConfig(**settings(tmp_path), **option)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_rows(tmp_path: Path, model_dir: Path) -> None:
+    trainer = trained(FDPOTrainer, FDPOConfig(**settings(tmp_path, max_steps=1)), model_dir, LORA)
+    trainer._reference_logps = lambda inputs: (  # type: ignore[method-assign]
+        torch.full((inputs["input_ids"].size(0) // 2,), torch.nan),
+        torch.zeros(inputs["input_ids"].size(0) // 2),
+    )
+    with pytest.raises(FloatingPointError, match=r"not finite at step 1, rows \[0, 1, 2, 3\]"):
+        trainer.evaluate()
+
+
+def test_no_logits_over_the_vocabulary_are_made(tmp_path: Path, model_dir: Path) -> None:
+    trainer = trained(FDPOTrainer, FDPOConfig(**settings(tmp_path, max_steps=1)), model_dir, LORA)
+    head = trainer.model.get_output_embeddings()
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the head ran on its own")
+
+    handle = head.register_forward_hook(refuse)
+    trainer.evaluate()
+    handle.remove()
+
+
+def test_calibration_error_of_known_margins() -> None:
+    sure = torch.full((10,), 20.0)
+    assert bradley_terry_ece(sure) == pytest.approx(0.0, abs=1e-6)
+    assert bradley_terry_ece(-sure) == pytest.approx(1.0, abs=1e-6)
+    assert bradley_terry_ece(torch.zeros(4)) == pytest.approx(0.5)
+
+
+def test_item_metrics_weigh_items_and_tokens() -> None:
+    store = ItemMetrics()
+    store.add("a", torch.ones(8))
+    store.add("a", torch.zeros(2))
+    store.add_ratio("b", 3.0, 4.0)
+    store.add_ratio("b", 0.0, 8.0)
+    assert store.take() == {"a": pytest.approx(0.8), "b": pytest.approx(0.25)}
+    assert store.take() == {}
