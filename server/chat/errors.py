@@ -1,0 +1,44 @@
+"""What a client is told when an engine cannot answer, or refuses to."""
+
+import json
+
+from server.engines.errors import EngineError, scrub_paths
+from server.errors import ApiError
+
+MAX_MESSAGE = 1000
+
+
+def engine_error(error: EngineError) -> ApiError:
+    """503: there is no engine to answer."""
+    return ApiError(503, f"The model cannot answer: {error}.", type="server_error", code=error.code)
+
+
+def engine_lost(base_model: str) -> ApiError:
+    """503: the engine went away with the answer."""
+    return ApiError(
+        503,
+        f"The engine of {base_model} ended or hung up before it had answered; try again.",
+        type="server_error",
+        code="engine_failed",
+    )
+
+
+def engine_refused(status: int, content: bytes) -> ApiError:
+    """The engine's own error answer: its status and message, without the machine's paths."""
+    try:
+        error = json.loads(content)["error"]
+        message, param = str(error["message"]), error.get("param")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, param = content.decode(errors="replace").strip() or "The engine gave no reason.", None
+    return ApiError(
+        status,
+        scrub_paths(message)[:MAX_MESSAGE],
+        type="invalid_request_error" if status < 500 else "server_error",
+        param=param if isinstance(param, str) else None,
+        code="model_not_found" if status == 404 else None,
+    )
+
+
+def as_event(error: ApiError) -> bytes:
+    """The error envelope as a server-sent event, for an answer that has begun."""
+    return f"data: {json.dumps({'error': error.detail.model_dump()})}\n\n".encode()

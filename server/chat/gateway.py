@@ -1,0 +1,151 @@
+"""The way from a client to an engine and back: bytes in, bytes out, nothing held longer than needed."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Protocol
+
+import anyio
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.chat.errors import as_event, engine_error, engine_lost, engine_refused
+from server.engines.errors import EngineError
+from server.errors import ApiError
+
+CONNECT_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 2.0
+"""Shorter than vLLM's five: else a request could go out on a connection that is just being closed."""
+EVENT_STREAM = "text/event-stream"
+CLIENT_GONE = 499
+
+logger = logging.getLogger(__name__)
+
+
+class Engines(Protocol):
+    """What the gateway needs of the EngineManager."""
+
+    def endpoint(self, base_model: str) -> str:
+        """The URL of the engine, started where needed; blocks. Raises EngineError."""
+
+
+class ChatGateway:
+    """Passes completion requests to the engines. Made with the application, closed after its last request."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._waiting: dict[str, asyncio.Task[str]] = {}
+        self._client = httpx.AsyncClient(
+            # An answer takes as long as it takes: a client that no longer wants it hangs up.
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS),
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections to the engines."""
+        await self._client.aclose()
+
+    async def forward(self, request: Request, path: str, raw: bytes, base_model: str) -> Response:
+        """The engine's answer to `raw` sent to `path`. Raises ApiError; starts the engine where needed."""
+        answer = await _unless_gone(request, self._open(path, raw, base_model))
+        if answer is None:
+            return Response(status_code=CLIENT_GONE)
+        media_type = answer.headers.get("content-type", "application/json")
+        if answer.is_closed:
+            return Response(answer.content, answer.status_code, media_type=media_type)
+        return EngineStream(answer, media_type, engine_lost(base_model))
+
+    async def _open(self, path: str, raw: bytes, base_model: str) -> httpx.Response:
+        """The engine's answer: an event stream at its beginning, any other whole."""
+        url = await self._endpoint(base_model)
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        request = self._client.build_request("POST", f"{url}{path}", content=raw, headers=headers)
+        try:
+            answer = await self._client.send(request, stream=True)
+            try:
+                streams = answer.headers.get("content-type", "").startswith(EVENT_STREAM)
+                if answer.is_error or not streams:
+                    await answer.aread()
+            except BaseException:
+                await _close(answer)
+                raise
+        except httpx.HTTPError as error:
+            raise engine_lost(base_model) from error
+        if answer.is_error:
+            raise engine_refused(answer.status_code, answer.content)
+        return answer
+
+    async def _endpoint(self, base_model: str) -> str:
+        """The engine's URL. However many requests wait for a start, one thread does."""
+        task = self._waiting.get(base_model)
+        if task is None:
+            task = asyncio.create_task(asyncio.to_thread(self._engines.endpoint, base_model))
+            self._waiting[base_model] = task
+            task.add_done_callback(lambda done: self._forget(base_model, done))
+        try:
+            return await asyncio.shield(task)
+        except EngineError as error:
+            raise engine_error(error) from error
+
+    def _forget(self, base_model: str, task: asyncio.Task[str]) -> None:
+        self._waiting.pop(base_model, None)
+        if not task.cancelled():
+            task.exception()  # seen, also where every request that waited has gone
+
+
+class EngineStream(StreamingResponse):
+    """An engine's event stream, passed on as it comes; leaving it in any way closes the engine's side."""
+
+    def __init__(self, upstream: httpx.Response, media_type: str, lost: ApiError) -> None:
+        self._upstream = upstream
+        super().__init__(
+            relay_events(upstream, lost), headers={"content-type": media_type, "cache-control": "no-cache"}
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await _close(self._upstream)
+
+
+async def relay_events(upstream: httpx.Response, lost: ApiError) -> AsyncIterator[bytes]:
+    """Whole events as they come; where the engine is lost midway, `lost` as the last one."""
+    pending = b""
+    try:
+        async for chunk in upstream.aiter_raw():
+            whole, separator, pending = (pending + chunk).rpartition(b"\n\n")
+            if separator:
+                yield whole + separator
+    except httpx.HTTPError:
+        # The half event is dropped: a client could not read it.
+        yield as_event(lost)
+        return
+    if pending:
+        yield pending
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, httpx.Response]) -> httpx.Response | None:
+    """The result of `work`, or None, with `work` cancelled, where the client hangs up before."""
+    doing = asyncio.create_task(work)
+    watching = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return await doing if doing.done() else None
+    finally:
+        for task in (doing, watching):
+            task.cancel()
+        await asyncio.gather(doing, watching, return_exceptions=True)
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _close(upstream: httpx.Response) -> None:
+    with anyio.CancelScope(shield=True):
+        await upstream.aclose()

@@ -1,0 +1,92 @@
+"""The chat routes over real HTTP on both sides: uvicorn, and an engine that is a process of its own."""
+
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+
+from server import errors
+from server.chat.gateway import ChatGateway
+from server.chat.routes import build_router
+from server.engines.manager import EngineManager
+from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
+
+TUNED = "ft:tiny:default:demo:a1b2c3d4"
+
+
+class CountingManager(EngineManager):
+    """Counts how often it was asked for an endpoint."""
+
+    calls = 0
+
+    def endpoint(self, base_model: str) -> str:
+        self.calls += 1
+        return super().endpoint(base_model)
+
+
+class Service:
+    """A running server with chat routes only."""
+
+    def __init__(self, directory: Path) -> None:
+        self.gate = directory / "gate"
+        self.fakes = FakeEngines(directory)
+        self.resolved: list[str] = []
+        self.manager = CountingManager(
+            make_settings(directory / "home", "tiny", "missing"), build_command=self.fakes
+        )
+        self._server = uvicorn.Server(uvicorn.Config(self._app(), port=0, log_level="warning"))
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        wait_until(lambda: self._server.started)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.url, timeout=20)
+
+    def _app(self) -> FastAPI:
+        @contextlib.asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            app.state.chat = ChatGateway(self.manager)
+            yield
+            await app.state.chat.aclose()
+
+        app = FastAPI(lifespan=lifespan)
+        errors.install(app)
+        app.include_router(build_router(self._resolve_base))
+        return app
+
+    def _resolve_base(self, _: Request, model: str) -> str | None:
+        """The catalog of these tests."""
+        self.resolved.append(model)
+        return {"tiny": "tiny", TUNED: "tiny"}.get(model)
+
+    def ask(self, content: str, model: str = TUNED) -> httpx.Response:
+        """A chat request whose answer is read whole."""
+        body = {"model": model, "messages": [{"role": "user", "content": content}]}
+        return self.client.post("/v1/chat/completions", json=body)
+
+    @contextlib.contextmanager
+    def stream(self, content: str) -> Iterator[httpx.Response]:
+        """A chat request whose answer is read as it comes; leaving hangs up."""
+        body = {"model": TUNED, "stream": True, "messages": [{"role": "user", "content": content}]}
+        with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
+            yield response
+
+    def close(self) -> None:
+        self.client.close()
+        self._server.should_exit = True
+        self._thread.join(20)
+        self.manager.shutdown()
+        assert not self._thread.is_alive()
+        assert all(gone(pid) for pid in self.fakes.pids())
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service(tmp_path)
+    yield service
+    service.close()

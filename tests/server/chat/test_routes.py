@@ -1,0 +1,177 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from server.chat.body import MAX_BODY_BYTES
+from tests.server.chat.conftest import TUNED, Service
+from tests.server.engines.support import wait_until
+
+MESSAGES = [{"role": "user", "content": "echo"}]
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    body: dict[str, Any] = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert "/srv" not in body["error"]["message"]
+    return body["error"]  # type: ignore[no-any-return]
+
+
+def test_the_body_is_passed_on_byte_for_byte_and_no_key_with_it(service: Service) -> None:
+    raw = json.dumps({"model": "tiny", "messages": MESSAGES, "extra": "ü"}, ensure_ascii=False, indent=3)
+    response = service.client.post(
+        "/v1/chat/completions", content=raw.encode(), headers={"authorization": "Bearer sk-secret"}
+    )
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    seen = response.json()
+    assert seen["received"] == raw
+    assert "sk-secret" not in json.dumps(seen)
+
+
+def test_a_stream_comes_as_it_is_made(service: Service) -> None:
+    with service.stream(f"stream:{service.gate}") as response:
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        lines = (line for line in response.iter_lines() if line)
+        assert [next(lines), next(lines)] == ['data: {"n": 0}', 'data: {"n": 1}']
+        service.gate.touch()  # only now does the engine make the third
+        assert list(lines) == ['data: {"n": 2}', "data: [DONE]"]
+
+
+def test_the_official_client_reads_the_stream(service: Service) -> None:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="x", max_retries=0) as client:
+        messages: Any = [{"role": "user", "content": "stream"}]
+        chunks = client.chat.completions.create(model=TUNED, messages=messages, stream=True)
+        assert [chunk.n for chunk in chunks] == [0, 1, 2]  # type: ignore[attr-defined]
+
+
+def test_hanging_up_on_a_stream_ends_the_engines_work(service: Service) -> None:
+    with service.stream("endless") as response:
+        next(response.iter_lines())
+    wait_until(lambda: "closed by client" in service.fakes.notes())
+
+
+def test_hanging_up_before_the_answer_ends_the_engines_work(service: Service) -> None:
+    body = {"model": TUNED, "messages": [{"role": "user", "content": "slow"}]}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{service.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(20, read=1))
+    wait_until(lambda: "closed by client" in service.fakes.notes())
+
+
+def test_an_engine_that_dies_midway_ends_the_stream_with_an_error(service: Service) -> None:
+    with service.stream("die:midway") as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert events[0] == '{"n": 0}'
+    assert len(events) == 2  # the half event is not passed on
+    error = json.loads(events[1])["error"]
+    assert (error["type"], error["code"]) == ("server_error", "engine_failed")
+
+
+def test_the_official_client_raises_what_the_stream_ended_with(service: Service) -> None:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="x", max_retries=0) as client:
+        messages: Any = [{"role": "user", "content": "die:midway"}]
+        with pytest.raises(openai.APIError, match="engine of tiny ended"):
+            list(client.chat.completions.create(model=TUNED, messages=messages, stream=True))
+
+
+def test_an_engine_that_dies_before_the_answer_is_503_and_starts_again(service: Service) -> None:
+    error = error_of(service.ask("die"), 503)
+    assert error["code"] == "engine_failed"
+    assert "try again" in error["message"]
+    assert service.ask("echo").status_code == 200
+    assert len(service.fakes.notes("started")) == 2
+
+
+def test_an_engine_that_does_not_start_is_503_with_the_reason(service: Service) -> None:
+    service.fakes.flags = ["--die", "ValueError: no such kernel in /srv/kernels/k.so"]
+    error = error_of(service.ask("echo"), 503)
+    assert error["code"] == "engine_failed"
+    assert "ValueError: no such kernel in …/k.so" in error["message"]
+
+
+def test_many_requests_share_one_start(service: Service) -> None:
+    service.fakes.flags = ["--gate", str(service.gate)]
+    with ThreadPoolExecutor(12) as pool:
+        calls = [pool.submit(service.ask, "echo") for _ in range(12)]
+        wait_until(lambda: len(service.resolved) == 12)
+        assert service.manager.calls <= 1  # however many requests wait, one thread does
+        service.gate.touch()
+        assert {call.result(20).status_code for call in calls} == {200}
+    assert len(service.fakes.notes("started")) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500])
+def test_the_engines_errors_keep_status_and_message(service: Service, status: int) -> None:
+    error = error_of(service.ask(f"refuse:{status}"), status)
+    assert error["message"] == "no: see …/config.json"
+    assert error["param"] == "temperature"
+    assert error["type"] == ("server_error" if status == 500 else "invalid_request_error")
+
+
+def test_an_engines_error_that_is_no_json(service: Service) -> None:
+    assert error_of(service.ask("garbage"), 500)["message"] == "Internal Server Error"
+
+
+def test_an_unknown_model(service: Service) -> None:
+    error = error_of(service.ask("echo", model="ft:tiny:other::12345678"), 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert service.fakes.notes() == []  # nothing was started for it
+
+
+@pytest.mark.parametrize(
+    ("raw", "message", "param"),
+    [
+        (b"", "not valid JSON", None),
+        (b"{", "not valid JSON", None),
+        (b'{"model": "tiny", "x": "\xff"}', "not valid JSON", None),
+        (b"[" * 100_000, "not valid JSON", None),
+        (b"[]", "expected a JSON object", None),
+        (b"{}", "expected the name of a model, found None", "model"),
+        (b'{"model": 3}', "found 3", "model"),
+        (b'{"model": ""}', "found ''", "model"),
+        (b'{"model": "\\ud800"}', "found", "model"),
+        (b'{"model": "tiny", "chat_template": "{{ x }}"}', "chat_template cannot be set", "chat_template"),
+        (b'{"model": "tiny", "prompt_embeds": "x"}', "prompt_embeds cannot be set", "prompt_embeds"),
+        (b'{"model": "tiny", "vllm_xargs": {}}', "vllm_xargs cannot be set", "vllm_xargs"),
+        (
+            b'{"model": "tiny", "chat_template_kwargs": {"chat_template": "x"}}',
+            "cannot be set",
+            "chat_template_kwargs.chat_template",
+        ),
+        (
+            b'{"model": "tiny", "messages": [{"content": [{"type": "text"}, {"image_url": "http://x"}]}]}',
+            "expected 'text'",
+            "messages[0].content[1].type",
+        ),
+        (
+            b'{"model": "tiny", "messages": [{"content": [{"type": ["text"]}]}]}',
+            "expected 'text'",
+            "messages[0].content[0].type",
+        ),
+    ],
+)
+def test_bad_bodies(service: Service, raw: bytes, message: str, param: str | None) -> None:
+    error = error_of(service.client.post("/v1/chat/completions", content=raw), 400)
+    assert message in error["message"]
+    assert error["param"] == param
+    assert service.fakes.notes() == []
+
+
+def test_harmless_template_options_and_text_parts_pass(service: Service) -> None:
+    body = {
+        "model": "tiny",
+        "messages": [{"content": [{"type": "text", "text": "x"}, "plain"]}, *MESSAGES],
+        "chat_template": None,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    assert service.client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_body_that_is_too_large(service: Service) -> None:
+    raw = b'{"model": "tiny", "x": "' + b"x" * MAX_BODY_BYTES + b'"}'
+    assert "at most" in error_of(service.client.post("/v1/completions", content=raw), 413)["message"]
