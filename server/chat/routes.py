@@ -1,37 +1,31 @@
 """POST /v1/chat/completions and /v1/completions."""
 
-from collections.abc import Callable
-
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from server.chat.body import read_body
 from server.chat.gateway import ChatGateway
-from server.errors import ApiError
+from server.dependencies import ProjectDep, ServicesDep
+from server.errors import documented
 
-ResolveBase = Callable[[Request, str], str | None]
-"""(request, model name) to the base model whose engine answers with it; None where the caller has no such model."""
+router = APIRouter(tags=["chat"])
+ERRORS = documented(400, 404, 413, 503)
 
 
-def build_router(resolve_base: ResolveBase) -> APIRouter:
-    """The routes; they find the ChatGateway as `app.state.chat`. `resolve_base` may block."""
-    router = APIRouter(tags=["chat"])
+@router.post("/v1/chat/completions", responses=ERRORS)
+async def create_chat_completion(request: Request, services: ServicesDep, caller: ProjectDep) -> Response:
+    """Answer a chat with a base or fine-tuned model, whole or streamed."""
+    return await _answer(request, "/v1/chat/completions", services, caller)
 
-    @router.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        return await answer(request, "/v1/chat/completions")
 
-    @router.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        return await answer(request, "/v1/completions")
+@router.post("/v1/completions", responses=ERRORS)
+async def create_completion(request: Request, services: ServicesDep, caller: ProjectDep) -> Response:
+    """Continue a text with a base or fine-tuned model, whole or streamed."""
+    return await _answer(request, "/v1/completions", services, caller)
 
-    async def answer(request: Request, path: str) -> Response:
-        gateway: ChatGateway = request.app.state.chat
-        body = await read_body(request)
-        base_model = await run_in_threadpool(resolve_base, request, body.model)
-        if base_model is None:
-            message = f"The model {body.model!r} does not exist, or it is not ready yet."
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return await gateway.forward(request, path, body.raw, base_model)
 
-    return router
+async def _answer(request: Request, path: str, services: ServicesDep, caller: ProjectDep) -> Response:
+    gateway: ChatGateway = request.app.state.chat
+    body = await read_body(request)
+    model = await run_in_threadpool(services.catalog.resolve, body.model, caller.project_id)
+    return await gateway.forward(request, path, body.raw, model.base_model)

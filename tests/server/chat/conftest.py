@@ -4,16 +4,19 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
 from server import errors
 from server.chat.gateway import ChatGateway
-from server.chat.routes import build_router
+from server.chat.routes import router
+from server.dependencies import get_principal, get_services
 from server.engines.manager import EngineManager
+from server.models.catalog import ResolvedModel
 from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
 
 TUNED = "ft:tiny:default:demo:a1b2c3d4"
@@ -56,13 +59,21 @@ class Service:
 
         app = FastAPI(lifespan=lifespan)
         errors.install(app)
-        app.include_router(build_router(self._resolve_base))
+        app.include_router(router)
+        catalog = SimpleNamespace(resolve=self._resolve)
+        app.dependency_overrides[get_services] = lambda: SimpleNamespace(catalog=catalog)
+        app.dependency_overrides[get_principal] = lambda: SimpleNamespace(project_id="mine")
         return app
 
-    def _resolve_base(self, _: Request, model: str) -> str | None:
-        """The catalog of these tests."""
-        self.resolved.append(model)
-        return {"tiny": "tiny", TUNED: "tiny"}.get(model)
+    def _resolve(self, name: str, project_id: str) -> ResolvedModel:
+        """The catalog of these tests: one project with one tuned model."""
+        self.resolved.append(name)
+        assert project_id == "mine"
+        if name not in {"tiny", TUNED}:
+            raise errors.ApiError(
+                404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
+            )
+        return ResolvedModel(name, "tiny", "adapter", "mine", 0)
 
     def ask(self, content: str, model: str = TUNED) -> httpx.Response:
         """A chat request whose answer is read whole."""
