@@ -22,4 +22,13 @@ def launch_command(
         *(["--multi_gpu"] if num_processes > 1 else []),
     ]
     options = [f"--config_file={config_file}"] if config_file else plain
-    return [python, "-m", "accelerate.commands.launch", *options, "-m", "alignkit.train", str(recipe), *overrides]
+    return [
+        python,
+        "-m",
+        "accelerate.commands.launch",
+        *options,
+        "-m",
+        "alignkit.train",
+        str(recipe),
+        *overrides,
+    ]

@@ -49,7 +49,7 @@ def _sentence(error: Exception) -> str | None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,  # noqa: ARG001 - read in main
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
 ) -> None:
     """Options of every command."""
 
@@ -57,7 +57,9 @@ def options(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/f_dpo/smollm2.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as training.epochs=2")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as training.epochs=2")
+    ] = None,
     config_file: Annotated[
         Path | None, typer.Option(help="accelerate's configuration, for several GPUs or ZeRO")
     ] = None,
@@ -75,7 +77,9 @@ def train(
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on; ALIGNKIT_HOST")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one; ALIGNKIT_PORT")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0 picks a free one; ALIGNKIT_PORT")
+    ] = None,
     home: Annotated[Path | None, typer.Option(help="where everything is kept; ALIGNKIT_HOME")] = None,
 ) -> None:
     """Start the service."""

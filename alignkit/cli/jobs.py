@@ -28,7 +28,9 @@ def connect() -> Any:
     url = os.environ.get("ALIGNKIT_BASE_URL", "http://127.0.0.1:8000/v1")
     key = os.environ.get("ALIGNKIT_API_KEY") or _first_key()
     if not key:
-        raise AlignkitError("no API key: set ALIGNKIT_API_KEY to the key that the service printed at its first start")
+        raise AlignkitError(
+            "no API key: set ALIGNKIT_API_KEY to the key that the service printed at its first start"
+        )
     return OpenAI(base_url=url, api_key=key, max_retries=2)
 
 
@@ -61,7 +63,9 @@ def submit(
     model: Annotated[str, typer.Option(help="base model")],
     method: Annotated[str, typer.Option(help="f_dpo")] = "f_dpo",
     validation_file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
-    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="hyperparameter, name=value")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="hyperparameter, name=value")
+    ] = None,
     suffix: Annotated[str | None, typer.Option(help="part of the model's name")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     follow: Annotated[bool, typer.Option("--watch", help="follow the job to its end")] = False,
@@ -101,7 +105,9 @@ def list_(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
     """List jobs, newest first."""
     table = Table("job", "status", "model", "method", "result")
     for job in connect().fine_tuning.jobs.list(limit=limit).data:
-        table.add_row(job.id, job.status, job.model, job.method.type if job.method else "", job.fine_tuned_model or "")
+        table.add_row(
+            job.id, job.status, job.model, job.method.type if job.method else "", job.fine_tuned_model or ""
+        )
     console.print(table)
 
 
@@ -126,11 +132,15 @@ def watch(job_id: str) -> None:
                 data = event.data if isinstance(event.data, dict) else {}
                 if "total_steps" in data:
                     progress.update(task, completed=data.get("step", 0), total=data["total_steps"])
-                console.print(escape(event.message), style={"warn": "yellow", "error": "red"}.get(event.level))
+                console.print(
+                    escape(event.message), style={"warn": "yellow", "error": "red"}.get(event.level)
+                )
             if job.status in FINISHED:
                 break
             time.sleep(POLL_SECONDS)
-    console.print(f"{job.status}: {job.fine_tuned_model or (job.error.message if job.error else '')}", markup=False)
+    console.print(
+        f"{job.status}: {job.fine_tuned_model or (job.error.message if job.error else '')}", markup=False
+    )
     if job.status != "succeeded":
         raise typer.Exit(1)
 

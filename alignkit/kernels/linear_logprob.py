@@ -73,9 +73,7 @@ def linear_logprob(
     def scatter(values: Tensor) -> Tensor:
         return values.new_zeros(labels.shape).masked_scatter(keep, values)
 
-    return LogProbs(
-        scatter(logps), scatter(entropies) if entropy else None, scatter(hits) if top1 else None
-    )
+    return LogProbs(scatter(logps), scatter(entropies) if entropy else None, scatter(hits) if top1 else None)
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> None:
@@ -155,7 +153,9 @@ class _LinearLogProb(torch.autograd.Function):
         ctx.frozen = not head_trains
         ctx.head, ctx.temperature = head, temperature
         ctx.has_bias = bias is not None
-        saved = [gradient] if ctx.frozen else [hidden, weight, labels, lse, *([bias] if bias is not None else [])]
+        saved = (
+            [gradient] if ctx.frozen else [hidden, weight, labels, lse, *([bias] if bias is not None else [])]
+        )
         ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(entropies, hits)
         return out, entropies, hits
@@ -176,7 +176,9 @@ class _LinearLogProb(torch.autograd.Function):
         needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = bias.new_zeros(bias.shape, dtype=torch.float32) if needs_bias and bias is not None else None
+        grad_bias = (
+            bias.new_zeros(bias.shape, dtype=torch.float32) if needs_bias and bias is not None else None
+        )
         for part in _chunks(hidden.size(0), weight.size(0)):
             x, slope = _logits(hidden[part], weight, bias, ctx.head)
             p = torch.exp_(x.div_(ctx.temperature).sub_(lse[part, None]))

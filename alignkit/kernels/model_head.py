@@ -8,7 +8,6 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -53,7 +52,9 @@ def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
                 entropy=entropy,
                 top1=top1,
             )
-        shaped = [None if x is None else x.view(labels.shape) for x in (result.logps, result.entropy, result.top1)]
+        shaped = [
+            None if x is None else x.view(labels.shape) for x in (result.logps, result.entropy, result.top1)
+        ]
         return FusedHeadOutput(*shaped)  # type: ignore[arg-type]
 
     # `generate` and the Trainer read the signature of forward to decide which arguments a model takes
@@ -66,7 +67,10 @@ def _signature(function: Any) -> Any:
 
     signature = inspect.signature(function)
     return signature.replace(
-        parameters=[inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
+        parameters=[
+            inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY),
+            *signature.parameters.values(),
+        ]
     )
 
 

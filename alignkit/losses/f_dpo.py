@@ -32,4 +32,3 @@ def f_dpo_loss(
     if label_smoothing:
         losses = losses + label_smoothing * margins  # -logsigmoid(-m) = -logsigmoid(m) + m
     return PreferenceLoss(losses, beta * chosen_scores.detach(), beta * rejected_scores.detach())
-

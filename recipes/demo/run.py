@@ -43,9 +43,13 @@ def main() -> int:
             console.print(f"The job's folder: {HOME / 'jobs' / jobs[-1]}", soft_wrap=True)
         return 1
     folder = HOME / "jobs" / jobs[-1]
-    accelerate = shlex.join([str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1"])
+    accelerate = shlex.join(
+        [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1"]
+    )
     console.print(f"\nRecipe, log, events and adapter: {folder}", soft_wrap=True)
-    console.print(f"The same run by hand:\n  {accelerate} -m alignkit.train {folder / 'recipe.yaml'}", soft_wrap=True)
+    console.print(
+        f"The same run by hand:\n  {accelerate} -m alignkit.train {folder / 'recipe.yaml'}", soft_wrap=True
+    )
     console.print(f"Everything is stopped. It took {time.monotonic() - started:.0f} s.")
     return 0
 

@@ -1,0 +1,1 @@
+"""Preference data: forms, validation, statistics and preview."""

@@ -1,0 +1,102 @@
+"""The local executor on real processes: idempotent, found again by another server, ended whole."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server.engines.process import Identity
+from server.executors.local import LocalExecutor
+
+DEADLINE = 20.0
+
+
+@pytest.fixture
+def fake_python(tmp_path: Path) -> str:
+    """Stands in for the interpreter: runs the job folder's `script.py` instead of accelerate."""
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} script.py "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "job"
+    path.mkdir()
+    return path
+
+
+def executor(fake_python: str) -> LocalExecutor:
+    return LocalExecutor(grace_seconds=5, python=fake_python)
+
+
+def until(condition: object, seconds: float = DEADLINE) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+def test_a_run_ends_by_itself_with_its_log_kept(folder: Path, fake_python: str) -> None:
+    (folder / "script.py").write_text("import sys; print('hello', sys.argv[-1])")
+    local = executor(fake_python)
+    local.start(folder)
+    until(lambda: not local.running(folder))
+    assert (folder / "train.log").read_text() == f"hello {folder / 'recipe.yaml'}\n"
+
+
+def test_starting_twice_starts_one(folder: Path, fake_python: str) -> None:
+    (folder / "script.py").write_text("import time; open('starts', 'a').write('x'); time.sleep(60)")
+    local = executor(fake_python)
+    local.start(folder)
+    until((folder / "starts").exists)
+    local.start(folder)
+    executor(fake_python).start(folder)  # the next server
+    time.sleep(0.3)
+    assert (folder / "starts").read_text() == "x"
+    local.stop(folder)
+
+
+def test_another_server_finds_the_run_and_ends_all_of_it(folder: Path, fake_python: str) -> None:
+    (folder / "script.py").write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "open('child.tmp', 'w').write(str(child.pid)); import os; os.rename('child.tmp', 'child')\n"
+        "time.sleep(60)\n"
+    )
+    executor(fake_python).start(folder)
+    until((folder / "child").exists)
+    child = psutil.Process(int((folder / "child").read_text()))
+    other = executor(fake_python)
+    assert other.running(folder)
+    other.stop(folder)
+    assert not other.running(folder)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_killed_run_takes_its_orphans_along(folder: Path, fake_python: str) -> None:
+    (folder / "script.py").write_text(
+        "import subprocess, sys, time, os\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "open('child.tmp', 'w').write(str(child.pid)); os.rename('child.tmp', 'child')\n"
+        "time.sleep(60)\n"
+    )
+    local = executor(fake_python)
+    local.start(folder)
+    until((folder / "child").exists)
+    child = psutil.Process(int((folder / "child").read_text()))
+    identity = Identity.load(folder / "process.json")
+    assert identity is not None
+    os.kill(identity.pid, signal.SIGKILL)
+    until(lambda: not local.running(folder))
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_what_never_started_is_not_running(folder: Path, fake_python: str) -> None:
+    assert not executor(fake_python).running(folder)
+    executor(fake_python).stop(folder)

@@ -1,0 +1,176 @@
+"""A run from a recipe: what is in its folder afterwards, how it repeats, and how it fails."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from alignkit import train
+from alignkit.launch import launch_command
+from alignkit.recipe import Recipe
+from alignkit.run_folder import RunFolder
+from tests.preference import write_pairs
+from tests.tiny import build_tiny_model
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    build_tiny_model(path / "model")
+    write_pairs(path / "train.jsonl")
+    write_pairs(path / "validation.jsonl", count=5, start=100)
+    return path
+
+
+def recipe_file(workplace: Path, output: Path, **changes: Any) -> Path:
+    values = {
+        "model": {"path": str(workplace / "model")},
+        "data": {
+            "train": str(workplace / "train.jsonl"),
+            "validation": str(workplace / "validation.jsonl"),
+            "max_length": 128,
+        },
+        "method": {"type": "f_dpo", "divergence": "js_divergence", "beta": 0.5},
+        "training": {
+            "max_steps": 4,
+            "batch_size": 4,
+            "learning_rate": 5e-3,
+            "eval_steps": 2,
+            "save_steps": 2,
+        },
+        "seed": 5,
+        "output_dir": str(output),
+        **changes,
+    }
+    path = output.with_suffix(".yaml")
+    path.write_text(Recipe.parse(values).to_yaml())
+    return path
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(workplace: Path) -> Path:
+    output = workplace / "finished"
+    assert train.main([str(recipe_file(workplace, output))]) == 0
+    return output
+
+
+def test_the_folder_holds_the_whole_run(finished: Path) -> None:
+    folder = RunFolder(finished)
+    result = folder.read_result()
+    assert result is not None
+    assert (result["status"], result["steps"]) == ("succeeded", 4)
+    assert result["trained_tokens"] > 0
+    assert result["metrics"]["valid_rewards_accuracies"] >= 0.5
+    assert {path.name for path in folder.checkpoints.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert (folder.adapter / "adapter_model.safetensors").is_file()
+    assert not (folder.adapter / "training_args.bin").exists()
+    assert Recipe.load(folder.recipe).method.divergence == "js_divergence"
+
+
+def test_events_tell_steps_metrics_and_time_left(finished: Path) -> None:
+    found = events(finished)
+    metrics = [event["data"] for event in found if event["type"] == "metrics"]
+    assert [data["step"] for data in metrics if "train_loss" in data] == [1, 2, 3, 4]
+    assert [data["step"] for data in metrics if "valid_loss" in data] == [0, 2, 4]
+    assert all(data["total_steps"] == 4 for data in metrics)
+    assert all(data["seconds_remaining"] >= 0 for data in metrics if data["step"])
+    assert [event["data"]["step"] for event in found if event["type"] == "checkpoint"] == [2, 4]
+
+
+def test_the_canary_is_what_peft_and_transformers_compute(finished: Path, workplace: Path) -> None:
+    canary = json.loads((finished / "canary.json").read_text())
+    prompt, completion = canary["prompt_token_ids"], canary["completion_token_ids"]
+    ids = torch.tensor([prompt + completion])
+    base = AutoModelForCausalLM.from_pretrained(workplace / "model")
+
+    def logps(model: Any) -> list[float]:
+        with torch.no_grad():
+            scores = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        return scores.gather(1, ids[0, len(prompt) :, None]).squeeze(1).tolist()
+
+    assert canary["base_logprobs"] == pytest.approx(logps(base), abs=1e-4)
+    adapted = PeftModel.from_pretrained(base, finished / "adapter")
+    assert canary["adapter_logprobs"] == pytest.approx(logps(adapted), abs=1e-4)
+    assert canary["adapter_logprobs"] != pytest.approx(canary["base_logprobs"], abs=1e-2)
+
+
+def test_accelerate_repeats_the_written_recipe_exactly(finished: Path) -> None:
+    done = subprocess.run(
+        launch_command(finished / "recipe.yaml"), check=False, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    repeat = finished / "repeat-1"
+    first, second = (
+        [event["data"]["train_loss"] for event in events(folder) if "train_loss" in event["data"]]
+        for folder in (finished, repeat)
+    )
+    assert second == pytest.approx(first, rel=1e-5)
+    assert (finished / "result.json").exists()
+
+
+def test_full_weights_give_a_model(workplace: Path) -> None:
+    output = workplace / "full"
+    path = recipe_file(workplace, output, lora=None, training={"max_steps": 1, "batch_size": 4})
+    assert train.main([str(path)]) == 0
+    assert (output / "model" / "config.json").is_file()
+    assert not (output / "adapter").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_adapter(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = workplace / "full-disk"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers.Trainer.save_model", full)
+    path = recipe_file(workplace, output, training={"max_steps": 1, "batch_size": 4})
+    assert train.main([str(path)]) == 1
+    result = RunFolder(output).read_result()
+    assert result is not None
+    assert result["error"]["code"] == "disk_full"
+    assert "free some space" in result["error"]["message"]
+    assert not (output / "adapter").exists()
+    assert events(output)[-1]["level"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"model": {"path": "no/such/model"}}, "invalid_recipe", "model.path: cannot load"),
+        ({"data": {"train": "no-such-file.jsonl"}}, "invalid_recipe", "no-such-file.jsonl"),
+        ({"training": {"batch_size": 4, "micro_batch_size": 3}}, "invalid_recipe", "training.batch_size"),
+    ],
+)
+def test_what_cannot_run_says_why(workplace: Path, change: dict[str, Any], code: str, words: str) -> None:
+    output = workplace / f"bad-{next(iter(change))}"
+    assert train.main([str(recipe_file(workplace, output, **change))]) == 1
+    result = RunFolder(output).read_result()
+    assert result is not None
+    assert result["error"]["code"] == code
+    assert words in result["error"]["message"]
+
+
+def test_no_recipe_and_a_bad_recipe_are_usage_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([]) == 2
+    assert train.main([str(tmp_path / "missing.yaml")]) == 2
+    assert "cannot read the recipe" in capsys.readouterr().err
+
+
+def test_importing_the_recipe_does_not_load_torch_trainers() -> None:
+    code = "import sys, alignkit.recipe; sys.exit('trl' in sys.modules or 'vllm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
