@@ -24,8 +24,8 @@ POLL_SECONDS = 0.1
 _LOG_PREFIX = re.compile(
     r"^(?:\(\w+ pid=\d+\) ?)?(?:(?:ERROR|WARNING|INFO|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
 )
-_EXCEPTION_LINE = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt)\b")
-_UNTELLING = re.compile(r"Engine core initialization failed")
+_ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt)\b|^[\w.]+: error: ")
+_UNTELLING = re.compile(r"(?:Engine core|WorkerProc) initialization failed")
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def engine_files(settings: Settings, base_model: str) -> tuple[Path, Path]:
 def telling_lines(lines: list[str], count: int = 3) -> str:
     """The last few different lines that name an error, else the last few; without prefixes and paths."""
     plain = [_LOG_PREFIX.sub("", line).strip() for line in lines]
-    errors = [line for line in plain if _EXCEPTION_LINE.match(line) and not _UNTELLING.search(line)]
+    errors = [line for line in plain if _ERROR_LINE.match(line) and not _UNTELLING.search(line)]
     chosen = list(dict.fromkeys(errors or plain))[-count:]
     return scrub_paths(" | ".join(chosen)) or "(nothing was written)"
 

@@ -16,7 +16,6 @@ from server.chat.gateway import ChatGateway
 from server.chat.routes import router
 from server.dependencies import get_principal, get_services
 from server.engines.manager import EngineManager
-from server.models.catalog import ResolvedModel
 from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
 
 TUNED = "ft:tiny:default:demo:a1b2c3d4"
@@ -65,7 +64,7 @@ class Service:
         app.dependency_overrides[get_principal] = lambda: SimpleNamespace(project_id="mine")
         return app
 
-    def _resolve(self, name: str, project_id: str) -> ResolvedModel:
+    def _resolve(self, name: str, project_id: str) -> SimpleNamespace:
         """The catalog of these tests: one project with one tuned model."""
         self.resolved.append(name)
         assert project_id == "mine"
@@ -73,7 +72,7 @@ class Service:
             raise errors.ApiError(
                 404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
             )
-        return ResolvedModel(name, "tiny", "adapter", "mine", 0)
+        return SimpleNamespace(base_model="tiny")
 
     def ask(self, content: str, model: str = TUNED) -> httpx.Response:
         """A chat request whose answer is read whole."""
