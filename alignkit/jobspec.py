@@ -81,7 +81,6 @@ def recipe_for_job(
     train_rows: int,
     seed: int,
     output_dir: Path,
-    model_name: str = "",
 ) -> JobSpec:
     """The recipe of a job; raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`."""
     if method not in SPECS:
@@ -99,11 +98,11 @@ def recipe_for_job(
         raise RecipeError([FieldIssue(f"{prefix}.divergence", f"expected one of {names}")])
     resolved = _resolve_auto(values, spec, train_rows, has_validation=validation_file is not None)
     recipe = Recipe(
-        model={"path": str(model_path), "dtype": "bfloat16" if has_gpu() else "float32"},  # type: ignore[arg-type]
-        data=_data_section(resolved, train_file, validation_file),  # type: ignore[arg-type]
+        model={"path": str(model_path), "dtype": "bfloat16" if has_gpu() else "float32"},
+        data=_data_section(resolved, train_file, validation_file),
         method=_method_section(resolved, spec, prefix),
-        lora={"r": resolved["lora_rank"], "alpha": resolved["lora_alpha"]},  # type: ignore[arg-type]
-        training=_training_section(resolved, spec.learning_rate),  # type: ignore[arg-type]
+        lora={"r": resolved["lora_rank"], "alpha": resolved["lora_alpha"]},
+        training=_training_section(resolved, spec.learning_rate),
         seed=seed,
         output_dir=str(output_dir),
     )

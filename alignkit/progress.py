@@ -12,7 +12,7 @@ _NOT_METRICS = {"epoch", "total_flos", "train_runtime", "train_samples_per_secon
 _EVAL_NOISE = ("_runtime", "_samples_per_second", "_steps_per_second")
 
 
-class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+class ProgressCallback(TrainerCallback):
     """Writes metrics and checkpoints to the run's events, and to the log as readable lines."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -33,7 +33,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure."""
-        self._clock.step(state.global_step)
+        self._clock.tick()
 
     def on_log(
         self,
@@ -81,7 +81,7 @@ class _Clock:
         self._started = self._last = time.monotonic()
         self._first_step = step
 
-    def step(self, step: int) -> None:
+    def tick(self) -> None:
         self._last = time.monotonic()
 
     def remaining(self, step: int, total: int) -> float | None:

@@ -47,7 +47,11 @@ def test_what_is_given_reaches_the_recipe() -> None:
         }
     )
     recipe = resolved.recipe
-    assert (recipe.method.beta, recipe.method.divergence, recipe.method.alpha) == (0.2, "alpha_divergence", 0.7)
+    assert (recipe.method.beta, recipe.method.divergence, recipe.method.alpha) == (
+        0.2,
+        "alpha_divergence",
+        0.7,
+    )
     assert recipe.method.sft_weight == 1
     assert recipe.training.learning_rate == pytest.approx(2e-4)
     assert (recipe.training.epochs, recipe.training.eval_steps, recipe.seed) == (2, 5, 3)
@@ -80,5 +84,5 @@ def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str,
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match="method.type: expected one of f_dpo, found 'ppo'"):
+    with pytest.raises(RecipeError, match=r"method\.type: expected one of f_dpo, found 'ppo'"):
         spec({}, method="ppo")

@@ -26,7 +26,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_overrides_reach_any_depth(file: Path) -> None:
-    recipe = Recipe.load(file, ["method.beta=0.3", "lora=null", "training.max_steps=5", "data.validation=v.jsonl"])
+    recipe = Recipe.load(
+        file, ["method.beta=0.3", "lora=null", "training.max_steps=5", "data.validation=v.jsonl"]
+    )
     assert recipe.method.beta == 0.3
     assert recipe.lora is None
     assert recipe.training.max_steps == 5
@@ -71,7 +73,12 @@ def test_every_issue_is_listed_at_once(tmp_path: Path) -> None:
     path.write_text("model: {}\ndata: {train: x}\nmethod: {type: f_dpo, beta: -1}\nextra: 1\n")
     with pytest.raises(RecipeError) as caught:
         Recipe.load(path)
-    assert {issue.path for issue in caught.value.issues} == {"model.path", "method.beta", "extra", "output_dir"}
+    assert {issue.path for issue in caught.value.issues} == {
+        "model.path",
+        "method.beta",
+        "extra",
+        "output_dir",
+    }
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,12 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: str | None, words: st
         Recipe.load(path)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    )
+)
 def test_anything_else_is_refused_with_a_recipe_error(values: Any) -> None:
     with pytest.raises(RecipeError):
         Recipe.parse({"model": values})

@@ -83,6 +83,10 @@ def _parse(number: int, raw: bytes) -> Line:
             number,
             error=RowError("", "UTF-8", shown=f"byte 0x{raw[error.start]:02x} at position {error.start}"),
         )
+    return _parse_text(number, text)
+
+
+def _parse_text(number: int, text: str) -> Line:
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""What a file holds, counted with the model's tokenizer: lengths, truncation, repeats, overlap with the held-out file."""
+"""What a file holds, by the model's tokenizer: lengths, truncation, repeats, overlap with the held-out file."""
 
 import json
 import statistics

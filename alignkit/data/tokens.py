@@ -1,4 +1,4 @@
-"""A pair as the trainer sees it: token ids, by the model's own chat template, exactly as TRL's DPOTrainer makes them."""
+"""A pair as the trainer sees it: token ids by the model's own chat template, exactly as TRL makes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

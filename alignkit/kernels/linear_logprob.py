@@ -1,6 +1,6 @@
 """Log-probability of a label under a linear head, in token chunks.
 
-With x = scale * softcap(h W^T + b) / temperature and lse = logsumexp(x):
+With x = softcap * tanh(scale * (h W^T + b) / softcap) / temperature and lse = logsumexp(x):
 
     logp = x[label] - lse            entropy = lse - sum_v p_v x_v            dlogp/dx_v = [v = label] - p_v
 
@@ -55,8 +55,8 @@ def linear_logprob(
     """Log-probs in nats of `labels` [N] under softmax(`hidden` [N, H] `weight` [V, H]^T + `bias` [V]).
 
     Any float dtype (products run in it, sums in float32); N and V need divide by nothing; N may be 0. Rows whose
-    label is `ignore_index` are removed before any work. logits = softcap * tanh(logit_scale * logit / softcap) / temperature, as
-    the models that cap define it. Gradients to hidden, weight and bias, as far as they require them.
+    label is `ignore_index` are removed before any work. The soft cap is applied after the scale and before the
+    temperature, as the models that cap define it. Gradients to hidden, weight and bias, as far as they require them.
     Raises ValueError for shapes that do not fit and temperature <= 0.
     """
     _check(hidden, weight, labels, temperature)
@@ -161,7 +161,7 @@ class _LinearLogProb(torch.autograd.Function):
         return out, entropies, hits
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_logps: Tensor, *_: Tensor) -> tuple[Any, ...]:
         if ctx.frozen:
             (gradient,) = ctx.saved_tensors

@@ -55,7 +55,7 @@ def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
         shaped = [
             None if x is None else x.view(labels.shape) for x in (result.logps, result.entropy, result.top1)
         ]
-        return FusedHeadOutput(*shaped)  # type: ignore[arg-type]
+        return FusedHeadOutput(*shaped)
 
     # `generate` and the Trainer read the signature of forward to decide which arguments a model takes
     forward.__signature__ = _signature(plain_forward)  # type: ignore[attr-defined]

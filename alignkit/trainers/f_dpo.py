@@ -57,7 +57,7 @@ class FDPOConfig(DPOConfig):
             raise ValueError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
 
 
-class FDPOTrainer(DPOTrainer):  # type: ignore[misc]
+class FDPOTrainer(DPOTrainer):
     """DPOTrainer whose loss is `losses.f_dpo_loss` under `args.divergence`.
 
     Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and
@@ -83,7 +83,10 @@ class FDPOTrainer(DPOTrainer):  # type: ignore[misc]
             fuse_head(self.accelerator.unwrap_model(self.ref_model))
 
     def _compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool,  # noqa: FBT001 - TRL's signature
     ) -> Tensor | tuple[Tensor, Any]:
         outputs = self._forward(model, inputs)
         mask = inputs["completion_mask"][:, 1:]

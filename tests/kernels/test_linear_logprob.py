@@ -41,7 +41,9 @@ def oracle(
 def relative(found: Tensor, expected: Tensor) -> float:
     if expected.numel() == 0:
         return 0.0
-    return float((found.double() - expected).detach().abs().max() / expected.detach().abs().max().clamp(min=1e-9))
+    return float(
+        (found.double() - expected).detach().abs().max() / expected.detach().abs().max().clamp(min=1e-9)
+    )
 
 
 @pytest.mark.parametrize("shape", [(37, 16, 101), (5, 8, 3), (1, 4, 1000), (0, 8, 11)])
@@ -54,7 +56,9 @@ def test_values_and_gradients(
     count, width, vocabulary = shape
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(count, width, generator=generator, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64).requires_grad_(head_trains)
+    weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64).requires_grad_(
+        head_trains
+    )
     bias = torch.randn(vocabulary, generator=generator, dtype=torch.float64).requires_grad_(head_trains)
     labels = torch.randint(0, vocabulary, (count,), generator=generator)
     upstream = torch.randn(count, generator=generator, dtype=torch.float64)
@@ -164,7 +168,9 @@ def test_non_contiguous_input_and_autocast() -> None:
         (torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), 0.0, "temperature"),
     ],
 )
-def test_what_does_not_fit_is_refused(hidden: Tensor, labels: Tensor, temperature: float, message: str) -> None:
+def test_what_does_not_fit_is_refused(
+    hidden: Tensor, labels: Tensor, temperature: float, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         linear_logprob(hidden, torch.zeros(7, 4), labels, temperature=temperature)
 

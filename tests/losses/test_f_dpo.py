@@ -13,7 +13,7 @@ from alignkit.divergences import available, get
 from alignkit.losses import PreferenceLoss, f_dpo_loss
 
 SLOPES = {  # s'(z) = u f''(u), by hand
-    "reverse_kl": lambda z: torch.ones_like(z),
+    "reverse_kl": torch.ones_like,
     "forward_kl": lambda z: (-z).exp(),
     "js_divergence": lambda z: torch.sigmoid(-z),
     "alpha_divergence": lambda z: (-0.5 * z).exp(),

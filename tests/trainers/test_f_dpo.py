@@ -55,7 +55,9 @@ def settings(folder: Path, **options: Any) -> dict[str, Any]:
     }
 
 
-def trained(kind: type[DPOTrainer], config: DPOConfig, model_dir: Path, peft: LoraConfig | None) -> DPOTrainer:
+def trained(
+    kind: type[DPOTrainer], config: DPOConfig, model_dir: Path, peft: LoraConfig | None
+) -> DPOTrainer:
     trainer = kind(
         model=AutoModelForCausalLM.from_pretrained(model_dir),
         args=config,
