@@ -105,9 +105,7 @@ def _trl(row: Mapping[str, Any]) -> PreferenceRow:
     tools = row.get("tools") or None
     prompt = row["prompt"]
     if isinstance(prompt, str):
-        if not prompt.strip():
-            raise RowError("/prompt", "text", prompt)
-        messages = [{"role": "user", "content": prompt}]
+        messages = [{"role": "user", "content": _text(prompt, "/prompt")}]
     else:
         messages = _messages(prompt, "/prompt")
     return PreferenceRow(
