@@ -1,13 +1,57 @@
-"""Starts the service as a process: settings in, uvicorn on a socket that is ours before anything else starts."""
+"""Puts the service together and starts it as a process, on a socket that is ours before anything else starts."""
 
+import asyncio
 import errno
 import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from alignkit.errors import AlignkitError
-from server.app import create_app
+from server.app import ROUTERS, create_app
+from server.chat.gateway import ChatGateway
+from server.chat.routes import router as chat
+from server.engines.adapters import unpublish
+from server.engines.manager import EngineManager
+from server.executors.local import LocalExecutor
+from server.jobs.ledger import JobLedger
+from server.jobs.workflow import DBOSRunner, JobServices
 from server.settings import Settings
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """The whole service: the API, the durable queue, local training processes and vLLM engines."""
+    engines = EngineManager(settings)
+    executor = LocalExecutor(grace_seconds=settings.stop_grace_seconds)
+    stopping = threading.Event()
+
+    def make_runner(ledger: JobLedger) -> DBOSRunner:
+        return DBOSRunner(JobServices(settings, ledger, executor, engines, stopping))
+
+    def take_down(name: str, base_model: str) -> None:
+        url = engines.running_endpoint(base_model)
+        unpublish(settings, model_name=name, base_model=base_model, engine_url=url)
+
+    app = create_app(settings, runner=make_runner, unpublish=take_down, routers=(*ROUTERS, chat))
+    serve_requests = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[object]:
+        await asyncio.to_thread(engines.cleanup_leftovers)
+        app.state.chat = ChatGateway(engines)
+        async with serve_requests(app) as state:
+            try:
+                yield state
+            finally:  # engines first: a job that waits for one must let go before the queue can stop
+                stopping.set()
+                await app.state.chat.aclose()
+                await asyncio.to_thread(engines.shutdown)
+
+    app.router.lifespan_context = lifespan
+    return app
 
 
 def serve(settings: Settings) -> None:
@@ -18,7 +62,7 @@ def serve(settings: Settings) -> None:
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
     print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)  # noqa: T201
-    config = uvicorn.Config(create_app(settings), log_config=None, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(build_app(settings), log_config=None, timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:
@@ -32,9 +76,9 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)
     except OSError as error:
         listener.close()
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise AlignkitError(f"port {port} of {host} {reason}: choose another with --port") from error
-    listener.listen(128)
     return listener

@@ -10,6 +10,8 @@ external process that a restarted server finds again.
 import json
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from alignkit.run_folder import RunFolder
 from server.engines.adapters import publish
 from server.engines.canary import check
+from server.engines.command import engine_dtype
 from server.engines.errors import AdapterError, CanaryError, EngineError, scrub_paths
 from server.engines.manager import EngineManager
 from server.executors.protocol import Executor
@@ -52,8 +55,11 @@ class JobFailedError(Exception):
     """A job cannot go on; becomes its `error`."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)  # both, since DBOS stores and rebuilds it
         self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class _Detached(BaseException):
@@ -77,6 +83,14 @@ class DBOSRunner:
 
     def start(self) -> None:
         """Launch DBOS, adopt the jobs of the last server, and queue those it never queued."""
+        _off_the_loop(self._start)
+
+    def stop(self) -> None:
+        """Leave the running jobs to the next server."""
+        self._services.stopping.set()
+        _off_the_loop(DBOS.destroy)
+
+    def _start(self) -> None:
         global _services  # noqa: PLW0603 - DBOS workflows are module functions
         _services = self._services
         settings = self._services.settings
@@ -94,11 +108,6 @@ class DBOSRunner:
         for job_id in self._services.ledger.active_jobs():
             self.enqueue(job_id)
 
-    def stop(self) -> None:
-        """Leave the running jobs to the next server."""
-        self._services.stopping.set()
-        DBOS.destroy()
-
     def enqueue(self, job_id: str) -> None:
         """Queue a job; once, however often it is called."""
         with SetWorkflowID(job_id):
@@ -106,6 +115,12 @@ class DBOSRunner:
 
     def cancel(self, job_id: str) -> None:
         """Nothing to do: the job's status is cancelled already, and every step looks at it."""
+
+
+def _off_the_loop(work: Callable[[], None]) -> None:
+    """Run `work` in a thread and wait: DBOS refuses these calls where an event loop runs."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
 
 
 @DBOS.workflow(name="fine_tune")
@@ -218,13 +233,20 @@ def prove(job_id: str) -> None:
     try:
         endpoint = services.engines.endpoint(job.base_model)
         report = check(
-            endpoint, base_model=job.base_model, model_name=name_of(job), canary=_canary(folder)
+            endpoint,
+            base_model=job.base_model,
+            model_name=name_of(job),
+            canary=_canary(folder),
+            engine_dtype=engine_dtype(services.settings),
         )
     except EngineError as error:
+        if services.stopping.is_set():
+            raise _Detached from error
         raise JobFailedError(error.code, f"The model was trained but cannot be served: {error}") from error
     except CanaryError as error:
         raise JobFailedError("canary_failed", f"The model was trained but is not served as trained: {error}") from error
-    services.ledger.add_event(job_id, level="info", message=str(report), data={"canary": report.to_dict()})
+    level = "info" if report.conclusive else "warn"
+    services.ledger.add_event(job_id, level=level, message=str(report), data={"canary": report.to_dict()})
 
 
 def _canary(folder: RunFolder) -> dict[str, Any]:

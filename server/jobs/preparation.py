@@ -1,0 +1,159 @@
+"""From a request to a job that can run: every refusal there is happens here, before anything is stored.
+
+model -> method -> files -> what is in them -> recipe
+"""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import RecipeError
+from alignkit.jobspec import METHODS
+from server.errors import ApiError, shorten
+from server.files.repository import FileRepository
+from server.files.schemas import FINE_TUNE
+from server.ids import JOB, new_id
+from server.jobs.schemas import MAX_SEED, JobRequest, MethodRequest
+from server.keys.service import Principal
+from server.services import Report, Services
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job whose model, files and hyperparameters are all in order."""
+
+    id: str
+    request: JobRequest
+    seed: int
+    method: str
+    hyperparameters: dict[str, Any]
+    recipe: dict[str, Any]
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    path: Path
+    report: Report
+
+
+def prepare(request: JobRequest, project: Principal, services: Services) -> PreparedJob:
+    """The job of a request; raises ApiError with the parameter at fault.
+
+    Reading big data files takes seconds, so no transaction is held meanwhile.
+    """
+    if services.catalog.base(request.model) is None:
+        raise _no_model(request.model, services.catalog.bases())
+    method, given = _method(request.method)
+    training = _data("training_file", request.training_file, method, project, services)
+    validation = None
+    if request.validation_file is not None:
+        validation = _data("validation_file", request.validation_file, method, project, services)
+    job_id = new_id(JOB)
+    seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    try:
+        spec = services.make_recipe(
+            method=method,
+            hyperparameters=given,
+            model_path=services.catalog.path(request.model),
+            train_file=training.path,
+            validation_file=validation.path if validation else None,
+            train_rows=training.report.rows,
+            seed=seed,
+            output_dir=services.settings.jobs_dir / job_id,
+        )
+    except RecipeError as error:
+        raise ApiError(
+            400, str(error), param=error.issues[0].path or "method", code="invalid_hyperparameters"
+        ) from error
+    return PreparedJob(
+        id=job_id,
+        request=request,
+        seed=seed,
+        method=method,
+        hyperparameters=spec.hyperparameters,
+        recipe=spec.recipe.model_dump(mode="json"),
+        notices=_notices(training, validation),
+    )
+
+
+def _no_model(name: str, bases: list[str]) -> ApiError:
+    there_are = f"the base models here are {', '.join(bases)}" if bases else "no base model is imported yet"
+    return ApiError(
+        404,
+        f"The model {shorten(name)} does not exist or cannot be fine-tuned: {there_are}.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _method(method: MethodRequest | None) -> tuple[str, dict[str, Any]]:
+    """The method's name and the hyperparameters as given."""
+    known = ", ".join(METHODS)
+    if method is None:
+        raise ApiError(
+            400,
+            f'Missing required parameter: \'method\', such as {{"type": "{METHODS[0]}"}}; the methods are {known}.',
+            param="method",
+            code="missing_required_parameter",
+        )
+    if method.type not in METHODS:
+        raise ApiError(
+            400,
+            f"method.type: expected one of {known}, found {shorten(method.type)}.",
+            param="method.type",
+            code="invalid_value",
+        )
+    _refuse_others("method", method.model_extra or {}, method.type)
+    section = (method.model_extra or {}).get(method.type)
+    given = _object(f"method.{method.type}", section)
+    _refuse_others(f"method.{method.type}", given, "hyperparameters")
+    return method.type, _object(f"method.{method.type}.hyperparameters", given.get("hyperparameters"))
+
+
+def _object(path: str, value: object) -> dict[str, Any]:
+    """A part of the request that may be absent."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ApiError(
+            400, f"{path}: expected an object, found {shorten(value)}.", param=path, code="invalid_value"
+        )
+    return value
+
+
+def _refuse_others(path: str, given: dict[str, Any], only: str) -> None:
+    for key in given:
+        if key != only:
+            raise ApiError(
+                400,
+                f"Unknown parameter: {f'{path}.{key}'!r}; expected only {only!r} there.",
+                param=f"{path}.{key}",
+                code="unknown_parameter",
+            )
+
+
+def _data(param: str, file_id: str, method: str, project: Principal, services: Services) -> _Data:
+    """A data file that the method can use."""
+    with services.database.reading() as session:
+        file = FileRepository(session, project.project_id).get(file_id, param=param)
+    if file.purpose != FINE_TUNE:
+        raise ApiError(
+            400,
+            f"{param}: expected a file of purpose {FINE_TUNE!r}, found {file.purpose!r}.",
+            param=param,
+            code="invalid_file_purpose",
+        )
+    path = services.settings.files_dir / file.id
+    report = services.check_file(path, method, max_line_bytes=services.settings.max_line_bytes)
+    if not report.ok:
+        message = f"The {param.replace('_', ' ')} {file.filename!r} cannot be used.\n{report.summary()}"
+        raise ApiError(400, message, param=param, code=f"invalid_{param}")
+    return _Data(path, report)
+
+
+def _notices(training: _Data, validation: _Data | None) -> tuple[str, ...]:
+    """What is odd about the files without being wrong."""
+    named = [("training", training.report)] + ([("validation", validation.report)] if validation else [])
+    return tuple(f"In the {name} file: {notice}" for name, report in named for notice in report.notices)
