@@ -1,0 +1,120 @@
+"""The application: its parts are made when it starts, in order, and closed in reverse."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from alignkit.data.validation import check_file
+from alignkit.jobspec import recipe_for_job
+from server import errors, health, logs
+from server.database import Database
+from server.files.routes import router as files
+from server.files.upload import remove_leftovers
+from server.jobs.ledger import JobLedger
+from server.jobs.routes import router as jobs
+from server.jobs.runner import JobRunner, Unpublish
+from server.keys.bootstrap import ensure_first_key
+from server.keys.guard import KeyGuard
+from server.migrate import migrate, start_lock
+from server.models.catalog import ModelCatalog
+from server.models.routes import router as models
+from server.request_log import RequestLog
+from server.services import FileCheck, RecipeMaker, Services
+from server.settings import Settings
+
+ROUTERS: tuple[APIRouter, ...] = (health.router, files, jobs, models)
+RunnerFactory = Callable[[JobLedger], JobRunner]
+
+
+def create_app(
+    settings: Settings,
+    *,
+    runner: RunnerFactory | None = None,
+    unpublish: Unpublish = lambda _name, _base: None,
+    routers: Sequence[APIRouter] = ROUTERS,
+    check: FileCheck = check_file,
+    make_recipe: RecipeMaker = recipe_for_job,
+) -> FastAPI:
+    """The service. Without a `runner` jobs are accepted and wait, and /readyz says so.
+
+    `unpublish` takes a deleted model out of serving.
+    """
+    logs.configure()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with open_services(settings, runner, unpublish, check, make_recipe) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="alignkit",
+        description="Alignment fine-tuning behind OpenAI's API.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    for router in routers:
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(KeyGuard)
+    app.add_middleware(RequestLog)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@contextmanager
+def open_services(
+    settings: Settings,
+    runner: RunnerFactory | None,
+    unpublish: Unpublish,
+    check: FileCheck,
+    make_recipe: RecipeMaker,
+) -> Iterator[Services]:
+    """The running service's parts: folders, schema, first key, runner; closed in reverse."""
+    for folder in (settings.root, settings.files_dir, settings.jobs_dir, settings.models_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(settings.files_dir)
+    with start_lock(settings):
+        migrate(settings.sqlalchemy_url)
+        database = Database(settings.sqlalchemy_url)
+        ensure_first_key(database, settings)
+    ledger = JobLedger(database)
+    services = Services(
+        settings=settings,
+        database=database,
+        ledger=ledger,
+        catalog=ModelCatalog(settings, database),
+        check_file=check,
+        make_recipe=make_recipe,
+        unpublish=unpublish,
+        runner=runner(ledger) if runner else None,
+    )
+    try:
+        if services.runner is not None:
+            services.runner.start()
+            services.runner_started = True
+        yield services
+    finally:
+        services.runner_started = False
+        if services.runner is not None:
+            services.runner.stop()
+        database.close()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description, without the 422 that it assumes: a refused request is answered with 400."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation.get("responses", {}).pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schema.get("components", {}).get("schemas", {}).pop(unused, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

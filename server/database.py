@@ -1,0 +1,125 @@
+"""The database: one engine, two kinds of transaction, and what happens once one is committed."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Engine,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    create_engine,
+    event,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+BUSY_SECONDS = 30.0
+"""How long SQLite waits for another writer."""
+_AFTER_COMMIT = "after_commit"
+
+
+class Base(DeclarativeBase):
+    """Every table. Names of constraints are fixed, so that migrations can find them."""
+
+    type_annotation_map: ClassVar = {int: BigInteger().with_variant(Integer(), "sqlite")}
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_N_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Owned:
+    """A row that belongs to a project. `seq` gives the order of creation, which `created_at` is too coarse for."""
+
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    created_at: Mapped[int]
+
+
+class Database:
+    """Hands out transactions. Thread-safe."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = open_engine(url)
+        self._write = sessionmaker(self.engine, expire_on_commit=False)
+        self._read = sessionmaker(self.engine.execution_options(alignkit_reads=True), expire_on_commit=False)
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A transaction that commits at the end, or rolls back on an exception.
+
+        It begins at the first query. On SQLite it is the only writer from then on: keep it short.
+        """
+        with self._write() as session:
+            with session.begin():
+                yield session
+            actions = session.info.pop(_AFTER_COMMIT, [])
+        for action in actions:
+            action()
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that sees one state of the database and waits for nobody."""
+        with self._read() as session:
+            yield session
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def after_commit(session: Session, action: Callable[[], None]) -> None:
+    """Call `action` once the transaction of `session` is committed, and only then."""
+    session.info.setdefault(_AFTER_COMMIT, []).append(action)
+
+
+def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
+    """An engine whose errors never show a value.
+
+    `foreign_keys` says whether SQLite enforces them: not while a migration rebuilds a table.
+    """
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        pool_pre_ping=not url.startswith("sqlite"),
+        json_serializer=partial(json.dumps, ensure_ascii=False),  # SQLite finds keys as they are written
+    )
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine, foreign_keys=foreign_keys)
+    return engine
+
+
+def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
+    """Write-ahead log, waiting instead of failing, and BEGIN IMMEDIATE for whoever may write.
+
+    A transaction that reads first and writes later would fail at once where another one wrote in between, however
+    long the timeout, so writers take their turn before they read.
+    """
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # BEGIN is ours
+        for pragma in (
+            f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        reads = connection.get_execution_options().get("alignkit_reads", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

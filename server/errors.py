@@ -1,0 +1,139 @@
+"""Every error leaves as OpenAI's envelope: {"error": {message, type, param, code}}."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+FOUND_LENGTH = 80
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, for people and for programs."""
+
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = Field(None, description="the refused parameter's dotted path")
+    code: str | None = None
+
+
+class ErrorEnvelope(BaseModel):
+    """The body of every response with a status of 400 or more."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An answer other than success; `message` says what was expected and what was found."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        type: str = "invalid_request_error",  # noqa: A002 - OpenAI's name
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = ErrorDetail(message=message, type=type, param=param, code=code)
+
+
+def not_found(kind: str, id: str, *, param: str | None = None, code: str | None = None) -> ApiError:  # noqa: A002
+    """404 for a thing that is not there, or not this project's."""
+    return ApiError(404, f"No such {kind}: {id!r}.", param=param, code=code)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The envelope. A conflict or a defect is not mended by asking again, so clients are told not to."""
+    detail = error.detail.model_copy(
+        update={"message": _printable(error.detail.message), "param": _printable(error.detail.param)}
+    )
+    headers = {"x-should-retry": "false"} if error.status in {409, 500, 507} else {}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse({"error": detail.model_dump()}, error.status, headers)
+
+
+def server_error(request_id: str) -> ApiError:
+    """What a client learns of a defect; the log has the rest under the same id."""
+    return ApiError(
+        500,
+        f"The server failed while answering; its log has the details under request id {request_id}.",
+        type="server_error",
+    )
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses` of a route: these statuses, and 401, with the envelope."""
+    return {
+        status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
+        for status in (401, *statuses)
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Let `app` answer every error with the envelope."""
+
+    @app.exception_handler(ApiError)
+    def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(_invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        messages = {
+            404: f"Unknown request URL: {request.method} {request.url.path}.",
+            405: f"{request.method} is not allowed on {request.url.path}.",
+        }
+        plain = ApiError(error.status_code, messages.get(error.status_code, f"{error.detail}."))
+        response = error_response(plain)
+        response.headers.update(error.headers or {})
+        return response
+
+
+def _invalid(errors: Sequence[Any]) -> ApiError:
+    """One sentence a refused field; `param` and `code` are the first one's."""
+    issues = [_issue(error) for error in errors]
+    return ApiError(
+        400, "\n".join(message for _, message, _ in issues), param=issues[0][0], code=issues[0][2]
+    )
+
+
+def _issue(error: dict[str, Any]) -> tuple[str | None, str, str | None]:
+    """(param, sentence, code) of one of pydantic's errors."""
+    path = ".".join(str(part) for part in error["loc"][1:] if part != "[key]") or None
+    kind, text = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "json_invalid":
+        return None, f"The body is not valid JSON: {error['ctx']['error']}.", "invalid_json"
+    if kind == "extra_forbidden":
+        return path, f"Unknown parameter: {path!r}.", "unknown_parameter"
+    if kind == "missing":
+        what = f"Missing required parameter: {path!r}." if path else "The request needs a JSON body."
+        return path, what, "missing_required_parameter"
+    if kind == "value_error":
+        return path, f"{path}: {text}", "invalid_value"
+    return (
+        path,
+        f"{path or 'body'}: {text[:1].lower()}{text[1:]}, found {shorten(error['input'])}.",
+        "invalid_value",
+    )
+
+
+def shorten(value: object) -> str:
+    """`value` as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= FOUND_LENGTH else f"{text[: FOUND_LENGTH - 1]}…"
+
+
+def _printable(text: str | None) -> str | None:
+    """JSON can carry half a surrogate pair, UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8") if text is not None else None

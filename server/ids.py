@@ -1,0 +1,20 @@
+"""Public ids: a prefix that says what it names, then 24 random base62 characters (142 bits)."""
+
+import secrets
+import string
+
+ALPHABET = string.digits + string.ascii_letters
+LENGTH = 24
+
+PROJECT = "proj_"
+KEY = "key_"
+FILE = "file-"
+JOB = "ftjob-"
+EVENT = "ft-event-"
+CHECKPOINT = "ftckpt_"
+MODEL = "model_"
+
+
+def new_id(prefix: str) -> str:
+    """A new id, such as `ftjob-…` for `JOB`."""
+    return prefix + "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))

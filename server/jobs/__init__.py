@@ -1,0 +1,1 @@
+"""Fine-tuning jobs: their API, their record, and the workflow that runs them."""

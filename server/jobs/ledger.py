@@ -1,0 +1,201 @@
+"""The record of jobs as their workflow sees it: all projects, every method a transaction of its own, thread-safe.
+
+A workflow may repeat any step after a crash, so every method may be called twice: changes of status are
+compare-and-set, and what is added is added once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from server.clock import now
+from server.database import Database
+from server.ids import CHECKPOINT, EVENT, MODEL, new_id
+from server.jobs.status import ACTIVE
+from server.jobs.tables import Checkpoint, Event, Job
+from server.keys.tables import Project
+from server.models.tables import FineTunedModel
+
+FIELDS = frozenset(
+    {
+        "started_at",
+        "finished_at",
+        "error",
+        "fine_tuned_model",
+        "trained_tokens",
+        "estimated_finish",
+        "result_files",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as its workflow needs it."""
+
+    id: str
+    project_id: str
+    project_name: str
+    status: str
+    base_model: str
+    suffix: str | None
+    training_file: str
+    validation_file: str | None
+    seed: int
+    method_type: str
+    created_at: int
+    fine_tuned_model: str | None
+    recipe: dict[str, Any]
+
+
+class JobLedger:
+    """Reads and changes jobs by id; an unknown id is a LookupError."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, job_id: str) -> JobRecord:
+        """The job as it is now."""
+        query = select(Job, Project.name).join(Project, Job.project_id == Project.id)
+        with self._database.reading() as session:
+            found = session.execute(query.where(Job.id == job_id)).one_or_none()
+        if found is None:
+            raise LookupError(f"no job {job_id}")
+        job, project_name = found
+        return JobRecord(
+            id=job.id,
+            project_id=job.project_id,
+            project_name=project_name,
+            status=job.status,
+            base_model=job.base_model,
+            suffix=job.suffix,
+            training_file=job.training_file,
+            validation_file=job.validation_file,
+            seed=job.seed,
+            method_type=job.method_type,
+            created_at=job.created_at,
+            fine_tuned_model=job.fine_tuned_model,
+            recipe=job.recipe,
+        )
+
+    def active_jobs(self) -> list[str]:
+        """Ids of the jobs that are not finished, oldest first."""
+        with self._database.reading() as session:
+            return list(session.scalars(select(Job.id).where(Job.status.in_(ACTIVE)).order_by(Job.seq)))
+
+    def transition(self, job_id: str, to: str, *, only_from: Iterable[str], **fields: Any) -> bool:
+        """Set the status and `fields` if the status is one of `only_from`; whether it was."""
+        change = update(Job).where(Job.id == job_id, Job.status.in_(tuple(only_from)))
+        with self._database.writing() as session:
+            done = session.execute(change.values(status=to, **_known(fields)).returning(Job.id)).all()
+        return bool(done)
+
+    def set_fields(self, job_id: str, **fields: Any) -> None:
+        """Set `fields`, whatever the status."""
+        with self._database.writing() as session:
+            session.execute(update(Job).where(Job.id == job_id).values(**_known(fields)))
+
+    def add_event(
+        self,
+        job_id: str,
+        *,
+        level: str,
+        message: str,
+        type: str = "message",  # noqa: A002 - OpenAI's name
+        data: dict[str, Any] | None = None,
+        created_at: int | None = None,
+        source_line: int | None = None,
+    ) -> None:
+        """Add an event; one that has a `source_line` only where the job has none of that line."""
+        with self._database.writing() as session:
+            job = _locked(session, job_id)
+            if source_line is not None and _exists(session, Event, job_id, Event.source_line == source_line):
+                return
+            session.add(
+                Event(
+                    id=new_id(EVENT),
+                    project_id=job.project_id,
+                    job_id=job_id,
+                    created_at=now() if created_at is None else created_at,
+                    level=level,
+                    message=message,
+                    type=type,
+                    data=data,
+                    source_line=source_line,
+                )
+            )
+
+    def source_lines(self, job_id: str) -> int:
+        """How many lines of the run's own record are stored."""
+        with self._database.reading() as session:
+            last = session.scalar(select(func.max(Event.source_line)).where(Event.job_id == job_id))
+        return 0 if last is None else last + 1
+
+    def add_checkpoint(
+        self, job_id: str, *, step: int, model_name: str | None, metrics: dict[str, Any], path: str
+    ) -> None:
+        """Add the checkpoint of that step, or complete it: a later call may bring the name it is published under."""
+        with self._database.writing() as session:
+            job = _locked(session, job_id)
+            query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step == step)
+            known = session.scalar(query)
+            if known is not None:
+                known.model_name = model_name or known.model_name
+                known.metrics = known.metrics | metrics
+                return
+            session.add(
+                Checkpoint(
+                    id=new_id(CHECKPOINT),
+                    project_id=job.project_id,
+                    job_id=job_id,
+                    created_at=now(),
+                    step=step,
+                    model_name=model_name,
+                    metrics=metrics,
+                    path=path,
+                )
+            )
+
+    def add_model(
+        self, job_id: str, *, name: str, base_model: str, kind: str, path: str, step: int | None = None
+    ) -> None:
+        """Add a model the job made, once a name. Nobody else sees it before the job has succeeded."""
+        with self._database.writing() as session:
+            job = _locked(session, job_id)
+            if _exists(session, FineTunedModel, job_id, FineTunedModel.name == name):
+                return
+            session.add(
+                FineTunedModel(
+                    id=new_id(MODEL),
+                    project_id=job.project_id,
+                    job_id=job_id,
+                    created_at=now(),
+                    name=name,
+                    base_model=base_model,
+                    kind=kind,
+                    path=path,
+                    step=step,
+                )
+            )
+
+
+def _known(fields: dict[str, Any]) -> dict[str, Any]:
+    unknown = fields.keys() - FIELDS
+    if unknown:
+        raise TypeError(f"expected only {', '.join(sorted(FIELDS))}, found {', '.join(sorted(unknown))}")
+    return fields
+
+
+def _locked(session: Session, job_id: str) -> Job:
+    """The job, its row locked: what is added to one job becomes visible in the order of its `seq`."""
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    if job is None:
+        raise LookupError(f"no job {job_id}")
+    return job
+
+
+def _exists(session: Session, table: type[Event | FineTunedModel], job_id: str, condition: Any) -> bool:
+    return session.scalar(select(table.id).where(table.job_id == job_id, condition)) is not None

@@ -1,0 +1,56 @@
+"""Rows of jobs, events and checkpoints as the API gives them."""
+
+from server.jobs.schemas import CheckpointObject, EventObject, JobError, JobObject, MethodObject
+from server.jobs.tables import Checkpoint, Event, Job
+
+OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+"""Those that a job of OpenAI's repeats at its top level."""
+
+
+def present_job(job: Job, organization: str) -> JobObject:
+    """A job; `organization` is its project's name."""
+    resolved = job.hyperparameters
+    method = {"type": job.method_type, job.method_type: {"hyperparameters": resolved}}
+    return JobObject(
+        id=job.id,
+        created_at=job.created_at,
+        error=JobError(**job.error) if job.error else None,
+        fine_tuned_model=job.fine_tuned_model,
+        finished_at=job.finished_at,
+        hyperparameters={name: resolved[name] for name in OPENAI_HYPERPARAMETERS if name in resolved},
+        model=job.base_model,
+        organization_id=organization,
+        result_files=job.result_files,
+        seed=job.seed,
+        status=job.status,
+        trained_tokens=job.trained_tokens,
+        training_file=job.training_file,
+        validation_file=job.validation_file,
+        estimated_finish=job.estimated_finish,
+        metadata=job.labels,
+        method=MethodObject.model_validate(method),
+    )
+
+
+def present_event(event: Event) -> EventObject:
+    """An event."""
+    return EventObject(
+        id=event.id,
+        created_at=event.created_at,
+        level=event.level,
+        message=event.message,
+        type=event.type,
+        data=event.data,
+    )
+
+
+def present_checkpoint(checkpoint: Checkpoint) -> CheckpointObject:
+    """A published checkpoint."""
+    return CheckpointObject(
+        id=checkpoint.id,
+        created_at=checkpoint.created_at,
+        fine_tuned_model_checkpoint=checkpoint.model_name or "",
+        fine_tuning_job_id=checkpoint.job_id,
+        metrics=checkpoint.metrics,
+        step_number=checkpoint.step,
+    )

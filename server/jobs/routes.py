@@ -1,0 +1,115 @@
+"""/v1/fine_tuning/jobs."""
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse
+
+from server.dependencies import ProjectDep, ServicesDep
+from server.errors import ApiError, documented
+from server.jobs.preparation import prepare
+from server.jobs.schemas import CheckpointObject, EventObject, JobObject, JobRequest
+from server.jobs.service import JobServiceDep
+from server.jobs.stream import EventStream
+from server.pagination import After, CursorListObject, ListObject, PageQuery
+
+EVENT_STREAM = "text/event-stream"
+Limit = Annotated[int, Query(ge=1, le=1000)]
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {EVENT_STREAM: {}}, "description": "A page, or with ?stream=true a stream, of events"},
+    204: {"description": "The job is over and its last event was seen"},
+}
+_LABEL = re.compile(r"metadata\[([^\"\\\x00]{1,64})\]")
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+
+@router.post("", responses=documented(400, 404))
+def create_job(
+    body: JobRequest, project: ProjectDep, services: ServicesDep, jobs: JobServiceDep
+) -> JobObject:
+    """Create a fine-tuning job. Refused whole where the model, a file or a hyperparameter is not in order."""
+    return jobs.create(prepare(body, project, services))
+
+
+@router.get("", responses=documented(400, 404))
+def list_jobs(
+    request: Request,
+    jobs: JobServiceDep,
+    after: After = None,
+    limit: Limit = 20,
+    metadata: Annotated[
+        str | None,
+        Query(
+            description="`metadata[key]=value` for jobs that carry it, `metadata=null` for those with none"
+        ),
+    ] = None,
+) -> ListObject[JobObject]:
+    """List fine-tuning jobs, newest first."""
+    labels = _labels(request)
+    if metadata not in {None, "", "null"} or (metadata == "null" and labels):
+        raise ApiError(
+            400, "metadata: expected metadata[key]=value, or metadata=null alone.", param="metadata"
+        )
+    return jobs.list(None if metadata == "null" else labels, PageQuery(after, limit))
+
+
+@router.get("/{job_id}", responses=documented(404))
+def retrieve_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Retrieve a fine-tuning job."""
+    return jobs.get(job_id)
+
+
+@router.post("/{job_id}/cancel", responses=documented(400, 404))
+def cancel_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Cancel a fine-tuning job that has not finished."""
+    return jobs.cancel(job_id)
+
+
+@router.get(
+    "/{job_id}/events",
+    responses=documented(400, 404) | STREAM_RESPONSES,
+    response_model=ListObject[EventObject],
+)
+def list_events(
+    *,
+    job_id: str,
+    project: ProjectDep,
+    services: ServicesDep,
+    jobs: JobServiceDep,
+    after: After = None,
+    limit: Limit = 20,
+    stream: Annotated[bool, Query(description="events as they come, oldest first, to the job's end")] = False,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    last_event_id: Annotated[str | None, Header(description="go on after this event")] = None,
+) -> Any:
+    """List a job's events, newest first, or listen to them."""
+    if not stream and EVENT_STREAM not in accept:
+        return jobs.events(job_id, PageQuery(after, limit))
+    events = EventStream.open(services.database, project.project_id, job_id, last_event_id)
+    if last_event_id and events.exhausted():
+        return Response(status_code=204)
+    return EventSourceResponse(
+        events.chunks(), headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+    )
+
+
+@router.get("/{job_id}/checkpoints", responses=documented(400, 404))
+def list_checkpoints(
+    job_id: str, jobs: JobServiceDep, after: After = None, limit: Limit = 10
+) -> CursorListObject[CheckpointObject]:
+    """List the checkpoints of a job that can be used, newest first."""
+    return jobs.checkpoints(job_id, PageQuery(after, limit))
+
+
+def _labels(request: Request) -> dict[str, str]:
+    """The `metadata[key]=value` pairs of the query."""
+    labels = {}
+    for name, value in request.query_params.items():
+        if name.startswith("metadata["):
+            match = _LABEL.fullmatch(name)
+            if match is None:
+                raise ApiError(400, f"{name!r}: expected metadata[key]=value.", param="metadata")
+            labels[match[1]] = value
+    return labels

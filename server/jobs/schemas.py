@@ -1,0 +1,116 @@
+"""Fine-tuning jobs as OpenAI's API gives and takes them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+MAX_SEED = 2**31 - 1
+Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^"\\\x00]*$')]
+LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+"""Text that every database can look for: the pattern also refuses halves of surrogate pairs."""
+Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class MethodRequest(BaseModel):
+    """How to train: the method's name, and under that name its `hyperparameters`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    type: str = Field(description="such as f_dpo")
+
+
+class JobRequest(BaseModel):
+    """A new job."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: Name = Field(description="name of a base model")
+    training_file: Name = Field(description="id of a file uploaded with the purpose fine-tune")
+    validation_file: Name | None = None
+    method: MethodRequest | None = Field(
+        None, description="required; null is refused with the methods there are"
+    )
+    suffix: Suffix | None = Field(None, description="part of the new model's name")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    metadata: Annotated[dict[Label, LabelValue], Field(max_length=16)] | None = None
+    integrations: list[Any] | None = Field(None, description="none are supported")
+    hyperparameters: dict[str, Any] | None = Field(None, description="refused: they belong to the method")
+
+    @field_validator("integrations")
+    @classmethod
+    def _no_integrations(cls, value: list[Any] | None) -> list[Any] | None:
+        if value:
+            raise ValueError("integrations are not supported: leave it out and follow the job's events.")
+        return value
+
+    @field_validator("hyperparameters")
+    @classmethod
+    def _under_method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            raise ValueError("no longer at the top level: put them under method.<type>.hyperparameters.")
+        return value
+
+
+class MethodObject(BaseModel):
+    """The method and, under its name, the hyperparameters as they were resolved."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class JobObject(BaseModel):
+    """A job."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobError | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    hyperparameters: dict[str, Any] = Field(description="n_epochs, batch_size and learning_rate_multiplier")
+    model: str
+    organization_id: str
+    result_files: list[str]
+    seed: int
+    status: Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+    estimated_finish: int | None
+    integrations: None = None
+    metadata: dict[str, str] | None
+    method: MethodObject
+
+
+class EventObject(BaseModel):
+    """Something a job reported."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any] | None
+
+
+class CheckpointObject(BaseModel):
+    """A published checkpoint of a job."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: dict[str, Any]
+    step_number: int

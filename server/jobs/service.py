@@ -1,0 +1,128 @@
+"""Jobs of a project: create, look at, cancel. Stores what `preparation` has accepted."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.orm import Session
+
+from server.clock import now
+from server.database import after_commit
+from server.dependencies import ProjectDep, ServicesDep, SessionDep
+from server.errors import ApiError, not_found
+from server.files.repository import FileRepository
+from server.ids import EVENT, new_id
+from server.jobs.preparation import PreparedJob
+from server.jobs.presenting import present_checkpoint, present_event, present_job
+from server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
+from server.jobs.schemas import CheckpointObject, EventObject, JobObject
+from server.jobs.tables import Event, Job
+from server.keys.service import Principal
+from server.pagination import CursorListObject, ListObject, PageQuery
+from server.services import Services
+
+
+class JobService:
+    """The jobs of one project."""
+
+    def __init__(self, session: Session, project: Principal, services: Services) -> None:
+        self._session = session
+        self._project = project
+        self._services = services
+        self._jobs = JobRepository(session, project.project_id)
+        self._events = EventRepository(session, project.project_id)
+        self._checkpoints = CheckpointRepository(session, project.project_id)
+
+    def create(self, prepared: PreparedJob) -> JobObject:
+        """Store the job, and hand it to the runner once it is committed."""
+        request = prepared.request
+        self._hold_file("training_file", request.training_file)
+        if request.validation_file is not None:
+            self._hold_file("validation_file", request.validation_file)
+        job = Job(
+            id=prepared.id,
+            created_at=now(),
+            status="queued",
+            base_model=request.model,
+            training_file=request.training_file,
+            validation_file=request.validation_file,
+            suffix=request.suffix,
+            seed=prepared.seed,
+            method_type=prepared.method,
+            hyperparameters=prepared.hyperparameters,
+            recipe=prepared.recipe,
+            labels=request.metadata or None,
+            result_files=[],
+        )
+        self._jobs.add(job)
+        self._report(job, "info", f"Created fine-tuning job: {job.id}")
+        for notice in prepared.notices:
+            self._report(job, "warn", notice)
+        self._report(job, "info", "Files validated, job queued")
+        after_commit(self._session, lambda: self._services.enqueue(prepared.id))
+        return self._present(job)
+
+    def list(self, labels: Mapping[str, str] | None, query: PageQuery) -> ListObject[JobObject]:
+        """A page of jobs, newest first; see JobRepository.list for `labels`."""
+        page = self._jobs.list(labels, query)
+        return ListObject(data=[self._present(job) for job in page.items], has_more=page.has_more)
+
+    def get(self, job_id: str) -> JobObject:
+        """One job."""
+        return self._present(self._jobs.get(job_id))
+
+    def cancel(self, job_id: str) -> JobObject:
+        """End a job that has not finished; 400 for one that has."""
+        job = self._jobs.get(job_id)
+        if not self._jobs.finish(job, "cancelled", now()):
+            raise ApiError(
+                400,
+                f"The job {job_id} has already finished: its status is {job.status!r}, so it cannot be cancelled.",
+                code="job_already_finished",
+            )
+        self._report(job, "info", "The job was cancelled")
+        after_commit(self._session, lambda: self._services.cancel(job_id))
+        return self._present(job)
+
+    def events(self, job_id: str, query: PageQuery) -> ListObject[EventObject]:
+        """A page of a job's events, newest first."""
+        page = self._events.list(self._jobs.get(job_id).id, query)
+        return ListObject(data=[present_event(event) for event in page.items], has_more=page.has_more)
+
+    def checkpoints(self, job_id: str, query: PageQuery) -> CursorListObject[CheckpointObject]:
+        """A page of a job's published checkpoints, newest first."""
+        page = self._checkpoints.list(self._jobs.get(job_id).id, query)
+        data = [present_checkpoint(checkpoint) for checkpoint in page.items]
+        return CursorListObject(
+            data=data,
+            has_more=page.has_more,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+        )
+
+    def _hold_file(self, param: str, file_id: str) -> None:
+        """Make sure that the file was not deleted since it was checked, and is not before the job is stored."""
+        if FileRepository(self._session, self._project.project_id).lock(file_id) is None:
+            raise not_found("file", file_id, param=param)
+
+    def _report(self, job: Job, level: str, message: str) -> None:
+        event = Event(
+            id=new_id(EVENT),
+            job_id=job.id,
+            created_at=now(),
+            level=level,
+            message=message,
+            type="message",
+        )
+        self._events.add(event)
+
+    def _present(self, job: Job) -> JobObject:
+        return present_job(job, self._project.project_name)
+
+
+def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> JobService:
+    """The service for one request."""
+    return JobService(session, project, services)
+
+
+JobServiceDep = Annotated[JobService, Depends(get_service)]

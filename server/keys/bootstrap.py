@@ -1,0 +1,43 @@
+"""The first start makes the first key, shows it once, and leaves it where this machine's user finds it."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from server.database import Database
+from server.keys.repository import KeyRepository
+from server.keys.service import issue_key
+from server.settings import Settings
+
+FILE_NAME = "first-key"
+
+
+def ensure_first_key(database: Database, settings: Settings) -> None:
+    """Make, store and print a key unless one was ever made."""
+    path = settings.root / FILE_NAME
+    with database.writing() as session:
+        if KeyRepository(session).any_key():
+            return
+        token = issue_key(session, settings.project)
+        _write_private(path, token)
+    _show(token, settings.project, path)
+
+
+def _write_private(path: Path, token: str) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(f"{token}\n")
+    Path(name).replace(path)
+
+
+def _show(token: str, project: str, path: Path) -> None:
+    line = "-" * 78
+    print(
+        f"{line}\n"
+        f"The first API key, for the project {project!r}. It is shown only now:\n\n"
+        f"    {token}\n\n"
+        f"It is also in {path}, which only you can read and where\n"
+        "`alignkit jobs` looks for it. Move it to a safe place for any use beyond this machine.\n"
+        f"{line}",
+        flush=True,
+    )

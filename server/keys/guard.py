@@ -1,0 +1,46 @@
+"""Lets nobody in without a key: around the whole application, so that no route can be forgotten."""
+
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import ApiError, error_response
+from server.keys.service import Principal, authenticate
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+
+
+class KeyGuard:
+    """ASGI middleware: sets `request.state.principal`, or answers 401."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is open or carries a valid key."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            principal = await self._principal(scope)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["principal"] = principal
+        await self._app(scope, receive, send)
+
+    async def _principal(self, scope: Scope) -> Principal:
+        kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not token.strip():
+            raise _refused("No API key was given: expected the header 'Authorization: Bearer sk-…'.")
+        database = scope["app"].state.services.database
+        principal = await to_thread.run_sync(authenticate, database, token.strip())
+        if principal is None:
+            raise _refused(
+                "The API key is not valid: expected one that this service made, such as its first key."
+            )
+        return principal
+
+
+def _refused(message: str) -> ApiError:
+    return ApiError(401, message, code="invalid_api_key")

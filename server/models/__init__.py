@@ -1,0 +1,1 @@
+"""Base and fine-tuned models."""

@@ -1,0 +1,77 @@
+"""What models there are: base models are folders, fine-tuned ones rows of the project that made them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from alignkit.models import NAME_PATTERN, available
+from server.database import Database
+from server.errors import ApiError
+from server.models.repository import ModelRepository
+from server.settings import Settings
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that can answer: `kind` is "base" or "adapter"."""
+
+    name: str
+    base_model: str
+    kind: str
+    created_at: int
+
+
+class ModelCatalog:
+    """Finds models by name. Thread-safe."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._folder = settings.models_dir
+        self._database = database
+
+    def bases(self) -> list[str]:
+        """Names of the base models, sorted."""
+        return [name for name in available(self._folder) if NAME_PATTERN.fullmatch(name)]
+
+    def base(self, name: str) -> ResolvedModel | None:
+        """The base model of that name."""
+        if not NAME_PATTERN.fullmatch(name) or not (self.path(name) / "config.json").is_file():
+            return None
+        created = int((self.path(name) / "config.json").stat().st_mtime)
+        return ResolvedModel(name, base_model=name, kind=BASE, created_at=created)
+
+    def path(self, base: str) -> Path:
+        """The folder of a base model."""
+        return self._folder / base
+
+    def resolve(self, name: str, project_id: str) -> ResolvedModel:
+        """The model of that name that the project may use; an ApiError with status 404 says why there is none."""
+        base = self.base(name)
+        if base is not None:
+            return base
+        with self._database.reading() as session:
+            return fine_tuned(session, name, project_id)
+
+
+def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
+    """The project's fine-tuned model of that name; 404 where there is none, or its job has not succeeded."""
+    found = ModelRepository(session, project_id).by_name(name)
+    if found is None:
+        raise ApiError(
+            404,
+            f"The model {name!r} does not exist or you do not have access to it. "
+            "GET /v1/models lists the models you can use.",
+            param="model",
+            code="model_not_found",
+        )
+    model, status = found
+    if status != "succeeded":
+        raise ApiError(
+            404,
+            f"The model {name!r} is not ready: its job {model.job_id} is {status}.",
+            param="model",
+            code="model_not_ready",
+        )
+    return ResolvedModel(name, model.base_model, model.kind, created_at=model.created_at)

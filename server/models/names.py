@@ -1,0 +1,14 @@
+"""Names of fine-tuned models: ft:{base}:{project}:{suffix}:{id}, and …:ckpt-step-{n} for a checkpoint."""
+
+from server.ids import JOB
+
+ID_LENGTH = 8
+
+
+def model_name(base: str, project: str, suffix: str | None, job_id: str, step: int | None = None) -> str:
+    """The name under which a job's model, or its checkpoint at `step`, is served.
+
+    The first eight characters of the job's id make it unlike any other, so that a name is never used again.
+    """
+    name = f"ft:{base}:{project}:{suffix or ''}:{job_id.removeprefix(JOB)[:ID_LENGTH]}"
+    return name if step is None else f"{name}:ckpt-step-{step}"

@@ -1,0 +1,75 @@
+"""Models of a project: what can answer, and taking one out."""
+
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.orm import Session
+
+from server.database import after_commit
+from server.dependencies import ProjectDep, ServicesDep, SessionDep
+from server.errors import ApiError
+from server.keys.service import Principal
+from server.models.catalog import BASE, ResolvedModel, fine_tuned
+from server.models.repository import ModelRepository
+from server.models.schemas import ModelDeleted, ModelList, ModelObject
+from server.services import Services
+
+
+class ModelService:
+    """The models that one project may use."""
+
+    def __init__(self, session: Session, project: Principal, services: Services) -> None:
+        self._session = session
+        self._project = project
+        self._services = services
+        self._models = ModelRepository(session, project.project_id)
+
+    def list(self) -> ModelList:
+        """Base models, then the project's own, newest first."""
+        catalog = self._services.catalog
+        bases = [base for name in catalog.bases() if (base := catalog.base(name))]
+        own = [
+            ResolvedModel(row.name, row.base_model, row.kind, row.created_at) for row in self._models.ready()
+        ]
+        return ModelList(data=[self._present(model) for model in (*bases, *own)])
+
+    def get(self, name: str) -> ModelObject:
+        """One model; 404 where there is none or it is not ready."""
+        return self._present(self._find(name))
+
+    def delete(self, name: str) -> ModelDeleted:
+        """Remove a fine-tuned model and take it out of serving; 403 for a base model."""
+        model = self._find(name)
+        if model.kind == BASE:
+            raise ApiError(
+                403,
+                f"{name!r} is a base model of this service: only fine-tuned models can be deleted.",
+                param="model",
+            )
+        found = self._models.by_name(name)
+        if found is not None:
+            self._models.delete(found[0])
+        after_commit(self._session, lambda: self._services.unpublish(name, model.base_model))
+        return ModelDeleted(id=name)
+
+    def _find(self, name: str) -> ResolvedModel:
+        base = self._services.catalog.base(name)
+        return base or fine_tuned(self._session, name, self._project.project_id)
+
+    def _present(self, model: ResolvedModel) -> ModelObject:
+        is_base = model.kind == BASE
+        return ModelObject(
+            id=model.name,
+            created=model.created_at,
+            owned_by="alignkit" if is_base else self._project.project_name,
+            parent=None if is_base else model.base_model,
+            kind=model.kind,
+        )
+
+
+def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> ModelService:
+    """The service for one request."""
+    return ModelService(session, project, services)
+
+
+ModelServiceDep = Annotated[ModelService, Depends(get_service)]

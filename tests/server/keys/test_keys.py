@@ -1,0 +1,136 @@
+"""Who gets in: the first key, what a key opens, and what is open without one."""
+
+import itertools
+import stat
+from pathlib import Path
+
+import openai
+import pytest
+from fastapi.routing import APIRoute
+from sqlalchemy import text
+
+from server.app import create_app
+from server.database import Database
+from server.keys.bootstrap import ensure_first_key
+from server.keys.guard import OPEN_PATHS
+from server.keys.service import authenticate, issue_key
+from server.migrate import migrate
+from server.settings import Settings
+from tests.server.support import Running, create_job, upload
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    url = f"sqlite:///{tmp_path / 'test.sqlite'}"
+    migrate(url)
+    return Database(url)
+
+
+def test_the_first_key_is_shown_once_and_opens(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(home=tmp_path, project="mine")
+    ensure_first_key(database, settings)
+    file = tmp_path / "first-key"
+    token = file.read_text().strip()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    shown = capsys.readouterr().out
+    assert token in shown
+    assert str(file) in shown
+    principal = authenticate(database, token)
+    assert principal is not None
+    assert principal.project_name == "mine"
+    file.unlink()
+    ensure_first_key(database, settings)
+    assert capsys.readouterr().out == ""
+    assert not file.exists()
+
+
+def test_only_a_hash_of_the_key_is_stored(database: Database, tmp_path: Path) -> None:
+    with database.writing() as session:
+        token = issue_key(session, "mine")
+        other = issue_key(session, "mine")
+    assert token != other
+    assert len(token) > 40
+    database.close()
+    for file in tmp_path.iterdir():
+        assert token.encode() not in file.read_bytes()
+        assert token.removeprefix("sk-").encode() not in file.read_bytes()
+
+
+def test_the_use_of_a_key_is_noted(database: Database) -> None:
+    with database.writing() as session:
+        token = issue_key(session, "mine")
+    query = text("SELECT last_used_at FROM api_keys")
+    with database.reading() as session:
+        assert session.scalar(query) is None
+    assert authenticate(database, token)
+    with database.reading() as session:
+        first = session.scalar(query)
+    assert first
+    assert authenticate(database, token + "x") is None
+
+
+@pytest.mark.parametrize("given", ["sk-wrong", "sk-", "x" * 5000])
+def test_a_wrong_key_is_refused_as_openai_does(service: Running, given: str) -> None:
+    with pytest.raises(openai.AuthenticationError) as refused:
+        service.client(given).models.list()
+    assert refused.value.code == "invalid_api_key"
+    assert refused.value.type == "invalid_request_error"
+    assert given not in str(refused.value.body)
+
+
+def test_without_a_key_everything_but_health_is_401(service: Running) -> None:
+    routes = [route for route in create_app(service.settings).routes if isinstance(route, APIRoute)]
+    assert len(routes) > 12
+    paths = [(method, route.path) for route in routes for method in route.methods]
+    with service.http(None) as http:
+        for method, path in [*paths, ("GET", "/v1/unknown"), ("PATCH", "/v1/files"), ("GET", "/")]:
+            answer = http.request(method, path)
+            assert answer.status_code == (200 if path in OPEN_PATHS else 401), (method, path)
+            if answer.status_code == 401:
+                assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+                assert answer.headers["www-authenticate"] == "Bearer"
+        assert http.get("/openapi.json").status_code == 200
+        for header in ("Bearer", "Basic abc", "sk-abc"):
+            assert http.get("/v1/models", headers={"authorization": header}).status_code == 401
+
+
+def test_two_projects_share_nothing(service: Running, project: str) -> None:
+    """Every route with an id, walked with another project's ids."""
+    mine, theirs = service.new_key(project), service.new_key(f"{project}-other")
+    client = service.client(mine)
+    file_id = upload(client)
+    job = create_job(client, training_file=file_id)
+    service.ledger.add_model(job.id, name="ft:x:y:z:1", base_model="x", kind="adapter", path="p")
+    service.ledger.transition(job.id, "succeeded", only_from=("queued",))
+    event = client.fine_tuning.jobs.list_events(job.id).data[0]
+    values = {"file_id": [file_id], "job_id": [job.id], "model": ["ft:x:y:z:1"]}
+    walked = 0
+    with service.http(theirs) as http:
+        for route in create_app(service.settings).routes:
+            if not isinstance(route, APIRoute) or "{" not in route.path:
+                continue
+            names = list(route.param_convertors)
+            for ids in itertools.product(*(values[name] for name in names)):
+                path = route.url_path_for(route.name, **dict(zip(names, ids, strict=True)))
+                for method in route.methods:
+                    answer = http.request(method, path)
+                    assert answer.status_code == 404, (method, path)
+                    walked += 1
+        stream = http.get(f"/v1/fine_tuning/jobs/{job.id}/events?stream=true")
+        assert stream.status_code == 404
+        for path, after in {"/v1/files": file_id, "/v1/fine_tuning/jobs": job.id}.items():
+            assert http.get(path).json()["data"] == []
+            assert http.get(path, params={"after": after}).status_code == 404
+        own = create_job(service.client(theirs))
+        answer = http.get(f"/v1/fine_tuning/jobs/{own.id}/events", params={"after": event.id})
+        assert answer.status_code == 404
+        models = http.get("/v1/models").json()["data"]
+        assert "ft:x:y:z:1" not in {model["id"] for model in models}
+        with pytest.raises(openai.NotFoundError) as refused:
+            create_job(service.client(theirs), training_file=file_id)
+        assert refused.value.param == "training_file"
+    assert walked >= 9
+    assert client.files.retrieve(file_id)
+    assert client.models.retrieve("ft:x:y:z:1")

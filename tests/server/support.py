@@ -1,0 +1,153 @@
+"""A whole service on a free port of this machine, with a runner that only records what it is asked."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from openai import OpenAI
+
+from server.app import create_app
+from server.jobs.ledger import JobLedger, JobRecord
+from server.keys.service import issue_key
+from server.main import listen
+from server.services import Services
+from server.settings import Settings
+
+BASE_MODEL = "tiny-llama"
+DEADLINE_SECONDS = 10.0
+
+
+@dataclass
+class RecordingRunner:
+    """Records; what it enqueues it must find committed."""
+
+    ledger: JobLedger
+    started: bool = False
+    enqueued: list[JobRecord] = field(default_factory=list)
+    cancelled: list[JobRecord] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.started = True
+
+    def stop(self) -> None:
+        self.started = False
+
+    def enqueue(self, job_id: str) -> None:
+        self.enqueued.append(self.ledger.get(job_id))
+
+    def cancel(self, job_id: str) -> None:
+        self.cancelled.append(self.ledger.get(job_id))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that answers."""
+
+    url: str
+    settings: Settings
+    services: Services
+    unpublished: list[tuple[str, str]]
+
+    @property
+    def runner(self) -> RecordingRunner:
+        runner = self.services.runner
+        assert isinstance(runner, RecordingRunner)
+        return runner
+
+    @property
+    def ledger(self) -> JobLedger:
+        return self.services.ledger
+
+    def new_key(self, project: str) -> str:
+        """A key of that project, which is made if there is none."""
+        with self.services.database.writing() as session:
+            return issue_key(session, project)
+
+    def client(self, key: str) -> OpenAI:
+        """The official client, which must not need a second try."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def http(self, key: str | None) -> httpx.Client:
+        """Plain HTTP, for what the official client does not offer."""
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=DEADLINE_SECONDS, trust_env=False)
+
+
+@contextmanager
+def serve(home: Path, **options: Any) -> Iterator[Running]:
+    """Run a service in a thread; it has one base model."""
+    add_base_model(home, BASE_MODEL)
+    unpublished: list[tuple[str, str]] = []
+    options.setdefault("max_file_bytes", 10 * 2**20)
+    settings = Settings(home=home, **options)
+    app = create_app(
+        settings, runner=RecordingRunner, unpublish=lambda name, base: unpublished.append((name, base))
+    )
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive())
+        assert server.started
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield Running(url, settings, app.state.services, unpublished)
+    finally:
+        server.should_exit = True
+        thread.join(DEADLINE_SECONDS)
+        listener.close()
+
+
+def add_base_model(home: Path, name: str) -> None:
+    """What the service takes for a base model."""
+    folder = home / "models" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for the condition, at most ten seconds."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def pairs(count: int = 3) -> bytes:
+    """Preference rows in OpenAI's form, as a file's bytes."""
+    rows = (
+        {
+            "input": {"messages": [{"role": "user", "content": f"What is {n} plus {n}?"}]},
+            "preferred_output": [{"role": "assistant", "content": f"{2 * n}."}],
+            "non_preferred_output": [{"role": "assistant", "content": "That depends."}],
+        }
+        for n in range(count)
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def upload(
+    client: OpenAI, content: bytes = b"", name: str = "pairs.jsonl", purpose: Any = "fine-tune"
+) -> str:
+    """Upload a file, valid pairs unless told otherwise; its id."""
+    return client.files.create(file=(name, content or pairs()), purpose=purpose).id
+
+
+def method(**hyperparameters: Any) -> Any:
+    """The `method` of a job."""
+    return {"type": "f_dpo", "f_dpo": {"hyperparameters": hyperparameters}}
+
+
+def create_job(client: OpenAI, **changes: Any) -> Any:
+    """Create a job that is in order but for `changes`."""
+    request: dict[str, Any] = {"model": BASE_MODEL, "method": method()} | changes
+    if "training_file" not in request:
+        request["training_file"] = upload(client)
+    return client.fine_tuning.jobs.create(**request)
