@@ -30,6 +30,9 @@ FORM: dict[str, Any] = {
     },
 }
 BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
+CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -66,7 +69,7 @@ def delete_file(file_id: str, files: FileServiceDep) -> FileDeleted:
     return files.delete(file_id)
 
 
-@router.get("/{file_id}/content", responses=documented(404), response_class=FileResponse)
+@router.get("/{file_id}/content", responses=documented(404) | CONTENT, response_class=FileResponse)
 def retrieve_file_content(file_id: str, files: FileServiceDep) -> FileResponse:
     """Download a file as it was uploaded."""
     path, filename = files.content(file_id)

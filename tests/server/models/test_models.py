@@ -1,0 +1,90 @@
+"""/v1/models: base models for all, fine-tuned ones for their project."""
+
+import time
+
+import openai
+import pytest
+from openai import OpenAI
+
+from server.errors import ApiError
+from server.models.names import model_name
+from tests.server.support import BASE_MODEL, Running, add_base_model, create_job
+
+
+def publish(service: Running, job_id: str, name: str, *, status: str = "succeeded") -> str:
+    service.ledger.add_model(job_id, name=name, base_model=BASE_MODEL, kind="adapter", path="p")
+    service.ledger.transition(job_id, status, only_from=("queued", "running"))
+    return name
+
+
+def test_names() -> None:
+    job_id = "ftjob-AbCd1234EfGh5678IjKl9012"
+    assert model_name("base", "mine", "demo", job_id) == "ft:base:mine:demo:AbCd1234"
+    assert model_name("base", "mine", None, job_id) == "ft:base:mine::AbCd1234"
+    assert model_name("base", "mine", "demo", job_id, 40) == "ft:base:mine:demo:AbCd1234:ckpt-step-40"
+
+
+def test_base_models_are_those_on_disk(service: Running, client: OpenAI, key: str) -> None:
+    base = client.models.retrieve(BASE_MODEL)
+    assert (base.id, base.object, base.owned_by) == (BASE_MODEL, "model", "alignkit")
+    assert abs(base.created - time.time()) < 600
+    assert base.to_dict()["kind"] == "base"
+    add_base_model(service.settings.root, ".half-imported")
+    (service.settings.models_dir / "no-model").mkdir(exist_ok=True)
+    assert [model.id for model in client.models.list()] == [BASE_MODEL]
+    for name in (".half-imported", "no-model", "a/b"):
+        with pytest.raises(openai.NotFoundError, match=name):
+            client.models.retrieve(name)
+    with service.http(key) as http:
+        for path in ("%2e%2e", f"%2e%2e/models/{BASE_MODEL}", f"{BASE_MODEL}/", "%00"):
+            assert http.get(f"/v1/models/{path}").status_code == 404
+
+
+def test_a_fine_tuned_model_is_found_and_deleted(service: Running, client: OpenAI, project: str) -> None:
+    job = create_job(client, suffix="demo")
+    name = publish(service, job.id, model_name(BASE_MODEL, project, "demo", job.id))
+    model = client.models.retrieve(name)
+    assert (model.id, model.owned_by) == (name, project)
+    assert model.to_dict()["parent"] == BASE_MODEL
+    assert [found.id for found in client.models.list()] == [BASE_MODEL, name]
+    deleted = client.models.delete(name)
+    assert (deleted.id, deleted.object, deleted.deleted) == (name, "model", True)
+    assert service.unpublished[-1] == (name, BASE_MODEL)
+    assert [found.id for found in client.models.list()] == [BASE_MODEL]
+    for call in (client.models.retrieve, client.models.delete):
+        with pytest.raises(openai.NotFoundError) as unknown:
+            call(name)
+        assert unknown.value.code == "model_not_found"
+        assert "GET /v1/models" in unknown.value.message
+
+
+@pytest.mark.parametrize("status", ["queued", "running", "failed", "cancelled"])
+def test_a_model_is_nobodys_before_its_job_has_succeeded(
+    service: Running, client: OpenAI, status: str
+) -> None:
+    job = create_job(client)
+    name = publish(service, job.id, f"ft:early:{job.id}", status=status)
+    assert [found.id for found in client.models.list()] == [BASE_MODEL]
+    for call in (client.models.retrieve, client.models.delete):
+        with pytest.raises(openai.NotFoundError, match=f"its job {job.id} is {status}") as unready:
+            call(name)
+        assert unready.value.code == "model_not_ready"
+
+
+def test_a_base_model_cannot_be_deleted(client: OpenAI) -> None:
+    with pytest.raises(openai.PermissionDeniedError, match="base model"):
+        client.models.delete(BASE_MODEL)
+    assert client.models.retrieve(BASE_MODEL)
+
+
+def test_the_catalog_resolves_what_can_answer(service: Running, client: OpenAI) -> None:
+    job = create_job(client)
+    name = publish(service, job.id, f"ft:resolved:{job.id}")
+    owner = service.ledger.get(job.id).project_id
+    resolved = service.services.catalog.resolve(name, owner)
+    assert (resolved.name, resolved.base_model, resolved.kind) == (name, BASE_MODEL, "adapter")
+    base = service.services.catalog.resolve(BASE_MODEL, "proj_any")
+    assert (base.base_model, base.kind) == (BASE_MODEL, "base")
+    with pytest.raises(ApiError) as unknown:
+        service.services.catalog.resolve(name, "proj_other")
+    assert unknown.value.status == 404
