@@ -78,7 +78,7 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     logging_steps: int = Field(1, ge=1)
-    eval_steps: int | None = Field(None, ge=1, description="default: at the start and at the end only")
+    eval_steps: int | None = Field(None, ge=1, description="default: at the end only")
     eval_batch_size: int = Field(8, ge=1)
     save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
 

@@ -73,6 +73,7 @@ class FDPOTrainer(DPOTrainer):
         params = config.divergence_params if isinstance(config.divergence_params, dict) else {}
         self.divergence = divergences.get(config.divergence, **params)
         self.effective_beta = config.beta / (self.divergence.curvature if config.match_curvature else 1.0)
+        self._held_out_reference: dict[int, tuple[Tensor, Tensor]] = {}
         self._items = {"train": ItemMetrics(), "eval": ItemMetrics()}
 
     def _fuse_heads(self) -> None:
@@ -122,8 +123,15 @@ class FDPOTrainer(DPOTrainer):
         if self.precompute_ref_logps:
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         reference = self.model if self.ref_model is None else self.ref_model
-        chosen, rejected = self.compute_ref_log_probs(reference, inputs)
-        return chosen, rejected
+        if self._mode == "train" or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            chosen, rejected = self.compute_ref_log_probs(reference, inputs)
+            return chosen, rejected
+        # Held-out batches come again at every evaluation. Not where the forward is a collective: a rank that finds
+        # its batch would leave the others waiting.
+        key = hash((_bytes(inputs["input_ids"]), _bytes(inputs["completion_mask"])))
+        if key not in self._held_out_reference:
+            self._held_out_reference[key] = self.compute_ref_log_probs(reference, inputs)
+        return self._held_out_reference[key]
 
     def _require_finite(self, losses: Tensor, inputs: dict[str, Tensor]) -> None:
         finite = torch.isfinite(losses.detach())
@@ -192,3 +200,7 @@ class FDPOTrainer(DPOTrainer):
             metrics["num_tokens"] = float(self._total_train_tokens)
         logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
         super().log(logs, start_time)
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.cpu().numpy().tobytes()
