@@ -90,8 +90,8 @@ def open_services(
         catalog=ModelCatalog(settings, database),
         check_file=check,
         make_recipe=make_recipe,
-        unpublish=unpublish,
         runner=runner(ledger) if runner else None,
+        unpublisher=unpublish,
     )
     try:
         if services.runner is not None:

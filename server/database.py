@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, ClassVar
 
 from sqlalchemy import (
@@ -94,11 +93,21 @@ def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
         url,
         hide_parameters=True,
         pool_pre_ping=not url.startswith("sqlite"),
-        json_serializer=partial(json.dumps, ensure_ascii=False),  # SQLite finds keys as they are written
+        json_serializer=_to_json,
     )
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine, foreign_keys=foreign_keys)
     return engine
+
+
+def storable(text: str) -> str:
+    """`text` without what a database refuses: NUL, and halves of surrogate pairs."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _to_json(value: Any) -> str:
+    """JSON without escapes where it can be: SQLite finds a key only as it is written."""
+    return storable(json.dumps(value, ensure_ascii=False))
 
 
 def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
@@ -114,7 +123,7 @@ def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
         for pragma in (
             f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
             "journal_mode = WAL",
-            "synchronous = NORMAL",
+            "synchronous = FULL",
             f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",
         ):
             connection.execute(f"PRAGMA {pragma}")

@@ -56,22 +56,28 @@ class Services:
     catalog: ModelCatalog
     check_file: FileCheck
     make_recipe: RecipeMaker
-    unpublish: Unpublish
     runner: JobRunner | None
+    unpublisher: Unpublish
     runner_started: bool = False
 
     def enqueue(self, job_id: str) -> None:
         """Hand a stored job to the runner. One that it cannot take waits for the next start, which takes all."""
-        self._tell_runner("enqueue", job_id)
+        if self.runner is not None:
+            _attempt("enqueue", self.runner.enqueue, job_id)
 
     def cancel(self, job_id: str) -> None:
         """Tell the runner of a cancelled job; its row has the last word."""
-        self._tell_runner("cancel", job_id)
+        if self.runner is not None:
+            _attempt("cancel", self.runner.cancel, job_id)
 
-    def _tell_runner(self, what: str, job_id: str) -> None:
-        if self.runner is None:
-            return
-        try:
-            getattr(self.runner, what)(job_id)
-        except Exception:
-            log.exception("the runner failed", action=what, job_id=job_id)
+    def unpublish(self, name: str, base_model: str) -> None:
+        """Take a deleted model out of serving; without its row nobody reaches it any more."""
+        _attempt("unpublish", self.unpublisher, name, base_model)
+
+
+def _attempt(action: str, call: Callable[..., None], *arguments: str) -> None:
+    """Call what lies outside the database. The row is committed: a failure is logged, and no longer the client's."""
+    try:
+        call(*arguments)
+    except Exception:
+        log.exception("failed after commit", action=action, arguments=arguments)

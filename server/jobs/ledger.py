@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from server.clock import now
-from server.database import Database
+from server.database import Database, storable
 from server.ids import CHECKPOINT, EVENT, MODEL, new_id
 from server.jobs.status import ACTIVE
 from server.jobs.tables import Checkpoint, Event, Job
@@ -121,7 +121,7 @@ class JobLedger:
                     job_id=job_id,
                     created_at=now() if created_at is None else created_at,
                     level=level,
-                    message=message,
+                    message=storable(message),
                     type=type,
                     data=data,
                     source_line=source_line,

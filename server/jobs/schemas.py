@@ -65,7 +65,7 @@ class JobError(BaseModel):
 
     code: str
     message: str
-    param: str | None
+    param: str | None = None
 
 
 class JobObject(BaseModel):

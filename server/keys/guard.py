@@ -11,7 +11,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json
 
 
 class KeyGuard:
-    """ASGI middleware: sets `request.state.principal`, or answers 401."""
+    """ASGI middleware: sets `request.state.principal`, or answers 401 (and 400 to a URL no database can take)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -23,6 +23,7 @@ class KeyGuard:
             return
         try:
             principal = await self._principal(scope)
+            _refuse_nul(scope)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
             return
@@ -40,6 +41,11 @@ class KeyGuard:
                 "The API key is not valid: expected one that this service made, such as its first key."
             )
         return principal
+
+
+def _refuse_nul(scope: Scope) -> None:
+    if b"%00" in scope["raw_path"] + scope["query_string"]:
+        raise ApiError(400, "The URL holds a NUL character, which is part of no name here.")
 
 
 def _refused(message: str) -> ApiError:

@@ -28,6 +28,8 @@ def http(service: Running, key: str) -> Any:
         ("GET", "/v1/files?limit=x", 400, "limit"),
         ("GET", "/v1/fine_tuning/jobs?limit=1001", 400, "1000"),
         ("GET", "/v1/files?order=up", 400, "order"),
+        ("GET", "/v1/files/a%00b", 400, "NUL"),
+        ("GET", "/v1/files?purpose=%00", 400, "NUL"),
     ],
 )
 def test_every_error_is_an_envelope(

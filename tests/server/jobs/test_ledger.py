@@ -129,6 +129,14 @@ def test_a_line_of_the_run_is_stored_once(database: Database, ledger: JobLedger,
         ledger.add_event("ftjob-unknown", level="info", message="?")
 
 
+def test_an_event_is_stored_whatever_a_training_log_holds(
+    database: Database, ledger: JobLedger, job_id: str
+) -> None:
+    ledger.add_event(job_id, level="error", message="a\x00b\ud800é", data={"é": "\x00\udfff"})
+    event = rows(database, Event)[0]
+    assert (event.message, event.data) == ("ab?é", {"é": "\x00?"})
+
+
 def test_a_checkpoint_is_added_once_and_completed(database: Database, ledger: JobLedger, job_id: str) -> None:
     at_once(
         lambda _: ledger.add_checkpoint(
