@@ -41,7 +41,8 @@ def available(models_dir: Path) -> list[str]:
     """Names of the base models in `models_dir`, sorted."""
     if not models_dir.is_dir():
         return []
-    return sorted(path.parent.name for path in models_dir.glob("*/config.json"))
+    names = (path.parent.name for path in models_dir.glob("*/config.json"))
+    return sorted(name for name in names if NAME_PATTERN.fullmatch(name))  # not one that is being imported
 
 
 def import_model(

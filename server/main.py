@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -39,7 +40,7 @@ def build_app(settings: Settings) -> FastAPI:
     serve_requests = app.router.lifespan_context
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[object]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         await asyncio.to_thread(engines.cleanup_leftovers)
         app.state.chat = ChatGateway(engines)
         async with serve_requests(app) as state:
@@ -61,7 +62,7 @@ def serve(settings: Settings) -> None:
     settings.root.mkdir(parents=True, exist_ok=True)
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
-    print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)  # noqa: T201
+    print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)
     config = uvicorn.Config(build_app(settings), log_config=None, timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run(sockets=[listener])

@@ -20,7 +20,9 @@ class EngineSettings(BaseModel):
     kv_cache_gib: int = Field(1, ge=1, description="KV cache without CUDA, GiB")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     start_timeout_seconds: float = Field(600.0, gt=0)
-    extra_args: list[str] = Field(default_factory=list, description="appended to vLLM's command line as they are")
+    extra_args: list[str] = Field(
+        default_factory=list, description="appended to vLLM's command line as they are"
+    )
 
 
 class Settings(BaseSettings):
@@ -28,7 +30,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ALIGNKIT_", env_nested_delimiter="__", extra="forbid")
 
-    home: Path = Field(Path("~/.alignkit"), description="database, files, jobs, models and adapters live here")
+    home: Path = Field(
+        Path("~/.alignkit"), description="database, files, jobs, models and adapters live here"
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite under home by default")

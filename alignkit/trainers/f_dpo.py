@@ -123,7 +123,8 @@ class FDPOTrainer(DPOTrainer):
         if self.precompute_ref_logps:
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         reference = self.model if self.ref_model is None else self.ref_model
-        if self._mode == "train" or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        shared = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self._mode == "train" or shared or self.args.sync_ref_model:
             chosen, rejected = self.compute_ref_log_probs(reference, inputs)
             return chosen, rejected
         # Held-out batches come again at every evaluation. Not where the forward is a collective: a rank that finds

@@ -29,7 +29,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """peft's named initialisations that leave the base weights alone; after the others the base is not the served one."""
 UNLOAD_SECONDS = 10.0
-MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,199}")
+MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,249}")
 """One path component in every case."""
 
 _UNSUPPORTED = {

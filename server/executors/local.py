@@ -1,4 +1,4 @@
-"""Training as a process of this machine: `accelerate launch`, in a session of its own, found again after a restart."""
+"""Training as a process of this machine, in a session of its own, found again after a restart."""
 
 import sys
 from pathlib import Path

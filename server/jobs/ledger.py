@@ -86,11 +86,25 @@ class JobLedger:
         with self._database.reading() as session:
             return list(session.scalars(select(Job.id).where(Job.status.in_(ACTIVE)).order_by(Job.seq)))
 
-    def transition(self, job_id: str, to: str, *, only_from: Iterable[str], **fields: Any) -> bool:
-        """Set the status and `fields` if the status is one of `only_from`; whether it was."""
+    def transition(
+        self,
+        job_id: str,
+        to: str,
+        *,
+        only_from: Iterable[str],
+        events: Iterable[tuple[str, str]] = (),
+        **fields: Any,
+    ) -> bool:
+        """Set the status and `fields` if the status is one of `only_from`; whether it was.
+
+        `events`, (level, message), are added in the same transaction, so that neither is ever without the other.
+        """
         change = update(Job).where(Job.id == job_id, Job.status.in_(tuple(only_from)))
         with self._database.writing() as session:
             done = session.execute(change.values(status=to, **_known(fields)).returning(Job.id)).all()
+            if done:
+                job = _locked(session, job_id)
+                session.add_all(_event(job, level, message) for level, message in events)
         return bool(done)
 
     def set_fields(self, job_id: str, **fields: Any) -> None:
@@ -114,19 +128,11 @@ class JobLedger:
             job = _locked(session, job_id)
             if source_line is not None and _exists(session, Event, job_id, Event.source_line == source_line):
                 return
-            session.add(
-                Event(
-                    id=new_id(EVENT),
-                    project_id=job.project_id,
-                    job_id=job_id,
-                    created_at=now() if created_at is None else created_at,
-                    level=level,
-                    message=storable(message),
-                    type=type,
-                    data=data,
-                    source_line=source_line,
-                )
-            )
+            event = _event(job, level, message)
+            event.type, event.data, event.source_line = type, data, source_line
+            if created_at is not None:
+                event.created_at = created_at
+            session.add(event)
 
     def source_lines(self, job_id: str) -> int:
         """How many lines of the run's own record are stored."""
@@ -195,6 +201,18 @@ def _locked(session: Session, job_id: str) -> Job:
     if job is None:
         raise LookupError(f"no job {job_id}")
     return job
+
+
+def _event(job: Job, level: str, message: str) -> Event:
+    return Event(
+        id=new_id(EVENT),
+        project_id=job.project_id,
+        job_id=job.id,
+        created_at=now(),
+        level=level,
+        message=storable(message),
+        type="message",
+    )
 
 
 def _exists(session: Session, table: type[Event | FineTunedModel], job_id: str, condition: Any) -> bool:

@@ -103,7 +103,10 @@ class DBOSRunner:
         DBOS(config=config)
         DBOS.launch()
         DBOS.register_queue(
-            QUEUE, global_concurrency=settings.training_slots, polling_interval_sec=0.2, on_conflict="always_update"
+            QUEUE,
+            global_concurrency=settings.training_slots,
+            polling_interval_sec=0.2,
+            on_conflict="always_update",
         )
         for job_id in self._services.ledger.active_jobs():
             self.enqueue(job_id)
@@ -135,7 +138,7 @@ def fine_tune(job_id: str) -> None:
         finish(job_id)
     except JobFailedError as error:
         fail(job_id, error.code, str(error))
-    except Exception as error:  # noqa: BLE001 - a job must never stay running without anyone working on it
+    except Exception as error:
         log.exception("job crashed", job_id=job_id)
         fail(job_id, "internal_error", f"The server failed while working on the job: {type(error).__name__}")
 
@@ -150,15 +153,21 @@ def launch(job_id: str) -> bool:
     """Write the recipe and start training; False if the job was cancelled while it waited."""
     services = _use()
     job = services.ledger.get(job_id)
-    if not services.ledger.transition(
-        job_id, "running", only_from=("validating_files", "queued", "running"), started_at=int(time.time())
-    ):
+    services.ledger.transition(
+        job_id,
+        "running",
+        only_from=("validating_files", "queued"),
+        events=[("info", "Fine-tuning job started")],
+        started_at=int(time.time()),
+    )
+    if services.ledger.get(job_id).status != "running":
         return False
     folder = folder_of(job_id)
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.recipe.write_text(yaml.safe_dump(job.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    folder.recipe.write_text(
+        yaml.safe_dump(job.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
     services.executor.start(folder.path)
-    services.ledger.add_event(job_id, level="info", message="Fine-tuning job started")
     return True
 
 
@@ -229,7 +238,9 @@ def prove(job_id: str) -> None:
     """Let the engine show that it answers as the trained adapter."""
     services, folder = _use(), folder_of(job_id)
     job = services.ledger.get(job_id)
-    services.ledger.add_event(job_id, level="info", message="Checking that the served model answers as trained")
+    services.ledger.add_event(
+        job_id, level="info", message="Checking that the served model answers as trained"
+    )
     try:
         endpoint = services.engines.endpoint(job.base_model)
         report = check(
@@ -244,7 +255,9 @@ def prove(job_id: str) -> None:
             raise _Detached from error
         raise JobFailedError(error.code, f"The model was trained but cannot be served: {error}") from error
     except CanaryError as error:
-        raise JobFailedError("canary_failed", f"The model was trained but is not served as trained: {error}") from error
+        raise JobFailedError(
+            "canary_failed", f"The model was trained but is not served as trained: {error}"
+        ) from error
     level = "info" if report.conclusive else "warn"
     services.ledger.add_event(job_id, level=level, message=str(report), data={"canary": report.to_dict()})
 
@@ -260,31 +273,30 @@ def finish(job_id: str) -> None:
     services = _use()
     result = folder_of(job_id).read_result() or {}
     name = name_of(services.ledger.get(job_id))
-    done = services.ledger.transition(
+    services.ledger.transition(
         job_id,
         "succeeded",
         only_from=("running",),
+        events=[
+            ("info", f"New fine-tuned model created: {name}"),
+            ("info", "The job has successfully completed"),
+        ],
         fine_tuned_model=name,
         trained_tokens=result.get("trained_tokens"),
         finished_at=int(time.time()),
         estimated_finish=None,
     )
-    if done:
-        services.ledger.add_event(job_id, level="info", message=f"New fine-tuned model created: {name}")
-        services.ledger.add_event(job_id, level="info", message="The job has successfully completed")
 
 
 @DBOS.step(name="fail")
 def fail(job_id: str, code: str, message: str) -> None:
     """Close a job that cannot go on; a cancelled one stays cancelled."""
-    services = _use()
-    failed = services.ledger.transition(
+    _use().ledger.transition(
         job_id,
         "failed",
         only_from=("validating_files", "queued", "running"),
+        events=[("error", message)],
         error={"code": code, "message": message, "param": None},
         finished_at=int(time.time()),
         estimated_finish=None,
     )
-    if failed:
-        services.ledger.add_event(job_id, level="error", message=message, data={"code": code})

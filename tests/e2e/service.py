@@ -77,7 +77,11 @@ class Service:
             client.files.create(file=self.home / name, purpose="fine-tune").id
             for name in ("train.jsonl", "validation.jsonl")
         ]
-        options = {"divergence": "js_divergence", "learning_rate_multiplier": 50, "batch_size": 4} | hyperparameters
+        options = {
+            "divergence": "js_divergence",
+            "learning_rate_multiplier": 50,
+            "batch_size": 4,
+        } | hyperparameters
         return client.fine_tuning.jobs.create(
             model="tiny",
             training_file=files[0],

@@ -1,7 +1,6 @@
 """The main job for real: OpenAI's client, HTTP, the trainer as a subprocess, vLLM with the adapter."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -41,7 +40,10 @@ def tuned(service: Service) -> str:
 
 def ask(service: Service, model: str) -> str:
     completion = service.client.chat.completions.create(
-        model=model, messages=QUESTION, max_tokens=12, temperature=0  # type: ignore[arg-type]
+        model=model,
+        messages=QUESTION,
+        max_tokens=12,
+        temperature=0,  # type: ignore[arg-type]
     )
     return completion.choices[0].message.content or ""
 
@@ -55,7 +57,11 @@ def test_the_tuned_model_answers_differently_and_the_base_as_before(service: Ser
 
 def test_a_stream_brings_the_same_text(service: Service, tuned: str) -> None:
     stream = service.client.chat.completions.create(
-        model=tuned, messages=QUESTION, max_tokens=12, temperature=0, stream=True  # type: ignore[arg-type]
+        model=tuned,
+        messages=QUESTION,
+        max_tokens=12,
+        temperature=0,
+        stream=True,  # type: ignore[arg-type]
     )
     chunks = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert len(chunks) > 2
@@ -83,7 +89,12 @@ def test_the_served_preference_is_the_trained_one(service: Service, tuned: str) 
         return float(sum(next(iter(token.values()))["logprob"] for token in tokens))
 
     chosen, rejected = ("preferred_output", "non_preferred_output")
-    margin = logprob(tuned, chosen) - logprob("tiny", chosen) - logprob(tuned, rejected) + logprob("tiny", rejected)
+    margin = (
+        logprob(tuned, chosen)
+        - logprob("tiny", chosen)
+        - logprob(tuned, rejected)
+        + logprob("tiny", rejected)
+    )
     assert margin > 1
 
 
@@ -102,8 +113,16 @@ def test_every_checkpoint_is_listed_and_answers(service: Service, tuned: str) ->
 def test_events_tell_the_way(service: Service, tuned: str) -> None:
     job_id = service.client.fine_tuning.jobs.list(limit=20).data[-1].id
     messages = service.messages(job_id)
-    order = ["Created fine-tuning job", "Fine-tuning job started", "Training started", "Step 4/4", "New fine-tuned model"]
-    positions = [next(i for i, message in enumerate(messages) if message.startswith(start)) for start in order]
+    order = [
+        "Created fine-tuning job",
+        "Fine-tuning job started",
+        "Training started",
+        "Step 4/4",
+        "New fine-tuned model",
+    ]
+    positions = [
+        next(i for i, message in enumerate(messages) if message.startswith(start)) for start in order
+    ]
     assert positions == sorted(positions)
     assert messages[-1] == "The job has successfully completed"
 
@@ -119,7 +138,9 @@ def test_a_deleted_model_is_gone(service: Service, tuned: str) -> None:
 def test_the_recipe_in_the_folder_repeats_the_run(service: Service, tuned: str) -> None:
     job_id = service.client.fine_tuning.jobs.list(limit=20).data[-1].id
     folder = service.home / "jobs" / job_id
-    assert {"recipe.yaml", "train.log", "events.jsonl", "adapter", "result.json"} <= set(os.listdir(folder))
+    assert {"recipe.yaml", "train.log", "events.jsonl", "adapter", "result.json"} <= {
+        path.name for path in folder.iterdir()
+    }
 
 
 def test_cancelling_ends_the_process(service: Service, tuned: str) -> None:
@@ -164,7 +185,7 @@ def test_a_killed_server_is_followed_by_one_that_finds_the_job(service: Service,
     done = service.finish(job.id)
     assert done.status == "succeeded", done.error
     steps = [m for m in _all_messages(service, job.id) if m.startswith("Step ") and "training loss" in m]
-    assert len(steps) == len(set(m.split(":")[0] for m in steps)) == 300
+    assert len(steps) == len({m.split(":")[0] for m in steps}) == 300
     assert ask(service, done.fine_tuned_model)
 
 

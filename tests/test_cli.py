@@ -1,0 +1,102 @@
+"""The `alignkit` command as a user types it: exit status, output, and one readable line for every error."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.preference import write_pairs
+from tests.tiny import build_tiny_model
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    build_tiny_model(home / "models" / "tiny")
+    write_pairs(home / "pairs.jsonl", 8)
+    write_pairs(home / "held-out.jsonl", 4, start=6)
+    return home
+
+
+def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("ALIGNKIT_")},
+        "ALIGNKIT_HOME": str(home),
+        "ALIGNKIT_BASE_URL": "http://127.0.0.1:9/v1",
+        "COLUMNS": "160",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "alignkit", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+
+
+def test_data_check_counts_tokens_and_overlap(home: Path) -> None:
+    arguments = ("data", "check", str(home / "pairs.jsonl"), "--model", "tiny", "--max-length", "64")
+    done = run(home, *arguments, "--validation", str(home / "held-out.jsonl"))
+    assert done.returncode == 0, done.stderr
+    assert "pairs.jsonl: 8 rows, all valid" in done.stdout
+    assert "cut at 64 tokens: 8 rows (100.0%)" in done.stdout
+    assert "rows the validation file has too: 2" in done.stdout
+
+
+def test_data_check_names_bad_lines_and_exits_with_one(home: Path) -> None:
+    bad = home / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "chosen": "b"}\n')
+    done = run(home, "data", "check", str(bad))
+    assert done.returncode == 1
+    assert "line 1, /rejected: expected the key of a row in TRL's form" in done.stdout
+
+
+def test_data_preview_shows_what_carries_loss(home: Path) -> None:
+    done = run(home, "data", "preview", str(home / "pairs.jsonl"), "--model", "tiny", "--rows", "1")
+    assert done.returncode == 0, done.stderr
+    assert "It is 0." in done.stdout
+    assert "with loss" in done.stdout
+
+
+def test_train_refuses_a_bad_recipe_before_it_starts(home: Path) -> None:
+    recipe = home / "recipe.yaml"
+    recipe.write_text("method: {type: f_dpo, beta: -1}\n")
+    done = run(home, "train", str(recipe))
+    assert done.returncode == 1
+    assert "error: model: is required" in done.stderr
+    assert "method.beta: expected greater than 0, found -1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("models", "import", "nobody/nothing-at-all"), "is no packaged model"),
+        (("data", "check", "pairs.jsonl", "--method", "ppo"), "unknown method 'ppo'"),
+        (("data", "preview", "pairs.jsonl", "--model", "other"), "no model 'other'"),
+        (("jobs", "list"), "no API key"),
+    ],
+)
+def test_errors_are_one_line(home: Path, arguments: tuple[str, ...], words: str) -> None:
+    resolved = [str(home / part) if part == "pairs.jsonl" else part for part in arguments]
+    done = run(home, *resolved)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in run(home, "--debug", *resolved).stderr
+
+
+def test_a_service_that_does_not_answer(home: Path) -> None:
+    (home / "first-key").write_text("sk-x")
+    done = run(home, "jobs", "list")
+    (home / "first-key").unlink()
+    assert done.returncode == 1
+    assert "the service does not answer: start it with `alignkit serve`" in done.stderr
+
+
+def test_divergences_and_models_are_listed(home: Path) -> None:
+    assert "squared_hellinger" in run(home, "divergences").stdout
+    assert run(home, "models", "list").stdout.split() == ["tiny"]

