@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+
 from alignkit import hardware
 from server.engines.errors import EngineError
 from server.settings import Settings
@@ -61,12 +63,30 @@ def vllm_command(settings: Settings, base_model: str, port: int) -> EngineComman
     }
     if gpu:
         arguments["--gpu-memory-utilization"] = str(engine.gpu_memory_utilization)
-    flags = ["--enable-lora", *([] if gpu else ["--enforce-eager"]), *engine.extra_args]
+    # Without a GPU, vLLM 0.32 wraps the head for LoRA too, and that wrapper dies on prompt log-probs as soon as two
+    # requests share a batch: one client could take the engine from all. No adapter we publish has a head.
+    plain = ["--enforce-eager", "--lora-target-modules", *adaptable_modules(settings.models_dir / base_model)]
+    flags = ["--enable-lora", *([] if gpu else plain), *engine.extra_args]
     options = [part for pair in arguments.items() for part in pair]
     return EngineCommand(
         arguments=[sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *flags],
         cwd=settings.models_dir,
         environment=_environment(settings, base_model, gpu=gpu),
+    )
+
+
+def adaptable_modules(model: Path) -> list[str]:
+    """Names of the matrices that an adapter may change: all but embeddings and head, from the weights' headers."""
+    names = set()
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as weights:
+            names |= {
+                key.split(".")[-2]
+                for key in weights.keys()  # noqa: SIM118 - not a dict
+                if key.endswith(".weight") and len(weights.get_slice(key).get_shape()) == 2
+            }
+    return sorted(
+        name for name in names if "embed" not in name and name not in {"lm_head", "wte", "wpe", "score"}
     )
 
 

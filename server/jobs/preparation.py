@@ -67,6 +67,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         raise ApiError(
             400, str(error), param=error.issues[0].path or "method", code="invalid_hyperparameters"
         ) from error
+    _require_servable(spec.recipe, method, services)
     return PreparedJob(
         id=job_id,
         request=request,
@@ -76,6 +77,19 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         recipe=spec.recipe.model_dump(mode="json"),
         notices=_notices(training, validation),
     )
+
+
+def _require_servable(recipe: Any, method: str, services: Services) -> None:
+    """Refuse what would train for hours and then not be served."""
+    most = services.settings.engine.max_lora_rank
+    if recipe.lora.r > most:
+        param = f"method.{method}.hyperparameters.lora_rank"
+        raise ApiError(
+            400,
+            f"{param}: expected at most {most}, the rank that this server serves, found {recipe.lora.r}.",
+            param=param,
+            code="invalid_hyperparameters",
+        )
 
 
 def _no_model(name: str, bases: list[str]) -> ApiError:
