@@ -88,9 +88,9 @@ def main(client: OpenAI, on_job: Callable[[str], None] = lambda _: None, held_ou
     console.print(f"Job {job.id} aligns {BASE_MODEL} with f-DPO under the Jensen-Shannon divergence.")
     tuned_model = follow(client, job.id)
     pairs = read_pairs(HERE / "validation.jsonl")[:held_out]
-    with console.status("Asking both models the held-out questions …"):
-        base = judge(client, BASE_MODEL, pairs)
-        tuned = judge(client, tuned_model, pairs)
+    console.print(f"Asking both models the {len(pairs)} held-out questions …")
+    base = judge(client, BASE_MODEL, pairs)
+    tuned = judge(client, tuned_model, pairs)
     show_answers(client, tuned_model, pairs, base, tuned)
     show_figures(base, tuned, len(pairs))
     require_sound(base, tuned)

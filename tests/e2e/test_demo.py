@@ -1,0 +1,83 @@
+"""The demo on a tiny model: it cannot learn the behaviour, so the demo must say so; and Ctrl-C ends everything."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.tiny import build_tiny_model
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+SCRIPT = Path(__file__).parents[2] / "recipes" / "demo" / "run.py"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    build_tiny_model(tmp_path / "models" / "smollm2-135m-instruct")
+    return tmp_path
+
+
+@pytest.fixture
+def demo(home: Path) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "ALIGNKIT_DEMO_HOME": str(home), "COLUMNS": "200"},
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def read_until(process: "subprocess.Popen[str]", words: str) -> str:
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if words in line:
+            return text
+    raise AssertionError(f"{words!r} never came:\n{text}")
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
+
+
+def test_a_model_that_did_not_learn_fails_the_demo(demo: "subprocess.Popen[str]") -> None:
+    text = read_until(demo, "Asking both models")
+    started = family(demo)
+    assert len(started) >= 2  # the service and vLLM
+    rest, _ = demo.communicate(timeout=300)
+    assert demo.returncode == 1, text + rest
+    assert "error: The tuned model" in rest
+    assert "Traceback" not in rest
+    assert "on 60 held-out questions" in rest
+    assert_gone(started)
+
+
+def test_ctrl_c_ends_everything(demo: "subprocess.Popen[str]") -> None:
+    read_until(demo, "Fine-tuning job started")
+    deadline = time.monotonic() + 60
+    while not any("alignkit.train" in " ".join(process.cmdline()) for process in family(demo)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started = family(demo)
+    demo.send_signal(signal.SIGINT)
+    rest, _ = demo.communicate(timeout=90)
+    assert demo.returncode == 130, rest
+    assert "Stopped." in rest
+    assert "Traceback" not in rest
+    assert_gone(started)

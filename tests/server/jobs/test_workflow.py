@@ -1,0 +1,198 @@
+"""The workflow's steps where the real way cannot be made to fail on demand: what becomes of the job."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit.run_folder import RunFolder
+from server.database import Database
+from server.engines.errors import CanaryError, EngineError
+from server.jobs import workflow
+from server.jobs.ledger import JobLedger
+from server.jobs.reader import EventReader
+from server.jobs.repository import EventRepository
+from server.jobs.workflow import JobFailedError, JobServices
+from server.keys.service import issue_key
+from server.migrate import migrate
+from server.pagination import PageQuery
+from server.settings import Settings
+from tests.server.jobs.test_ledger import store_job
+
+
+class FakeExecutor:
+    """A run that is over at once, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.started: list[Path] = []
+        self.stopped: list[Path] = []
+        self.alive = False
+
+    def start(self, folder: Path) -> None:
+        self.started.append(folder)
+
+    def running(self, folder: Path) -> bool:
+        return self.alive
+
+    def stop(self, folder: Path) -> None:
+        self.stopped.append(folder)
+        self.alive = False
+
+
+class FakeEngines:
+    """An engine that cannot be had."""
+
+    def endpoint(self, base_model: str) -> str:
+        raise EngineError("engine_unavailable", "vLLM is not installed")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[JobLedger]:
+    url = f"sqlite:///{tmp_path / 'test.sqlite'}"
+    migrate(url)
+    database = Database(url)
+    with database.writing() as session:
+        issue_key(session, "mine")
+    yield JobLedger(database)
+    database.close()
+
+
+@pytest.fixture
+def job_id(ledger: JobLedger) -> str:
+    with ledger._database.writing() as session:
+        return store_job(session)
+
+
+@pytest.fixture
+def services(tmp_path: Path, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch) -> JobServices:
+    services = JobServices(Settings(home=tmp_path), ledger, FakeExecutor(), FakeEngines(), threading.Event())  # type: ignore[arg-type]
+    monkeypatch.setattr(workflow, "_services", services)
+    return services
+
+
+@pytest.fixture
+def folder(services: JobServices, job_id: str) -> RunFolder:
+    folder = workflow.folder_of(job_id)
+    folder.path.mkdir(parents=True)
+    return folder
+
+
+def messages(ledger: JobLedger, job_id: str) -> list[str]:
+    project = ledger.get(job_id).project_id
+    with ledger._database.reading() as session:
+        page = EventRepository(session, project).list(job_id, PageQuery(after=None, limit=100))
+    return [event.message for event in page.items][::-1]
+
+
+def test_launching_twice_starts_and_tells_once(services: JobServices, ledger: JobLedger, job_id: str) -> None:
+    ledger.transition(job_id, "queued", only_from=("queued", "running", "validating_files"))
+    assert workflow.launch(job_id)
+    assert workflow.launch(job_id)
+    assert messages(ledger, job_id).count("Fine-tuning job started") == 1
+    assert workflow.folder_of(job_id).recipe.is_file()
+
+
+def test_a_job_cancelled_in_the_queue_never_starts(
+    services: JobServices, ledger: JobLedger, job_id: str
+) -> None:
+    ledger.transition(job_id, "cancelled", only_from=("queued", "running", "validating_files"))
+    assert not workflow.launch(job_id)
+    assert services.executor.started == []  # type: ignore[attr-defined]
+
+
+def test_a_death_without_a_result_brings_the_log_without_paths(
+    services: JobServices, job_id: str, folder: RunFolder
+) -> None:
+    folder.log.write_text(f"Step 1\nKilled while writing {folder.path}/adapter\n")
+    with pytest.raises(JobFailedError) as caught:
+        workflow.watch(job_id)
+    assert caught.value.code == "training_died"
+    assert "Killed while writing …/adapter" in str(caught.value)
+    assert str(services.settings.root) not in str(caught.value)
+
+
+def test_a_reported_failure_keeps_its_code(services: JobServices, job_id: str, folder: RunFolder) -> None:
+    folder.result.write_text(
+        '{"status": "failed", "error": {"code": "disk_full", "message": "The disk is full"}}'
+    )
+    with pytest.raises(JobFailedError, match="The disk is full") as caught:
+        workflow.watch(job_id)
+    assert caught.value.code == "disk_full"
+
+
+def test_a_stopping_server_lets_go_without_an_outcome(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    services.executor.alive = True  # type: ignore[attr-defined]
+    services.stopping.set()
+    with pytest.raises(workflow._Detached):
+        workflow.watch(job_id)
+    assert not isinstance(workflow._Detached(), Exception)
+    assert services.executor.stopped == []  # type: ignore[attr-defined]
+
+
+def test_a_cancelled_run_is_stopped(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    services.executor.alive = True  # type: ignore[attr-defined]
+    ledger.transition(job_id, "cancelled", only_from=("queued", "running", "validating_files"))
+    with pytest.raises(JobFailedError) as caught:
+        workflow.watch(job_id)
+    workflow.fail(job_id, caught.value.code, str(caught.value))
+    assert services.executor.stopped == [folder.path]  # type: ignore[attr-defined]
+    assert ledger.get(job_id).status == "cancelled"
+
+
+def test_without_vllm_the_job_fails_and_says_what_to_do(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    folder.canary.write_text("{}")
+    with pytest.raises(JobFailedError, match="trained but cannot be served: vLLM is not installed") as caught:
+        workflow.prove(job_id)
+    assert caught.value.code == "engine_unavailable"
+    ledger.transition(job_id, "running", only_from=("queued",))
+    workflow.fail(job_id, caught.value.code, str(caught.value))
+    assert ledger.get(job_id).status == "failed"
+    assert messages(ledger, job_id)[-1] == str(caught.value)
+
+
+def test_an_engine_that_answers_as_the_base_fails_the_job(
+    services: JobServices, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CanaryError("vLLM answers as the base model")
+
+    folder.canary.write_text("{}")
+    monkeypatch.setattr(FakeEngines, "endpoint", lambda *_: "http://127.0.0.1:9")
+    monkeypatch.setattr(workflow, "check", refuse)
+    with pytest.raises(JobFailedError, match="answers as the base model") as caught:
+        workflow.prove(job_id)
+    assert caught.value.code == "canary_failed"
+
+
+def test_events_are_read_once_and_whole(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    reader = EventReader(ledger, job_id, folder)
+    reader.read()
+    folder.emit("one")
+    half = json.dumps({"created_at": 1, "level": "info", "type": "message", "message": "two", "data": {}})
+    with folder.events.open("a") as file:
+        file.write(half[:20])
+    reader.read()
+    assert messages(ledger, job_id) == ["one"]
+    with folder.events.open("a") as file:
+        file.write(half[20:] + "\nnot json\n")
+    reader.read()
+    EventReader(ledger, job_id, folder).read()  # the next server
+    assert messages(ledger, job_id) == ["one", "two"]
+
+
+def test_errors_survive_being_stored() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(JobFailedError("code", "message")))
+    assert (error.code, str(error)) == ("code", "message")
