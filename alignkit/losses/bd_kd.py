@@ -1,0 +1,128 @@
+"""Entropy-gap balanced distillation, after BD-KD (arXiv 2212.12965).
+
+Known of the paper, from its abstract: student and teacher train jointly, the student's forward and reverse KL are
+weighted by the gap of the entropies, the teacher's regulariser is the reverse KL. Our reading: both gates, their
+direction and constants, the square of the temperature, and that each side sees the other without gradient.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alignkit.divergences import widen
+from alignkit.losses import checks
+from alignkit.losses.types import BalancedLoss
+
+Gate = Literal["hard", "soft"]
+
+
+def bd_kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    gate: Gate = "hard",
+    nu: float = 2.0,
+    kappa: float = 1.0,
+    tempered_entropy: bool = True,
+) -> BalancedLoss:
+    """The distillation terms of both sides, a row each; p = softmax(t / tau), q = softmax(s / tau), sg = no gradient.
+
+        student = tau^2 [ w_F KL(sg p || q) + w_R KL(q || sg p) ]
+        teacher = tau^2 KL(sg q || p)
+
+    Logits [N, V] each, any float dtype, computed in float32 (float64 stays); finite logits of any size, and -inf
+    in columns that are -inf on both sides (padded vocabulary). A column that is -inf on one side only makes a KL
+    infinite, as it is. Cross-entropy with the labels is the caller's to add. For `gate`, `nu` and `kappa` see
+    `balance`; `tempered_entropy=False` takes the entropies at temperature 1. Raises ValueError for shapes that
+    differ and options out of range.
+    """
+    checks.positive("temperature", temperature)
+    checks.paired_logits(student_logits, teacher_logits)
+    student, teacher = widen(student_logits), widen(teacher_logits)
+    log_q = torch.log_softmax(student / temperature, dim=-1)
+    log_p = torch.log_softmax(teacher / temperature, dim=-1)
+    at_one = (
+        (log_q, log_p) if tempered_entropy else (student.log_softmax(dim=-1), teacher.log_softmax(dim=-1))
+    )
+    return balance(
+        _kl(log_p.detach(), log_q),
+        _kl(log_q, log_p.detach()),
+        _entropy(at_one[0]),
+        _entropy(at_one[1]),
+        teacher_kl=_kl(log_q.detach(), log_p) if log_p.requires_grad else None,
+        temperature=temperature,
+        gate=gate,
+        nu=nu,
+        kappa=kappa,
+    )
+
+
+def balance(
+    forward_kl: Tensor,
+    reverse_kl: Tensor,
+    student_entropy: Tensor,
+    teacher_entropy: Tensor,
+    *,
+    teacher_kl: Tensor | None = None,
+    temperature: float = 1.0,
+    gate: Gate = "hard",
+    nu: float = 2.0,
+    kappa: float = 1.0,
+) -> BalancedLoss:
+    """`bd_kd_loss` from divergences already computed, [N] each in nats of the tempered distributions.
+
+    `forward_kl` = KL(p || q) and `reverse_kl` = KL(q || p) must carry gradient to the student only; `teacher_kl`
+    is KL(q || p) with gradient to the teacher only, None where the teacher is frozen. With d = H(p) - H(q):
+
+        hard: (w_F, w_R) = (nu, 1) where d > 0, else (1, nu);  nu >= 1, and 1 is the plain sum
+        soft: w_F = sigma(kappa d), w_R = 1 - w_F;             kappa >= 0, and 0 is half the sum
+
+    so that a student more certain than its teacher is pulled more by the forward KL, which spreads it, and a less
+    certain one by the reverse KL, which gathers it. The weights carry no gradient. Raises ValueError for options
+    out of range.
+    """
+    checks.positive("temperature", temperature)
+    checks.at_least("nu", nu, 1)
+    checks.at_least("kappa", kappa, 0)
+    if gate not in _GATES:
+        raise ValueError(f"gate must be one of {', '.join(_GATES)}, found {gate!r}")
+    student_entropy, teacher_entropy = student_entropy.detach(), teacher_entropy.detach()
+    forward_weight, reverse_weight = _GATES[gate](teacher_entropy - student_entropy, nu, kappa)
+    # Gradients of a tempered KL shrink with the square of the temperature.
+    scale = temperature**2
+    return BalancedLoss(
+        student=scale * (forward_weight * forward_kl + reverse_weight * reverse_kl),
+        teacher=scale * (reverse_kl.detach() if teacher_kl is None else teacher_kl),
+        forward_kl=forward_kl.detach(),
+        reverse_kl=reverse_kl.detach(),
+        student_entropy=student_entropy,
+        teacher_entropy=teacher_entropy,
+        forward_weight=forward_weight,
+    )
+
+
+def _hard(gap: Tensor, nu: float, _kappa: float) -> tuple[Tensor, Tensor]:
+    strong, weak = torch.full_like(gap, nu), torch.ones_like(gap)
+    return torch.where(gap > 0, strong, weak), torch.where(gap > 0, weak, strong)
+
+
+def _soft(gap: Tensor, _nu: float, kappa: float) -> tuple[Tensor, Tensor]:
+    return torch.sigmoid(kappa * gap), torch.sigmoid(-kappa * gap)
+
+
+_GATES: dict[str, Callable[[Tensor, float, float], tuple[Tensor, Tensor]]] = {"hard": _hard, "soft": _soft}
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) of each row, nats. Where a is 0 the term and its gradient are 0, also for -inf minus -inf."""
+    a = log_a.exp()
+    return (a * (log_a - log_b).masked_fill(a == 0, 0.0)).sum(dim=-1)
+
+
+def _entropy(log_a: Tensor) -> Tensor:
+    log_a = log_a.detach()
+    a = log_a.exp()
+    return -(a * log_a.masked_fill(a == 0, 0.0)).sum(dim=-1)
