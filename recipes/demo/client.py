@@ -35,6 +35,7 @@ HYPERPARAMETERS: dict[str, Any] = {
     "max_length": 256,
 }
 SEED = 7
+JUDGED = 30
 SHOWN = 6
 ANSWER = {"max_tokens": 80, "temperature": 0.0}
 TAUGHT = "In short:"
@@ -72,7 +73,7 @@ class Verdict:
     repetition: float
 
 
-def main(client: OpenAI, on_job: Callable[[str], None] = lambda _: None, held_out: int | None = None) -> None:
+def main(client: OpenAI, on_job: Callable[[str], None] = lambda _: None) -> None:
     """The whole way; raises DemoError if the job fails, or its model has collapsed or has not changed."""
     training = client.files.create(file=HERE / "train.jsonl", purpose="fine-tune")
     validation = client.files.create(file=HERE / "validation.jsonl", purpose="fine-tune")
@@ -87,8 +88,8 @@ def main(client: OpenAI, on_job: Callable[[str], None] = lambda _: None, held_ou
     on_job(job.id)
     console.print(f"Job {job.id} aligns {BASE_MODEL} with f-DPO under the Jensen-Shannon divergence.")
     tuned_model = follow(client, job.id)
-    pairs = read_pairs(HERE / "validation.jsonl")[:held_out]
-    console.print(f"Asking both models the {len(pairs)} held-out questions …")
+    pairs = read_pairs(HERE / "validation.jsonl")[:JUDGED]
+    console.print(f"Asking both models {len(pairs)} held-out questions, and scoring answers and pairs …")
     base = judge(client, BASE_MODEL, pairs)
     tuned = judge(client, tuned_model, pairs)
     show_answers(client, tuned_model, pairs, base, tuned)
@@ -167,10 +168,15 @@ def read_pairs(path: Path) -> list[Pair]:
 def judge(client: OpenAI, model: str, pairs: list[Pair]) -> Verdict:
     """Ask `model` every question, and score its answers and the pairs."""
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda pair: ask(client, model, pair), pairs))
-        preferred = list(pool.map(lambda pair: logprobs(client, model, pair, pair.preferred), pairs))
-        dispreferred = list(pool.map(lambda pair: logprobs(client, model, pair, pair.dispreferred), pairs))
-        own = list(pool.map(lambda pair, answer: logprobs(client, BASE_MODEL, pair, answer), pairs, answers))
+        asked = list(pool.map(lambda pair: ask(client, model, pair), pairs))
+        answers, lengths = [answer for answer, _ in asked], [length for _, length in asked]
+
+        def score(scorer: str, texts: list[str]) -> list[list[float]]:
+            return list(pool.map(lambda *item: logprobs(client, scorer, *item), pairs, texts, lengths))
+
+        preferred = score(model, [pair.preferred for pair in pairs])
+        dispreferred = score(model, [pair.dispreferred for pair in pairs])
+        own = score(BASE_MODEL, answers)
     right = [sum(good) > sum(bad) for good, bad in zip(preferred, dispreferred, strict=True)]
     return Verdict(
         answers=answers,
@@ -181,22 +187,20 @@ def judge(client: OpenAI, model: str, pairs: list[Pair]) -> Verdict:
     )
 
 
-def ask(client: OpenAI, model: str, pair: Pair) -> str:
-    """The model's greedy answer."""
+def ask(client: OpenAI, model: str, pair: Pair) -> tuple[str, int]:
+    """The model's greedy answer, and how many tokens the question took."""
     completion = client.chat.completions.create(model=model, messages=pair.messages, **ANSWER)  # type: ignore[call-overload]
-    return (completion.choices[0].message.content or "").strip()
+    return (completion.choices[0].message.content or "").strip(), completion.usage.prompt_tokens
 
 
-def logprobs(client: OpenAI, model: str, pair: Pair, answer: str) -> list[float]:
+def logprobs(client: OpenAI, model: str, pair: Pair, answer: str, start: int) -> list[float]:
     """Log-prob of every token of `answer` under `model`, by the server's own rendering of the conversation."""
-    question = client.chat.completions.create(model=model, messages=pair.messages, max_tokens=1)  # type: ignore[arg-type]
     whole = client.chat.completions.create(
         model=model,
         messages=[*pair.messages, {"role": "assistant", "content": answer or " "}],  # type: ignore[list-item]
         max_tokens=1,
         extra_body={"prompt_logprobs": 0, "add_generation_prompt": False},
     )
-    start = question.usage.prompt_tokens if question.usage else 0
     tokens: Iterable[dict[str, Any]] = (whole.model_extra or {})["prompt_logprobs"][start:]
     return [next(iter(token.values()))["logprob"] for token in tokens]
 

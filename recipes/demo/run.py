@@ -62,8 +62,12 @@ def service() -> Iterator[str]:
     address = HOME / "address"
     address.unlink(missing_ok=True)
     command = [sys.executable, "-m", "alignkit", "serve", "--port", "0", "--home", str(HOME)]
+    # vLLM computes every adapter at the largest rank it serves, and the demo's has the default 16.
+    environment = {**os.environ, "ALIGNKIT_ENGINE__MAX_LORA_RANK": "16"}
     with log.open("wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     try:
         yield wait_until_ready(server, address, log)
     finally:
