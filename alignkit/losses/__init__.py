@@ -3,15 +3,20 @@
 from alignkit.losses.bd_kd import balance, bd_kd_loss
 from alignkit.losses.d2o import D2OCoefficients, d2o_coefficients, d2o_loss
 from alignkit.losses.f_dpo import f_dpo_loss
-from alignkit.losses.types import BalancedLoss, PreferenceLoss
+from alignkit.losses.sinkd import SelfCosts, sinkd_loss, transport_loss
+from alignkit.losses.types import BalancedLoss, PreferenceLoss, SinkhornLoss
 
 __all__ = [
     "BalancedLoss",
     "D2OCoefficients",
     "PreferenceLoss",
+    "SelfCosts",
+    "SinkhornLoss",
     "balance",
     "bd_kd_loss",
     "d2o_coefficients",
     "d2o_loss",
     "f_dpo_loss",
+    "sinkd_loss",
+    "transport_loss",
 ]
