@@ -38,11 +38,11 @@ def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_data_check_counts_tokens_and_overlap(home: Path) -> None:
-    arguments = ("data", "check", str(home / "pairs.jsonl"), "--model", "tiny", "--max-length", "64")
+    arguments = ("data", "check", str(home / "pairs.jsonl"), "--model", "tiny", "--max-length", "32")
     done = run(home, *arguments, "--validation", str(home / "held-out.jsonl"))
     assert done.returncode == 0, done.stderr
     assert "pairs.jsonl: 8 rows, all valid" in done.stdout
-    assert "cut at 64 tokens: 8 rows (100.0%)" in done.stdout
+    assert "cut at 32 tokens: 8 rows (100.0%)" in done.stdout
     assert "rows the validation file has too: 2" in done.stdout
 
 
