@@ -134,7 +134,7 @@ def _place(settings: Settings, model_name: str, base_model: str) -> Path:
         raise AdapterError(f"{base_model!r} is not the name of a base model")
     if not MODEL_NAME_PATTERN.fullmatch(model_name):
         raise AdapterError(
-            f"model name {model_name!r}: expected 1 to 200 letters, digits, ':', '.', '_' or '-', the first not '.'"
+            f"model name {model_name!r}: expected 1 to 250 letters, digits, ':', '.', '_' or '-', the first not '.'"
         )
     return settings.adapters_dir / base_model / model_name
 

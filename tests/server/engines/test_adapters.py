@@ -121,9 +121,9 @@ def test_unreadable_files_are_refused_without_a_path(
     "name", ["", ".", "..", "../x", "a/b", ".hidden", "a\\b", "a\nb", "a\0", "x" * 251, "ft:ä"]
 )
 def test_names_that_are_no_folder_names_are_refused(settings: Settings, adapter: Path, name: str) -> None:
-    with pytest.raises(AdapterError, match="expected 1 to 200"):
+    with pytest.raises(AdapterError, match="expected 1 to 250"):
         publish(settings, adapter, model_name=name, base_model="tiny")
-    with pytest.raises(AdapterError, match="expected 1 to 200"):
+    with pytest.raises(AdapterError, match="expected 1 to 250"):
         unpublish(settings, model_name=name, base_model="tiny")
     with pytest.raises(AdapterError, match="not the name of a base model"):
         publish(settings, adapter, model_name=NAME, base_model="../tiny")
