@@ -1,1 +1,17 @@
-"""Preference data: forms, validation, statistics and preview."""
+"""Preference data: forms, validation, statistics and preview. What is named here imports neither torch nor TRL."""
+
+from alignkit.data.dataset import load_rows, to_trl
+from alignkit.data.formats import Message, PreferenceRow, RowError, parse_preference
+from alignkit.data.validation import FileReport, LineIssue, check_file
+
+__all__ = [
+    "FileReport",
+    "LineIssue",
+    "Message",
+    "PreferenceRow",
+    "RowError",
+    "check_file",
+    "load_rows",
+    "parse_preference",
+    "to_trl",
+]

@@ -1,34 +1,41 @@
-"""From a checked file to the rows and the dataset that a trainer takes."""
+"""From a file to the rows and the dataset that a trainer takes."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alignkit.data.formats import PreferenceRow
 from alignkit.data.reading import iter_lines
-from alignkit.data.validation import check_file, schema_for
+from alignkit.data.schemas import Row, RowSchema, schema_for
+from alignkit.data.validation import Inspection
 from alignkit.errors import DataError
 
 
 def load_rows(path: Path, method: str) -> list[PreferenceRow]:
     """Every row of `path`; raises DataError with the whole report if one cannot be used."""
-    report = check_file(path, method)
+    return read_rows(path, schema_for(method))
+
+
+def read_rows(path: Path, schema: RowSchema[Row]) -> list[Row]:
+    """Every row of `path` by `schema`, read and checked in one pass; raises DataError as load_rows does."""
+    inspection = Inspection(schema)
+    rows = list(inspection.rows(iter_lines(path)))
+    report = inspection.report()
     if not report.ok:
         raise DataError(f"{path.name}: {report.summary()}")
-    schema = schema_for(method)
-    return [schema.parse(line.value) for line in iter_lines(path)]
+    return rows
 
 
-def to_trl(rows: Iterable[PreferenceRow]) -> Any:
+def to_trl(rows: Sequence[PreferenceRow]) -> Any:
     """A datasets.Dataset of conversational prompt / chosen / rejected, as TRL's preference trainers take it."""
-    import json
+    from datasets import Dataset, Features, Json, List
 
-    from datasets import Dataset
-
-    records = []
-    for row in rows:
-        record: dict[str, Any] = {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
-        if row.tools:
-            record["tools"] = json.dumps(row.tools)  # tools differ in shape; Arrow columns cannot
-        records.append(record)
-    return Dataset.from_list(records)
+    columns: dict[str, list[Any]] = {
+        "prompt": [row.prompt for row in rows],
+        "chosen": [row.chosen for row in rows],
+        "rejected": [row.rejected for row in rows],
+    }
+    if any(row.tools for row in rows):
+        columns["tools"] = [row.tools for row in rows]
+    # Stored as JSON, a message keeps exactly its own keys: Arrow would give each the keys of all the others.
+    return Dataset.from_dict(columns, features=Features({name: List(Json()) for name in columns}))

@@ -1,35 +1,21 @@
 """The forms a preference row may have, recognised by their keys and turned into one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, Any]
-"""{"role": …, "content": …}, and what else OpenAI allows on a message."""
+from alignkit.data.messages import (
+    MESSAGES,
+    TURNS,
+    Message,
+    parse_answer,
+    parse_content,
+    parse_prompt,
+    parse_tools,
+)
+from alignkit.data.nodes import Node, RowError, printable
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-class RowError(Exception):
-    """A row is refused: where (JSON pointer), what was expected, what was found."""
-
-    def __init__(
-        self, pointer: str, expected: str, found: object = None, *, shown: str | None = None
-    ) -> None:
-        self.pointer = pointer
-        self.expected = expected
-        self.found = shown if shown is not None else describe(found)
-        super().__init__(f"{pointer or '/'}: expected {expected}, found {self.found}")
-
-
-def describe(value: object) -> str:
-    """A short name for what was found, never the whole of it."""
-    names: dict[type, str] = {dict: "an object", list: "an array", bool: "a boolean", type(None): "null"}
-    if type(value) in names:
-        return f"{names[type(value)]}{' without entries' if value in ({}, []) else ''}"
-    if isinstance(value, str):
-        return f"the text {value[:40]!r}{'…' if len(value) > 40 else ''}"
-    return f"the number {str(value)[:20]}"
+__all__ = ["PREFERENCE_FORMS", "Form", "Message", "PreferenceRow", "RowError", "parse_preference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,176 +35,122 @@ class Form:
     name: str
     required: frozenset[str]
     optional: frozenset[str]
-    parse: Callable[[Mapping[str, Any]], PreferenceRow]
-
-    @property
-    def keys(self) -> frozenset[str]:
-        return self.required | self.optional
+    parse: Callable[[Node], PreferenceRow]
 
 
-def recognise(row: object) -> Form:
-    """The form of a row; raises RowError naming the forms there are."""
-    if not isinstance(row, dict):
-        raise RowError("", "an object", row)
+def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceRow:
+    """A row in OpenAI's, TRL's or ShareGPT's form; raises RowError.
+
+    The names of keys that play no part are added to `unused`.
+    """
+    node = Node(row, unused=set() if unused is None else unused)
+    form = _recognise(node)
+    return form.parse(node.as_object("an object", form.required | form.optional))
+
+
+def _recognise(node: Node) -> Form:
+    if not isinstance(node.value, dict):
+        raise node.refuse("an object")
     for form in PREFERENCE_FORMS:
-        if form.required <= row.keys():
+        if form.required <= node.value.keys():
             return form
-    raise _nearest(row)
+    raise _nearest(node)
 
 
-def _nearest(row: Mapping[str, Any]) -> RowError:
-    """The error that helps most: the key missing from the form that the row comes closest to."""
-    best = max(PREFERENCE_FORMS, key=lambda form: len(form.required & row.keys()))
-    if best.required & row.keys():
-        missing = sorted(best.required - row.keys())[0]
-        return RowError(f"/{missing}", f"the key of a row in {best.name}'s form", shown="no such key")
+def _nearest(node: Node) -> RowError:
+    """The error that helps most: the first key that the row lacks of the form it comes closest to."""
+    keys = node.value.keys()
+    best = min(PREFERENCE_FORMS, key=lambda form: (len(form.required - keys), -len(form.required & keys)))
+    if best.required & keys:
+        missing = min(best.required - keys)
+        return node.at(missing).refuse(f"the key of a row in {best.name}'s form")
     forms = "; ".join(f"{form.name}: {', '.join(sorted(form.required))}" for form in PREFERENCE_FORMS)
-    keys = ", ".join(sorted(map(str, row))[:6]) or "none"
-    return RowError("", f"the keys of a preference row ({forms})", shown=f"the keys {keys}"[:120])
+    found = ", ".join(printable(key, 20) for key in sorted(keys)[:6])
+    return node.refuse(f"the keys of a preference row ({forms})", f"the keys {found}" if found else None)
 
 
-def parse_preference(row: object) -> PreferenceRow:
-    """A row in OpenAI's, TRL's or ShareGPT's form; raises RowError."""
-    parsed = recognise(row).parse(row)  # type: ignore[arg-type]
-    if parsed.prompt[-1]["role"] not in {"user", "tool"}:
-        raise RowError(
-            "/prompt",
-            "a conversation that ends with the user's turn",
-            shown=f"a last turn of {parsed.prompt[-1]['role']}",
-        )
-    return parsed
-
-
-def _openai(row: Mapping[str, Any]) -> PreferenceRow:
-    body = row["input"]
-    if not isinstance(body, dict) or "messages" not in body:
-        raise RowError("/input", "an object with messages", body)
-    prompt = _messages(body["messages"], "/input/messages")
-    tools = body.get("tools") or None
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise RowError("/input/tools", "an array of objects", tools)
-    chosen = _answer(row["preferred_output"], "/preferred_output")
-    return PreferenceRow(prompt, chosen, _answer(row["non_preferred_output"], "/non_preferred_output"), tools)
-
-
-def _trl(row: Mapping[str, Any]) -> PreferenceRow:
-    tools = row.get("tools") or None
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        messages = [{"role": "user", "content": _text(prompt, "/prompt")}]
-    else:
-        messages = _messages(prompt, "/prompt")
+def _openai(row: Node) -> PreferenceRow:
+    body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages", "tools"}))
     return PreferenceRow(
-        messages, _completion(row["chosen"], "/chosen"), _completion(row["rejected"], "/rejected"), tools
+        prompt=parse_prompt(_turns(body.at("messages")), MESSAGES),
+        chosen=parse_answer(_turns(row.at("preferred_output")), MESSAGES),
+        rejected=parse_answer(_turns(row.at("non_preferred_output")), MESSAGES),
+        tools=parse_tools(body.at("tools")),
     )
 
 
-def _trl_implicit(row: Mapping[str, Any]) -> PreferenceRow:
+def _trl(row: Node) -> PreferenceRow:
+    prompt = row.at("prompt")
+    return PreferenceRow(
+        prompt=[{"role": "user", "content": parse_content(prompt)}]
+        if isinstance(prompt.value, str)
+        else parse_prompt(_turns(prompt), MESSAGES),
+        chosen=_trl_answer(row.at("chosen")),
+        rejected=_trl_answer(row.at("rejected")),
+        tools=parse_tools(row.at("tools")),
+    )
+
+
+def _trl_answer(node: Node) -> list[Message]:
+    if isinstance(node.value, str):
+        return [{"role": "assistant", "content": parse_content(node)}]
+    turns = _turns(node)
+    first = turns[0].value
+    if isinstance(first, dict) and first.get("role") in ("system", "developer", "user"):
+        hint = "an answer only; for whole conversations on both sides, leave the key 'prompt' out"
+        raise turns[0].at("role").refuse(hint)
+    return parse_answer(turns, MESSAGES)
+
+
+def _trl_implicit(row: Node) -> PreferenceRow:
     """Whole conversations on both sides; the prompt is what they share."""
-    chosen, rejected = _messages(row["chosen"], "/chosen"), _messages(row["rejected"], "/rejected")
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
+    chosen, rejected = (_conversation(row.at(side)) for side in ("chosen", "rejected"))
+    shared = _shared(list(map(MESSAGES.parse, chosen)), list(map(MESSAGES.parse, rejected)))
     if shared == 0:
         raise RowError(
-            "/rejected/0", "the same first message as in chosen (there is no prompt key)", shown="another one"
+            "/rejected/0", "the same first message as in chosen (there is no prompt key)", "another one"
         )
     return PreferenceRow(
-        chosen[:shared], _answer(chosen[shared:], "/chosen"), _answer(rejected[shared:], "/rejected")
+        prompt=parse_prompt(chosen[:shared], MESSAGES),
+        chosen=parse_answer(chosen[shared:], MESSAGES),
+        rejected=parse_answer(rejected[shared:], MESSAGES),
+        tools=parse_tools(row.at("tools")),
     )
 
 
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "observation": "tool",
-    "tool": "tool",
-}
+def _conversation(node: Node) -> list[Node]:
+    return node.entries("a whole conversation (an array of messages), since there is no prompt key")
 
 
-def _sharegpt(row: Mapping[str, Any]) -> PreferenceRow:
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise RowError("/conversations", "an array of turns", turns)
-    prompt = [_sharegpt_turn(turn, f"/conversations/{index}") for index, turn in enumerate(turns)]
-    system = row.get("system")
-    if system:
-        prompt.insert(0, {"role": "system", "content": _text(system, "/system")})
-    sides = [[_sharegpt_turn(row[side], f"/{side}")] for side in ("chosen", "rejected")]
-    return PreferenceRow(prompt, _answer(sides[0], "/chosen"), _answer(sides[1], "/rejected"))
+def _shared(chosen: list[Message], rejected: list[Message]) -> int:
+    """How many messages both begin with; the last of either is an answer even if it is the same."""
+    most = min(len(chosen), len(rejected)) - 1
+    return next((index for index in range(most) if chosen[index] != rejected[index]), most)
 
 
-def _sharegpt_turn(turn: object, pointer: str) -> Message:
-    if not isinstance(turn, dict):
-        raise RowError(pointer, 'an object {"from": …, "value": …}', turn)
-    speaker = turn.get("from")
-    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
-        raise RowError(f"{pointer}/from", f"one of {', '.join(_SHAREGPT_ROLES)}", speaker)
-    return {"role": _SHAREGPT_ROLES[speaker], "content": _text(turn.get("value"), f"{pointer}/value")}
+def _sharegpt(row: Node) -> PreferenceRow:
+    turns = row.at("conversations").entries("an array of turns")
+    prompt = parse_prompt(turns, TURNS)
+    system = row.at("system")
+    if system.given and system.value != "":
+        if prompt[0]["role"] == "system":
+            raise turns[0].at("from").refuse("no system turn beside the key 'system'")
+        prompt.insert(0, {"role": "system", "content": system.text()})
+    return PreferenceRow(
+        prompt=prompt,
+        chosen=parse_answer([row.at("chosen")], TURNS),
+        rejected=parse_answer([row.at("rejected")], TURNS),
+    )
 
 
-def _messages(value: object, pointer: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise RowError(pointer, "an array of messages", value)
-    return [_message(message, f"{pointer}/{index}") for index, message in enumerate(value)]
-
-
-def _message(value: object, pointer: str) -> Message:
-    if not isinstance(value, dict):
-        raise RowError(pointer, 'an object {"role": …, "content": …}', value)
-    role = value.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowError(f"{pointer}/role", f"one of {', '.join(ROLES)}", role)
-    if role == "assistant" and value.get("tool_calls") and value.get("content") is None:
-        return {"role": role, "content": "", "tool_calls": value["tool_calls"]}
-    message = {"role": role, "content": _text(value.get("content"), f"{pointer}/content")}
-    return message | {key: value[key] for key in ("name", "tool_calls", "tool_call_id") if value.get(key)}
-
-
-def _text(value: object, pointer: str) -> str:
-    """A string, or OpenAI's list of text parts, joined."""
-    if isinstance(value, list) and value:
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-            for part in value
-        ]
-        if all(isinstance(part, str) for part in parts):
-            value = "".join(part for part in parts if part)
-        else:
-            raise RowError(
-                f"{pointer}/{parts.index(None)}",
-                'a part {"type": "text", "text": …}',
-                value[parts.index(None)],
-            )
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(pointer, "text", value)
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise RowError(pointer, "valid Unicode", shown="half of a surrogate pair")
-    return value
-
-
-def _completion(value: object, pointer: str) -> list[Message]:
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": _text(value, pointer)}]
-    return _answer(value, pointer)
-
-
-def _answer(value: object, pointer: str) -> list[Message]:
-    """At least one message, the last one the assistant's."""
-    messages = _messages(value, pointer)
-    if messages[0]["role"] != "assistant":
-        raise RowError(f"{pointer}/0/role", "assistant", messages[0]["role"])
-    if messages[-1]["role"] != "assistant":
-        raise RowError(f"{pointer}/{len(messages) - 1}/role", "assistant", messages[-1]["role"])
-    return messages
+def _turns(node: Node) -> list[Node]:
+    return node.entries("an array of messages")
 
 
 PREFERENCE_FORMS: tuple[Form, ...] = (
     Form("OpenAI", frozenset({"input", "preferred_output", "non_preferred_output"}), frozenset(), _openai),
     Form("ShareGPT", frozenset({"conversations", "chosen", "rejected"}), frozenset({"system"}), _sharegpt),
     Form("TRL", frozenset({"prompt", "chosen", "rejected"}), frozenset({"tools"}), _trl),
-    Form("TRL", frozenset({"chosen", "rejected"}), frozenset(), _trl_implicit),
+    Form("TRL (without prompt)", frozenset({"chosen", "rejected"}), frozenset({"tools"}), _trl_implicit),
 )
+"""In the order they are tried: one whose keys contain another's comes first."""

@@ -1,19 +1,33 @@
 """Reads JSON Lines without ever holding more than one line, whatever the file is."""
 
 import gzip
-import json
+import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from alignkit.data.formats import RowError, describe
+from alignkit.data.decoding import EXPECTED, decode_line
+from alignkit.data.nodes import RowError, describe
 from alignkit.errors import DataError
 
 DEFAULT_MAX_LINE_BYTES = 8 * 2**20
-MAX_DECOMPRESSED_BYTES = 8 * 2**30
+DEFAULT_MAX_BYTES = 2 * 2**30
+"""Of the text, decompressed: a gzip of a few MB can hold many GB."""
+
 _BOM = b"\xef\xbb\xbf"
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "a Parquet file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+"""What people upload by mistake, by its first bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,96 +40,91 @@ class Line:
 
 
 def iter_lines(
-    path: Path,
-    *,
-    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
-    max_bytes: int = MAX_DECOMPRESSED_BYTES,
+    path: Path, *, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES, max_bytes: int = DEFAULT_MAX_BYTES
 ) -> Iterator[Line]:
     """Every line of a .jsonl or gzipped file that is not blank, decoded.
 
-    A line over `max_line_bytes` is skipped without being held; a gzip that grows over `max_bytes` ends the
-    reading. Raises DataError where the file cannot be read at all.
+    A line over `max_line_bytes` is skipped without being held. Raises DataError, after the lines that could be
+    read, where the file as a whole cannot be: missing, damaged, over `max_bytes` of text, or of another kind.
     """
+    reader = _Reader(max_line_bytes, max_bytes)
     try:
-        with _open(path) as file:
-            yield from _decode(file, max_line_bytes, max_bytes)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged"
-        raise DataError(f"{path.name} cannot be read: {reason}") from error
+        with ExitStack() as stack:
+            yield from reader.lines(_open(path, stack))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        where = f"after line {reader.number}" if reader.number else "at its start"
+        raise DataError(f"the file cannot be read: its gzip data is damaged or cut off {where}") from error
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror or 'input/output error'}") from error
 
 
-def _open(path: Path) -> BinaryIO:
-    file = path.open("rb")
-    is_gzip = file.peek(2)[:2] == b"\x1f\x8b"
-    return gzip.GzipFile(fileobj=file) if is_gzip else file  # type: ignore[return-value]
+def _open(path: Path, stack: ExitStack) -> BinaryIO:
+    if stat.S_ISDIR(path.stat().st_mode):
+        raise DataError("the file cannot be read: it is a directory")
+    file = stack.enter_context(path.open("rb"))
+    if file.peek(2)[:2] != b"\x1f\x8b":
+        return file
+    return stack.enter_context(gzip.GzipFile(fileobj=file))  # type: ignore[return-value]
 
 
-def _decode(file: BinaryIO, max_line_bytes: int, max_bytes: int) -> Iterator[Line]:
-    number = total = 0
-    while raw := file.readline(max_line_bytes + 1):
-        number += 1
-        total += len(raw)
-        if total > max_bytes:
-            yield Line(number, error=RowError("", f"at most {max_bytes} bytes in the file", shown="more"))
-            return
-        if len(raw) > max_line_bytes and not raw.endswith(b"\n"):
-            length = len(raw)
-            while chunk := file.readline(max_line_bytes):
-                length += len(chunk)
-                total += len(chunk)
-                if chunk.endswith(b"\n") or total > max_bytes:
-                    break
-            yield Line(
-                number, error=RowError("", f"at most {max_line_bytes} bytes in a line", shown=f"{length}")
-            )
-            continue
-        if number == 1:
-            raw = raw.removeprefix(_BOM)
-        if raw.strip():
-            yield _parse(number, raw)
+class _Reader:
+    """Counts lines and bytes while it reads; `number` is the last line begun."""
+
+    def __init__(self, max_line_bytes: int, max_bytes: int) -> None:
+        self.number = 0
+        self._max_line_bytes = max_line_bytes
+        self._left = max_bytes
+        self._max_bytes = max_bytes
+        self._first = True
+
+    def lines(self, file: BinaryIO) -> Iterator[Line]:
+        while raw := self._piece(file):
+            self.number += 1
+            if self.number == 1:
+                raw = raw.removeprefix(_BOM)
+                _refuse_other_kinds(raw)
+            if raw.isspace() or not raw:
+                continue
+            yield self._line(raw, file)
+            self._first = False
+
+    def _line(self, raw: bytes, file: BinaryIO) -> Line:
+        if len(raw) > self._max_line_bytes and not raw.endswith(b"\n"):
+            length = len(raw) + self._skip_rest(file)
+            expected = f"at most {self._max_line_bytes} bytes in a line"
+            return self._refused(raw, RowError("", expected, str(length)))
+        try:
+            value = decode_line(raw)
+        except RowError as error:
+            return self._refused(raw, error)
+        if isinstance(value, list):
+            return Line(self.number, error=RowError("", f"{EXPECTED}, no array around them", describe(value)))
+        return Line(self.number, value)
+
+    def _refused(self, raw: bytes, error: RowError) -> Line:
+        if self._first and raw.lstrip()[:1] == b"[":
+            raise DataError(f"the file is one JSON array: expected {EXPECTED} (JSON Lines)")
+        return Line(self.number, error=error)
+
+    def _skip_rest(self, file: BinaryIO) -> int:
+        """Read to the end of the line; how many bytes that was, without the line's end."""
+        length = 0
+        while chunk := self._piece(file):
+            if chunk.endswith(b"\n"):
+                return length + len(chunk) - 1
+            length += len(chunk)
+        return length
+
+    def _piece(self, file: BinaryIO) -> bytes:
+        """The next line, or as much of it as is over the limit."""
+        piece = file.readline(self._max_line_bytes + 1)
+        self._left -= len(piece)
+        if self._left < 0:
+            raise DataError(f"the file holds too much text: expected at most {self._max_bytes:,} bytes")
+        return piece
 
 
-def _parse(number: int, raw: bytes) -> Line:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Line(
-            number,
-            error=RowError("", "UTF-8", shown=f"byte 0x{raw[error.start]:02x} at position {error.start}"),
-        )
-    return _parse_text(number, text)
-
-
-def _parse_text(number: int, text: str) -> Line:
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
-    except json.JSONDecodeError as error:
-        cut = (
-            " (the line is cut off)"
-            if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg
-            else ""
-        )
-        return Line(number, error=RowError("", "JSON", shown=f"{error.msg} at character {error.colno}{cut}"))
-    except RowError as error:
-        return Line(number, error=error)
-    except RecursionError:
-        return Line(number, error=RowError("", "JSON", shown="nesting without end"))
-    except ValueError as error:
-        return Line(number, error=RowError("", "JSON", shown=str(error)[:80]))
-    if isinstance(value, list):
-        hint = "one JSON object a line (JSON Lines), not one array"
-        return Line(number, error=RowError("", hint, shown=describe(value)))
-    return Line(number, value)
-
-
-def _refuse_constant(name: str) -> None:
-    raise RowError("", "JSON", shown=f"{name}, which JSON does not have")
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise RowError("", "each key once", shown=f"{twice[:40]!r} twice in one object")
-    return result
+def _refuse_other_kinds(raw: bytes) -> None:
+    for magic, kind in _OTHER_KINDS.items():
+        if raw.startswith(magic):
+            raise DataError(f"the file is {kind}: expected JSON Lines, plain or gzipped")

@@ -1,34 +1,17 @@
 """Whether a file can be trained on: every bad line by number, field, expected and found. Needs no tokenizer."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic
 
-from alignkit.data.formats import PreferenceRow, RowError, parse_preference, recognise
-from alignkit.data.reading import DEFAULT_MAX_LINE_BYTES, iter_lines
+from alignkit.data.nodes import MAX_UNUSED_NAMES, RowError
+from alignkit.data.reading import DEFAULT_MAX_BYTES, DEFAULT_MAX_LINE_BYTES, Line, iter_lines
+from alignkit.data.schemas import Row, RowSchema, schema_for
 from alignkit.errors import DataError
 
 MAX_ISSUES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RowSchema:
-    """What a method's rows are: their parser, the keys they use, and when a row teaches nothing."""
-
-    parse: Callable[[object], PreferenceRow]
-    known_keys: Callable[[object], frozenset[str]]
-    idle: Callable[[PreferenceRow], bool]
-    idle_words: str
-
-
-PREFERENCE = RowSchema(
-    parse=parse_preference,
-    known_keys=lambda row: recognise(row).keys,
-    idle=lambda row: row.chosen == row.rejected,
-    idle_words="chosen equal to rejected",
-)
-SCHEMAS: dict[str, RowSchema] = {"f_dpo": PREFERENCE}
+MAX_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,80 +44,101 @@ class FileReport:
         """Whether the file can be trained on."""
         return self.problem is None and self.bad_rows == 0
 
+    @property
+    def headline(self) -> str:
+        """The report in one line."""
+        if self.problem:
+            return self.problem
+        if self.bad_rows:
+            return f"{self.bad_rows:,} of {self.rows:,} rows cannot be used"
+        return f"{count(self.rows)}, all valid"
+
+    def findings(self) -> list[str]:
+        """The bad lines, and how many more there are."""
+        more = self.bad_rows - len(self.issues)
+        return [*map(str, self.issues), *([f"and {more:,} more"] if more else [])]
+
     def summary(self) -> str:
         """The report in words, one finding a line."""
-        if self.ok:
-            head = f"{self.rows} rows, all valid"
-        elif self.problem:
-            head = self.problem
-        else:
-            head = f"{self.bad_rows} of {self.rows} rows cannot be used"
-        lines = [head, *map(str, self.issues)]
-        if self.bad_rows > len(self.issues):
-            lines.append(f"and {self.bad_rows - len(self.issues)} more")
-        return "\n".join([*lines, *self.notices])
+        notes = (f"note: {notice}" for notice in self.notices)
+        return "\n".join([self.headline, *self.findings(), *notes])
 
 
-def schema_for(method: str) -> RowSchema:
-    """The rows of a method; raises DataError for an unknown one."""
-    if method not in SCHEMAS:
-        raise DataError(f"unknown method {method!r}: expected one of {', '.join(SCHEMAS)}")
-    return SCHEMAS[method]
+def count(rows: int) -> str:
+    """A number of rows in words."""
+    return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
 def check_file(
-    path: Path, method: str, *, max_issues: int = MAX_ISSUES, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
+    path: Path,
+    method: str,
+    *,
+    max_issues: int = MAX_ISSUES,
+    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> FileReport:
-    """Check every line of `path` for `method`, streaming. Never raises for what is in the file."""
-    schema = schema_for(method)
-    rows = bad = idle = 0
-    issues: list[LineIssue] = []
-    extra: Counter[str] = Counter()
-    try:
-        for number, row, unknown, error in _parsed(path, schema, max_line_bytes):
-            rows += 1
-            if error is not None:
-                bad += 1
-                if len(issues) < max_issues:
-                    issues.append(LineIssue(number, error.pointer, error.expected, error.found))
-                continue
-            idle += row is not None and schema.idle(row)
-            extra.update(unknown)
-    except DataError as error:
-        return FileReport(rows, bad, tuple(issues), problem=str(error))
-    return FileReport(
-        rows, bad, tuple(issues), _notices(rows, idle, extra, schema), _problem(rows, bad, idle, schema)
-    )
+    """Check every line of `path` for `method`, streaming. Never raises for what is in the file.
+
+    `max_bytes` limits the text, decompressed. Raises DataError for an unknown method.
+    """
+    inspection = Inspection(schema_for(method), max_issues)
+    for _ in inspection.rows(iter_lines(path, max_line_bytes=max_line_bytes, max_bytes=max_bytes)):
+        pass
+    return inspection.report()
 
 
-def _parsed(
-    path: Path, schema: RowSchema, max_line_bytes: int
-) -> Iterator[tuple[int, PreferenceRow | None, frozenset[str], RowError | None]]:
-    nothing: frozenset[str] = frozenset()
-    for line in iter_lines(path, max_line_bytes=max_line_bytes):
-        if line.error is not None:
-            yield line.number, None, nothing, line.error
-            continue
+@dataclass(slots=True)
+class Inspection(Generic[Row]):
+    """One pass over a file: gives its good rows and keeps account of all."""
+
+    schema: RowSchema[Row]
+    max_issues: int = MAX_ISSUES
+    _seen: int = 0
+    _bad: int = 0
+    _idle: int = 0
+    _issues: list[LineIssue] = field(default_factory=list)
+    _unused: set[str] = field(default_factory=set)
+    _problem: str | None = None
+
+    def rows(self, lines: Iterator[Line]) -> Iterator[Row]:
+        """The good rows; what is wrong with the others, or with the file, goes into the report."""
         try:
-            row = schema.parse(line.value)
-            yield line.number, row, frozenset(line.value) - schema.known_keys(line.value), None
+            for line in lines:
+                self._seen += 1
+                row = self._parse(line)
+                if row is not None:
+                    self._idle += self.schema.idle(row)
+                    yield row
+        except DataError as error:
+            self._problem = str(error)
+
+    def _parse(self, line: Line) -> Row | None:
+        try:
+            if line.error is not None:
+                raise line.error
+            return self.schema.parse(line.value, self._unused)
         except RowError as error:
-            yield line.number, None, nothing, error
+            self._bad += 1
+            if len(self._issues) < self.max_issues:
+                self._issues.append(LineIssue(line.number, error.pointer, error.expected, error.found))
+            return None
 
+    def report(self) -> FileReport:
+        """What was found; complete once `rows` is exhausted."""
+        problem = self._problem
+        if problem is None and self._seen == 0:
+            problem = "the file is empty: expected one JSON object a line"
+        if problem is None and self._idle == self._seen:
+            problem = f"every row has {self.schema.idle_words}, so there is nothing to learn"
+        return FileReport(self._seen, self._bad, tuple(self._issues), tuple(self._notices()), problem)
 
-def _problem(rows: int, bad: int, idle: int, schema: RowSchema) -> str | None:
-    if rows == 0:
-        return "the file is empty: expected one JSON object a line"
-    if idle and idle == rows - bad and not bad:
-        return f"every row has {schema.idle_words}, so there is nothing to learn"
-    return None
-
-
-def _notices(rows: int, idle: int, extra: Counter[str], schema: RowSchema) -> tuple[str, ...]:
-    notices = []
-    if idle and idle < rows:
-        notices.append(f"note: {idle} of {rows} rows have {schema.idle_words} and teach nothing")
-    if extra:
-        names = ", ".join(sorted(extra)[:8])
-        notices.append(f"note: keys that are not used: {names}")
-    return tuple(notices)
+    def _notices(self) -> Iterator[str]:
+        if 0 < self._idle < self._seen:
+            verb, end = ("has", "teaches") if self._idle == 1 else ("have", "teach")
+            yield (f"{self._idle:,} of {self._seen:,} rows {verb} {self.schema.idle_words} and {end} nothing")
+        if self._unused:
+            names = sorted(self._unused)
+            more = len(names) - MAX_NAMES_SHOWN
+            least = "at least " if len(names) >= MAX_UNUSED_NAMES else ""
+            tail = f" and {least}{more} more" if more > 0 else ""
+            yield f"keys that are not used: {', '.join(names[:MAX_NAMES_SHOWN])}{tail}"

@@ -1,0 +1,76 @@
+"""JSON, stricter than Python's: no duplicate keys, no NaN, no number too large, and no error but RowError."""
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from alignkit.data.nodes import RowError, printable
+
+EXPECTED = "one JSON object a line"
+_BEGUN = re.compile(r"|t|tr|tru|f|fa|fal|fals|n|nu|nul|-|\.|[eE][+-]?")
+"""What may be left where a cut text stops being JSON: nothing, or a literal or number begun."""
+
+
+def decode_line(raw: bytes) -> Any:
+    """The value of a line; raises RowError saying at which byte or character it goes wrong, counted from 1."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        cut = ", where the line is cut off" if error.reason == "unexpected end of data" else ""
+        found = f"byte 0x{raw[error.start]:02x} at position {error.start + 1}{cut}"
+        raise RowError("", "UTF-8", found) from None
+    return decode_text(text)
+
+
+def decode_text(text: str) -> Any:
+    """The value of a JSON text; raises RowError."""
+    text = text.rstrip(" \t\r\n")
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise RowError("", EXPECTED, _explain(text, error)) from None
+    except RecursionError:
+        raise RowError("", EXPECTED, "nesting without end") from None
+    except ValueError:  # Python refuses to read integers of thousands of digits
+        raise RowError("", EXPECTED, "a number of thousands of digits") from None
+
+
+def _explain(text: str, error: json.JSONDecodeError) -> str:
+    if _is_cut(text[error.pos :], error.msg):
+        return f"a line cut off after {len(text)} characters"
+    if error.msg == "Extra data":
+        return f"more after its end, at character {error.pos + 1}"
+    return f"text that is not JSON ({error.msg}) at character {error.pos + 1}"
+
+
+def _is_cut(rest: str, message: str) -> bool:
+    """Whether the text would be JSON so far: it ends inside a string, an escape, a literal or between tokens."""
+    if message.startswith("Invalid \\u"):
+        return len(rest) < len("\\u0000")
+    return message.startswith("Unterminated") or _BEGUN.fullmatch(rest) is not None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise RowError("", EXPECTED, f"{name}, which JSON does not have")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise RowError("", EXPECTED, f"the number {printable(digits, 20)}, which is too large")
+    return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise RowError("", "each key once in an object", f"'{printable(key)}' twice")
+            seen.add(key)
+    return result
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_float)

@@ -1,0 +1,136 @@
+"""Messages, the parts that every kind of row is made of: OpenAI's and ShareGPT's way to write a turn."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignkit.data.decoding import decode_text
+from alignkit.data.nodes import Node, RowError
+
+Message = dict[str, Any]
+"""{"role": …, "content": …}, and where given "name", "tool_calls" and "tool_call_id"."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+PART_KEYS = frozenset({"type", "text"})
+TURN_KEYS = frozenset({"from", "value"})
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A way to write a turn: its parser, and the key that says whose turn it is."""
+
+    parse: Callable[[Node], Message]
+    role_key: str
+
+
+def parse_prompt(turns: Sequence[Node], style: Style) -> list[Message]:
+    """The messages of a prompt, which ends with the turn to be answered."""
+    messages = [style.parse(turn) for turn in turns]
+    if messages[-1]["role"] not in {"user", "tool"}:
+        raise turns[-1].at(style.role_key).refuse("the prompt to end with a user or tool turn")
+    return messages
+
+
+def parse_answer(turns: Sequence[Node], style: Style) -> list[Message]:
+    """The messages of an answer: the assistant's, with tool results at most between them.
+
+    All of an answer carries loss, so it holds no user's turn.
+    """
+    messages = [style.parse(turn) for turn in turns]
+    last = len(messages) - 1
+    for index, (turn, message) in enumerate(zip(turns, messages, strict=True)):
+        allowed = {"assistant"} if index in {0, last} else {"assistant", "tool"}
+        if message["role"] not in allowed:
+            raise turn.at(style.role_key).refuse(f"an answer's turn ({' or '.join(sorted(allowed))})")
+    return messages
+
+
+def parse_message(node: Node) -> Message:
+    """A message as OpenAI and TRL write it."""
+    node.as_object('a message {"role": …, "content": …}', MESSAGE_KEYS)
+    role = node.at("role")
+    if role.value not in ROLES:
+        raise role.refuse(f"one of {', '.join(ROLES)}")
+    message: Message = {"role": role.value}
+    calls = node.at("tool_calls")
+    if role.value == "assistant" and calls.given and calls.value != []:
+        content = node.at("content")
+        message["content"] = parse_content(content) if content.given and content.value not in ("", []) else ""
+        message["tool_calls"] = _tool_calls(calls)
+    else:
+        message["content"] = parse_content(node.at("content"))
+    for key in ("name", "tool_call_id"):
+        if node.at(key).given:
+            message[key] = node.at(key).text()
+    return message
+
+
+def parse_turn(node: Node) -> Message:
+    """A turn as ShareGPT writes it."""
+    node.as_object('a turn {"from": …, "value": …}', TURN_KEYS)
+    speaker = node.at("from")
+    if not isinstance(speaker.value, str) or speaker.value not in SHAREGPT_ROLES:
+        raise speaker.refuse(f"one of {', '.join(SHAREGPT_ROLES)}")
+    return {"role": SHAREGPT_ROLES[speaker.value], "content": node.at("value").text()}
+
+
+def parse_content(node: Node) -> str:
+    """A string, or OpenAI's list of text parts, joined."""
+    if not isinstance(node.value, list):
+        return node.text("text that is not blank, or an array of text parts")
+    joined = "".join(_part(part) for part in node.entries("text, or an array of text parts"))
+    return Node(joined, node.pointer, node.unused).text()
+
+
+def _part(node: Node) -> str:
+    expected = 'a part {"type": "text", "text": …}'
+    part = node.as_object(expected, PART_KEYS)
+    if part.at("type").value != "text":
+        raise part.at("type").refuse("'text', the only type of part there is")
+    text = part.at("text")
+    if not isinstance(text.value, str):
+        raise text.refuse("text")
+    return text.value
+
+
+def parse_tools(node: Node) -> list[dict[str, Any]] | None:
+    """The tools of a conversation: an array of objects, also as JSON text as TRL allows; None if there are none."""
+    expected = "an array of tools"
+    if isinstance(node.value, str) and node.value:
+        try:
+            node = Node(decode_text(node.value), node.pointer, node.unused)
+        except RowError as error:
+            raise node.refuse(expected, error.found) from None
+    if not node.given or node.value in ([], ""):
+        return None
+    for tool in node.entries(expected):
+        if not isinstance(tool.value, dict):
+            raise tool.refuse("a tool, which is an object")
+    tools: list[dict[str, Any]] = node.plain()
+    return tools
+
+
+def _tool_calls(node: Node) -> list[dict[str, Any]]:
+    for call in node.entries("an array of tool calls"):
+        if not isinstance(call.value, dict):
+            raise call.refuse('a tool call {"type": "function", "function": …}')
+        function = call.at("function")
+        if not isinstance(function.value, dict):
+            raise function.refuse('{"name": …, "arguments": …}')
+        function.at("name").text("the name of a function")
+    calls: list[dict[str, Any]] = node.plain()
+    return calls
+
+
+MESSAGES = Style(parse_message, "role")
+TURNS = Style(parse_turn, "from")

@@ -1,0 +1,124 @@
+"""A value inside a row that knows where it stands: every error about it names the place by itself."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_UNUSED_NAMES = 100
+MAX_DEPTH = 64
+
+ABSENT: Any = type("Absent", (), {"__repr__": lambda _: "ABSENT"})()
+"""The value of a key that an object does not have."""
+
+
+class RowError(Exception):
+    """A row is refused: where (JSON pointer), what was expected, what was found."""
+
+    def __init__(self, pointer: str, expected: str, found: str) -> None:
+        self.pointer = pointer
+        self.expected = expected
+        self.found = found
+        super().__init__(f"{pointer or '/'}: expected {expected}, found {found}")
+
+
+def printable(text: str, limit: int = 40) -> str:
+    """`text` shortened, on one line, with what a terminal or a UTF-8 encoder would stumble over escaped."""
+    return repr(text[:limit])[1:-1] + ("…" if len(text) > limit else "")
+
+
+def describe(value: object) -> str:
+    """A short name for what was found, never the whole of it."""
+    if isinstance(value, str):
+        return f"the text '{printable(value)}'" if value else "an empty text"
+    if isinstance(value, dict):
+        return "an object" if value else "an object without entries"
+    if isinstance(value, list):
+        return "an array" if value else "an array without entries"
+    if value is ABSENT:
+        return "no such key"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"the number {str(value)[:20]}"
+
+
+@dataclass(slots=True)
+class Node:
+    """A JSON value, its pointer from the row's root, and the keys of the row that nothing used."""
+
+    value: Any
+    pointer: str = ""
+    unused: set[str] = field(default_factory=set)
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a value other than null."""
+        return self.value is not ABSENT and self.value is not None
+
+    def refuse(self, expected: str, found: str | None = None) -> RowError:
+        """The error that says what was expected here."""
+        return RowError(self.pointer, expected, describe(self.value) if found is None else found)
+
+    def as_object(self, expected: str, keys: frozenset[str]) -> "Node":
+        """Itself, if it is an object; its keys outside `keys` are remembered as unused."""
+        if not isinstance(self.value, dict):
+            raise self.refuse(expected)
+        if not self.value.keys() <= keys:
+            self._remember(self.value.keys() - keys)
+        return self
+
+    def _remember(self, names: set[str]) -> None:
+        place = re.sub(r"/\d+", "/*", self.pointer)
+        for name in sorted(names)[: max(0, MAX_UNUSED_NAMES - len(self.unused))]:
+            self.unused.add(f"{place}/{printable(name)}" if place else printable(name))
+
+    def at(self, key: str) -> "Node":
+        """The value under `key` of an object; ABSENT if there is none."""
+        return Node(self.value.get(key, ABSENT), f"{self.pointer}/{key}", self.unused)
+
+    def entries(self, expected: str) -> list["Node"]:
+        """The elements of an array that has some."""
+        if not isinstance(self.value, list) or not self.value:
+            raise self.refuse(expected)
+        return [Node(value, f"{self.pointer}/{index}", self.unused) for index, value in enumerate(self.value)]
+
+    def text(self, expected: str = "text that is not blank") -> str:
+        """A string that is not blank and that UTF-8 can write."""
+        if not isinstance(self.value, str) or not self.value.strip():
+            raise self.refuse(expected)
+        if not _encodable(self.value):
+            raise self.refuse("valid Unicode", "half of a surrogate pair")
+        return self.value
+
+    def plain(self) -> Any:
+        """A value that is kept as it is, once it is sure that every later stage can write it."""
+        level = [self.value]
+        for _ in range(MAX_DEPTH):
+            if not level:
+                return self.value
+            level = [inner for value in level for inner in self._inside(value)]
+        raise self.refuse(f"at most {MAX_DEPTH} levels of nesting", "more")
+
+    def _inside(self, value: object) -> list[object]:
+        if isinstance(value, str) and not _encodable(value):
+            raise self.refuse("valid Unicode", "half of a surrogate pair")
+        if isinstance(value, int | float) and not _portable(value):
+            raise self.refuse("numbers that 64 bits hold", f"the number {str(value)[:20]}")
+        if isinstance(value, dict):
+            return [*value, *value.values()]
+        return value if isinstance(value, list) else []
+
+
+def _encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _portable(number: float) -> bool:
+    return math.isfinite(number) if isinstance(number, float) else -(2**63) <= number < 2**63
