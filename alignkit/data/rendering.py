@@ -7,50 +7,76 @@ from rich.text import Text
 
 from alignkit.data.preview import RowPreview, Segment
 from alignkit.data.statistics import DatasetStatistics
-from alignkit.data.validation import FileReport
+from alignkit.data.validation import FileReport, count
+
+CONTEXT, LOSS, CUT = "dim", "green", "strike red"
 
 
 def render_report(name: str, report: FileReport) -> RenderableType:
-    """The report of a check."""
-    return Text(f"{name}: {report.summary()}", style="green" if report.ok else "red")
+    """The report of a check: the verdict in colour, then the bad lines and the notices."""
+    head = Text(visible(f"{name}: {report.headline}"), style="green" if report.ok else "bold red")
+    findings = (Text(line) for line in report.findings())
+    return Group(head, *findings, *(Text(f"note: {notice}", style="yellow") for notice in report.notices))
 
 
 def render_statistics(found: DatasetStatistics) -> RenderableType:
-    """Lengths as a table, the rest as lines."""
-    lengths = Table("tokens", "p50", "p90", "p99", "max")
+    """Lengths as a table, the rest as lines; what spoils a training or its evaluation is in yellow."""
+    lengths = Table("tokens")
+    for name in ("p50", "p90", "p99", "max"):
+        lengths.add_column(name, justify="right")
     for label, row in (
         ("prompt", found.prompt),
         ("chosen", found.chosen),
         ("rejected", found.rejected),
         ("prompt and longer answer", found.total),
     ):
-        lengths.add_row(label, str(row.p50), str(row.p90), str(row.p99), str(row.maximum))
-    lines = [
-        f"cut at {found.max_length} tokens: {found.truncated} rows ({found.truncated / found.rows:.1%})",
-        f"dropped, the prompt alone is that long: {found.prompt_fills}",
-        f"chosen equal to rejected: {found.identical}",
-        f"duplicate rows: {found.duplicates}; rows with a prompt seen before: {found.duplicate_prompts}",
-        f"rows the validation file has too: {found.overlap}; prompts it has too: {found.prompt_overlap}",
-    ]
-    return Group(lengths, *lines)
+        lengths.add_row(label, *(f"{cell:,}" for cell in (row.p50, row.p90, row.p99, row.maximum)))
+    return Group(
+        lengths,
+        _line(f"cut at {found.max_length:,} tokens", found.truncated, found.truncated_share),
+        _line("dropped, the prompt alone is that long", found.prompt_fills, found.prompt_fills_share),
+        _line("chosen equal to rejected", found.identical),
+        _line("repeating an earlier row", found.duplicates),
+        _line("with the prompt of an earlier row", found.duplicate_prompts),
+        _line("rows the validation file has too", found.overlap),
+        _line("prompts the validation file has too", found.prompt_overlap),
+    )
 
 
 def render_preview(title: str, preview: RowPreview) -> RenderableType:
     """Both sequences: loss in green, context dim, what truncation cuts struck through."""
-    return Group(
-        Panel(_text(preview.chosen), title=f"{title} · chosen", title_align="left"),
-        Panel(_text(preview.rejected), title=f"{title} · rejected", title_align="left"),
+    panels = [
+        Panel(_text(segments), title=Text(f"{title} · {side}"), title_align="left")
+        for side, segments in (("chosen", preview.chosen), ("rejected", preview.rejected))
+    ]
+    if not preview.dropped:
+        return Group(*panels)
+    return Group(*panels, Text(f"{title} is dropped: its prompt alone fills max_length", style="yellow"))
+
+
+def visible(text: str) -> str:
+    """`text` with every character that a terminal would obey, rather than show, escaped."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
+        for character in text
     )
+
+
+def _line(words: str, rows: int, share: float | None = None) -> Text:
+    percent = "" if share is None else f" ({share:.1%})"
+    return Text(f"{words}: {count(rows)}{percent}", style="yellow" if rows else "")
 
 
 def _text(segments: list[Segment]) -> Text:
     text = Text()
     for segment in segments:
-        style = "strike red" if segment.cut else "green" if segment.carries_loss else "dim"
-        text.append(segment.text, style=style)
-    counts = [f"{segment.tokens} {_kind(segment)}" for segment in segments]
+        text.append(visible(segment.text), style=_look(segment)[1])
+    counts = [f"{segment.tokens:,} {_look(segment)[0]}" for segment in segments]
     return text.append(f"\n[{', '.join(counts)}]", style="italic")
 
 
-def _kind(segment: Segment) -> str:
-    return "cut" if segment.cut else "with loss" if segment.carries_loss else "context"
+def _look(segment: Segment) -> tuple[str, str]:
+    """A segment's name and style."""
+    if segment.cut:
+        return "cut", CUT
+    return ("with loss", LOSS) if segment.carries_loss else ("context", CONTEXT)
