@@ -1,5 +1,7 @@
 """The forms of preference rows: each parses to the same row, and what is wrong is named by JSON pointer."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,146 +9,300 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.data.formats import PreferenceRow, RowError, parse_preference
+from tests.data.strategies import ANY_TEXT, FORMS, JSON, message, openai, rows, sharegpt, trl, trl_implicit
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
-
-
-def message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-@st.composite
-def rows(draw: st.DrawFn) -> PreferenceRow:
-    """A conversation with one answer on each side; system turn and earlier turns optional."""
-    prompt = [message("system", draw(TEXT))] if draw(st.booleans()) else []
-    for _ in range(draw(st.integers(0, 2))):
-        prompt += [message("user", draw(TEXT)), message("assistant", draw(TEXT))]
-    prompt.append(message("user", draw(TEXT)))
-    return PreferenceRow(prompt, [message("assistant", draw(TEXT))], [message("assistant", draw(TEXT))])
+ROW = PreferenceRow([message("user", "Hi")], [message("assistant", "a")], [message("assistant", "b")])
+OPENAI, TRL, IMPLICIT, SHAREGPT = openai(ROW), trl(ROW), trl_implicit(ROW), sharegpt(ROW)
+CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 
 
-def openai(row: PreferenceRow) -> dict[str, Any]:
-    return {
-        "input": {"messages": row.prompt},
-        "preferred_output": row.chosen,
-        "non_preferred_output": row.rejected,
-    }
+@given(rows(), st.sampled_from(FORMS))
+def test_every_form_gives_the_same_row(
+    row: PreferenceRow, form: Callable[[PreferenceRow], dict[str, Any]]
+) -> None:
+    unused: set[str] = set()
+    assert parse_preference(form(row), unused) == row
+    assert not unused
 
 
-def trl(row: PreferenceRow) -> dict[str, Any]:
-    return {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
-
-
-def sharegpt(row: PreferenceRow) -> dict[str, Any]:
-    names = {"user": "human", "assistant": "gpt", "system": "system"}
-
-    def turn(one: dict[str, str]) -> dict[str, str]:
-        return {"from": names[one["role"]], "value": one["content"]}
-
-    return {
-        "conversations": [turn(one) for one in row.prompt],
-        "chosen": turn(row.chosen[0]),
-        "rejected": turn(row.rejected[0]),
-    }
-
-
-@given(rows(), st.sampled_from([openai, trl, sharegpt]))
-def test_every_form_gives_the_same_row(row: PreferenceRow, form: Any) -> None:
-    assert parse_preference(form(row)) == row
-
-
-@given(rows())
-def test_trls_implicit_prompt(row: PreferenceRow) -> None:
-    parsed = parse_preference({"chosen": row.prompt + row.chosen, "rejected": row.prompt + row.rejected})
-    assert parsed.prompt + parsed.chosen == row.prompt + row.chosen
-    assert parsed.prompt + parsed.rejected == row.prompt + row.rejected
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
-KEYS = [
+TOP_KEYS = (
     "input",
-    "messages",
     "prompt",
     "chosen",
     "rejected",
     "conversations",
     "preferred_output",
-    "role",
-    "from",
-]
-
-
-@given(JSON | st.dictionaries(st.sampled_from([*KEYS, "non_preferred_output", "system", "tools"]), JSON))
-def test_any_other_value_gives_a_row_error_or_a_row(value: Any) -> None:
-    try:
-        assert isinstance(parse_preference(value), PreferenceRow)
-    except RowError as error:
-        assert len(str(error)) < 600  # noqa: PT017 - either outcome is right
-
-
-GOOD = openai(
-    PreferenceRow([message("user", "Hi")], [message("assistant", "a")], [message("assistant", "b")])
+    "non_preferred_output",
 )
+INNER_KEYS = (
+    "messages",
+    "tools",
+    "system",
+    "role",
+    "content",
+    "name",
+    "tool_calls",
+    "function",
+    "from",
+    "value",
+)
+KEYS = st.sampled_from(TOP_KEYS + INNER_KEYS)
+NEAR = st.recursive(
+    JSON | st.sampled_from(["user", "assistant", "human", "gpt", "text"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=20,
+)
+
+
+def outcome(value: Any) -> PreferenceRow | RowError:
+    unused: set[str] = set()
+    try:
+        row = parse_preference(value, unused)
+    except RowError as error:
+        return error
+    assert all(name.isprintable() for name in unused)
+    return row
+
+
+def check_outcome(value: Any) -> None:
+    found = outcome(value)
+    assert isinstance(found, PreferenceRow) or len(str(found).encode()) < 600
+
+
+@given(NEAR)
+def test_any_value_gives_a_row_or_a_row_error(value: Any) -> None:
+    check_outcome(value)
+
+
+@given(rows(), st.sampled_from(FORMS), st.data())
+def test_any_value_anywhere_in_a_row_gives_a_row_or_a_row_error(
+    row: PreferenceRow, form: Callable[[PreferenceRow], dict[str, Any]], data: st.DataObject
+) -> None:
+    value = json.loads(json.dumps(form(row)))
+    place = value
+    for _ in range(data.draw(st.integers(0, 4))):
+        below = place.values() if isinstance(place, dict) else place
+        inner = [one for one in below if isinstance(one, dict | list) and one]
+        if not inner:
+            break
+        place = data.draw(st.sampled_from(inner))
+    keys = range(len(place)) if isinstance(place, list) else [*place, "tool_calls", "tools", "name", "odd"]
+    place[data.draw(st.sampled_from(keys))] = data.draw(NEAR)
+    check_outcome(value)
+
+
+def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
+    return {"input": {"messages": [{"role": role, "content": content} for role, content in turns]}}
 
 
 @pytest.mark.parametrize(
-    ("change", "pointer", "expected", "found"),
+    ("row", "pointer", "sentence"),
     [
-        ({"input": {"messages": []}}, "/input/messages", "an array of messages", "an array without entries"),
-        ({"input": {}}, "/input", "an object with messages", "an object without entries"),
-        ({"input": {"messages": ["Hi"]}}, "/input/messages/0", '"role"', "the text 'Hi'"),
+        # where the row is no object, or of no form
+        (3, "", "expected an object, found the number 3"),
+        (None, "", "expected an object, found null"),
+        ({}, "", "(OpenAI: input, non_preferred_output, preferred_output; ShareGPT: "),
+        ({"text": 1, "\x1b[2J": 2}, "", "found the keys \\x1b[2J, text"),
+        ({"prompt": "a", "chosen": "b"}, "/rejected", "expected the key of a row in TRL's form, found no su"),
+        ({"chosen": []}, "/rejected", "expected the key of a row in TRL (without prompt)'s form"),
+        ({"conversations": [], "chosen": {}}, "/rejected", "ShareGPT's form, found no such key"),
+        ({"input": {}, "preferred_output": []}, "/non_preferred_output", "OpenAI's form, found no such key"),
+        # OpenAI
+        (OPENAI | {"input": "Hi"}, "/input", "expected an object {\"messages\": …}, found the text 'Hi'"),
+        (OPENAI | {"input": {}}, "/input/messages", "expected an array of messages, found no such key"),
+        (OPENAI | spoken(), "/input/messages", "expected an array of messages, found an array without entr"),
+        (OPENAI | {"input": {"messages": ["Hi"]}}, "/input/messages/0", 'a message {"role": …, "content": …'),
         (
-            {"input": {"messages": [message("robot", "Hi")]}},
+            OPENAI | spoken(("robot", "Hi")),
             "/input/messages/0/role",
-            "one of system",
-            "'robot'",
+            "assistant, tool, found the text 'robot'",
         ),
         (
-            {"input": {"messages": [{"role": "user", "content": 3}]}},
+            OPENAI | {"input": {"messages": [{"content": "Hi"}]}},
+            "/input/messages/0/role",
+            "found no such key",
+        ),
+        (OPENAI | spoken(("user", 3)), "/input/messages/0/content", "text parts, found the number 3"),
+        (
+            OPENAI | spoken(("user", None)),
             "/input/messages/0/content",
-            "text",
-            "number 3",
+            "text that is not blank, or an array o",
         ),
-        ({"input": {"messages": [message("user", "  ")]}}, "/input/messages/0/content", "text", "'  '"),
-        ({"preferred_output": []}, "/preferred_output", "an array of messages", "an array without entries"),
-        ({"preferred_output": [message("user", "x")]}, "/preferred_output/0/role", "assistant", "'user'"),
-        ({"non_preferred_output": None}, "/non_preferred_output", "an array of messages", "null"),
-        ({"input": {"messages": [message("assistant", "Hi")]}}, "/prompt", "the user's turn", "assistant"),
+        (OPENAI | spoken(("user", " \n")), "/input/messages/0/content", "found the text ' \\n'"),
+        (OPENAI | spoken(("user", "\ud800")), "/input/messages/0/content", "found half of a surrogate pair"),
+        (OPENAI | spoken(("user", [])), "/input/messages/0/content", "found an array without entries"),
         (
-            {"input": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}},
-            "/input/messages/0/content/0",
-            '"type": "text"',
-            "an object",
+            OPENAI | spoken(("user", [{"type": "image_url", "image_url": {}}])),
+            "/input/messages/0/content/0/type",
+            "expected 'text', the only type of part there is, found the text 'image_url'",
+        ),
+        (
+            OPENAI | spoken(("user", [{"type": "text", "text": "a"}, {"type": "text"}])),
+            "/input/messages/0/content/1/text",
+            "expected text, found no such key",
+        ),
+        (
+            OPENAI | spoken(("user", "Hi"), ("assistant", "Yes?")),
+            "/input/messages/1/role",
+            "expected the prompt to end with a user or tool turn, found the text 'assistant'",
+        ),
+        (OPENAI | {"preferred_output": []}, "/preferred_output", "found an array without entries"),
+        (
+            OPENAI | {"preferred_output": [message("user", "x")]},
+            "/preferred_output/0/role",
+            "found the text 'u",
+        ),
+        (OPENAI | {"non_preferred_output": None}, "/non_preferred_output", "of messages, found null"),
+        (
+            OPENAI | {"preferred_output": [message("assistant", "x"), message("tool", "y")]},
+            "/preferred_output/1/role",
+            "expected an answer's turn (assistant), found the text 'tool'",
+        ),
+        (
+            OPENAI | {"input": OPENAI["input"] | {"tools": {"a": 1}}},
+            "/input/tools",
+            "an array of tools, found an",
+        ),
+        (
+            OPENAI | {"input": OPENAI["input"] | {"tools": ["add"]}},
+            "/input/tools/0",
+            "a tool, which is an object",
+        ),
+        # TRL
+        (TRL | {"prompt": ""}, "/prompt", "found an empty text"),
+        (TRL | {"prompt": None}, "/prompt", "expected an array of messages, found null"),
+        (
+            TRL | {"chosen": "  "},
+            "/chosen",
+            "text that is not blank, or an array of text parts, found the te",
+        ),
+        (TRL | {"rejected": [message("assistant", "")]}, "/rejected/0/content", "found an empty text"),
+        (TRL | {"chosen": ROW.prompt + ROW.chosen}, "/chosen/0/role", "leave the key 'prompt' out, found"),
+        (
+            TRL | {"tools": "[1"},
+            "/tools",
+            "expected an array of tools, found a line cut off after 2 characters",
+        ),
+        # TRL without prompt
+        ({"chosen": "b", "rejected": "c"}, "/chosen", "since there is no prompt key, found the text 'b'"),
+        (IMPLICIT | {"rejected": ROW.rejected}, "/rejected/0", "the same first message as in chosen"),
+        (
+            {
+                "chosen": [*ROW.prompt, *ROW.chosen, *ROW.prompt, *ROW.chosen],
+                "rejected": IMPLICIT["rejected"],
+            },
+            "/chosen/2/role",
+            "expected an answer's turn (assistant or tool), found the text 'user'",
+        ),
+        # ShareGPT
+        (SHAREGPT | {"conversations": "Hi"}, "/conversations", "expected an array of turns, found the text"),
+        (SHAREGPT | {"conversations": [3]}, "/conversations/0", 'expected a turn {"from": …, "value": …}'),
+        (SHAREGPT | {"chosen": {"from": "bot", "value": "x"}}, "/chosen/from", "tool, found the text 'bot'"),
+        (
+            SHAREGPT | {"chosen": {"from": "human", "value": "x"}},
+            "/chosen/from",
+            "an answer's turn (assistant)",
+        ),
+        (SHAREGPT | {"rejected": {"from": "gpt"}}, "/rejected/value", "not blank, found no such key"),
+        (SHAREGPT | {"system": 3}, "/system", "expected text that is not blank, found the number 3"),
+        (
+            SHAREGPT | {"conversations": [{"from": "gpt", "value": "x"}]},
+            "/conversations/0/from",
+            "the prompt to end with a user or tool turn, found the text 'gpt'",
+        ),
+        (
+            SHAREGPT
+            | {
+                "conversations": [{"from": "system", "value": "x"}, *SHAREGPT["conversations"]],
+                "system": "y",
+            },
+            "/conversations/0/from",
+            "no system turn beside the key 'system'",
         ),
     ],
 )
-def test_what_is_wrong_is_named(change: dict[str, Any], pointer: str, expected: str, found: str) -> None:
+def test_what_is_wrong_is_named(row: Any, pointer: str, sentence: str) -> None:
     with pytest.raises(RowError) as caught:
-        parse_preference(GOOD | change)
-    assert caught.value.pointer == pointer
-    assert expected in caught.value.expected
-    assert found in caught.value.found
-
-
-def test_a_missing_key_is_named_by_the_nearest_form() -> None:
-    row = {key: value for key, value in GOOD.items() if key != "non_preferred_output"}
-    with pytest.raises(RowError, match="OpenAI's form") as caught:
         parse_preference(row)
-    assert caught.value.pointer == "/non_preferred_output"
+    assert caught.value.pointer == pointer
+    assert sentence in f"expected {caught.value.expected}, found {caught.value.found}"
 
 
-def test_text_parts_are_joined() -> None:
-    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
-    row = parse_preference(GOOD | {"input": {"messages": [{"role": "user", "content": parts}]}})
-    assert row.prompt == [message("user", "Hello")]
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
-def test_plain_text_rows_are_one_turn_each() -> None:
-    row = parse_preference({"prompt": "Q", "chosen": "yes", "rejected": "no"})
-    assert row == PreferenceRow(
-        [message("user", "Q")], [message("assistant", "yes")], [message("assistant", "no")]
-    )
+@pytest.mark.parametrize(
+    ("key", "value", "pointer", "sentence"),
+    [
+        ("name", 5, "name", "found the number 5"),
+        ("tool_calls", "add", "tool_calls", "expected an array of tool calls, found the text 'add'"),
+        ("tool_calls", ["add"], "tool_calls/0", 'expected a tool call {"type": "function"'),
+        ("tool_calls", [{}], "tool_calls/0/function", 'expected {"name": …, "arguments": …}, found no such'),
+        ("tool_calls", [{"function": {}}], "tool_calls/0/function/name", "the name of a function, found no"),
+        (
+            "tool_calls",
+            [CALL | {"odd": nested(80)}],
+            "tool_calls",
+            "at most 64 levels of nesting, found more",
+        ),
+        ("tool_calls", [CALL | {"odd": nested(900)}], "tool_calls", "at most 64 levels of nesting"),
+        ("tool_calls", [CALL | {"odd": "\udfff"}], "tool_calls", "expected valid Unicode, found half of a"),
+        ("tool_calls", [CALL | {"\udfff": 1}], "tool_calls", "expected valid Unicode, found half of a"),
+        (
+            "tool_calls",
+            [CALL | {"odd": 2**64}],
+            "tool_calls",
+            "numbers that 64 bits hold, found the number 1",
+        ),
+    ],
+)
+def test_what_is_wrong_in_an_assistants_other_keys_is_named(
+    key: str, value: Any, pointer: str, sentence: str
+) -> None:
+    with pytest.raises(RowError) as caught:
+        parse_preference(TRL | {"chosen": [ROW.chosen[0] | {key: value}]})
+    assert caught.value.pointer == f"/chosen/0/{pointer}"
+    assert sentence in str(caught.value)
+
+
+def test_tools_and_tool_calls_are_kept() -> None:
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    calls = [
+        message("user", "1 + 1?"),
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        message("tool", "2") | {"tool_call_id": "1"},
+    ]
+    row = parse_preference({"prompt": calls, "chosen": "2", "rejected": "3", "tools": json.dumps(tools)})
+    assert row.tools == tools
+    assert row.prompt == [calls[0], calls[1] | {"content": ""}, calls[2]]
+    answer = parse_preference(TRL | {"chosen": [calls[1], calls[2], message("assistant", "2")]}).chosen
+    assert [one["role"] for one in answer] == ["assistant", "tool", "assistant"]
+    assert parse_preference(TRL | {"tools": []}).tools is None
+
+
+def test_plain_text_is_one_turn_each() -> None:
+    assert parse_preference({"prompt": "Hi", "chosen": "a", "rejected": "b"}) == ROW
+
+
+def test_equal_whole_conversations_differ_in_nothing_but_are_a_row() -> None:
+    row = parse_preference({"chosen": IMPLICIT["chosen"], "rejected": IMPLICIT["chosen"]})
+    assert (row.prompt, row.chosen, row.rejected) == (ROW.prompt, ROW.chosen, ROW.chosen)
+
+
+def test_keys_that_play_no_part_are_named_by_place() -> None:
+    unused: set[str] = set()
+    row = OPENAI | {"source": "x", "preferred_output": [ROW.chosen[0] | {"weight": 1}]}
+    parse_preference(row | {"input": OPENAI["input"] | {"parallel_tool_calls": True}}, unused)
+    assert unused == {"source", "/preferred_output/*/weight", "/input/parallel_tool_calls"}
+
+
+@given(st.dictionaries(ANY_TEXT, st.none(), min_size=150, max_size=160))
+def test_names_of_unused_keys_are_limited_and_printable(extra: dict[str, None]) -> None:
+    unused: set[str] = set()
+    parse_preference(extra | TRL, unused)
+    assert 0 < len(unused) <= 100
+    assert all(name.isprintable() and len(name) < 500 for name in unused)
