@@ -11,6 +11,8 @@ from alignkit.data.schemas import Row, RowSchema, schema_for
 from alignkit.errors import DataError
 
 MAX_ISSUES = 20
+MAX_BAD_ROWS = 10_000
+"""After as many, the rest of a file is not read."""
 MAX_NAMES_SHOWN = 8
 
 
@@ -109,6 +111,9 @@ class Inspection(Generic[Row]):
                 if row is not None:
                     self._idle += self.schema.idle(row)
                     yield row
+                elif self._bad >= MAX_BAD_ROWS:  # half a gigabyte of bad lines would take minutes to count
+                    self._problem = f"the first {count(self._seen)} hold {MAX_BAD_ROWS:,} that cannot be used"
+                    return
         except DataError as error:
             self._problem = str(error)
 

@@ -218,3 +218,12 @@ def test_checking_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_file_of_nothing_but_bad_lines_is_given_up_on(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"{}\n" * 200_000)
+    report = check_file(path, "f_dpo")
+    assert not report.ok
+    assert (report.rows, report.bad_rows, len(report.issues)) == (10_000, 10_000, 20)
+    assert "the first 10,000 rows hold 10,000 that cannot be used" in report.summary()
