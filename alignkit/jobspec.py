@@ -34,10 +34,15 @@ class Hyperparameters(Section):
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = None
 
 
-class FDPOHyperparameters(Hyperparameters):
-    """f-DPO's own: OpenAI's `beta` and the divergence."""
+class DPOHyperparameters(Hyperparameters):
+    """OpenAI's `dpo`: f-DPO under the reverse KL."""
 
     beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
+
+
+class FDPOHyperparameters(DPOHyperparameters):
+    """f-DPO's own: the divergence, and what goes with it."""
+
     divergence: str = "reverse_kl"
     alpha: Annotated[float, Field(gt=0, le=10)] | None = None
     f_alpha_divergence_coef: Annotated[float, Field(lt=1, ge=-9)] | None = None
@@ -59,6 +64,7 @@ class MethodSpec:
 
 SPECS: dict[str, MethodSpec] = {
     "f_dpo": MethodSpec(FDPOHyperparameters, learning_rate=1e-4, auto={"beta": 0.1}, section=FDPOSection),
+    "dpo": MethodSpec(DPOHyperparameters, learning_rate=1e-4, auto={"beta": 0.1}, section=FDPOSection),
 }
 METHODS: tuple[str, ...] = tuple(SPECS)
 

@@ -84,5 +84,14 @@ def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str,
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"method\.type: expected one of f_dpo, found 'ppo'"):
+    with pytest.raises(RecipeError, match=r"method\.type: expected one of f_dpo, dpo, found 'ppo'"):
         spec({}, method="ppo")
+
+
+def test_openais_dpo_is_f_dpo_under_the_reverse_kl() -> None:
+    resolved = spec({"beta": 0.3, "n_epochs": 1}, method="dpo")
+    assert (resolved.recipe.method.type, resolved.recipe.method.divergence) == ("f_dpo", "reverse_kl")
+    assert resolved.recipe.method.beta == 0.3
+    assert "divergence" not in resolved.hyperparameters
+    with pytest.raises(RecipeError, match=r"method\.dpo\.hyperparameters\.divergence: unknown key"):
+        spec({"divergence": "jeffreys"}, method="dpo")

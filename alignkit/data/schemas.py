@@ -26,7 +26,7 @@ PREFERENCE: RowSchema[PreferenceRow] = RowSchema(
     idle=lambda row: row.chosen == row.rejected,
     idle_words="chosen equal to rejected",
 )
-SCHEMAS: dict[str, RowSchema[Any]] = {"f_dpo": PREFERENCE}
+SCHEMAS: dict[str, RowSchema[Any]] = {"f_dpo": PREFERENCE, "dpo": PREFERENCE}
 
 
 def schema_for(method: str) -> RowSchema[Any]:
