@@ -1,0 +1,40 @@
+"""Which implementation of a head runs: Triton on GPUs, chunked PyTorch elsewhere, a materialised reference for tests.
+
+Chosen by the tensor's device, or forced by an argument or by ALIGNKIT_KERNELS. A forced implementation that cannot
+run here is an error: nothing falls back unsaid.
+"""
+
+import importlib.util
+import os
+from functools import cache
+from typing import Literal
+
+from torch import Tensor
+
+Implementation = Literal["triton", "torch", "reference"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("triton", "torch", "reference")
+VARIABLE = "ALIGNKIT_KERNELS"
+
+
+def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
+    """The implementation for `tensor`'s device; `forced` goes before ALIGNKIT_KERNELS, that before the device.
+
+    Raises ValueError for an unknown name, and for Triton where it cannot run.
+    """
+    source, name = ("implementation", forced) if forced else (VARIABLE, os.environ.get(VARIABLE))
+    if not name:
+        return "triton" if tensor.is_cuda else "torch"
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"{source} must be one of {', '.join(IMPLEMENTATIONS)}, found {name!r}")
+    if name == "triton" and not tensor.is_cuda and not interpreted():
+        raise ValueError(
+            f"{source} is triton, but the tensors are on {tensor.device.type}: Triton needs a GPU, or "
+            "TRITON_INTERPRET=1 set before the first import"
+        )
+    return name  # type: ignore[return-value]
+
+
+@cache
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for a GPU; Triton reads the variable at its import."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
