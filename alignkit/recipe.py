@@ -4,23 +4,20 @@
 into every job's folder, so that the same line repeats the job.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from alignkit import divergences
-from alignkit.errors import DivergenceError, FieldIssue, RecipeError
+from alignkit.errors import FieldIssue, RecipeError
+from alignkit.methods import METHODS
+from alignkit.methods.f_dpo import FDPOSection
+from alignkit.schema import Section, field_issues
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    """Base of every part of a recipe: unknown keys are refused, values are not coerced across kinds."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -83,53 +80,8 @@ class TrainingSection(Section):
     save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
 
 
-class FDPOSection(Section):
-    """f-DPO: the divergence between policy and reference, and its strength."""
-
-    type: Literal["f_dpo"] = "f_dpo"
-    beta: float = Field(0.1, gt=0, le=100)
-    divergence: str = Field(
-        "reverse_kl", description="a name of divergences.available(), or package.module:Name"
-    )
-    alpha: float | None = Field(None, gt=0, le=10, description="alpha_divergence only; the paper's alpha")
-    f_alpha_divergence_coef: float | None = Field(
-        None, lt=1, ge=-9, description="alpha_divergence only; TRL's coefficient, 1 - alpha"
-    )
-    match_curvature: bool = Field(
-        False, description="divide beta by f''(1), to compare divergences like with like"
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    sft_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's mean token NLL")
-
-    @field_validator("divergence")
-    @classmethod
-    def _divergence_exists(cls, name: str) -> str:
-        try:
-            divergences.get(name)
-        except DivergenceError as error:
-            raise ValueError(str(error)) from error
-        return name
-
-    @field_validator("alpha", "f_alpha_divergence_coef")
-    @classmethod
-    def _takes_parameter(cls, value: float | None, info: ValidationInfo) -> float | None:
-        params = {str(info.field_name): value} if value is not None else {}
-        if info.field_name == "f_alpha_divergence_coef" and info.data.get("alpha") is not None:
-            params["alpha"] = info.data["alpha"]
-        try:
-            if value is not None and "divergence" in info.data:
-                divergences.get(info.data["divergence"], **params)
-        except DivergenceError as error:
-            raise ValueError(str(error)) from error
-        return value
-
-    def divergence_params(self) -> dict[str, float]:
-        """Parameters for `divergences.get`, those given only."""
-        given = {"alpha": self.alpha, "f_alpha_divergence_coef": self.f_alpha_divergence_coef}
-        return {name: value for name, value in given.items() if value is not None}
-
-
 MethodSection = FDPOSection
+SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
 
 
 class Recipe(Section):
@@ -149,7 +101,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise RecipeError(field_issues(error)) from error
+            raise RecipeError(_without_tag(field_issues(error))) from error
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
@@ -164,29 +116,10 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def field_issues(error: ValidationError, prefix: str = "") -> list[FieldIssue]:
-    """One issue a refused field: its path, what was expected and what was found."""
-    issues = []
-    for item in error.errors(include_url=False):
-        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in item["loc"])])
-        issues.append(FieldIssue(path, _sentence(item)))
-    return issues
-
-
-def _sentence(item: Mapping[str, Any]) -> str:
-    if item["type"] == "extra_forbidden":
-        return "unknown key"
-    if item["type"] == "missing":
-        return "is required"
-    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if item["type"] == "value_error":
-        return message
-    return f"expected {message}, found {_short(item.get('input'))}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _without_tag(issues: list[FieldIssue]) -> list[FieldIssue]:
+    """pydantic puts the chosen method into the path, `method.f_dpo.beta`, where a recipe has none."""
+    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.)")
+    return [FieldIssue(tag.sub("method", issue.path), issue.message) for issue in issues]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -85,13 +85,13 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     """The method's trainer over the recipe's model and data."""
     from transformers import PrinterCallback, set_seed
 
-    from alignkit.methods import BUILDERS, RunContext
+    from alignkit.methods import RunContext, method_of
     from alignkit.progress import ProgressCallback
 
     set_seed(recipe.seed)
     model, tokenizer = load_model(recipe)
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, [ProgressCallback(folder)])
-    trainer = BUILDERS[recipe.method.type](context)
+    trainer = method_of(recipe.method).build(context)
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
     return trainer
 
