@@ -52,6 +52,7 @@ def recipe_for_job(
         method=_method_section(resolved, spec, prefix),
         lora={"r": resolved["lora_rank"], "alpha": resolved["lora_alpha"]},
         training=_training_section(resolved, spec.learning_rate),
+        collapse_guard={"on_collapse": resolved["on_collapse"]},
         seed=seed,
         output_dir=str(output_dir),
     )

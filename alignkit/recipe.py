@@ -80,6 +80,28 @@ class TrainingSection(Section):
     save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
 
 
+class CollapseGuardSection(Section):
+    """A few answers drawn at each evaluation and compared with the untrained model's; `collapse_guard: null` is off.
+
+    The limits are ours: on SmolLM2 a sound run stays well inside, a ruined one is far beyond.
+    """
+
+    on_collapse: Literal["warn", "stop", "rollback"] = Field(
+        "warn", description="stop ends the run as failed, rollback goes back to the last sound evaluation"
+    )
+    prompts: int = Field(4, ge=1, le=64, description="held-out prompts answered")
+    max_new_tokens: int = Field(48, ge=8, le=1024)
+    reference_logp_drop: float = Field(
+        2.5, gt=0, description="nats a token that the answers' log-prob under the reference may fall by"
+    )
+    repetition_rise: float = Field(
+        0.5, gt=0, le=1, description="by which the share of repeated 4-grams may rise"
+    )
+    good_logp_drop: float = Field(
+        2.0, gt=0, description="nats a token that the log-prob of known good answers may fall by"
+    )
+
+
 MethodSection = FDPOSection
 SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
 
@@ -92,6 +114,7 @@ class Recipe(Section):
     method: MethodSection
     lora: LoraSection | None = Field(default_factory=LoraSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
+    collapse_guard: CollapseGuardSection | None = Field(default_factory=CollapseGuardSection)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     output_dir: str = Field(min_length=1, description="folder for everything the run writes")
 

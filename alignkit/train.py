@@ -14,9 +14,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
+from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder, write_json
+
+OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,8 +65,11 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     use_all_cores()
     started = time.monotonic()
     trainer = build_trainer(recipe, folder)
+    guard = add_guard(trainer, recipe, folder)
     trainer.train()
     metrics = final_metrics(trainer)
+    if guard is not None and guard.settle():
+        metrics = final_metrics(trainer)
     save(trainer, recipe, folder)
     if recipe.lora is not None:
         save_canary(trainer, folder)
@@ -94,6 +99,17 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     trainer = method_of(recipe.method).build(context)
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
     return trainer
+
+
+def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
+    """The collapse guard, watching; None where the recipe turns it off."""
+    from alignkit.trainers.collapse_guard import CollapseGuard
+
+    if recipe.collapse_guard is None:
+        return None
+    guard = CollapseGuard(trainer, recipe.collapse_guard, folder, seed=recipe.seed)
+    trainer.add_callback(guard)
+    return guard
 
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
@@ -168,18 +184,25 @@ def report_failure(folder: RunFolder, error: Exception) -> None:
         print(f"error: the result could not be written: {full}", file=sys.stderr, flush=True)
 
 
+EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
+    (CollapseError, "collapsed", "{}"),
+    (AlignkitError, "invalid_recipe", "{}"),
+    (FloatingPointError, "not_finite", "Training stopped: {}"),
+    (MemoryError, "out_of_memory", OUT_OF_MEMORY),
+)
+"""Kinds of errors that a user can act on, with the code and the sentence they become."""
+
+
 def explain(error: Exception) -> tuple[str, str]:
     """(code, sentence) of a failure."""
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    if full or "No space left on device" in str(error):  # safetensors wraps the OSError
         return "disk_full", "The disk is full: free some space and start the job again."
-    if "No space left on device" in str(error):  # safetensors wraps the OSError
-        return "disk_full", "The disk is full: free some space and start the job again."
-    if isinstance(error, AlignkitError):
-        return "invalid_recipe", str(error)
-    if isinstance(error, FloatingPointError):
-        return "not_finite", f"Training stopped: {error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out_of_memory", f"Out of memory: lower micro_batch_size or max_length. ({error})"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported to fail
+        return "out_of_memory", OUT_OF_MEMORY.format(error)
+    for kind, code, sentence in EXPLAINED:
+        if isinstance(error, kind):
+            return code, sentence.format(error)
     return "training_failed", f"{type(error).__name__}: {error}"
 
 

@@ -27,6 +27,7 @@ class Hyperparameters(Section):
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     eval_interval: Auto | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
     checkpoint_interval: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = 16
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = None
 
