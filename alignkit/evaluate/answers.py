@@ -19,6 +19,8 @@ class AnswerQuality:
     """Mean log-prob of the drawn answers' tokens under the reference."""
     kl: float | None
     """Estimated KL(policy || reference) of a token: the mean of log pi - log pi_ref over the drawn answers."""
+    sequence_kl: float | None
+    """The same, summed over an answer's tokens."""
     repetition: float
     """Share of 4-grams that stood in the same answer before, 0 to 1."""
     distinct_2: float
@@ -71,6 +73,7 @@ def measure(
     return AnswerQuality(
         reference_logp=reference,
         kl=None if reference is None or policy is None else policy - reference,
+        sequence_kl=None if reference_logps is None else _sequence_kl(policy_logps, reference_logps),
         repetition=sum(map(repetition, answers)) / max(len(answers), 1),
         distinct_2=distinct(answers),
         good_logp=None if good_logps is None else _mean(good_logps),
@@ -81,6 +84,11 @@ def _mean(logps: Sequence[Tensor]) -> float | None:
     """Over all tokens of all sequences."""
     count = sum(values.numel() for values in logps)
     return sum(float(values.double().sum()) for values in logps) / count if count else None
+
+
+def _sequence_kl(policy: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    ratios = [float((mine - other).double().sum()) for mine, other in zip(policy, reference, strict=True)]
+    return sum(ratios) / max(len(ratios), 1)
 
 
 def reasons(now: AnswerQuality, baseline: AnswerQuality, limits: Limits) -> list[str]:

@@ -27,7 +27,11 @@ class FDPOSection(Section):
     match_curvature: bool = Field(
         False, description="divide beta by f''(1), to compare divergences like with like"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be flipped")
+    robust: bool = Field(
+        False, description="robust DPO's unbiased form of label_smoothing, instead of cDPO's"
+    )
+    length_normalization: bool = Field(False, description="log-ratios as means over tokens, not sums")
     sft_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's mean token NLL")
 
     @field_validator("divergence")
@@ -72,6 +76,8 @@ class FDPOHyperparameters(DPOHyperparameters):
     f_alpha_divergence_coef: Annotated[float, Field(lt=1, ge=-9)] | None = None
     match_curvature: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    robust: bool = False
+    length_normalization: bool = False
     sft_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
 
     @field_validator("divergence")
@@ -97,6 +103,8 @@ def build(context: RunContext) -> Any:
         divergence_params=method.divergence_params() or None,
         match_curvature=method.match_curvature,
         label_smoothing=method.label_smoothing,
+        robust=method.robust,
+        length_normalization=method.length_normalization,
         sft_weight=method.sft_weight,
     )
     held_out = recipe.data.validation

@@ -14,7 +14,7 @@ from alignkit.errors import CollapseError
 from alignkit.evaluate import AnswerQuality, Limits, measure, reasons
 from alignkit.recipe import CollapseGuardSection
 from alignkit.run_folder import RunFolder, write_json
-from alignkit.trainers.scoring import Answer, answer_of, draw, token_logps
+from alignkit.trainers.scoring import Answer, answer_of, draw, load_weights, token_logps
 
 MAX_PROMPT_TOKENS = 512
 MAX_GOOD_TOKENS = 256
@@ -61,6 +61,10 @@ class CollapseGuard(TrainerCallback):
         self._log(self._baseline)
         self._store()
 
+    def compare_now(self) -> AnswerQuality | None:
+        """The measures of the model as it is; None where no prompt can be answered."""
+        return self._measure() if self._rows else None
+
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -106,8 +110,7 @@ class CollapseGuard(TrainerCallback):
             raise CollapseError(
                 f"Training stopped: {self._collapse}; no checkpoint before it was sound. {ADVICE}"
             )
-        self._trainer.state.best_model_checkpoint = str(checkpoint)
-        self._trainer._load_best_model()  # noqa: SLF001 - the one loader that knows peft, ZeRO and FSDP
+        load_weights(self._trainer, checkpoint)
         if self._trainer.is_world_process_zero():
             message = f"Went back to step {self._sound_step}, the last sound one: {self._collapse}"
             print(message, flush=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,3 +129,13 @@ def answer_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
     start = learned.index(True)
     end = learned.index(False, start) if False in learned[start:] else len(ids)
     return list(ids[:start]), list(ids[start:end])
+
+
+def load_weights(trainer: Any, folder: Path) -> None:
+    """Give the trainer's model the adapter, or all the weights, that `folder` holds: a checkpoint, or a run's result.
+
+    Collective where the model is sharded.
+    """
+    trainer.state.best_model_checkpoint = str(folder)
+    trainer._load_best_model()  # noqa: SLF001 - the one loader that knows peft, ZeRO and FSDP
+    trainer.state.best_model_checkpoint = None

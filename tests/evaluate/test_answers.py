@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from alignkit.evaluate import AnswerQuality, Limits, distinct, measure, reasons, repetition
 
-SOUND = AnswerQuality(reference_logp=-1.5, kl=0.2, repetition=0.1, distinct_2=0.9, good_logp=-1.2)
+SOUND = AnswerQuality(
+    reference_logp=-1.5, kl=0.2, sequence_kl=4.0, repetition=0.1, distinct_2=0.9, good_logp=-1.2
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,7 @@ def test_means_are_over_tokens_and_kl_is_the_mean_log_ratio() -> None:
     quality = measure([[1, 2, 3], [4]], policy, reference, None)
     assert quality.reference_logp == pytest.approx(-2.5)
     assert quality.kl == pytest.approx(1.0)
+    assert quality.sequence_kl == pytest.approx(2.0)
     assert quality.good_logp is None
     assert "answers/good_logp" not in quality.metrics()
 
