@@ -71,8 +71,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     if guard is not None and guard.settle():
         metrics = final_metrics(trainer)
     save(trainer, recipe, folder)
-    if recipe.lora is not None:
-        save_canary(trainer, folder)
+    save_canary(trainer, folder)
     if is_main_process():
         state = trainer.state
         result = {
