@@ -276,8 +276,8 @@ class _PairwiseL1(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         temperature, tiles, same = ctx.options
         tensors, (q_lse, p_lse, distances, mass) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        student = Side(*tensors[:3], head=ctx.heads[0])
-        teacher = Side(*tensors[3:], head=ctx.heads[1])
+        student = Side(tensors[0], tensors[1], tensors[2], ctx.heads[0])
+        teacher = Side(tensors[3], tensors[4], tensors[5], ctx.heads[1])
         upstream = upstream.to(distances.dtype)
         if same:  # each row stands on both sides
             upstream = upstream + upstream.T
