@@ -108,8 +108,11 @@ def _same(one: Side, other: Side) -> bool:
 
 
 def _shared(side: Side, vocabulary: int) -> Side:
-    hidden, weight = autocast(side.hidden, side.weight[:vocabulary])
-    return Side(hidden, weight, None if side.bias is None else side.bias[:vocabulary], side.head)
+    """The operands in the products' dtype, without columns that are not shared."""
+    hidden, weight, bias, head = side
+    if weight.size(0) > vocabulary:  # else a slice would only cost a copy of the gradient
+        weight, bias = weight[:vocabulary], None if bias is None else bias[:vocabulary]
+    return Side(*autocast(hidden, weight), bias, head)
 
 
 def _reference(student: Side, teacher: Side, temperature: float) -> Tensor:
