@@ -1,12 +1,14 @@
 """Logs: structured, to stderr; readable on a terminal, one JSON object a line elsewhere."""
 
 import logging
+import re
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 HANDLER_NAME = "alignkit"
+_TOKEN = re.compile(r"sk-[A-Za-z0-9_-]{20,}")
 
 
 def configure() -> None:
@@ -40,5 +42,10 @@ def configure() -> None:
 def _rendering(terminal: bool) -> list[Processor]:  # noqa: FBT001 - one question
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if terminal:
-        return [strip, structlog.dev.ConsoleRenderer()]
-    return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        return [strip, structlog.dev.ConsoleRenderer(), _without_keys]
+    return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(), _without_keys]
+
+
+def _without_keys(_: WrappedLogger, __: str, line: EventDict) -> str:
+    """The rendered line without any key: one may come in a path, or in the text of an exception."""
+    return _TOKEN.sub("sk-…", str(line))

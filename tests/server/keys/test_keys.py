@@ -1,6 +1,5 @@
 """Who gets in: the first key, what a key opens, and what is open without one."""
 
-import itertools
 import stat
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from server.keys.guard import OPEN_PATHS
 from server.keys.service import authenticate, issue_key
 from server.migrate import migrate
 from server.settings import Settings
-from tests.server.support import Running, create_job, upload
+from tests.server.support import Running
 
 
 @pytest.fixture
@@ -94,43 +93,3 @@ def test_without_a_key_everything_but_health_is_401(service: Running) -> None:
         assert http.get("/openapi.json").status_code == 200
         for header in ("Bearer", "Basic abc", "sk-abc"):
             assert http.get("/v1/models", headers={"authorization": header}).status_code == 401
-
-
-def test_two_projects_share_nothing(service: Running, project: str) -> None:
-    """Every route with an id, walked with another project's ids."""
-    mine, theirs = service.new_key(project), service.new_key(f"{project}-other")
-    client = service.client(mine)
-    file_id = upload(client)
-    job = create_job(client, training_file=file_id)
-    service.ledger.add_model(job.id, name="ft:x:y:z:1", base_model="x", kind="adapter", path="p")
-    service.ledger.transition(job.id, "succeeded", only_from=("queued",))
-    event = client.fine_tuning.jobs.list_events(job.id).data[0]
-    values = {"file_id": [file_id], "job_id": [job.id], "model": ["ft:x:y:z:1"]}
-    walked = 0
-    with service.http(theirs) as http:
-        for route in create_app(service.settings).routes:
-            if not isinstance(route, APIRoute) or "{" not in route.path:
-                continue
-            names = list(route.param_convertors)
-            for ids in itertools.product(*(values[name] for name in names)):
-                path = route.url_path_for(route.name, **dict(zip(names, ids, strict=True)))
-                for method in route.methods:
-                    answer = http.request(method, path)
-                    assert answer.status_code == 404, (method, path)
-                    walked += 1
-        stream = http.get(f"/v1/fine_tuning/jobs/{job.id}/events?stream=true")
-        assert stream.status_code == 404
-        for path, after in {"/v1/files": file_id, "/v1/fine_tuning/jobs": job.id}.items():
-            assert http.get(path).json()["data"] == []
-            assert http.get(path, params={"after": after}).status_code == 404
-        own = create_job(service.client(theirs))
-        answer = http.get(f"/v1/fine_tuning/jobs/{own.id}/events", params={"after": event.id})
-        assert answer.status_code == 404
-        models = http.get("/v1/models").json()["data"]
-        assert "ft:x:y:z:1" not in {model["id"] for model in models}
-        with pytest.raises(openai.NotFoundError) as refused:
-            create_job(service.client(theirs), training_file=file_id)
-        assert refused.value.param == "training_file"
-    assert walked >= 9
-    assert client.files.retrieve(file_id)
-    assert client.models.retrieve("ft:x:y:z:1")
