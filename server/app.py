@@ -20,7 +20,7 @@ from server.jobs.runner import JobRunner, Unpublish
 from server.keys.bootstrap import ensure_first_key
 from server.keys.guard import KeyGuard
 from server.limits.body import BodyLimit
-from server.limits.rates import RateLimit
+from server.limits.rates import RateLimit, open_storage
 from server.migrate import migrate, start_lock
 from server.models.catalog import ModelCatalog
 from server.models.routes import router as models
@@ -68,7 +68,7 @@ def create_app(
     errors.install(app)
     # The last one added meets a request first.
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
-    app.add_middleware(RateLimit, settings=settings)
+    app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))
     app.add_middleware(KeyGuard)
     app.add_middleware(RequestLog)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

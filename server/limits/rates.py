@@ -2,13 +2,13 @@
 
 import math
 import time
-from typing import Any
+from typing import cast
 
 import structlog
 from anyio import to_thread
 from limits import RateLimitItemPerMinute
 from limits.errors import ConfigurationError, StorageError
-from limits.storage import storage_from_string
+from limits.storage import Storage, storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +17,7 @@ from alignkit.errors import AlignkitError
 from server.errors import ApiError, error_response
 from server.keys.service import Principal
 from server.limits.quotas import limits_of
-from server.settings import Settings
+from server.settings import Limits
 
 log = structlog.get_logger()
 
@@ -28,10 +28,10 @@ class RateLimit:
     A storage that does not answer is logged and lets everybody through: it is no lock.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, defaults: Limits, storage: Storage) -> None:
         self._app = app
-        self._defaults = settings.limits
-        self._limiter = FixedWindowRateLimiter(_storage(settings.rate_limit_storage))
+        self._defaults = defaults
+        self._limiter = FixedWindowRateLimiter(storage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer through the application, with how many requests are left in headers."""
@@ -81,9 +81,9 @@ def _too_many(most: int, headers: dict[str, str]) -> ApiError:
     )
 
 
-def _storage(url: str) -> Any:
+def open_storage(url: str) -> Storage:
     """Where requests are counted; raises AlignkitError where the URL is none, or its package is not installed."""
     try:
-        return storage_from_string(url, wrap_exceptions=True)
+        return cast(Storage, storage_from_string(url, wrap_exceptions=True))
     except ConfigurationError as error:
         raise AlignkitError(f"rate_limit_storage: expected a URL such as memory://, {error}") from error
