@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     training_slots: int = Field(1, ge=1, description="training jobs that run at once")
     max_file_bytes: int = Field(512 * 2**20, ge=1)
     max_line_bytes: int = Field(8 * 2**20, ge=1)
-    max_request_bytes: int = Field(16 * 2**20, ge=1, description="body of a request other than an upload")
+    max_request_bytes: int = Field(4 * 2**20, ge=1, description="body of a request other than an upload")
     limits: Limits = Field(default_factory=Limits, description="of every project without its own")
     rate_limit_storage: str = Field("memory://", description="where requests are counted: a URL of `limits`")
     stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
