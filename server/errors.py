@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from server.keys.redaction import without_keys
+
 FOUND_LENGTH = 80
 
 
@@ -139,5 +141,5 @@ def shorten(value: object) -> str:
 
 
 def _printable(text: str | None) -> str | None:
-    """JSON can carry half a surrogate pair, UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8") if text is not None else None
+    """JSON can carry half a surrogate pair, UTF-8 cannot; and nobody's key is said back."""
+    return without_keys(text.encode("utf-8", "replace").decode("utf-8")) if text is not None else None

@@ -1,14 +1,14 @@
 """Logs: structured, to stderr; readable on a terminal, one JSON object a line elsewhere."""
 
 import logging
-import re
 import sys
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from server.keys.redaction import without_keys
+
 HANDLER_NAME = "alignkit"
-_TOKEN = re.compile(r"sk-[A-Za-z0-9_-]{20,}")
 
 
 def configure() -> None:
@@ -47,5 +47,5 @@ def _rendering(terminal: bool) -> list[Processor]:  # noqa: FBT001 - one questio
 
 
 def _without_keys(_: WrappedLogger, __: str, line: EventDict) -> str:
-    """The rendered line without any key: one may come in a path, or in the text of an exception."""
-    return _TOKEN.sub("sk-…", str(line))
+    """The rendered line without any key."""
+    return without_keys(str(line))

@@ -127,9 +127,9 @@ def add_base_model(home: Path, name: str) -> None:
     (folder / "config.json").write_text("{}", encoding="utf-8")
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for the condition, at most ten seconds."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def wait_until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait for the condition, not for ever."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)

@@ -6,13 +6,17 @@ from pathlib import Path
 import openai
 import pytest
 from fastapi.routing import APIRoute
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from server.app import create_app
+from server.clock import now
 from server.database import Database
 from server.keys.bootstrap import ensure_first_key
 from server.keys.guard import OPEN_PATHS
+from server.keys.redaction import without_keys
+from server.keys.scopes import SCOPES, scopes_for
 from server.keys.service import authenticate, issue_key
+from server.keys.tables import ApiKey
 from server.migrate import migrate
 from server.settings import Settings
 from tests.server.support import Running
@@ -43,6 +47,29 @@ def test_the_first_key_is_shown_once_and_opens(
     ensure_first_key(database, settings)
     assert capsys.readouterr().out == ""
     assert not file.exists()
+
+
+def test_a_start_without_a_usable_admin_s_key_makes_one(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way back in: the last admin's key expired or was revoked."""
+    settings = Settings(home=tmp_path)
+    file = tmp_path / "first-key"
+    ensure_first_key(database, settings)
+    first = file.read_text().strip()
+    with database.writing() as session:
+        issue_key(session, "default")
+        session.execute(update(ApiKey).values(expires_at=now()))
+    ensure_first_key(database, settings)
+    second = file.read_text().strip()
+    assert second != first
+    assert authenticate(database, first) is None
+    principal = authenticate(database, second)
+    assert principal is not None
+    assert principal.scopes == frozenset(SCOPES)
+    assert second in capsys.readouterr().out
+    ensure_first_key(database, settings)
+    assert file.read_text().strip() == second
 
 
 def test_only_a_hash_of_the_key_is_stored(database: Database, tmp_path: Path) -> None:
@@ -93,3 +120,33 @@ def test_without_a_key_everything_but_health_is_401(service: Running) -> None:
         assert http.get("/openapi.json").status_code == 200
         for header in ("Bearer", "Basic abc", "sk-abc"):
             assert http.get("/v1/models", headers={"authorization": header}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scopes"),
+    [
+        ("GET", "/v1/files", {"read"}),
+        ("HEAD", "/v1/files", {"read"}),
+        ("POST", "/v1/files", {"train"}),
+        ("DELETE", "/v1/models/{model}", {"train"}),
+        ("GET", "/v1/models", {"read", "inference"}),
+        ("POST", "/v1/chat/completions", {"inference"}),
+        ("POST", "/v1/completions", {"inference"}),
+        ("GET", "/v1/organization/projects", {"admin"}),
+        ("POST", "/v1/organization/projects", {"admin"}),
+        ("GET", "/v1/something-new", {"read"}),
+        ("PUT", "/v1/something-new", {"train"}),
+        ("GET", "/v10/files", {"admin"}),
+        ("GET", "/something-new", {"admin"}),
+    ],
+)
+def test_what_a_request_needs(method: str, path: str, scopes: set[str]) -> None:
+    assert scopes_for(method, path) == scopes
+
+
+def test_keys_are_cut_out_of_text(database: Database) -> None:
+    with database.writing() as session:
+        tokens = [issue_key(session, "mine") for _ in range(20)]
+    text = without_keys(" ".join(f"a/{token}?b={token}," for token in tokens))
+    assert text == " ".join(["a/sk-***?b=sk-***,"] * 20)
+    assert without_keys("a task-force, sk-short, risk") == "a task-force, sk-short, risk"
