@@ -35,9 +35,10 @@ class Turns:
 
     def take(self) -> Sequence[str]:
         """Give the free slots away; returns every job that has a turn and has not started, in order."""
-        with self._database.reading() as session:
-            if _Queue(session).nobody_waits():
-                return []
+        with self._database.reading() as session:  # most looks find nothing to do, and need no writer's turn
+            queue = _Queue(session)
+            if queue.taken() >= self._slots or not queue.waiting():
+                return queue.called()
         with self._database.writing() as session:
             queue = _Queue(session)
             queue.lock()
@@ -73,10 +74,8 @@ class _Queue:
 
     def lock(self) -> None:
         """Let one server at a time give out turns: SQLite's writers are one at a time anyway."""
-        self._session.execute(select(Project.id).order_by(Project.id).with_for_update())
-
-    def nobody_waits(self) -> bool:
-        return self._session.scalar(select(Job.seq).where(Job.status.in_(WAITING)).limit(1)) is None
+        query = select(Project.id).order_by(Project.id)
+        self._session.execute(query.with_for_update(key_share=True))
 
     def taken(self) -> int:
         """Slots in use."""

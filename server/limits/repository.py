@@ -33,8 +33,11 @@ class UsageRepository:
         self._project_id = project_id
 
     def locked_limits(self) -> dict[str, int]:
-        """The project's own limits. Until the transaction ends nobody else adds to what the project uses."""
-        query = select(Project).where(Project.id == self._project_id).with_for_update()
+        """The project's own limits. Until the transaction ends nobody else adds to what the project uses.
+
+        Rows that only name the project can be added meanwhile: the lock is not of its key.
+        """
+        query = select(Project).where(Project.id == self._project_id).with_for_update(key_share=True)
         return self._session.scalars(query).one().limits or {}
 
     def usage(self) -> Usage:

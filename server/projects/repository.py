@@ -24,7 +24,7 @@ class ProjectRepository:
 
     def lock(self, id: str) -> Project:  # noqa: A002 - the column's name
         """The project, which nobody else changes until the end of the transaction."""
-        self._session.execute(select(Project.id).where(Project.id == id).with_for_update())
+        self._session.execute(select(Project.id).where(Project.id == id).with_for_update(key_share=True))
         return self.get(id)
 
     def page(self, query: PageQuery) -> Page[Project]:
