@@ -26,8 +26,8 @@ PLAIN = {
 """Parameters of queries and bodies that name nothing of a project's. `model` is a base model where jobs are created,
 and the chat routes, whose bodies are not described, are walked below."""
 BODIES: dict[str, dict[str, Any]] = {
-    "POST /v1/organization/projects/{project_id}": {"limits": {}},
-    "POST /v1/organization/projects/{project_id}/api_keys": {"name": "x"},
+    "POST /v1/organization/projects/{project_id}": {"json": {"limits": {}}},
+    "POST /v1/organization/projects/{project_id}/api_keys": {"json": {"name": "x"}},
 }
 """Bodies of routes that look at the body before they look for what the path names."""
 FORMS = {"POST /v1/files"}
@@ -98,7 +98,7 @@ def test_no_path_leads_to_another_project(
         for values in itertools.product(*(ids[name] for name in names)):
             if names:
                 url = path.format(**dict(zip(names, values, strict=True)))
-                assert_not_found(other.request(method, url, json=BODIES.get(f"{method} {path}")))
+                assert_not_found(other.request(method, url, **BODIES.get(f"{method} {path}", {})))
                 walked += 1
     assert walked >= 16
     assert client.files.retrieve(ids["file_id"][0])
