@@ -248,7 +248,7 @@ def test_a_job_is_handed_over_until_it_has_started(sqlite: Database) -> None:
 class Recorder(FakeExecutor):
     """Runs that end at once; each is started once."""
 
-    def start(self, folder: Path) -> None:
+    def start(self, folder: Path, **_: Any) -> None:
         if folder not in self.started:
             self.started.append(folder)
 
