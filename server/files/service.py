@@ -18,6 +18,7 @@ from server.files.tables import File
 from server.files.upload import Upload
 from server.ids import FILE, new_id
 from server.keys.service import Principal
+from server.limits.quotas import require_bytes
 from server.pagination import CursorListObject, PageQuery
 from server.services import Services
 
@@ -34,11 +35,14 @@ class FileService:
 
     def __init__(self, session: Session, project: Principal, services: Services) -> None:
         self._session = session
+        self._project = project
+        self._limits = services.settings.limits
         self._folder = services.settings.files_dir
         self._files = FileRepository(session, project.project_id)
 
     def create(self, upload: Upload) -> FileObject:
-        """Keep an upload. Raises ApiError where a field of it is refused; the upload stays the caller's to remove."""
+        """Keep an upload. Raises ApiError where a field of it is refused, or the project's files would hold too much;
+        the upload stays the caller's to remove."""
         purpose = _purpose(upload.fields)
         created_at = now()
         file = File(
@@ -50,6 +54,7 @@ class FileService:
             expires_at=_expiry(upload.fields, created_at),
         )
         self._purge_expired()
+        require_bytes(self._session, self._project.project_id, self._limits, upload.size)
         self._files.add(file)
         upload.path.replace(self._path(file.id))
         return present(file)

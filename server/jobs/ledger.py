@@ -57,6 +57,11 @@ class JobLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def database(self) -> Database:
+        """Where the record is kept."""
+        return self._database
+
     def get(self, job_id: str) -> JobRecord:
         """The job as it is now."""
         query = select(Job, Project.name).join(Project, Job.project_id == Project.id)

@@ -18,6 +18,7 @@ from server.jobs.repository import CheckpointRepository, EventRepository, JobRep
 from server.jobs.schemas import CheckpointObject, EventObject, JobObject
 from server.jobs.tables import Event, Job
 from server.keys.service import Principal
+from server.limits.quotas import require_job
 from server.pagination import CursorListObject, ListObject, PageQuery
 from server.services import Services
 
@@ -34,7 +35,8 @@ class JobService:
         self._checkpoints = CheckpointRepository(session, project.project_id)
 
     def create(self, prepared: PreparedJob) -> JobObject:
-        """Store the job, and hand it to the runner once it is committed."""
+        """Store the job, and hand it to the runner once it is committed; 429 where the project's quota is used up."""
+        require_job(self._session, self._project.project_id, self._services.settings.limits)
         request = prepared.request
         self._hold_file("training_file", request.training_file)
         if request.validation_file is not None:

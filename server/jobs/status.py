@@ -1,4 +1,5 @@
 """A job's states, as OpenAI names them."""
 
-ACTIVE = ("validating_files", "queued", "running")
+WAITING = ("validating_files", "queued")
+ACTIVE = (*WAITING, "running")
 FINISHED = ("succeeded", "failed", "cancelled")

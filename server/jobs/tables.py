@@ -9,7 +9,10 @@ from server.database import Base, Owned
 
 
 class Job(Owned, Base):
-    """A fine-tuning job. `status` changes by compare-and-set only."""
+    """A fine-tuning job. `status` changes by compare-and-set only.
+
+    `turn` counts the jobs of the whole service in the order in which they left the queue; null while one waits.
+    """
 
     __tablename__ = "jobs"
 
@@ -30,6 +33,7 @@ class Job(Owned, Base):
     started_at: Mapped[int | None]
     finished_at: Mapped[int | None]
     estimated_finish: Mapped[int | None]
+    turn: Mapped[int | None] = mapped_column(index=True, unique=True)
 
 
 class Event(Owned, Base):

@@ -29,6 +29,7 @@ from server.engines.manager import EngineManager
 from server.executors.protocol import Executor
 from server.jobs.ledger import JobLedger, JobRecord
 from server.jobs.reader import EventReader
+from server.jobs.turns import Dispatcher, Turns
 from server.models.names import model_name
 from server.settings import Settings
 
@@ -76,10 +77,15 @@ def _use() -> JobServices:
 
 
 class DBOSRunner:
-    """The durable queue of jobs: `training_slots` run at once, the rest wait in order."""
+    """The durable queue of jobs: `training_slots` run at once, the rest wait for their project's turn.
+
+    DBOS hears of a job when its turn comes.
+    """
 
     def __init__(self, services: JobServices) -> None:
         self._services = services
+        turns = Turns(services.ledger.database, services.settings)
+        self._dispatcher = Dispatcher(turns, self._begin)
 
     def start(self) -> None:
         """Launch DBOS, adopt the jobs of the last server, and queue those it never queued."""
@@ -88,7 +94,7 @@ class DBOSRunner:
     def stop(self) -> None:
         """Leave the running jobs to the next server."""
         self._services.stopping.set()
-        _off_the_loop(DBOS.destroy)
+        _off_the_loop(self._stop)
 
     def _start(self) -> None:
         global _services  # noqa: PLW0603 - DBOS workflows are module functions
@@ -108,13 +114,20 @@ class DBOSRunner:
             polling_interval_sec=0.2,
             on_conflict="always_update",
         )
-        for job_id in self._services.ledger.active_jobs():
-            self.enqueue(job_id)
+        self._dispatcher.start()
 
-    def enqueue(self, job_id: str) -> None:
-        """Queue a job; once, however often it is called."""
+    def _stop(self) -> None:
+        self._dispatcher.stop()
+        DBOS.destroy()
+
+    def _begin(self, job_id: str) -> None:
+        """Give a job to DBOS; once, however often it is called."""
         with SetWorkflowID(job_id):
             DBOS.enqueue_workflow(QUEUE, fine_tune, job_id)
+
+    def enqueue(self, job_id: str) -> None:  # noqa: ARG002 - its row is in the queue already
+        """Look whether the job's turn has come."""
+        self._dispatcher.wake()
 
     def cancel(self, job_id: str) -> None:
         """Nothing to do: the job's status is cancelled already, and every step looks at it."""
