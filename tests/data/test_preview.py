@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 from alignkit.data.formats import PreferenceRow, parse_preference
 from alignkit.data.preview import Segment, preview_row
 from alignkit.data.rendering import render_preview, render_report, render_statistics, visible
+from alignkit.data.schemas import PREFERENCE
 from alignkit.data.statistics import describe_rows
 from alignkit.data.tokens import render_pair
 from alignkit.data.validation import FileReport, LineIssue
@@ -42,11 +43,11 @@ def test_loss_and_cut_fall_where_training_puts_them(tokenizer: Any) -> None:
         prompt - 2: [CONTEXT, CUT, CUT],
     }
     for limit, segments in expected.items():
-        preview = preview_row(ROW, tokenizer, max_length=limit)
-        assert marks(preview.chosen) == segments
+        preview = preview_row(ROW, tokenizer, PREFERENCE, max_length=limit)
+        assert marks(preview.sequences["chosen"]) == segments
         assert preview.dropped == (limit <= prompt)
-        assert sum(segment.tokens for segment in preview.chosen) == whole
-        assert sum(segment.tokens for segment in preview.chosen if not segment.cut) == limit
+        assert sum(segment.tokens for segment in preview.sequences["chosen"]) == whole
+        assert sum(segment.tokens for segment in preview.sequences["chosen"] if not segment.cut) == limit
 
 
 @pytest.mark.parametrize("limit", range(1, 60))
@@ -54,24 +55,30 @@ def test_the_segments_are_the_text(tokenizer: Any, limit: int) -> None:
     spaced = PreferenceRow(
         [message("user", "naïve ?")], [message("assistant", "  two  spaces , naïve")], ROW.rejected
     )
-    preview = preview_row(spaced, tokenizer, max_length=limit)
+    preview = preview_row(spaced, tokenizer, PREFERENCE, max_length=limit)
     pair = render_pair(spaced, tokenizer)
-    assert "".join(segment.text for segment in preview.chosen) == tokenizer.decode(pair.prompt + pair.chosen)
+    assert "".join(segment.text for segment in preview.sequences["chosen"]) == tokenizer.decode(
+        pair.prompt + pair.chosen
+    )
 
 
 def test_a_preview_on_a_terminal(tokenizer: Any) -> None:
     wild = PreferenceRow([message("user", "[bold]a\x1b[2Jb")], ROW.chosen, ROW.rejected)
-    text = shown(render_preview("row 1", preview_row(wild, tokenizer, max_length=400)))
+    text = shown(render_preview("row 1", preview_row(wild, tokenizer, PREFERENCE, max_length=400)))
     assert "row 1 · chosen" in text
     assert "row 1 · rejected" in text
     assert "[bold]a\\x1b[2Jb" in text
     assert "context, " in text
     assert "dropped" not in text
-    assert "row 1 is dropped" in shown(render_preview("row 1", preview_row(wild, tokenizer, max_length=16)))
+    assert "row 1 is dropped" in shown(
+        render_preview("row 1", preview_row(wild, tokenizer, PREFERENCE, max_length=16))
+    )
 
 
 def test_statistics_on_a_terminal(tokenizer: Any) -> None:
-    text = shown(render_statistics(describe_rows([ROW] * 4, tokenizer, max_length=40, held_out=[ROW])))
+    text = shown(
+        render_statistics(describe_rows([ROW] * 4, tokenizer, PREFERENCE, max_length=40, held_out=[ROW]))
+    )
     assert "prompt and longer answer" in text
     assert "cut at 40 tokens: 4 rows (100.0%)" in text
     assert "repeating an earlier row: 3 rows" in text
