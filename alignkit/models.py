@@ -45,6 +45,27 @@ def available(models_dir: Path) -> list[str]:
     return sorted(name for name in names if NAME_PATTERN.fullmatch(name))  # not one that is being imported
 
 
+def load_causal_lm(
+    path: str | Path, dtype: str, attn_implementation: str | None = None, *, field: str
+) -> tuple[Any, Any]:
+    """The model in `path` (a folder or a hub id) and its tokenizer; code from the checkpoint is never run.
+
+    Raises ModelError, which names the recipe's `field`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{field}: cannot load {path}: {error}") from error
+    return model, tokenizer
+
+
 def import_model(
     source: str, models_dir: Path, name: str | None = None, *, report: Callable[[str], None] = print
 ) -> Path:

@@ -97,21 +97,11 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
 
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
-    """The model and its tokenizer; code from the checkpoint is never run."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """The model and its tokenizer, which must have a chat template."""
+    from alignkit.models import load_causal_lm
 
-    path = recipe.model.path
-    options = (
-        {"attn_implementation": recipe.model.attn_implementation} if recipe.model.attn_implementation else {}
-    )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, recipe.model.dtype), trust_remote_code=False, **options
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"model.path: cannot load {path}: {error}") from error
+    path, options = recipe.model.path, recipe.model
+    model, tokenizer = load_causal_lm(path, options.dtype, options.attn_implementation, field="model.path")
     if not tokenizer.chat_template:
         raise ModelError(f"model.path: {path} has no chat template, so conversations cannot be rendered")
     return model, tokenizer

@@ -16,6 +16,7 @@ from alignkit.losses.types import SinkhornLoss
 Reduction = Literal["sum", "mean"]
 Gradient = Literal["unrolled", "envelope"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean")
+GRADIENTS: tuple[Gradient, ...] = ("unrolled", "envelope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def transport_loss(
     The entropic bias makes L > 0 between equal sets and, for an epsilon near the largest cost, draws the student's
     rows together. `self_costs` subtracts it: L(q, p) - (L(q, q) + L(p, p)) / 2, zero between equal sets.
     """
-    _check(cost, epsilon, iterations, reduction)
+    _check(cost, epsilon, iterations, reduction, gradient)
     rows = cost.shape[0]
     if rows == 0:
         return SinkhornLoss(cost.sum(), cost.detach(), cost.detach().sum())
@@ -95,14 +96,14 @@ def transport_loss(
     return SinkhornLoss(loss, plan.plan.detach(), plan.residual.detach())
 
 
-def _check(cost: Tensor, epsilon: float, iterations: int, reduction: str) -> None:
+def _check(cost: Tensor, epsilon: float, iterations: int, reduction: str, gradient: str) -> None:
     if cost.dim() != 2 or cost.shape[0] != cost.shape[1]:
         raise ValueError(f"cost must be [n, n], found shape {list(cost.shape)}")
     checks.positive("epsilon", epsilon)
     if iterations < 1:
         raise ValueError(f"iterations must be >= 1, found {iterations}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    checks.one_of("gradient", gradient, GRADIENTS)
 
 
 def _l1(left: Tensor, right: Tensor) -> Tensor:
@@ -117,8 +118,6 @@ class _Plan:
 
 
 def _sinkhorn(cost: Tensor, *, epsilon: float, iterations: int, gradient: str) -> _Plan:
-    if gradient not in {"unrolled", "envelope"}:
-        raise ValueError(f"gradient must be unrolled or envelope, found {gradient!r}")
     log_plan = -(cost.detach() if gradient == "envelope" else cost) / epsilon
     for _ in range(iterations):
         log_plan = log_plan - log_plan.logsumexp(dim=1, keepdim=True)

@@ -1,5 +1,7 @@
 """TRL trainer subclasses, one a method."""
 
+from alignkit.trainers.bd_kd import BDKDConfig, BDKDTrainer
 from alignkit.trainers.f_dpo import FDPOConfig, FDPOTrainer
+from alignkit.trainers.sinkd import SinKDConfig, SinKDTrainer
 
-__all__ = ["FDPOConfig", "FDPOTrainer"]
+__all__ = ["BDKDConfig", "BDKDTrainer", "FDPOConfig", "FDPOTrainer", "SinKDConfig", "SinKDTrainer"]
