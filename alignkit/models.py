@@ -94,6 +94,53 @@ def import_model(
     return target
 
 
+def prune_model(
+    source: Path, models_dir: Path, name: str, every: int, *, report: Callable[[str], None] = print
+) -> Path:
+    """Put into `models_dir/name` the model in `source` with only its layers 0, `every`, 2 `every`, …; returns the folder.
+
+    A student to distil into: it speaks the teacher's vocabulary and starts near it. Raises ModelError where the
+    source is no model of numbered layers, or the name is taken.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise ModelError(f"model name {name!r}: expected letters, digits, '.', '_' or '-'")
+    target = models_dir / name
+    if target.exists():
+        raise ModelError(f"{target} is there already: choose another name")
+    model, tokenizer = load_causal_lm(source, "float32", field="source")
+    pruned, kept = _keep_layers(model, every)
+    with _whole_or_nothing(target) as staging:
+        pruned.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    report(f"Kept {len(kept)} of {model.config.num_hidden_layers} layers as {name}: {', '.join(map(str, kept))}.")
+    return target
+
+
+def _keep_layers(model: Any, every: int) -> tuple[Any, list[int]]:
+    """A fresh model with every `every`-th layer of `model`, and which those are."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    layers = getattr(config, "num_hidden_layers", None)
+    if layers is None:
+        raise ModelError(f"a {config.model_type} model has no num_hidden_layers, so it cannot be pruned")
+    kept = list(range(0, layers, every))
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):  # one entry a layer, such as sliding or full attention
+        config.layer_types = [config.layer_types[layer] for layer in kept]
+    pruned = type(model)._from_config(config, dtype=model.dtype)  # noqa: SLF001 - what from_config calls
+    pruned.load_state_dict(dict(_renumbered(model.state_dict(), kept)))
+    pruned.generation_config = model.generation_config
+    return pruned, kept
+
+
+def _renumbered(state: dict[str, Any], kept: list[int]) -> Iterator[tuple[str, Any]]:
+    for key, value in state.items():
+        match = re.search(r"(?<=\.layers\.)\d+(?=\.)|(?<=\.h\.)\d+(?=\.)", key)
+        if match is None:
+            yield key, value
+        elif int(match[0]) in kept:
+            yield f"{key[: match.start()]}{kept.index(int(match[0]))}{key[match.end() :]}", value
+
+
 @contextmanager
 def _whole_or_nothing(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)

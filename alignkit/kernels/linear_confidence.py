@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels.heads import autocast, logits_buffer, project
-from alignkit.kernels.linear_logprob import CHUNK_BYTES
+
+CHUNK_BYTES = 24 * 2**20
+"""Size of one chunk's float32 logits."""
 
 
 @dataclass(frozen=True, slots=True)
