@@ -97,7 +97,7 @@ def import_model(
 def prune_model(
     source: Path, models_dir: Path, name: str, every: int, *, report: Callable[[str], None] = print
 ) -> Path:
-    """Put into `models_dir/name` the model in `source` with only its layers 0, `every`, 2 `every`, …; returns the folder.
+    """Put the model in `source`, of its layers only 0, `every`, 2 `every`, …, into `models_dir/name`; returns that.
 
     A student to distil into: it speaks the teacher's vocabulary and starts near it. Raises ModelError where the
     source is no model of numbered layers, or the name is taken.
@@ -112,7 +112,9 @@ def prune_model(
     with _whole_or_nothing(target) as staging:
         pruned.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-    report(f"Kept {len(kept)} of {model.config.num_hidden_layers} layers as {name}: {', '.join(map(str, kept))}.")
+    report(
+        f"Kept {len(kept)} of {model.config.num_hidden_layers} layers as {name}: {', '.join(map(str, kept))}."
+    )
     return target
 
 

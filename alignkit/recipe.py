@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.methods import METHODS
@@ -18,6 +18,7 @@ from alignkit.methods.bd_kd import BDKDSection
 from alignkit.methods.f_dpo import FDPOSection
 from alignkit.methods.sections import Dtype, LoraSection
 from alignkit.methods.sinkd import SinKDSection
+from alignkit.methods.supervised import SupervisedSection
 from alignkit.schema import Section, field_issues
 
 
@@ -30,7 +31,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Preference rows in OpenAI's, TRL's or ShareGPT's form, JSON Lines."""
+    """Rows of the kind that the method takes (alignkit.data.schemas), JSON Lines."""
 
     train: str = Field(min_length=1, description="training file")
     validation: str | None = Field(
@@ -62,7 +63,9 @@ class TrainingSection(Section):
     save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
 
 
-MethodSection = Annotated[FDPOSection | SinKDSection | BDKDSection, Field(discriminator="type")]
+MethodSection = Annotated[
+    FDPOSection | SupervisedSection | SinKDSection | BDKDSection, Field(discriminator="type")
+]
 SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
 
 
@@ -76,6 +79,12 @@ class Recipe(Section):
     training: TrainingSection = Field(default_factory=TrainingSection)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     output_dir: str = Field(min_length=1, description="folder for everything the run writes")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _typed(cls, value: object) -> object:
+        """Without this, the error about a missing type would not name those there are."""
+        return {"type": None, **value} if isinstance(value, Mapping) else value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

@@ -5,7 +5,7 @@ train.log       output of the training process (written by whoever starts it)
 events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
 checkpoints/    checkpoint-N folders
 adapter/        the trained adapter (or model/ for all weights), whole or absent
-canary.json     log-probs by which a server proves that it answers with this adapter
+canary.json     log-probs by which a server proves that it answers with this result
 result.json     {"status": "succeeded" | "failed", …}, written last
 """
 

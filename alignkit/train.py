@@ -66,8 +66,7 @@ def run(recipe: Recipe, folder: RunFolder) -> None:
     trainer.train()
     metrics = final_metrics(trainer)
     save(trainer, recipe, folder)
-    if recipe.lora is not None:
-        save_canary(trainer, folder)
+    save_canary(trainer, folder)
     if is_main_process():
         state = trainer.state
         result = {

@@ -84,7 +84,9 @@ def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str,
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"method\.type: expected one of f_dpo, dpo, found 'ppo'"):
+    with pytest.raises(
+        RecipeError, match=r"method\.type: expected one of f_dpo, dpo, supervised, found 'ppo'"
+    ):
         spec({}, method="ppo")
 
 

@@ -101,15 +101,18 @@ def _span(row: CompletionRow, turn: int, whole: list[int], tokenizer: Any) -> tu
     """Where the tokens of `turn` start and end in `whole`; None if `whole` does not begin as it would end with it."""
     from trl.data_utils import common_prefix_length
 
-    def begins_with(messages: int) -> int | None:
+    def end_of(messages: int) -> int | None:
+        """Where so many messages end in `whole`, which may go on after them with other special tokens."""
         ids = _ids(row, tokenizer, messages)
-        return len(ids) if common_prefix_length(ids, whole) == len(ids) else None
+        shared = common_prefix_length(ids, whole)
+        rest = tokenizer.decode(ids[shared:], skip_special_tokens=True)
+        return None if rest.strip() else shared
 
-    end = begins_with(turn + 1)
+    end = end_of(turn + 1)
     prompt = _ids(row, tokenizer, turn, add_generation_prompt=True)
     # As in TRL, the answer starts where the two diverge: a template may prompt with more than it writes before it.
     start = common_prefix_length(prompt, whole)
-    if end is None or (start < len(prompt) and begins_with(turn) is None):
+    if end is None or (start < len(prompt) and end_of(turn) is None):
         return None
     return start, _end_of_turn(whole, start, end, tokenizer)
 

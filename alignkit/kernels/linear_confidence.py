@@ -1,4 +1,4 @@
-"""How certain a linear head is of its first choice, and whether that is the label; without gradient, in token chunks."""
+"""How certain a linear head is of its first choice, and whether that is the label, in token chunks."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,6 @@ class Confidence:
     """bool, whether the label has it."""
 
 
-@torch.no_grad()
 def linear_confidence(
     hidden: Tensor,
     weight: Tensor,
@@ -33,9 +32,10 @@ def linear_confidence(
 ) -> Confidence:
     """Of softmax(`hidden` [N, H] `weight` [V, H]^T + `bias` [V]) the largest probability and whether `labels` has it.
 
-    Any float dtype (products run in it, sums in float32); the soft cap is applied after the scale.
+    Any float dtype (products run in it, sums in float32); the soft cap is applied after the scale. No gradient.
     """
-    hidden, weight = autocast(hidden, weight)
+    hidden, weight = autocast(hidden.detach(), weight.detach())
+    bias = None if bias is None else bias.detach()
     probability = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     right = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
     size = max(1, CHUNK_BYTES // (4 * weight.size(0)))

@@ -47,7 +47,9 @@ def head_of(model: Any) -> HeadWeights:
     """The head of `model`, a causal LM of transformers without peft's wrapper."""
     head = model.get_output_embeddings()
     return HeadWeights(
-        _whole(head.weight), _whole(getattr(head, "bias", None)), *head_options(model.config.get_text_config())
+        _whole(head.weight),
+        _whole(getattr(head, "bias", None)),
+        *head_options(model.config.get_text_config()),
     )
 
 

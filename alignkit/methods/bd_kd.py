@@ -34,7 +34,9 @@ class BDKDSection(Section):
     gate: Gate = Field("hard", description="how the entropy gap weighs forward and reverse KL")
     nu: Nu = Field(2.0, description="the favoured KL's weight under the hard gate")
     kappa: Kappa = Field(1.0, description="steepness of the soft gate, per nat")
-    tempered_entropy: bool = Field(True, description="take the gate's entropies at the temperature, else at 1")
+    tempered_entropy: bool = Field(
+        True, description="take the gate's entropies at the temperature, else at 1"
+    )
     ce_weight: Weight = Field(1.0, description="weight of the cross-entropy with the labels, of both models")
     kd_weight: Weight = Field(1.0, description="weight of the KLs, of both models")
     teacher_trains: bool = Field(True, description="train the teacher beside the student")

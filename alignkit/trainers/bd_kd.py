@@ -1,9 +1,8 @@
-"""Entropy-gap balanced distillation as a TRL trainer, after BD-KD (arXiv 2212.12965): teacher and student together."""
+"""Entropy-gap balanced distillation as a TRL trainer, after BD-KD (arXiv 2212.12965)."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, cast
 
-import torch
 from torch import Tensor
 
 from alignkit.kernels.linear_divergence import Divergences, linear_divergence
@@ -12,8 +11,8 @@ from alignkit.losses.bd_kd import GATES
 from alignkit.trainers.distillation import (
     DistillationConfig,
     DistillationTrainer,
-    calibration,
     operands,
+    pair_output,
     token_metrics,
 )
 from alignkit.trainers.pair import PairOutput, Rows, Tokens
@@ -51,29 +50,21 @@ class BDKDObjective:
             objective=self._of_tokens,
             **operands(student, teacher),
         )
-        losses = divergences.loss
-        assert losses is not None  # there is an objective
         balanced = self._balance(divergences)
         gap = divergences.teacher_entropy - divergences.student_entropy
         metrics = {
             **token_metrics(divergences, tokens),
             "gate/share": tokens.per_sequence(gap > 0),
             "gate/forward_weight": tokens.per_sequence(balanced.forward_weight),
-            "loss": tokens.per_sequence(losses),
         }
-        return PairOutput(
-            losses.sum(),
-            tokens.per_sequence(torch.ones_like(tokens.labels)),
-            metrics,
-            calibration(student, teacher, tokens),
-        )
+        return pair_output(cast(Tensor, divergences.loss), metrics, student, teacher, tokens)
 
     def _of_tokens(self, divergences: Divergences) -> Tensor:
         balanced = self._balance(divergences)
-        assert divergences.student_ce is not None  # there are labels
-        losses = self.ce_weight * divergences.student_ce + self.kd_weight * balanced.student
+        losses = self.ce_weight * cast(Tensor, divergences.student_ce) + self.kd_weight * balanced.student
         if divergences.teacher_reverse_kl is not None:
-            losses = losses + self.ce_weight * divergences.teacher_ce + self.kd_weight * balanced.teacher
+            teacher_ce = cast(Tensor, divergences.teacher_ce)
+            losses = losses + self.ce_weight * teacher_ce + self.kd_weight * balanced.teacher
         return losses
 
     def _balance(self, divergences: Divergences) -> BalancedLoss:
@@ -95,10 +86,12 @@ class BDKDConfig(DistillationConfig):
     """DistillationConfig plus the gate, the weights, and how the teacher trains. The values are our reading."""
 
     temperature: float = field(
-        default=1.0, metadata={"help": "Softmax temperature of the KLs, > 0; they are multiplied by its square."}
+        default=1.0,
+        metadata={"help": "Softmax temperature of the KLs, > 0; they are multiplied by its square."},
     )
     gate: str = field(
-        default="hard", metadata={"help": "How the entropy gap weighs the KLs: hard or soft; see losses.balance."}
+        default="hard",
+        metadata={"help": "How the entropy gap weighs the KLs: hard or soft; see losses.balance."},
     )
     nu: float = field(default=2.0, metadata={"help": "The favoured KL's weight under the hard gate, >= 1."})
     kappa: float = field(default=1.0, metadata={"help": "Steepness of the soft gate per nat, >= 0."})
@@ -118,7 +111,8 @@ class BDKDConfig(DistillationConfig):
         default=None, metadata={"help": "The teacher's learning rate; the student's unless given."}
     )
     save_teacher: bool = field(
-        default=False, metadata={"help": "Save the trained teacher with the student, in its folder teacher/model."}
+        default=False,
+        metadata={"help": "Save the trained teacher with the student, in its folder teacher/model."},
     )
 
     def __post_init__(self) -> None:

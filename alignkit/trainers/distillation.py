@@ -1,6 +1,5 @@
 """What both distillation trainers are: TRL's SFTTrainer around a student and a teacher in one module."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from alignkit.errors import ModelError
 from alignkit.kernels.linear_confidence import linear_confidence
 from alignkit.kernels.linear_divergence import Divergences
 from alignkit.kernels.model_head import fuse_head
-from alignkit.trainers.metrics import ItemMetrics, calibration_bins
+from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.metrics import calibration_bins
 from alignkit.trainers.pair import Objective, PairOutput, Rows, TeacherStudentPair, Tokens, part_of_state
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
 
@@ -33,8 +33,6 @@ _REFUSED_TRL_OPTIONS = {
     "use_liger_kernel": (False, "it replaces the forward that the fused heads need"),
     "router_aux_loss_coef": (0.0, "the routers' own loss is not added to a distillation loss"),
 }
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,10 +53,12 @@ class DistillationConfig(SFTConfig):
         super().__post_init__()
         for name, (required, reason) in _REFUSED_TRL_OPTIONS.items():
             if getattr(self, name) != required:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not an option of distillation: {reason}.")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not an option of distillation: {reason}."
+                )
 
 
-class DistillationTrainer(SFTTrainer):
+class DistillationTrainer(ItemLog, SFTTrainer):
     """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is the pair's.
 
     Data preparation, adapters and checkpointing are TRL's. The loss is a sum over valid tokens divided by their
@@ -92,7 +92,6 @@ class DistillationTrainer(SFTTrainer):
         require_labels_within(self.train_dataset, columns, "training")
         require_labels_within(self.eval_dataset, columns, "held-out")
         self._pair_up(teacher, teacher_peft_config, teacher_trains=teacher_trains)
-        self._items = {"train": ItemMetrics(), "eval": ItemMetrics()}
         self._saves_teacher = False
 
     def objective(self) -> Objective:
@@ -103,7 +102,9 @@ class DistillationTrainer(SFTTrainer):
         """Put the pair in the student's place, before anything has wrapped it."""
         student = self.model
         if is_peft_model(student) and student.active_peft_config.is_prompt_learning:
-            raise ValueError("prompt learning is not supported: the losses read hidden states of the tokens alone")
+            raise ValueError(
+                "prompt learning is not supported: the losses read hidden states of the tokens alone"
+            )
         fuse_head(student.get_base_model() if is_peft_model(student) else student, entropy=True, top1=True)
         teacher.config.use_cache = False
         if teacher_peft_config is not None:
@@ -147,48 +148,20 @@ class DistillationTrainer(SFTTrainer):
     def _record(self, outputs: PairOutput, inputs: dict[str, Tensor]) -> None:
         """Sums of each sequence, in one collective; sequences that only fill up the last batch are left out."""
         columns = torch.stack([*outputs.sums.values()], dim=1)
-        self._require_finite(columns, tuple(outputs.sums), inputs)
+        self._require_finite(columns, inputs, tuple(outputs.sums))
         counts = torch.stack([outputs.tokens, inputs["attention_mask"].sum(dim=1)], dim=1)
         parts = [columns.double(), counts.double(), *(b.flatten(1) for b in outputs.calibration.values())]
         gathered = self.accelerator.gather_for_metrics(torch.cat(parts, dim=1)).sum(dim=0)
         sums, (tokens, seen), *bins = gathered.split([part.size(1) for part in parts])
         items = self._items[self._mode]
         for name, total in zip(outputs.sums, sums.tolist(), strict=True):
-            items.add_ratio(name, total, float(tokens))
+            # In training the Trainer logs a loss; its evaluation's, which weighs batches, is replaced.
+            if name != "loss" or self._mode == "eval":
+                items.add_ratio(name, total, float(tokens))
         for name, flat in zip(outputs.calibration, bins, strict=True):
             items.add_calibration(f"{name}/ece", flat.view(-1, 3))
         if self._mode == "train":
             self._total_train_tokens += int(seen)
-
-    def _require_finite(self, columns: Tensor, names: tuple[str, ...], inputs: dict[str, Tensor]) -> None:
-        finite = torch.isfinite(columns)
-        if bool(finite.all()):
-            return
-        rows = (~finite.all(dim=1)).nonzero().flatten().tolist()
-        wrong = [name for name, good in zip(names, finite.all(dim=0).tolist(), strict=True) if not good]
-        texts = [self._tokenizer.decode(inputs["input_ids"][row])[:200] for row in rows[:3]]
-        raise FloatingPointError(
-            f"{', '.join(wrong)} not finite at step {self.state.global_step}, rows {rows} of the batch, "
-            f"which begin: {texts}"
-        )
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the token means gathered since the last call, prefixed `eval_` in evaluation.
-
-        `eval_loss` becomes a token mean as well: the Trainer's weighs a short batch like a whole one.
-        """
-        metrics = self._items[self._mode].take()
-        if self._mode == "train":
-            metrics.pop("loss", None)  # the Trainer's own is of the same tokens
-        if metrics:
-            metrics["num_tokens"] = float(self._total_train_tokens)
-        prefix = "eval_" if self._mode == "eval" else ""
-        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
-        super().log(logs, start_time)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """TRL's, with the teacher's weights in groups of their own where it has a learning rate of its own."""
@@ -297,7 +270,19 @@ def token_metrics(divergences: Divergences, tokens: Tokens) -> dict[str, Tensor]
     return {name: tokens.per_sequence(value) for name, value in values.items() if value is not None}
 
 
-def calibration(student: Rows, teacher: Rows, tokens: Tokens) -> dict[str, Tensor]:
+def pair_output(
+    losses: Tensor, metrics: dict[str, Tensor], student: Rows, teacher: Rows, tokens: Tokens
+) -> PairOutput:
+    """Of the losses [N] of the tokens, and metrics summed over each sequence, what the pair returns."""
+    return PairOutput(
+        loss=losses.sum(),
+        tokens=tokens.per_sequence(torch.ones_like(tokens.labels)),
+        sums={**metrics, "loss": tokens.per_sequence(losses)},
+        calibration=_calibration(student, teacher, tokens),
+    )
+
+
+def _calibration(student: Rows, teacher: Rows, tokens: Tokens) -> dict[str, Tensor]:
     """Of both models how certain and how right they are on the tokens, if that is asked for."""
     if not tokens.calibrate:
         return {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from alignkit.losses.sinkd import GRADIENTS, REDUCTIONS
 from alignkit.trainers.distillation import (
     DistillationConfig,
     DistillationTrainer,
-    calibration,
     operands,
+    pair_output,
     token_metrics,
 )
 from alignkit.trainers.pair import PairOutput, Rows, Tokens
@@ -59,27 +59,19 @@ class SinKDObjective:
             objective=self._of_tokens,
             **operands(student, teacher),
         )
-        losses = divergences.loss
-        assert losses is not None  # there is an objective
+        losses = cast(Tensor, divergences.loss)
         metrics = token_metrics(divergences, tokens)
         if self.sinkhorn_weight:
             transported = self._transport(student, teacher, tokens)
             losses = losses + self.sinkhorn_weight * transported.pop("loss")
             metrics |= {f"transport/{name}": tokens.per_sequence(v) for name, v in transported.items()}
-        metrics["loss"] = tokens.per_sequence(losses)
-        return PairOutput(
-            losses.sum(),
-            tokens.per_sequence(torch.ones_like(tokens.labels)),
-            metrics,
-            calibration(student, teacher, tokens),
-        )
+        return pair_output(losses, metrics, student, teacher, tokens)
 
     def _of_tokens(self, divergences: Divergences) -> Tensor:
-        assert divergences.student_ce is not None  # there are labels
-        return self.ce_weight * divergences.student_ce + self.kl_weight * divergences.forward_kl
+        return self.ce_weight * cast(Tensor, divergences.student_ce) + self.kl_weight * divergences.forward_kl
 
     def _transport(self, student: Rows, teacher: Rows, tokens: Tokens) -> dict[str, Tensor]:
-        """Of each token [N] what the set that it belongs to gives; where the set is sampled, the sample speaks for it."""
+        """Of each token [N] what its set gives; where the set is sampled, the sample speaks for it."""
         parts = []
         for members in self._sets(tokens):
             chosen = members[_sample(len(members), self.max_rows, tokens.seed).to(members.device)]
@@ -149,7 +141,9 @@ class SinKDConfig(DistillationConfig):
     )
     mode: str = field(
         default="token_set",
-        metadata={"help": "What is matched: token_set, the tokens of a micro-batch; per_sequence, each answer's own."},
+        metadata={
+            "help": "The set that is matched: token_set, a micro-batch's tokens; per_sequence, each answer's."
+        },
     )
     max_rows: int = field(
         default=256, metadata={"help": "Tokens of a set that are matched, >= 1; of more, a sample is drawn."}
@@ -158,10 +152,12 @@ class SinKDConfig(DistillationConfig):
         default="sum", metadata={"help": "sum, which grows with the rows of a set, or mean over them."}
     )
     debiased: bool = field(
-        default=False, metadata={"help": "Subtract the transport of each side with itself, zero between equals."}
+        default=False,
+        metadata={"help": "Subtract the transport of each side with itself, zero between equals."},
     )
     gradient: str = field(
-        default="unrolled", metadata={"help": "unrolled through all iterations, or envelope: the plan held fixed."}
+        default="unrolled",
+        metadata={"help": "unrolled through all iterations, or envelope: the plan held fixed."},
     )
 
     def __post_init__(self) -> None:

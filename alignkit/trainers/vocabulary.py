@@ -53,12 +53,12 @@ def shared_vocabulary(student: Any, teacher: Any) -> int:
 
 def require_labels_within(dataset: Any, columns: int, name: str) -> None:
     """Raise ModelError where a label of the tokenised `dataset` has no column in both heads."""
-    import pyarrow.compute
+    from pyarrow import compute
 
     if dataset is None or not hasattr(dataset, "data"):  # a stream is checked batch by batch, by the kernel
         return
     labels = dataset.with_format("arrow")[:].column("labels")
-    highest = pyarrow.compute.max(pyarrow.compute.list_flatten(labels)).as_py() or 0
+    highest = compute.max(compute.list_flatten(labels)).as_py() or 0
     if highest >= columns:
         raise ModelError(
             f"the {name} rows hold token {highest}, but student and teacher share only {columns} columns: "
