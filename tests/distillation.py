@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,7 +74,14 @@ def whole_logits(pair: TeacherStudentPair, batch: dict[str, Tensor]) -> tuple[An
     exact = copy.deepcopy(pair).double()
     valid = batch["labels"][:, 1:] != -100
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    student, teacher = (model(**inputs).logits[:, :-1][valid] for model in (exact.student, exact.teacher))
+
+    def logits(model: Any) -> Tensor:
+        # Not by its forward: that was patched, and is still the original's.
+        model = model.get_base_model() if is_peft_model(model) else model
+        whole: Tensor = model.lm_head(model.model(**inputs).last_hidden_state)
+        return whole[:, :-1][valid]
+
+    student, teacher = logits(exact.student), logits(exact.teacher)
     return exact, student, teacher, batch["labels"][:, 1:][valid]
 
 
