@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from alignkit.divergences import widen
+from alignkit.kernels.sinkhorn import Gradient, sinkhorn
 from alignkit.losses import checks
 from alignkit.losses.types import SinkhornLoss
 
 Reduction = Literal["sum", "mean"]
-Gradient = Literal["unrolled", "envelope"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean")
-GRADIENTS: tuple[Gradient, ...] = ("unrolled", "envelope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,46 +80,24 @@ def transport_loss(
     The entropic bias makes L > 0 between equal sets and, for an epsilon near the largest cost, draws the student's
     rows together. `self_costs` subtracts it: L(q, p) - (L(q, q) + L(p, p)) / 2, zero between equal sets.
     """
-    _check(cost, epsilon, iterations, reduction, gradient)
+    _check(cost, reduction)
     rows = cost.shape[0]
-    if rows == 0:
-        return SinkhornLoss(cost.sum(), cost.detach(), cost.detach().sum())
-    plan = _sinkhorn(cost, epsilon=epsilon, iterations=iterations, gradient=gradient)
+    plan = sinkhorn(cost, epsilon=epsilon, iterations=iterations, gradient=gradient)
     loss = plan.cost
     if self_costs is not None:
         for name, own in (("student", self_costs.student), ("teacher", self_costs.teacher)):
             checks.shaped(f"the {name}'s self-cost", own, (rows, rows))
-            loss = loss - _sinkhorn(own, epsilon=epsilon, iterations=iterations, gradient=gradient).cost / 2
+            loss = loss - sinkhorn(own, epsilon=epsilon, iterations=iterations, gradient=gradient).cost / 2
     if reduction == "mean":
-        loss = loss / rows
-    return SinkhornLoss(loss, plan.plan.detach(), plan.residual.detach())
+        loss = loss / max(rows, 1)
+    return SinkhornLoss(loss, plan.plan.detach(), plan.residual)
 
 
-def _check(cost: Tensor, epsilon: float, iterations: int, reduction: str, gradient: str) -> None:
+def _check(cost: Tensor, reduction: str) -> None:
     if cost.dim() != 2 or cost.shape[0] != cost.shape[1]:
         raise ValueError(f"cost must be [n, n], found shape {list(cost.shape)}")
-    checks.positive("epsilon", epsilon)
-    if iterations < 1:
-        raise ValueError(f"iterations must be >= 1, found {iterations}")
     checks.one_of("reduction", reduction, REDUCTIONS)
-    checks.one_of("gradient", gradient, GRADIENTS)
 
 
 def _l1(left: Tensor, right: Tensor) -> Tensor:
     return torch.cdist(left, right, p=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    plan: Tensor
-    residual: Tensor
-    cost: Tensor
-
-
-def _sinkhorn(cost: Tensor, *, epsilon: float, iterations: int, gradient: str) -> _Plan:
-    log_plan = -(cost.detach() if gradient == "envelope" else cost) / epsilon
-    for _ in range(iterations):
-        log_plan = log_plan - log_plan.logsumexp(dim=1, keepdim=True)
-        log_plan = log_plan - log_plan.logsumexp(dim=0, keepdim=True)
-    plan = log_plan.exp()
-    return _Plan(plan, (plan.sum(dim=1) - 1).abs().max(), (plan * cost).sum())

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import is_peft_model
@@ -24,6 +24,18 @@ from alignkit.trainers.vocabulary import require_labels_within, require_same_tok
 TEACHER_FOLDER = Path("teacher") / "model"
 """Where a trained teacher lies inside a saved student. Not `teacher` itself: the Trainer takes a folder with an
 adapter right inside a checkpoint for one more adapter of the student."""
+
+TOKEN_METRICS = (
+    "student/cross_entropy",
+    "teacher/cross_entropy",
+    "student/entropy",
+    "teacher/entropy",
+    "student/accuracy",
+    "teacher/accuracy",
+    "forward_kl",
+    "reverse_kl",
+)
+"""What every distillation logs of both models."""
 
 _REFUSED_TRL_OPTIONS = {
     "loss_type": ("nll", "the cross-entropy is part of the loss, with a weight of its own"),
@@ -148,7 +160,10 @@ class DistillationTrainer(ItemLog, SFTTrainer):
     def _record(self, outputs: PairOutput, inputs: dict[str, Tensor]) -> None:
         """Sums of each sequence, in one collective; sequences that only fill up the last batch are left out."""
         columns = torch.stack([*outputs.sums.values()], dim=1)
-        self._require_finite(columns, inputs, tuple(outputs.sums))
+        names = tuple(outputs.sums)
+        own = [index for index, name in enumerate(names) if name in TOKEN_METRICS]
+        self._require_finite(columns[:, own], inputs, [names[index] for index in own])
+        self._require_finite(columns, inputs, names)  # a set's transport does not tell which of its rows is at fault
         counts = torch.stack([outputs.tokens, inputs["attention_mask"].sum(dim=1)], dim=1)
         parts = [columns.double(), counts.double(), *(b.flatten(1) for b in outputs.calibration.values())]
         gathered = self.accelerator.gather_for_metrics(torch.cat(parts, dim=1)).sum(dim=0)
@@ -256,18 +271,21 @@ def operands(student: Rows, teacher: Rows) -> dict[str, Any]:
 
 
 def token_metrics(divergences: Divergences, tokens: Tokens) -> dict[str, Tensor]:
-    """Of both models what every distillation logs: sums of each sequence."""
-    values = {
-        "student/cross_entropy": divergences.student_ce,
-        "teacher/cross_entropy": divergences.teacher_ce,
-        "student/entropy": divergences.student_entropy,
-        "teacher/entropy": divergences.teacher_entropy,
-        "student/accuracy": divergences.student_top1,
-        "teacher/accuracy": divergences.teacher_top1,
-        "forward_kl": divergences.forward_kl,
-        "reverse_kl": divergences.reverse_kl,
+    """The sums over each sequence of `TOKEN_METRICS`."""
+    values = (
+        divergences.student_ce,
+        divergences.teacher_ce,
+        divergences.student_entropy,
+        divergences.teacher_entropy,
+        divergences.student_top1,
+        divergences.teacher_top1,
+        divergences.forward_kl,
+        divergences.reverse_kl,
+    )
+    return {
+        name: tokens.per_sequence(cast(Tensor, value))
+        for name, value in zip(TOKEN_METRICS, values, strict=True)
     }
-    return {name: tokens.per_sequence(value) for name, value in values.items() if value is not None}
 
 
 def pair_output(

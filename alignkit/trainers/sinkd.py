@@ -9,8 +9,9 @@ from torch import Tensor
 
 from alignkit.kernels.linear_divergence import Divergences, linear_divergence
 from alignkit.kernels.pairwise_l1 import pairwise_l1
+from alignkit.kernels.sinkhorn import GRADIENTS
 from alignkit.losses import SelfCosts, SinkhornLoss, checks, transport_loss
-from alignkit.losses.sinkd import GRADIENTS, REDUCTIONS
+from alignkit.losses.sinkd import REDUCTIONS
 from alignkit.trainers.distillation import (
     DistillationConfig,
     DistillationTrainer,
