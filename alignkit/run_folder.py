@@ -5,6 +5,7 @@ train.log       output of the training process (written by whoever starts it)
 events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
 checkpoints/    checkpoint-N folders
 adapter/        the trained adapter (or model/ for all weights), whole or absent
+teacher/        the trained teacher of a distillation, where its recipe asks for it
 canary.json     log-probs by which a server proves that it answers with this result
 result.json     {"status": "succeeded" | "failed", …}, written last
 """
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Level = Literal["info", "warn", "error"]
+SAVED_TEACHER = Path("teacher") / "model"
+"""Where a trained teacher lies inside a saved student. Not `teacher` itself: the Trainer takes a folder with an
+adapter right inside a checkpoint for one more adapter of the student."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,10 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher"
 
     @property
     def canary(self) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder, write_json
+from alignkit.run_folder import SAVED_TEACHER, RunFolder, write_json
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,15 +124,23 @@ def _evaluated_at_end(state: Any) -> bool:
 
 
 def save(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
-    """Write the adapter, or the model, whole or not at all."""
+    """Write the adapter, or the model, whole or not at all; a teacher saved with it goes beside it."""
     target = folder.model if recipe.lora is None else folder.adapter
     staging = target.with_name(f".{target.name}.tmp")
     trainer.save_model(str(staging))
     if is_main_process():
-        for leftover in ("training_args.bin", "README.md"):
-            (staging / leftover).unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
+        teacher = staging / SAVED_TEACHER
+        if teacher.is_dir():
+            _put(teacher, folder.teacher)
+            teacher.parent.rmdir()
+        _put(staging, target)
+
+
+def _put(source: Path, target: Path) -> None:
+    for leftover in ("training_args.bin", "README.md"):
+        (source / leftover).unlink(missing_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    source.rename(target)
 
 
 def save_canary(trainer: Any, folder: RunFolder) -> None:

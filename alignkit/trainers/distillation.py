@@ -16,14 +16,11 @@ from alignkit.errors import ModelError
 from alignkit.kernels.linear_confidence import linear_confidence
 from alignkit.kernels.linear_divergence import Divergences
 from alignkit.kernels.model_head import fuse_head
+from alignkit.run_folder import SAVED_TEACHER
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import calibration_bins
 from alignkit.trainers.pair import Objective, PairOutput, Rows, TeacherStudentPair, Tokens, part_of_state
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
-
-TEACHER_FOLDER = Path("teacher") / "model"
-"""Where a trained teacher lies inside a saved student. Not `teacher` itself: the Trainer takes a folder with an
-adapter right inside a checkpoint for one more adapter of the student."""
 
 TOKEN_METRICS = (
     "student/cross_entropy",
@@ -163,7 +160,9 @@ class DistillationTrainer(ItemLog, SFTTrainer):
         names = tuple(outputs.sums)
         own = [index for index, name in enumerate(names) if name in TOKEN_METRICS]
         self._require_finite(columns[:, own], inputs, [names[index] for index in own])
-        self._require_finite(columns, inputs, names)  # a set's transport does not tell which of its rows is at fault
+        self._require_finite(
+            columns, inputs, names
+        )  # a set's transport does not tell which of its rows is at fault
         counts = torch.stack([outputs.tokens, inputs["attention_mask"].sum(dim=1)], dim=1)
         parts = [columns.double(), counts.double(), *(b.flatten(1) for b in outputs.calibration.values())]
         gathered = self.accelerator.gather_for_metrics(torch.cat(parts, dim=1)).sum(dim=0)
@@ -209,13 +208,13 @@ class DistillationTrainer(ItemLog, SFTTrainer):
             super()._save(str(folder), part_of_state(state_dict, "student"))
         if self._saves_teacher:
             with self._in_place_of_the_pair(pair.teacher):
-                super()._save(str(folder / TEACHER_FOLDER), part_of_state(state_dict, "teacher"))
+                super()._save(str(folder / SAVED_TEACHER), part_of_state(state_dict, "teacher"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         pair = self._pair if model is None else self.accelerator.unwrap_model(model)
         super()._load_from_checkpoint(resume_from_checkpoint, pair.student)
         if pair.teacher_trains:
-            super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / TEACHER_FOLDER), pair.teacher)
+            super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / SAVED_TEACHER), pair.teacher)
 
     @contextmanager
     def _in_place_of_the_pair(self, model: Any) -> Iterator[None]:

@@ -35,7 +35,11 @@ def expected_loss(
     kl = (theirs.exp() * (theirs - ours)).sum(-1).mean()
     ce = torch.nn.functional.cross_entropy(student, labels)
     one_set = objective.mode == "token_set"
-    sets = [torch.ones_like(sequence, dtype=torch.bool)] if one_set else [sequence == i for i in sequence.unique()]
+    sets = (
+        [torch.ones_like(sequence, dtype=torch.bool)]
+        if one_set
+        else [sequence == i for i in sequence.unique()]
+    )
     transport = sum(
         (
             members.sum()
@@ -92,7 +96,9 @@ def rows_of(logits: Tensor) -> Rows:
 
 
 def tokens_of(count: int, seed: int = 0, sequences: int = 1) -> Tokens:
-    return Tokens(torch.zeros(count, dtype=torch.long), torch.arange(count) % sequences, sequences, seed, False)
+    return Tokens(
+        torch.zeros(count, dtype=torch.long), torch.arange(count) % sequences, sequences, seed, False
+    )
 
 
 def test_of_a_large_set_a_sample_is_matched_that_the_seed_repeats() -> None:
@@ -114,8 +120,8 @@ def test_of_a_large_set_a_sample_is_matched_that_the_seed_repeats() -> None:
     assert whole / 40 == pytest.approx(float(sinkd_loss(student, teacher).loss), rel=1e-5)
 
 
-def divergence(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A sum over rows, of logits."""
+def by_divergence(name: str, teacher: Tensor) -> Callable[[Tensor], Tensor]:
+    """A divergence of student logits from the teacher's, a sum over rows."""
 
     def kl(a: Tensor, b: Tensor) -> Tensor:
         return (a.exp() * (a - b)).sum()
@@ -124,7 +130,8 @@ def divergence(name: str) -> Callable[[Tensor, Tensor], Tensor]:
         middle = torch.logaddexp(q, p) - torch.log(torch.tensor(2.0))
         return (kl(q, middle) + kl(p, middle)) / 2
 
-    return {"forward": lambda q, p: kl(p, q), "reverse": kl, "js": js}[name]
+    divergence = {"forward": lambda q, p: kl(p, q), "reverse": kl, "js": js}[name]
+    return lambda student: divergence(student.log_softmax(-1), teacher.log_softmax(-1))
 
 
 def far_apart(gap: float) -> tuple[Tensor, Tensor]:
@@ -165,10 +172,7 @@ def sets_apart(student: Tensor, teacher: Tensor) -> float:
 def test_training_moves_a_student_that_barely_overlaps_onto_its_teacher() -> None:
     start, teacher = far_apart(8.0)
     assert apart(start, teacher) > 0.99
-    ended = {
-        name: descend(start, lambda s, f=divergence(name): f(s.log_softmax(-1), teacher.log_softmax(-1)))
-        for name in ("forward", "reverse", "js")
-    }
+    ended = {name: descend(start, by_divergence(name, teacher)) for name in ("forward", "reverse", "js")}
     alone = descend(start, by_sinkd(teacher, kl_weight=0.0))
     with_kl = descend(start, by_sinkd(teacher, kl_weight=0.1))
     # The transport alone brings the set of rows onto the teacher's, not each row onto its own.
