@@ -108,8 +108,11 @@ def _same(one: Side, other: Side) -> bool:
 
 
 def _shared(side: Side, vocabulary: int) -> Side:
-    hidden, weight = autocast(side.hidden, side.weight[:vocabulary])
-    return Side(hidden, weight, None if side.bias is None else side.bias[:vocabulary], side.head)
+    """The operands in the products' dtype, without columns that are not shared."""
+    hidden, weight, bias, head = side
+    if weight.size(0) > vocabulary:  # else a slice would only cost a copy of the gradient
+        weight, bias = weight[:vocabulary], None if bias is None else bias[:vocabulary]
+    return Side(*autocast(hidden, weight), bias, head)
 
 
 def _reference(student: Side, teacher: Side, temperature: float) -> Tensor:
@@ -276,8 +279,8 @@ class _PairwiseL1(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         temperature, tiles, same = ctx.options
         tensors, (q_lse, p_lse, distances, mass) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        student = Side(*tensors[:3], head=ctx.heads[0])
-        teacher = Side(*tensors[3:], head=ctx.heads[1])
+        student = Side(tensors[0], tensors[1], tensors[2], ctx.heads[0])
+        teacher = Side(tensors[3], tensors[4], tensors[5], ctx.heads[1])
         upstream = upstream.to(distances.dtype)
         if same:  # each row stands on both sides
             upstream = upstream + upstream.T

@@ -75,7 +75,7 @@ def transport_loss(
     P starts as exp(-D / epsilon) and takes `iterations` times: rows to sum one, then columns to sum one. The
     marginals are all ones, so that `reduction="sum"` (the paper's) grows with n; "mean" divides by n.
     `gradient="unrolled"` is exact through D and every iteration; "envelope" is sum_ij sg(P_ij) dD_ij: exact for the
-    regularised cost sum P D + epsilon sum P ln P at its optimum, an approximation for L, cheaper in memory.
+    regularised cost sum P D + epsilon sum P ln P at its optimum, an approximation for L, with a cheaper backward.
 
     The entropic bias makes L > 0 between equal sets and, for an epsilon near the largest cost, draws the student's
     rows together. `self_costs` subtracts it: L(q, p) - (L(q, q) + L(p, p)) / 2, zero between equal sets.

@@ -205,7 +205,7 @@ def adversarial(kind: str, size: int = 6) -> Tensor:
 
 
 @implementations
-@pytest.mark.parametrize("epsilon", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("epsilon", [1e-3, 0.1])
 @pytest.mark.parametrize(
     "kind", ["equal", "zero", "one far", "huge", "one row far", "one column wanted by all"]
 )
