@@ -52,5 +52,6 @@ def _entropy(log_a: Tensor) -> Tensor:
 
 
 def _jsd(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
-    mixture = (beta * log_p.exp() + (1 - beta) * log_q.exp()).log()
+    mixture = beta * log_p.exp() + (1 - beta) * log_q.exp()
+    mixture = mixture.clamp(min=torch.finfo(mixture.dtype).tiny).log()
     return beta * _kl(log_p, mixture) + (1 - beta) * _kl(log_q, mixture)

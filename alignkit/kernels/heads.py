@@ -54,4 +54,4 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype != left.dtype and total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+        torch.addmm(total, left.to(total.dtype), right.to(total.dtype), out=total)

@@ -106,7 +106,7 @@ def linear_divergence(
     vocabulary = _shared_vocabulary(student_hidden, student_weight, teacher_hidden, teacher_weight)
     keep = _kept(labels, student_hidden, vocabulary, ignore_index)
     student, teacher = (
-        _side(hidden, weight[:vocabulary], None if bias is None else bias[:vocabulary], head, keep)
+        _side(hidden, weight, bias, head, keep, vocabulary)
         for hidden, weight, bias, head in (
             (student_hidden, student_weight, student_bias, Head(student_logit_scale, student_softcap)),
             (teacher_hidden, teacher_weight, teacher_bias, Head(teacher_logit_scale, teacher_softcap)),
@@ -181,9 +181,13 @@ def _kept(labels: Tensor | None, hidden: Tensor, vocabulary: int, ignore_index: 
     return slice(None) if bool(keep.all()) else keep
 
 
-def _side(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, keep: Tensor | slice) -> Side:
+def _side(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, keep: Tensor | slice, vocabulary: int
+) -> Side:
     if bias is not None:
         checks.shaped("bias", bias, (weight.size(0),))
+    if weight.size(0) > vocabulary:  # else no slice: its backward would copy the gradient
+        weight, bias = weight[:vocabulary], None if bias is None else bias[:vocabulary]
     return Side(*autocast(hidden[keep], weight), bias, head)
 
 
