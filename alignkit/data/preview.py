@@ -42,7 +42,7 @@ def _segments(sequence: TokenSequence, max_length: int, tokenizer: Any) -> Itera
     """The sequence, split where loss starts and ends and where truncation cuts."""
     ids = sequence.ids
     kept = min(max_length, len(ids))
-    edges = {edge for run in sequence.learned for edge in run}
+    edges = {edge for run in sequence.learned for edge in run if edge < kept}
     bounds = sorted({0, kept, len(ids), *edges})
     whole = _decode(ids, tokenizer)
     shown = 0

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from alignkit.data.completion_forms import parse_completion
+from alignkit.data.completions import CompletionRow, render_completion
 from alignkit.data.formats import PreferenceRow, parse_preference
-from alignkit.data.schemas import PREFERENCE
+from alignkit.data.schemas import COMPLETION, PREFERENCE
 from alignkit.data.statistics import Lengths, describe_rows, percentiles
 from alignkit.data.tokens import render_pair
 from alignkit.errors import DataError
+from tests import completion
 from tests.preference import row
 
 ROWS = [parse_preference(row(index)) for index in range(6)]
@@ -57,3 +60,21 @@ def test_a_row_that_the_template_refuses_is_named(tokenizer: Any) -> None:
     bad = PreferenceRow([{"role": "user"}], ROWS[0].chosen, ROWS[0].rejected)
     with pytest.raises(DataError, match=r"^row 2: the model's chat template refuses the conversation"):
         describe_rows([ROWS[0], bad], tokenizer, PREFERENCE, max_length=512)
+
+
+def test_completion_rows(tokenizer: Any) -> None:
+    rows = [parse_completion(completion.row(index)) for index in range(5)]
+    idle = CompletionRow(rows[0].messages, ())
+    sequences = [render_completion(one, tokenizer)[0] for one in rows]
+    limit = sequences[0].prompt
+    found = describe_rows([*rows, rows[1], idle], tokenizer, COMPLETION, max_length=limit, held_out=rows[2:3])
+    assert (found.rows, found.idle, found.duplicates, found.overlap) == (7, 1, 1, 1)
+    assert found.idle_words == "no turn that carries loss"
+    assert found.dropped == 2 + sum(sequence.prompt >= limit for sequence in sequences[1:]) + (
+        sequences[1].prompt >= limit
+    )
+    assert found.truncated == 7
+    assert list(found.answers) == ["answer"]
+    assert found.total.maximum == max(len(sequence.ids) for sequence in sequences)
+    longest = max(len(sequence.ids) - sequence.prompt for sequence in sequences)
+    assert found.answers["answer"].maximum == longest
