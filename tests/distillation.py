@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
@@ -90,12 +91,22 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def assert_gradients_agree(found: torch.nn.Module, exact: torch.nn.Module, scale: float = 1.0) -> None:
-    """Within 1e-5 of the largest entry of each weight's gradient, `exact`'s times `scale`."""
+def assert_the_trainers(trainer: Any, batch: dict[str, Tensor], expected: Tensor) -> None:
+    """The trainer's loss is `expected`, in float32 to its rounding, and in float64, where its gradients are left."""
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    trainer.model.double()
+    exact = trainer.compute_loss(trainer.model, dict(batch))
+    exact.backward()
+    assert exact.item() == pytest.approx(expected.item(), rel=1e-7)
+
+
+def assert_gradients_agree(found: torch.nn.Module, exact: torch.nn.Module) -> None:
+    """Within 1e-6 of the largest entry of each weight's gradient; both float64."""
     ours, theirs = gradients(found), gradients(exact)
     assert ours.keys() == theirs.keys()
     assert ours
     for name, gradient in ours.items():
-        expected = theirs[name] * scale
-        error = (gradient.double() - expected).abs().max()
-        assert error <= 1e-5 * max(float(expected.abs().max()), 1e-2), name
+        error = (gradient - theirs[name]).abs().max()
+        assert error <= 1e-6 * max(float(theirs[name].abs().max()), 1e-3), name

@@ -33,6 +33,7 @@ class BDKDObjective:
     tempered_entropy: bool = True
     ce_weight: float = 1.0
     kd_weight: float = 1.0
+    teacher_trains: bool = True
 
     def __post_init__(self) -> None:
         checks.positive("temperature", self.temperature)
@@ -62,7 +63,7 @@ class BDKDObjective:
     def _of_tokens(self, divergences: Divergences) -> Tensor:
         balanced = self._balance(divergences)
         losses = self.ce_weight * cast(Tensor, divergences.student_ce) + self.kd_weight * balanced.student
-        if divergences.teacher_reverse_kl is not None:
+        if self.teacher_trains:
             teacher_ce = cast(Tensor, divergences.teacher_ce)
             losses = losses + self.ce_weight * teacher_ce + self.kd_weight * balanced.teacher
         return losses

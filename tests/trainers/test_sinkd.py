@@ -15,7 +15,14 @@ from alignkit.losses import sinkd_loss
 from alignkit.trainers import SinKDConfig, SinKDTrainer
 from alignkit.trainers.pair import Rows, Tokens
 from alignkit.trainers.sinkd import SinKDObjective
-from tests.distillation import assert_gradients_agree, batch_of, made, settings, whole_logits
+from tests.distillation import (
+    assert_gradients_agree,
+    assert_the_trainers,
+    batch_of,
+    made,
+    settings,
+    whole_logits,
+)
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -82,9 +89,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(
     sequence = (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
     expected = expected_loss(student, teacher.detach(), labels, sequence, trainer.objective())
     expected.backward()
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_the_trainers(trainer, batch, expected)
     assert_gradients_agree(trainer.model.student, exact.student)
     assert not any(weight.requires_grad for weight in trainer.model.teacher.parameters())
 
@@ -134,9 +139,9 @@ def by_divergence(name: str, teacher: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda student: divergence(student.log_softmax(-1), teacher.log_softmax(-1))
 
 
-def far_apart(gap: float) -> tuple[Tensor, Tensor]:
+def far_apart(gap: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Student and teacher [6, 24], each sure of tokens that the other does not know."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     student, teacher = torch.randn(6, 24), torch.randn(6, 24)
     row = torch.arange(6)
     teacher[row, row] += gap
@@ -153,10 +158,11 @@ def descend(student: Tensor, loss: Callable[[Tensor], Tensor], steps: int = 300)
     return student.detach()
 
 
-def by_sinkd(teacher: Tensor, **weights: float) -> Callable[[Tensor], Tensor]:
-    objective = SinKDObjective(sinkhorn_weight=1, ce_weight=0, **weights)
-    count = len(teacher)
-    return lambda student: objective(rows_of(student), rows_of(teacher), tokens_of(count)).loss / count
+def by_sinkd(teacher: Tensor, *, kl_weight: float) -> Callable[[Tensor], Tensor]:
+    """The transport, and beside it `kl_weight` times the KL of each row, sums over rows."""
+    objective = SinKDObjective(sinkhorn_weight=1, reduction="mean", ce_weight=0, kl_weight=kl_weight)
+    tokens = tokens_of(len(teacher))
+    return lambda student: objective(rows_of(student), rows_of(teacher), tokens).loss
 
 
 def apart(student: Tensor, teacher: Tensor) -> float:
@@ -169,24 +175,28 @@ def sets_apart(student: Tensor, teacher: Tensor) -> float:
     return float(torch.cdist(student.softmax(-1), teacher.softmax(-1), p=1).min(0).values.mean() / 2)
 
 
-def test_training_moves_a_student_that_barely_overlaps_onto_its_teacher() -> None:
-    start, teacher = far_apart(8.0)
+@pytest.mark.parametrize("seed", range(3))
+def test_training_moves_a_student_that_barely_overlaps_onto_its_teacher(seed: int) -> None:
+    start, teacher = far_apart(8.0, seed)
     assert apart(start, teacher) > 0.99
-    ended = {name: descend(start, by_divergence(name, teacher)) for name in ("forward", "reverse", "js")}
-    alone = descend(start, by_sinkd(teacher, kl_weight=0.0))
-    with_kl = descend(start, by_sinkd(teacher, kl_weight=0.1))
+    others = {
+        name: apart(descend(start, by_divergence(name, teacher)), teacher)
+        for name in ("forward", "reverse", "js")
+    }
     # The transport alone brings the set of rows onto the teacher's, not each row onto its own.
+    alone = descend(start, by_sinkd(teacher, kl_weight=0.0))
     assert sets_apart(alone, teacher) < 0.01
-    assert apart(alone, teacher) > 0.5
-    # A small KL says which row is whose; together they end nearer than any divergence by itself.
-    others = {name: apart(student, teacher) for name, student in ended.items()}
-    assert apart(with_kl, teacher) < min(others.values())
-    assert others["js"] > 0.5  # it hardly moves from there
+    assert apart(alone, teacher) > 0.4
+    # A KL says which row is whose; together they end nearer than any divergence by itself.
+    assert apart(descend(start, by_sinkd(teacher, kl_weight=0.3)), teacher) < min(others.values())
+    assert others["js"] > 0.4  # it hardly moves from there
 
 
 def test_without_overlap_the_transport_alone_has_no_gradient_to_speak_of() -> None:
     start, teacher = far_apart(14.0)
-    alone = descend(start, by_sinkd(teacher, kl_weight=0.0))
-    with_kl = descend(start, by_sinkd(teacher, kl_weight=0.1))
-    assert sets_apart(alone, teacher) > 0.9
-    assert apart(with_kl, teacher) < 0.01
+    others = {
+        name: apart(descend(start, by_divergence(name, teacher)), teacher) for name in ("forward", "reverse")
+    }
+    assert sets_apart(descend(start, by_sinkd(teacher, kl_weight=0.0)), teacher) > 0.9
+    assert others["reverse"] > 0.9
+    assert apart(descend(start, by_sinkd(teacher, kl_weight=0.3)), teacher) < others["forward"]
