@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 
-from alignkit.trainers.scoring import Answer, answer_of, token_logps
+from alignkit.trainers.scoring import Answer, answer_of, published, token_logps
 
 MAX_TOKENS = 256
 CANDIDATES = 8
@@ -28,7 +28,7 @@ def measure(trainer: Any) -> dict[str, Any] | None:
     usable = [
         candidate for candidate in candidates if candidate.tokens and len(candidate.prompt) < MAX_TOKENS
     ]
-    has_base = is_peft_model(trainer.accelerator.unwrap_model(trainer.model))
+    has_base = is_peft_model(published(trainer.model, trainer.accelerator))
     measured = [_measure(trainer, answer, has_base=has_base) for answer in usable[: None if has_base else 1]]
     return max(measured, key=_difference, default=None)
 
@@ -43,7 +43,7 @@ def _difference(canary: dict[str, Any]) -> float:
 def _measure(trainer: Any, answer: Answer, *, has_base: bool) -> dict[str, Any]:
     (trained,) = token_logps(trainer, [answer]) or []
     (base,) = (token_logps(trainer, [answer], reference=True) or [None]) if has_base else [None]
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = published(trainer.model, trainer.accelerator)
     return {
         "prompt_token_ids": answer.prompt,
         "completion_token_ids": answer.tokens,

@@ -6,6 +6,7 @@ events.jsonl    what the trainer reports, append-only: {created_at, level, type,
 checkpoints/    checkpoint-N folders
 adapter/        the trained adapter (or model/ for all weights), whole or absent
 collapse_guard.json   what the untrained model answered like, and the last step that was sound
+teacher/        the trained teacher of a distillation, where its recipe asks for it
 canary.json     log-probs by which a server proves that it answers with this result
 result.json     {"status": "succeeded" | "failed", …}, written last
 """
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Level = Literal["info", "warn", "error"]
+SAVED_TEACHER = Path("teacher") / "model"
+"""Where a trained teacher lies inside a saved student. Not `teacher` itself: the Trainer takes a folder with an
+adapter right inside a checkpoint for one more adapter of the student."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,10 @@ class RunFolder:
     @property
     def guard(self) -> Path:
         return self.path / "collapse_guard.json"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher"
 
     @property
     def canary(self) -> Path:

@@ -7,8 +7,13 @@ import pytest
 
 from alignkit.errors import RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.methods import ModelSource
 
 PREFIX = "method.f_dpo.hyperparameters"
+
+
+def no_models(name: str) -> ModelSource:
+    raise AssertionError(f"{name} is not asked for")
 
 
 def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo") -> JobSpec:
@@ -21,6 +26,7 @@ def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo"
         train_rows=rows,
         seed=3,
         output_dir=Path("out"),
+        resolve_model=no_models,
     )
 
 
@@ -85,7 +91,7 @@ def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str,
 
 def test_an_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(
-        RecipeError, match=r"method\.type: expected one of f_dpo, dpo, supervised, found 'ppo'"
+        RecipeError, match=r"method\.type: expected one of f_dpo, dpo, supervised, sinkd, bd_kd, found 'ppo'"
     ):
         spec({}, method="ppo")
 

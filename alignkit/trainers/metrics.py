@@ -1,9 +1,12 @@
-"""Per-item metrics of preference trainers: gathered over all processes, averaged over items, not over batches."""
+"""Metrics of trainers: gathered over all processes, averaged over items or tokens, not over batches."""
 
+import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor
+
+CALIBRATION_BINS = 15
 
 
 class ItemMetrics:
@@ -16,6 +19,7 @@ class ItemMetrics:
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = defaultdict(list)
         self._ratios: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        self._bins: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> None:
         """`values`: [n], already gathered over processes."""
@@ -26,8 +30,13 @@ class ItemMetrics:
         above, below = self._ratios[name]
         self._ratios[name] = (above + numerator, below + denominator)
 
+    def add_calibration(self, name: str, bins: Tensor) -> None:
+        """`bins`: [bins, 3] of `calibration_bins`, already summed over processes."""
+        bins = bins.detach().double().cpu()
+        self._bins[name] = self._bins[name] + bins if name in self._bins else bins
+
     def take(self) -> dict[str, float]:
-        """Item means, and the calibration error where a margin was recorded; empties the store."""
+        """Item means, and calibration errors where margins or bins were recorded; empties the store."""
         items = {name: torch.cat(values) for name, values in self._values.items()}
         self._values.clear()
         ratios = {name: above / below for name, (above, below) in self._ratios.items() if below}
@@ -35,7 +44,9 @@ class ItemMetrics:
         means = {name: float(values.mean()) for name, values in items.items() if values.numel()}
         if "rewards/margins" in items and items["rewards/margins"].numel():
             means["rewards/ece"] = bradley_terry_ece(items["rewards/margins"])
-        return means | ratios
+        errors = {name: calibration_error(bins) for name, bins in self._bins.items()}
+        self._bins.clear()
+        return means | ratios | errors
 
 
 def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:
@@ -46,7 +57,26 @@ def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:
     """
     probability = torch.sigmoid(margins.double())
     confidence = torch.maximum(probability, 1 - probability)
-    right = (margins > 0).double()
-    index = (confidence * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, index, right - confidence)
-    return float(gap.abs().sum() / margins.numel())
+    one_group = torch.zeros_like(margins, dtype=torch.long)
+    return calibration_error(calibration_bins(confidence, margins > 0, one_group, groups=1, bins=bins)[0])
+
+
+def calibration_bins(
+    confidence: Tensor, right: Tensor, group: Tensor, *, groups: int, bins: int = CALIBRATION_BINS
+) -> Tensor:
+    """[groups, bins, 3] float64: of each bin how many predictions, their summed confidence, and how many are right.
+
+    `confidence` [N] in [0, 1] goes into equal bins, the last one closed; `right` [N] bool; `group` [N], such as
+    the sequence that a token belongs to.
+    """
+    index = group * bins + (confidence.detach() * bins).long().clamp(max=bins - 1)
+    columns = torch.stack([torch.ones_like(confidence), confidence.detach(), right], dim=1).double()
+    flat = columns.new_zeros(groups * bins, 3).index_add(0, index, columns)
+    return flat.view(groups, bins, 3)
+
+
+def calibration_error(bins: Tensor) -> float:
+    """Expected calibration error, in [0, 1]: |right - confidence| of the bins [bins, 3], weighted by their counts."""
+    count, confidence, right = bins.unbind(dim=-1)
+    total = float(count.sum())
+    return float((right - confidence).abs().sum()) / total if total else math.nan

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from alignkit.methods import ModelSource
 from alignkit.models import NAME_PATTERN, available
 from server.database import Database
 from server.errors import ApiError
 from server.models.repository import ModelRepository
+from server.models.tables import FineTunedModel
 from server.settings import Settings
 
 BASE = "base"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,25 @@ class ModelCatalog:
         with self._database.reading() as session:
             return fine_tuned(session, name, project_id)
 
+    def source(self, name: str, project_id: str) -> ModelSource:
+        """Where the weights of that model are; an ApiError with status 404 says why there is none."""
+        if self.base(name) is not None:
+            return ModelSource(str(self.path(name)))
+        with self._database.reading() as session:
+            model = fine_tuned_row(session, name, project_id)
+        if model.kind != ADAPTER:
+            return ModelSource(model.path)
+        return ModelSource(str(self.path(model.base_model)), model.path)
+
 
 def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
     """The project's fine-tuned model of that name; 404 where there is none, or its job has not succeeded."""
+    model = fine_tuned_row(session, name, project_id)
+    return ResolvedModel(name, model.base_model, model.kind, created_at=model.created_at)
+
+
+def fine_tuned_row(session: Session, name: str, project_id: str) -> FineTunedModel:
+    """As `fine_tuned`, the whole row."""
     found = ModelRepository(session, project_id).by_name(name)
     if found is None:
         raise ApiError(
@@ -74,4 +93,4 @@ def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
             param="model",
             code="model_not_ready",
         )
-    return ResolvedModel(name, model.base_model, model.kind, created_at=model.created_at)
+    return model
