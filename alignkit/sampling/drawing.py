@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from alignkit.sampling.sampler import Sampler
@@ -33,10 +33,10 @@ class SamplingPrompt:
 
 @dataclass(slots=True)
 class Drawn:
-    """The answers of each prompt, at most K, in the order they were drawn; and how many were left out, by reason."""
+    """For each prompt its answers, at most K, in the order they were drawn; and how many were left out, by reason."""
 
     answers: list[list[list[int]]]
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: list[Counter[str]]
 
 
 def draw(
@@ -52,7 +52,7 @@ def draw(
     Answers are compared as text without special tokens and outer blanks. A prompt that is still short after
     `redraws` further draws keeps what it has, which may be nothing. Raises what the sampler raises.
     """
-    drawn = Drawn([[] for _ in prompts])
+    drawn = Drawn([[] for _ in prompts], [Counter() for _ in prompts])
     seen = [{"": "empty", prompt.unwanted.strip(): "equal to the dispreferred answer"} for prompt in prompts]
     turns = [random.Random(seed + index).randrange(len(one.renderings)) for index, one in enumerate(prompts)]
     for attempt in range(1 + options.redraws):
@@ -80,5 +80,5 @@ def draw(
                 seen[index][text] = "repeated"
                 drawn.answers[index].append(ids)
             else:
-                drawn.left_out[reason] += 1
+                drawn.left_out[index][reason] += 1
     return drawn

@@ -20,7 +20,6 @@ class LocalSampler:
             ends = tokenizer.eos_token_id
         self._ends: list[int] = [ends] if isinstance(ends, int) else list(ends or [])
 
-    @torch.no_grad()
     def complete(
         self,
         prompts: Sequence[Sequence[int]],
@@ -80,11 +79,12 @@ class LocalSampler:
             pad_token_id=self._pad,
             eos_token_id=self._ends,
         )
-        out = self._model.generate(
-            input_ids=torch.tensor(padded, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            generation_config=config,
-        )
+        with torch.no_grad():
+            out = self._model.generate(
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=config,
+            )
         return [self._until_end(answer) for answer in out[:, length:].tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:

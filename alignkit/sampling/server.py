@@ -87,7 +87,7 @@ class ServerSampler:
                 "top_p": top_p,
                 "max_tokens": max_tokens,
                 "seed": seed + index,
-                # vLLM's own: no defaults from the model's folder, and ids rather than text that may tokenise otherwise
+                # vLLM's own: no defaults from the model's folder, and ids, as text may tokenise otherwise
                 "top_k": -1,
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
