@@ -16,7 +16,7 @@ CANDIDATES = 8
 
 
 def measure(trainer: Any) -> dict[str, Any] | None:
-    """Per-token log-probs of a chosen answer under the trained adapter and under the base.
+    """Per-token log-probs of a chosen (or else a dispreferred) answer under the trained adapter and the base.
 
     Of the first rows of the validation (else training) set, the one where the two differ most, cut to 256
     tokens. None where no row leaves an answer token. Collective: every process must call it.
@@ -24,7 +24,8 @@ def measure(trainer: Any) -> dict[str, Any] | None:
     dataset = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
     measured = []
     for row in dataset.select(range(min(CANDIDATES, len(dataset)))):
-        tokens = (row["prompt_ids"] + row["chosen_ids"])[:MAX_TOKENS]
+        answer = row["chosen_ids"] if "chosen_ids" in row else row["rejected_ids"]
+        tokens = (row["prompt_ids"] + answer)[:MAX_TOKENS]
         prompt_length = min(len(row["prompt_ids"]), len(tokens))
         if prompt_length < len(tokens):
             measured.append(_measure_row(trainer, tokens, prompt_length))

@@ -7,13 +7,14 @@ into every job's folder, so that the same line repeats the job.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.methods import METHODS
+from alignkit.methods.d2o import D2OSection
 from alignkit.methods.f_dpo import FDPOSection
 from alignkit.schema import Section, field_issues
 
@@ -80,7 +81,7 @@ class TrainingSection(Section):
     save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
 
 
-MethodSection = FDPOSection
+MethodSection = Annotated[FDPOSection | D2OSection, Field(discriminator="type")]
 SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
 
 
@@ -118,7 +119,7 @@ class Recipe(Section):
 
 def _without_tag(issues: list[FieldIssue]) -> list[FieldIssue]:
     """pydantic puts the chosen method into the path, `method.f_dpo.beta`, where a recipe has none."""
-    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.)")
+    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.|$)")
     return [FieldIssue(tag.sub("method", issue.path), issue.message) for issue in issues]
 
 

@@ -4,6 +4,7 @@ recipe.yaml     the resolved recipe
 train.log       output of the training process (written by whoever starts it)
 events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
 checkpoints/    checkpoint-N folders
+samples/        answers that D2O drew, and the references' log-probs
 adapter/        the trained adapter (or model/ for all weights), whole or absent
 canary.json     log-probs by which a server proves that it answers with this adapter
 result.json     {"status": "succeeded" | "failed", …}, written last
@@ -41,6 +42,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
 
     @property
     def adapter(self) -> Path:

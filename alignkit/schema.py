@@ -18,7 +18,8 @@ def field_issues(error: ValidationError, prefix: str = "") -> list[FieldIssue]:
     """One issue a refused field: its path, what was expected and what was found."""
     issues = []
     for item in error.errors(include_url=False):
-        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in item["loc"])])
+        tag = ["type"] if item["type"].startswith("union_tag") else []
+        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in item["loc"]), *tag])
         issues.append(FieldIssue(path, _sentence(item)))
     return issues
 
@@ -28,6 +29,10 @@ def _sentence(item: Mapping[str, Any]) -> str:
         return "unknown key"
     if item["type"] == "missing":
         return "is required"
+    if item["type"] == "union_tag_not_found":
+        return "is required"
+    if item["type"] == "union_tag_invalid":
+        return f"expected one of {item['ctx']['expected_tags']}, found {_short(item['ctx']['tag'])}"
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if item["type"] == "value_error":
         return message

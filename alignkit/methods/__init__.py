@@ -1,10 +1,11 @@
 """The methods: one file each, one entry each. Importing this imports neither torch's trainers nor TRL."""
 
 from alignkit.methods.base import Hyperparameters, Method, RunContext
+from alignkit.methods.d2o import D2O
 from alignkit.methods.f_dpo import DPO, F_DPO
 from alignkit.schema import Section
 
-METHODS: dict[str, Method] = {method.name: method for method in (F_DPO, DPO)}
+METHODS: dict[str, Method] = {method.name: method for method in (F_DPO, DPO, D2O)}
 """By `method.type` of a job. A recipe's `method.type` is the `type` of the method's section."""
 
 __all__ = ["METHODS", "Hyperparameters", "Method", "RunContext", "method_of"]
