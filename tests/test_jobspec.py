@@ -84,7 +84,7 @@ def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str,
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"method\.type: expected one of f_dpo, dpo, found 'ppo'"):
+    with pytest.raises(RecipeError, match=r"method\.type: expected one of f_dpo, dpo, d2o, found 'ppo'"):
         spec({}, method="ppo")
 
 
@@ -95,3 +95,33 @@ def test_openais_dpo_is_f_dpo_under_the_reverse_kl() -> None:
     assert "divergence" not in resolved.hyperparameters
     with pytest.raises(RecipeError, match=r"method\.dpo\.hyperparameters\.divergence: unknown key"):
         spec({"divergence": "jeffreys"}, method="dpo")
+
+
+def test_d2os_auto_is_resolved_and_what_is_given_reaches_the_recipe() -> None:
+    resolved = spec(
+        {"rejected_floor": -20, "instruction_pool": ["Be kind."], "resample_every": 10}, method="d2o"
+    )
+    method = resolved.recipe.method
+    assert (method.type, method.beta, method.alpha, method.samples_per_prompt) == ("d2o", 0.1, 0.1, 11)
+    assert (method.rejected_floor, method.instruction_pool, method.resample_every) == (-20, ["Be kind."], 10)
+    echoed = resolved.hyperparameters
+    assert (echoed["beta"], echoed["alpha"], echoed["samples_per_prompt"]) == (0.1, 0.1, 11)
+    assert spec({"beta": 0, "samples_per_prompt": 3}, method="d2o").recipe.method.samples_per_prompt == 3
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "path", "words"),
+    [
+        ({"samples_per_prompt": 0}, "samples_per_prompt", "'auto' or greater than or equal to 1, found 0"),
+        ({"alpha": 0}, "alpha", "'auto' or greater than 0"),
+        ({"rejected_floor": 0}, "rejected_floor", "less than 0"),
+        ({"divergence": "reverse_kl"}, "divergence", "unknown key"),
+        ({"sampler_url": "http://10.0.0.1"}, "sampler_url", "unknown key"),
+        ({"sample_reference": "/etc"}, "sample_reference", "unknown key"),
+    ],
+)
+def test_d2os_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        spec(hyperparameters, method="d2o")
+    assert [issue.path for issue in caught.value.issues] == [f"method.d2o.hyperparameters.{path}"]
+    assert words in str(caught.value)

@@ -470,8 +470,9 @@ def test_other_models_are_references(tmp_path: Path, model_dir: Path, other_dir:
     for mine, theirs in zip(trainer.rows.rows, other.rows.rows, strict=True):
         assert mine.ref_samples == pytest.approx(theirs.ref_samples, abs=1e-4)
         assert mine.ref_rejected != pytest.approx(theirs.ref_rejected, abs=1e-2)
-    with pytest.raises(ModelError, match="reference model 'no/such' cannot be loaded"):
-        build(model_dir, config(tmp_path / "c", rejected_reference="no/such"), rows(3))
+    missing = str(tmp_path / "missing")
+    with pytest.raises(ModelError, match=f"reference model '{missing}' cannot be loaded"):
+        build(model_dir, config(tmp_path / "c", rejected_reference=missing), rows(3))
 
 
 def test_a_reference_that_is_not_finite_stops_with_step_and_rows(tmp_path: Path, model_dir: Path) -> None:
