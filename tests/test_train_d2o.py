@@ -91,14 +91,11 @@ def test_the_folder_holds_the_run_and_its_samples(finished: Path) -> None:
     "method", [{}, {"resample_every": 2, "ref_refresh_every": 2}], ids=["offline", "online"]
 )
 def test_two_processes_learn_what_one_does(workplace: Path, method: dict[str, Any]) -> None:
-    """Of samples that are already there, so that both see the same."""
+    """One block of prompts is drawn by one process, so both runs have the same samples."""
     name = "online" if method else "offline"
     one, two = workplace / f"{name}-one", workplace / f"{name}-two"
     assert train.main([str(recipe_file(workplace, one, **method))]) == 0
-    (two / "samples").mkdir(parents=True)
-    for path in (one / "samples").glob("samples-*"):
-        (two / "samples" / path.name).write_bytes(path.read_bytes())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
         [*launcher, "-m", "alignkit.train", str(recipe_file(workplace, two, **method))],
         check=False,
@@ -108,7 +105,4 @@ def test_two_processes_learn_what_one_does(workplace: Path, method: dict[str, An
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert train_losses(two)[:2] == pytest.approx(train_losses(one)[:2], rel=1e-4)
-    if not method:
-        assert train_losses(two) == pytest.approx(train_losses(one), rel=1e-3)
-        assert len(list((two / "samples").glob("samples-*"))) == 2
+    assert train_losses(two) == pytest.approx(train_losses(one), rel=1e-3)
