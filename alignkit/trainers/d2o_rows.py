@@ -114,7 +114,7 @@ class D2ORows:
         Raises SamplingError.
         """
         blocks = [numbers[start : start + BLOCK] for start in range(0, len(numbers), BLOCK)]
-        keys = [self._draw_key(block, identity) for block in blocks]
+        keys = _first_process([self._draw_key(block, identity) for block in blocks])
         found = _first_process([self._store.read("samples", key) for key in keys])
         missing = [index for index, lines in enumerate(found) if lines is None]
         if missing:

@@ -1,11 +1,8 @@
 """Drawing: filters, further draws, instructions in turn; transformers and a real HTTP server behind it."""
 
-import json
 import math
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from alignkit.sampling import (
     digest,
     draw,
 )
+from tests.sampling.fake_server import FakeServer
 from tests.tiny import build_tiny_model
 
 
@@ -136,67 +134,6 @@ def test_a_prompt_that_is_too_long_is_named(model: Any, tokenizer: Any) -> None:
         LocalSampler(model, tokenizer).complete([[5] * 600], temperature=1, top_p=1, max_tokens=10, seed=0)
 
 
-class FakeServer(ThreadingHTTPServer):
-    """OpenAI's /v1/models and /v1/completions: answers count up from the prompt's last token."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.bodies: list[dict[str, Any]] = []
-        self.adapters: list[dict[str, Any]] = []
-        self.failures = 0
-        self.status = 503
-        self.token_ids = True
-        self.models = ["base"]
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeServer
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def _send(self, status: int, body: Any) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": name} for name in self.server.models]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.server.failures:
-            self.server.failures -= 1
-            self._send(self.server.status, {"error": "not now"})
-        elif self.path == "/v1/load_lora_adapter":
-            self.server.adapters.append(body)
-            self._send(200, {})
-        elif self.path == "/v1/completions":
-            self.server.bodies.append(body)
-            choices = [
-                {"text": f" is {n}", "finish_reason": "stop"}
-                | ({"token_ids": [body["prompt"][-1], n]} if self.server.token_ids else {})
-                for n in range(body["n"])
-            ]
-            self._send(200, {"choices": choices})
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    fake = FakeServer()
-    thread = threading.Thread(target=fake.serve_forever, daemon=True)
-    thread.start()
-    yield fake
-    fake.shutdown()
-    fake.server_close()
-    thread.join(10)
-
-
 OPTIONS: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 7, "seed": 3}
 
 
@@ -205,7 +142,7 @@ def test_equal_prompts_are_one_request_and_answers_find_their_prompts(
 ) -> None:
     with ServerSampler(f"{server.url}/v1/", tokenizer) as sampler:
         answers = sampler.complete([[1, 2], [8], [1, 2], [8], [1, 2]], **OPTIONS)
-    assert answers == [[2, 0], [8, 0], [2, 1], [8, 1], [2, 2]]
+    assert answers == [[2, 40], [8, 40], [2, 41], [8, 41], [2, 42]]
     assert sorted((body["prompt"], body["n"]) for body in server.bodies) == [([1, 2], 3), ([8], 2)]
     body = server.bodies[0]
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("base", 0.8, 0.9, 7)
@@ -215,13 +152,13 @@ def test_text_is_tokenised_where_a_server_gives_no_ids(server: FakeServer, token
     server.token_ids = False
     with ServerSampler(server.url, tokenizer) as sampler:
         (answer,) = sampler.complete([[4]], **OPTIONS)
-    assert answer == [*tokenizer(" is 0")["input_ids"], tokenizer.eos_token_id]
+    assert answer == [*tokenizer(" is 40")["input_ids"], tokenizer.eos_token_id]
 
 
 def test_a_server_that_stumbles_is_asked_again(server: FakeServer, tokenizer: Any) -> None:
     server.failures = 2
     with ServerSampler(server.url, tokenizer) as sampler:
-        assert sampler.complete([[4]], **OPTIONS) == [[4, 0]]
+        assert sampler.complete([[4]], **OPTIONS) == [[4, 40]]
 
 
 def test_an_adapter_is_loaded_and_drawn_from(server: FakeServer, tokenizer: Any, tmp_path: Path) -> None:
