@@ -76,17 +76,18 @@ class D2OPreparation(DPOTrainer):
         if self._rows is None:
             self._rows = self._start_rows()
         numbers = list(dataset["row"])
-        empty = set(self.draw([number for number in numbers if not self._rows.rows[number].samples]))
-        empty |= {number for number in numbers if not self._rows.rows[number].samples}
+        rows = self._rows.rows
+        self.draw([number for number in numbers if not rows[number].samples and not rows[number].given])
+        empty = [number for number in numbers if not rows[number].samples]
         if empty:
-            texts = [self._rows.rows[number].text for number in sorted(empty)[:3]]
+            texts = [rows[number].text for number in empty[:3]]
             found = f"{len(empty):,} of {len(numbers):,} rows have no sample left, such as those that begin {texts}"
             if len(empty) == len(numbers):
                 raise DataError(f"{name}: {found}: raise temperature, max_tokens or redraws")
             self.report(f"{name}: {found}; they are dropped")
-            dataset = dataset.select([i for i, number in enumerate(numbers) if number not in empty])
+            dataset = dataset.select([i for i, number in enumerate(numbers) if rows[number].samples])
             numbers = list(dataset["row"])
-        counts = [len(self._rows.rows[number].samples) for number in numbers]
+        counts = [len(rows[number].samples) for number in numbers]
         if min(counts) < max(counts):
             self.report(
                 f"{name}: rows have {min(counts)} to {max(counts)} samples; a row's mean is over its own"

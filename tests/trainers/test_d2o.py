@@ -365,6 +365,14 @@ def test_metrics_count_items_and_tokens(tmp_path: Path, model_dir: Path) -> None
     assert whole["eval_samples"] == 3.0
 
 
+def test_a_set_given_to_evaluate_is_made_ready_too(tmp_path: Path, model_dir: Path) -> None:
+    trainer = shaken(build(model_dir, config(tmp_path), rows()))
+    found = trainer.evaluate(rows(3, None), metric_key_prefix="later")
+    assert found["later_loss"] != pytest.approx(math.log(2), abs=1e-3)
+    assert [len(row.samples) for row in trainer.rows.rows[8:]] == [3] * 3
+    assert all(row.ref_rejected < 0 for row in trainer.rows.rows[8:])
+
+
 def test_samples_are_drawn_once_and_found_again(tmp_path: Path, model_dir: Path) -> None:
     first = build(model_dir, config(tmp_path), rows(4, None), rows(2, None))
     drawn = [[one.ids for one in row.samples] for row in first.rows.rows]
