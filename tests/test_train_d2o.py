@@ -25,14 +25,23 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for index in range(first, first + 8)
         )
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    uneven = (
+        {
+            "prompt": f"What is {index}?",
+            "rejected": f"Not {index}, never.",
+            "samples": [f"It is {index}, {i}." for i in range(1 + index)],
+        }
+        for index in range(8)
+    )
+    (path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uneven))
     return path
 
 
-def recipe_file(workplace: Path, output: Path, **method: Any) -> Path:
+def recipe_file(workplace: Path, output: Path, data: str = "train", **method: Any) -> Path:
     values = {
         "model": {"path": str(workplace / "model")},
         "data": {
-            "train": str(workplace / "train.jsonl"),
+            "train": str(workplace / f"{data}.jsonl"),
             "validation": str(workplace / "validation.jsonl"),
             "max_length": 96,
         },
@@ -88,16 +97,19 @@ def test_the_folder_holds_the_run_and_its_samples(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [{}, {"resample_every": 2, "ref_refresh_every": 2}], ids=["offline", "online"]
+    ("data", "method"),
+    [
+        ("train", {"resample_every": 2, "ref_refresh_every": 2}),  # drawn, scored and refreshed together
+        ("uneven", {"sequence_batch_size": 2}),  # one process has more forwards to make than the other
+    ],
 )
-def test_two_processes_learn_what_one_does(workplace: Path, method: dict[str, Any]) -> None:
+def test_two_processes_learn_what_one_does(workplace: Path, data: str, method: dict[str, Any]) -> None:
     """One block of prompts is drawn by one process, so both runs have the same samples."""
-    name = "online" if method else "offline"
-    one, two = workplace / f"{name}-one", workplace / f"{name}-two"
-    assert train.main([str(recipe_file(workplace, one, **method))]) == 0
+    one, two = workplace / f"{data}-one", workplace / f"{data}-two"
+    assert train.main([str(recipe_file(workplace, one, data, **method))]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
-        [*launcher, "-m", "alignkit.train", str(recipe_file(workplace, two, **method))],
+        [*launcher, "-m", "alignkit.train", str(recipe_file(workplace, two, data, **method))],
         check=False,
         capture_output=True,
         text=True,
