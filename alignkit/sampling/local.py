@@ -84,6 +84,7 @@ class LocalSampler:
                 input_ids=torch.tensor(padded, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=config,
+                synced_gpus=False,  # the caller holds the weights whole, and processes draw different numbers
             )
         return [self._until_end(answer) for answer in out[:, length:].tolist()]
 
