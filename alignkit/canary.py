@@ -17,20 +17,22 @@ CANDIDATES = 8
 def measure(trainer: Any) -> dict[str, Any] | None:
     """Per-token log-probs of an answer under the trained weights and, where they are an adapter's, under the base.
 
-    Of the first rows of the validation (else training) set, the one that training moved most (without a base, the
-    first), cut to 256 tokens. None where no row leaves an answer token. Collective: every process must call it.
+    The answer is a good one or, where the data has none, a dispreferred one. Of the first rows of the validation
+    (else training) set, the one that training moved most (without a base, the first), cut to 256 tokens. None where
+    no row leaves an answer token. Collective: every process must call it.
     """
     dataset = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
-    rows = dataset.select(range(min(CANDIDATES, len(dataset))))
-    candidates = [
-        Answer(prompt, answer[: MAX_TOKENS - len(prompt)]) for prompt, answer in map(answer_of, rows)
-    ]
-    usable = [
-        candidate for candidate in candidates if candidate.tokens and len(candidate.prompt) < MAX_TOKENS
-    ]
+    candidates = [_candidate(row) for row in dataset.select(range(min(CANDIDATES, len(dataset))))]
+    usable = [candidate for candidate in candidates if candidate.tokens]
     has_base = is_peft_model(published(trainer.model, trainer.accelerator))
     measured = [_measure(trainer, answer, has_base=has_base) for answer in usable[: None if has_base else 1]]
     return max(measured, key=_difference, default=None)
+
+
+def _candidate(row: dict[str, Any]) -> Answer:
+    prompt, good = answer_of(row)
+    answer = good or list(row.get("rejected_ids", []))
+    return Answer(prompt, answer[: max(0, MAX_TOKENS - len(prompt))])
 
 
 def _difference(canary: dict[str, Any]) -> float:

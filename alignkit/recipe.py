@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.methods import METHODS
 from alignkit.methods.bd_kd import BDKDSection
+from alignkit.methods.d2o import D2OSection
 from alignkit.methods.f_dpo import FDPOSection
 from alignkit.methods.sections import Dtype, LoraSection
 from alignkit.methods.sinkd import SinKDSection
@@ -86,7 +87,7 @@ class CollapseGuardSection(Section):
 
 
 MethodSection = Annotated[
-    FDPOSection | SupervisedSection | SinKDSection | BDKDSection, Field(discriminator="type")
+    FDPOSection | SupervisedSection | D2OSection | SinKDSection | BDKDSection, Field(discriminator="type")
 ]
 SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
 
@@ -132,7 +133,7 @@ class Recipe(Section):
 
 def _without_tag(issues: list[FieldIssue]) -> list[FieldIssue]:
     """pydantic puts the chosen method into the path, `method.f_dpo.beta`, where a recipe has none."""
-    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.)")
+    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.|$)")
     return [FieldIssue(tag.sub("method", issue.path), issue.message) for issue in issues]
 
 

@@ -4,6 +4,7 @@ recipe.yaml     the resolved recipe
 train.log       output of the training process (written by whoever starts it)
 events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
 checkpoints/    checkpoint-N folders
+samples/        answers that D2O drew, and the references' log-probs
 adapter/        the trained adapter (or model/ for all weights), whole or absent
 collapse_guard.json   what the untrained model answered like, and the last step that was sound
 teacher/        the trained teacher of a distillation, where its recipe asks for it
@@ -46,6 +47,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
 
     @property
     def adapter(self) -> Path:

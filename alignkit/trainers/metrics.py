@@ -2,6 +2,8 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +49,42 @@ class ItemMetrics:
         errors = {name: calibration_error(bins) for name, bins in self._bins.items()}
         self._bins.clear()
         return means | ratios | errors
+
+
+class ItemLogging:
+    """For a TRL trainer, before its base: gathers values of single items and logs their means.
+
+    The trainer sets `_item_metrics = {"train": ItemMetrics(), "eval": ItemMetrics()}` first.
+    """
+
+    accelerator: Any
+    model: Any
+    _item_metrics: dict[str, ItemMetrics]
+    _total_train_tokens: int
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _record(self, columns: Mapping[str, Tensor], ratios: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Values of items, [n] each, and (numerator, denominator) of what is a mean over tokens."""
+        stacked = torch.stack([value.detach().float() for value in columns.values()], dim=1)
+        gathered = self.accelerator.gather_for_metrics(stacked)  # one collective for all of them
+        for name, values in zip(columns, gathered.unbind(dim=1), strict=True):
+            self._item_metrics[self._mode].add(name, values)
+        sums = torch.stack([value.detach().float() for pair in ratios.values() for value in pair])
+        above_and_below = self.accelerator.reduce(sums).view(-1, 2).tolist()
+        for name, (above, below) in zip(ratios, above_and_below, strict=True):
+            self._item_metrics[self._mode].add_ratio(name, above, below)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the item means gathered since the last call, prefixed `eval_` in evaluation."""
+        prefix = "eval_" if self._mode == "eval" else ""
+        metrics = self._item_metrics[self._mode].take()
+        if metrics:
+            metrics["num_tokens"] = float(self._total_train_tokens)
+        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        super().log(logs, start_time)  # type: ignore[misc]
 
 
 def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:
