@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels import linear_logprob
-from alignkit.kernels import linear_logprob as public_name
-from alignkit.kernels.linear_logprob import CHUNK_BYTES
-
-kernel_module = __import__("alignkit.kernels.linear_logprob", fromlist=["CHUNK_BYTES"])
+from alignkit.kernels.torch import linear_logprob as engine
+from tests.kernels.no_logits import forbid_logits
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks even for small inputs, the last one short."""
-    monkeypatch.setattr(kernel_module, "CHUNK_BYTES", 4 * 101 * 7)
+    """Several tiles each way even for small inputs, the last ones short; half of them kept."""
+    monkeypatch.setattr(engine, "TOKENS", 15)
+    monkeypatch.setattr(engine, "TILE_BYTES", 4 * 13 * 31)
+    monkeypatch.setattr(engine, "KEPT_BYTES", 4 * 37 * 101 // 2)
 
 
 def oracle(
@@ -175,20 +175,12 @@ def test_what_does_not_fit_is_refused(
         linear_logprob(hidden, torch.zeros(7, 4), labels, temperature=temperature)
 
 
-def test_no_tensor_of_tokens_by_vocabulary_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_module, "CHUNK_BYTES", CHUNK_BYTES)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for value in out if isinstance(out, tuple | list) else [out]:
-                if isinstance(value, Tensor):
-                    largest = max(largest, value.numel())
-            return out
-
-    hidden, weight = torch.randn(2000, 8, requires_grad=True), torch.randn(20_000, 8)
-    with Watch():
-        public_name(hidden, weight, torch.zeros(2000, dtype=torch.long), entropy=True).logps.sum().backward()
-    assert largest <= max(CHUNK_BYTES // 4, weight.numel())
+def test_no_tensor_of_tokens_by_vocabulary_is_made() -> None:
+    count, vocabulary = 60, 500
+    hidden = torch.randn(count, 8, requires_grad=True)
+    weight = torch.randn(vocabulary, 8, requires_grad=True)
+    labels = torch.zeros(count, dtype=torch.long)
+    with forbid_logits(count // 2, vocabulary):
+        linear_logprob(hidden, weight, labels, entropy=True, top1=True).logps.sum().backward()
+    with pytest.raises(AssertionError, match="logits"), forbid_logits(count // 2, vocabulary):
+        linear_logprob(hidden, weight, labels, implementation="reference")
