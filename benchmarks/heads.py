@@ -18,6 +18,7 @@ from benchmarks.ops import Op, Shape, discover
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
+MODULE = "benchmarks.heads"
 console = Console()
 
 
@@ -46,7 +47,7 @@ def main() -> None:
 
 def measure_all(options: argparse.Namespace) -> None:
     """Every op that was asked for, on every shape, one fresh process a contender."""
-    speed = in_fresh_process("--device", options.device, "--rates")
+    speed = in_fresh_process(MODULE, "--device", options.device, "--rates")
     rows = []
     kinds = ["quick"] if options.quick else [options.device, *(["growth"] if options.growth else [])]
     for name, op in discover().items():
@@ -101,7 +102,7 @@ def measure_shape(op: Op, shape: Shape, device: str, speed: dict[str, float]) ->
     """Every contender on one shape, one after the other, and the time without which it cannot be done."""
     name = op.__name__.rpartition(".")[2]
     figures = {
-        contender: in_fresh_process("--device", device, "--one", name, contender, json.dumps(shape))
+        contender: in_fresh_process(MODULE, "--device", device, "--one", name, contender, json.dumps(shape))
         for contender in op.CONTENDERS
     }
     flops, moved = op.floor(shape)

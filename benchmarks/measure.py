@@ -14,13 +14,13 @@ import torch
 WARM_UP, RUNS = 1, 5
 
 
-def in_fresh_process(*arguments: str) -> dict[str, Any]:
-    """Run `python -m benchmarks.heads arguments` and return what it printed last, or why it could not run.
+def in_fresh_process(module: str, *arguments: str) -> dict[str, Any]:
+    """Run `python -m module arguments` and return what it printed last, or why it could not run.
 
     A peer that is not installed or runs out of memory is a result, {"error": …}; any other failure is raised.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.heads", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode == 0:
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -33,7 +33,7 @@ def in_fresh_process(*arguments: str) -> dict[str, Any]:
 
 def measure(step: Callable[[], object], device: str, runs: int = RUNS) -> dict[str, float]:
     """Median seconds of `step`, and the most memory in MB that it takes over what was there before."""
-    memory = _OnGpu() if device == "cuda" else _OnCpu()
+    memory = OnGpu() if device == "cuda" else OnCpu()
     seconds = []
     for number in range(WARM_UP + runs):
         started = time.perf_counter()
@@ -48,7 +48,7 @@ def measure(step: Callable[[], object], device: str, runs: int = RUNS) -> dict[s
     }
 
 
-class _OnCpu:
+class OnCpu:
     """Linux: the process's largest size, since it was told to forget it."""
 
     def __init__(self) -> None:
@@ -60,6 +60,7 @@ class _OnCpu:
         """Nothing runs on."""
 
     def peak(self) -> int:
+        """Bytes."""
         return self._status("VmHWM")
 
     @staticmethod
@@ -69,16 +70,20 @@ class _OnCpu:
         return int(line.split()[1]) * 1024
 
 
-class _OnGpu:
+class OnGpu:
+    """PyTorch's own count of what it allocated."""
+
     def __init__(self) -> None:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         self.base = torch.cuda.memory_allocated()
 
     def wait(self) -> None:
+        """Until all that was launched is done."""
         torch.cuda.synchronize()
 
     def peak(self) -> int:
+        """Bytes."""
         return torch.cuda.max_memory_allocated()
 
 
