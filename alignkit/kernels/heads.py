@@ -1,7 +1,8 @@
 """What the fused heads share: checks, autocast, logits from a product, float32 sums of products, bounded buffers."""
 
 import math
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +50,18 @@ def autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def trains(*tensors: Tensor | None) -> bool:
     """Whether a gradient will be asked for; inside an autograd function's forward this can no longer be seen."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def gathered(*parameters: Tensor | None) -> AbstractContextManager[Any]:
+    """A context within which parameters that ZeRO-3 partitioned are whole.
+
+    A head is called in one (`model_head`), which is left before the backward: that must enter its own.
+    """
+    if not any(hasattr(parameter, "ds_status") for parameter in parameters):
+        return nullcontext()
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    return maybe_gather_lm_head_ctx(*parameters)
 
 
 def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, out: Tensor) -> Tensor | None:

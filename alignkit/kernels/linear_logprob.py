@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkit.kernels.backend import Implementation, choose
-from alignkit.kernels.heads import Head, autocast, check_head, trains
+from alignkit.kernels.heads import Head, autocast, check_head, gathered, trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +237,10 @@ class _LinearLogProb(torch.autograd.Function):
         if direction is not None:
             grad_hidden = (direction * upstream[:, None]).to(direction.dtype)
         if ctx.wanted.head_trains:
-            grad_weight, grad_bias = ctx.engine.head_gradient(
-                hidden, weight, labels, bias, ctx.head, Found(*found), upstream, ctx.kept
-            )
+            with gathered(weight, bias):
+                grad_weight, grad_bias = ctx.engine.head_gradient(
+                    hidden, weight, labels, bias, ctx.head, Found(*found), upstream, ctx.kept
+                )
             grad_weight = grad_weight.to(weight.dtype)
             grad_bias = grad_bias if bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, None, grad_bias, None, None, None

@@ -16,7 +16,7 @@ from alignkit.kernels.linear_logprob import Found, Swept, Wanted
 from alignkit.kernels.triton import rows as kernels
 
 BUFFER_BYTES = 640 * 2**20
-"""Of the products: 2,208 rows at a vocabulary of 151,936 in bfloat16."""
+"""Of the products: 2,176 rows at a vocabulary of 151,936 in bfloat16."""
 MULTIPLE = 128
 """Rows of a buffer divide by a product's tile, so that no wave is partly empty."""
 BLOCK = 4096
