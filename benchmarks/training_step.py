@@ -89,6 +89,7 @@ def train(name: str, model: Path, steps: int, tokens: int) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.seconds.append(time.perf_counter() - self.started)
 
+    tokenizer = AutoTokenizer.from_pretrained(model)
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(
             output_dir=folder,
@@ -107,8 +108,8 @@ def train(name: str, model: Path, steps: int, tokens: int) -> dict[str, Any]:
         trainer = trainer_of(
             model=AutoModelForCausalLM.from_pretrained(model),
             args=config,
-            processing_class=AutoTokenizer.from_pretrained(model),
-            train_dataset=Dataset.from_list(pairs(steps * PAIRS, tokens)),
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(pairs(steps * PAIRS, tokens, tokenizer)),
             peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
             callbacks=[Clock()],
         )
@@ -122,12 +123,13 @@ def train(name: str, model: Path, steps: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def pairs(count: int, tokens: int) -> list[dict[str, str]]:
+def pairs(count: int, tokens: int, tokenizer: Any) -> list[dict[str, str]]:
     """Prompts of half the tokens; answers long enough to be cut to the other half."""
     chance = random.Random(0)
 
-    def words(number: int) -> str:
-        return " " + " ".join(chance.choices(WORDS, k=number))
+    def words(length: int) -> str:
+        ids = tokenizer(" ".join(chance.choices(WORDS, k=tokens)), add_special_tokens=False)["input_ids"]
+        return tokenizer.decode(ids[:length])
 
     return [
         {"prompt": words(tokens // 2), "chosen": words(tokens), "rejected": words(tokens)}
