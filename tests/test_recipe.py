@@ -93,7 +93,11 @@ def test_what_is_wrong_is_named(file: Path, override: str, path: str, words: str
         ("method.instruction_pool=['']", "method.instruction_pool.0", "at least 1 character"),
         ("method.divergence=reverse_kl", "method.divergence", "unknown key"),
         ("method.ref_refresh_every=3", "method", "does not go with sample_reference"),
-        ("method.type=ppo", "method.type", "expected one of f_dpo, supervised, d2o, sinkd, bd_kd, found 'ppo'"),
+        (
+            "method.type=ppo",
+            "method.type",
+            "expected one of f_dpo, supervised, d2o, sinkd, bd_kd, found 'ppo'",
+        ),
     ],
 )
 def test_what_is_wrong_with_d2o_is_named(file: Path, override: str, path: str, words: str) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignkit.kernels.heads import autocast, logits_buffer, project
+from alignkit.kernels.heads import autocast
+from alignkit.kernels.sides import logits_buffer, project
 
 CHUNK_BYTES = 24 * 2**20
 """Size of one chunk's float32 logits."""
