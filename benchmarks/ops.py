@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 Shape = dict[str, Any]
@@ -31,6 +32,24 @@ class Op(Protocol):
 
     def floor(self, shape: Shape) -> tuple[float, float]:
         """(flops, bytes)."""
+
+
+def two_heads(rows: int, shape: Shape, device: str) -> dict[str, Tensor]:
+    """Operands of a student and a teacher: float32 on a CPU, bfloat16 on a GPU. The teacher is frozen, the student's
+    head is as the shape says."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device=device, dtype=dtype)
+
+    found = {}
+    for side in ("student", "teacher"):
+        found[f"{side}_hidden"] = normal(rows, shape["hidden"])
+        found[f"{side}_weight"] = normal(shape["vocabulary"], shape["hidden"]) * 0.05
+    found["student_hidden"].requires_grad_()
+    found["student_weight"].requires_grad_(shape["head"] == "trained")
+    return found
 
 
 def discover() -> dict[str, Op]:

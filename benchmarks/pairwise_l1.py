@@ -1,13 +1,14 @@
 """kernels.pairwise_l1 against materialised softmax rows and `torch.cdist`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.ops import Shape, two_heads
+
 _CPU = {"hidden": 576, "vocabulary": 49152}
-SHAPES: dict[str, list[dict[str, Any]]] = {
+SHAPES: dict[str, list[Shape]] = {
     "quick": [{"rows": 16, "hidden": 32, "vocabulary": 1000, "head": "trained"}],
     "cpu": [{"rows": rows, **_CPU, "head": head} for rows in (64, 256) for head in ("frozen", "trained")],
     "cuda": [
@@ -22,24 +23,12 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def inputs(shape: dict[str, Any], device: str) -> dict[str, Tensor]:
-    """float32 on a CPU, bfloat16 on a GPU; the teacher is frozen, the student's head as the shape says."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, device=device, dtype=dtype)
-
-    found = {}
-    for side in ("student", "teacher"):
-        found[f"{side}_hidden"] = normal(shape["rows"], shape["hidden"])
-        found[f"{side}_weight"] = normal(shape["vocabulary"], shape["hidden"]) * 0.05
-    found["student_hidden"].requires_grad_()
-    found["student_weight"].requires_grad_(shape["head"] == "trained")
-    return found
+def inputs(shape: Shape, device: str) -> dict[str, Tensor]:
+    """Both models' rows and heads."""
+    return two_heads(shape["rows"], shape, device)
 
 
-def floor(shape: dict[str, Any]) -> tuple[float, float]:
+def floor(shape: Shape) -> tuple[float, float]:
     """Both heads' logits and one product a gradient; a difference and a sum for each pair and column, twice."""
     products = 3 if shape["head"] == "frozen" else 4
     flops = 2.0 * products * shape["rows"] * shape["hidden"] * shape["vocabulary"]
