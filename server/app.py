@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from alignkit.data.validation import check_file
 from alignkit.jobspec import recipe_for_job
 from server import errors, health, logs
+from server.checkpoints.routes import router as checkpoints
 from server.database import Database
 from server.files.routes import router as files
 from server.files.upload import remove_leftovers
@@ -24,8 +25,9 @@ from server.models.routes import router as models
 from server.request_log import RequestLog
 from server.services import FileCheck, RecipeMaker, Services
 from server.settings import Settings
+from server.uploads.routes import router as uploads
 
-ROUTERS: tuple[APIRouter, ...] = (health.router, files, jobs, models)
+ROUTERS: tuple[APIRouter, ...] = (health.router, files, uploads, jobs, checkpoints, models)
 RunnerFactory = Callable[[JobLedger], JobRunner]
 
 
@@ -75,9 +77,16 @@ def open_services(
     make_recipe: RecipeMaker,
 ) -> Iterator[Services]:
     """The running service's parts: folders, schema, first key, runner; closed in reverse."""
-    for folder in (settings.root, settings.files_dir, settings.jobs_dir, settings.models_dir):
+    for folder in (
+        settings.root,
+        settings.files_dir,
+        settings.uploads_dir,
+        settings.jobs_dir,
+        settings.models_dir,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(settings.files_dir)
+    for folder in (settings.files_dir, settings.uploads_dir):
+        remove_leftovers(folder)
     with start_lock(settings):
         migrate(settings.sqlalchemy_url)
         database = Database(settings.sqlalchemy_url)

@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     project: str = Field("default", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="the first project's name")
     training_slots: int = Field(1, ge=1, description="training jobs that run at once")
     max_file_bytes: int = Field(512 * 2**20, ge=1)
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of an upload in parts")
+    max_part_bytes: int = Field(64 * 2**20, ge=1, description="of one part of such an upload")
     max_line_bytes: int = Field(8 * 2**20, ge=1)
     stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
     engine: EngineSettings = Field(default_factory=EngineSettings)
@@ -51,6 +53,10 @@ class Settings(BaseSettings):
     @property
     def files_dir(self) -> Path:
         return self.root / "files"
+
+    @property
+    def uploads_dir(self) -> Path:
+        return self.root / "uploads"
 
     @property
     def jobs_dir(self) -> Path:

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from alignkit.models import NAME_PATTERN, available
 from server.database import Database
 from server.errors import ApiError
-from server.models.repository import ModelRepository
+from server.models.repository import FoundModel, ModelRepository, UsableModels
+from server.models.tables import FineTunedModel
 from server.settings import Settings
 
 BASE = "base"
@@ -16,12 +17,13 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model that can answer: `kind` is "base" or "adapter"."""
+    """A model that can answer: `kind` is "base" or "adapter", `owner` the name of the project that made it."""
 
     name: str
     base_model: str
     kind: str
     created_at: int
+    owner: str = "alignkit"
 
 
 class ModelCatalog:
@@ -56,8 +58,18 @@ class ModelCatalog:
 
 
 def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
-    """The project's fine-tuned model of that name; 404 where there is none, or its job has not succeeded."""
-    found = ModelRepository(session, project_id).by_name(name)
+    """The fine-tuned model of that name that the project may use; 404 where there is none, or it is not ready."""
+    found = _ready(UsableModels(session, project_id).by_name(name), name)
+    model = found.model
+    return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner)
+
+
+def own_model(session: Session, name: str, project_id: str) -> FineTunedModel:
+    """The project's own fine-tuned model of that name; 404 where there is none, or it is not ready."""
+    return _ready(ModelRepository(session, project_id).by_name(name), name).model
+
+
+def _ready(found: FoundModel | None, name: str) -> FoundModel:
     if found is None:
         raise ApiError(
             404,
@@ -66,12 +78,11 @@ def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
             param="model",
             code="model_not_found",
         )
-    model, status = found
-    if status != "succeeded":
+    if found.status != "succeeded":
         raise ApiError(
             404,
-            f"The model {name!r} is not ready: its job {model.job_id} is {status}.",
+            f"The model {name!r} is not ready: its job {found.model.job_id} is {found.status}.",
             param="model",
             code="model_not_ready",
         )
-    return ResolvedModel(name, model.base_model, model.kind, created_at=model.created_at)
+    return found
