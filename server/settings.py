@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     max_part_bytes: int = Field(64 * 2**20, ge=1, description="of one part of such an upload")
     max_line_bytes: int = Field(8 * 2**20, ge=1)
     stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
+    pause_grace_seconds: float = Field(
+        600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"
+    )
     engine: EngineSettings = Field(default_factory=EngineSettings)
 
     @property

@@ -48,6 +48,7 @@ class JobRecord:
     method_type: str
     created_at: int
     fine_tuned_model: str | None
+    attempt: int
     recipe: dict[str, Any]
 
 
@@ -78,6 +79,7 @@ class JobLedger:
             method_type=job.method_type,
             created_at=job.created_at,
             fine_tuned_model=job.fine_tuned_model,
+            attempt=job.attempt,
             recipe=job.recipe,
         )
 

@@ -1,10 +1,11 @@
 """Queries on jobs, events and checkpoints."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
-from server.jobs.status import ACTIVE
 from server.jobs.tables import Checkpoint, Event, Job
 from server.pagination import Page, PageQuery
 from server.scoped import ScopedRepository
@@ -25,13 +26,22 @@ class JobRepository(ScopedRepository[Job]):
             statement = statement.where(Job.labels[key].as_string() == value)
         return self.page(statement, query)
 
-    def finish(self, job: Job, status: str, finished_at: int) -> bool:
-        """Set a last status if the job has none; whether it had none."""
-        change = update(Job).where(Job.seq == job.seq, Job.status.in_(ACTIVE))
-        values = {"status": status, "finished_at": finished_at, "estimated_finish": None}
-        done = self._session.execute(change.values(**values).returning(Job.seq)).all()
+    def by_idempotency_key(self, key: str) -> Job | None:
+        """The job that was created under that key."""
+        return self._session.scalar(self.select().where(Job.idempotency_key == key))
+
+    def change(self, job: Job, status: str, *, only_from: Sequence[str], **values: Any) -> bool:
+        """Set the status and `values` if the status is one of `only_from`; whether it was."""
+        change = update(Job).where(Job.seq == job.seq, Job.status.in_(only_from))
+        done = self._session.execute(change.values(status=status, **values).returning(Job.seq)).all()
         self._session.refresh(job)
         return bool(done)
+
+
+def queue(session: Session) -> dict[str, int]:
+    """The place of every job that waits, whatever its project: 1 is the next to start."""
+    waiting = select(Job.id).where(Job.status == "queued").order_by(Job.queued_at, Job.seq)
+    return {job_id: place for place, job_id in enumerate(session.scalars(waiting), start=1)}
 
 
 class EventRepository(ScopedRepository[Event]):
@@ -49,9 +59,17 @@ class EventRepository(ScopedRepository[Event]):
         event = self._session.scalar(self.select().where(Event.job_id == job_id, Event.id == event_id))
         return None if event is None else event.seq
 
-    def following(self, job_id: str, position: int, limit: int) -> Sequence[Event]:
-        """The job's next events after a position, oldest first."""
+    def following(
+        self,
+        job_id: str,
+        position: int,
+        limit: int,
+        type: str | None = None,  # noqa: A002 - OpenAI's name
+    ) -> Sequence[Event]:
+        """The job's next events after a position, oldest first; of one type if one is given."""
         query = self.select().where(Event.job_id == job_id, Event.seq > position)
+        if type is not None:
+            query = query.where(Event.type == type)
         return self._session.scalars(query.order_by(Event.seq).limit(limit)).all()
 
 

@@ -8,6 +8,7 @@ from fastapi.sse import EventSourceResponse
 
 from server.dependencies import ProjectDep, ServicesDep
 from server.errors import ApiError, documented
+from server.jobs.idempotency import Idempotency, created_before
 from server.jobs.preparation import prepare
 from server.jobs.schemas import CheckpointObject, EventObject, JobObject, JobRequest
 from server.jobs.service import JobServiceDep
@@ -25,12 +26,23 @@ _LABEL = re.compile(r"metadata\[([^\"\\\x00]{1,64})\]")
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 
-@router.post("", responses=documented(400, 404))
+@router.post("", responses=documented(400, 404, 409))
 def create_job(
-    body: JobRequest, project: ProjectDep, services: ServicesDep, jobs: JobServiceDep
+    body: JobRequest,
+    project: ProjectDep,
+    services: ServicesDep,
+    jobs: JobServiceDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(pattern=r"^[\x21-\x7e]{1,255}$", description="the same key and body give the same job again"),
+    ] = None,
 ) -> JobObject:
     """Create a fine-tuning job. Refused whole where the model, a file or a hyperparameter is not in order."""
-    return jobs.create(prepare(body, project, services))
+    if idempotency_key is None:
+        return jobs.create(prepare(body, project, services))
+    idempotency = Idempotency.of(idempotency_key, body)
+    known = created_before(idempotency, project, services)
+    return jobs.get(known) if known else jobs.create(prepare(body, project, services), idempotency)
 
 
 @router.get("", responses=documented(400, 404))
@@ -65,6 +77,18 @@ def retrieve_job(job_id: str, jobs: JobServiceDep) -> JobObject:
 def cancel_job(job_id: str, jobs: JobServiceDep) -> JobObject:
     """Cancel a fine-tuning job that has not finished."""
     return jobs.cancel(job_id)
+
+
+@router.post("/{job_id}/pause", responses=documented(400, 404))
+def pause_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Pause a fine-tuning job: it saves its state, frees its place, and can be resumed."""
+    return jobs.pause(job_id)
+
+
+@router.post("/{job_id}/resume", responses=documented(400, 404))
+def resume_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Resume a paused fine-tuning job from its last checkpoint, once there is a place for it."""
+    return jobs.resume(job_id)
 
 
 @router.get(

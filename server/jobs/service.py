@@ -1,9 +1,10 @@
-"""Jobs of a project: create, look at, cancel. Stores what `preparation` has accepted."""
+"""Jobs of a project: create, look at, pause, resume, cancel. Stores what `preparation` has accepted."""
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import Depends
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from server.clock import now
@@ -12,10 +13,12 @@ from server.dependencies import ProjectDep, ServicesDep, SessionDep
 from server.errors import ApiError, not_found
 from server.files.repository import FileRepository
 from server.ids import EVENT, new_id
+from server.jobs.idempotency import Idempotency
 from server.jobs.preparation import PreparedJob
 from server.jobs.presenting import present_checkpoint, present_event, present_job
-from server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
+from server.jobs.repository import CheckpointRepository, EventRepository, JobRepository, queue
 from server.jobs.schemas import CheckpointObject, EventObject, JobObject
+from server.jobs.status import ACTIVE, FINISHED, PAUSED, UNFINISHED
 from server.jobs.tables import Event, Job
 from server.keys.service import Principal
 from server.pagination import CursorListObject, ListObject, PageQuery
@@ -33,16 +36,24 @@ class JobService:
         self._events = EventRepository(session, project.project_id)
         self._checkpoints = CheckpointRepository(session, project.project_id)
 
-    def create(self, prepared: PreparedJob) -> JobObject:
-        """Store the job, and hand it to the runner once it is committed."""
+    def create(self, prepared: PreparedJob, idempotency: Idempotency | None = None) -> JobObject:
+        """Store the job, and hand it to the runner once it is committed.
+
+        Where another request with the same idempotency key was faster, its job is the answer.
+        """
         request = prepared.request
         self._hold_file("training_file", request.training_file)
         if request.validation_file is not None:
             self._hold_file("validation_file", request.validation_file)
+        created_at = now()
         job = Job(
             id=prepared.id,
-            created_at=now(),
+            created_at=created_at,
             status="queued",
+            attempt=1,
+            queued_at=created_at,
+            idempotency_key=idempotency.key if idempotency else None,
+            request_hash=idempotency.request_hash if idempotency else None,
             base_model=request.model,
             training_file=request.training_file,
             validation_file=request.validation_file,
@@ -54,7 +65,9 @@ class JobService:
             labels=request.metadata or None,
             result_files=[],
         )
-        self._jobs.add(job)
+        first = self._add(job, idempotency)
+        if first is not job:
+            return self._present(first)
         self._report(job, "info", f"Created fine-tuning job: {job.id}")
         for notice in prepared.notices:
             self._report(job, "warn", notice)
@@ -65,7 +78,9 @@ class JobService:
     def list(self, labels: Mapping[str, str] | None, query: PageQuery) -> ListObject[JobObject]:
         """A page of jobs, newest first; see JobRepository.list for `labels`."""
         page = self._jobs.list(labels, query)
-        return ListObject(data=[self._present(job) for job in page.items], has_more=page.has_more)
+        places = queue(self._session)
+        data = [present_job(job, self._project.project_name, places.get(job.id)) for job in page.items]
+        return ListObject(data=data, has_more=page.has_more)
 
     def get(self, job_id: str) -> JobObject:
         """One job."""
@@ -74,14 +89,23 @@ class JobService:
     def cancel(self, job_id: str) -> JobObject:
         """End a job that has not finished; 400 for one that has."""
         job = self._jobs.get(job_id)
-        if not self._jobs.finish(job, "cancelled", now()):
-            raise ApiError(
-                400,
-                f"The job {job_id} has already finished: its status is {job.status!r}, so it cannot be cancelled.",
-                code="job_already_finished",
-            )
-        self._report(job, "info", "The job was cancelled")
+        ended = {"finished_at": now(), "estimated_finish": None}
+        self._change(job, "cancelled", UNFINISHED, "cancelled", **ended)
         after_commit(self._session, lambda: self._services.cancel(job_id))
+        return self._present(job)
+
+    def pause(self, job_id: str) -> JobObject:
+        """Stop a job so that it can go on later: its run saves its state and frees its place. 400 if it is over."""
+        job = self._jobs.get(job_id)
+        self._change(job, PAUSED, ACTIVE, "paused", estimated_finish=None)
+        return self._present(job)
+
+    def resume(self, job_id: str) -> JobObject:
+        """Put a paused job back into the queue; it goes on from its last checkpoint. 400 for any other."""
+        job = self._jobs.get(job_id)
+        again = {"attempt": job.attempt + 1, "queued_at": now()}
+        self._change(job, "queued", (PAUSED,), "resumed", **again)
+        after_commit(self._session, lambda: self._services.enqueue(job_id))
         return self._present(job)
 
     def events(self, job_id: str, query: PageQuery) -> ListObject[EventObject]:
@@ -100,6 +124,30 @@ class JobService:
             last_id=data[-1].id if data else None,
         )
 
+    def _add(self, job: Job, idempotency: Idempotency | None) -> Job:
+        """Store the job, or return the one that has its idempotency key already."""
+        try:
+            with self._session.begin_nested():
+                self._jobs.add(job)
+        except IntegrityError:
+            first = self._jobs.by_idempotency_key(idempotency.key) if idempotency else None
+            if idempotency is None or first is None:
+                raise
+            idempotency.refuse_another(first)
+            return first
+        return job
+
+    def _change(self, job: Job, status: str, only_from: Sequence[str], done: str, **values: Any) -> None:
+        if not self._jobs.change(job, status, only_from=only_from, **values):
+            over = job.status in FINISHED
+            raise ApiError(
+                400,
+                f"The job {job.id} {'has already finished: its' if over else 'stays as it is: its'} "
+                f"status is {job.status!r}, so it cannot be {done}.",
+                code="job_already_finished" if over else "invalid_job_status",
+            )
+        self._report(job, "info", f"The job was {done}")
+
     def _hold_file(self, param: str, file_id: str) -> None:
         """Make sure that the file was not deleted since it was checked, and is not before the job is stored."""
         if FileRepository(self._session, self._project.project_id).lock(file_id) is None:
@@ -117,7 +165,8 @@ class JobService:
         self._events.add(event)
 
     def _present(self, job: Job) -> JobObject:
-        return present_job(job, self._project.project_name)
+        place = queue(self._session).get(job.id) if job.status == "queued" else None
+        return present_job(job, self._project.project_name, place)
 
 
 def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> JobService:

@@ -1,4 +1,12 @@
-"""A job's states, as OpenAI names them."""
+"""A job's states, as OpenAI names them; `paused` is in its examples, though not in its list.
 
+validating_files -> queued -> running -> succeeded | failed
+                      ^ |________|
+               resume | v  pause                      cancel: from any state that is not a last one
+                     paused
+"""
+
+PAUSED = "paused"
 ACTIVE = ("validating_files", "queued", "running")
+UNFINISHED = (*ACTIVE, PAUSED)
 FINISHED = ("succeeded", "failed", "cancelled")

@@ -17,6 +17,8 @@ OWN_FIELDS = {
     "Metrics": {"train_rewards_margins", "valid_rewards_margins"},
 }
 """Fields beyond OpenAI's, by the client's class."""
+PAGE_FIELDS = {"object", "first_id", "last_id"}
+"""OpenAI's own, which the client's pages leave out."""
 
 
 def conforms(answer: ClientModel) -> None:
@@ -31,7 +33,8 @@ def conforms(answer: ClientModel) -> None:
 def _no_unknown_fields(value: Any) -> None:
     if isinstance(value, ClientModel):
         name = type(value).__name__
-        unknown = set(value.model_extra or {}) - OWN_FIELDS.get(name, set())
+        known = PAGE_FIELDS if "Page[" in name else OWN_FIELDS.get(name, set())
+        unknown = set(value.model_extra or {}) - known
         assert not unknown, f"{name} has {unknown}, which neither OpenAI nor this service documents"
         missing = {key for key, field in type(value).model_fields.items() if field.is_required()}
         assert missing <= value.model_fields_set, f"{name} lacks {missing - value.model_fields_set}"

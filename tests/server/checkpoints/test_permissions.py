@@ -77,7 +77,7 @@ def test_permissions_are_listed_in_pages(service: Running, client: OpenAI, check
     assert [found.id for found in permissions.list(checkpoint, limit=2)] == ids[::-1]
     assert [found.id for found in permissions.list(checkpoint, limit=1, order="ascending")] == ids
     assert [found.id for found in permissions.list(checkpoint, project_id=grantees[1])] == [ids[1]]
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="paginated"):
         page = permissions.retrieve(checkpoint, limit=2)
     conforms(page)
     assert (page.first_id, page.last_id, page.has_more) == (ids[2], ids[1], True)

@@ -66,7 +66,12 @@ def refusal(client: OpenAI, **changes: Any) -> openai.APIStatusError:
         ({"metadata": {"k": "x" * 513}}, 400, "metadata.k", ["512"]),
         ({"metadata": {"k": 1}}, 400, "metadata.k", ["string"]),
         ({"metadata": {'"': "x"}}, 400, 'metadata."', ["pattern"]),
-        ({"hyperparameters": {"n_epochs": 1}}, 400, "hyperparameters", ["method.<type>.hyperparameters"]),
+        (
+            {"hyperparameters": {"n_epochs": 1}},
+            400,
+            "hyperparameters",
+            ["beside `method`", "method.f_dpo.hyperparameters"],
+        ),
         (
             {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]},
             400,

@@ -114,8 +114,8 @@ def test_a_closed_upload_takes_no_more(service: Running, client: OpenAI) -> None
         session.query(Upload).where(Upload.id == expired.id).one().expires_at = now() - 1
     for upload, status in ((cancelled, "cancelled"), (completed, "completed"), (expired, "expired")):
         for call in (
-            lambda id: client.uploads.parts.create(id, data=b"a"),
-            lambda id: client.uploads.complete(id, part_ids=[]),
+            lambda upload_id: client.uploads.parts.create(upload_id, data=b"a"),
+            lambda upload_id: client.uploads.complete(upload_id, part_ids=[]),
             client.uploads.cancel,
         ):
             with pytest.raises(openai.BadRequestError, match=f"is {status}") as refused:
@@ -169,8 +169,8 @@ def test_another_projects_upload_is_not_there(service: Running, client: OpenAI) 
     with service.client(service.new_key("stranger")) as stranger:
         for call in (
             stranger.uploads.cancel,
-            lambda id: stranger.uploads.complete(id, part_ids=[]),
-            lambda id: stranger.uploads.parts.create(id, data=b"a"),
+            lambda upload_id: stranger.uploads.complete(upload_id, part_ids=[]),
+            lambda upload_id: stranger.uploads.parts.create(upload_id, data=b"a"),
         ):
             with pytest.raises(openai.NotFoundError, match="No such upload"):
                 call(upload.id)
