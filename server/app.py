@@ -19,15 +19,26 @@ from server.jobs.routes import router as jobs
 from server.jobs.runner import JobRunner, Unpublish
 from server.keys.bootstrap import ensure_first_key
 from server.keys.guard import KeyGuard
+from server.methods.routes import router as methods
 from server.migrate import migrate, start_lock
 from server.models.catalog import ModelCatalog
 from server.models.routes import router as models
+from server.preflight.routes import router as preflight
 from server.request_log import RequestLog
 from server.services import FileCheck, RecipeMaker, Services
 from server.settings import Settings
 from server.uploads.routes import router as uploads
 
-ROUTERS: tuple[APIRouter, ...] = (health.router, files, uploads, jobs, checkpoints, models)
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    files,
+    uploads,
+    methods,
+    preflight,
+    jobs,
+    checkpoints,
+    models,
+)
 RunnerFactory = Callable[[JobLedger], JobRunner]
 
 

@@ -32,6 +32,7 @@ class PreparedJob:
     method: str
     hyperparameters: dict[str, Any]
     recipe: dict[str, Any]
+    train_rows: int
     notices: tuple[str, ...]
 
 
@@ -79,6 +80,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         method=method,
         hyperparameters=spec.hyperparameters,
         recipe=spec.recipe.model_dump(mode="json"),
+        train_rows=training.report.rows,
         notices=_notices(training, validation),
     )
 

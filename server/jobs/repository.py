@@ -1,6 +1,6 @@
 """Queries on jobs, events and checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select, update
@@ -9,6 +9,9 @@ from sqlalchemy.orm import Session
 from server.jobs.tables import Checkpoint, Event, Job
 from server.pagination import Page, PageQuery
 from server.scoped import ScopedRepository
+
+RATES = 20
+"""Former jobs that an estimate looks at."""
 
 
 class JobRepository(ScopedRepository[Job]):
@@ -25,6 +28,21 @@ class JobRepository(ScopedRepository[Job]):
         for key, value in (labels or {}).items():
             statement = statement.where(Job.labels[key].as_string() == value)
         return self.page(statement, query)
+
+    def rates(self, base_model: str, method: str) -> Sequence[float]:
+        """Tokens a second of the newest jobs that succeeded without a pause, from start to answering model."""
+        done = self.select().where(
+            Job.status == "succeeded",
+            Job.base_model == base_model,
+            Job.method_type == method,
+            Job.attempt == 1,
+        )
+        jobs = self._session.scalars(done.order_by(Job.seq.desc()).limit(RATES))
+        return [
+            job.trained_tokens / (job.finished_at - job.started_at)
+            for job in jobs
+            if job.trained_tokens and job.started_at and job.finished_at and job.finished_at > job.started_at
+        ]
 
     def by_idempotency_key(self, key: str) -> Job | None:
         """The job that was created under that key."""
@@ -53,6 +71,12 @@ class EventRepository(ScopedRepository[Event]):
     def list(self, job_id: str, query: PageQuery) -> Page[Event]:
         """A page of a job's events."""
         return self.page(self.select().where(Event.job_id == job_id), query)
+
+    def metrics(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """What a job's metrics events hold, oldest first."""
+        query = self.select().where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
+        rows = self._session.execute(query.with_only_columns(Event.data).execution_options(yield_per=1000))
+        yield from (data for (data,) in rows if data)
 
     def position(self, job_id: str, event_id: str) -> int | None:
         """Where an event stands among its job's."""

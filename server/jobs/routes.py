@@ -10,13 +10,17 @@ from server.dependencies import ProjectDep, ServicesDep
 from server.errors import ApiError, documented
 from server.jobs.idempotency import Idempotency, created_before
 from server.jobs.preparation import prepare
-from server.jobs.schemas import CheckpointObject, EventObject, JobObject, JobRequest
+from server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject, JobRequest
 from server.jobs.service import JobServiceDep
 from server.jobs.stream import EventStream
 from server.pagination import After, CursorListObject, ListObject, PageQuery
 
 EVENT_STREAM = "text/event-stream"
+YAML = "application/yaml"
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Stream = Annotated[bool, Query(description="events as they come, oldest first, to the job's end")]
+LastEventId = Annotated[str | None, Header(description="go on after this event")]
+RECIPE_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {YAML: {"schema": {"type": "string"}}}}}
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {EVENT_STREAM: {}}, "description": "A page, or with ?stream=true a stream, of events"},
     204: {"description": "The job is over and its last event was seen"},
@@ -104,19 +108,45 @@ def list_events(
     jobs: JobServiceDep,
     after: After = None,
     limit: Limit = 20,
-    stream: Annotated[bool, Query(description="events as they come, oldest first, to the job's end")] = False,
+    stream: Stream = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
-    last_event_id: Annotated[str | None, Header(description="go on after this event")] = None,
+    last_event_id: LastEventId = None,
 ) -> Any:
     """List a job's events, newest first, or listen to them."""
     if not stream and EVENT_STREAM not in accept:
         return jobs.events(job_id, PageQuery(after, limit))
-    events = EventStream.open(services.database, project.project_id, job_id, last_event_id)
-    if last_event_id and events.exhausted():
-        return Response(status_code=204)
-    return EventSourceResponse(
-        events.chunks(), headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return _stream(
+        EventStream.open(services.database, project.project_id, job_id, last_event_id), last_event_id
     )
+
+
+@router.get("/{job_id}/metrics", responses=documented(400, 404) | STREAM_RESPONSES, response_model=JobMetrics)
+def retrieve_metrics(
+    *,
+    job_id: str,
+    project: ProjectDep,
+    services: ServicesDep,
+    jobs: JobServiceDep,
+    names: Annotated[str | None, Query(description="such as train_loss,valid_loss; all by default")] = None,
+    max_points: Annotated[
+        int, Query(ge=4, le=10_000, description="of each series; lows and highs are kept")
+    ] = 1000,
+    stream: Stream = False,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    last_event_id: LastEventId = None,
+) -> Any:
+    """Retrieve a job's metrics as series over its steps, or listen to its metrics events."""
+    if not stream and EVENT_STREAM not in accept:
+        return jobs.metrics(job_id, names.split(",") if names else (), max_points)
+    database, project_id = services.database, project.project_id
+    return _stream(EventStream.open(database, project_id, job_id, last_event_id, "metrics"), last_event_id)
+
+
+@router.get("/{job_id}/recipe", responses=documented(404) | RECIPE_RESPONSE, response_class=Response)
+def retrieve_recipe(job_id: str, jobs: JobServiceDep) -> Response:
+    """Download the recipe that the job runs, to run it elsewhere."""
+    headers = {"content-disposition": f'attachment; filename="{job_id}.yaml"'}
+    return Response(jobs.recipe(job_id), media_type=YAML, headers=headers)
 
 
 @router.get("/{job_id}/checkpoints", responses=documented(400, 404))
@@ -125,6 +155,14 @@ def list_checkpoints(
 ) -> CursorListObject[CheckpointObject]:
     """List the checkpoints of a job that can be used, newest first."""
     return jobs.checkpoints(job_id, PageQuery(after, limit))
+
+
+def _stream(events: EventStream, last_event_id: str | None) -> Response:
+    if last_event_id and events.exhausted():
+        return Response(status_code=204)
+    return EventSourceResponse(
+        events.chunks(), headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+    )
 
 
 def _labels(request: Request) -> dict[str, str]:

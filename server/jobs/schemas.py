@@ -109,3 +109,19 @@ class CheckpointObject(BaseModel):
     fine_tuning_job_id: str
     metrics: dict[str, Any]
     step_number: int
+
+
+class MetricSeries(BaseModel):
+    """One metric over the steps; `values` has null where a value was not finite."""
+
+    steps: list[int]
+    values: list[float | None]
+    total_points: int = Field(description="before points were left out")
+
+
+class JobMetrics(BaseModel):
+    """A job's metrics."""
+
+    object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"
+    job_id: str
+    series: dict[str, MetricSeries]

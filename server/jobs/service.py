@@ -1,8 +1,10 @@
 """Jobs of a project: create, look at, pause, resume, cancel. Stores what `preparation` has accepted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from fastapi import Depends
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -14,10 +16,11 @@ from server.errors import ApiError, not_found
 from server.files.repository import FileRepository
 from server.ids import EVENT, new_id
 from server.jobs.idempotency import Idempotency
+from server.jobs.metrics import collect
 from server.jobs.preparation import PreparedJob
 from server.jobs.presenting import present_checkpoint, present_event, present_job
 from server.jobs.repository import CheckpointRepository, EventRepository, JobRepository, queue
-from server.jobs.schemas import CheckpointObject, EventObject, JobObject
+from server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject
 from server.jobs.status import ACTIVE, FINISHED, PAUSED, UNFINISHED
 from server.jobs.tables import Event, Job
 from server.keys.service import Principal
@@ -124,6 +127,16 @@ class JobService:
             last_id=data[-1].id if data else None,
         )
 
+    def metrics(self, job_id: str, names: Collection[str], max_points: int) -> JobMetrics:
+        """A job's metrics as series of at most `max_points`."""
+        return collect(job_id, self._events.metrics(self._jobs.get(job_id).id), names, max_points)
+
+    def recipe(self, job_id: str) -> str:
+        """The job's recipe as YAML, with names in place of this server's paths."""
+        root = self._services.settings.root
+        recipe = _without_paths(self._jobs.get(job_id).recipe, root)
+        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+
     def _add(self, job: Job, idempotency: Idempotency | None) -> Job:
         """Store the job, or return the one that has its idempotency key already."""
         try:
@@ -167,6 +180,17 @@ class JobService:
     def _present(self, job: Job) -> JobObject:
         place = queue(self._session).get(job.id) if job.status == "queued" else None
         return present_job(job, self._project.project_name, place)
+
+
+def _without_paths(value: Any, root: Path) -> Any:
+    """`value` with the last part of every path under `root` alone: a model's name, a file's or a job's id."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item, root) for item in value]
+    if isinstance(value, str) and value.startswith(f"{root}/"):
+        return Path(value).name
+    return value
 
 
 def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> JobService:

@@ -1,5 +1,6 @@
 """Models of a project: what can answer, and taking one out."""
 
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends
@@ -9,7 +10,8 @@ from server.database import after_commit
 from server.dependencies import ProjectDep, ServicesDep, SessionDep
 from server.errors import ApiError
 from server.keys.service import Principal
-from server.models.catalog import BASE, ResolvedModel, fine_tuned
+from server.models.archive import Archive
+from server.models.catalog import BASE, ResolvedModel, fine_tuned, own_model
 from server.models.repository import ModelRepository, UsableModels
 from server.models.schemas import ModelDeleted, ModelList, ModelObject
 from server.services import Services
@@ -38,6 +40,20 @@ class ModelService:
     def get(self, name: str) -> ModelObject:
         """One model; 404 where there is none or it is not ready."""
         return _present(self._find(name))
+
+    def archive(self, name: str) -> Archive:
+        """The files of a model that the project made; 403 for a base model."""
+        if self._services.catalog.base(name) is not None:
+            raise ApiError(
+                403, f"{name!r} is a base model: only fine-tuned models can be downloaded.", param="model"
+            )
+        model = own_model(self._session, name, self._project.project_id)
+        try:
+            return Archive(Path(model.path), name.replace(":", "_"))
+        except FileNotFoundError as error:
+            raise ApiError(
+                404, f"The files of the model {name!r} are gone.", param="model", code="model_not_found"
+            ) from error
 
     def delete(self, name: str) -> ModelDeleted:
         """Remove a fine-tuned model and take it out of serving; 403 for a base model or another project's."""
