@@ -28,6 +28,7 @@ from server.request_log import RequestLog
 from server.services import FileCheck, RecipeMaker, Services
 from server.settings import Settings
 from server.uploads.routes import router as uploads
+from server.webhooks.routes import router as webhooks
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -38,6 +39,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs,
     checkpoints,
     models,
+    webhooks,
 )
 RunnerFactory = Callable[[JobLedger], JobRunner]
 

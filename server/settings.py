@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     pause_grace_seconds: float = Field(
         600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"
     )
+    webhook_private_targets: bool = Field(
+        False, description="webhooks may go to private and loopback addresses, and over http"
+    )
     engine: EngineSettings = Field(default_factory=EngineSettings)
 
     @property

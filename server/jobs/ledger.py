@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 from server.clock import now
 from server.database import Database, storable
 from server.ids import CHECKPOINT, EVENT, MODEL, new_id
-from server.jobs.status import ACTIVE
+from server.jobs.status import ACTIVE, FINISHED
 from server.jobs.tables import Checkpoint, Event, Job
 from server.keys.tables import Project
 from server.models.tables import FineTunedModel
+from server.webhooks.repository import announce
 
 FIELDS = frozenset(
     {
@@ -57,6 +58,11 @@ class JobLedger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    @property
+    def database(self) -> Database:
+        """Where the jobs are."""
+        return self._database
 
     def get(self, job_id: str) -> JobRecord:
         """The job as it is now."""
@@ -99,7 +105,8 @@ class JobLedger:
     ) -> bool:
         """Set the status and `fields` if the status is one of `only_from`; whether it was.
 
-        `events`, (level, message), are added in the same transaction, so that neither is ever without the other.
+        `events`, (level, message), are added in the same transaction, and so are the webhooks of a last status, so
+        that none of them is ever without the others.
         """
         change = update(Job).where(Job.id == job_id, Job.status.in_(tuple(only_from)))
         with self._database.writing() as session:
@@ -107,6 +114,8 @@ class JobLedger:
             if done:
                 job = _locked(session, job_id)
                 session.add_all(_event(job, level, message) for level, message in events)
+                if to in FINISHED:
+                    announce(session, job, to)
         return bool(done)
 
     def set_fields(self, job_id: str, **fields: Any) -> None:

@@ -26,6 +26,7 @@ from server.jobs.tables import Event, Job
 from server.keys.service import Principal
 from server.pagination import CursorListObject, ListObject, PageQuery
 from server.services import Services
+from server.webhooks.repository import announce
 
 
 class JobService:
@@ -94,6 +95,7 @@ class JobService:
         job = self._jobs.get(job_id)
         ended = {"finished_at": now(), "estimated_finish": None}
         self._change(job, "cancelled", UNFINISHED, "cancelled", **ended)
+        announce(self._session, job, job.status)
         after_commit(self._session, lambda: self._services.cancel(job_id))
         return self._present(job)
 

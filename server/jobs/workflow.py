@@ -32,6 +32,7 @@ from server.jobs.reader import EventReader
 from server.jobs.status import PAUSED
 from server.models.names import model_name
 from server.settings import Settings
+from server.webhooks import delivery
 
 log = structlog.get_logger()
 
@@ -109,6 +110,7 @@ class DBOSRunner:
             polling_interval_sec=0.2,
             on_conflict="always_update",
         )
+        delivery.start(delivery.Outbox(self._services.ledger.database, settings))
         for job_id in self._services.ledger.active_jobs():
             self.enqueue(job_id)
 
@@ -120,6 +122,11 @@ class DBOSRunner:
 
     def cancel(self, job_id: str) -> None:
         """Nothing to do: the job's status is cancelled already, and every step looks at it."""
+
+    def announce(self, job_id: str) -> None:
+        """Queue the job's webhooks."""
+        for delivery_id in delivery.pending(job_id):
+            delivery.enqueue(delivery_id)
 
 
 def _off_the_loop(work: Callable[[], None]) -> None:
@@ -145,6 +152,14 @@ def fine_tune(job_id: str, attempt: int = 1) -> None:
     except Exception as error:
         log.exception("job crashed", job_id=job_id)
         fail(job_id, "internal_error", f"The server failed while working on the job: {type(error).__name__}")
+    for delivery_id in webhooks(job_id):
+        delivery.enqueue(delivery_id)
+
+
+@DBOS.step(name="webhooks")
+def webhooks(job_id: str) -> list[str]:
+    """The events that tell of the job's end."""
+    return delivery.pending(job_id)
 
 
 def folder_of(job_id: str) -> RunFolder:

@@ -32,6 +32,7 @@ class RecordingRunner:
     started: bool = False
     enqueued: list[JobRecord] = field(default_factory=list)
     cancelled: list[JobRecord] = field(default_factory=list)
+    announced: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         self.started = True
@@ -44,6 +45,9 @@ class RecordingRunner:
 
     def cancel(self, job_id: str) -> None:
         self.cancelled.append(self.ledger.get(job_id))
+
+    def announce(self, job_id: str) -> None:
+        self.announced.append(job_id)
 
 
 @dataclass(frozen=True)
