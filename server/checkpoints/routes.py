@@ -12,7 +12,7 @@ from server.pagination import After, CursorListObject, PageQuery
 router = APIRouter(prefix="/v1/fine_tuning/checkpoints/{checkpoint}/permissions", tags=["fine-tuning"])
 
 
-@router.post("", responses=documented(400, 404))
+@router.post("", responses=documented(404))
 def create_permissions(
     checkpoint: str, body: PermissionRequest, permissions: PermissionServiceDep
 ) -> CursorListObject[PermissionObject]:
@@ -20,7 +20,7 @@ def create_permissions(
     return permissions.create(checkpoint, body.project_ids)
 
 
-@router.get("", responses=documented(400, 404))
+@router.get("", responses=documented(404))
 def list_permissions(
     *,
     checkpoint: str,

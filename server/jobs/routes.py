@@ -20,7 +20,7 @@ YAML = "application/yaml"
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Stream = Annotated[bool, Query(description="events as they come, oldest first, to the job's end")]
 LastEventId = Annotated[str | None, Header(description="go on after this event")]
-RECIPE_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {YAML: {"schema": {"type": "string"}}}}}
+RECIPE_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {YAML: {"schema": {"type": "object"}}}}}
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {EVENT_STREAM: {}}, "description": "A page, or with ?stream=true a stream, of events"},
     204: {"description": "The job is over and its last event was seen"},
@@ -30,7 +30,7 @@ _LABEL = re.compile(r"metadata\[([^\"\\\x00]{1,64})\]")
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 
-@router.post("", responses=documented(400, 404, 409))
+@router.post("", responses=documented(404, 409))
 def create_job(
     body: JobRequest,
     project: ProjectDep,
@@ -49,7 +49,7 @@ def create_job(
     return jobs.get(known) if known else jobs.create(prepare(body, project, services), idempotency)
 
 
-@router.get("", responses=documented(400, 404))
+@router.get("", responses=documented(404))
 def list_jobs(
     request: Request,
     jobs: JobServiceDep,
@@ -77,19 +77,19 @@ def retrieve_job(job_id: str, jobs: JobServiceDep) -> JobObject:
     return jobs.get(job_id)
 
 
-@router.post("/{job_id}/cancel", responses=documented(400, 404))
+@router.post("/{job_id}/cancel", responses=documented(404))
 def cancel_job(job_id: str, jobs: JobServiceDep) -> JobObject:
     """Cancel a fine-tuning job that has not finished."""
     return jobs.cancel(job_id)
 
 
-@router.post("/{job_id}/pause", responses=documented(400, 404))
+@router.post("/{job_id}/pause", responses=documented(404))
 def pause_job(job_id: str, jobs: JobServiceDep) -> JobObject:
     """Pause a fine-tuning job: it saves its state, frees its place, and can be resumed."""
     return jobs.pause(job_id)
 
 
-@router.post("/{job_id}/resume", responses=documented(400, 404))
+@router.post("/{job_id}/resume", responses=documented(404))
 def resume_job(job_id: str, jobs: JobServiceDep) -> JobObject:
     """Resume a paused fine-tuning job from its last checkpoint, once there is a place for it."""
     return jobs.resume(job_id)
@@ -97,7 +97,7 @@ def resume_job(job_id: str, jobs: JobServiceDep) -> JobObject:
 
 @router.get(
     "/{job_id}/events",
-    responses=documented(400, 404) | STREAM_RESPONSES,
+    responses=documented(404) | STREAM_RESPONSES,
     response_model=ListObject[EventObject],
 )
 def list_events(
@@ -120,7 +120,7 @@ def list_events(
     )
 
 
-@router.get("/{job_id}/metrics", responses=documented(400, 404) | STREAM_RESPONSES, response_model=JobMetrics)
+@router.get("/{job_id}/metrics", responses=documented(404) | STREAM_RESPONSES, response_model=JobMetrics)
 def retrieve_metrics(
     *,
     job_id: str,
@@ -149,7 +149,7 @@ def retrieve_recipe(job_id: str, jobs: JobServiceDep) -> Response:
     return Response(jobs.recipe(job_id), media_type=YAML, headers=headers)
 
 
-@router.get("/{job_id}/checkpoints", responses=documented(400, 404))
+@router.get("/{job_id}/checkpoints", responses=documented(404))
 def list_checkpoints(
     job_id: str, jobs: JobServiceDep, after: After = None, limit: Limit = 10
 ) -> CursorListObject[CheckpointObject]:

@@ -12,13 +12,13 @@ from server.preflight.schemas import EstimateObject, PreviewObject, PreviewReque
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 
 
-@router.post("/preview", responses=documented(400, 404))
+@router.post("/preview", responses=documented(404))
 def preview_job(body: PreviewRequest, project: ProjectDep, services: ServicesDep) -> PreviewObject:
     """Show rows of the training file as the job would see them, and which tokens carry loss."""
     return service.preview(body, prepare(body, project, services), services)
 
 
-@router.post("/jobs/estimate", responses=documented(400, 404))
+@router.post("/jobs/estimate", responses=documented(404))
 def estimate_job(body: JobRequest, project: ProjectDep, services: ServicesDep) -> EstimateObject:
     """Estimate a job's tokens, steps and time. Nothing is said of memory."""
     return service.estimate(prepare(body, project, services), project, services)

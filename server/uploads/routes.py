@@ -23,13 +23,13 @@ BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"s
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
 
-@router.post("", responses=documented(400, 413))
+@router.post("", responses=documented(413))
 def create_upload(body: UploadRequest, uploads: UploadServiceDep) -> UploadObject:
     """Open an upload in parts. It expires after an hour."""
     return uploads.create(body)
 
 
-@router.post("/{upload_id}/parts", responses=documented(400, 404, 413, 507), openapi_extra=BODY)
+@router.post("/{upload_id}/parts", responses=documented(404, 413, 507), openapi_extra=BODY)
 async def add_upload_part(
     upload_id: str, request: Request, uploads: UploadServiceDep, services: ServicesDep
 ) -> PartObject:
@@ -41,7 +41,7 @@ async def add_upload_part(
         return await to_thread.run_sync(uploads.add_part, upload_id, received)
 
 
-@router.post("/{upload_id}/complete", responses=documented(400, 404, 507))
+@router.post("/{upload_id}/complete", responses=documented(404, 507))
 def complete_upload(
     upload_id: str,
     body: CompleteRequest,
@@ -57,7 +57,7 @@ def complete_upload(
         assembled.path.unlink(missing_ok=True)
 
 
-@router.post("/{upload_id}/cancel", responses=documented(400, 404))
+@router.post("/{upload_id}/cancel", responses=documented(404))
 def cancel_upload(upload_id: str, uploads: UploadServiceDep) -> UploadObject:
     """Throw an upload and its parts away."""
     return uploads.cancel(upload_id)

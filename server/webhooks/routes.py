@@ -31,13 +31,13 @@ def list_webhook_event_types(_: ProjectDep) -> EventTypeList:
     return EventTypeList(data=list(EVENT_TYPES))
 
 
-@router.post("/webhook_endpoints", responses=documented(400))
+@router.post("/webhook_endpoints", responses=documented())
 def create_webhook_endpoint(body: EndpointRequest, webhooks: WebhookServiceDep) -> EndpointWithSecret:
     """Add a URL that is told of the project's events. The answer alone shows the signing secret."""
     return webhooks.create(body)
 
 
-@router.get("/webhook_endpoints", responses=documented(400, 404))
+@router.get("/webhook_endpoints", responses=documented(404))
 def list_webhook_endpoints(
     webhooks: WebhookServiceDep, after: After = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> CursorListObject[EndpointObject]:
@@ -51,7 +51,7 @@ def retrieve_webhook_endpoint(endpoint_id: str, webhooks: WebhookServiceDep) -> 
     return webhooks.get(endpoint_id)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}", responses=documented(400, 404))
+@router.post("/webhook_endpoints/{endpoint_id}", responses=documented(404))
 def update_webhook_endpoint(
     endpoint_id: str, body: EndpointUpdate, webhooks: WebhookServiceDep
 ) -> EndpointObject:
@@ -65,7 +65,7 @@ def delete_webhook_endpoint(endpoint_id: str, webhooks: WebhookServiceDep) -> En
     return webhooks.delete(endpoint_id)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/rotate_secret", responses=documented(400, 404))
+@router.post("/webhook_endpoints/{endpoint_id}/rotate_secret", responses=documented(404))
 def rotate_webhook_secret(
     endpoint_id: str, webhooks: WebhookServiceDep, body: RotateRequest | None = None
 ) -> EndpointWithSecret:
@@ -74,7 +74,7 @@ def rotate_webhook_secret(
     return webhooks.rotate(endpoint_id, keep_old=keep_old)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/test", responses=documented(400, 404))
+@router.post("/webhook_endpoints/{endpoint_id}/test", responses=documented(404))
 def try_webhook_endpoint(
     endpoint_id: str, body: TestRequest, project: ProjectDep, services: ServicesDep
 ) -> TestResult:
