@@ -20,6 +20,10 @@ class DivergenceError(AlignkitError):
     """A divergence is unknown or does not qualify for f-DPO; the message names the condition."""
 
 
+class CollapseError(AlignkitError):
+    """A run was ended because its model no longer answers sensibly."""
+
+
 @dataclass(frozen=True, slots=True)
 class FieldIssue:
     """One refused field: its dotted path and a sentence with what was expected and found."""

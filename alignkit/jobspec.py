@@ -1,72 +1,19 @@
 """From a fine-tuning job's hyperparameters, in OpenAI's shape, to a recipe.
 
-One pydantic model a method; a field that takes "auto" is resolved here from the number of rows, and the resolved
-value is what the job echoes.
+A hyperparameter that takes "auto" is resolved here, and the resolved value is what the job echoes.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from alignkit import divergences
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.hardware import has_gpu
-from alignkit.recipe import FDPOSection, Recipe, Section, field_issues
-
-Auto = Literal["auto"]
-
-
-class Hyperparameters(Section):
-    """What every method takes: OpenAI's three, and the run's own."""
-
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
-    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = "auto"
-    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    micro_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
-    max_length: Auto | Annotated[int, Field(ge=16, le=131_072)] = "auto"
-    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    eval_interval: Auto | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
-    checkpoint_interval: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    lora_rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = None
-
-
-class DPOHyperparameters(Hyperparameters):
-    """OpenAI's `dpo`: f-DPO under the reverse KL."""
-
-    beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
-
-
-class FDPOHyperparameters(DPOHyperparameters):
-    """f-DPO's own: the divergence, and what goes with it."""
-
-    divergence: str = "reverse_kl"
-    alpha: Annotated[float, Field(gt=0, le=10)] | None = None
-    f_alpha_divergence_coef: Annotated[float, Field(lt=1, ge=-9)] | None = None
-    match_curvature: bool = False
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    sft_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class MethodSpec:
-    """How a job's hyperparameters become a recipe's method section."""
-
-    hyperparameters: type[Hyperparameters]
-    learning_rate: float
-    """What a learning_rate_multiplier of 1 means, with LoRA."""
-    auto: dict[str, Any]
-    section: type[FDPOSection]
-
-
-SPECS: dict[str, MethodSpec] = {
-    "f_dpo": MethodSpec(FDPOHyperparameters, learning_rate=1e-4, auto={"beta": 0.1}, section=FDPOSection),
-    "dpo": MethodSpec(DPOHyperparameters, learning_rate=1e-4, auto={"beta": 0.1}, section=FDPOSection),
-}
-METHODS: tuple[str, ...] = tuple(SPECS)
+from alignkit.methods import METHODS, Method
+from alignkit.recipe import Recipe
+from alignkit.schema import Section, field_issues
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +36,23 @@ def recipe_for_job(
     output_dir: Path,
 ) -> JobSpec:
     """The recipe of a job; raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`."""
-    if method not in SPECS:
+    if method not in METHODS:
         raise RecipeError(
             [FieldIssue("method.type", f"expected one of {', '.join(METHODS)}, found {method!r}")]
         )
-    spec, prefix = SPECS[method], f"method.{method}.hyperparameters"
+    spec, prefix = METHODS[method], f"method.{method}.hyperparameters"
     try:
         given = spec.hyperparameters.model_validate(hyperparameters)
     except ValidationError as error:
         raise RecipeError(_plain_auto(field_issues(error, prefix))) from error
-    values = given.model_dump()
-    if ":" in values.get("divergence", ""):
-        names = ", ".join(divergences.available())
-        raise RecipeError([FieldIssue(f"{prefix}.divergence", f"expected one of {names}")])
-    resolved = _resolve_auto(values, spec, train_rows, has_validation=validation_file is not None)
+    resolved = _resolve_auto(given.model_dump(), spec, train_rows, has_validation=validation_file is not None)
     recipe = Recipe(
         model={"path": str(model_path), "dtype": "bfloat16" if has_gpu() else "float32"},
         data=_data_section(resolved, train_file, validation_file),
         method=_method_section(resolved, spec, prefix),
         lora={"r": resolved["lora_rank"], "alpha": resolved["lora_alpha"]},
         training=_training_section(resolved, spec.learning_rate),
+        collapse_guard={"on_collapse": resolved["on_collapse"]},
         seed=seed,
         output_dir=str(output_dir),
     )
@@ -131,9 +75,7 @@ def _plain_auto(issues: list[FieldIssue]) -> list[FieldIssue]:
     return [FieldIssue(path, message) for path, message in merged.items()]
 
 
-def _resolve_auto(
-    values: dict[str, Any], spec: MethodSpec, rows: int, *, has_validation: bool
-) -> dict[str, Any]:
+def _resolve_auto(values: dict[str, Any], spec: Method, rows: int, *, has_validation: bool) -> dict[str, Any]:
     resolved = dict(values)
     batch = resolved["batch_size"]
     if batch == "auto":
@@ -175,7 +117,7 @@ def _training_section(resolved: dict[str, Any], learning_rate: float) -> dict[st
     }
 
 
-def _method_section(resolved: dict[str, Any], spec: MethodSpec, prefix: str) -> FDPOSection:
+def _method_section(resolved: dict[str, Any], spec: Method, prefix: str) -> Section:
     own = {name: resolved[name] for name in spec.section.model_fields if name in resolved}
     try:
         return spec.section.model_validate(own)

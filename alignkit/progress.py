@@ -18,6 +18,7 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._clock = _Clock()
+        self._saved_step = -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -59,7 +60,8 @@ class ProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Name the checkpoint that was just written."""
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and state.global_step != self._saved_step:
+            self._saved_step = state.global_step  # the end of an epoch may save a step again
             path = f"checkpoints/checkpoint-{state.global_step}"
             last = next((rename(entry) for entry in reversed(state.log_history) if "loss" in entry), {})
             self._folder.emit(
@@ -111,6 +113,8 @@ def describe(data: dict[str, Any]) -> str:
         "train_rewards_margins": "reward margin",
         "valid_rewards_margins": "held-out reward margin",
         "valid_rewards_accuracies": "held-out accuracy",
+        "valid_answers_reference_logp": "its answers' log-prob a token under the reference",
+        "valid_answers_repetition": "repeated share",
     }
     figures = [f"{label} {data[key]:.4g}" for key, label in shown.items() if data.get(key) is not None]
     left = data.get("seconds_remaining")

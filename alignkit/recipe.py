@@ -4,23 +4,20 @@
 into every job's folder, so that the same line repeats the job.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from alignkit import divergences
-from alignkit.errors import DivergenceError, FieldIssue, RecipeError
+from alignkit.errors import FieldIssue, RecipeError
+from alignkit.methods import METHODS
+from alignkit.methods.f_dpo import FDPOSection
+from alignkit.schema import Section, field_issues
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    """Base of every part of a recipe: unknown keys are refused, values are not coerced across kinds."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -83,53 +80,30 @@ class TrainingSection(Section):
     save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
 
 
-class FDPOSection(Section):
-    """f-DPO: the divergence between policy and reference, and its strength."""
+class CollapseGuardSection(Section):
+    """A few answers drawn at each evaluation and compared with the untrained model's; `collapse_guard: null` is off.
 
-    type: Literal["f_dpo"] = "f_dpo"
-    beta: float = Field(0.1, gt=0, le=100)
-    divergence: str = Field(
-        "reverse_kl", description="a name of divergences.available(), or package.module:Name"
+    The limits are ours: on SmolLM2 a sound run stays well inside, a ruined one is far beyond.
+    """
+
+    on_collapse: Literal["warn", "stop", "rollback"] = Field(
+        "warn", description="stop ends the run as failed, rollback goes back to the last sound evaluation"
     )
-    alpha: float | None = Field(None, gt=0, le=10, description="alpha_divergence only; the paper's alpha")
-    f_alpha_divergence_coef: float | None = Field(
-        None, lt=1, ge=-9, description="alpha_divergence only; TRL's coefficient, 1 - alpha"
+    prompts: int = Field(4, ge=1, le=64, description="held-out prompts answered")
+    max_new_tokens: int = Field(48, ge=8, le=1024)
+    reference_logp_drop: float = Field(
+        2.5, gt=0, description="nats a token that the answers' log-prob under the reference may fall by"
     )
-    match_curvature: bool = Field(
-        False, description="divide beta by f''(1), to compare divergences like with like"
+    repetition_rise: float = Field(
+        0.5, gt=0, le=1, description="by which the share of repeated 4-grams may rise"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    sft_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's mean token NLL")
-
-    @field_validator("divergence")
-    @classmethod
-    def _divergence_exists(cls, name: str) -> str:
-        try:
-            divergences.get(name)
-        except DivergenceError as error:
-            raise ValueError(str(error)) from error
-        return name
-
-    @field_validator("alpha", "f_alpha_divergence_coef")
-    @classmethod
-    def _takes_parameter(cls, value: float | None, info: ValidationInfo) -> float | None:
-        params = {str(info.field_name): value} if value is not None else {}
-        if info.field_name == "f_alpha_divergence_coef" and info.data.get("alpha") is not None:
-            params["alpha"] = info.data["alpha"]
-        try:
-            if value is not None and "divergence" in info.data:
-                divergences.get(info.data["divergence"], **params)
-        except DivergenceError as error:
-            raise ValueError(str(error)) from error
-        return value
-
-    def divergence_params(self) -> dict[str, float]:
-        """Parameters for `divergences.get`, those given only."""
-        given = {"alpha": self.alpha, "f_alpha_divergence_coef": self.f_alpha_divergence_coef}
-        return {name: value for name, value in given.items() if value is not None}
+    good_logp_drop: float = Field(
+        2.0, gt=0, description="nats a token that the log-prob of known good answers may fall by"
+    )
 
 
 MethodSection = FDPOSection
+SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
 
 
 class Recipe(Section):
@@ -140,6 +114,7 @@ class Recipe(Section):
     method: MethodSection
     lora: LoraSection | None = Field(default_factory=LoraSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
+    collapse_guard: CollapseGuardSection | None = Field(default_factory=CollapseGuardSection)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     output_dir: str = Field(min_length=1, description="folder for everything the run writes")
 
@@ -149,7 +124,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise RecipeError(field_issues(error)) from error
+            raise RecipeError(_without_tag(field_issues(error))) from error
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
@@ -164,29 +139,10 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def field_issues(error: ValidationError, prefix: str = "") -> list[FieldIssue]:
-    """One issue a refused field: its path, what was expected and what was found."""
-    issues = []
-    for item in error.errors(include_url=False):
-        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in item["loc"])])
-        issues.append(FieldIssue(path, _sentence(item)))
-    return issues
-
-
-def _sentence(item: Mapping[str, Any]) -> str:
-    if item["type"] == "extra_forbidden":
-        return "unknown key"
-    if item["type"] == "missing":
-        return "is required"
-    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if item["type"] == "value_error":
-        return message
-    return f"expected {message}, found {_short(item.get('input'))}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _without_tag(issues: list[FieldIssue]) -> list[FieldIssue]:
+    """pydantic puts the chosen method into the path, `method.f_dpo.beta`, where a recipe has none."""
+    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.)")
+    return [FieldIssue(tag.sub("method", issue.path), issue.message) for issue in issues]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

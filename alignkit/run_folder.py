@@ -5,6 +5,7 @@ train.log       output of the training process (written by whoever starts it)
 events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
 checkpoints/    checkpoint-N folders
 adapter/        the trained adapter (or model/ for all weights), whole or absent
+collapse_guard.json   what the untrained model answered like, and the last step that was sound
 canary.json     log-probs by which a server proves that it answers with this adapter
 result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
 """
@@ -49,6 +50,10 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    @property
+    def guard(self) -> Path:
+        return self.path / "collapse_guard.json"
 
     @property
     def canary(self) -> Path:

@@ -15,11 +15,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
+from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder, write_json
 
 RESUME = "--resume"
+OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,17 +74,20 @@ def run(recipe: Recipe, folder: RunFolder, checkpoint: Path | None = None) -> No
     started = time.monotonic()
     with pausing_on_sigterm() as pause:
         trainer = build_trainer(recipe, folder)
+        guard = add_guard(trainer, recipe, folder)
         trainer.add_callback(pause)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if pause.paused:
             report_pause(trainer, folder)
         else:
-            finish(trainer, recipe, folder, started)
+            finish(trainer, guard, recipe, folder, started)
 
 
-def finish(trainer: Any, recipe: Recipe, folder: RunFolder, started: float) -> None:
+def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started: float) -> None:
     """Evaluate, save, measure the canary and write the result."""
     metrics = final_metrics(trainer)
+    if guard is not None and guard.settle():
+        metrics = final_metrics(trainer)
     save(trainer, recipe, folder)
     if recipe.lora is not None:
         save_canary(trainer, folder)
@@ -104,15 +108,26 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     """The method's trainer over the recipe's model and data."""
     from transformers import PrinterCallback, set_seed
 
-    from alignkit.methods import BUILDERS, RunContext
+    from alignkit.methods import RunContext, method_of
     from alignkit.progress import ProgressCallback
 
     set_seed(recipe.seed)
     model, tokenizer = load_model(recipe)
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, [ProgressCallback(folder)])
-    trainer = BUILDERS[recipe.method.type](context)
+    trainer = method_of(recipe.method).build(context)
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
     return trainer
+
+
+def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
+    """The collapse guard, watching; None where the recipe turns it off."""
+    from alignkit.trainers.collapse_guard import CollapseGuard
+
+    if recipe.collapse_guard is None:
+        return None
+    guard = CollapseGuard(trainer, recipe.collapse_guard, folder, seed=recipe.seed)
+    trainer.add_callback(guard)
+    return guard
 
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
@@ -196,18 +211,25 @@ def report_failure(folder: RunFolder, error: Exception) -> None:
         print(f"error: the result could not be written: {full}", file=sys.stderr, flush=True)
 
 
+EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
+    (CollapseError, "collapsed", "{}"),
+    (AlignkitError, "invalid_recipe", "{}"),
+    (FloatingPointError, "not_finite", "Training stopped: {}"),
+    (MemoryError, "out_of_memory", OUT_OF_MEMORY),
+)
+"""Kinds of errors that a user can act on, with the code and the sentence they become."""
+
+
 def explain(error: Exception) -> tuple[str, str]:
     """(code, sentence) of a failure."""
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    if full or "No space left on device" in str(error):  # safetensors wraps the OSError
         return "disk_full", "The disk is full: free some space and start the job again."
-    if "No space left on device" in str(error):  # safetensors wraps the OSError
-        return "disk_full", "The disk is full: free some space and start the job again."
-    if isinstance(error, AlignkitError):
-        return "invalid_recipe", str(error)
-    if isinstance(error, FloatingPointError):
-        return "not_finite", f"Training stopped: {error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out_of_memory", f"Out of memory: lower micro_batch_size or max_length. ({error})"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported to fail
+        return "out_of_memory", OUT_OF_MEMORY.format(error)
+    for kind, code, sentence in EXPLAINED:
+        if isinstance(error, kind):
+            return code, sentence.format(error)
     return "training_failed", f"{type(error).__name__}: {error}"
 
 

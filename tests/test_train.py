@@ -13,6 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from alignkit import train
+from alignkit.errors import DataError, RecipeError
+from alignkit.evaluate.run import evaluate_run
 from alignkit.launch import launch_command
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
@@ -84,7 +86,7 @@ def test_events_tell_steps_metrics_and_time_left(finished: Path) -> None:
     assert [data["step"] for data in metrics if "train_loss" in data] == [1, 2, 3, 4]
     assert [data["step"] for data in metrics if "valid_loss" in data] == [2, 4]
     assert all(data["total_steps"] == 4 for data in metrics)
-    assert all(data["seconds_remaining"] >= 0 for data in metrics)
+    assert all(data["seconds_remaining"] >= 0 for data in metrics if data["step"])
     assert [event["data"]["step"] for event in found if event["type"] == "checkpoint"] == [2, 4]
 
 
@@ -174,3 +176,24 @@ def test_no_recipe_and_a_bad_recipe_are_usage_errors(
 def test_importing_the_recipe_does_not_load_torch_trainers() -> None:
     code = "import sys, alignkit.recipe; sys.exit('trl' in sys.modules or 'vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_eval_measures_the_untrained_and_the_trained_model(finished: Path, workplace: Path) -> None:
+    kept = set(finished.rglob("*"))
+    found = evaluate_run(finished)
+    result = RunFolder(finished).read_result()
+    assert result is not None
+    for name in ("valid_loss", "valid_rewards_margins", "valid_answers_good_logp"):
+        assert found.after[name] == pytest.approx(result["metrics"][name], rel=1e-4), name
+    assert found.before["valid_rewards_margins"] == 0
+    assert found.before["valid_answers_kl"] == 0
+    earlier = evaluate_run(finished, step=2, data=workplace / "train.jsonl")
+    assert 0 < earlier.after["valid_rewards_margins"] != found.after["valid_rewards_margins"]
+    assert set(finished.rglob("*")) == kept
+
+
+def test_eval_says_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        evaluate_run(tmp_path)
+    with pytest.raises(DataError, match="checkpoints/checkpoint-77"):
+        evaluate_run(finished, step=77)

@@ -73,3 +73,19 @@ def build_tiny_model(directory: Path, seed: int = 0) -> Path:
         model = LlamaForCausalLM(config).to(torch.float32)
     model.save_pretrained(directory)
     return directory
+
+
+def teach(directory: Path, texts: list[str], steps: int = 60) -> Path:
+    """Train the tiny model in `directory` on `texts` until it can say them: something there is to ruin."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    model = LlamaForCausalLM.from_pretrained(directory)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for _ in range(steps):
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(directory)
+    return directory

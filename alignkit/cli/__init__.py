@@ -77,6 +77,23 @@ def train(
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run's folder: a recipe's output_dir, or a job's folder")],
+    data: Annotated[Path | None, typer.Option(help="held-out rows; default: the recipe's")] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="a checkpoint instead of the result")] = None,
+) -> None:
+    """Evaluate the untrained and the trained model of a run on the same held-out rows."""
+    from alignkit.evaluate.run import evaluate_run
+
+    found = evaluate_run(run, data=data, step=step)
+    table = Table("metric", "untrained", "trained")
+    for name in sorted(found.before.keys() | found.after.keys()):
+        values = (found.before.get(name), found.after.get(name))
+        table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
+    Console().print(table)
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on; ALIGNKIT_HOST")] = None,

@@ -31,7 +31,7 @@ def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
             f"{source} is triton, but the tensors are on {tensor.device.type}: Triton needs a GPU, or "
             "TRITON_INTERPRET=1 set before the first import"
         )
-    return name  # type: ignore[return-value]
+    return name
 
 
 @cache

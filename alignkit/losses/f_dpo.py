@@ -16,19 +16,23 @@ def f_dpo_loss(
     beta: float,
     divergence: str | FDivergence,
     label_smoothing: float = 0.0,
+    robust: bool = False,
 ) -> PreferenceLoss:
     """L = -log sigma(beta (s(z_w) - s(z_l))), s(z) = f'(e^z), z = log pi(y|x) - log pi_ref(y|x).
 
-    All four inputs are [B], summed completion log-probs in nats, any float dtype; computed in float32 (float64
-    stays). `beta` > 0 multiplies f' and nothing else. `label_smoothing` e in [0, 0.5) mixes in the flipped label,
-    (1 - e) L(m) + e L(-m) (cDPO; it stays valid since only the score difference m enters). Rewards are
-    beta s(z), where TRL logs beta z. The loss at z_w = z_l is ln 2 for every f.
+    All four inputs are [B], summed completion log-probs in nats (or means over tokens, for length normalisation),
+    any float dtype; computed in float32 (float64 stays). `beta` > 0 multiplies f' and nothing else.
+    `label_smoothing` e in [0, 0.5) is the share of labels taken to be flipped. It mixes in the flipped label,
+    (1 - e) L(m) + e L(-m) (cDPO), or with `robust` takes its bias off again, ((1 - e) L(m) - e L(-m)) / (1 - 2e)
+    (robust DPO, arXiv 2403.00409); both stay valid since only the score difference m enters. Rewards are
+    beta s(z), where TRL logs beta z. Without smoothing the loss at z_w = z_l is ln 2 for every f.
     """
     family = get(divergence) if isinstance(divergence, str) else divergence
     chosen_scores = family.score(widen(policy_chosen_logps) - widen(ref_chosen_logps))
     rejected_scores = family.score(widen(policy_rejected_logps) - widen(ref_rejected_logps))
     margins = beta * (chosen_scores - rejected_scores)
     losses = -F.logsigmoid(margins)
-    if label_smoothing:
-        losses = losses + label_smoothing * margins  # -logsigmoid(-m) = -logsigmoid(m) + m
+    flipped = label_smoothing / (1 - 2 * label_smoothing) if robust else label_smoothing
+    if flipped:  # L(-m) = L(m) + m, so both mixtures are L(m) plus a multiple of m
+        losses = losses - flipped * margins if robust else losses + flipped * margins
     return PreferenceLoss(losses, beta * chosen_scores.detach(), beta * rejected_scores.detach())

@@ -41,6 +41,14 @@ class FDPOConfig(DPOConfig):
         default=False,
         metadata={"help": "Divide beta by f''(1), so that all divergences have the same local strength."},
     )
+    robust: bool = field(
+        default=False,
+        metadata={"help": "Take the bias of label_smoothing off again: robust DPO instead of cDPO."},
+    )
+    length_normalization: bool = field(
+        default=False,
+        metadata={"help": "Take log-ratios as means over the answer's tokens instead of sums."},
+    )
     sft_weight: float = field(
         default=0.0,
         metadata={"help": "Weight of the chosen answer's negative log-likelihood, mean over its tokens."},
@@ -94,17 +102,17 @@ class FDPOTrainer(DPOTrainer):
         token_logps = outputs.log_probs[:, -mask.size(1) :]
         chosen_logps, rejected_logps = token_logps.float().sum(dim=1).chunk(2)
         ref_chosen_logps, ref_rejected_logps = self._reference_logps(inputs)
+        chosen_lengths, rejected_lengths = mask.sum(dim=1).clamp(min=1).chunk(2)
+        sums = (chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+        lengths = (chosen_lengths, rejected_lengths) * 2
         preference = f_dpo_loss(
-            chosen_logps,
-            rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
+            *(map(torch.div, sums, lengths) if self.args.length_normalization else sums),
             beta=self.effective_beta,
             divergence=self.divergence,
             label_smoothing=self.args.label_smoothing,
+            robust=self.args.robust,
         )
         losses = preference.losses
-        chosen_lengths = mask.chunk(2)[0].sum(dim=1).clamp(min=1)
         if self.args.sft_weight:
             losses = losses - self.args.sft_weight * chosen_logps / chosen_lengths
         self._require_finite(losses, inputs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import RecipeError
-from alignkit.jobspec import METHODS
+from alignkit.methods import METHODS
 from server.errors import ApiError, shorten
 from server.files.repository import FileRepository
 from server.files.schemas import FINE_TUNE
@@ -116,7 +116,8 @@ def _method(request: JobRequest) -> tuple[str, dict[str, Any]]:
     if method is None:
         raise ApiError(
             400,
-            f'Missing required parameter: \'method\', such as {{"type": "{METHODS[0]}"}}; the methods are {known}.',
+            f'Missing required parameter: \'method\', such as {{"type": "{next(iter(METHODS))}"}}; '
+            f"the methods are {known}.",
             param="method",
             code="missing_required_parameter",
         )

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from alignkit.jobspec import SPECS
+from alignkit.methods import METHODS
 from server.dependencies import ProjectDep
 from server.errors import documented
 from server.methods.schemas import MethodDescription, MethodList
@@ -15,7 +15,7 @@ def list_methods(_: ProjectDep) -> MethodList:
     """List the methods with their hyperparameters, by the very schema that checks those of a job."""
     return MethodList(
         data=[
-            MethodDescription(id=name, hyperparameters=spec.hyperparameters.model_json_schema())
-            for name, spec in SPECS.items()
+            MethodDescription(id=name, hyperparameters=method.hyperparameters.model_json_schema())
+            for name, method in METHODS.items()
         ]
     )

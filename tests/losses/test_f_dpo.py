@@ -93,6 +93,15 @@ def test_label_smoothing_mixes_the_flipped_label() -> None:
     torch.testing.assert_close(smoothed, 0.8 * plain + 0.2 * flipped)
 
 
+@pytest.mark.parametrize("name", available())
+def test_the_robust_loss_is_unbiased_under_flipped_labels(name: str) -> None:
+    chosen, rejected, ref_chosen, ref_rejected = logps()
+    clean = loss([chosen, rejected, ref_chosen, ref_rejected], name).losses
+    right = loss([chosen, rejected, ref_chosen, ref_rejected], name, label_smoothing=0.2, robust=True).losses
+    wrong = loss([rejected, chosen, ref_rejected, ref_chosen], name, label_smoothing=0.2, robust=True).losses
+    torch.testing.assert_close(0.8 * right + 0.2 * wrong, clean)
+
+
 def test_rewards_are_beta_times_the_score_and_detached() -> None:
     values = [value.requires_grad_() for value in logps()]
     result = loss(values, "forward_kl", beta=0.7)

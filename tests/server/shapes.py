@@ -13,7 +13,7 @@ OWN_FIELDS = {
     "FineTuningJob": {"queue_position"},
     "Model": {"parent", "kind"},
     "DpoHyperparameters": {"checkpoint_interval", "eval_interval", "lora_alpha", "lora_rank", "max_length"}
-    | {"max_steps", "micro_batch_size", "warmup_steps"},
+    | {"max_steps", "micro_batch_size", "on_collapse", "warmup_steps"},
     "Metrics": {"train_rewards_margins", "valid_rewards_margins"},
 }
 """Fields beyond OpenAI's, by the client's class."""

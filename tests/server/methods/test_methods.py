@@ -6,7 +6,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from alignkit.jobspec import METHODS
+from alignkit.methods import METHODS
 from tests.server.support import Running, create_job, method, upload
 
 
@@ -14,7 +14,7 @@ def test_the_description_is_what_checks_a_job(service: Running, client: OpenAI, 
     with service.http(key) as http:
         listed = http.get("/v1/fine_tuning/methods").json()
     described: dict[str, Any] = {found["id"]: found["hyperparameters"] for found in listed["data"]}
-    assert tuple(described) == METHODS
+    assert list(described) == list(METHODS)
     training = upload(client)
     properties = described["f_dpo"]["properties"]
     beta = next(form for form in properties["beta"]["anyOf"] if form["type"] == "number")

@@ -1,62 +1,16 @@
-"""The methods a recipe can name, each with the trainer it builds. A new method is one entry."""
+"""What every method's trainer takes from a recipe: TrainingArguments, adapters and data."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignkit.data.dataset import load_rows, to_trl
 from alignkit.errors import FieldIssue, RecipeError
-from alignkit.recipe import FDPOSection, Recipe, TrainingSection
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe, TrainingSection
 
 
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What building a trainer needs beside the recipe."""
-
-    recipe: Recipe
-    model: Any
-    tokenizer: Any
-    checkpoints: Path
-    callbacks: list[Any]
-
-
-Builder = Callable[[RunContext], Any]
-
-
-def build_f_dpo(context: RunContext) -> Any:
-    """An FDPOTrainer for the recipe."""
-    from alignkit.trainers import FDPOConfig, FDPOTrainer
-
-    recipe = context.recipe
-    method: FDPOSection = recipe.method
-    config = FDPOConfig(
-        **training_arguments(recipe, context.checkpoints),
-        max_length=recipe.data.max_length,
-        beta=method.beta,
-        divergence=method.divergence,
-        divergence_params=method.divergence_params() or None,
-        match_curvature=method.match_curvature,
-        label_smoothing=method.label_smoothing,
-        sft_weight=method.sft_weight,
-    )
-    held_out = recipe.data.validation
-    return FDPOTrainer(
-        model=context.model,
-        args=config,
-        processing_class=context.tokenizer,
-        train_dataset=to_trl(load_rows(Path(recipe.data.train), method.type)),
-        eval_dataset=to_trl(load_rows(Path(held_out), method.type)) if held_out else None,
-        peft_config=lora_config(recipe),
-        callbacks=context.callbacks,
-    )
-
-
-BUILDERS: dict[str, Builder] = {"f_dpo": build_f_dpo}
-
-
-def lora_config(recipe: Recipe) -> Any:
+def lora_config(recipe: "Recipe") -> Any:
     """peft's configuration, or None for training all weights."""
     if recipe.lora is None:
         return None
@@ -72,7 +26,7 @@ def lora_config(recipe: Recipe) -> Any:
     )
 
 
-def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
+def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:
     """The recipe's training section as transformers' TrainingArguments."""
     import torch
 
@@ -113,7 +67,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
     }
 
 
-def split_batch(training: TrainingSection, world_size: int) -> tuple[int, int]:
+def split_batch(training: "TrainingSection", world_size: int) -> tuple[int, int]:
     """(rows a forward and process, forwards a step) that make `batch_size` over `world_size` processes."""
     per_process, rest = divmod(training.batch_size, world_size)
     micro = training.micro_batch_size or per_process

@@ -1,0 +1,74 @@
+"""Evaluating a finished run again: the untrained and the trained model on the same held-out rows."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import DataError, FieldIssue, RecipeError
+from alignkit.recipe import CollapseGuardSection, Recipe
+from alignkit.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Metrics by name, as a run's events name them."""
+
+    before: dict[str, float | None]
+    after: dict[str, float | None]
+
+
+def evaluate_run(run: Path, *, data: Path | None = None, step: int | None = None) -> Comparison:
+    """Evaluate the run in the folder `run` on `data` (default: its recipe's validation file).
+
+    `step` chooses a checkpoint instead of the result. Raises RecipeError where there is no recipe or nothing to
+    evaluate on, DataError where the weights are missing.
+    """
+    folder = RunFolder(run)
+    recipe = Recipe.load(folder.recipe, [f"data.validation={data}"] if data else [])
+    if recipe.data.validation is None:
+        raise RecipeError([FieldIssue("data.validation", "the run has no validation file: give one")])
+    weights = _weights(folder, recipe, step)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer, guard = _trainer(recipe, Path(scratch))
+        before = _measure(trainer, guard)
+        _load(trainer, weights)
+        return Comparison(before, _measure(trainer, guard))
+
+
+def _weights(folder: RunFolder, recipe: Recipe, step: int | None) -> Path:
+    result = folder.model if recipe.lora is None else folder.adapter
+    path = result if step is None else folder.checkpoints / f"checkpoint-{step}"
+    if not path.is_dir():
+        raise DataError(f"{folder.path} has no {path.relative_to(folder.path)}: expected a finished run")
+    return path
+
+
+def _trainer(recipe: Recipe, scratch: Path) -> tuple[Any, Any]:
+    from alignkit.progress import ProgressCallback
+    from alignkit.train import build_trainer, quiet_libraries, use_all_cores
+    from alignkit.trainers.collapse_guard import CollapseGuard
+
+    quiet_libraries()
+    use_all_cores()
+    folder = RunFolder(scratch)
+    trainer = build_trainer(recipe, folder)
+    trainer.remove_callback(ProgressCallback)
+    options = recipe.collapse_guard or CollapseGuardSection()
+    return trainer, CollapseGuard(trainer, options, folder, seed=recipe.seed)
+
+
+def _load(trainer: Any, weights: Path) -> None:
+    from alignkit.trainers.scoring import load_weights
+
+    load_weights(trainer, weights)
+
+
+def _measure(trainer: Any, guard: Any) -> dict[str, float | None]:
+    from alignkit.progress import rename
+
+    metrics: dict[str, float] = dict(trainer.evaluate())
+    quality = guard.compare_now()
+    if quality is not None:
+        metrics |= {f"eval_{name}": value for name, value in quality.metrics().items()}
+    return rename(metrics)

@@ -1,0 +1,15 @@
+"""The methods: one file each, one entry each. Importing this imports neither torch's trainers nor TRL."""
+
+from alignkit.methods.base import Hyperparameters, Method, RunContext
+from alignkit.methods.f_dpo import DPO, F_DPO
+from alignkit.schema import Section
+
+METHODS: dict[str, Method] = {method.name: method for method in (F_DPO, DPO)}
+"""By `method.type` of a job. A recipe's `method.type` is the `type` of the method's section."""
+
+__all__ = ["METHODS", "Hyperparameters", "Method", "RunContext", "method_of"]
+
+
+def method_of(section: Section) -> Method:
+    """The method whose part of a recipe this is."""
+    return next(method for method in METHODS.values() if isinstance(section, method.section))

@@ -1,0 +1,59 @@
+"""What a method is: its part of a recipe, its hyperparameters in a job, and the trainer it builds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from alignkit.schema import Section
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
+
+Auto = Literal["auto"]
+
+
+class Hyperparameters(Section):
+    """What every method takes in a job: OpenAI's three, and the run's own."""
+
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = "auto"
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    micro_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
+    max_length: Auto | Annotated[int, Field(ge=16, le=131_072)] = "auto"
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    eval_interval: Auto | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
+    checkpoint_interval: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What building a trainer needs beside the recipe."""
+
+    recipe: "Recipe"
+    model: Any
+    tokenizer: Any
+    checkpoints: Path
+    callbacks: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method by its name in a job (`method.type`)."""
+
+    name: str
+    section: type[Section]
+    """Its part of a recipe; has `type`, the recipe's name of the method."""
+    hyperparameters: type[Hyperparameters]
+    build: Callable[[RunContext], Any]
+    """The trainer for a recipe with this section. Imports torch and TRL itself: a registry must not."""
+    learning_rate: float
+    """What a job's learning_rate_multiplier of 1 means, with LoRA."""
+    auto: Mapping[str, Any] = field(default_factory=dict)
+    """What "auto" becomes, for the method's own hyperparameters."""

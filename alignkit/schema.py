@@ -1,0 +1,39 @@
+"""What every typed section is made of: no unknown keys, no silent coercion, and errors as sentences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from alignkit.errors import FieldIssue
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: unknown keys are refused, values are not coerced across kinds."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def field_issues(error: ValidationError, prefix: str = "") -> list[FieldIssue]:
+    """One issue a refused field: its path, what was expected and what was found."""
+    issues = []
+    for item in error.errors(include_url=False):
+        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in item["loc"])])
+        issues.append(FieldIssue(path, _sentence(item)))
+    return issues
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    if item["type"] == "extra_forbidden":
+        return "unknown key"
+    if item["type"] == "missing":
+        return "is required"
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if item["type"] == "value_error":
+        return message
+    return f"expected {message}, found {_short(item.get('input'))}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,147 @@
+"""The collapse guard: at each evaluation a few answers are drawn and measured, whatever the loss says.
+
+It compares with what the untrained model answered. What then happens is `on_collapse`: `warn` tells, `stop` ends the
+run as failed, `rollback` goes back to the last checkpoint that was sound.
+"""
+
+import json
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from alignkit.errors import CollapseError
+from alignkit.evaluate import AnswerQuality, Limits, measure, reasons
+from alignkit.recipe import CollapseGuardSection
+from alignkit.run_folder import RunFolder, write_json
+from alignkit.trainers.scoring import Answer, answer_of, draw, load_weights, token_logps
+
+MAX_PROMPT_TOKENS = 512
+MAX_GOOD_TOKENS = 256
+
+
+class CollapseGuard(TrainerCallback):
+    """Watches one trainer. Collective: with several processes every one draws the same answers."""
+
+    def __init__(self, trainer: Any, options: CollapseGuardSection, folder: RunFolder, *, seed: int) -> None:
+        self._trainer = trainer
+        self._options = options
+        self._folder = folder
+        self._seed = seed
+        self._limits = Limits(options.reference_logp_drop, options.repetition_rise, options.good_logp_drop)
+        self._rows = self._held_out()
+        self._baseline: AnswerQuality | None = None
+        self._checked_step = -1
+        self._sound_step: int | None = None
+        self._collapse: str | None = None
+
+    def _held_out(self) -> list[tuple[list[int], list[int]]]:
+        """The first rows of the held-out set, or of the training set, whose prompts are not too long to answer."""
+        held_out = self._trainer.eval_dataset
+        dataset = self._trainer.train_dataset if held_out is None else held_out
+        wanted = self._options.prompts
+        rows: list[tuple[list[int], list[int]]] = []
+        for row in dataset.select(range(min(len(dataset), 8 * wanted))):
+            prompt, good = answer_of(row)
+            if 0 < len(prompt) <= MAX_PROMPT_TOKENS and len(rows) < wanted:
+                rows.append((prompt, good[:MAX_GOOD_TOKENS]))
+        return rows
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the untrained model; a resumed run takes what its beginning measured."""
+        if not self._rows:
+            return
+        if state.global_step and self._folder.guard.exists():
+            stored = json.loads(self._folder.guard.read_text(encoding="utf-8"))
+            self._baseline, self._sound_step = AnswerQuality(**stored["baseline"]), stored["sound_step"]
+            return
+        self._baseline = self._measure()
+        self._log(self._baseline)
+        self._store()
+
+    def compare_now(self) -> AnswerQuality | None:
+        """The measures of the model as it is; None where no prompt can be answered."""
+        return self._measure() if self._rows else None
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judge, and act on the verdict."""
+        self._check(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judge the last step too, where no evaluation did."""
+        self._check(state, control)
+
+    def _check(self, state: TrainerState, control: TrainerControl) -> None:
+        if self._baseline is None or self._checked_step == state.global_step or self._collapse is not None:
+            return
+        self._checked_step = state.global_step
+        quality = self._measure()
+        self._log(quality)
+        (found,) = broadcast_object_list([reasons(quality, self._baseline, self._limits)])
+        rolls_back = self._options.on_collapse == "rollback"
+        if not found:
+            self._sound_step = state.global_step
+            control.should_save = control.should_save or rolls_back  # the state to go back to
+            self._store()
+            return
+        self._warn(state.global_step, found)
+        if self._options.on_collapse != "warn":
+            self._collapse = f"the model collapsed by step {state.global_step}: {'; '.join(found)}"
+            control.should_training_stop = True
+            control.should_save = False
+
+    def settle(self) -> bool:
+        """After training: whether the trainer's weights were rolled back.
+
+        Raises CollapseError where the run must end without a model: `stop`, or no sound checkpoint to go back to.
+        """
+        if self._collapse is None:
+            return False
+        if self._options.on_collapse == "stop":
+            raise CollapseError(f"Training stopped: {self._collapse}. {ADVICE}")
+        checkpoint = self._folder.checkpoints / f"checkpoint-{self._sound_step}"
+        if not checkpoint.exists():
+            raise CollapseError(
+                f"Training stopped: {self._collapse}; no checkpoint before it was sound. {ADVICE}"
+            )
+        load_weights(self._trainer, checkpoint)
+        if self._trainer.is_world_process_zero():
+            message = f"Went back to step {self._sound_step}, the last sound one: {self._collapse}"
+            print(message, flush=True)
+            self._folder.emit(message, level="warn", data={"step": self._sound_step})
+        return True
+
+    def _measure(self) -> AnswerQuality:
+        prompts = [prompt for prompt, _ in self._rows]
+        drawn = draw(self._trainer, prompts, max_new_tokens=self._options.max_new_tokens, seed=self._seed)
+        good = [Answer(prompt, answer) for prompt, answer in self._rows if answer]
+        return measure(
+            [answer.tokens for answer in drawn],
+            token_logps(self._trainer, drawn) or [],
+            token_logps(self._trainer, drawn, reference=True),
+            token_logps(self._trainer, good) if good else None,
+        )
+
+    def _log(self, quality: AnswerQuality) -> None:
+        self._trainer.log({f"eval_{name}": value for name, value in quality.metrics().items()})
+
+    def _warn(self, step: int, found: list[str]) -> None:
+        if not self._trainer.is_world_process_zero():
+            return
+        message = f"The model may have collapsed at step {step}: {'; '.join(found)}. {ADVICE}"
+        print(f"warning: {message}", flush=True)
+        self._folder.emit(message, level="warn", data={"step": step, "collapse": found})
+
+    def _store(self) -> None:
+        if self._trainer.is_world_process_zero() and self._baseline is not None:
+            baseline = {name: getattr(self._baseline, name) for name in AnswerQuality.__slots__}
+            write_json(self._folder.guard, {"baseline": baseline, "sound_step": self._sound_step})
+
+
+ADVICE = "Lower the learning rate, or add an SFT term."

@@ -1,0 +1,141 @@
+"""Drawing answers from a trainer's model and scoring sequences with it, on one device or sharded."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers import GenerationConfig
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.trainer.utils import use_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Token ids of a prompt and of what follows it."""
+
+    prompt: list[int]
+    tokens: list[int]
+
+
+def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, seed: int) -> list[Answer]:
+    """One sample a prompt from the policy itself (temperature 1, no truncation), ended by its end token.
+
+    The same `seed` gives the same answers of the same model; the trainer's random state is left as it was.
+    Collective: every process must call it with the same prompts.
+    """
+    tokenizer = trainer.processing_class
+    ids, mask = _left_padded(prompts, tokenizer.pad_token_id, trainer.accelerator.device)
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=True,
+    )
+    devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
+    with _evaluating(trainer), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        with unwrap_model_for_generation(trainer.model, trainer.accelerator) as model:
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    drawn = out[:, ids.size(1) :].tolist()
+    return [
+        Answer(list(prompt), _ended(tokens, tokenizer.eos_token_id))
+        for prompt, tokens in zip(prompts, drawn, strict=True)
+    ]
+
+
+def token_logps(trainer: Any, answers: Sequence[Answer], *, reference: bool = False) -> list[Tensor] | None:
+    """Log-probs [length] in nats of each answer's tokens, float32 on the CPU; under the reference if asked.
+
+    None where the trainer has no reference: all weights are trained and no copy was kept. Collective.
+    """
+    model, switched = _model(trainer, reference=reference)
+    if model is None:
+        return None
+    width = max(len(answer.prompt) + len(answer.tokens) for answer in answers)
+    ids = torch.full((len(answers), width), trainer.processing_class.pad_token_id)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for row, answer in enumerate(answers):
+        start, end = len(answer.prompt), len(answer.prompt) + len(answer.tokens)
+        ids[row, :end] = torch.tensor(answer.prompt + answer.tokens)
+        labels[row, start:end] = ids[row, start:end]
+        mask[row, :end] = 1
+    ids, labels, mask = (values.to(trainer.accelerator.device) for values in (ids, labels, mask))
+    with _evaluating(trainer), switched, trainer.accelerator.autocast():
+        outputs = model(
+            input_ids=ids, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True
+        )
+    logps = outputs.log_probs.float().cpu()
+    return [
+        logps[row, len(a.prompt) - 1 : len(a.prompt) + len(a.tokens) - 1] for row, a in enumerate(answers)
+    ]
+
+
+def _model(trainer: Any, *, reference: bool) -> tuple[Any, AbstractContextManager[None]]:
+    """The model to call, and what makes it the reference meanwhile."""
+    if not reference:
+        return trainer.model, nullcontext()
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if is_peft_model(policy):
+        return trainer.model, use_adapter(policy, adapter_name=None)
+    return getattr(trainer, "ref_model", None), nullcontext()
+
+
+@contextmanager
+def _evaluating(trainer: Any) -> Iterator[None]:
+    was_training = trainer.model.training
+    trainer.model.eval()
+    try:
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
+        ):
+            yield
+    finally:
+        trainer.model.train(was_training)
+
+
+def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _ended(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+def answer_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """(prompt, good answer) of a row of a trainer's dataset, in token ids; the answer is empty where it has none.
+
+    Rows are TRL's preference rows, or `input_ids` with `labels`, whose first stretch that carries loss is the answer.
+    """
+    if "prompt_ids" in row:
+        return list(row["prompt_ids"]), list(row.get("chosen_ids", []))
+    ids, learned = row["input_ids"], [label != -100 for label in row["labels"]]
+    start = learned.index(True)
+    end = learned.index(False, start) if False in learned[start:] else len(ids)
+    return list(ids[:start]), list(ids[start:end])
+
+
+def load_weights(trainer: Any, folder: Path) -> None:
+    """Give the trainer's model the adapter, or all the weights, that `folder` holds: a checkpoint, or a run's result.
+
+    Collective where the model is sharded.
+    """
+    trainer.state.best_model_checkpoint = str(folder)
+    trainer._load_best_model()  # noqa: SLF001 - the one loader that knows peft, ZeRO and FSDP
+    trainer.state.best_model_checkpoint = None
