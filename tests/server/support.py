@@ -13,7 +13,9 @@ import httpx
 import uvicorn
 from openai import OpenAI
 
-from server.app import create_app
+from server.app import ROUTERS, create_app
+from server.chat.gateway import ChatGateway, Engines
+from server.chat.routes import router as chat
 from server.jobs.ledger import JobLedger, JobRecord
 from server.keys.service import issue_key
 from server.main import listen
@@ -85,15 +87,20 @@ class Running:
 
 
 @contextmanager
-def serve(home: Path, **options: Any) -> Iterator[Running]:
-    """Run a service in a thread; it has one base model."""
+def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iterator[Running]:
+    """Run a service in a thread; it has one base model, and where there are `engines` the routes of chat."""
     add_base_model(home, BASE_MODEL)
     unpublished: list[tuple[str, str]] = []
     options.setdefault("max_file_bytes", 10 * 2**20)
     settings = Settings(home=home, **options)
     app = create_app(
-        settings, runner=RecordingRunner, unpublish=lambda name, base: unpublished.append((name, base))
+        settings,
+        runner=RecordingRunner,
+        unpublish=lambda name, base: unpublished.append((name, base)),
+        routers=(*ROUTERS, chat) if engines else ROUTERS,
     )
+    if engines:
+        app.state.chat = ChatGateway(engines)
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
