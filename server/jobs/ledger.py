@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 
 from server.clock import now
 from server.database import Database, storable
+from server.files.tables import File
 from server.ids import CHECKPOINT, EVENT, MODEL, new_id
+from server.jobs.repository import EventRepository
 from server.jobs.status import ACTIVE, FINISHED
 from server.jobs.tables import Checkpoint, Event, Job
 from server.keys.tables import Project
@@ -144,6 +146,20 @@ class JobLedger:
             if created_at is not None:
                 event.created_at = created_at
             session.add(event)
+
+    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+        """What the job's metrics events hold, oldest first."""
+        with self._database.reading() as session:
+            return list(EventRepository(session, _locked(session, job_id).project_id).metrics(job_id))
+
+    def add_file(self, job_id: str, *, id: str, filename: str, purpose: str, size: int) -> None:  # noqa: A002
+        """Give the job's project a file, whose bytes are in place, once an id."""
+        with self._database.writing() as session:
+            job = _locked(session, job_id)
+            if session.scalar(select(File.id).where(File.id == id)) is None:
+                file = File(id=id, project_id=job.project_id, filename=filename, purpose=purpose, bytes=size)
+                file.created_at = now()
+                session.add(file)
 
     def source_lines(self, job_id: str) -> int:
         """How many lines of the run's own record are stored."""

@@ -11,7 +11,7 @@ Point = tuple[int, float | None]
 
 
 def collect(
-    job_id: str, reports: Iterable[dict[str, Any]], names: Collection[str], max_points: int
+    job_id: str, reports: Iterable[dict[str, Any]], names: Collection[str], max_points: int | None
 ) -> JobMetrics:
     """The series of what `reports` hold, in the order they were made; all, or those of `names`.
 
@@ -32,8 +32,8 @@ def collect(
     )
 
 
-def _series(points: list[Point], max_points: int) -> MetricSeries:
-    kept = downsample(points, max_points)
+def _series(points: list[Point], max_points: int | None) -> MetricSeries:
+    kept = points if max_points is None else downsample(points, max_points)
     return MetricSeries(
         steps=[step for step, _ in kept], values=[value for _, value in kept], total_points=len(points)
     )

@@ -29,6 +29,7 @@ from server.engines.manager import EngineManager
 from server.executors.protocol import Executor
 from server.jobs.ledger import JobLedger, JobRecord
 from server.jobs.reader import EventReader
+from server.jobs.results import FILENAME, PURPOSE, result_file_id, results_csv
 from server.jobs.status import PAUSED
 from server.models.names import model_name
 from server.settings import Settings
@@ -334,6 +335,7 @@ def finish(job_id: str) -> None:
     services = _use()
     result = folder_of(job_id).read_result() or {}
     name = name_of(services.ledger.get(job_id))
+    result_file = _keep_results(services, job_id)
     services.ledger.transition(
         job_id,
         "succeeded",
@@ -344,9 +346,20 @@ def finish(job_id: str) -> None:
         ],
         fine_tuned_model=name,
         trained_tokens=result.get("trained_tokens"),
+        result_files=[result_file],
         finished_at=int(time.time()),
         estimated_finish=None,
     )
+
+
+def _keep_results(services: JobServices, job_id: str) -> str:
+    """Make the job's metrics a file of its project; the file's id."""
+    file_id, content = result_file_id(job_id), results_csv(job_id, services.ledger.metrics(job_id))
+    path = services.settings.files_dir / file_id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    services.ledger.add_file(job_id, id=file_id, filename=FILENAME, purpose=PURPOSE, size=len(content))
+    return file_id
 
 
 @DBOS.step(name="fail")

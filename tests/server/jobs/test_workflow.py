@@ -11,6 +11,7 @@ import pytest
 from alignkit.run_folder import RunFolder
 from server.database import Database
 from server.engines.errors import CanaryError, EngineError
+from server.files.tables import File
 from server.jobs import workflow
 from server.jobs.ledger import JobLedger
 from server.jobs.reader import EventReader
@@ -265,6 +266,25 @@ def test_events_are_read_once_and_whole(
     reader.read()
     EventReader(ledger, job_id, folder).read()  # the next server
     assert messages(ledger, job_id) == ["one", "two"]
+
+
+def test_a_finished_jobs_metrics_are_a_file(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    for step, data in ((1, {"train_loss": 0.5}), (2, {"train_loss": None}), (2, {"valid_loss": 0.25})):
+        report = {"step": step, "total_steps": 2} | data
+        ledger.add_event(job_id, level="info", message="a step", type="metrics", data=report)
+    folder.result.write_text('{"status": "succeeded", "trained_tokens": 7}')
+    workflow.finish(job_id)
+    workflow.finish(job_id)
+    with ledger._database.reading() as session:
+        job = session.query(Job).where(Job.id == job_id).one()
+        file = session.query(File).one()
+    assert (job.status, job.result_files, job.trained_tokens) == ("succeeded", [file.id], 7)
+    assert (file.project_id, file.purpose) == (job.project_id, "fine-tune-results")
+    content = (services.settings.files_dir / file.id).read_text()
+    assert content == "step,train_loss,valid_loss\n1,0.5,\n2,,0.25\n"
+    assert file.bytes == len(content)
 
 
 def test_errors_survive_being_stored() -> None:
