@@ -6,6 +6,7 @@ hub id, and puts it in place whole or not at all.
 """
 
 import importlib.metadata
+import json
 import re
 import shutil
 import tempfile
@@ -69,6 +70,7 @@ def import_model(
             _from_folder(Path(source), staging)
         else:
             _from_hub(source, staging)
+        _refuse_bad_weights(staging, source)
     report(f"Imported {name}.")
     return target
 
@@ -126,11 +128,32 @@ def _dequantise(gguf: Path) -> tuple[Any, Any]:
 def _from_folder(source: Path, folder: Path) -> None:
     if not (source / "config.json").is_file():
         raise ModelError(f"{source} holds no config.json: expected a model folder in Hugging Face format")
-    if not any(source.glob("*.safetensors")):
-        raise ModelError(f"{source} holds no *.safetensors file; pickled weights are not accepted")
     for path in source.iterdir():
         if path.is_file() and path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}:
             shutil.copy2(path, folder / path.name)
+
+
+def _refuse_bad_weights(folder: Path, source: str) -> None:
+    """Raise ModelError unless the weights are safetensors, all of them in `folder`: nothing else is ever loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = {path.name: path for path in folder.glob("*.safetensors")}
+    if not weights:
+        raise ModelError(f"{source} holds no *.safetensors file; pickled weights are not accepted")
+    for name, path in weights.items():
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise ModelError(f"{source}: {name} is no safetensors file ({error})") from error
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{source}: {index.name} is no index of safetensors files") from error
+        if not named <= weights.keys():
+            missing = ", ".join(sorted(map(str, named - weights.keys()))[:3])
+            raise ModelError(f"{source}: {index.name} names files that are not there: {missing}")
 
 
 def _from_hub(source: str, folder: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from alignkit.data.validation import check_file
@@ -12,6 +12,7 @@ from alignkit.jobspec import recipe_for_job
 from server import errors, health, logs
 from server.checkpoints.routes import router as checkpoints
 from server.database import Database
+from server.dependencies import require_scope
 from server.files.routes import router as files
 from server.files.upload import remove_leftovers
 from server.jobs.ledger import JobLedger
@@ -19,11 +20,14 @@ from server.jobs.routes import router as jobs
 from server.jobs.runner import JobRunner, Unpublish
 from server.keys.bootstrap import ensure_first_key
 from server.keys.guard import KeyGuard
+from server.limits.body import BodyLimit
+from server.limits.rates import RateLimit, open_storage
 from server.methods.routes import router as methods
 from server.migrate import migrate, start_lock
 from server.models.catalog import ModelCatalog
 from server.models.routes import router as models
 from server.preflight.routes import router as preflight
+from server.projects.routes import router as projects
 from server.request_log import RequestLog
 from server.services import FileCheck, RecipeMaker, Services
 from server.settings import Settings
@@ -31,7 +35,6 @@ from server.uploads.routes import router as uploads
 from server.webhooks.routes import router as webhooks
 
 ROUTERS: tuple[APIRouter, ...] = (
-    health.router,
     files,
     uploads,
     methods,
@@ -40,7 +43,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     checkpoints,
     models,
     webhooks,
+    projects,
 )
+"""What needs a key, and a scope."""
 RunnerFactory = Callable[[JobLedger], JobRunner]
 
 
@@ -72,9 +77,13 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
+    app.include_router(health.router)
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(require_scope)])
     errors.install(app)
+    # The last one added meets a request first.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))
     app.add_middleware(KeyGuard)
     app.add_middleware(RequestLog)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

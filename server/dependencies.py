@@ -1,4 +1,4 @@
-"""What routes ask for: the services, the caller's project, and a transaction."""
+"""What routes ask for: the services, the caller's project and right to ask, and a transaction."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -7,12 +7,13 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from sqlalchemy.orm import Session
 
+from server.errors import ApiError, not_found
+from server.keys.scopes import READING, scopes_for
 from server.keys.service import Principal
 from server.services import Services
 
 bearer = HTTPBearer(auto_error=False, description="A key of this service: sk-…")
 """For the documentation; the key itself is checked by `server.keys.guard`."""
-READING = frozenset({"GET", "HEAD"})
 
 
 def get_services(request: Request) -> Services:
@@ -29,6 +30,25 @@ def get_principal(request: Request, _: Annotated[object, Security(bearer)]) -> P
 
 ServicesDep = Annotated[Services, Depends(get_services)]
 ProjectDep = Annotated[Principal, Depends(get_principal)]
+
+
+def require_scope(request: Request, principal: ProjectDep) -> None:
+    """Refuse what the request's key has no scope for: with 403, or 404 for a project that is not the key's.
+
+    A dependency of every route behind the guard; the application adds it.
+    """
+    needed = scopes_for(request.method, request.scope["route"].path)
+    if needed & principal.scopes:
+        return
+    project_id = request.path_params.get("project_id", principal.project_id)
+    if project_id != principal.project_id:
+        raise not_found("project", project_id)
+    raise ApiError(
+        403,
+        f"This key may not do that: expected one with the scope {' or '.join(sorted(needed))}, "
+        f"found {', '.join(sorted(principal.scopes))}.",
+        code="missing_scope",
+    )
 
 
 def get_session(request: Request, services: ServicesDep) -> Iterator[Session]:

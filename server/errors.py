@@ -1,6 +1,6 @@
 """Every error leaves as OpenAI's envelope: {"error": {message, type, param, code}}."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+
+from server.keys.redaction import without_keys
 
 FOUND_LENGTH = 80
 
@@ -39,9 +41,12 @@ class ApiError(Exception):
         type: str = "invalid_request_error",  # noqa: A002 - OpenAI's name
         param: str | None = None,
         code: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers or {}
         self.detail = ErrorDetail(message=message, type=type, param=param, code=code)
 
 
@@ -56,6 +61,7 @@ def error_response(error: ApiError) -> JSONResponse:
         update={"message": _printable(error.detail.message), "param": _printable(error.detail.param)}
     )
     headers = {"x-should-retry": "false"} if error.status in {409, 500, 507} else {}
+    headers.update(error.headers)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": detail.model_dump()}, error.status, headers)
@@ -71,10 +77,10 @@ def server_error(request_id: str) -> ApiError:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI `responses` of a route: these statuses, and those of any URL and key (400, 401), with the envelope."""
+    """OpenAPI `responses` of a route: these statuses, and those of every request with a key, with the envelope."""
     return {
         status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
-        for status in sorted({400, 401, *statuses})
+        for status in sorted({400, 401, 403, 429, *statuses})
     }
 
 
@@ -144,5 +150,5 @@ def shorten(value: object) -> str:
 
 
 def _printable(text: str | None) -> str | None:
-    """JSON can carry half a surrogate pair, UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8") if text is not None else None
+    """JSON can carry half a surrogate pair, UTF-8 cannot; and nobody's key is said back."""
+    return without_keys(text.encode("utf-8", "replace").decode("utf-8")) if text is not None else None

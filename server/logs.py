@@ -4,7 +4,9 @@ import logging
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from server.keys.redaction import without_keys
 
 HANDLER_NAME = "alignkit"
 
@@ -40,5 +42,10 @@ def configure() -> None:
 def _rendering(terminal: bool) -> list[Processor]:  # noqa: FBT001 - one question
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if terminal:
-        return [strip, structlog.dev.ConsoleRenderer()]
-    return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        return [strip, structlog.dev.ConsoleRenderer(), _without_keys]
+    return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(), _without_keys]
+
+
+def _without_keys(_: WrappedLogger, __: str, line: EventDict) -> str:
+    """The rendered line without any key."""
+    return without_keys(str(line))

@@ -6,6 +6,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
+class Limits(BaseModel):
+    """What one project may use; null is no limit. A project may have its own (POST /v1/organization/projects/…)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests_per_minute: int | None = Field(3000, ge=1, le=10**9, description="of each key")
+    jobs_queued: int | None = Field(1000, ge=0, le=10**9, description="jobs that wait")
+    jobs_running: int | None = Field(None, ge=0, le=10**9, description="jobs at once; more of them wait")
+    file_bytes: int | None = Field(64 * 2**30, ge=0, le=2**62, description="of all files together")
+    gpu_seconds: int | None = Field(None, ge=0, le=10**12, description="of the jobs of the last 30 days")
+
+
 class EngineSettings(BaseModel):
     """How vLLM is started for a base model."""
 
@@ -42,6 +54,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of an upload in parts")
     max_part_bytes: int = Field(64 * 2**20, ge=1, description="of one part of such an upload")
     max_line_bytes: int = Field(8 * 2**20, ge=1)
+    max_request_bytes: int = Field(4 * 2**20, ge=1, description="body of a request other than an upload")
+    limits: Limits = Field(default_factory=Limits, description="of every project without its own")
+    rate_limit_storage: str = Field("memory://", description="where requests are counted: a URL of `limits`")
     stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
     pause_grace_seconds: float = Field(
         600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"

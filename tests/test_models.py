@@ -1,12 +1,16 @@
 """Importing base models: whole or not at all, from a folder, a package or nowhere."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
 from alignkit import models
+from alignkit.data.tokens import load_tokenizer
 from alignkit.errors import ModelError
+from alignkit.recipe import Recipe
+from alignkit.train import load_model
 from tests.tiny import build_tiny_model
 
 
@@ -43,6 +47,50 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, prepare: object, m
     with pytest.raises(ModelError, match=message):
         models.import_model(str(folder), tmp_path / "models", report=quiet)
     assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", pickle.dumps({"weight": [1.0]}), "model.safetensors is no safetensors file"),
+        ("extra.safetensors", b"", "extra.safetensors is no safetensors file"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "../other/model.safetensors"}}',
+            "names files that are not there: ../other/model.safetensors",
+        ),
+        ("model.safetensors.index.json", b"[]", "is no index"),
+    ],
+)
+def test_weights_that_only_look_safe_are_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    source = build_tiny_model(tmp_path / "tiny")
+    (source / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        models.import_model(str(source), tmp_path / "models", report=quiet)
+    assert models.available(tmp_path / "models") == []
+
+
+def test_a_model_s_own_code_is_never_run(tmp_path: Path) -> None:
+    """A folder that was put there by hand, with code that a trusting loader would run."""
+    folder = build_tiny_model(tmp_path / "tiny")
+    (folder / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    for name, classes in {
+        "config.json": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+        "tokenizer_config.json": {"AutoTokenizer": ["evil.Tokenizer", None]},
+    }.items():
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | {"auto_map": classes}))
+    assert load_tokenizer(str(folder))
+    recipe = Recipe(
+        model={"path": str(folder), "dtype": "float32"},
+        data={"train": str(tmp_path / "train.jsonl")},
+        method={"type": "f_dpo"},
+        output_dir=str(tmp_path / "out"),
+    )
+    assert load_model(recipe)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b", "x" * 200, "sp ace"])

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignkit.cli import data, jobs, models
+from alignkit.cli import data, jobs, keys, models, projects
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(
@@ -20,7 +20,9 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
+app.add_typer(projects.app, name="projects")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from server.files.tables import File
 from server.files.upload import Upload, missing
 from server.ids import FILE, new_id
 from server.keys.service import Principal
+from server.limits.quotas import require_bytes
 from server.pagination import CursorListObject, PageQuery
 from server.services import Services
 
@@ -36,6 +37,8 @@ class FileService:
 
     def __init__(self, session: Session, project: Principal, services: Services) -> None:
         self._session = session
+        self._project = project
+        self._limits = services.settings.limits
         self._folder = services.settings.files_dir
         self._files = FileRepository(session, project.project_id)
 
@@ -46,7 +49,10 @@ class FileService:
         return self.keep(upload.path, upload.filename, purpose, upload.size, seconds)
 
     def keep(self, path: Path, filename: str, purpose: str, size: int, seconds: int | None) -> FileObject:
-        """Make the file at `path`, which is moved, one of the project's; it expires after `seconds`, if any."""
+        """Make the file at `path`, which is moved, one of the project's; it expires after `seconds`, if any.
+
+        429 where the project's files would hold too much.
+        """
         created_at = now()
         if seconds is None:
             seconds = DEFAULT_EXPIRY_SECONDS.get(purpose)
@@ -59,6 +65,7 @@ class FileService:
             expires_at=None if seconds is None else created_at + seconds,
         )
         self._purge_expired()
+        require_bytes(self._session, self._project.project_id, self._limits, size)
         self._files.add(file)
         path.replace(self._path(file.id))
         return present(file)

@@ -63,7 +63,7 @@ class JobLedger:
 
     @property
     def database(self) -> Database:
-        """Where the jobs are."""
+        """Where the record is kept."""
         return self._database
 
     def get(self, job_id: str) -> JobRecord:

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import update
 
 from server.jobs.tables import Checkpoint, Event, Job
 from server.pagination import Page, PageQuery
@@ -54,12 +53,6 @@ class JobRepository(ScopedRepository[Job]):
         done = self._session.execute(change.values(status=status, **values).returning(Job.seq)).all()
         self._session.refresh(job)
         return bool(done)
-
-
-def queue(session: Session) -> dict[str, int]:
-    """The place of every job that waits, whatever its project: 1 is the next to start."""
-    waiting = select(Job.id).where(Job.status == "queued").order_by(Job.queued_at, Job.seq)
-    return {job_id: place for place, job_id in enumerate(session.scalars(waiting), start=1)}
 
 
 class EventRepository(ScopedRepository[Event]):

@@ -19,11 +19,13 @@ from server.jobs.idempotency import Idempotency
 from server.jobs.metrics import collect
 from server.jobs.preparation import PreparedJob
 from server.jobs.presenting import present_checkpoint, present_event, present_job
-from server.jobs.repository import CheckpointRepository, EventRepository, JobRepository, queue
+from server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
 from server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject
 from server.jobs.status import ACTIVE, FINISHED, PAUSED, UNFINISHED
 from server.jobs.tables import Event, Job
+from server.jobs.turns import places
 from server.keys.service import Principal
+from server.limits.quotas import require_job
 from server.pagination import CursorListObject, ListObject, PageQuery
 from server.services import Services
 from server.webhooks.repository import announce
@@ -41,21 +43,20 @@ class JobService:
         self._checkpoints = CheckpointRepository(session, project.project_id)
 
     def create(self, prepared: PreparedJob, idempotency: Idempotency | None = None) -> JobObject:
-        """Store the job, and hand it to the runner once it is committed.
+        """Store the job, and hand it to the runner once it is committed; 429 where the project's quota is used up.
 
         Where another request with the same idempotency key was faster, its job is the answer.
         """
+        require_job(self._session, self._project.project_id, self._services.settings.limits)
         request = prepared.request
         self._hold_file("training_file", request.training_file)
         if request.validation_file is not None:
             self._hold_file("validation_file", request.validation_file)
-        created_at = now()
         job = Job(
             id=prepared.id,
-            created_at=created_at,
+            created_at=now(),
             status="queued",
             attempt=1,
-            queued_at=created_at,
             idempotency_key=idempotency.key if idempotency else None,
             request_hash=idempotency.request_hash if idempotency else None,
             base_model=request.model,
@@ -82,8 +83,8 @@ class JobService:
     def list(self, labels: Mapping[str, str] | None, query: PageQuery) -> ListObject[JobObject]:
         """A page of jobs, newest first; see JobRepository.list for `labels`."""
         page = self._jobs.list(labels, query)
-        places = queue(self._session)
-        data = [present_job(job, self._project.project_name, places.get(job.id)) for job in page.items]
+        found = places(self._session)
+        data = [present_job(job, self._project.project_name, found.get(job.id)) for job in page.items]
         return ListObject(data=data, has_more=page.has_more)
 
     def get(self, job_id: str) -> JobObject:
@@ -106,9 +107,9 @@ class JobService:
         return self._present(job)
 
     def resume(self, job_id: str) -> JobObject:
-        """Put a paused job back into the queue; it goes on from its last checkpoint. 400 for any other."""
+        """Let a paused job wait for a turn again; it goes on from its last checkpoint. 400 for any other."""
         job = self._jobs.get(job_id)
-        again = {"attempt": job.attempt + 1, "queued_at": now()}
+        again = {"attempt": job.attempt + 1, "turn": None}
         self._change(job, "queued", (PAUSED,), "resumed", **again)
         after_commit(self._session, lambda: self._services.enqueue(job_id))
         return self._present(job)
@@ -180,7 +181,7 @@ class JobService:
         self._events.add(event)
 
     def _present(self, job: Job) -> JobObject:
-        place = queue(self._session).get(job.id) if job.status == "queued" else None
+        place = places(self._session).get(job.id) if job.status == "queued" else None
         return present_job(job, self._project.project_name, place)
 
 

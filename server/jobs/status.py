@@ -7,6 +7,7 @@ validating_files -> queued -> running -> succeeded | failed
 """
 
 PAUSED = "paused"
-ACTIVE = ("validating_files", "queued", "running")
+WAITING = ("validating_files", "queued")
+ACTIVE = (*WAITING, "running")
 UNFINISHED = (*ACTIVE, PAUSED)
 FINISHED = ("succeeded", "failed", "cancelled")

@@ -9,7 +9,10 @@ from server.database import Base, Owned
 
 
 class Job(Owned, Base):
-    """A fine-tuning job. `status` changes by compare-and-set only."""
+    """A fine-tuning job. `status` changes by compare-and-set only.
+
+    `turn` counts the jobs of the whole service in the order in which they left the queue; null while one waits.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (Index("uq_jobs_idempotency_key", "project_id", "idempotency_key", unique=True),)
@@ -33,9 +36,9 @@ class Job(Owned, Base):
     estimated_finish: Mapped[int | None]
     attempt: Mapped[int] = mapped_column(server_default="1")
     """Counts the times the job was put into the queue: once, and once more a resume."""
-    queued_at: Mapped[int | None]
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     request_hash: Mapped[str | None] = mapped_column(String(64))
+    turn: Mapped[int | None] = mapped_column(index=True, unique=True)
 
 
 class Event(Owned, Base):

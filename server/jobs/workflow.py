@@ -31,6 +31,7 @@ from server.jobs.ledger import JobLedger, JobRecord
 from server.jobs.reader import EventReader
 from server.jobs.results import FILENAME, PURPOSE, result_file_id, results_csv
 from server.jobs.status import PAUSED
+from server.jobs.turns import Dispatcher, Turns
 from server.models.names import model_name
 from server.settings import Settings
 from server.webhooks import delivery
@@ -79,10 +80,15 @@ def _use() -> JobServices:
 
 
 class DBOSRunner:
-    """The durable queue of jobs: `training_slots` run at once, the rest wait in order."""
+    """The durable queue of jobs: `training_slots` run at once, the rest wait for their project's turn.
+
+    DBOS hears of a job when its turn comes.
+    """
 
     def __init__(self, services: JobServices) -> None:
         self._services = services
+        turns = Turns(services.ledger.database, services.settings)
+        self._dispatcher = Dispatcher(turns, self._begin)
 
     def start(self) -> None:
         """Launch DBOS, adopt the jobs of the last server, and queue those it never queued."""
@@ -91,7 +97,7 @@ class DBOSRunner:
     def stop(self) -> None:
         """Leave the running jobs to the next server."""
         self._services.stopping.set()
-        _off_the_loop(DBOS.destroy)
+        _off_the_loop(self._stop)
 
     def _start(self) -> None:
         global _services  # noqa: PLW0603 - DBOS workflows are module functions
@@ -112,14 +118,21 @@ class DBOSRunner:
             on_conflict="always_update",
         )
         delivery.start(delivery.Outbox(self._services.ledger.database, settings))
-        for job_id in self._services.ledger.active_jobs():
-            self.enqueue(job_id)
+        self._dispatcher.start()
 
-    def enqueue(self, job_id: str) -> None:
-        """Queue a job; once an attempt, however often it is called."""
+    def _stop(self) -> None:
+        self._dispatcher.stop()
+        DBOS.destroy()
+
+    def _begin(self, job_id: str) -> None:
+        """Give a job to DBOS; once an attempt, however often it is called."""
         attempt = self._services.ledger.get(job_id).attempt
         with SetWorkflowID(job_id if attempt == 1 else f"{job_id}-{attempt}"):
             DBOS.enqueue_workflow(QUEUE, fine_tune, job_id, attempt)
+
+    def enqueue(self, job_id: str) -> None:  # noqa: ARG002 - its row is in the queue already
+        """Look whether the job's turn has come."""
+        self._dispatcher.wake()
 
     def cancel(self, job_id: str) -> None:
         """Nothing to do: the job's status is cancelled already, and every step looks at it."""

@@ -1,4 +1,4 @@
-"""The first start makes the first key, shows it once, and leaves it where this machine's user finds it."""
+"""The first start makes an admin's key, shows it once, and leaves it where this machine's user finds it."""
 
 import os
 import tempfile
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from server.database import Database
 from server.keys.repository import KeyRepository
+from server.keys.scopes import ADMIN, SCOPES
 from server.keys.service import issue_key
 from server.settings import Settings
 
@@ -13,12 +14,16 @@ FILE_NAME = "first-key"
 
 
 def ensure_first_key(database: Database, settings: Settings) -> None:
-    """Make, store and print a key unless one was ever made."""
+    """Make, store and print a key that may do everything, unless there is an admin's key that can be used.
+
+    Whoever starts the service could read its database, so this gives nothing away; it is the way back in after the
+    last such key was revoked or expired.
+    """
     path = settings.root / FILE_NAME
     with database.writing() as session:
-        if KeyRepository(session).any_key():
+        if any(ADMIN in key.scopes for key in KeyRepository(session).usable()):
             return
-        token = issue_key(session, settings.project)
+        token = issue_key(session, settings.project, tuple(SCOPES), name="first key")
         _write_private(path, token)
     _show(token, settings.project, path)
 
@@ -34,7 +39,7 @@ def _show(token: str, project: str, path: Path) -> None:
     line = "-" * 78
     print(
         f"{line}\n"
-        f"The first API key, for the project {project!r}. It is shown only now:\n\n"
+        f"An admin's API key, in the project {project!r}. It is shown only now:\n\n"
         f"    {token}\n\n"
         f"It is also in {path}, which only you can read and where\n"
         "`alignkit jobs` looks for it. Move it to a safe place for any use beyond this machine.\n"

@@ -38,7 +38,8 @@ class KeyGuard:
         principal = await to_thread.run_sync(authenticate, database, token.strip())
         if principal is None:
             raise _refused(
-                "The API key is not valid: expected one that this service made, such as its first key."
+                "The API key is not valid: expected one that this service made and that was not revoked and "
+                "has not expired."
             )
         return principal
 

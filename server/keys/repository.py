@@ -1,20 +1,26 @@
-"""Queries on projects and keys; not narrowed to a project, since a key is what tells the project."""
+"""Queries on keys: of the whole service, since a key is what tells the project, and of one project."""
 
-from sqlalchemy import select
+from collections.abc import Sequence
+
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from server.clock import now
 from server.keys.tables import ApiKey, Project
+from server.pagination import Page, PageQuery
+from server.scoped import ScopedRepository
 
 
 class KeyRepository:
-    """Projects and keys of the whole service."""
+    """Keys of every project, and the projects they name."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def any_key(self) -> bool:
-        """Whether a key was ever made."""
-        return self._session.scalar(select(ApiKey.id).limit(1)) is not None
+    def usable(self) -> Sequence[ApiKey]:
+        """The keys that have not expired."""
+        unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now())
+        return self._session.scalars(select(ApiKey).where(unexpired)).all()
 
     def project(self, name: str) -> Project | None:
         """The project of that name."""
@@ -34,3 +40,14 @@ class KeyRepository:
         """Store a new row."""
         self._session.add(row)
         self._session.flush()
+
+
+class ProjectKeyRepository(ScopedRepository[ApiKey]):
+    """One project's keys."""
+
+    table = ApiKey
+    kind = "API key"
+
+    def list(self, query: PageQuery) -> Page[ApiKey]:
+        """A page of keys."""
+        return self.page(self.select(), query)

@@ -1,8 +1,9 @@
-"""Keys: random 256-bit tokens of which only the hash is kept."""
+"""Keys: random 256-bit tokens of which only the hash, and the last characters, are kept."""
 
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -11,33 +12,53 @@ from server.clock import now
 from server.database import Database
 from server.ids import KEY, PROJECT, new_id
 from server.keys.repository import KeyRepository
+from server.keys.scopes import PROJECT_SCOPES
 from server.keys.tables import ApiKey, Project
 
 TOKEN_BYTES = 32
+HINT_LENGTH = 4
 USED_RESOLUTION = 60
 """Seconds by which `last_used_at` may lag, so that not every request writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: the project that a request's key opens."""
+    """Who asks: the project that a request's key opens, what the key may do, and the project's own limits."""
 
     project_id: str
     project_name: str
     key_id: str
+    scopes: frozenset[str]
+    limits: Mapping[str, int]
 
 
-def issue_key(session: Session, project_name: str) -> str:
+def new_key(name: str, scopes: Sequence[str], expires_at: int | None = None) -> tuple[ApiKey, str]:
+    """A key that is not stored yet, and its token, which is kept nowhere."""
+    token = f"sk-{secrets.token_urlsafe(TOKEN_BYTES)}"
+    key = ApiKey(
+        id=new_id(KEY),
+        name=name,
+        hash=_digest(token),
+        hint=token[-HINT_LENGTH:],
+        scopes=list(scopes),
+        created_at=now(),
+        expires_at=expires_at,
+        last_used_at=None,
+    )
+    return key, token
+
+
+def issue_key(
+    session: Session, project_name: str, scopes: Sequence[str] = PROJECT_SCOPES, name: str = ""
+) -> str:
     """Make a key of that project, and the project where there is none; returns the token, kept nowhere."""
     repository = KeyRepository(session)
     project = repository.project(project_name)
     if project is None:
         project = Project(id=new_id(PROJECT), name=project_name, created_at=now())
         repository.add(project)
-    token = f"sk-{secrets.token_urlsafe(TOKEN_BYTES)}"
-    key = ApiKey(
-        id=new_id(KEY), project_id=project.id, hash=_digest(token), created_at=now(), last_used_at=None
-    )
+    key, token = new_key(name, scopes)
+    key.project_id = project.id
     repository.add(key)
     return token
 
@@ -50,9 +71,11 @@ def authenticate(database: Database, token: str) -> Principal | None:
     if found is None or not hmac.compare_digest(found[0].hash, digest):
         return None
     key, project = found
+    if key.expires_at is not None and key.expires_at <= now():
+        return None
     if key.last_used_at is None or now() - key.last_used_at >= USED_RESOLUTION:
         _mark_used(database, key.id)
-    return Principal(project.id, project.name, key.id)
+    return Principal(project.id, project.name, key.id, frozenset(key.scopes), project.limits or {})
 
 
 def _mark_used(database: Database, key_id: str) -> None:

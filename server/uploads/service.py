@@ -22,6 +22,7 @@ from server.files.upload import PREFIX, too_large, write_all
 from server.files.upload import Upload as Received
 from server.ids import PART, UPLOAD, new_id
 from server.keys.service import Principal
+from server.limits.quotas import require_bytes
 from server.services import Services
 from server.uploads.repository import PartRepository, UploadRepository
 from server.uploads.schemas import MAX_PARTS, CompleteRequest, PartObject, UploadObject, UploadRequest
@@ -52,9 +53,10 @@ class UploadService:
         self._parts = PartRepository(session, project.project_id)
 
     def create(self, request: UploadRequest) -> UploadObject:
-        """Open an upload."""
+        """Open an upload; 429 where the project's files would hold too much with it."""
         if request.bytes > self._settings.max_upload_bytes:
             raise too_large(self._settings.max_upload_bytes, "bytes")
+        require_bytes(self._session, self._project.project_id, self._settings.limits, request.bytes)
         for upload_id in self._uploads.expire():
             self._drop_parts(upload_id)
         created_at = now()

@@ -2,10 +2,13 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from sqlalchemy import create_engine, text
 
+from tests.server.postgres import postgres
 from tests.server.support import Running, serve
 
 _projects = itertools.count(1)
@@ -31,3 +34,24 @@ def key(service: Running, project: str) -> str:
 def client(service: Running, key: str) -> Iterator[OpenAI]:
     with service.client(key) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.sqlite'}"
+        return
+    url = request.getfixturevalue("postgres_url")
+    yield url
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()

@@ -16,7 +16,9 @@ from openai import OpenAI
 from server.app import ROUTERS, create_app
 from server.chat.gateway import ChatGateway, Engines
 from server.chat.routes import router as chat
+from server.engines.errors import EngineError
 from server.jobs.ledger import JobLedger, JobRecord
+from server.keys.scopes import PROJECT_SCOPES
 from server.keys.service import issue_key
 from server.main import listen
 from server.services import Services
@@ -52,6 +54,13 @@ class RecordingRunner:
         self.announced.append(job_id)
 
 
+class NoEngines:
+    """Engines of which none can be had."""
+
+    def endpoint(self, base_model: str) -> str:
+        raise EngineError("engine_unavailable", f"there is no engine for {base_model}")
+
+
 @dataclass(frozen=True)
 class Running:
     """A service that answers."""
@@ -71,14 +80,14 @@ class Running:
     def ledger(self) -> JobLedger:
         return self.services.ledger
 
-    def new_key(self, project: str) -> str:
-        """A key of that project, which is made if there is none."""
+    def new_key(self, project: str, *scopes: str) -> str:
+        """A key of that project, which is made if there is none; it may do what it likes there unless told."""
         with self.services.database.writing() as session:
-            return issue_key(session, project)
+            return issue_key(session, project, scopes or PROJECT_SCOPES)
 
     def client(self, key: str) -> OpenAI:
         """The official client, which must not need a second try."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, admin_api_key=key, max_retries=0)
 
     def http(self, key: str | None) -> httpx.Client:
         """Plain HTTP, for what the official client does not offer."""
@@ -88,7 +97,7 @@ class Running:
 
 @contextmanager
 def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iterator[Running]:
-    """Run a service in a thread; it has one base model, and where there are `engines` the routes of chat."""
+    """Run a service in a thread; it has one base model, and no engine unless one is given."""
     add_base_model(home, BASE_MODEL)
     unpublished: list[tuple[str, str]] = []
     options.setdefault("max_file_bytes", 10 * 2**20)
@@ -97,10 +106,9 @@ def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iter
         settings,
         runner=RecordingRunner,
         unpublish=lambda name, base: unpublished.append((name, base)),
-        routers=(*ROUTERS, chat) if engines else ROUTERS,
+        routers=(*ROUTERS, chat),
     )
-    if engines:
-        app.state.chat = ChatGateway(engines)
+    app.state.chat = ChatGateway(engines or NoEngines())
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -123,9 +131,9 @@ def add_base_model(home: Path, name: str) -> None:
     (folder / "config.json").write_text("{}", encoding="utf-8")
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for the condition, at most ten seconds."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def wait_until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait for the condition, not for ever."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)

@@ -115,6 +115,7 @@ def names(
     return {
         "BASE": f"{service.url}/v1",
         "KEY": key,
+        "ADMIN_KEY": service.new_key("admins", "admin"),
         "MODEL": BASE_MODEL,
         "TUNED": tuned,
         "OTHER_PROJECT": other_project,

@@ -6,36 +6,73 @@ from pathlib import Path
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, inspect, select
+from sqlalchemy import MetaData, func, insert, inspect, select
 
 from alignkit.data.validation import check_file
 from alignkit.jobspec import recipe_for_job
 from server.app import open_services
-from server.database import open_engine
+from server.database import Database, open_engine
 from server.migrate import migrate, migration_config
 from server.settings import Settings
-from server.tables import ApiKey, Base
+from server.tables import ApiKey, Base, Job, Project
+
+OWNED = {"project_id": "proj_a", "created_at": 1}
+JOB = OWNED | {
+    "base_model": "tiny",
+    "training_file": "file-a",
+    "seed": 1,
+    "method_type": "f_dpo",
+    "hyperparameters": {},
+    "recipe": {},
+    "result_files": [],
+}
 
 
-def test_an_empty_database_becomes_what_the_tables_say(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'test.sqlite'}"
-    migrate(url)
-    migrate(url)
-    with open_engine(url).connect() as connection:
+def test_an_empty_database_becomes_what_the_tables_say(database_url: str) -> None:
+    migrate(database_url)
+    migrate(database_url)
+    engine = open_engine(database_url)
+    with engine.connect() as connection:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "compare_server_default": True}
         )
         assert compare_metadata(context, Base.metadata) == []
         tables = set(inspect(connection).get_table_names())
+    engine.dispose()
     assert tables == set(Base.metadata.tables) | {"alembic_version"}
 
 
-def test_it_can_be_taken_back(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite:///{tmp_path / 'test.sqlite'}", foreign_keys=False)
+def test_it_can_be_taken_back(database_url: str) -> None:
+    engine = open_engine(database_url, foreign_keys=False)
     with engine.begin() as connection:
         command.upgrade(migration_config(connection), "head")
         command.downgrade(migration_config(connection), "base")
         assert inspect(connection).get_table_names() == ["alembic_version"]
+    engine.dispose()
+
+
+def test_a_database_of_the_first_schema_keeps_its_keys_and_jobs(database_url: str) -> None:
+    engine = open_engine(database_url, foreign_keys=False)
+    with engine.begin() as connection:
+        command.upgrade(migration_config(connection), "0001")
+        old = MetaData()
+        old.reflect(connection)
+        keys = [{"id": f"key_{n}", "hash": f"hash {n}"} | OWNED for n in range(3)]
+        jobs = [{"id": f"ftjob-{n}", "status": "queued"} | JOB for n in range(3)]
+        connection.execute(insert(old.tables["projects"]), {"id": "proj_a", "name": "mine", "created_at": 1})
+        connection.execute(insert(old.tables["api_keys"]), keys)
+        connection.execute(insert(old.tables["jobs"]), jobs)
+    engine.dispose()
+    migrate(database_url)
+    database = Database(database_url)
+    with database.reading() as session:
+        scopes = [key.scopes for key in session.scalars(select(ApiKey).order_by(ApiKey.seq))]
+        turns = [job.turn for job in session.scalars(select(Job).order_by(Job.seq))]
+        assert session.scalars(select(Project)).one().limits is None
+    database.close()
+    assert scopes == [["read", "train", "inference", "admin"], *[["read", "train", "inference"]] * 2]
+    assert turns == sorted(turns)
+    assert None not in turns
 
 
 def test_servers_that_start_together_make_one_key(tmp_path: Path) -> None:

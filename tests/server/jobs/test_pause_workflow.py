@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from server.clock import now
 from server.database import Database
 from server.executors.local import LocalExecutor
 from server.jobs.ledger import JobLedger
@@ -80,7 +79,8 @@ def set_status(ledger: JobLedger, job_id: str, status: str, *, attempt: int) -> 
     """What the service does on a request."""
     with ledger.database.writing() as session:
         job = session.query(Job).where(Job.id == job_id).one()
-        job.status, job.attempt, job.queued_at = status, attempt, now()
+        job.status, job.attempt = status, attempt
+        job.turn = None if status == "queued" else job.turn
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -102,20 +102,21 @@ def test_a_pause_frees_the_slot_and_a_resume_goes_on(tmp_path: Path, ledger: Job
         until((folder(first) / "ready").exists, "the first job trains")
         second = new_job(ledger, runner)
         set_status(ledger, first, "paused", attempt=1)
-        set_status(ledger, first, "queued", attempt=2)  # resumed while it still saves
-        runner.enqueue(first)
         until((folder(second) / "ready").exists, "the second job has the slot")
-        assert status(first) == "queued"
+        set_status(ledger, first, "queued", attempt=2)
         (folder(second) / "go").touch()
         until(lambda: status(second) == "failed", "the second job ends")
-        until(lambda: len(runs(folder(first))) == 2, "the first job is started again")
+        until(lambda: len(runs(folder(first))) == 2, "the first job goes on")
         set_status(ledger, first, "paused", attempt=2)
-        until(lambda: not (folder(first) / "process.json").exists(), "the first job is paused again")
+        set_status(ledger, first, "queued", attempt=3)  # resumed while it still saves
+        until(lambda: len(runs(folder(first))) == 3, "the first job goes on again")
+        set_status(ledger, first, "paused", attempt=3)
+        until(lambda: not (folder(first) / "process.json").exists(), "the first job is paused")
     (folder(first) / "go").touch()
-    set_status(ledger, first, "queued", attempt=3)
-    with running(tmp_path, ledger):  # another server, which finds it in the queue
+    set_status(ledger, first, "queued", attempt=4)
+    with running(tmp_path, ledger):  # another server, which finds it waiting
         until(lambda: status(first) == "failed", "the first job ends")
-    assert [words[-1] for words in runs(folder(first))] == ["recipe.yaml", "--resume", "--resume"]
+    assert [words[-1] for words in runs(folder(first))] == ["recipe.yaml", "--resume", "--resume", "--resume"]
 
 
 def runs(folder: Path) -> list[list[str]]:

@@ -173,7 +173,7 @@ def test_a_deleted_file(client: OpenAI) -> None:
         (b'{"model": "m"}', "'training_file'"),
         (b'{"model": "\\ud800", "training_file": "f"}', "model"),
         (b'{"\\ud800": 1, "model": "m", "training_file": "f"}', "unicode"),
-        (b"[" * 100_000, "parsing the body"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_body_that_is_no_job(service: Running, key: str, body: bytes, message: str) -> None:

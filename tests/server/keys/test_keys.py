@@ -1,22 +1,25 @@
 """Who gets in: the first key, what a key opens, and what is open without one."""
 
-import itertools
 import stat
 from pathlib import Path
 
 import openai
 import pytest
 from fastapi.routing import APIRoute
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from server.app import create_app
+from server.clock import now
 from server.database import Database
 from server.keys.bootstrap import ensure_first_key
 from server.keys.guard import OPEN_PATHS
+from server.keys.redaction import without_keys
+from server.keys.scopes import SCOPES, scopes_for
 from server.keys.service import authenticate, issue_key
+from server.keys.tables import ApiKey
 from server.migrate import migrate
 from server.settings import Settings
-from tests.server.support import Running, create_job, upload
+from tests.server.support import Running
 
 
 @pytest.fixture
@@ -44,6 +47,29 @@ def test_the_first_key_is_shown_once_and_opens(
     ensure_first_key(database, settings)
     assert capsys.readouterr().out == ""
     assert not file.exists()
+
+
+def test_a_start_without_a_usable_admin_s_key_makes_one(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way back in: the last admin's key expired or was revoked."""
+    settings = Settings(home=tmp_path)
+    file = tmp_path / "first-key"
+    ensure_first_key(database, settings)
+    first = file.read_text().strip()
+    with database.writing() as session:
+        issue_key(session, "default")
+        session.execute(update(ApiKey).values(expires_at=now()))
+    ensure_first_key(database, settings)
+    second = file.read_text().strip()
+    assert second != first
+    assert authenticate(database, first) is None
+    principal = authenticate(database, second)
+    assert principal is not None
+    assert principal.scopes == frozenset(SCOPES)
+    assert second in capsys.readouterr().out
+    ensure_first_key(database, settings)
+    assert file.read_text().strip() == second
 
 
 def test_only_a_hash_of_the_key_is_stored(database: Database, tmp_path: Path) -> None:
@@ -96,41 +122,31 @@ def test_without_a_key_everything_but_health_is_401(service: Running) -> None:
             assert http.get("/v1/models", headers={"authorization": header}).status_code == 401
 
 
-def test_two_projects_share_nothing(service: Running, project: str) -> None:
-    """Every route with an id, walked with another project's ids."""
-    mine, theirs = service.new_key(project), service.new_key(f"{project}-other")
-    client = service.client(mine)
-    file_id = upload(client)
-    job = create_job(client, training_file=file_id)
-    service.ledger.add_model(job.id, name="ft:x:y:z:1", base_model="x", kind="adapter", path="p")
-    service.ledger.transition(job.id, "succeeded", only_from=("queued",))
-    event = client.fine_tuning.jobs.list_events(job.id).data[0]
-    values = {"file_id": [file_id], "job_id": [job.id], "model": ["ft:x:y:z:1"]}
-    walked = 0
-    with service.http(theirs) as http:
-        for route in create_app(service.settings).routes:
-            if not isinstance(route, APIRoute) or "{" not in route.path:
-                continue
-            names = list(route.param_convertors)
-            for ids in itertools.product(*(values[name] for name in names)):
-                path = route.url_path_for(route.name, **dict(zip(names, ids, strict=True)))
-                for method in route.methods:
-                    answer = http.request(method, path)
-                    assert answer.status_code == 404, (method, path)
-                    walked += 1
-        stream = http.get(f"/v1/fine_tuning/jobs/{job.id}/events?stream=true")
-        assert stream.status_code == 404
-        for path, after in {"/v1/files": file_id, "/v1/fine_tuning/jobs": job.id}.items():
-            assert http.get(path).json()["data"] == []
-            assert http.get(path, params={"after": after}).status_code == 404
-        own = create_job(service.client(theirs))
-        answer = http.get(f"/v1/fine_tuning/jobs/{own.id}/events", params={"after": event.id})
-        assert answer.status_code == 404
-        models = http.get("/v1/models").json()["data"]
-        assert "ft:x:y:z:1" not in {model["id"] for model in models}
-        with pytest.raises(openai.NotFoundError) as refused:
-            create_job(service.client(theirs), training_file=file_id)
-        assert refused.value.param == "training_file"
-    assert walked >= 9
-    assert client.files.retrieve(file_id)
-    assert client.models.retrieve("ft:x:y:z:1")
+@pytest.mark.parametrize(
+    ("method", "path", "scopes"),
+    [
+        ("GET", "/v1/files", {"read"}),
+        ("HEAD", "/v1/files", {"read"}),
+        ("POST", "/v1/files", {"train"}),
+        ("DELETE", "/v1/models/{model}", {"train"}),
+        ("GET", "/v1/models", {"read", "inference"}),
+        ("POST", "/v1/chat/completions", {"inference"}),
+        ("POST", "/v1/completions", {"inference"}),
+        ("GET", "/v1/organization/projects", {"admin"}),
+        ("POST", "/v1/organization/projects", {"admin"}),
+        ("GET", "/v1/something-new", {"read"}),
+        ("PUT", "/v1/something-new", {"train"}),
+        ("GET", "/v10/files", {"admin"}),
+        ("GET", "/something-new", {"admin"}),
+    ],
+)
+def test_what_a_request_needs(method: str, path: str, scopes: set[str]) -> None:
+    assert scopes_for(method, path) == scopes
+
+
+def test_keys_are_cut_out_of_text(database: Database) -> None:
+    with database.writing() as session:
+        tokens = [issue_key(session, "mine") for _ in range(20)]
+    text = without_keys(" ".join(f"a/{token}?b={token}," for token in tokens))
+    assert text == " ".join(["a/sk-***?b=sk-***,"] * 20)
+    assert without_keys("a task-force, sk-short, risk") == "a task-force, sk-short, risk"

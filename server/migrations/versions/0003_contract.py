@@ -1,6 +1,6 @@
 """OpenAI's whole contract: uploads in parts, permissions on checkpoints, webhooks, and jobs that pause.
 
-Revision 0002_contract, after 0001.
+Revision 0003, after 0002.
 """
 
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002_contract"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -47,10 +47,8 @@ def upgrade() -> None:
     )
     create_webhooks()
     op.add_column("jobs", sa.Column("attempt", INTEGER, server_default="1", nullable=False))
-    op.add_column("jobs", sa.Column("queued_at", INTEGER, nullable=True))
     op.add_column("jobs", sa.Column("idempotency_key", sa.String(255), nullable=True))
     op.add_column("jobs", sa.Column("request_hash", sa.String(64), nullable=True))
-    op.execute("UPDATE jobs SET queued_at = created_at")
     op.create_index("uq_jobs_idempotency_key", "jobs", ["project_id", "idempotency_key"], unique=True)
 
 
@@ -110,7 +108,7 @@ def foreign(table: str, column: str, target: str, *, ondelete: str | None = None
 def downgrade() -> None:
     """Take it all back."""
     op.drop_index("uq_jobs_idempotency_key", "jobs")
-    for column in ("request_hash", "idempotency_key", "queued_at", "attempt"):
+    for column in ("request_hash", "idempotency_key", "attempt"):
         op.drop_column("jobs", column)
     for table in (
         "webhook_deliveries",

@@ -1,0 +1,39 @@
+"""What a key may do: four scopes, and which of them each request needs."""
+
+from typing import Literal
+
+Scope = Literal["read", "train", "inference", "admin"]
+READ: Scope = "read"
+TRAIN: Scope = "train"
+INFERENCE: Scope = "inference"
+ADMIN: Scope = "admin"
+SCOPES: dict[Scope, str] = {
+    READ: "look at files, jobs and models, and download them",
+    TRAIN: "upload and delete files, start and end jobs, delete models",
+    INFERENCE: "ask models, and list them",
+    ADMIN: "make projects, keys and limits, of every project",
+}
+PROJECT_SCOPES = (READ, TRAIN, INFERENCE)
+"""What a key may do unless told otherwise: everything within its own project."""
+READING = frozenset({"GET", "HEAD"})
+
+_AREAS: dict[str, frozenset[Scope]] = {
+    "organization": frozenset({ADMIN}),
+    "chat": frozenset({INFERENCE}),
+    "completions": frozenset({INFERENCE}),
+}
+"""Parts of the API whose every request needs the same scope, by what follows /v1/."""
+_ALSO_READ_BY: dict[str, frozenset[Scope]] = {"models": frozenset({INFERENCE})}
+
+
+def scopes_for(method: str, path: str) -> frozenset[Scope]:
+    """The scopes of which a request needs one; outside of /v1 only an admin's will do."""
+    version, _, rest = path.removeprefix("/").partition("/")
+    if version != "v1":
+        return frozenset({ADMIN})
+    area = rest.partition("/")[0]
+    if area in _AREAS:
+        return _AREAS[area]
+    if method in READING:
+        return frozenset({READ}) | _ALSO_READ_BY.get(area, frozenset())
+    return frozenset({TRAIN})

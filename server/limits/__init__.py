@@ -1,0 +1,1 @@
+"""What one project may use, and how fast."""

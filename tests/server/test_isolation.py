@@ -1,0 +1,184 @@
+"""Every route of the whole service, walked with another project's ids: each answers 404.
+
+The walk reads the application's own description. A new route is in it by itself; a new id in a path, a query or a
+body has to be entered below, and until it is, the test fails.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from server.main import build_app
+from server.settings import Settings
+from tests.server.support import BASE_MODEL, Running, create_job, upload
+from tests.server.support import method as method_of_job
+
+PLAIN = {
+    "limit", "order", "purpose", "stream", "metadata", "model", "method", "suffix", "seed", "integrations",
+    "hyperparameters", "name", "scopes", "expires_in_seconds", "grace_seconds", "limits", "file", "expires_after",
+    "idempotency-key", "names", "max_points", "rows", "offset", "bytes", "filename", "mime_type", "md5",
+    "project_id", "project_ids", "url", "event_types", "event_type", "part_ids",
+    "keep_old_secret_active_for_24_hours",
+}  # fmt: skip
+"""Parameters of queries and bodies that name nothing of a project's. `model` is a base model where jobs are created,
+and the chat routes are walked by themselves. `project_id` and `project_ids` name who was or is
+given a permission, and `part_ids` parts of the upload in the path."""
+BODIES: dict[str, dict[str, Any]] = {
+    "POST /v1/uploads/{upload_id}/complete": {"part_ids": []},
+    "POST /v1/fine_tuning/checkpoints/{checkpoint}/permissions": {"project_ids": ["proj_x"]},
+    "POST /v1/webhook_endpoints/{endpoint_id}": {"name": "x"},
+    "POST /v1/webhook_endpoints/{endpoint_id}/test": {"event_type": "fine_tuning.job.failed"},
+    "POST /v1/organization/projects/{project_id}": {"limits": {}},
+    "POST /v1/organization/projects/{project_id}/api_keys": {"name": "x"},
+}
+"""Bodies of routes that look at the body before they look for what the path names."""
+CHAT = ("/v1/chat/completions", "/v1/completions")
+"""Routes whose bodies are the engine's; the model is all that the service reads of them."""
+FORMS = {"POST /v1/files", "POST /v1/uploads/{upload_id}/parts"}
+"""Routes that take a form, which names nothing."""
+
+
+@pytest.fixture
+def ids(service: Running, client: OpenAI, project: str) -> dict[str, list[str]]:
+    """What the project of `client` has, by the name of the parameter that it could be given for."""
+    file_id = upload(client)
+    job = create_job(client, training_file=file_id)
+    tuned = f"ft:x:y:z:{job.id}"
+    service.ledger.add_model(job.id, name=tuned, base_model="x", kind="adapter", path="p")
+    service.ledger.transition(job.id, "succeeded", only_from=("queued",))
+    event = client.fine_tuning.jobs.list_events(job.id).data[0]
+    admin = service.client(service.new_key("admins", "admin")).admin.organization.projects
+    project_id = next(found.id for found in admin.list(limit=100) if found.name == project)
+    key_id = admin.api_keys.list(project_id).data[0].id
+    uploaded = client.uploads.create(bytes=0, filename="x", mime_type="x", purpose="user_data")
+    third = admin.create(name=f"{project}-third").id
+    permission = client.fine_tuning.checkpoints.permissions.create(tuned, project_ids=[third]).data[0]
+    endpoint = client.webhooks.create(
+        name="x", url="https://example.com", event_types=["fine_tuning.job.failed"]
+    )
+    return {
+        "file_id": [file_id],
+        "job_id": [job.id],
+        "upload_id": [uploaded.id],
+        "checkpoint": [tuned],
+        "permission_id": [permission.id],
+        "endpoint_id": [endpoint.id],
+        "model": [tuned],
+        "project_id": [project_id],
+        "key_id": [key_id],
+        "training_file": [file_id],
+        "validation_file": [file_id],
+        "after": [file_id, job.id, event.id, project_id, key_id, permission.id, endpoint.id],
+        "last-event-id": [event.id],
+    }
+
+
+@pytest.fixture
+def other(service: Running, project: str) -> Iterator[httpx.Client]:
+    """A client of another project, which has a file and a job of its own."""
+    key = service.new_key(f"{project}-other")
+    with service.http(key) as http:
+        yield http
+
+
+def client_of(service: Running, http: httpx.Client) -> OpenAI:
+    """The official client with the key of `http`."""
+    return service.client(http.headers["authorization"].removeprefix("Bearer "))
+
+
+def operations(tmp_path: Path) -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """(method, path, operation, schemas) of everything that the real application serves behind the guard."""
+    schema = build_app(Settings(home=tmp_path)).openapi()
+    return [
+        (method.upper(), path, operation, schema["components"]["schemas"])
+        for path, found in schema["paths"].items()
+        if path.startswith("/v1/")
+        for method, operation in found.items()
+    ]
+
+
+def assert_not_found(answer: httpx.Response) -> None:
+    """404, and because the thing is not there: not because the route is not."""
+    assert answer.status_code == 404, (answer.request.method, answer.request.url, answer.text)
+    assert "Unknown request URL" not in answer.text
+
+
+def test_no_path_leads_to_another_project(
+    ids: dict[str, list[str]], other: httpx.Client, client: OpenAI, tmp_path: Path
+) -> None:
+    walked = 0
+    for method, path, operation, _ in operations(tmp_path):
+        names = [part["name"] for part in operation.get("parameters", ()) if part["in"] == "path"]
+        for values in itertools.product(*(ids[name] for name in names)):
+            if names:
+                url = path.format(**dict(zip(names, values, strict=True)))
+                body = {"files": {"data": b"x"}} if f"{method} {path}" in FORMS else {}
+                assert_not_found(other.request(method, url, json=BODIES.get(f"{method} {path}"), **body))
+                walked += 1
+    assert walked >= 16
+    assert client.files.retrieve(ids["file_id"][0])
+    assert client.models.retrieve(ids["model"][0])
+    assert client.fine_tuning.jobs.retrieve(ids["job_id"][0]).status == "succeeded"
+
+
+def test_no_query_and_no_header_leads_to_another_project(
+    service: Running, ids: dict[str, list[str]], other: httpx.Client, tmp_path: Path
+) -> None:
+    own_client = client_of(service, other)
+    file_id = upload(own_client)
+    job = create_job(own_client, training_file=file_id)
+    own = {"file_id": file_id, "job_id": job.id, "checkpoint": f"ft:x:y:z:{job.id}"}
+    service.ledger.add_model(job.id, name=own["checkpoint"], base_model="x", kind="adapter", path="p")
+    service.ledger.transition(job.id, "succeeded", only_from=("queued",))
+    walked = 0
+    for method, path, operation, _ in operations(tmp_path):
+        given = [part for part in operation.get("parameters", ()) if part["in"] != "path"]
+        for part in given:
+            if part["name"] in PLAIN:
+                continue
+            if path.startswith("/v1/organization"):
+                continue  # another scope: see test_projects
+            for value in ids[part["name"]]:
+                query = {part["name"]: value} if part["in"] == "query" else {"stream": "true"}
+                headers = {part["name"]: value} if part["in"] == "header" else {}
+                answer = other.request(method, path.format(**own), params=query, headers=headers)
+                if part["in"] == "header":
+                    assert answer.status_code == 400, answer.text
+                else:
+                    assert_not_found(answer)
+                walked += 1
+    assert walked >= 17
+
+
+def test_no_body_leads_to_another_project(
+    service: Running, ids: dict[str, list[str]], other: httpx.Client, tmp_path: Path
+) -> None:
+    own_file = upload(client_of(service, other))
+    walked = 0
+    for method, path, operation, schemas in operations(tmp_path):
+        content = operation.get("requestBody", {}).get("content", {})
+        if not content or f"{method} {path}" in FORMS or path in CHAT:
+            continue
+        reference = re.search(r"schemas/(\w+)", str(content["application/json"]["schema"]))
+        assert reference, (method, path)
+        for name in schemas[reference[1]]["properties"]:
+            if name in PLAIN:
+                continue
+            body = {"model": BASE_MODEL, "method": method_of_job(), "training_file": own_file}
+            assert_not_found(other.request(method, path, json=body | {name: ids[name][0]}))
+            walked += 1
+    assert walked >= 2
+    for path in CHAT:
+        assert_not_found(other.post(path, json={"model": ids["model"][0], "messages": []}))
+
+
+def test_no_list_holds_what_is_another_project_s(ids: dict[str, list[str]], other: httpx.Client) -> None:
+    assert other.get("/v1/files").json()["data"] == []
+    assert other.get("/v1/fine_tuning/jobs").json()["data"] == []
+    assert ids["model"][0] not in other.get("/v1/models").text
