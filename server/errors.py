@@ -77,10 +77,10 @@ def server_error(request_id: str) -> ApiError:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI `responses` of a route: these statuses, and those of every request with a key, with the envelope."""
+    """OpenAPI `responses` of a route: these statuses, and those of any request with a key, with the envelope."""
     return {
         status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
-        for status in sorted({400, 401, 403, 429, *statuses})
+        for status in sorted({400, 401, 403, 413, 429, *statuses})
     }
 
 

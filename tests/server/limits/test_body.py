@@ -88,7 +88,7 @@ def test_json_of_any_depth_is_refused_and_breaks_nothing(http: httpx.Client, fie
     for deep in (nested(depth), nested(depth, b'{"a":', b"}", b"1")):
         body = b'{"model": "m", "training_file": "f", "%s": %s}' % (field.encode(), deep)
         answer = http.post(JOBS, content=body, headers=JSON)
-        assert answer.status_code == 400, answer.text
+        assert answer.status_code in {400, 404}, answer.text  # there is no model m either
         message = answer.json()["error"]["message"]
         assert ("nested too deeply" in message) == (depth >= MAX_DEPTH)
         assert len(message) < 1000
