@@ -7,7 +7,7 @@ into every job's folder, so that the same line repeats the job.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.methods import METHODS
 from alignkit.methods.f_dpo import FDPOSection
+from alignkit.methods.supervised import SupervisedSection
 from alignkit.schema import Section, field_issues
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -29,7 +30,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Preference rows in OpenAI's, TRL's or ShareGPT's form, JSON Lines."""
+    """Rows of the kind that the method takes (alignkit.data.schemas), JSON Lines."""
 
     train: str = Field(min_length=1, description="training file")
     validation: str | None = Field(
@@ -102,7 +103,7 @@ class CollapseGuardSection(Section):
     )
 
 
-MethodSection = FDPOSection
+MethodSection = Annotated[FDPOSection | SupervisedSection, Field(discriminator="type")]
 SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
 
 
@@ -117,6 +118,12 @@ class Recipe(Section):
     collapse_guard: CollapseGuardSection | None = Field(default_factory=CollapseGuardSection)
     seed: int = Field(0, ge=0, le=2**31 - 1)
     output_dir: str = Field(min_length=1, description="folder for everything the run writes")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _typed(cls, value: object) -> object:
+        """Without this, the error about a missing type would not name those there are."""
+        return {"type": None, **value} if isinstance(value, Mapping) else value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

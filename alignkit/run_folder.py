@@ -6,7 +6,7 @@ events.jsonl    what the trainer reports, append-only: {created_at, level, type,
 checkpoints/    checkpoint-N folders
 adapter/        the trained adapter (or model/ for all weights), whole or absent
 collapse_guard.json   what the untrained model answered like, and the last step that was sound
-canary.json     log-probs by which a server proves that it answers with this adapter
+canary.json     log-probs by which a server proves that it answers with this result
 result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
 """
 

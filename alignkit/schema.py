@@ -18,12 +18,21 @@ def field_issues(error: ValidationError, prefix: str = "") -> list[FieldIssue]:
     """One issue a refused field: its path, what was expected and what was found."""
     issues = []
     for item in error.errors(include_url=False):
-        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in item["loc"])])
+        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in _location(item))])
         issues.append(FieldIssue(path, _sentence(item)))
     return issues
 
 
+def _location(item: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Where the mistake is. pydantic places a wrong choice between sections at the section, not at its `type`."""
+    found: tuple[str | int, ...] = item["loc"]
+    return (*found, "type") if item["type"] == "union_tag_invalid" else found
+
+
 def _sentence(item: Mapping[str, Any]) -> str:
+    if item["type"] == "union_tag_invalid":
+        known = item["ctx"]["expected_tags"].replace("'", "")
+        return f"expected one of {known}, found {_short(item['input'].get('type'))}"
     if item["type"] == "extra_forbidden":
         return "unknown key"
     if item["type"] == "missing":

@@ -89,8 +89,7 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
     if guard is not None and guard.settle():
         metrics = final_metrics(trainer)
     save(trainer, recipe, folder)
-    if recipe.lora is not None:
-        save_canary(trainer, folder)
+    save_canary(trainer, folder)
     if is_main_process():
         state = trainer.state
         result = {

@@ -84,7 +84,9 @@ def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str,
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"method\.type: expected one of f_dpo, dpo, found 'ppo'"):
+    with pytest.raises(
+        RecipeError, match=r"method\.type: expected one of f_dpo, dpo, supervised, found 'ppo'"
+    ):
         spec({}, method="ppo")
 
 
@@ -95,3 +97,14 @@ def test_openais_dpo_is_f_dpo_under_the_reverse_kl() -> None:
     assert "divergence" not in resolved.hyperparameters
     with pytest.raises(RecipeError, match=r"method\.dpo\.hyperparameters\.divergence: unknown key"):
         spec({"divergence": "jeffreys"}, method="dpo")
+
+
+def test_supervised_takes_openais_three() -> None:
+    resolved = spec({"n_epochs": 2, "learning_rate_multiplier": 0.5}, method="supervised")
+    assert resolved.recipe.method.type == "supervised"
+    assert resolved.recipe.training.learning_rate == pytest.approx(1e-4)
+    assert resolved.recipe.training.epochs == 2
+    assert resolved.hyperparameters["batch_size"] == 4
+    assert "auto" not in resolved.hyperparameters.values()
+    with pytest.raises(RecipeError, match=r"method\.supervised\.hyperparameters\.beta: unknown key"):
+        spec({"beta": 0.1}, method="supervised")

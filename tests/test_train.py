@@ -18,6 +18,7 @@ from alignkit.evaluate.run import evaluate_run
 from alignkit.launch import launch_command
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
+from tests.completion import write_completions
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
 
@@ -119,6 +120,26 @@ def test_accelerate_repeats_the_written_recipe_exactly(finished: Path) -> None:
     )
     assert second == pytest.approx(first, rel=1e-5)
     assert (finished / "result.json").exists()
+
+
+@pytest.mark.parametrize("lora", [{"r": 4}, None], ids=["lora", "full"])
+def test_supervised(workplace: Path, lora: dict[str, Any] | None) -> None:
+    output = workplace / f"supervised-{'lora' if lora else 'full'}"
+    files = {
+        "train": str(write_completions(workplace / "chat.jsonl")),
+        "validation": str(write_completions(workplace / "chat-held-out.jsonl", count=3, start=50)),
+        "max_length": 128,
+    }
+    path = recipe_file(workplace, output, data=files, method={"type": "supervised"}, lora=lora)
+    assert train.main([str(path)]) == 0
+    losses = [event["data"]["valid_loss"] for event in events(output) if "valid_loss" in event["data"]]
+    assert losses[-1] < losses[0]
+    result = RunFolder(output).read_result()
+    assert result is not None
+    assert {"valid_loss", "valid_mean_token_accuracy", "valid_entropy"} <= result["metrics"].keys()
+    canary = json.loads((output / "canary.json").read_text())
+    assert len(canary["adapter_logprobs"]) == len(canary["completion_token_ids"]) > 0
+    assert (canary["base_logprobs"] is None) == (lora is None)
 
 
 def test_full_weights_give_a_model(workplace: Path) -> None:

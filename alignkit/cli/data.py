@@ -12,7 +12,7 @@ from alignkit.errors import DataError
 app = typer.Typer(help="Check and preview training data.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(help="JSON Lines, plain or gzipped")]
 Model = Annotated[str | None, typer.Option(help="imported base model, folder or hub id, for token counts")]
-Method = Annotated[str, typer.Option(help="f_dpo")]
+Method = Annotated[str, typer.Option(help="method the file is for, such as f_dpo or supervised")]
 MaxLength = Annotated[int, typer.Option(min=16, help="tokens at which training cuts")]
 
 
@@ -28,6 +28,7 @@ def check(
     """Check every row; with --model, count tokens too. Exits with 1 if a row cannot be used."""
     from alignkit.data.dataset import load_rows
     from alignkit.data.rendering import render_report, render_statistics
+    from alignkit.data.schemas import schema_for
     from alignkit.data.statistics import describe_rows
     from alignkit.data.tokens import load_tokenizer
     from alignkit.data.validation import check_file
@@ -41,11 +42,9 @@ def check(
     if model:
         held_out = load_rows(validation, method) if validation else []
         tokenizer = load_tokenizer(_model_path(model, home))
-        console.print(
-            render_statistics(
-                describe_rows(load_rows(file, method), tokenizer, max_length=max_length, held_out=held_out)
-            )
-        )
+        rows, schema = load_rows(file, method), schema_for(method)
+        found = describe_rows(rows, tokenizer, schema, max_length=max_length, held_out=held_out)
+        console.print(render_statistics(found))
 
 
 @app.command()
@@ -61,11 +60,13 @@ def preview(
     from alignkit.data.dataset import load_rows
     from alignkit.data.preview import preview_row
     from alignkit.data.rendering import render_preview
+    from alignkit.data.schemas import schema_for
     from alignkit.data.tokens import load_tokenizer
 
-    tokenizer = load_tokenizer(_model_path(model, home))
+    tokenizer, schema = load_tokenizer(_model_path(model, home)), schema_for(method)
     for number, row in enumerate(load_rows(file, method)[:rows], start=1):
-        Console().print(render_preview(f"row {number}", preview_row(row, tokenizer, max_length=max_length)))
+        preview = preview_row(row, tokenizer, schema, max_length=max_length)
+        Console().print(render_preview(f"row {number}", preview))
 
 
 def _model_path(model: str, home: Path | None) -> str:

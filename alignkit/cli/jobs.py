@@ -61,7 +61,7 @@ def client_error(error: Exception) -> str | None:
 def submit(
     training_file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="base model")],
-    method: Annotated[str, typer.Option(help="f_dpo")] = "f_dpo",
+    method: Annotated[str, typer.Option(help="such as f_dpo or supervised")] = "f_dpo",
     validation_file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     param: Annotated[
         list[str] | None, typer.Option("--param", "-p", help="hyperparameter, name=value")

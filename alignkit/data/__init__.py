@@ -1,10 +1,13 @@
-"""Preference data: forms, validation, statistics and preview. What is named here imports neither torch nor TRL."""
+"""Training data: forms, validation, statistics and preview. What is named here imports neither torch nor TRL."""
 
+from alignkit.data.completion_forms import parse_completion
+from alignkit.data.completions import CompletionRow
 from alignkit.data.dataset import load_rows, to_trl
 from alignkit.data.formats import Message, PreferenceRow, RowError, parse_preference
 from alignkit.data.validation import FileReport, LineIssue, check_file
 
 __all__ = [
+    "CompletionRow",
     "FileReport",
     "LineIssue",
     "Message",
@@ -12,6 +15,7 @@ __all__ = [
     "RowError",
     "check_file",
     "load_rows",
+    "parse_completion",
     "parse_preference",
     "to_trl",
 ]

@@ -11,8 +11,8 @@ from alignkit.data.validation import Inspection
 from alignkit.errors import DataError
 
 
-def load_rows(path: Path, method: str) -> list[PreferenceRow]:
-    """Every row of `path`; raises DataError with the whole report if one cannot be used."""
+def load_rows(path: Path, method: str) -> list[Any]:
+    """Every row of `path`, of the method's kind; raises DataError with the whole report if one cannot be used."""
     return read_rows(path, schema_for(method))
 
 

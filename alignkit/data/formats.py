@@ -1,9 +1,9 @@
 """The forms a preference row may have, recognised by their keys and turned into one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from alignkit.data.forms import Form, parse_row
 from alignkit.data.messages import (
     MESSAGES,
     TURNS,
@@ -12,10 +12,11 @@ from alignkit.data.messages import (
     parse_content,
     parse_prompt,
     parse_tools,
+    with_system,
 )
-from alignkit.data.nodes import Node, RowError, printable
+from alignkit.data.nodes import Node, RowError
 
-__all__ = ["PREFERENCE_FORMS", "Form", "Message", "PreferenceRow", "RowError", "parse_preference"]
+__all__ = ["PREFERENCE_FORMS", "Message", "PreferenceRow", "RowError", "parse_preference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,45 +29,12 @@ class PreferenceRow:
     tools: list[dict[str, Any]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A recognisable form of row: the keys it must have, those it may have, and its parser."""
-
-    name: str
-    required: frozenset[str]
-    optional: frozenset[str]
-    parse: Callable[[Node], PreferenceRow]
-
-
 def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceRow:
     """A row in OpenAI's, TRL's or ShareGPT's form; raises RowError.
 
     The names of keys that play no part are added to `unused`.
     """
-    node = Node(row, unused=set() if unused is None else unused)
-    form = _recognise(node)
-    return form.parse(node.as_object("an object", form.required | form.optional))
-
-
-def _recognise(node: Node) -> Form:
-    if not isinstance(node.value, dict):
-        raise node.refuse("an object")
-    for form in PREFERENCE_FORMS:
-        if form.required <= node.value.keys():
-            return form
-    raise _nearest(node)
-
-
-def _nearest(node: Node) -> RowError:
-    """The error that helps most: the first key that the row lacks of the form it comes closest to."""
-    keys = node.value.keys()
-    best = min(PREFERENCE_FORMS, key=lambda form: (len(form.required - keys), -len(form.required & keys)))
-    if best.required & keys:
-        missing = min(best.required - keys)
-        return node.at(missing).refuse(f"the key of a row in {best.name}'s form")
-    forms = "; ".join(f"{form.name}: {', '.join(sorted(form.required))}" for form in PREFERENCE_FORMS)
-    found = ", ".join(printable(key, 20) for key in sorted(keys)[:6])
-    return node.refuse(f"the keys of a preference row ({forms})", f"the keys {found}" if found else None)
+    return parse_row(row, unused, PREFERENCE_FORMS, "preference")
 
 
 def _openai(row: Node) -> PreferenceRow:
@@ -80,18 +48,23 @@ def _openai(row: Node) -> PreferenceRow:
 
 
 def _trl(row: Node) -> PreferenceRow:
-    prompt = row.at("prompt")
     return PreferenceRow(
-        prompt=[{"role": "user", "content": parse_content(prompt)}]
-        if isinstance(prompt.value, str)
-        else parse_prompt(_turns(prompt), MESSAGES),
-        chosen=_trl_answer(row.at("chosen")),
-        rejected=_trl_answer(row.at("rejected")),
+        prompt=trl_prompt(row.at("prompt")),
+        chosen=trl_answer(row.at("chosen")),
+        rejected=trl_answer(row.at("rejected")),
         tools=parse_tools(row.at("tools")),
     )
 
 
-def _trl_answer(node: Node) -> list[Message]:
+def trl_prompt(node: Node) -> list[Message]:
+    """TRL's prompt: text, which is a user's turn, or messages."""
+    if isinstance(node.value, str):
+        return [{"role": "user", "content": parse_content(node)}]
+    return parse_prompt(_turns(node), MESSAGES)
+
+
+def trl_answer(node: Node) -> list[Message]:
+    """TRL's answer beside a prompt: text, or messages that do not repeat the prompt."""
     if isinstance(node.value, str):
         return [{"role": "assistant", "content": parse_content(node)}]
     turns = _turns(node)
@@ -130,14 +103,8 @@ def _shared(chosen: list[Message], rejected: list[Message]) -> int:
 
 def _sharegpt(row: Node) -> PreferenceRow:
     turns = row.at("conversations").entries("an array of turns")
-    prompt = parse_prompt(turns, TURNS)
-    system = row.at("system")
-    if system.given and system.value != "":
-        if prompt[0]["role"] == "system":
-            raise turns[0].at("from").refuse("no system turn beside the key 'system'")
-        prompt.insert(0, {"role": "system", "content": system.text()})
     return PreferenceRow(
-        prompt=prompt,
+        prompt=with_system(row.at("system"), turns, parse_prompt(turns, TURNS)),
         chosen=parse_answer([row.at("chosen")], TURNS),
         rejected=parse_answer([row.at("rejected")], TURNS),
     )
@@ -147,7 +114,7 @@ def _turns(node: Node) -> list[Node]:
     return node.entries("an array of messages")
 
 
-PREFERENCE_FORMS: tuple[Form, ...] = (
+PREFERENCE_FORMS: tuple[Form[PreferenceRow], ...] = (
     Form("OpenAI", frozenset({"input", "preferred_output", "non_preferred_output"}), frozenset(), _openai),
     Form("ShareGPT", frozenset({"conversations", "chosen", "rejected"}), frozenset({"system"}), _sharegpt),
     Form("TRL", frozenset({"prompt", "chosen", "rejected"}), frozenset({"tools"}), _trl),

@@ -55,9 +55,18 @@ def parse_answer(turns: Sequence[Node], style: Style) -> list[Message]:
     return messages
 
 
-def parse_message(node: Node) -> Message:
-    """A message as OpenAI and TRL write it."""
-    node.as_object('a message {"role": …, "content": …}', MESSAGE_KEYS)
+def with_system(system: Node, turns: Sequence[Node], messages: list[Message]) -> list[Message]:
+    """ShareGPT's messages, after the system text that may stand beside them."""
+    if not system.given or system.value == "":
+        return messages
+    if messages[0]["role"] == "system":
+        raise turns[0].at("from").refuse("no system turn beside the key 'system'")
+    return [{"role": "system", "content": system.text()}, *messages]
+
+
+def parse_message(node: Node, more_keys: frozenset[str] = frozenset()) -> Message:
+    """A message as OpenAI and TRL write it; the caller uses `more_keys`."""
+    node.as_object('a message {"role": …, "content": …}', MESSAGE_KEYS | more_keys)
     role = node.at("role")
     if role.value not in ROLES:
         raise role.refuse(f"one of {', '.join(ROLES)}")

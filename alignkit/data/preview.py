@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from alignkit.data.formats import PreferenceRow
-from alignkit.data.tokens import render_pair
+from alignkit.data.schemas import Row, RowSchema
+from alignkit.data.tokens import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +22,28 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class RowPreview:
-    """Both sequences of a pair."""
+    """The sequences that a row is trained on, by name."""
 
-    chosen: list[Segment]
-    rejected: list[Segment]
+    sequences: dict[str, list[Segment]]
     dropped: bool = False
-    """Whether the trainer leaves the row out, since its prompt alone fills max_length."""
+    """Whether the trainer leaves the row out, since nothing that carries loss is within max_length."""
 
 
-def preview_row(row: PreferenceRow, tokenizer: Any, *, max_length: int) -> RowPreview:
-    """Segments of both sequences of `row`; raises DataError as render_pair does."""
-    pair = render_pair(row, tokenizer)
-    start, dropped = len(pair.prompt), pair.dropped_at(max_length)
-
-    def segments(answer: list[int]) -> list[Segment]:
-        return list(_segments(pair.prompt + answer, start, max_length, tokenizer))
-
-    return RowPreview(segments(pair.chosen), segments(pair.rejected), dropped)
+def preview_row(row: Row, tokenizer: Any, schema: RowSchema[Row], *, max_length: int) -> RowPreview:
+    """Segments of every sequence of `row`; raises DataError as the schema's render does."""
+    sequences = schema.render(row, tokenizer)
+    return RowPreview(
+        {sequence.name: list(_segments(sequence, max_length, tokenizer)) for sequence in sequences},
+        dropped=all(sequence.dropped_at(max_length) for sequence in sequences),
+    )
 
 
-def _segments(ids: list[int], start: int, max_length: int, tokenizer: Any) -> Iterator[Segment]:
-    """The sequence, split where loss starts and where truncation cuts."""
+def _segments(sequence: TokenSequence, max_length: int, tokenizer: Any) -> Iterator[Segment]:
+    """The sequence, split where loss starts and ends and where truncation cuts."""
+    ids = sequence.ids
     kept = min(max_length, len(ids))
-    bounds = sorted({0, min(start, kept), kept, max(start, kept), len(ids)})
+    edges = {edge for run in sequence.learned for edge in run if edge < kept}
+    bounds = sorted({0, kept, len(ids), *edges})
     whole = _decode(ids, tokenizer)
     shown = 0
     for begin, end in pairwise(bounds):
@@ -52,7 +51,8 @@ def _segments(ids: list[int], start: int, max_length: int, tokenizer: Any) -> It
         # character whose bytes lie on both sides belongs to the later segment.
         until = _shared(_decode(ids[:end], tokenizer), whole)
         cut = begin >= kept
-        yield Segment(whole[shown:until], end - begin, begin >= start and not cut, cut)
+        learned = any(start <= begin < stop for start, stop in sequence.learned)
+        yield Segment(whole[shown:until], end - begin, learned and not cut, cut)
         shown = until
 
 

@@ -24,18 +24,18 @@ def render_statistics(found: DatasetStatistics) -> RenderableType:
     lengths = Table("tokens")
     for name in ("p50", "p90", "p99", "max"):
         lengths.add_column(name, justify="right")
+    longest = "longer answer" if len(found.answers) > 1 else "answer"
     for label, row in (
         ("prompt", found.prompt),
-        ("chosen", found.chosen),
-        ("rejected", found.rejected),
-        ("prompt and longer answer", found.total),
+        *found.answers.items(),
+        (f"prompt and {longest}", found.total),
     ):
         lengths.add_row(label, *(f"{cell:,}" for cell in (row.p50, row.p90, row.p99, row.maximum)))
     return Group(
         lengths,
         _line(f"cut at {found.max_length:,} tokens", found.truncated, found.truncated_share),
-        _line("dropped, the prompt alone is that long", found.prompt_fills, found.prompt_fills_share),
-        _line("chosen equal to rejected", found.identical),
+        _line("dropped, nothing that carries loss is left", found.dropped, found.dropped_share),
+        _line(found.idle_words, found.idle),
         _line("repeating an earlier row", found.duplicates),
         _line("with the prompt of an earlier row", found.duplicate_prompts),
         _line("rows the validation file has too", found.overlap),
@@ -44,14 +44,15 @@ def render_statistics(found: DatasetStatistics) -> RenderableType:
 
 
 def render_preview(title: str, preview: RowPreview) -> RenderableType:
-    """Both sequences: loss in green, context dim, what truncation cuts struck through."""
+    """Every sequence: loss in green, context dim, what truncation cuts struck through."""
     panels = [
         Panel(_text(segments), title=Text(f"{title} · {side}"), title_align="left")
-        for side, segments in (("chosen", preview.chosen), ("rejected", preview.rejected))
+        for side, segments in preview.sequences.items()
     ]
     if not preview.dropped:
         return Group(*panels)
-    return Group(*panels, Text(f"{title} is dropped: its prompt alone fills max_length", style="yellow"))
+    reason = "nothing that carries loss is within max_length"
+    return Group(*panels, Text(f"{title} is dropped: {reason}", style="yellow"))
 
 
 def visible(text: str) -> str:

@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
-from alignkit.data.formats import PreferenceRow
-from alignkit.data.tokens import PairTokens, render_pair
+from alignkit.data.schemas import Row, RowSchema
+from alignkit.data.tokens import TokenSequence, render_rows
 from alignkit.errors import DataError
 
 
@@ -28,17 +28,18 @@ class DatasetStatistics:
 
     rows: int
     prompt: Lengths
-    chosen: Lengths
-    rejected: Lengths
+    answers: dict[str, Lengths]
+    """By the name of the sequence: tokens from the first that carries loss on."""
     total: Lengths
-    """Of prompt and the longer answer."""
+    """Of a row's longest sequence."""
     max_length: int
     truncated: int
-    """Rows of which at least one answer is cut, dropped ones included."""
-    prompt_fills: int
-    """Of these, rows whose prompt alone reaches max_length; the trainer drops them."""
-    identical: int
-    """Rows with chosen equal to rejected."""
+    """Rows of which at least one sequence is cut, dropped ones included."""
+    dropped: int
+    """Rows of which no sequence has a token with loss within max_length; the trainer leaves them out."""
+    idle: int
+    """Rows that teach nothing, for the reason in `idle_words`."""
+    idle_words: str
     duplicates: int
     """Rows that repeat an earlier one whole."""
     duplicate_prompts: int
@@ -54,30 +55,36 @@ class DatasetStatistics:
         return self.truncated / self.rows
 
     @property
-    def prompt_fills_share(self) -> float:
+    def dropped_share(self) -> float:
         """The share of rows that are dropped, from 0 to 1."""
-        return self.prompt_fills / self.rows
+        return self.dropped / self.rows
 
 
 def describe_rows(
-    rows: Sequence[PreferenceRow], tokenizer: Any, *, max_length: int, held_out: Sequence[PreferenceRow] = ()
+    rows: Sequence[Row],
+    tokenizer: Any,
+    schema: RowSchema[Row],
+    *,
+    max_length: int,
+    held_out: Sequence[Row] = (),
 ) -> DatasetStatistics:
     """Statistics of `rows`; raises DataError where there are none, or the chat template refuses one."""
     if not rows:
         raise DataError("statistics need at least one row")
-    sizes = [_Size.of(pair, max_length) for pair in _rendered(rows, tokenizer)]
-    keys, prompts = [_row_key(row) for row in rows], [_key(row.prompt) for row in rows]
-    other_keys, other_prompts = set(map(_row_key, held_out)), {_key(row.prompt) for row in held_out}
+    rendered = render_rows(rows, tokenizer, schema.render)
+    sizes = [_Size.of(sequences, max_length) for sequences in rendered]
+    keys, prompts = [_row_key(row) for row in rows], [_key(schema.prompt(row)) for row in rows]
+    other_keys, other_prompts = set(map(_row_key, held_out)), {_key(schema.prompt(row)) for row in held_out}
     return DatasetStatistics(
         rows=len(rows),
         prompt=percentiles([size.prompt for size in sizes]),
-        chosen=percentiles([size.chosen for size in sizes]),
-        rejected=percentiles([size.rejected for size in sizes]),
+        answers=_answers(sizes),
         total=percentiles([size.total for size in sizes]),
         max_length=max_length,
         truncated=sum(size.total > max_length for size in sizes),
-        prompt_fills=sum(size.dropped for size in sizes),
-        identical=sum(row.chosen == row.rejected for row in rows),
+        dropped=sum(size.dropped for size in sizes),
+        idle=sum(map(schema.idle, rows)),
+        idle_words=schema.idle_words,
         duplicates=len(keys) - len(set(keys)),
         duplicate_prompts=len(prompts) - len(set(prompts)),
         overlap=sum(key in other_keys for key in keys),
@@ -94,35 +101,33 @@ def percentiles(counts: Sequence[int]) -> Lengths:
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """What is kept of a rendered pair, so that a large file's token ids are never all in memory."""
+    """What is kept of a rendered row, so that a large file's token ids are never all in memory."""
 
     prompt: int
-    chosen: int
-    rejected: int
+    answers: dict[str, int]
     total: int
     dropped: bool
 
     @classmethod
-    def of(cls, pair: PairTokens, max_length: int) -> "_Size":
+    def of(cls, sequences: list[TokenSequence], max_length: int) -> "_Size":
         return cls(
-            len(pair.prompt),
-            len(pair.chosen),
-            len(pair.rejected),
-            pair.longest,
-            pair.dropped_at(max_length),
+            min(sequence.prompt for sequence in sequences),
+            {sequence.name: len(sequence.ids) - sequence.prompt for sequence in sequences},
+            max(len(sequence.ids) for sequence in sequences),
+            all(sequence.dropped_at(max_length) for sequence in sequences),
         )
 
 
-def _rendered(rows: Sequence[PreferenceRow], tokenizer: Any) -> Iterator[PairTokens]:
-    for number, row in enumerate(rows, start=1):
-        try:
-            yield render_pair(row, tokenizer)
-        except DataError as error:
-            raise DataError(f"row {number}: {error}") from error
+def _answers(sizes: list[_Size]) -> dict[str, Lengths]:
+    """By name, in the order in which the names come up."""
+    names = dict.fromkeys(name for size in sizes for name in size.answers)
+    return {
+        name: percentiles([size.answers[name] for size in sizes if name in size.answers]) for name in names
+    }
 
 
-def _row_key(row: PreferenceRow) -> bytes:
-    return _key([row.prompt, row.chosen, row.rejected, row.tools])
+def _row_key(row: Any) -> bytes:
+    return _key([getattr(row, field.name) for field in fields(row)])
 
 
 def _key(value: Any) -> bytes:

@@ -1,8 +1,9 @@
-"""A pair as the trainer sees it: token ids by the model's own chat template, exactly as TRL makes them."""
+"""A row as the trainer sees it: token ids by the model's own chat template; a pair's exactly as TRL makes them."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alignkit.data.formats import Message, PreferenceRow
 from alignkit.errors import DataError, ModelError
@@ -13,6 +14,28 @@ NO_TEMPLATE = (
 )
 
 
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """One of the sequences that a row becomes: its name among them, its ids, and which of these carry loss."""
+
+    name: str
+    ids: list[int]
+    learned: tuple[tuple[int, int], ...]
+    """Start and end of every run of tokens that carry loss, ascending."""
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the first that carries loss."""
+        return self.learned[0][0] if self.learned else len(self.ids)
+
+    def dropped_at(self, max_length: int) -> bool:
+        """Whether a trainer leaves it out: nothing that carries loss is within `max_length`."""
+        return not self.learned or self.prompt >= max_length
+
+
 @dataclass(frozen=True, slots=True)
 class PairTokens:
     """Token ids of one pair: the shared prompt, and the two answers that carry loss."""
@@ -21,14 +44,13 @@ class PairTokens:
     chosen: list[int]
     rejected: list[int]
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer of the two sequences."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
-
-    def dropped_at(self, max_length: int) -> bool:
-        """Whether TRL leaves the row out: its prompt alone fills `max_length`, so no answer would be left."""
-        return len(self.prompt) >= max_length
+    def sequences(self) -> list[TokenSequence]:
+        """Prompt with either answer; the trainer drops the pair where the prompt alone fills max_length."""
+        start = len(self.prompt)
+        return [
+            TokenSequence(name, self.prompt + answer, ((start, start + len(answer)),))
+            for name, answer in (("chosen", self.chosen), ("rejected", self.rejected))
+        ]
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -51,19 +73,33 @@ def render_pair(row: PreferenceRow, tokenizer: Any) -> PairTokens:
     """
     from trl.data_utils import common_prefix_length
 
-    prompt = _ids(row.prompt, row, tokenizer, add_generation_prompt=True)
-    chosen = _ids(row.prompt + row.chosen, row, tokenizer)
-    rejected = _ids(row.prompt + row.rejected, row, tokenizer)
+    prompt = render_messages(row.prompt, row.tools, tokenizer, add_generation_prompt=True)
+    chosen = render_messages(row.prompt + row.chosen, row.tools, tokenizer)
+    rejected = render_messages(row.prompt + row.rejected, row.tools, tokenizer)
     shared = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
     return PairTokens(prompt[:shared], chosen[shared:], rejected[shared:])
 
 
-def _ids(messages: list[Message], row: PreferenceRow, tokenizer: Any, **options: Any) -> list[int]:
+def render_rows(
+    rows: Iterable[Row], tokenizer: Any, render: Callable[[Row, Any], list[TokenSequence]]
+) -> Iterator[list[TokenSequence]]:
+    """The sequences of each row; a DataError of `render` is raised with the row's number, from 1."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield render(row, tokenizer)
+        except DataError as error:
+            raise DataError(f"row {number}: {error}") from error
+
+
+def render_messages(
+    messages: list[Message], tools: list[dict[str, Any]] | None, tokenizer: Any, **options: Any
+) -> list[int]:
+    """Token ids of a conversation; raises DataError where the template refuses it, or there is none."""
     if not tokenizer.chat_template:
         raise DataError(f"the model's tokenizer has {NO_TEMPLATE}")
     try:
         encoded = tokenizer.apply_chat_template(
-            messages, tools=row.tools, tokenize=True, return_dict=True, **options
+            messages, tools=tools, tokenize=True, return_dict=True, **options
         )
     except Exception as error:  # a template is a program of the model's, and may raise anything
         raise DataError(f"the model's chat template refuses the conversation: {error}") from error

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from alignkit.divergences import widen
+from alignkit.kernels.sinkhorn import Gradient, sinkhorn
 from alignkit.losses import checks
 from alignkit.losses.types import SinkhornLoss
 
 Reduction = Literal["sum", "mean"]
-Gradient = Literal["unrolled", "envelope"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean")
 
 
@@ -75,53 +75,30 @@ def transport_loss(
     P starts as exp(-D / epsilon) and takes `iterations` times: rows to sum one, then columns to sum one. The
     marginals are all ones, so that `reduction="sum"` (the paper's) grows with n; "mean" divides by n.
     `gradient="unrolled"` is exact through D and every iteration; "envelope" is sum_ij sg(P_ij) dD_ij: exact for the
-    regularised cost sum P D + epsilon sum P ln P at its optimum, an approximation for L, cheaper in memory.
+    regularised cost sum P D + epsilon sum P ln P at its optimum, an approximation for L, with a cheaper backward.
 
     The entropic bias makes L > 0 between equal sets and, for an epsilon near the largest cost, draws the student's
     rows together. `self_costs` subtracts it: L(q, p) - (L(q, q) + L(p, p)) / 2, zero between equal sets.
     """
-    _check(cost, epsilon, iterations, reduction)
+    _check(cost, reduction)
     rows = cost.shape[0]
-    if rows == 0:
-        return SinkhornLoss(cost.sum(), cost.detach(), cost.detach().sum())
-    plan = _sinkhorn(cost, epsilon=epsilon, iterations=iterations, gradient=gradient)
+    plan = sinkhorn(cost, epsilon=epsilon, iterations=iterations, gradient=gradient)
     loss = plan.cost
     if self_costs is not None:
         for name, own in (("student", self_costs.student), ("teacher", self_costs.teacher)):
             checks.shaped(f"the {name}'s self-cost", own, (rows, rows))
-            loss = loss - _sinkhorn(own, epsilon=epsilon, iterations=iterations, gradient=gradient).cost / 2
+            loss = loss - sinkhorn(own, epsilon=epsilon, iterations=iterations, gradient=gradient).cost / 2
     if reduction == "mean":
-        loss = loss / rows
-    return SinkhornLoss(loss, plan.plan.detach(), plan.residual.detach())
+        loss = loss / max(rows, 1)
+    return SinkhornLoss(loss, plan.plan.detach(), plan.residual)
 
 
-def _check(cost: Tensor, epsilon: float, iterations: int, reduction: str) -> None:
+def _check(cost: Tensor, reduction: str) -> None:
     if cost.dim() != 2 or cost.shape[0] != cost.shape[1]:
         raise ValueError(f"cost must be [n, n], found shape {list(cost.shape)}")
-    checks.positive("epsilon", epsilon)
-    if iterations < 1:
-        raise ValueError(f"iterations must be >= 1, found {iterations}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
 
 
 def _l1(left: Tensor, right: Tensor) -> Tensor:
     return torch.cdist(left, right, p=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    plan: Tensor
-    residual: Tensor
-    cost: Tensor
-
-
-def _sinkhorn(cost: Tensor, *, epsilon: float, iterations: int, gradient: str) -> _Plan:
-    if gradient not in {"unrolled", "envelope"}:
-        raise ValueError(f"gradient must be unrolled or envelope, found {gradient!r}")
-    log_plan = -(cost.detach() if gradient == "envelope" else cost) / epsilon
-    for _ in range(iterations):
-        log_plan = log_plan - log_plan.logsumexp(dim=1, keepdim=True)
-        log_plan = log_plan - log_plan.logsumexp(dim=0, keepdim=True)
-    plan = log_plan.exp()
-    return _Plan(plan, (plan.sum(dim=1) - 1).abs().max(), (plan * cost).sum())

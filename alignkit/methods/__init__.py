@@ -2,9 +2,10 @@
 
 from alignkit.methods.base import Hyperparameters, Method, RunContext
 from alignkit.methods.f_dpo import DPO, F_DPO
+from alignkit.methods.supervised import SUPERVISED
 from alignkit.schema import Section
 
-METHODS: dict[str, Method] = {method.name: method for method in (F_DPO, DPO)}
+METHODS: dict[str, Method] = {method.name: method for method in (F_DPO, DPO, SUPERVISED)}
 """By `method.type` of a job. A recipe's `method.type` is the `type` of the method's section."""
 
 __all__ = ["METHODS", "Hyperparameters", "Method", "RunContext", "method_of"]

@@ -1,7 +1,7 @@
 """f-DPO, and OpenAI's `dpo`, which is f-DPO under the reverse KL."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -94,7 +94,7 @@ def build(context: RunContext) -> Any:
     from alignkit.trainers import FDPOConfig, FDPOTrainer
 
     recipe = context.recipe
-    method: FDPOSection = recipe.method
+    method = cast(FDPOSection, recipe.method)
     config = FDPOConfig(
         **training_arguments(recipe, context.checkpoints),
         max_length=recipe.data.max_length,

@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer
 from alignkit import divergences
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import PreferenceLoss, f_dpo_loss
-from alignkit.trainers.metrics import ItemMetrics
+from alignkit.trainers.item_log import ItemLog
 
 _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 _REFUSED_TRL_OPTIONS = {
@@ -65,7 +65,7 @@ class FDPOConfig(DPOConfig):
             raise ValueError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
 
 
-class FDPOTrainer(DPOTrainer):
+class FDPOTrainer(ItemLog, DPOTrainer):
     """DPOTrainer whose loss is `losses.f_dpo_loss` under `args.divergence`.
 
     Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and
@@ -82,7 +82,6 @@ class FDPOTrainer(DPOTrainer):
         self.divergence = divergences.get(config.divergence, **params)
         self.effective_beta = config.beta / (self.divergence.curvature if config.match_curvature else 1.0)
         self._held_out_reference: dict[int, tuple[Tensor, Tensor]] = {}
-        self._items = {"train": ItemMetrics(), "eval": ItemMetrics()}
 
     def _fuse_heads(self) -> None:
         """Put alignkit's head in TRL's place: completion tokens only, one pass while the head is frozen."""
@@ -142,16 +141,6 @@ class FDPOTrainer(DPOTrainer):
             self._held_out_reference[key] = self.compute_ref_log_probs(reference, inputs)
         return self._held_out_reference[key]
 
-    def _require_finite(self, losses: Tensor, inputs: dict[str, Tensor]) -> None:
-        finite = torch.isfinite(losses.detach())
-        if bool(finite.all()):
-            return
-        rows = (~finite).nonzero().flatten().tolist()
-        texts = [self._tokenizer.decode(inputs["input_ids"][row])[:200] for row in rows[:3]]
-        raise FloatingPointError(
-            f"the loss is not finite at step {self.state.global_step}, rows {rows} of the batch, which begin: {texts}"
-        )
-
     def _record(
         self,
         preference: PreferenceLoss,
@@ -196,19 +185,6 @@ class FDPOTrainer(DPOTrainer):
         self._items[self._mode].add_ratio("mean_token_accuracy", right, chosen_tokens)
         if self._mode == "train":
             self._total_train_tokens += int(seen)
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the item means gathered since the last call, prefixed `eval_` in evaluation."""
-        prefix = "eval_" if self._mode == "eval" else ""
-        metrics = self._items[self._mode].take()
-        if metrics:
-            metrics["num_tokens"] = float(self._total_train_tokens)
-        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
-        super().log(logs, start_time)
 
 
 def _bytes(values: Tensor) -> bytes:

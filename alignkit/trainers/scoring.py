@@ -13,6 +13,8 @@ from transformers import GenerationConfig
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
 
+from alignkit.data.completions import IGNORED
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -62,7 +64,7 @@ def token_logps(trainer: Any, answers: Sequence[Answer], *, reference: bool = Fa
         return None
     width = max(len(answer.prompt) + len(answer.tokens) for answer in answers)
     ids = torch.full((len(answers), width), trainer.processing_class.pad_token_id)
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORED)
     mask = torch.zeros_like(ids)
     for row, answer in enumerate(answers):
         start, end = len(answer.prompt), len(answer.prompt) + len(answer.tokens)
@@ -125,7 +127,7 @@ def answer_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
     """
     if "prompt_ids" in row:
         return list(row["prompt_ids"]), list(row.get("chosen_ids", []))
-    ids, learned = row["input_ids"], [label != -100 for label in row["labels"]]
+    ids, learned = row["input_ids"], [label != IGNORED for label in row["labels"]]
     start = learned.index(True)
     end = learned.index(False, start) if False in learned[start:] else len(ids)
     return list(ids[:start]), list(ids[start:end])

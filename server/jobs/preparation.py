@@ -111,16 +111,8 @@ def _no_model(name: str, bases: list[str]) -> ApiError:
 def _method(request: JobRequest) -> tuple[str, dict[str, Any]]:
     """The method's name and the hyperparameters as given; without a method, supervised as at OpenAI."""
     method, known = request.method, ", ".join(METHODS)
-    if method is None and SUPERVISED in METHODS:
-        return SUPERVISED, request.hyperparameters or {}
     if method is None:
-        raise ApiError(
-            400,
-            f'Missing required parameter: \'method\', such as {{"type": "{next(iter(METHODS))}"}}; '
-            f"the methods are {known}.",
-            param="method",
-            code="missing_required_parameter",
-        )
+        return SUPERVISED, request.hyperparameters or {}
     if request.hyperparameters is not None:
         raise ApiError(
             400,

@@ -12,7 +12,7 @@ from typing import Any
 from alignkit.data.preview import preview_row
 from alignkit.data.reading import iter_lines
 from alignkit.data.schemas import schema_for
-from alignkit.data.tokens import load_tokenizer, render_pair
+from alignkit.data.tokens import load_tokenizer
 from alignkit.data.validation import Inspection
 from alignkit.errors import DataError, ModelError
 from server.errors import ApiError
@@ -31,14 +31,16 @@ def preview(request: PreviewRequest, prepared: PreparedJob, services: Services) 
     """The rows asked for, rendered."""
     tokenizer = _tokenizer(services.catalog.path(request.model))
     max_length = int(prepared.recipe["data"]["max_length"])
-    shown = []
+    schema, shown = schema_for(prepared.method), []
     for index, row in islice(_rows(prepared), request.offset, request.offset + request.rows):
         try:
-            fields = asdict(preview_row(row, tokenizer, max_length=max_length))
+            found = preview_row(row, tokenizer, schema, max_length=max_length)
         except DataError as error:
             raise _refused(index, error) from error
-        dropped = fields.pop("dropped")
-        shown.append(PreviewRow(index=index, dropped=dropped, sequences=fields))
+        sequences = {name: [asdict(part) for part in parts] for name, parts in found.sequences.items()}
+        shown.append(
+            PreviewRow.model_validate({"index": index, "dropped": found.dropped, "sequences": sequences})
+        )
     return PreviewObject(model=request.model, method=prepared.method, max_length=max_length, rows=shown)
 
 
@@ -47,17 +49,17 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
     tokenizer = _tokenizer(services.catalog.path(prepared.request.model))
     rows, training = prepared.train_rows, prepared.recipe["training"]
     max_length = int(prepared.recipe["data"]["max_length"])
-    sampled, dropped, tokens = 0, 0, 0
+    schema, sampled, dropped, tokens = schema_for(prepared.method), 0, 0, 0
     for index, row in islice(_rows(prepared), 0, None, max(1, rows // SAMPLE_ROWS)):
         try:
-            pair = render_pair(row, tokenizer)
+            sequences = schema.render(row, tokenizer)
         except DataError as error:
             raise _refused(index, error) from error
         sampled += 1
-        if pair.dropped_at(max_length):
+        if all(sequence.dropped_at(max_length) for sequence in sequences):
             dropped += 1
             continue
-        tokens += sum(min(len(pair.prompt) + len(end), max_length) for end in (pair.chosen, pair.rejected))
+        tokens += sum(min(len(sequence.ids), max_length) for sequence in sequences)
     kept = rows - round(rows * dropped / sampled)
     steps, passes = _steps(kept, training)
     total = round(tokens / sampled * rows * passes)

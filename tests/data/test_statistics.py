@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
+from alignkit.data.completion_forms import parse_completion
+from alignkit.data.completions import CompletionRow, render_completion
 from alignkit.data.formats import PreferenceRow, parse_preference
+from alignkit.data.schemas import COMPLETION, PREFERENCE
 from alignkit.data.statistics import Lengths, describe_rows, percentiles
 from alignkit.data.tokens import render_pair
 from alignkit.errors import DataError
+from tests import completion
 from tests.preference import row
 
 ROWS = [parse_preference(row(index)) for index in range(6)]
@@ -18,27 +22,28 @@ EQUAL = PreferenceRow(ROWS[0].prompt, ROWS[0].chosen, ROWS[0].chosen)
 def test_repeats_and_overlap(tokenizer: Any) -> None:
     same_prompt = PreferenceRow(ROWS[3].prompt, ROWS[4].chosen, ROWS[4].rejected)
     found = describe_rows(
-        [*ROWS, ROWS[1], EQUAL], tokenizer, max_length=512, held_out=[ROWS[2], EQUAL, same_prompt]
+        [*ROWS, ROWS[1], EQUAL], tokenizer, PREFERENCE, max_length=512, held_out=[ROWS[2], EQUAL, same_prompt]
     )
-    assert (found.rows, found.identical, found.duplicates, found.duplicate_prompts) == (8, 1, 1, 2)
+    assert (found.rows, found.idle, found.duplicates, found.duplicate_prompts) == (8, 1, 1, 2)
     assert found.overlap == 2  # row 2 and the equal one
     assert found.prompt_overlap == 4  # and rows 0 and 3 by their prompts
     tools = PreferenceRow(ROWS[0].prompt, ROWS[0].chosen, ROWS[0].rejected, tools=[{"type": "function"}])
-    assert describe_rows([ROWS[0], tools], tokenizer, max_length=512).duplicates == 0
+    assert describe_rows([ROWS[0], tools], tokenizer, PREFERENCE, max_length=512).duplicates == 0
 
 
 def test_lengths_and_truncation(tokenizer: Any) -> None:
     long = PreferenceRow([{"role": "user", "content": "long " * 200}], ROWS[0].chosen, ROWS[0].rejected)
     pairs = [render_pair(one, tokenizer) for one in [*ROWS, long]]
-    limit = max(pair.longest for pair in pairs[:-1]) - 1
-    found = describe_rows([*ROWS, long], tokenizer, max_length=limit)
-    assert found.truncated == sum(pair.longest > limit for pair in pairs) > 1
-    assert found.prompt_fills == 1
+    longest = [max(len(sequence.ids) for sequence in pair.sequences()) for pair in pairs]
+    limit = max(longest[:-1]) - 1
+    found = describe_rows([*ROWS, long], tokenizer, PREFERENCE, max_length=limit)
+    assert found.truncated == sum(length > limit for length in longest) > 1
+    assert found.dropped == 1
     assert found.truncated_share == found.truncated / 7
-    assert found.prompt_fills_share == pytest.approx(1 / 7)
-    assert found.total.maximum == pairs[-1].longest
+    assert found.dropped_share == pytest.approx(1 / 7)
+    assert found.total.maximum == longest[-1]
     assert found.prompt.p50 == sorted(len(pair.prompt) for pair in pairs)[3]
-    assert describe_rows(ROWS, tokenizer, max_length=limit + 1).truncated == 0
+    assert describe_rows(ROWS, tokenizer, PREFERENCE, max_length=limit + 1).truncated == 0
 
 
 def test_percentiles_are_counts_that_occur() -> None:
@@ -51,7 +56,25 @@ def test_percentiles_are_counts_that_occur() -> None:
 
 def test_a_row_that_the_template_refuses_is_named(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="at least one row"):
-        describe_rows([], tokenizer, max_length=512)
+        describe_rows([], tokenizer, PREFERENCE, max_length=512)
     bad = PreferenceRow([{"role": "user"}], ROWS[0].chosen, ROWS[0].rejected)
     with pytest.raises(DataError, match=r"^row 2: the model's chat template refuses the conversation"):
-        describe_rows([ROWS[0], bad], tokenizer, max_length=512)
+        describe_rows([ROWS[0], bad], tokenizer, PREFERENCE, max_length=512)
+
+
+def test_completion_rows(tokenizer: Any) -> None:
+    rows = [parse_completion(completion.row(index)) for index in range(5)]
+    idle = CompletionRow(rows[0].messages, ())
+    sequences = [render_completion(one, tokenizer)[0] for one in rows]
+    limit = sequences[0].prompt
+    found = describe_rows([*rows, rows[1], idle], tokenizer, COMPLETION, max_length=limit, held_out=rows[2:3])
+    assert (found.rows, found.idle, found.duplicates, found.overlap) == (7, 1, 1, 1)
+    assert found.idle_words == "no turn that carries loss"
+    assert found.dropped == 2 + sum(sequence.prompt >= limit for sequence in sequences[1:]) + (
+        sequences[1].prompt >= limit
+    )
+    assert found.truncated == 7
+    assert list(found.answers) == ["answer"]
+    assert found.total.maximum == max(len(sequence.ids) for sequence in sequences)
+    longest = max(len(sequence.ids) - sequence.prompt for sequence in sequences)
+    assert found.answers["answer"].maximum == longest

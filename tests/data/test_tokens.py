@@ -77,9 +77,11 @@ def test_prompt_and_answer_are_the_whole_conversation(tokenizer: Any) -> None:
     pair = render_pair(row, tokenizer)
     assert tokenizer.decode(pair.prompt) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(pair.rejected) == "no, never<|im_end|>\n"
-    assert pair.longest == len(pair.prompt) + len(pair.rejected)
-    assert pair.dropped_at(len(pair.prompt))
-    assert not pair.dropped_at(len(pair.prompt) + 1)
+    sequence = pair.sequences()[1]
+    assert (sequence.name, sequence.ids) == ("rejected", pair.prompt + pair.rejected)
+    assert sequence.learned == ((len(pair.prompt), len(sequence.ids)),)
+    assert sequence.dropped_at(len(pair.prompt))
+    assert not sequence.dropped_at(len(pair.prompt) + 1)
 
 
 def test_a_template_that_is_missing_or_refuses_is_told(tokenizer: Any) -> None:

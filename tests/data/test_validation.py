@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from alignkit.data.validation import FileReport, check_file
 from alignkit.errors import DataError
+from tests.completion import write_completions
 from tests.preference import row, write_pairs
 
 GOOD = json.dumps(row(1))
@@ -227,3 +228,21 @@ def test_a_file_of_nothing_but_bad_lines_is_given_up_on(tmp_path: Path) -> None:
     assert not report.ok
     assert (report.rows, report.bad_rows, len(report.issues)) == (10_000, 10_000, 20)
     assert "the first 10,000 rows hold 10,000 that cannot be used" in report.summary()
+
+
+@pytest.mark.parametrize("method", ["supervised", "sinkd", "bd_kd"])
+def test_methods_without_pairs_take_completions_and_the_preferred_side_of_pairs(
+    tmp_path: Path, method: str
+) -> None:
+    report = check_file(write_completions(tmp_path / "chat.jsonl"), method)
+    assert (report.ok, report.rows, report.notices) == (True, 12, ())
+    pairs = check_file(write_pairs(tmp_path / "pairs.jsonl"), method)
+    assert pairs.ok
+    assert pairs.notices == ("keys that are not used: non_preferred_output",)
+    idle = tmp_path / "idle.jsonl"
+    idle.write_text(
+        (tmp_path / "chat.jsonl").read_text().replace("}]}", ', "weight": 0}]}'), encoding="utf-8"
+    )
+    assert check_file(idle, method).problem == (
+        "every row has no turn that carries loss, so there is nothing to learn"
+    )

@@ -289,7 +289,7 @@ def test_no_row_is_a_differentiable_zero(debiased: bool, reduction: str) -> None
         ({"epsilon": -0.1}, "epsilon must be a finite number > 0, found -0.1"),
         ({"iterations": 0}, "iterations must be >= 1, found 0"),
         ({"reduction": "total"}, "reduction must be one of sum, mean, found 'total'"),
-        ({"gradient": "implicit"}, "gradient must be .*unrolled.*envelope.*found 'implicit'"),
+        ({"gradient": "implicit"}, "gradient must be one of unrolled, envelope, found 'implicit'"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:

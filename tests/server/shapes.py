@@ -9,12 +9,14 @@ from typing import Any
 import pydantic
 from openai import BaseModel as ClientModel
 
+from alignkit.methods import Hyperparameters
+
+OWN_HYPERPARAMETERS = set(Hyperparameters.model_fields)
 OWN_FIELDS = {
     "FineTuningJob": {"queue_position"},
     "Model": {"parent", "kind"},
-    "DpoHyperparameters": {"checkpoint_interval", "eval_interval", "lora_alpha", "lora_rank", "max_length"}
-    | {"max_steps", "micro_batch_size", "on_collapse", "warmup_steps"},
-    "Metrics": {"train_rewards_margins", "valid_rewards_margins"},
+    "DpoHyperparameters": OWN_HYPERPARAMETERS,
+    "SupervisedHyperparameters": OWN_HYPERPARAMETERS,
 }
 """Fields beyond OpenAI's, by the client's class."""
 PAGE_FIELDS = {"object", "first_id", "last_id"}

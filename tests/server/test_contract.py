@@ -12,6 +12,7 @@ from server.models.names import model_name
 from tests.server.shapes import conforms
 from tests.server.support import BASE_MODEL, Running, method, pairs
 
+CHAT = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n' * 4
 DPO: Any = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1}}}
 
 
@@ -60,6 +61,8 @@ def test_every_call_of_the_sync_client(service: Running, client: OpenAI, project
     )
     keep(jobs.retrieve(job.id))
     keep(jobs.list(metadata={"a": "b"}))
+    chats = client.files.create(file=("chats.jsonl", CHAT), purpose="fine-tune").id
+    keep(jobs.create(model=BASE_MODEL, training_file=chats, hyperparameters={"n_epochs": 1}))
     jobs.pause(job.id)  # its status is in OpenAI's examples, not in the client's list
     keep(jobs.resume(job.id))
     checkpoint = finish(service, job.id, project)

@@ -7,10 +7,6 @@ import openai
 import pytest
 from openai import OpenAI
 
-from alignkit.errors import FieldIssue, RecipeError
-from server.errors import ApiError
-from server.jobs import preparation
-from server.jobs.schemas import JobRequest
 from tests.server.support import BASE_MODEL, Running, create_job, method, upload
 
 
@@ -100,44 +96,35 @@ def test_the_same_key_and_body_give_the_same_job(service: Running, client: OpenA
         assert job.id not in ids
 
 
-def request(**changes: Any) -> JobRequest:
-    return JobRequest.model_validate({"model": BASE_MODEL, "training_file": "file-x"} | changes)
-
-
-def test_without_a_method_a_job_is_supervised_once_there_is_such_a_method(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with pytest.raises(ApiError, match="Missing required parameter: 'method'"):
-        preparation._method(request())
-    monkeypatch.setattr(preparation, "METHODS", ("supervised", "dpo"))
-    assert preparation._method(request()) == ("supervised", {})
-    given = {"n_epochs": 2, "batch_size": "auto"}
-    assert preparation._method(request(hyperparameters=given)) == ("supervised", given)
-    under = {"type": "supervised", "supervised": {"hyperparameters": given}}
-    assert preparation._method(request(method=under)) == ("supervised", given)
-    with pytest.raises(ApiError, match=r"method\.supervised\.hyperparameters"):
-        preparation._method(request(method=under, hyperparameters=given))
-
-
-def test_a_refused_old_hyperparameter_is_named_where_it_was_given(
-    service: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(**_: Any) -> None:
-        raise RecipeError(
-            [FieldIssue("method.dpo.hyperparameters.n_epochs", "expected at most 50, found 51")]
+def test_without_a_method_a_job_is_supervised(client: OpenAI) -> None:
+    rows = (
+        b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n' * 4
+    )
+    training = upload(client, rows)
+    jobs = client.fine_tuning.jobs
+    plain = jobs.create(model=BASE_MODEL, training_file=training)
+    old = jobs.create(model=BASE_MODEL, training_file=training, hyperparameters={"n_epochs": 2})
+    new = jobs.create(
+        model=BASE_MODEL,
+        training_file=training,
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+    )
+    for job in (plain, old, new):
+        assert job.method is not None
+        assert job.method.type == "supervised"
+    assert old.method == new.method
+    assert old.hyperparameters.n_epochs == 2
+    with pytest.raises(openai.BadRequestError, match=r"method\.supervised\.hyperparameters") as both:
+        jobs.create(
+            model=BASE_MODEL,
+            training_file=training,
+            method={"type": "supervised"},
+            hyperparameters={"n_epochs": 2},
         )
-
-    monkeypatch.setattr(preparation, "SUPERVISED", "dpo")  # a method that is there
-    monkeypatch.setattr(service.services, "make_recipe", refuse)
-    training = upload(client)
+    assert both.value.param == "hyperparameters"
     with pytest.raises(openai.BadRequestError, match=r"400 - hyperparameters\.n_epochs") as refused:
-        client.fine_tuning.jobs.create(
-            model=BASE_MODEL, training_file=training, hyperparameters={"n_epochs": 51}
-        )
+        jobs.create(model=BASE_MODEL, training_file=training, hyperparameters={"n_epochs": 51})
     assert refused.value.param == "hyperparameters.n_epochs"
-    with pytest.raises(openai.BadRequestError) as under:
-        create_job(client, training_file=training, method={"type": "dpo"})
-    assert under.value.param == "method.dpo.hyperparameters.n_epochs"
 
 
 def test_method_is_still_refused_where_it_is_not_known(client: OpenAI) -> None:

@@ -35,7 +35,6 @@ def refusal(client: OpenAI, **changes: Any) -> openai.APIStatusError:
         ({"training_file": "file-unknown"}, 404, "training_file", ["No such file: 'file-unknown'"]),
         ({"validation_file": "file-unknown"}, 404, "validation_file", ["file-unknown"]),
         ({"method": {"type": "ppo"}}, 400, "method.type", ["'ppo'", "f_dpo"]),
-        ({"method": None}, 400, "method", ["'method'", "f_dpo"]),
         ({"method": {}}, 400, "method.type", ["Missing"]),
         ({"method": {"type": "f_dpo", "dpo": {}}}, 400, "method.dpo", ["'f_dpo'"]),
         (

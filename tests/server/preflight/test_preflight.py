@@ -10,6 +10,7 @@ from openai import OpenAI
 
 from alignkit.data.dataset import load_rows
 from alignkit.data.preview import preview_row
+from alignkit.data.schemas import schema_for
 from alignkit.data.tokens import load_tokenizer, render_pair
 from server.jobs.tables import Job
 from tests.server.support import BASE_MODEL, Running, add_base_model, create_job, method, pairs, serve, upload
@@ -47,10 +48,10 @@ def test_a_preview_is_what_the_library_shows(service: Running, client: OpenAI, h
     rows = load_rows(service.settings.files_dir / file_id, "f_dpo")
     assert [row["index"] for row in shown["rows"]] == [3, 4]
     for found in shown["rows"]:
-        expected = preview_row(rows[found["index"]], tokenizer, max_length=16)
+        expected = preview_row(rows[found["index"]], tokenizer, schema_for("f_dpo"), max_length=16)
         assert found["dropped"] == expected.dropped
         assert [segment["text"] for segment in found["sequences"]["chosen"]] == [
-            segment.text for segment in expected.chosen
+            segment.text for segment in expected.sequences["chosen"]
         ]
         assert any(segment["cut"] for segment in found["sequences"]["rejected"])
     assert ask(http, "preview", training_file=file_id, offset=6)["rows"] == []

@@ -1,0 +1,1 @@
+"""Triton kernels of the heads; imported only where they run."""

@@ -1,0 +1,45 @@
+"""What alignkit's trainers share: item metrics in the log, and a loss that must be finite."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.trainers.metrics import ItemMetrics
+
+
+class ItemLog:
+    """Mixin before a TRL trainer: what `self._items[self._mode]` collects is logged, as `eval_…` in evaluation."""
+
+    model: Any
+    state: Any
+    _tokenizer: Any
+    _total_train_tokens: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._items = {"train": ItemMetrics(), "eval": ItemMetrics()}
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means gathered since the last call."""
+        prefix = "eval_" if self._mode == "eval" else ""
+        metrics = self._items[self._mode].take()
+        if metrics:
+            metrics["num_tokens"] = float(self._total_train_tokens)
+        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        super().log(logs, start_time)  # type: ignore[misc]  # the trainer's, which this stands before
+
+    def _require_finite(self, losses: Tensor, inputs: dict[str, Tensor]) -> None:
+        """Raise FloatingPointError with the rows' texts if an item's loss is not finite. losses: [B]."""
+        finite = torch.isfinite(losses.detach())
+        if bool(finite.all()):
+            return
+        rows = (~finite).nonzero().flatten().tolist()
+        texts = [self._tokenizer.decode(inputs["input_ids"][row])[:200] for row in rows[:3]]
+        raise FloatingPointError(
+            f"the loss is not finite at step {self.state.global_step}, rows {rows} of the batch, which begin: {texts}"
+        )

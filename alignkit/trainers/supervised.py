@@ -1,0 +1,77 @@
+"""Supervised fine-tuning as a TRL trainer: SFTTrainer on alignkit's fused head."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from trl import SFTTrainer
+
+from alignkit.data.completions import IGNORED
+from alignkit.kernels.model_head import fuse_head
+from alignkit.trainers.item_log import ItemLog
+
+
+class SupervisedTrainer(ItemLog, SFTTrainer):
+    """SFTTrainer whose loss is the mean negative log-likelihood of the learned tokens, in nats,
+
+        L = -sum_t log pi(y_t | y_<t) / T,     T: learned tokens of the whole optimizer step, over all processes,
+
+    so that how a step is split into forwards and processes does not matter. Evaluation's loss, accuracy and entropy
+    are means over tokens too, where TRL averages batches. Raises ValueError for the TRL options it does not have.
+    """
+
+    _tag_names = ["trl", "sft", "alignkit"]  # noqa: RUF012 - TRL's protocol
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._refuse_options()
+        policy = self.accelerator.unwrap_model(self.model)
+        fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
+
+    def _refuse_options(self) -> None:
+        refused = {
+            "loss_type other than 'nll'": self.args.loss_type != "nll",
+            "label_smoothing_factor": self.args.label_smoothing_factor > 0,
+            "compute_loss_func": self.compute_loss_func is not None,
+            "compute_metrics": self.compute_metrics is not None,  # it needs the logits
+            "router_aux_loss_coef other than 0": self.aux_loss_enabled,
+        }
+        if names := [name for name, given in refused.items() if given]:
+            raise ValueError(f"SupervisedTrainer does not take {', '.join(names)}")
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - TRL's signature
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss of one forward. `num_items_in_batch`: T, None where the step is this forward alone."""
+        outputs = model(**inputs, fused_lm_head=True)  # inside the forward, where ZeRO-3 gathers the head
+        learned = inputs["labels"][:, 1:] != IGNORED
+        losses = -outputs.log_probs.float().sum(dim=1)
+        self._require_finite(losses, inputs)
+        self._record(outputs, losses, learned, inputs)
+        tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / torch.as_tensor(tokens, device=losses.device).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # T counts every process's tokens, and gradients are averaged over processes, not summed
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(self, outputs: Any, losses: Tensor, learned: Tensor, inputs: dict[str, Tensor]) -> None:
+        """Sums over tokens, by item: gathering drops the items that fill up the last batch of an evaluation."""
+        seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum(dim=1)
+        columns = [losses, outputs.entropy.sum(dim=1), outputs.is_top1.sum(dim=1), learned.sum(dim=1), seen]
+        rows = torch.stack([column.detach().double() for column in columns], dim=1)
+        loss, entropy, right, tokens, everything = (
+            self.accelerator.gather_for_metrics(rows).sum(dim=0).tolist()
+        )
+        items = self._items[self._mode]
+        items.add_ratio("entropy", entropy, tokens)
+        items.add_ratio("mean_token_accuracy", right, tokens)
+        if self._mode == "train":
+            self._total_train_tokens += int(everything)
+        else:
+            items.add_ratio("loss", loss, tokens)  # in the place of the mean over batches
