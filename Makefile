@@ -38,7 +38,8 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m benchmarks.heads
+	$(BIN)/python -m pip install --quiet $(if $(filter cpu,$(EXTRA)),-c constraints-cpu.txt) -e '.[bench]'
+	$(BIN)/python -m benchmarks.heads --growth --device $(EXTRA)
 
 clean:
 	rm -rf $(VENV) .alignkit build *.egg-info

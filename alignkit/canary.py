@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 
-from alignkit.trainers.scoring import Answer, answer_of, token_logps
+from alignkit.trainers.scoring import Answer, answer_of, published, token_logps
 
 MAX_TOKENS = 256
 CANDIDATES = 8
@@ -17,20 +17,22 @@ CANDIDATES = 8
 def measure(trainer: Any) -> dict[str, Any] | None:
     """Per-token log-probs of an answer under the trained weights and, where they are an adapter's, under the base.
 
-    Of the first rows of the validation (else training) set, the one that training moved most (without a base, the
-    first), cut to 256 tokens. None where no row leaves an answer token. Collective: every process must call it.
+    The answer is a good one or, where the data has none, a dispreferred one. Of the first rows of the validation
+    (else training) set, the one that training moved most (without a base, the first), cut to 256 tokens. None where
+    no row leaves an answer token. Collective: every process must call it.
     """
     dataset = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
-    rows = dataset.select(range(min(CANDIDATES, len(dataset))))
-    candidates = [
-        Answer(prompt, answer[: MAX_TOKENS - len(prompt)]) for prompt, answer in map(answer_of, rows)
-    ]
-    usable = [
-        candidate for candidate in candidates if candidate.tokens and len(candidate.prompt) < MAX_TOKENS
-    ]
-    has_base = is_peft_model(trainer.accelerator.unwrap_model(trainer.model))
+    candidates = [_candidate(row) for row in dataset.select(range(min(CANDIDATES, len(dataset))))]
+    usable = [candidate for candidate in candidates if candidate.tokens]
+    has_base = is_peft_model(published(trainer.model, trainer.accelerator))
     measured = [_measure(trainer, answer, has_base=has_base) for answer in usable[: None if has_base else 1]]
     return max(measured, key=_difference, default=None)
+
+
+def _candidate(row: dict[str, Any]) -> Answer:
+    prompt, good = answer_of(row)
+    answer = good or list(row.get("rejected_ids", []))
+    return Answer(prompt, answer[: max(0, MAX_TOKENS - len(prompt))])
 
 
 def _difference(canary: dict[str, Any]) -> float:
@@ -43,7 +45,7 @@ def _difference(canary: dict[str, Any]) -> float:
 def _measure(trainer: Any, answer: Answer, *, has_base: bool) -> dict[str, Any]:
     (trained,) = token_logps(trainer, [answer]) or []
     (base,) = (token_logps(trainer, [answer], reference=True) or [None]) if has_base else [None]
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = published(trainer.model, trainer.accelerator)
     return {
         "prompt_token_ids": answer.prompt,
         "completion_token_ids": answer.tokens,

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.hardware import has_gpu
-from alignkit.methods import METHODS, Method
+from alignkit.methods import METHODS, Method, ResolveModel
 from alignkit.recipe import Recipe
 from alignkit.schema import Section, field_issues
 
@@ -34,8 +34,12 @@ def recipe_for_job(
     train_rows: int,
     seed: int,
     output_dir: Path,
+    resolve_model: ResolveModel,
 ) -> JobSpec:
-    """The recipe of a job; raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`."""
+    """The recipe of a job; raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
+
+    `resolve_model` finds the models that hyperparameters name, such as a teacher.
+    """
     if method not in METHODS:
         raise RecipeError(
             [FieldIssue("method.type", f"expected one of {', '.join(METHODS)}, found {method!r}")]
@@ -49,7 +53,7 @@ def recipe_for_job(
     recipe = Recipe(
         model={"path": str(model_path), "dtype": "bfloat16" if has_gpu() else "float32"},
         data=_data_section(resolved, train_file, validation_file),
-        method=_method_section(resolved, spec, prefix),
+        method=_method_section(resolved, spec, prefix, resolve_model),
         lora={"r": resolved["lora_rank"], "alpha": resolved["lora_alpha"]},
         training=_training_section(resolved, spec.learning_rate),
         collapse_guard={"on_collapse": resolved["on_collapse"]},
@@ -117,9 +121,13 @@ def _training_section(resolved: dict[str, Any], learning_rate: float) -> dict[st
     }
 
 
-def _method_section(resolved: dict[str, Any], spec: Method, prefix: str) -> Section:
+def _method_section(
+    resolved: dict[str, Any], spec: Method, prefix: str, resolve_model: ResolveModel
+) -> Section:
     own = {name: resolved[name] for name in spec.section.model_fields if name in resolved}
     try:
-        return spec.section.model_validate(own)
+        return spec.section.model_validate(own | spec.section_values(resolved, resolve_model))
     except ValidationError as error:
         raise RecipeError(field_issues(error, prefix)) from error
+    except RecipeError as error:
+        raise RecipeError([FieldIssue(f"{prefix}.{i.path}", i.message) for i in error.issues]) from error

@@ -46,6 +46,27 @@ def available(models_dir: Path) -> list[str]:
     return sorted(name for name in names if NAME_PATTERN.fullmatch(name))  # not one that is being imported
 
 
+def load_causal_lm(
+    path: str | Path, dtype: str, attn_implementation: str | None = None, *, field: str
+) -> tuple[Any, Any]:
+    """The model in `path` (a folder or a hub id) and its tokenizer; code from the checkpoint is never run.
+
+    Raises ModelError, which names the recipe's `field`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{field}: cannot load {path}: {error}") from error
+    return model, tokenizer
+
+
 def import_model(
     source: str, models_dir: Path, name: str | None = None, *, report: Callable[[str], None] = print
 ) -> Path:
@@ -73,6 +94,55 @@ def import_model(
         _refuse_bad_weights(staging, source)
     report(f"Imported {name}.")
     return target
+
+
+def prune_model(
+    source: Path, models_dir: Path, name: str, every: int, *, report: Callable[[str], None] = print
+) -> Path:
+    """Put the model in `source`, of its layers only 0, `every`, 2 `every`, …, into `models_dir/name`; returns that.
+
+    A student to distil into: it speaks the teacher's vocabulary and starts near it. Raises ModelError where the
+    source is no model of numbered layers, or the name is taken.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise ModelError(f"model name {name!r}: expected letters, digits, '.', '_' or '-'")
+    target = models_dir / name
+    if target.exists():
+        raise ModelError(f"{target} is there already: choose another name")
+    model, tokenizer = load_causal_lm(source, "float32", field="source")
+    pruned, kept = _keep_layers(model, every)
+    with _whole_or_nothing(target) as staging:
+        pruned.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    report(
+        f"Kept {len(kept)} of {model.config.num_hidden_layers} layers as {name}: {', '.join(map(str, kept))}."
+    )
+    return target
+
+
+def _keep_layers(model: Any, every: int) -> tuple[Any, list[int]]:
+    """A fresh model with every `every`-th layer of `model`, and which those are."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    layers = getattr(config, "num_hidden_layers", None)
+    if layers is None:
+        raise ModelError(f"a {config.model_type} model has no num_hidden_layers, so it cannot be pruned")
+    kept = list(range(0, layers, every))
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):  # one entry a layer, such as sliding or full attention
+        config.layer_types = [config.layer_types[layer] for layer in kept]
+    pruned = type(model)._from_config(config, dtype=model.dtype)  # noqa: SLF001 - what from_config calls
+    pruned.load_state_dict(dict(_renumbered(model.state_dict(), kept)))
+    pruned.generation_config = model.generation_config
+    return pruned, kept
+
+
+def _renumbered(state: dict[str, Any], kept: list[int]) -> Iterator[tuple[str, Any]]:
+    for key, value in state.items():
+        match = re.search(r"(?<=\.layers\.)\d+(?=\.)|(?<=\.h\.)\d+(?=\.)", key)
+        if match is None:
+            yield key, value
+        elif int(match[0]) in kept:
+            yield f"{key[: match.start()]}{kept.index(int(match[0]))}{key[match.end() :]}", value
 
 
 @contextmanager

@@ -14,11 +14,13 @@ from pydantic import Field, ValidationError, field_validator
 
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.methods import METHODS
+from alignkit.methods.bd_kd import BDKDSection
+from alignkit.methods.d2o import D2OSection
 from alignkit.methods.f_dpo import FDPOSection
+from alignkit.methods.sections import Dtype, LoraSection
+from alignkit.methods.sinkd import SinKDSection
 from alignkit.methods.supervised import SupervisedSection
 from alignkit.schema import Section, field_issues
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class ModelSection(Section):
@@ -37,25 +39,6 @@ class DataSection(Section):
         None, description="held-out file, evaluated every eval_steps and at the end"
     )
     max_length: int = Field(1024, ge=16, le=1_048_576, description="tokens of prompt and answer together")
-
-
-class LoraSection(Section):
-    """Low-rank adapters; `lora: null` trains all weights."""
-
-    r: int = Field(16, ge=1, le=1024)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = Field(
-        "all-linear", description="peft's target_modules; the head cannot be one"
-    )
-
-    @field_validator("target_modules")
-    @classmethod
-    def _no_head(cls, value: str | list[str]) -> str | list[str]:
-        names = [value] if isinstance(value, str) else value
-        if refused := {"lm_head", "embed_tokens"} & set(names):
-            raise ValueError(f"{', '.join(sorted(refused))} cannot be served as an adapter; leave it out")
-        return value
 
 
 class TrainingSection(Section):
@@ -103,7 +86,9 @@ class CollapseGuardSection(Section):
     )
 
 
-MethodSection = Annotated[FDPOSection | SupervisedSection, Field(discriminator="type")]
+MethodSection = Annotated[
+    FDPOSection | SupervisedSection | D2OSection | SinKDSection | BDKDSection, Field(discriminator="type")
+]
 SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
 
 
@@ -148,7 +133,7 @@ class Recipe(Section):
 
 def _without_tag(issues: list[FieldIssue]) -> list[FieldIssue]:
     """pydantic puts the chosen method into the path, `method.f_dpo.beta`, where a recipe has none."""
-    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.)")
+    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.|$)")
     return [FieldIssue(tag.sub("method", issue.path), issue.message) for issue in issues]
 
 

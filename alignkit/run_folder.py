@@ -4,8 +4,10 @@ recipe.yaml     the resolved recipe
 train.log       output of the training process (written by whoever starts it)
 events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
 checkpoints/    checkpoint-N folders
+samples/        answers that D2O drew, and the references' log-probs
 adapter/        the trained adapter (or model/ for all weights), whole or absent
 collapse_guard.json   what the untrained model answered like, and the last step that was sound
+teacher/        the trained teacher of a distillation, where its recipe asks for it
 canary.json     log-probs by which a server proves that it answers with this result
 result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
 """
@@ -19,6 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Level = Literal["info", "warn", "error"]
+SAVED_TEACHER = Path("teacher") / "model"
+"""Where a trained teacher lies inside a saved student. Not `teacher` itself: the Trainer takes a folder with an
+adapter right inside a checkpoint for one more adapter of the student."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
@@ -54,6 +63,10 @@ class RunFolder:
     @property
     def guard(self) -> Path:
         return self.path / "collapse_guard.json"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher"
 
     @property
     def canary(self) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder, write_json
+from alignkit.run_folder import SAVED_TEACHER, RunFolder, write_json
 
 RESUME = "--resume"
 OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
@@ -130,21 +130,11 @@ def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
 
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
-    """The model and its tokenizer; code from the checkpoint is never run."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """The model and its tokenizer, which must have a chat template."""
+    from alignkit.models import load_causal_lm
 
-    path = recipe.model.path
-    options = (
-        {"attn_implementation": recipe.model.attn_implementation} if recipe.model.attn_implementation else {}
-    )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, recipe.model.dtype), trust_remote_code=False, **options
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"model.path: cannot load {path}: {error}") from error
+    path, options = recipe.model.path, recipe.model
+    model, tokenizer = load_causal_lm(path, options.dtype, options.attn_implementation, field="model.path")
     if not tokenizer.chat_template:
         raise ModelError(f"model.path: {path} has no chat template, so conversations cannot be rendered")
     return model, tokenizer
@@ -168,15 +158,23 @@ def _evaluated_at_end(state: Any) -> bool:
 
 
 def save(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
-    """Write the adapter, or the model, whole or not at all."""
+    """Write the adapter, or the model, whole or not at all; a teacher saved with it goes beside it."""
     target = folder.model if recipe.lora is None else folder.adapter
     staging = target.with_name(f".{target.name}.tmp")
     trainer.save_model(str(staging))
     if is_main_process():
-        for leftover in ("training_args.bin", "README.md"):
-            (staging / leftover).unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
+        teacher = staging / SAVED_TEACHER
+        if teacher.is_dir():
+            _put(teacher, folder.teacher)
+            teacher.parent.rmdir()
+        _put(staging, target)
+
+
+def _put(source: Path, target: Path) -> None:
+    for leftover in ("training_args.bin", "README.md"):
+        (source / leftover).unlink(missing_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    source.rename(target)
 
 
 def save_canary(trainer: Any, folder: RunFolder) -> None:

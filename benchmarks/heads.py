@@ -1,126 +1,140 @@
-"""Logit heads against materialised logits and TRL's kernel: `python -m benchmarks.heads [--quick]`.
+"""Every fused op against materialised logits and its peers: `python -m benchmarks.heads`; see METHOD.md.
 
-Forward and backward, float32, on the CPU. Every contender runs in a fresh process; the median of five runs after a
-warm-up is kept, and the peak memory over the inputs'. Writes benchmarks/results/heads-cpu.json.
+Prints one table an op, writes results/heads-DEVICE.json and, with --growth, docs/heads-DEVICE.png.
 """
 
 import argparse
 import json
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from benchmarks.measure import in_fresh_process, report
+from benchmarks.measure import in_fresh_process, measure, rates
+from benchmarks.ops import Op, Shape, discover
 
-RESULTS = Path(__file__).parent / "results" / "heads-cpu.json"
-SHAPES = [
-    {"tokens": tokens, "hidden": 576, "vocabulary": 49152, "head_trains": trains}
-    for trains in (False, True)
-    for tokens in (512, 2048)
-]
-QUICK = [{"tokens": 64, "hidden": 32, "vocabulary": 1000, "head_trains": False}]
-
-
-def materialised(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """All logits at once."""
-    return (hidden @ weight.T).log_softmax(dim=-1).gather(1, labels[:, None]).sum()
-
-
-def trl(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """TRL 1.16's chunked log-probs, as its fused head calls it."""
-    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
-
-    outputs = _ChunkedLogProbFunction.apply(
-        hidden, weight, None, labels, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ("log_probs",)
-    )
-    return outputs[0].sum()
-
-
-def alignkit(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """kernels.linear_logprob."""
-    from alignkit.kernels import linear_logprob
-
-    return linear_logprob(hidden, weight, labels).logps.sum()
-
-
-CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "materialised": materialised,
-    "trl": trl,
-    "alignkit": alignkit,
-}
-
-
-def measure_one(contender: str, shape: dict[str, Any]) -> None:
-    """Runs in the fresh process."""
-    torch.manual_seed(0)
-    hidden = torch.randn(shape["tokens"], shape["hidden"], requires_grad=True)
-    weight = (torch.randn(shape["vocabulary"], shape["hidden"]) * 0.05).requires_grad_(shape["head_trains"])
-    labels = torch.randint(0, shape["vocabulary"], (shape["tokens"],))
-
-    CONTENDERS[contender](
-        hidden[:1, :4], weight[:2, :4], labels[:1] % 2
-    )  # its imports are no part of the peak
-
-    def step() -> None:
-        hidden.grad = weight.grad = None
-        CONTENDERS[contender](hidden, weight, labels).backward()  # type: ignore[no-untyped-call]
-
-    report(step)
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs"
+MODULE = "benchmarks.heads"
+console = Console()
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--op", action="append", choices=list(discover()), help="only this one; may be repeated"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes, to see that it works; writes nothing"
     )
-    parser.add_argument("--one", nargs=2, metavar=("CONTENDER", "SHAPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--growth", action="store_true", help="also over tokens and vocabulary, with a plot")
+    parser.add_argument("--one", nargs=3, metavar=("OP", "CONTENDER", "SHAPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--rates", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        measure_one(options.one[0], json.loads(options.one[1]))
-        return
-    rows = [measure_shape(shape) for shape in (QUICK if options.quick else SHAPES)]
-    show(rows)
-    if not options.quick:
-        RESULTS.parent.mkdir(exist_ok=True)
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        RESULTS.write_text(
-            json.dumps({"machine": machine, "torch": torch.__version__, "rows": rows}, indent=1)
+    if options.one or options.rates:
+        figures = (
+            rates(options.device) if options.rates else measure_here(*options.one, device=options.device)
         )
-        Console().print(f"Written to {RESULTS.relative_to(Path.cwd())}")
+        print(json.dumps(figures))
+        return
+    measure_all(options)
 
 
-def measure_shape(shape: dict[str, Any]) -> dict[str, Any]:
-    """Every contender on one shape, one after the other."""
-    figures = {name: in_fresh_process("benchmarks.heads", name, shape) for name in CONTENDERS}
-    return {"op": "linear_logprob", **shape, "figures": figures}
+def measure_all(options: argparse.Namespace) -> None:
+    """Every op that was asked for, on every shape, one fresh process a contender."""
+    speed = in_fresh_process(MODULE, "--device", options.device, "--rates")
+    rows = []
+    kinds = ["quick"] if options.quick else [options.device, *(["growth"] if options.growth else [])]
+    for name, op in discover().items():
+        if options.op and name not in options.op:
+            continue
+        for kind in kinds:
+            found = [measure_shape(op, shape, options.device, speed) for shape in op.SHAPES.get(kind, [])]
+            console.print(table(f"{name}, {options.device}, {kind}", found))
+            rows += [{"op": name, "kind": kind, **row} for row in found]
+    if options.quick:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"heads-{options.device}.json"
+    path.write_text(json.dumps({"machine": machine(options.device) | speed, "rows": rows}, indent=1) + "\n")
+    console.print(f"Written to {path}")
+    if options.growth:
+        from benchmarks.plot import plot
+
+        console.print(f"Drawn to {plot(rows, DOCS / f'heads-{options.device}.png')}")
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """One line a contender and shape, with ratios to materialised logits."""
-    table = Table(
-        "op", "tokens", "head", "contender", "seconds", "x", "peak MB", "x", title="Logit heads, float32"
-    )
+def machine(device: str) -> dict[str, Any]:
+    """What the figures belong to."""
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux knows it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def measure_here(op_name: str, contender: str, shape: str, *, device: str) -> dict[str, float]:
+    """In the fresh process: one contender on one shape, forward and backward."""
+    op = discover()[op_name]
+    compute = op.CONTENDERS[contender]
+    small = op.inputs(op.SHAPES["quick"][0], device)
+    compute(**small).backward()  # imports and compilation are no part of the peak
+    tensors = op.inputs(json.loads(shape), device)
+
+    def step() -> None:
+        for tensor in tensors.values():
+            tensor.grad = None
+        compute(**tensors).backward()
+
+    return measure(step, device)
+
+
+def measure_shape(op: Op, shape: Shape, device: str, speed: dict[str, float]) -> dict[str, Any]:
+    """Every contender on one shape, one after the other, and the time without which it cannot be done."""
+    name = op.__name__.rpartition(".")[2]
+    figures = {
+        contender: in_fresh_process(MODULE, "--device", device, "--one", name, contender, json.dumps(shape))
+        for contender in op.CONTENDERS
+    }
+    flops, moved = op.floor(shape)
+    floor = max(flops / speed["flops_per_second"], moved / speed["bytes_per_second"])
+    return {"shape": shape, "floor_seconds": floor, "figures": figures}
+
+
+def table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """One line a contender and shape: x is times the materialised logits', floor the share of it that is reached."""
+    result = Table("shape", "contender", "seconds", "x", "floor", "peak MB", "x", title=title)
     for row in rows:
-        base = row["figures"]["materialised"]
+        base = row["figures"].get("materialised", {})
         for name, found in row["figures"].items():
-            table.add_row(
-                row["op"],
-                str(row["tokens"]),
-                "trained" if row["head_trains"] else "frozen",
+            shape = " ".join(str(value) for value in row["shape"].values())
+            if "error" in found:
+                result.add_row(shape, name, found["error"])
+                continue
+            result.add_row(
+                shape,
                 name,
-                f"{found['seconds']:.3f}",
-                f"{found['seconds'] / base['seconds']:.2f}",
+                f"{found['seconds']:.4f}",
+                ratio(found["seconds"], base.get("seconds")),
+                f"{row['floor_seconds'] / found['seconds']:.0%}",
                 f"{found['peak_mb']:.0f}",
-                f"{found['peak_mb'] / max(base['peak_mb'], 0.1):.2f}",
+                ratio(found["peak_mb"], base.get("peak_mb")),
             )
-    Console().print(table)
+    return result
+
+
+def ratio(value: float, base: float | None) -> str:
+    """Empty where there is nothing to compare with."""
+    return f"{value / base:.2f}" if base else ""
 
 
 if __name__ == "__main__":

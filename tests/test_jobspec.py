@@ -7,8 +7,13 @@ import pytest
 
 from alignkit.errors import RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.methods import ModelSource
 
 PREFIX = "method.f_dpo.hyperparameters"
+
+
+def no_models(name: str) -> ModelSource:
+    raise AssertionError(f"{name} is not asked for")
 
 
 def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo") -> JobSpec:
@@ -21,6 +26,7 @@ def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo"
         train_rows=rows,
         seed=3,
         output_dir=Path("out"),
+        resolve_model=no_models,
     )
 
 
@@ -85,7 +91,8 @@ def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str,
 
 def test_an_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(
-        RecipeError, match=r"method\.type: expected one of f_dpo, dpo, supervised, found 'ppo'"
+        RecipeError,
+        match=r"method\.type: expected one of f_dpo, dpo, supervised, d2o, sinkd, bd_kd, found 'ppo'",
     ):
         spec({}, method="ppo")
 
@@ -108,3 +115,33 @@ def test_supervised_takes_openais_three() -> None:
     assert "auto" not in resolved.hyperparameters.values()
     with pytest.raises(RecipeError, match=r"method\.supervised\.hyperparameters\.beta: unknown key"):
         spec({"beta": 0.1}, method="supervised")
+
+
+def test_d2os_auto_is_resolved_and_what_is_given_reaches_the_recipe() -> None:
+    resolved = spec(
+        {"rejected_floor": -20, "instruction_pool": ["Be kind."], "resample_every": 10}, method="d2o"
+    )
+    method = resolved.recipe.method
+    assert (method.type, method.beta, method.alpha, method.samples_per_prompt) == ("d2o", 0.1, 0.1, 11)
+    assert (method.rejected_floor, method.instruction_pool, method.resample_every) == (-20, ["Be kind."], 10)
+    echoed = resolved.hyperparameters
+    assert (echoed["beta"], echoed["alpha"], echoed["samples_per_prompt"]) == (0.1, 0.1, 11)
+    assert spec({"beta": 0, "samples_per_prompt": 3}, method="d2o").recipe.method.samples_per_prompt == 3
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "path", "words"),
+    [
+        ({"samples_per_prompt": 0}, "samples_per_prompt", "'auto' or greater than or equal to 1, found 0"),
+        ({"alpha": 0}, "alpha", "'auto' or greater than 0"),
+        ({"rejected_floor": 0}, "rejected_floor", "less than 0"),
+        ({"divergence": "reverse_kl"}, "divergence", "unknown key"),
+        ({"sampler_url": "http://10.0.0.1"}, "sampler_url", "unknown key"),
+        ({"sample_reference": "/etc"}, "sample_reference", "unknown key"),
+    ],
+)
+def test_d2os_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        spec(hyperparameters, method="d2o")
+    assert [issue.path for issue in caught.value.issues] == [f"method.d2o.hyperparameters.{path}"]
+    assert words in str(caught.value)

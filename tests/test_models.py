@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit import models
 from alignkit.data.tokens import load_tokenizer
@@ -120,3 +122,32 @@ def test_smollm2_comes_from_its_package(tmp_path: Path) -> None:
     config = json.loads((target / "config.json").read_text())
     assert (config["hidden_size"], config["vocab_size"]) == (576, 49152)
     assert (target / "chat_template.jinja").is_file()
+
+
+def test_pruning_keeps_every_nth_layer_and_the_rest(tmp_path: Path) -> None:
+    source = build_tiny_model(tmp_path / "base")
+    said: list[str] = []
+    pruned = models.prune_model(source, tmp_path, "half", 2, report=said.append)
+    assert said == ["Kept 1 of 2 layers as half: 0."]
+    small, whole = (AutoModelForCausalLM.from_pretrained(path) for path in (pruned, source))
+    assert small.config.num_hidden_layers == 1
+    whole.model.layers = whole.model.layers[:1]
+    ids = torch.arange(9)[None]
+    torch.testing.assert_close(small(ids).logits, whole(ids).logits)
+    assert AutoTokenizer.from_pretrained(pruned).chat_template
+    with pytest.raises(ModelError, match="is there already"):
+        models.prune_model(source, tmp_path, "half", 2, report=quiet)
+    with pytest.raises(ModelError, match="source: cannot load"):
+        models.prune_model(tmp_path / "none", tmp_path, "other", 2, report=quiet)
+    assert not (tmp_path / "other").exists()
+
+
+def test_pruning_renumbers_the_layers_that_stay() -> None:
+    state = {f"model.layers.{n}.mlp.weight": n for n in range(7)} | {"lm_head.weight": "head"}
+    found = dict(models._renumbered(state, [0, 3, 6]))
+    assert found == {
+        "model.layers.0.mlp.weight": 0,
+        "model.layers.1.mlp.weight": 3,
+        "model.layers.2.mlp.weight": 6,
+        "lm_head.weight": "head",
+    }

@@ -50,8 +50,16 @@ def test_the_written_recipe_reads_back_equal(file: Path, tmp_path: Path) -> None
         ("method.divergence=tv", "method.divergence", "unknown divergence 'tv'"),
         ("method.alpha=0.3", "method.alpha", "reverse_kl has no parameter alpha"),
         ("method.gamma=1", "method.gamma", "unknown key"),
-        ("method={beta: 0.1}", "method.type", "expected one of f_dpo, supervised, found None"),
-        ("method.type=ppo", "method.type", "expected one of f_dpo, supervised, found 'ppo'"),
+        (
+            "method={beta: 0.1}",
+            "method.type",
+            "expected one of f_dpo, supervised, d2o, sinkd, bd_kd, found None",
+        ),
+        (
+            "method.type=ppo",
+            "method.type",
+            "expected one of f_dpo, supervised, d2o, sinkd, bd_kd, found 'ppo'",
+        ),
         ("method={type: supervised, beta: 0.1}", "method.beta", "unknown key"),
         ("method=3", "method", "dictionary"),
         ("training.batch_size=four", "training.batch_size", "valid integer"),
@@ -70,6 +78,41 @@ def test_what_is_wrong_is_named(file: Path, override: str, path: str, words: str
         Recipe.load(file, [override])
     assert caught.value.issues[0].path == path
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "words"),
+    [
+        ("method.samples_per_prompt=0", "method.samples_per_prompt", "greater than or equal to 1, found 0"),
+        ("method.alpha=0", "method.alpha", "greater than 0"),
+        ("method.beta=-1", "method.beta", "greater than or equal to 0"),
+        ("method.rejected_floor=1", "method.rejected_floor", "less than 0"),
+        ("method.logps=max", "method.logps", "'sum' or 'mean'"),
+        ("method.top_p=1.5", "method.top_p", "less than or equal to 1"),
+        ("method.sampler_url=localhost:8000", "method.sampler_url", "match pattern"),
+        ("method.instruction_pool=['']", "method.instruction_pool.0", "at least 1 character"),
+        ("method.divergence=reverse_kl", "method.divergence", "unknown key"),
+        ("method.ref_refresh_every=3", "method", "does not go with sample_reference"),
+        (
+            "method.type=ppo",
+            "method.type",
+            "expected one of f_dpo, supervised, d2o, sinkd, bd_kd, found 'ppo'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_d2o_is_named(file: Path, override: str, path: str, words: str) -> None:
+    base = ["method.type=d2o", "method.sample_reference=some/model"]
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(file, [*base, override])
+    assert caught.value.issues[0].path == path
+    assert words in str(caught.value)
+
+
+def test_a_method_without_type_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "no-type.yaml"
+    path.write_text(MINIMAL.replace("{type: f_dpo}", "{beta: 0.1}"))
+    with pytest.raises(RecipeError, match=r"^method\.type: is required$"):
+        Recipe.load(path)
 
 
 def test_every_issue_is_listed_at_once(tmp_path: Path) -> None:

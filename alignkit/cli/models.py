@@ -29,6 +29,21 @@ def import_(
     import_model(source, models_dir(home), name, report=Console().print)
 
 
+@app.command()
+def prune(
+    source: Annotated[str, typer.Argument(help="name of an imported base model, or a model folder")],
+    name: Annotated[str, typer.Argument(help="name of the smaller model")],
+    every: Annotated[int, typer.Option(min=2, help="keep every so-manieth layer, from the first")] = 3,
+    home: Home = None,
+) -> None:
+    """Make a smaller base model of some layers of one: a student to distil into."""
+    from alignkit.models import prune_model
+
+    folder = models_dir(home)
+    path = folder / source if (folder / source).is_dir() else Path(source)
+    prune_model(path, folder, name, every, report=Console().print)
+
+
 @app.command("list")
 def list_(home: Home = None) -> None:
     """List the imported base models."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignkit.data.dispreferred import DispreferredRow
 from alignkit.data.formats import PreferenceRow
 from alignkit.data.reading import iter_lines
 from alignkit.data.schemas import Row, RowSchema, schema_for
@@ -28,8 +29,6 @@ def read_rows(path: Path, schema: RowSchema[Row]) -> list[Row]:
 
 def to_trl(rows: Sequence[PreferenceRow]) -> Any:
     """A datasets.Dataset of conversational prompt / chosen / rejected, as TRL's preference trainers take it."""
-    from datasets import Dataset, Features, Json, List
-
     columns: dict[str, list[Any]] = {
         "prompt": [row.prompt for row in rows],
         "chosen": [row.chosen for row in rows],
@@ -37,5 +36,24 @@ def to_trl(rows: Sequence[PreferenceRow]) -> Any:
     }
     if any(row.tools for row in rows):
         columns["tools"] = [row.tools for row in rows]
+    return _dataset(columns)
+
+
+def to_dispreferred(rows: Sequence[DispreferredRow]) -> Any:
+    """A datasets.Dataset of prompt, rejected and, where a row has them, samples and tools, as D2OTrainer takes it."""
+    columns: dict[str, list[Any]] = {
+        "prompt": [row.prompt for row in rows],
+        "rejected": [row.rejected for row in rows],
+    }
+    for name in ("samples", "tools"):
+        values = [getattr(row, name) for row in rows]
+        if any(values):
+            columns[name] = values
+    return _dataset(columns)
+
+
+def _dataset(columns: dict[str, list[Any]]) -> Any:
+    from datasets import Dataset, Features, Json, List
+
     # Stored as JSON, a message keeps exactly its own keys: Arrow would give each the keys of all the others.
     return Dataset.from_dict(columns, features=Features({name: List(Json()) for name in columns}))

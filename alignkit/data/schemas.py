@@ -6,6 +6,12 @@ from typing import Any, Generic, TypeVar
 
 from alignkit.data.completion_forms import parse_completion
 from alignkit.data.completions import CompletionRow, render_completion
+from alignkit.data.dispreferred import (
+    DispreferredRow,
+    is_idle,
+    parse_dispreferred,
+    render_dispreferred,
+)
 from alignkit.data.formats import PreferenceRow, parse_preference
 from alignkit.data.messages import Message
 from alignkit.data.tokens import TokenSequence, render_pair
@@ -42,9 +48,17 @@ COMPLETION: RowSchema[CompletionRow] = RowSchema(
     prompt=lambda row: row.prompt,
     render=render_completion,
 )
+DISPREFERRED: RowSchema[DispreferredRow] = RowSchema(
+    parse=parse_dispreferred,
+    idle=is_idle,
+    idle_words="no sample but the dispreferred answer itself",
+    prompt=lambda row: row.prompt,
+    render=render_dispreferred,
+)
 SCHEMAS: dict[str, RowSchema[Any]] = {
     "f_dpo": PREFERENCE,
     "dpo": PREFERENCE,
+    "d2o": DISPREFERRED,
     "supervised": COMPLETION,
     "sinkd": COMPLETION,
     "bd_kd": COMPLETION,

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkit.kernels.divergence_rows import SIDES, Name, Plan, Rows
-from alignkit.kernels.heads import Head, Side, accumulate, compute_dtype, logits_buffer, project
+from alignkit.kernels.heads import Head
+from alignkit.kernels.sides import Side, accumulate, compute_dtype, logits_buffer, project
 
 CPU_CHUNK_BYTES = 24 * 2**20
 GPU_CHUNK_BYTES = 256 * 2**20

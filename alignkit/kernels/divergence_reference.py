@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels.divergence_rows import Plan
-from alignkit.kernels.heads import Side, compute_dtype
+from alignkit.kernels.sides import Side, compute_dtype
 
 
 def reference(student: Side, teacher: Side, labels: Tensor, plan: Plan) -> dict[str, Tensor]:

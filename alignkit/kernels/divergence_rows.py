@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from alignkit.kernels.heads import Head, Side
+from alignkit.kernels.heads import Head
+from alignkit.kernels.sides import Side
 
 Name = Literal["student", "teacher"]
 

@@ -28,7 +28,8 @@ from alignkit.kernels.backend import Implementation, choose
 from alignkit.kernels.divergence_chunks import fused
 from alignkit.kernels.divergence_reference import reference
 from alignkit.kernels.divergence_rows import SIDES, Name, Plan, TorchRows
-from alignkit.kernels.heads import Head, Side, autocast
+from alignkit.kernels.heads import Head, autocast
+from alignkit.kernels.sides import Side
 from alignkit.losses import checks
 
 

@@ -1,23 +1,24 @@
-"""Log-probability of a label under a linear head, in token chunks.
+"""Log-probability of a label under a linear head.
 
 With x = softcap * tanh(scale * (h W^T + b) / softcap) / temperature and lse = logsumexp(x):
 
     logp = x[label] - lse            entropy = lse - sum_v p_v x_v            dlogp/dx_v = [v = label] - p_v
 
-Two paths. Head frozen (LoRA): the gradient to each hidden state is made in the forward, while a chunk's
-probabilities are at hand, and only scaled in the backward: 4 N H V flops in all. Head trained: the backward
-recomputes each chunk, 8 N H V flops, and adds up weight and bias gradients in float32.
+The gradient to each hidden state needs nothing from above but a factor, so the forward makes it while the
+probabilities are at hand and the backward only scales it: 4 N H V flops with a frozen head (LoRA). A head that trains
+costs 2 N H V more for its own gradient, and up to 2 N H V for the logits that the forward could not keep.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 24 * 2**20
-"""Size of one chunk's float32 logits: small enough to stay out of the way, large enough for a fast product."""
+from alignkit.kernels.backend import Implementation, choose
+from alignkit.kernels.heads import Head, autocast, check_head, gathered, trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,73 @@ class LogProbs:
     entropy: Tensor | None
     """[N] nats, detached; None unless asked for."""
     top1: Tensor | None
-    """[N] bool, whether the label has the largest logit; None unless asked for."""
+    """[N] bool, whether the label is the first of the largest logits; None unless asked for."""
 
 
-class _Head(NamedTuple):
-    scale: float
-    softcap: float | None
-    want_entropy: bool
-    want_top1: bool
+class Wanted(NamedTuple):
+    """What a sweep over the vocabulary is to make besides the log-probs."""
+
+    entropy: bool
+    top1: bool
+    direction: bool
+    """The hidden states' gradient."""
+    head_trains: bool
+    """Whether `head_gradient` will be called, for which the sweep may keep what it likes."""
+
+
+class Found(NamedTuple):
+    """What `Engine.head_gradient` is told of the sweep before it."""
+
+    picked: Tensor
+    """[N] float32, the labels' logits."""
+    lse: Tensor
+    """[N] float32."""
+
+
+@dataclass(slots=True)
+class Swept:
+    """What one sweep over the vocabulary makes."""
+
+    picked: Tensor
+    """[N] float32, the labels' logits."""
+    lse: Tensor
+    """[N] float32."""
+    logps: Tensor
+    """[N] float32; nearer to the truth than `picked - lse` where logits are large."""
+    entropy: Tensor | None
+    """[N] float32."""
+    top1: Tensor | None
+    """[N] bool."""
+    direction: Tensor | None
+    """[N, H] d logp / d hidden."""
+    kept: Any = None
+    """For the engine's own `head_gradient`."""
+
+
+class Engine(Protocol):
+    """Two passes over the vocabulary; each implementation but the reference is a module with these functions."""
+
+    def sweep(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, head: Head, wanted: Wanted
+    ) -> Swept:
+        """Log-probs of `labels` and whatever `wanted` names."""
+
+    def head_gradient(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        found: Found,
+        upstream: Tensor,
+        kept: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Float32 gradients to `weight` and, where there is one, `bias`, given `upstream` [N] = d loss / d logps."""
+
+
+Outputs = tuple[Tensor, Tensor | None, Tensor | None]
+"""logps, entropy, top1 of rows none of which is ignored."""
 
 
 def linear_logprob(
@@ -51,67 +111,101 @@ def linear_logprob(
     entropy: bool = False,
     top1: bool = False,
     ignore_index: int = -100,
+    implementation: str | None = None,
 ) -> LogProbs:
     """Log-probs in nats of `labels` [N] under softmax(`hidden` [N, H] `weight` [V, H]^T + `bias` [V]).
 
     Any float dtype (products run in it, sums in float32); N and V need divide by nothing; N may be 0. Rows whose
     label is `ignore_index` are removed before any work. The soft cap is applied after the scale and before the
     temperature, as the models that cap define it. Gradients to hidden, weight and bias, as far as they require them.
-    Raises ValueError for shapes that do not fit and temperature <= 0.
+    `implementation` is one of `backend.IMPLEMENTATIONS`, None for the device's.
+    Raises ValueError for shapes that do not fit, temperature <= 0, labels outside [0, V), and an implementation that
+    is unknown or cannot run here.
     """
-    _check(hidden, weight, labels, temperature)
-    head = _Head(logit_scale, softcap, entropy, top1)
+    check_head(hidden, weight, temperature)
+    if labels.shape != hidden.shape[:1]:
+        raise ValueError(f"expected labels [{hidden.size(0)}], found {tuple(labels.shape)}")
+    compute = _IMPLEMENTATIONS[choose(hidden, implementation)]
     keep = labels != ignore_index
     everything = bool(keep.all())
     rows = hidden if everything else hidden[keep]
     targets = labels if everything else labels[keep]
-    rows, matrix = _autocast(rows, weight)
-    logps, entropies, hits = _LinearLogProb.apply(rows, matrix, targets, bias, head, temperature)
+    _check_labels(targets, weight.size(0))
+    rows, matrix = autocast(rows, weight)
+    head = Head(logit_scale, softcap, temperature)
+    found = compute(rows, matrix, targets, bias, head, entropy, top1)
     if everything:
-        return LogProbs(logps, entropies if entropy else None, hits if top1 else None)
+        return LogProbs(*found)
 
-    def scatter(values: Tensor) -> Tensor:
-        return values.new_zeros(labels.shape).masked_scatter(keep, values)
+    def scatter(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.new_zeros(labels.shape).masked_scatter(keep, values)
 
-    return LogProbs(scatter(logps), scatter(entropies) if entropy else None, scatter(hits) if top1 else None)
-
-
-def _check(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> None:
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.size(1) != weight.size(1):
-        raise ValueError(
-            f"expected hidden [N, H] and weight [V, H], found {tuple(hidden.shape)}, {tuple(weight.shape)}"
-        )
-    if labels.shape != hidden.shape[:1]:
-        raise ValueError(f"expected labels [{hidden.size(0)}], found {tuple(labels.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, found {temperature}")
+    logps, entropies, hits = found
+    return LogProbs(
+        logps.new_zeros(labels.shape).masked_scatter(keep, logps), scatter(entropies), scatter(hits)
+    )
 
 
-def _autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return hidden.to(dtype), weight.to(dtype)
+def _check_labels(labels: Tensor, vocabulary: int) -> None:
+    if labels.numel() == 0:
+        return
+    low, high = torch.stack(labels.aminmax()).tolist()
+    if low < 0 or high >= vocabulary:
+        raise ValueError(f"labels must be in [0, {vocabulary}) or ignored, found {low if low < 0 else high}")
 
 
-def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> tuple[Tensor, Tensor | None]:
-    """float32 logits [c, V] before temperature, and tanh' of the soft cap. -inf becomes the smallest number, so that
-    0 * -inf never arises."""
-    x = (rows @ weight.T).float()
-    if bias is not None:
-        x += bias.float()
-    if head.scale != 1.0:
-        x *= head.scale
-    slope = None
+def _reference(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    head: Head,
+    entropy: bool,  # noqa: FBT001
+    top1: bool,  # noqa: FBT001
+) -> Outputs:
+    """All logits at once, gradients by autograd: what the others are measured against."""
+    x = (hidden @ weight.T).float()
+    x = (x if bias is None else x + bias) * head.scale
     if head.softcap is not None:
-        x = torch.tanh_(x.div_(head.softcap))
-        slope = 1 - x.square()
-        x *= head.softcap
-    return x.clamp_(min=torch.finfo(torch.float32).min / 4), slope
+        x = head.softcap * torch.tanh(x / head.softcap)
+    logp = (x / head.temperature).log_softmax(dim=-1)
+    entropies = torch.special.entr(logp.detach().exp()).sum(dim=-1) if entropy else None
+    hits = x.argmax(dim=-1) == labels if top1 else None
+    return logp.gather(1, labels[:, None]).squeeze(1), entropies, hits
 
 
-def _chunks(count: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+def _torch(*arguments: Any) -> Outputs:
+    from alignkit.kernels.torch import linear_logprob as engine
+
+    return _fused(engine, *arguments)
+
+
+def _triton(*arguments: Any) -> Outputs:
+    from alignkit.kernels.triton import linear_logprob as engine
+
+    return _fused(engine, *arguments)
+
+
+_IMPLEMENTATIONS: dict[Implementation, Callable[..., Outputs]] = {
+    "triton": _triton,
+    "torch": _torch,
+    "reference": _reference,
+}
+
+
+def _fused(
+    engine: Engine,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    head: Head,
+    entropy: bool,  # noqa: FBT001
+    top1: bool,  # noqa: FBT001
+) -> Outputs:
+    wanted = Wanted(entropy, top1, direction=trains(hidden), head_trains=trains(weight, bias))
+    result: Outputs = _LinearLogProb.apply(hidden, weight, labels, bias, head, wanted, engine)
+    return result
 
 
 class _LinearLogProb(torch.autograd.Function):
@@ -122,90 +216,31 @@ class _LinearLogProb(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         bias: Tensor | None,
-        head: _Head,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        count = hidden.size(0)
-        out = hidden.new_empty(count, dtype=torch.float32)
-        lse = torch.empty_like(out)
-        entropies = torch.zeros_like(out)
-        hits = torch.zeros(count, dtype=torch.bool, device=hidden.device)
-        needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
-        head_trains = needs_weight or needs_bias
-        gradient = torch.empty_like(hidden) if needs_hidden and not head_trains else None
-        for part in _chunks(count, weight.size(0)):
-            x, slope = _logits(hidden[part], weight, bias, head)
-            target = labels[part, None]
-            if head.want_top1:
-                hits[part] = x.argmax(dim=1) == labels[part]
-            x /= temperature
-            picked = x.gather(1, target).squeeze(1)
-            lse[part] = torch.logsumexp(x, dim=1)
-            out[part] = picked - lse[part]
-            if not head.want_entropy and gradient is None:
-                continue
-            p = torch.exp(x - lse[part, None])
-            if head.want_entropy:
-                entropies[part] = lse[part] - torch.linalg.vecdot(p, x)
-            if gradient is not None:
-                _probabilities_to_logit_gradient(p, target, slope, head.scale / temperature)
-                gradient[part] = p.to(weight.dtype) @ weight
-        ctx.frozen = not head_trains
-        ctx.head, ctx.temperature = head, temperature
-        ctx.has_bias = bias is not None
-        saved = (
-            [gradient] if ctx.frozen else [hidden, weight, labels, lse, *([bias] if bias is not None else [])]
+        head: Head,
+        wanted: Wanted,
+        engine: Engine,
+    ) -> Outputs:
+        found = engine.sweep(hidden, weight, labels, bias, head, wanted)
+        for_head = (
+            (hidden, weight, labels, bias, found.picked, found.lse) if wanted.head_trains else (None,) * 6
         )
-        ctx.save_for_backward(*saved)
-        ctx.mark_non_differentiable(entropies, hits)
-        return out, entropies, hits
+        ctx.save_for_backward(found.direction, *for_head)
+        ctx.head, ctx.wanted, ctx.engine, ctx.kept = head, wanted, engine, found.kept
+        ctx.mark_non_differentiable(*(x for x in (found.entropy, found.top1) if x is not None))
+        return found.logps, found.entropy, found.top1
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_logps: Tensor, *_: Tensor) -> tuple[Any, ...]:
-        if ctx.frozen:
-            (gradient,) = ctx.saved_tensors
-            scaled = (gradient * grad_logps[:, None]).to(gradient.dtype)
-            return scaled, None, None, None, None, None
-        return _LinearLogProb._recompute(ctx, grad_logps)
-
-    @staticmethod
-    def _recompute(ctx: Any, grad_logps: Tensor) -> tuple[Any, ...]:
-        hidden, weight, labels, lse, *rest = ctx.saved_tensors
-        bias = rest[0] if ctx.has_bias else None
-        needs_hidden, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = (
-            bias.new_zeros(bias.shape, dtype=torch.float32) if needs_bias and bias is not None else None
-        )
-        for part in _chunks(hidden.size(0), weight.size(0)):
-            x, slope = _logits(hidden[part], weight, bias, ctx.head)
-            p = torch.exp_(x.div_(ctx.temperature).sub_(lse[part, None]))
-            _probabilities_to_logit_gradient(p, labels[part, None], slope, ctx.head.scale / ctx.temperature)
-            p *= grad_logps[part, None]
-            low = p.to(weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = low @ weight
-            if grad_weight is not None:
-                grad_weight.addmm_(p.T, hidden[part].float())
-            if grad_bias is not None:
-                grad_bias += p.sum(dim=0)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None,
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
-
-
-def _probabilities_to_logit_gradient(p: Tensor, target: Tensor, slope: Tensor | None, factor: float) -> None:
-    """In place: p -> d logp / d (h W^T + b) = ([v = label] - p_v) * slope * factor."""
-    p.neg_()
-    p.scatter_add_(1, target, torch.ones_like(target, dtype=p.dtype))
-    if slope is not None:
-        p *= slope
-    if factor != 1.0:
-        p *= factor
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Any, ...]:
+        direction, hidden, weight, labels, bias, *found = ctx.saved_tensors
+        grad_hidden = grad_weight = grad_bias = None
+        if direction is not None:
+            grad_hidden = (direction * upstream[:, None]).to(direction.dtype)
+        if ctx.wanted.head_trains:
+            with gathered(weight, bias):
+                grad_weight, grad_bias = ctx.engine.head_gradient(
+                    hidden, weight, labels, bias, ctx.head, Found(*found), upstream, ctx.kept
+                )
+            grad_weight = grad_weight.to(weight.dtype)
+            grad_bias = grad_bias if bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, None, grad_bias, None, None, None

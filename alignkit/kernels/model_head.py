@@ -1,12 +1,14 @@
 """A model's own head, fused: `model(…, labels=…, fused_lm_head=True)` gives per-token log-probs, never logits.
 
 The protocol is TRL's (`add_fused_lm_head`), so its trainers' code runs on it; the work is `linear_logprob`. It runs
-inside the model's forward, since ZeRO-3 and FSDP gather the head's weight only there.
+inside the model's forward, since ZeRO-3 and FSDP gather the head's weight only there. A loss over two models takes
+what it needs, under the same condition, with `last_hidden` and `head_of`.
 """
 
 import types
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -25,30 +27,59 @@ class FusedHeadOutput:
     aux_loss: Tensor | None = None
 
 
+class HeadWeights(NamedTuple):
+    """A model's head, as fused heads take it."""
+
+    weight: Tensor
+    """[V, H]"""
+    bias: Tensor | None
+    """[V]"""
+    logit_scale: float
+    softcap: float | None
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Where the weights may be read; under ZeRO-3 they are whole only in here."""
+        context: AbstractContextManager[Any] = maybe_gather_lm_head_ctx(self.weight, self.bias)
+        return context
+
+
+def head_of(model: Any) -> HeadWeights:
+    """The head of `model`, a causal LM of transformers without peft's wrapper."""
+    head = model.get_output_embeddings()
+    return HeadWeights(
+        _whole(head.weight),
+        _whole(getattr(head, "bias", None)),
+        *head_options(model.config.get_text_config()),
+    )
+
+
+def last_hidden(model: Any, *args: Any, **inputs: Any) -> Tensor:
+    """The states [B, L-1, H] from which `model`'s head predicts tokens 1 to L-1."""
+    hidden: Tensor = model.base_model(*args, **{**inputs, "use_cache": False}).last_hidden_state
+    return hidden[:, :-1]
+
+
 def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
     """Patch `model` (a causal LM of transformers, without peft's wrapper) so that it takes `fused_lm_head=True`.
 
     Without that argument the forward is what it was.
     """
     plain_forward = model.forward
-    scale, softcap = head_options(model.config.get_text_config())
 
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return plain_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
-        backbone = self.base_model(*args, **{**kwargs, "use_cache": False})
-        hidden = backbone.last_hidden_state[:, :-1]
-        head = self.get_output_embeddings()
-        weight, bias = _whole(head.weight), _whole(head.bias)
-        with maybe_gather_lm_head_ctx(weight, bias):
+        hidden = last_hidden(self, *args, **kwargs)
+        head = head_of(self)
+        with head.gathered():
             result = linear_logprob(
                 hidden.reshape(-1, hidden.size(-1)),
-                weight,
+                head.weight,
                 labels.reshape(-1),
-                bias=bias,
-                logit_scale=scale,
-                softcap=softcap,
+                bias=head.bias,
+                logit_scale=head.logit_scale,
+                softcap=head.softcap,
                 entropy=entropy,
                 top1=top1,
             )

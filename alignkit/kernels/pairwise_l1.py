@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkit.kernels.backend import Implementation, choose
-from alignkit.kernels.heads import Head, Side, accumulate, autocast, compute_dtype
+from alignkit.kernels.heads import Head, autocast
+from alignkit.kernels.sides import Side, accumulate, compute_dtype
 from alignkit.losses import checks
 
 TORCH_BLOCK_BYTES = 2**20

@@ -87,10 +87,9 @@ def balance(
     checks.positive("temperature", temperature)
     checks.at_least("nu", nu, 1)
     checks.at_least("kappa", kappa, 0)
-    if gate not in _GATES:
-        raise ValueError(f"gate must be one of {', '.join(_GATES)}, found {gate!r}")
+    checks.one_of("gate", gate, GATES)
     student_entropy, teacher_entropy = student_entropy.detach(), teacher_entropy.detach()
-    forward_weight, reverse_weight = _GATES[gate](teacher_entropy - student_entropy, nu, kappa)
+    forward_weight, reverse_weight = GATES[gate](teacher_entropy - student_entropy, nu, kappa)
     # Gradients of a tempered KL shrink with the square of the temperature.
     scale = temperature**2
     return BalancedLoss(
@@ -113,7 +112,7 @@ def _soft(gap: Tensor, _nu: float, kappa: float) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(kappa * gap), torch.sigmoid(-kappa * gap)
 
 
-_GATES: dict[str, Callable[[Tensor, float, float], tuple[Tensor, Tensor]]] = {"hard": _hard, "soft": _soft}
+GATES: dict[str, Callable[[Tensor, float, float], tuple[Tensor, Tensor]]] = {"hard": _hard, "soft": _soft}
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Argument checks that the losses share; each error says what was expected and what was found."""
 
 import math
+from collections.abc import Collection
 
 from torch import Tensor
 
@@ -15,6 +16,12 @@ def positive(name: str, value: float) -> None:
     """Raise ValueError unless `value` is finite and > 0."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a finite number > 0, found {value}")
+
+
+def one_of(name: str, value: str, allowed: Collection[str]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
 
 
 def shaped(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -96,8 +96,7 @@ def transport_loss(
 def _check(cost: Tensor, reduction: str) -> None:
     if cost.dim() != 2 or cost.shape[0] != cost.shape[1]:
         raise ValueError(f"cost must be [n, n], found shape {list(cost.shape)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
+    checks.one_of("reduction", reduction, REDUCTIONS)
 
 
 def _l1(left: Tensor, right: Tensor) -> Tensor:

@@ -5,18 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import FieldIssue, RecipeError
+from alignkit.methods.sections import LoraSection
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe, TrainingSection
 
 
 def lora_config(recipe: "Recipe") -> Any:
-    """peft's configuration, or None for training all weights."""
-    if recipe.lora is None:
+    """peft's configuration of the trained model, or None for training all weights."""
+    return peft_config(recipe.lora)
+
+
+def peft_config(lora: LoraSection | None) -> Any:
+    """peft's configuration of a section, or None."""
+    if lora is None:
         return None
     from peft import LoraConfig
 
-    lora = recipe.lora
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 Auto = Literal["auto"]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where the weights of a model of the service are."""
+
+    path: str
+    adapter: str | None = None
+    """Folder of the peft adapter over it, for a fine-tuned model."""
+
+
+ResolveModel = Callable[[str], ModelSource]
+"""From a model's name in a job; raises ModelError where the project has no such model."""
+
+
 class Hyperparameters(Section):
     """What every method takes in a job: OpenAI's three, and the run's own."""
 
@@ -57,3 +70,6 @@ class Method:
     """What a job's learning_rate_multiplier of 1 means, with LoRA."""
     auto: Mapping[str, Any] = field(default_factory=dict)
     """What "auto" becomes, for the method's own hyperparameters."""
+    section_values: Callable[[Mapping[str, Any], ResolveModel], dict[str, Any]] = lambda *_: {}
+    """From a job's resolved hyperparameters, what the section names or means otherwise; the rest goes over by name.
+    Raises RecipeError with the hyperparameter's path."""

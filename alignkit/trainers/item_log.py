@@ -1,5 +1,6 @@
 """What alignkit's trainers share: item metrics in the log, and a loss that must be finite."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,13 +34,20 @@ class ItemLog:
         logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
         super().log(logs, start_time)  # type: ignore[misc]  # the trainer's, which this stands before
 
-    def _require_finite(self, losses: Tensor, inputs: dict[str, Tensor]) -> None:
-        """Raise FloatingPointError with the rows' texts if an item's loss is not finite. losses: [B]."""
-        finite = torch.isfinite(losses.detach())
+    def _require_finite(
+        self, losses: Tensor, inputs: dict[str, Tensor], parts: Sequence[str] = ("the loss",)
+    ) -> None:
+        """Raise FloatingPointError with the rows' texts if an item's loss is not finite.
+
+        losses: [B], or [B, k] of its `parts`, of which those at fault are named.
+        """
+        finite = torch.isfinite(losses.detach()).reshape(len(losses), -1)
         if bool(finite.all()):
             return
-        rows = (~finite).nonzero().flatten().tolist()
+        rows = (~finite.all(dim=1)).nonzero().flatten().tolist()
+        wrong = [part for part, good in zip(parts, finite.all(dim=0).tolist(), strict=True) if not good]
         texts = [self._tokenizer.decode(inputs["input_ids"][row])[:200] for row in rows[:3]]
         raise FloatingPointError(
-            f"the loss is not finite at step {self.state.global_step}, rows {rows} of the batch, which begin: {texts}"
+            f"{', '.join(wrong)} is not finite at step {self.state.global_step}, rows {rows} of the batch, "
+            f"which begin: {texts}"
         )

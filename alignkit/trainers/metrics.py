@@ -1,9 +1,14 @@
-"""Per-item metrics of preference trainers: gathered over all processes, averaged over items, not over batches."""
+"""Metrics of trainers: gathered over all processes, averaged over items or tokens, not over batches."""
 
+import math
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+CALIBRATION_BINS = 15
 
 
 class ItemMetrics:
@@ -16,6 +21,7 @@ class ItemMetrics:
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = defaultdict(list)
         self._ratios: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        self._bins: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> None:
         """`values`: [n], already gathered over processes."""
@@ -26,8 +32,13 @@ class ItemMetrics:
         above, below = self._ratios[name]
         self._ratios[name] = (above + numerator, below + denominator)
 
+    def add_calibration(self, name: str, bins: Tensor) -> None:
+        """`bins`: [bins, 3] of `calibration_bins`, already summed over processes."""
+        bins = bins.detach().double().cpu()
+        self._bins[name] = self._bins[name] + bins if name in self._bins else bins
+
     def take(self) -> dict[str, float]:
-        """Item means, and the calibration error where a margin was recorded; empties the store."""
+        """Item means, and calibration errors where margins or bins were recorded; empties the store."""
         items = {name: torch.cat(values) for name, values in self._values.items()}
         self._values.clear()
         ratios = {name: above / below for name, (above, below) in self._ratios.items() if below}
@@ -35,7 +46,45 @@ class ItemMetrics:
         means = {name: float(values.mean()) for name, values in items.items() if values.numel()}
         if "rewards/margins" in items and items["rewards/margins"].numel():
             means["rewards/ece"] = bradley_terry_ece(items["rewards/margins"])
-        return means | ratios
+        errors = {name: calibration_error(bins) for name, bins in self._bins.items()}
+        self._bins.clear()
+        return means | ratios | errors
+
+
+class ItemLogging:
+    """For a TRL trainer, before its base: gathers values of single items and logs their means.
+
+    The trainer sets `_item_metrics = {"train": ItemMetrics(), "eval": ItemMetrics()}` first.
+    """
+
+    accelerator: Any
+    model: Any
+    _item_metrics: dict[str, ItemMetrics]
+    _total_train_tokens: int
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _record(self, columns: Mapping[str, Tensor], ratios: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Values of items, [n] each, and (numerator, denominator) of what is a mean over tokens."""
+        stacked = torch.stack([value.detach().float() for value in columns.values()], dim=1)
+        gathered = self.accelerator.gather_for_metrics(stacked)  # one collective for all of them
+        for name, values in zip(columns, gathered.unbind(dim=1), strict=True):
+            self._item_metrics[self._mode].add(name, values)
+        sums = torch.stack([value.detach().float() for pair in ratios.values() for value in pair])
+        above_and_below = self.accelerator.reduce(sums).view(-1, 2).tolist()
+        for name, (above, below) in zip(ratios, above_and_below, strict=True):
+            self._item_metrics[self._mode].add_ratio(name, above, below)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the item means gathered since the last call, prefixed `eval_` in evaluation."""
+        prefix = "eval_" if self._mode == "eval" else ""
+        metrics = self._item_metrics[self._mode].take()
+        if metrics:
+            metrics["num_tokens"] = float(self._total_train_tokens)
+        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        super().log(logs, start_time)  # type: ignore[misc]
 
 
 def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:
@@ -46,7 +95,26 @@ def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:
     """
     probability = torch.sigmoid(margins.double())
     confidence = torch.maximum(probability, 1 - probability)
-    right = (margins > 0).double()
-    index = (confidence * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, index, right - confidence)
-    return float(gap.abs().sum() / margins.numel())
+    one_group = torch.zeros_like(margins, dtype=torch.long)
+    return calibration_error(calibration_bins(confidence, margins > 0, one_group, groups=1, bins=bins)[0])
+
+
+def calibration_bins(
+    confidence: Tensor, right: Tensor, group: Tensor, *, groups: int, bins: int = CALIBRATION_BINS
+) -> Tensor:
+    """[groups, bins, 3] float64: of each bin how many predictions, their summed confidence, and how many are right.
+
+    `confidence` [N] in [0, 1] goes into equal bins, the last one closed; `right` [N] bool; `group` [N], such as
+    the sequence that a token belongs to.
+    """
+    index = group * bins + (confidence.detach() * bins).long().clamp(max=bins - 1)
+    columns = torch.stack([torch.ones_like(confidence), confidence.detach(), right], dim=1).double()
+    flat = columns.new_zeros(groups * bins, 3).index_add(0, index, columns)
+    return flat.view(groups, bins, 3)
+
+
+def calibration_error(bins: Tensor) -> float:
+    """Expected calibration error, in [0, 1]: |right - confidence| of the bins [bins, 3], weighted by their counts."""
+    count, confidence, right = bins.unbind(dim=-1)
+    total = float(count.sum())
+    return float((right - confidence).abs().sum()) / total if total else math.nan

@@ -46,7 +46,9 @@ def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, see
     with _evaluating(trainer), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         with unwrap_model_for_generation(trainer.model, trainer.accelerator) as model:
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            out = published(model, trainer.accelerator).generate(
+                input_ids=ids, attention_mask=mask, generation_config=config
+            )
     drawn = out[:, ids.size(1) :].tolist()
     return [
         Answer(list(prompt), _ended(tokens, tokenizer.eos_token_id))
@@ -82,11 +84,17 @@ def token_logps(trainer: Any, answers: Sequence[Answer], *, reference: bool = Fa
     ]
 
 
+def published(model: Any, accelerator: Any) -> Any:
+    """The model that is served in the end: of a teacher and its student, trained as one, the student."""
+    unwrapped = accelerator.unwrap_model(model)
+    return getattr(unwrapped, "student", unwrapped)
+
+
 def _model(trainer: Any, *, reference: bool) -> tuple[Any, AbstractContextManager[None]]:
     """The model to call, and what makes it the reference meanwhile."""
     if not reference:
         return trainer.model, nullcontext()
-    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy = published(trainer.model, trainer.accelerator)
     if is_peft_model(policy):
         return trainer.model, use_adapter(policy, adapter_name=None)
     return getattr(trainer, "ref_model", None), nullcontext()

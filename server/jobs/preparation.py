@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import RecipeError
-from alignkit.methods import METHODS
+from alignkit.errors import ModelError, RecipeError
+from alignkit.methods import METHODS, ModelSource, ResolveModel
 from server.errors import ApiError, shorten
 from server.files.repository import FileRepository
 from server.files.schemas import FINE_TUNE
@@ -66,6 +66,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
             train_rows=training.report.rows,
             seed=seed,
             output_dir=services.settings.jobs_dir / job_id,
+            resolve_model=_resolver(project, services),
         )
     except RecipeError as error:
         message, param = str(error), error.issues[0].path or "method"
@@ -83,6 +84,18 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         train_rows=training.report.rows,
         notices=_notices(training, validation),
     )
+
+
+def _resolver(project: Principal, services: Services) -> ResolveModel:
+    """Finds the models that hyperparameters name, among those that the project may use."""
+
+    def resolve(name: str) -> ModelSource:
+        try:
+            return services.catalog.source(name, project.project_id)
+        except ApiError as error:
+            raise ModelError(error.detail.message) from error
+
+    return resolve
 
 
 def _require_servable(recipe: Any, method: str, services: Services) -> None:

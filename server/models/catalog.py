@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from alignkit.methods import ModelSource
 from alignkit.models import NAME_PATTERN, available
 from server.database import Database
 from server.errors import ApiError
@@ -13,6 +14,7 @@ from server.models.tables import FineTunedModel
 from server.settings import Settings
 
 BASE = "base"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,16 @@ class ModelCatalog:
             return base
         with self._database.reading() as session:
             return fine_tuned(session, name, project_id)
+
+    def source(self, name: str, project_id: str) -> ModelSource:
+        """Where the weights of that model are; an ApiError with status 404 says why there is none."""
+        if self.base(name) is not None:
+            return ModelSource(str(self.path(name)))
+        with self._database.reading() as session:
+            model = own_model(session, name, project_id)
+        if model.kind != ADAPTER:
+            return ModelSource(model.path)
+        return ModelSource(str(self.path(model.base_model)), model.path)
 
 
 def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:

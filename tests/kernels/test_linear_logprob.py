@@ -1,22 +1,37 @@
 """linear_logprob against materialised float64 logits: values, every gradient, odd shapes, extreme logits."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from alignkit.kernels import linear_logprob
-from alignkit.kernels import linear_logprob as public_name
-from alignkit.kernels.linear_logprob import CHUNK_BYTES
+from alignkit.kernels.backend import interpreted
+from alignkit.kernels.torch import linear_logprob as tiled
+from tests.kernels.no_logits import forbid_logits
 
-kernel_module = __import__("alignkit.kernels.linear_logprob", fromlist=["CHUNK_BYTES"])
 
+@pytest.fixture(autouse=True, params=["triton"] if interpreted() else ["torch", "reference"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every implementation in turn, Triton's where tests/kernels/test_interpreted.py runs this file again.
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks even for small inputs, the last one short."""
-    monkeypatch.setattr(kernel_module, "CHUNK_BYTES", 4 * 101 * 7)
+    Several tiles each way even for small inputs, the last ones short.
+    """
+    monkeypatch.setenv("ALIGNKIT_KERNELS", request.param)
+    monkeypatch.setattr(tiled, "TOKENS", 15)
+    monkeypatch.setattr(tiled, "TILE_BYTES", 4 * 13 * 31)
+    monkeypatch.setattr(tiled, "KEPT_BYTES", 4 * 37 * 101 // 2)
+    if request.param == "triton":
+        from alignkit.kernels.triton import linear_logprob as rowwise
+
+        monkeypatch.setattr(rowwise, "BUFFER_BYTES", 4 * 13 * 101)
+        monkeypatch.setattr(rowwise, "BLOCK", 256)
+    return request.param
 
 
 def oracle(
@@ -166,6 +181,8 @@ def test_non_contiguous_input_and_autocast() -> None:
         (torch.zeros(3, 5), torch.zeros(3, dtype=torch.long), 1.0, "expected hidden"),
         (torch.zeros(3, 4), torch.zeros(2, dtype=torch.long), 1.0, "expected labels"),
         (torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), 0.0, "temperature"),
+        (torch.zeros(3, 4), torch.tensor([0, 7, 1]), 1.0, r"labels must be in \[0, 7\) or ignored, found 7"),
+        (torch.zeros(3, 4), torch.tensor([0, -1, 1]), 1.0, "found -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -175,20 +192,127 @@ def test_what_does_not_fit_is_refused(
         linear_logprob(hidden, torch.zeros(7, 4), labels, temperature=temperature)
 
 
-def test_no_tensor_of_tokens_by_vocabulary_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_module, "CHUNK_BYTES", CHUNK_BYTES)
-    largest = 0
+def test_no_tensor_of_tokens_by_vocabulary_is_made(implementation: str) -> None:
+    count, vocabulary = 60, 500
+    hidden = torch.randn(count, 8, requires_grad=True)
+    weight = torch.randn(vocabulary, 8, requires_grad=True)
+    labels = torch.zeros(count, dtype=torch.long)
+    expected = (
+        pytest.raises(AssertionError, match="made logits") if implementation == "reference" else nullcontext()
+    )
+    with expected, forbid_logits(count // 2, vocabulary):
+        linear_logprob(hidden, weight, labels, entropy=True, top1=True).logps.sum().backward()
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for value in out if isinstance(out, tuple | list) else [out]:
-                if isinstance(value, Tensor):
-                    largest = max(largest, value.numel())
-            return out
 
-    hidden, weight = torch.randn(2000, 8, requires_grad=True), torch.randn(20_000, 8)
-    with Watch():
-        public_name(hidden, weight, torch.zeros(2000, dtype=torch.long), entropy=True).logps.sum().backward()
-    assert largest <= max(CHUNK_BYTES // 4, weight.numel())
+def test_a_tie_goes_to_the_first() -> None:
+    weight = torch.ones(40, 4)
+    found = linear_logprob(torch.ones(3, 4), weight, torch.tensor([0, 1, 39]), top1=True)
+    assert found.top1 is not None
+    assert found.top1.tolist() == [True, False, False]
+
+
+def test_nan_is_not_hidden() -> None:
+    hidden = torch.zeros(40, 4)
+    hidden[7] = torch.nan
+    found = linear_logprob(hidden, torch.randn(101, 4), torch.zeros(40, dtype=torch.long), entropy=True)
+    assert found.entropy is not None
+    assert torch.isnan(found.logps).nonzero().flatten().tolist() == [7]
+    assert torch.isnan(found.entropy).nonzero().flatten().tolist() == [7]
+
+
+def test_a_tied_head_under_gradient_checkpointing() -> None:
+    """The head's gradient joins the embedding's; a recomputed forward gives the same."""
+    weight = torch.randn(101, 8, requires_grad=True)
+    tokens, labels = torch.randint(0, 101, (37,)), torch.randint(0, 101, (37,))
+
+    def logps(table: Tensor) -> Tensor:
+        return linear_logprob(torch.tanh(table[tokens]), table, labels).logps
+
+    checkpoint(logps, weight, use_reentrant=False).sum().backward()
+    exact = weight.detach().double().requires_grad_()
+    oracle(torch.tanh(exact[tokens]), exact, labels)[0].sum().backward()
+    assert weight.grad is not None
+    assert exact.grad is not None
+    assert relative(weight.grad, exact.grad) < 2e-5
+
+
+def test_backward_twice_gives_twice() -> None:
+    hidden, weight = torch.randn(37, 8, requires_grad=True), torch.randn(101, 8, requires_grad=True)
+    loss = linear_logprob(hidden, weight, torch.randint(0, 101, (37,))).logps.sum()
+    loss.backward(retain_graph=True)
+    assert weight.grad is not None
+    once = weight.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(weight.grad, 2 * once)
+
+
+def test_nothing_is_made_for_a_gradient_that_nobody_asks_for(implementation: str) -> None:
+    if implementation == "reference":
+        pytest.skip("its gradients are autograd's")
+    weight = torch.randn(101, 8, requires_grad=True)
+    labels = torch.randint(0, 101, (37,))
+    with torch.no_grad():
+        found = linear_logprob(torch.randn(37, 8), weight, labels)
+    assert not found.logps.requires_grad
+    found = linear_logprob(torch.randn(37, 8), weight, labels)
+    found.logps.sum().backward()
+    assert weight.grad is not None
+
+
+@given(
+    count=st.integers(1, 40),
+    vocabulary=st.integers(1, 120),
+    spread=st.sampled_from([0.1, 3.0, 100.0]),
+    softcap=st.sampled_from([None, 2.0, 30.0]),
+    temperature=st.sampled_from([0.3, 1.0, 4.0]),
+    seed=st.integers(0, 2**16),
+)
+@settings(
+    max_examples=5 if interpreted() else 25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_shape_and_spread(
+    count: int, vocabulary: int, spread: float, softcap: float | None, temperature: float, seed: int
+) -> None:
+    """Logits of any spread rise above the running reference in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(count, 4, generator=generator) * spread
+    weight = torch.randn(vocabulary, 4, generator=generator)
+    labels = torch.randint(0, vocabulary, (count,), generator=generator)
+    low = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    exact = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
+    found = linear_logprob(low[0], low[1], labels, softcap=softcap, temperature=temperature, entropy=True)
+    expected = oracle(exact[0], exact[1], labels, softcap=softcap, temperature=temperature)
+    found.logps.sum().backward()
+    expected[0].sum().backward()
+    assert found.entropy is not None
+    torch.testing.assert_close(found.logps.double(), expected[0], rtol=2e-5, atol=2e-5 * (1 + spread))
+    torch.testing.assert_close(found.entropy.double(), expected[1], rtol=2e-5, atol=2e-4)
+    for mine, theirs in zip(low, exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3 * (1 + spread))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_trains", [False, True])
+def test_on_a_gpu_in_bfloat16(head_trains: bool) -> None:
+    """Against float64 logits of the same bfloat16 inputs."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    generator = torch.Generator("cuda").manual_seed(1)
+    hidden = torch.randn(300, 256, generator=generator, device="cuda").bfloat16().requires_grad_()
+    weight = (torch.randn(5003, 256, generator=generator, device="cuda") * 0.05).bfloat16()
+    weight.requires_grad_(head_trains)
+    labels = torch.randint(0, 5003, (300,), generator=generator, device="cuda")
+    exact = [value.detach().double().requires_grad_() for value in (hidden, weight)]
+    found = linear_logprob(hidden, weight, labels, implementation="triton")
+    expected = oracle(exact[0], exact[1], labels)
+    found.logps.sum().backward()
+    expected[0].sum().backward()
+    assert relative(found.logps, expected[0]) < 1e-2
+    for mine, theirs in zip([hidden, weight][: 1 + head_trains], exact, strict=False):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert relative(mine.grad, theirs.grad) < 2e-2

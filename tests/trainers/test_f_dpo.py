@@ -10,8 +10,10 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+from alignkit.kernels.torch import linear_logprob as tiled
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from alignkit.trainers.metrics import ItemMetrics, bradley_terry_ece
+from tests.kernels.no_logits import forbid_logits
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -151,16 +153,31 @@ def test_a_loss_that_is_not_finite_stops_with_the_rows(tmp_path: Path, model_dir
         trainer.evaluate()
 
 
-def test_no_logits_over_the_vocabulary_are_made(tmp_path: Path, model_dir: Path) -> None:
-    trainer = trained(FDPOTrainer, FDPOConfig(**settings(tmp_path, max_steps=1)), model_dir, LORA)
-    head = trainer.model.get_output_embeddings()
+@pytest.mark.parametrize("peft", [LORA, None], ids=["lora", "full"])
+def test_no_logits_over_the_vocabulary_are_made(
+    tmp_path: Path, model_dir: Path, peft: LoraConfig | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training and an evaluation step, backward included; the batch has about 200 completion tokens.
 
-    def refuse(*_: Any) -> None:
-        raise AssertionError("the head ran on its own")
-
-    handle = head.register_forward_hook(refuse)
-    trainer.evaluate()
-    handle.remove()
+    What the head may hold at a time is a constant, which this small batch would fit into: so it is made smaller.
+    """
+    monkeypatch.setattr(tiled, "TILE_BYTES", 4 * 512 * 16)
+    monkeypatch.setattr(tiled, "KEPT_BYTES", 4 * 512 * 64)
+    options = settings(tmp_path, per_device_train_batch_size=8, per_device_eval_batch_size=8, max_steps=1)
+    trainer = trained(FDPOTrainer, FDPOConfig(**options), model_dir, peft)
+    vocabulary = trainer.model.get_output_embeddings().weight.size(0)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    completion_tokens = int(batch["completion_mask"].sum())
+    assert completion_tokens > 128  # wider than any weight, as the watch needs
+    with forbid_logits(completion_tokens, vocabulary):
+        trainer.training_step(trainer.model, batch)
+        trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
+    monkeypatch.setenv("ALIGNKIT_KERNELS", "reference")
+    with (
+        pytest.raises(AssertionError, match="made logits"),
+        forbid_logits(completion_tokens, vocabulary),
+    ):
+        trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
 
 
 def test_calibration_error_of_known_margins() -> None:

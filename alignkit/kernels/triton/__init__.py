@@ -1,1 +1,1 @@
-"""Triton kernels of the heads; imported only where they run."""
+"""The heads in Triton: cuBLAS fills a bounded buffer with products, kernels read it and rewrite it in place."""

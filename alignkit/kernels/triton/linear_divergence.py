@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from alignkit.kernels.divergence_rows import Name, Plan, pull
-from alignkit.kernels.heads import Side
+from alignkit.kernels.sides import Side
 
 VALUES_BLOCK, VALUES_WARPS = 2048, 8
 GRADIENT_BLOCK, GRADIENT_WARPS = 1024, 4

@@ -1,12 +1,14 @@
 """/v1/models: base models for all, fine-tuned ones for their project."""
 
 import time
+from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
 from server.errors import ApiError
+from server.jobs.tables import Job
 from server.models.names import model_name
 from tests.server.support import BASE_MODEL, Running, add_base_model, create_job
 
@@ -101,3 +103,26 @@ def test_a_model_that_cannot_be_taken_down_is_gone_all_the_same(
     assert client.models.delete(name).deleted
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve(name)
+
+
+def test_a_teacher_is_a_base_or_the_projects_own_model(
+    service: Running, client: OpenAI, project: str, key: str
+) -> None:
+    def distil(teacher: str, by: OpenAI = client) -> Any:
+        options = {"type": "sinkd", "sinkd": {"hyperparameters": {"teacher": teacher}}}
+        return create_job(by, method=options)
+
+    def recipe(job_id: str) -> Any:
+        with service.database.reading() as session:
+            return session.get_one(Job, job_id).recipe["method"]["teacher"]
+
+    base_path = str(service.settings.models_dir / BASE_MODEL)
+    assert recipe(distil(BASE_MODEL).id) == {"path": base_path, "adapter": None, "dtype": None}
+    job = create_job(client, suffix="demo")
+    name = publish(service, job.id, model_name(BASE_MODEL, project, "demo", job.id))
+    assert recipe(distil(name).id) == {"path": base_path, "adapter": "p", "dtype": None}
+    for teacher, by in (("gpt-99", client), (name, service.client(service.new_key("another")))):
+        with pytest.raises(openai.BadRequestError) as refused:
+            distil(teacher, by)
+        assert refused.value.param == "method.sinkd.hyperparameters.teacher"
+        assert teacher in refused.value.message

@@ -1,0 +1,85 @@
+"""What the recipes and jobs of both distillation methods share: the teacher, and the data as tokens."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from alignkit.errors import FieldIssue, ModelError, RecipeError
+from alignkit.methods.arguments import lora_config, training_arguments
+from alignkit.methods.base import Hyperparameters, ResolveModel, RunContext
+from alignkit.methods.sections import TeacherSection
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
+
+
+class DistillationHyperparameters(Hyperparameters):
+    """What both methods take in a job."""
+
+    teacher: str = Field(min_length=1, max_length=255)
+    """Name of a base model or of a fine-tuned model of the project."""
+
+
+def section_values(resolved: Mapping[str, Any], resolve_model: ResolveModel) -> dict[str, Any]:
+    """Of a job's hyperparameters, the recipe's `teacher`; raises RecipeError for a name that is no model."""
+    try:
+        source = resolve_model(resolved["teacher"])
+    except ModelError as error:
+        raise RecipeError([FieldIssue("teacher", str(error))]) from error
+    return {"teacher": {"path": source.path, "adapter": source.adapter}}
+
+
+def trainer_arguments(context: RunContext, teacher: TeacherSection) -> dict[str, Any]:
+    """What both trainers are made of beside their config: models, tokenizers, rows, callbacks."""
+    from alignkit.data.completions import tokenise
+    from alignkit.data.dataset import load_rows
+
+    recipe = context.recipe
+
+    def dataset(file: str) -> Any:
+        rows = load_rows(Path(file), recipe.method.type)
+        return tokenise(rows, context.tokenizer, recipe.data.max_length)
+
+    teacher_model, teacher_tokenizer = load_teacher(recipe, teacher)
+    held_out = recipe.data.validation
+    return {
+        "model": context.model,
+        "teacher_model": teacher_model,
+        "processing_class": context.tokenizer,
+        "teacher_processing_class": teacher_tokenizer,
+        "train_dataset": dataset(recipe.data.train),
+        "eval_dataset": dataset(held_out) if held_out else None,
+        "peft_config": lora_config(recipe),
+        "callbacks": context.callbacks,
+    }
+
+
+def config_arguments(context: RunContext) -> dict[str, Any]:
+    """What both configs take from a recipe beside the method's own fields."""
+    return {
+        **training_arguments(context.recipe, context.checkpoints),
+        "dataset_kwargs": {"skip_prepare_dataset": True},  # the rows come tokenised
+    }
+
+
+def load_teacher(recipe: "Recipe", teacher: TeacherSection) -> tuple[Any, Any]:
+    """The teacher, its adapter merged, and its tokenizer; code from the checkpoint is never run."""
+    from alignkit.models import load_causal_lm
+
+    attention = recipe.model.attn_implementation
+    model, tokenizer = load_causal_lm(
+        teacher.path, teacher.dtype or recipe.model.dtype, attention, field="method.teacher.path"
+    )
+    if teacher.adapter is None:
+        return model, tokenizer
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, teacher.adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"method.teacher.adapter: cannot load {teacher.adapter} onto {teacher.path}: {error}"
+        ) from error
+    return adapted.merge_and_unload(), tokenizer

@@ -1,0 +1,93 @@
+"""Drawing with transformers, in batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from alignkit.sampling.sampler import SamplingError
+
+
+class LocalSampler:
+    """Draws from `model` (a causal LM of transformers, also under peft) as it is now; `batch_size` rows at a time."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
+        self._model = model
+        self._batch_size = batch_size
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ends = model.generation_config.eos_token_id
+        if ends is None:
+            ends = tokenizer.eos_token_id
+        self._ends: list[int] = [ends] if isinstance(ends, int) else list(ends or [])
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        seed: int,
+    ) -> list[list[int]]:
+        """See Sampler. The random state outside is left as it was; so is the model's mode."""
+        device = next(self._model.parameters()).device
+        self._check(prompts, max_tokens)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding
+        answers: list[list[int]] = [[] for _ in prompts]
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                for start in range(0, len(order), self._batch_size):
+                    batch = order[start : start + self._batch_size]
+                    ids = self._generate([prompts[index] for index in batch], temperature, top_p, max_tokens)
+                    for index, answer in zip(batch, ids, strict=True):
+                        answers[index] = answer
+        finally:
+            self._model.train(was_training)
+        return answers
+
+    def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(map(len, prompts), default=0)
+        if limit is not None and longest + max_tokens > limit:
+            raise SamplingError(
+                f"expected prompts of at most {limit - max_tokens} tokens, as the model takes {limit} and an answer "
+                f"may have {max_tokens}, found one of {longest}"
+            )
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], temperature: float, top_p: float, max_tokens: int
+    ) -> list[list[int]]:
+        from transformers import GenerationConfig
+
+        length = max(map(len, prompts))
+        padded = [[self._pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        device = next(self._model.parameters()).device
+        # every processor that would change the distribution is named: what is left out comes from the model's folder
+        config = GenerationConfig(
+            do_sample=True,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=0,
+            min_p=None,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            max_new_tokens=max_tokens,
+            pad_token_id=self._pad,
+            eos_token_id=self._ends,
+        )
+        with torch.no_grad():
+            out = self._model.generate(
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=config,
+                synced_gpus=False,  # the caller holds the weights whole, and processes draw different numbers
+            )
+        return [self._until_end(answer) for answer in out[:, length:].tolist()]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        end = next((index + 1 for index, token in enumerate(ids) if token in self._ends), len(ids))
+        return ids[:end]

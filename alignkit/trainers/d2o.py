@@ -1,0 +1,247 @@
+"""D2O as a TRL trainer (arXiv 2403.03419): a dispreferred answer against the model's own samples.
+
+How a step's gradient is made: every sequence of the batch is scored without gradient, `d2o_coefficients` turns the
+scores into one number a sequence, and the sequences run again a few at a time, each few with its own backward. That
+is the exact gradient in memory that does not grow with K, and to DDP, DeepSpeed and FSDP it is plain gradient
+accumulation: all but the last backward of a step are told not to synchronise. Checkpointing the few instead, for one
+backward over one graph, is no simpler where it matters: under DDP the recomputation would re-enter the wrapper in
+the middle of the backward, and ZeRO-3 with LoRA needs re-entrant checkpoints, which DDP and ZeRO-1/2 refuse.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from trl.models.utils import disable_gradient_checkpointing
+
+from alignkit.data.tokens import TokenSequence
+from alignkit.losses import PreferenceLoss, d2o_coefficients, d2o_loss
+from alignkit.trainers.d2o_config import D2OConfig
+from alignkit.trainers.d2o_preparation import D2OPreparation
+from alignkit.trainers.d2o_rounds import Rounds
+from alignkit.trainers.d2o_rows import D2ORow
+from alignkit.trainers.metrics import ItemLogging, ItemMetrics
+from alignkit.trainers.sequences import parts_of, sequence_logps
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    rows: list[D2ORow]
+    sequences: list[TokenSequence]
+    """The dispreferred answers, then the samples row by row."""
+    mask: Tensor
+    """[B, K] bool, which samples there are."""
+    ref_rejected: Tensor
+    ref_samples: Tensor
+
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of the sequences as those of the samples, [B, K], and of the dispreferred answers, [B]."""
+        count = len(self.rows)
+        samples = values.new_zeros(self.mask.shape).masked_scatter(self.mask, values[count:])
+        return samples, values[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    logps: Tensor
+    """Of a batch's sequences, in their order."""
+    entropy: Tensor
+    tokens: int
+
+
+class D2OTrainer(ItemLogging, D2OPreparation):
+    """DPOTrainer on rows with a dispreferred answer only; the loss is `losses.d2o_loss`.
+
+    A dataset has the columns of `alignkit.data.parse_dispreferred`'s forms: prompt, rejected and, where samples come
+    with the data, samples. Others are drawn when the trainer is built, from the reference; with `resample_every` also
+    from the policy during training. Held-out rows keep their first samples and scores, so that their loss stays
+    comparable. `report` takes notices for people (default: warnings). Raises DataError, SamplingError, and
+    FloatingPointError with step and rows where a log-prob is not finite.
+    """
+
+    _tag_names = ["trl", "d2o", "alignkit"]  # noqa: RUF012 - TRL's protocol
+
+    def __init__(
+        self,
+        model: Any,
+        args: D2OConfig,
+        *,
+        report: Callable[[str], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._item_metrics = {"train": ItemMetrics(), "eval": ItemMetrics()}
+        super().__init__(model, args, report=report, **kwargs)
+        self.add_callback(Rounds(self))
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - Trainer's signature
+        num_items_in_batch: Any = None,  # noqa: ARG002 - Trainer's signature
+    ) -> Any:
+        """The loss in one graph, which evaluation needs; the graph grows with K, so `training_step` does without."""
+        batch = self._batch(inputs)
+        scored = self._score_batch(model, batch)
+        loss = self._loss(batch, scored)
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Any = None,  # noqa: ARG002 - Trainer's signature
+    ) -> Tensor:
+        """The loss, detached; its gradient in parts, as the module says."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # optimizers without a schedule
+            self.optimizer.train()
+        batch = self._batch(inputs)
+        parts = self._parts(batch.sequences)
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self._unwrapped(), self.args.gradient_checkpointing_kwargs),
+        ):
+            scored = self._score_batch(model, batch, parts)
+            loss = self._loss(batch, scored)
+            samples, rejected = batch.split(scored.logps)
+            found = d2o_coefficients(
+                samples, batch.ref_samples, rejected, batch.ref_rejected, **self._options(batch.mask)
+            )
+            coefficients = torch.cat([found.rejected, found.samples[batch.mask]])
+        steps = self.current_gradient_accumulation_steps
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        options = {"scale_wrt_gas": False} if deepspeed else {}
+        counted: set[int] = set()
+        for turn, part in enumerate(parts):
+            # a part that is only there so that all processes have as many counts for nothing
+            weights = coefficients[part] * float(part[0] not in counted)
+            counted.update(part)
+            with (
+                self._accumulating(model, last=turn == len(parts) - 1),
+                self.maybe_activation_offload_context,
+            ):
+                logps = self._logps(model, batch, part).logps
+                self.accelerator.backward((weights * logps).sum() / steps, **options)
+        return loss / steps
+
+    @contextlib.contextmanager
+    def _accumulating(self, model: Any, *, last: bool) -> Iterator[None]:
+        """For all but the last backward of a step: gradients add up here and are not synchronised yet."""
+        if last:
+            yield
+            return
+        state = self.accelerator.gradient_state
+        synchronises = state.sync_gradients
+        state._set_sync_gradients(False)  # noqa: SLF001 - as Trainer does; DeepSpeed's boundary follows it
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(synchronises)  # noqa: SLF001
+
+    def _batch(self, inputs: dict[str, Tensor]) -> _Batch:
+        rows = [self.rows.rows[number] for number in inputs["row"].tolist()]
+        device = self.accelerator.device
+        most = max(len(row.samples) for row in rows)
+        mask = torch.tensor([[index < len(row.samples) for index in range(most)] for row in rows])
+        ref_samples = torch.zeros(mask.shape)
+        ref_samples[mask] = torch.tensor([value for row in rows for value in row.ref_samples])
+        return _Batch(
+            rows=rows,
+            sequences=[row.rejected for row in rows] + [one for row in rows for one in row.samples],
+            mask=mask.to(device),
+            ref_rejected=torch.tensor([row.ref_rejected for row in rows], device=device),
+            ref_samples=ref_samples.to(device),
+        )
+
+    def _parts(self, sequences: list[TokenSequence]) -> list[list[int]]:
+        """The sequences a few at a time; as many times on every process, since forwards may be collective."""
+        parts = parts_of(sequences, self.args.sequence_batch_size)
+        if self.accelerator.num_processes == 1:
+            return parts
+        count = torch.tensor([len(parts)], device=self.accelerator.device)
+        most = int(self.accelerator.gather(count).max())
+        return parts_of(sequences, self.args.sequence_batch_size, at_least=most)
+
+    def _score_batch(self, model: Any, batch: _Batch, parts: list[list[int]] | None = None) -> _Scored:
+        parts = self._parts(batch.sequences) if parts is None else parts
+        logps: list[Tensor | None] = [None] * len(batch.sequences)
+        entropy, tokens = torch.zeros((), device=self.accelerator.device), 0
+        for part in parts:
+            result = self._logps(model, batch, part)
+            if logps[part[0]] is None:
+                entropy, tokens = entropy + result.entropy, tokens + result.tokens
+            for index, value in zip(part, result.logps, strict=True):
+                logps[index] = value
+        return _Scored(torch.stack([value for value in logps if value is not None]), entropy, tokens)
+
+    def _logps(self, model: Any, batch: _Batch, part: list[int]) -> Any:
+        return sequence_logps(
+            model,
+            [batch.sequences[index] for index in part],
+            pad_token_id=self._tokenizer.pad_token_id,
+            device=self.accelerator.device,
+            reduction=self.args.logps,
+        )
+
+    def _options(self, mask: Tensor) -> dict[str, Any]:
+        config: D2OConfig = self.args
+        return {
+            "beta": config.beta,
+            "alpha": config.alpha,
+            "sample_mask": mask,
+            "rejected_floor": config.rejected_floor,
+        }
+
+    def _loss(self, batch: _Batch, scored: _Scored) -> Tensor:
+        samples, rejected = batch.split(scored.logps)
+        preference = d2o_loss(
+            samples, batch.ref_samples, rejected, batch.ref_rejected, **self._options(batch.mask)
+        )
+        self._require_finite(preference.losses, batch)
+        self._record_step(batch, scored, preference)
+        return preference.losses.mean()
+
+    def _require_finite(self, losses: Tensor, batch: _Batch) -> None:
+        finite = torch.isfinite(losses.detach()).tolist()
+        bad = [index for index, good in enumerate(finite) if not good]
+        if bad:
+            texts = [batch.rows[index].text for index in bad[:3]]
+            raise FloatingPointError(
+                f"the loss is not finite at step {self.state.global_step}, rows {bad} of the batch, "
+                f"which begin: {texts}"
+            )
+
+    def _record_step(self, batch: _Batch, scored: _Scored, preference: PreferenceLoss) -> None:
+        samples, rejected = batch.split(scored.logps)
+        counts = batch.mask.sum(dim=1)
+        log_ratios = rejected - batch.ref_rejected
+        margins = preference.chosen_rewards - preference.rejected_rewards
+        floor = -torch.inf if self.args.rejected_floor is None else self.args.rejected_floor
+        self._record(
+            {
+                "rewards/samples": preference.chosen_rewards,
+                "rewards/rejected": preference.rejected_rewards,
+                "rewards/margins": margins,
+                "rewards/accuracies": margins > 0,
+                "logps/samples": samples.sum(dim=1) / counts,
+                "logps/rejected": rejected,
+                "logratios/samples": (samples - batch.ref_samples).sum(dim=1) / counts,
+                "logratios/rejected": log_ratios,
+                "rejected_below_floor": log_ratios < floor,
+                "samples": counts,
+            },
+            {"entropy": (scored.entropy, torch.tensor(scored.tokens, device=scored.entropy.device))},
+        )
+        if self._mode == "train":
+            seen = torch.tensor(sum(len(one.ids) for one in batch.sequences), device=scored.entropy.device)
+            self._total_train_tokens += int(self.accelerator.reduce(seen))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - Trainer's signature
+        """Not counted: a batch holds row numbers, and Trainer's estimate needs its tokens."""
+        return 0

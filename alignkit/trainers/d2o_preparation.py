@@ -1,0 +1,212 @@
+"""The half of D2OTrainer that makes rows ready: tokens, samples, and the references' log-probs of both."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch import Tensor
+from trl import DPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from alignkit.data.dispreferred import parse_dispreferred
+from alignkit.data.nodes import RowError
+from alignkit.errors import DataError
+from alignkit.kernels.model_head import fuse_head
+from alignkit.sampling import LocalSampler, Sampler, SampleStore, SamplingOptions, ServerSampler, digest
+from alignkit.trainers.d2o_config import D2OConfig
+from alignkit.trainers.d2o_rows import D2ORow, D2ORows, make_row
+from alignkit.trainers.references import References
+
+
+class D2OPreparation(DPOTrainer):
+    """DPOTrainer over row numbers, whose rows hold samples and reference scores that may be renewed.
+
+    TRL's two hooks do it: `_prepare_dataset` before the Trainer is built, `_precompute_ref_logps` after; both again
+    for a dataset that is given to `evaluate`.
+    """
+
+    def __init__(
+        self, model: Any, args: D2OConfig, *, report: Callable[[str], None] | None, **kwargs: Any
+    ) -> None:
+        self.report = report or (lambda message: warnings.warn(message, stacklevel=2))
+        self._folder = Path(args.samples_dir or Path(args.output_dir) / "samples")
+        self._prepared: list[D2ORow] = []
+        self._rows: D2ORows | None = None
+        self.references = References(self, self._folder, self.report)
+        super().__init__(model=model, args=args, data_collator=_collate, **kwargs)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: D2OConfig, dataset_name: str
+    ) -> Any:
+        if not isinstance(dataset, Dataset):
+            raise TypeError(f"{dataset_name}: expected a datasets.Dataset, found {type(dataset).__name__}")
+        if "row" in dataset.column_names:
+            return dataset
+        columns: dict[str, list[Any]] = {"row": [], "prompt_ids": [], "rejected_ids": []}
+        for number, example in enumerate(dataset, start=1):
+            try:
+                row = make_row(
+                    parse_dispreferred(example),
+                    processing_class,
+                    instructions=args.instruction_pool,
+                    max_length=args.max_length,
+                )
+            except (RowError, DataError) as error:
+                raise DataError(f"{dataset_name}, row {number}: {error}") from error
+            if row is None:
+                continue
+            columns["row"].append(len(self._prepared))
+            columns["prompt_ids"].append(row.rejected.ids[: row.rejected.prompt])
+            columns["rejected_ids"].append(row.rejected.ids[row.rejected.prompt :])
+            self._prepared.append(row)
+        dropped = len(dataset) - len(columns["row"])
+        if dropped:
+            self.report(f"{dataset_name}: {dropped:,} rows dropped, max_length leaves no room for an answer")
+        if not columns["row"]:
+            raise DataError(f"{dataset_name}: no row is left, as max_length leaves no room for any answer")
+        return Dataset.from_dict(columns)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:  # noqa: ARG002 - TRL's hook
+        """Draw the samples that the data does not bring, and score all by the references."""
+        if self._rows is None:
+            self._rows = self._start_rows()
+        numbers = list(dataset["row"])
+        rows = self._rows.rows
+        self.draw([number for number in numbers if not rows[number].samples and not rows[number].given])
+        empty = [number for number in numbers if not rows[number].samples]
+        if empty:
+            texts = [rows[number].text for number in empty[:3]]
+            found = f"{len(empty):,} of {len(numbers):,} rows have no sample left, such as those that begin {texts}"
+            if len(empty) == len(numbers):
+                raise DataError(f"{name}: {found}: raise temperature, max_tokens or redraws")
+            self.report(f"{name}: {found}; they are dropped")
+            dataset = dataset.select([i for i, number in enumerate(numbers) if rows[number].samples])
+            numbers = list(dataset["row"])
+        counts = [len(rows[number].samples) for number in numbers]
+        if min(counts) < max(counts):
+            self.report(
+                f"{name}: rows have {min(counts)} to {max(counts)} samples; a row's mean is over its own"
+            )
+        self.score(numbers)
+        return dataset
+
+    def _start_rows(self) -> D2ORows:
+        policy = self._unwrapped()
+        fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True)
+        config: D2OConfig = self.args
+        rows = D2ORows(
+            self.accelerator,
+            self._tokenizer,
+            SampleStore(self._folder),
+            SamplingOptions(
+                count=config.samples_per_prompt,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                max_tokens=config.max_tokens,
+                redraws=config.redraws,
+            ),
+            seed=config.seed,
+            max_length=config.max_length,
+            report=self.report,
+        )
+        rows.rows = self._prepared
+        return rows
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["row"]
+
+    @property
+    def rows(self) -> D2ORows:
+        """The rows by number, as the datasets' column `row` has them."""
+        if self._rows is None:
+            raise RuntimeError("the trainer is still being built")
+        return self._rows
+
+    def draw(self, numbers: list[int], step: int | None = None) -> list[int]:
+        """Samples for these rows: from the reference, or at a `step` from the policy. Returns who got none."""
+        if not numbers:
+            return []
+        config: D2OConfig = self.args
+        source = f"policy at step {step}" if step else self.references.identity(config.sample_reference)
+        server = f"server's {config.sampler_model}" if config.sampler_url else "here"
+        return self.rows.draw(
+            numbers, digest(self._run_identity(step), source, server), lambda: self._sampler(step)
+        )
+
+    def score(self, numbers: list[int]) -> None:
+        """The references' log-probs of these rows' samples and dispreferred answers."""
+        config: D2OConfig = self.args
+        paths = {"samples": config.sample_reference, "rejected": config.rejected_reference}
+        for path in sorted(set(paths.values()), key=str):
+            self.rows.score(
+                numbers,
+                digest(self._run_identity(self.state.global_step), self.references.identity(path)),
+                lambda path=path: self.references.open(path),  # type: ignore[misc]
+                samples=paths["samples"] == path,
+                rejected=paths["rejected"] == path,
+                reduction=config.logps,  # type: ignore[arg-type]
+                batch_size=config.sequence_batch_size,
+                step=self.state.global_step,
+            )
+
+    def _run_identity(self, step: int | None) -> str:
+        """What the policy at `step` depends on: the model's weights and, once it was trained, the configuration."""
+        if not step:
+            return str(self._precompute_model_hash)
+        apart = {"output_dir", "logging_dir", "run_name", "samples_dir"}
+        options = {name: str(value) for name, value in self.args.to_dict().items() if name not in apart}
+        return digest(self._precompute_model_hash, options)
+
+    @contextlib.contextmanager
+    def _sampler(self, step: int | None) -> Iterator[Sampler]:
+        config: D2OConfig = self.args
+        if config.sampler_url is not None:
+            with ServerSampler(config.sampler_url, self._tokenizer, model=config.sampler_model) as server:
+                if step:
+                    self._serve_policy(server, step)
+                yield server
+            return
+        if step and self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise DataError("resample_every under ZeRO-3: expected a sampler_url, or ZeRO-2, to draw with")
+        opened = (
+            contextlib.nullcontext(self.references.policy())
+            if step
+            else self.references.open(config.sample_reference)
+        )
+        with (
+            opened as model,
+            unwrap_model_for_generation(
+                model,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as bare,
+        ):
+            yield LocalSampler(bare, self._tokenizer, batch_size=config.sampling_batch_size)
+
+    def _serve_policy(self, server: ServerSampler, step: int) -> None:
+        """Give the server the adapter of now, under a name of its own."""
+        if not is_peft_model(self._unwrapped()):
+            raise DataError(
+                "resample_every with sampler_url: expected LoRA, as a server can load an adapter but not new weights"
+            )
+        folder = self._folder / f"adapter-step-{step}"
+        self.save_model(str(folder), _internal_call=True)
+        self.accelerator.wait_for_everyone()
+        name = f"d2o-{digest(str(folder.resolve()), self._run_identity(step))}-{step}"
+        if self.accelerator.is_main_process:
+            server.load_adapter(name, folder)
+        self.accelerator.wait_for_everyone()
+        server.model = name
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+
+def _collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Row numbers: what a row's samples are may change while batches wait."""
+    return {"row": torch.tensor([example["row"] for example in examples])}

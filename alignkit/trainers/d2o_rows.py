@@ -1,0 +1,262 @@
+"""D2O's rows: their samples, given or drawn, and the references' log-probs of both; each computed once and kept."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+
+from alignkit.data.dispreferred import DispreferredRow, render_dispreferred
+from alignkit.data.messages import Message
+from alignkit.data.tokens import TokenSequence, render_messages
+from alignkit.sampling import Sampler, SampleStore, SamplingOptions, SamplingPrompt, digest, draw
+from alignkit.trainers.sequences import Reduction, cut, parts_of, sequence_logps, shares
+
+BLOCK = 64
+"""Prompts that are drawn, and written, at a time: what an interrupted run loses at most."""
+
+
+@dataclass(slots=True)
+class D2ORow:
+    """A row as it is trained on."""
+
+    prompt: SamplingPrompt
+    begin: list[int]
+    """What a drawn answer is scored after: the prompt without any instruction."""
+    rejected: TokenSequence
+    samples: list[TokenSequence]
+    given: bool
+    """Whether the samples came with the data, so that none are drawn."""
+    text: str
+    """How the row begins, for messages."""
+    ref_rejected: float = 0.0
+    ref_samples: list[float] = field(default_factory=list)
+
+
+def make_row(
+    row: DispreferredRow, tokenizer: Any, *, instructions: Sequence[str], max_length: int | None
+) -> D2ORow | None:
+    """The tokens of a row; None where the prompt leaves no room for an answer, or the answer has no token.
+
+    Raises DataError where the chat template refuses the conversation.
+    """
+    begin = render_messages(row.prompt, row.tools, tokenizer, add_generation_prompt=True)
+    rejected, *given = (cut(one, max_length) for one in render_dispreferred(row, tokenizer))
+    if not rejected.learned or (max_length is not None and len(begin) >= max_length):
+        return None
+    asked = [row.prompt] if not instructions else [_instructed(row.prompt, text) for text in instructions]
+    return D2ORow(
+        prompt=SamplingPrompt(
+            renderings=tuple(
+                tuple(render_messages(prompt, row.tools, tokenizer, add_generation_prompt=True))
+                for prompt in asked
+            ),
+            unwanted=str(row.rejected[-1]["content"]),
+        ),
+        begin=begin,
+        rejected=rejected,
+        samples=[one for one in given if one.learned],
+        given=row.samples is not None,
+        text=str(row.prompt[-1]["content"])[:80],
+    )
+
+
+def _instructed(prompt: list[Message], instruction: str) -> list[Message]:
+    """The instruction in front of the last turn of the user: not every template has a system turn."""
+    last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
+    asked = {**prompt[last], "content": f"{instruction}\n\n{prompt[last]['content']}"}
+    return [*prompt[:last], asked, *prompt[last + 1 :]]
+
+
+class D2ORows:
+    """All rows of a trainer, training and held-out, by number.
+
+    Collective: every process holds all rows and calls `draw` and `score` together. What is in `store` is not
+    computed again; the first process's view of it counts.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        tokenizer: Any,
+        store: SampleStore,
+        options: SamplingOptions,
+        *,
+        seed: int,
+        max_length: int | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self.rows: list[D2ORow] = []
+        self._accelerator = accelerator
+        self._tokenizer = tokenizer
+        self._store = store
+        self._options = options
+        self._seed = seed
+        self._max_length = max_length
+        self._report = report
+
+    def add(self, row: D2ORow) -> int:
+        """Its number."""
+        self.rows.append(row)
+        return len(self.rows) - 1
+
+    def draw(
+        self,
+        numbers: Sequence[int],
+        identity: str,
+        open_sampler: Callable[[], AbstractContextManager[Sampler]],
+    ) -> list[int]:
+        """New samples of the rows from a model of this identity; the numbers of rows that got none, and keep theirs.
+
+        Raises SamplingError.
+        """
+        blocks = [numbers[start : start + BLOCK] for start in range(0, len(numbers), BLOCK)]
+        keys = _first_process([self._draw_key(block, identity) for block in blocks])
+        found = _first_process([self._store.read("samples", key) for key in keys])
+        missing = [index for index, lines in enumerate(found) if lines is None]
+        if missing:
+            self._report(f"Drawing {self._options.count} samples for each of {len(numbers):,} prompts")
+            rank, world = self._accelerator.process_index, self._accelerator.num_processes
+            with open_sampler() as sampler:
+                drawn = [
+                    (index, self._draw_block(blocks[index], keys[index], sampler))
+                    for index in missing[rank::world]
+                ]
+            for index, lines in gather_object(drawn):
+                found[index] = lines
+        for block, lines in zip(blocks, found, strict=True):
+            for number, line in zip(block, lines, strict=True):
+                self._take(self.rows[number], line["answers"])
+        self._tell_left_out([line for lines in found for line in lines])
+        return [
+            number
+            for block, lines in zip(blocks, found, strict=True)
+            for number, line in zip(block, lines, strict=True)
+            if not line["answers"]
+        ]
+
+    def _draw_key(self, block: Sequence[int], identity: str) -> str:
+        prompts = [asdict(self.rows[number].prompt) for number in block]
+        return digest(identity, asdict(self._options), self._seed, prompts)
+
+    def _draw_block(self, block: Sequence[int], key: str, sampler: Sampler) -> list[dict[str, Any]]:
+        prompts = [self.rows[number].prompt for number in block]
+        seed = (self._seed + int(key[:7], 16)) % 2**31
+        drawn = draw(prompts, sampler, self._tokenizer, self._options, seed=seed)
+        lines = [
+            {
+                "prompt": self.rows[number].text,
+                "answers": answers,
+                "texts": [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
+                "left_out": dict(left_out),
+            }
+            for number, answers, left_out in zip(block, drawn.answers, drawn.left_out, strict=True)
+        ]
+        self._store.write("samples", key, lines)
+        return lines
+
+    def _take(self, row: D2ORow, answers: list[list[int]]) -> None:
+        start = len(row.begin)
+        if answers:
+            row.samples = [
+                cut(
+                    TokenSequence("sample", row.begin + ids, ((start, start + len(ids)),)),
+                    self._max_length,
+                )
+                for ids in answers
+            ]
+
+    def _tell_left_out(self, lines: list[dict[str, Any]]) -> None:
+        left_out: Counter[str] = Counter()
+        for line in lines:
+            left_out.update(line["left_out"])
+        short = sum(len(line["answers"]) < self._options.count for line in lines)
+        if left_out:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+            self._report(
+                f"Samples left out: {reasons}; {short:,} of {len(lines):,} rows have fewer than "
+                f"{self._options.count}"
+            )
+
+    def score(
+        self,
+        numbers: Sequence[int],
+        identity: str,
+        open_model: Callable[[], AbstractContextManager[Any]],
+        *,
+        samples: bool,
+        rejected: bool,
+        reduction: Reduction,
+        batch_size: int,
+        step: int,
+    ) -> None:
+        """Log-probs of the rows' samples, dispreferred answers or both by a reference of this identity.
+
+        Raises FloatingPointError with the step and the rows where one is not finite.
+        """
+        sequences = [
+            sequence
+            for number in numbers
+            for sequence in (
+                *([self.rows[number].rejected] if rejected else []),
+                *(self.rows[number].samples if samples else []),
+            )
+        ]
+        key = digest(identity, reduction, [[one.ids, one.learned] for one in sequences])
+        values = _first_process([self._store.read("scores", key)])[0]
+        if values is None:
+            with open_model() as model:
+                values = self._forward(model, sequences, reduction, batch_size)
+            self._require_finite(values, numbers, samples=samples, rejected=rejected, step=step)
+            if self._accelerator.is_main_process:
+                self._store.write("scores", key, values)
+        left = iter(values)
+        for number in numbers:
+            row = self.rows[number]
+            if rejected:
+                row.ref_rejected = next(left)
+            if samples:
+                row.ref_samples = [next(left) for _ in row.samples]
+
+    def _forward(
+        self, model: Any, sequences: list[TokenSequence], reduction: Reduction, batch_size: int
+    ) -> list[float]:
+        accelerator = self._accelerator
+        parts = parts_of(sequences, batch_size)
+        scored: list[tuple[int, float]] = []
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), accelerator.autocast():
+            for part in shares(parts, accelerator.process_index, accelerator.num_processes):
+                result = sequence_logps(
+                    model,
+                    [sequences[index] for index in part],
+                    pad_token_id=self._tokenizer.pad_token_id,
+                    device=accelerator.device,
+                    reduction=reduction,
+                )
+                scored += zip(part, result.logps.tolist(), strict=True)
+        model.train(was_training)
+        by_index = dict(gather_object(scored))
+        return [by_index[index] for index in range(len(sequences))]
+
+    def _require_finite(
+        self, values: list[float], numbers: Sequence[int], *, samples: bool, rejected: bool, step: int
+    ) -> None:
+        counts = [rejected + samples * len(self.rows[number].samples) for number in numbers]
+        finite = torch.isfinite(torch.tensor(values)).split(counts)
+        bad = [number for number, good in zip(numbers, finite, strict=True) if not good.all()]
+        if bad:
+            texts = [self.rows[number].text for number in bad[:3]]
+            raise FloatingPointError(
+                f"the reference's log-probs are not finite at step {step}, rows {bad[:20]}, which begin: {texts}"
+            )
+
+
+def _first_process(values: list[Any]) -> list[Any]:
+    """The first process's values, on all."""
+    broadcast_object_list(values, from_process=0)
+    return values

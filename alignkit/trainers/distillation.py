@@ -1,0 +1,322 @@
+"""What both distillation trainers are: TRL's SFTTrainer around a student and a teacher in one module."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from alignkit.errors import ModelError
+from alignkit.kernels.linear_confidence import linear_confidence
+from alignkit.kernels.linear_divergence import Divergences
+from alignkit.kernels.model_head import fuse_head
+from alignkit.run_folder import SAVED_TEACHER
+from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.metrics import calibration_bins
+from alignkit.trainers.pair import Objective, PairOutput, Rows, TeacherStudentPair, Tokens, part_of_state
+from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
+
+TOKEN_METRICS = (
+    "student/cross_entropy",
+    "teacher/cross_entropy",
+    "student/entropy",
+    "teacher/entropy",
+    "student/accuracy",
+    "teacher/accuracy",
+    "forward_kl",
+    "reverse_kl",
+)
+"""What every distillation logs of both models."""
+
+_REFUSED_TRL_OPTIONS = {
+    "loss_type": ("nll", "the cross-entropy is part of the loss, with a weight of its own"),
+    "packing": (False, "metrics and transport are over the sequences of a batch"),
+    "padding_free": (False, "metrics and transport are over the sequences of a batch"),
+    "label_smoothing_factor": (0.0, "it needs the logits, which are never made; the teacher smooths"),
+    "use_liger_kernel": (False, "it replaces the forward that the fused heads need"),
+    "router_aux_loss_coef": (0.0, "the routers' own loss is not added to a distillation loss"),
+}
+
+
+@dataclass
+class DistillationConfig(SFTConfig):
+    """SFTConfig plus what both methods need; TRL's options that have no meaning here are refused."""
+
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments of from_pretrained, where the teacher is given as a string."},
+    )
+    router_aux_loss_coef: float | None = field(
+        default=0.0, metadata={"help": "Not supported: the routers' own loss is not added."}
+    )
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012, SLF001 - transformers' protocol
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, (required, reason) in _REFUSED_TRL_OPTIONS.items():
+            if getattr(self, name) != required:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not an option of distillation: {reason}."
+                )
+
+
+class DistillationTrainer(ItemLog, SFTTrainer):
+    """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is the pair's.
+
+    Data preparation, adapters and checkpointing are TRL's. The loss is a sum over valid tokens divided by their
+    number over the whole optimizer step, so that micro-batches and processes do not change it. What is saved and
+    answers `fused_lm_head=True` is the student.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        teacher_model: Any = None,
+        args: DistillationConfig | None = None,
+        *,
+        teacher_processing_class: Any = None,
+        teacher_peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """`teacher_model` is a model, a folder or a hub id; its tokenizer is loaded from there unless given.
+
+        Raises ModelError for a teacher with another tokenizer, or whose vocabulary does not hold the labels.
+        """
+        if args is None:
+            raise ValueError(f"{type(self).__name__} needs args, found None")
+        super().__init__(model=model, args=args, **kwargs)
+        teacher_trains: bool = getattr(args, "teacher_trains", False)
+        if teacher_peft_config is not None and not teacher_trains:
+            raise ValueError("teacher_peft_config is given, but the teacher does not train (teacher_trains)")
+        teacher = _load_teacher(teacher_model, args)
+        require_same_tokenizer(self._tokenizer, teacher_processing_class or _tokenizer_of(teacher))
+        columns = shared_vocabulary(self.model, teacher)
+        require_labels_within(self.train_dataset, columns, "training")
+        require_labels_within(self.eval_dataset, columns, "held-out")
+        self._pair_up(teacher, teacher_peft_config, teacher_trains=teacher_trains)
+        self._saves_teacher = False
+
+    def objective(self) -> Objective:
+        """The loss of the method, by `args`."""
+        raise NotImplementedError
+
+    def _pair_up(self, teacher: Any, teacher_peft_config: Any, *, teacher_trains: bool) -> None:
+        """Put the pair in the student's place, before anything has wrapped it."""
+        student = self.model
+        if is_peft_model(student) and student.active_peft_config.is_prompt_learning:
+            raise ValueError(
+                "prompt learning is not supported: the losses read hidden states of the tokens alone"
+            )
+        fuse_head(student.get_base_model() if is_peft_model(student) else student, entropy=True, top1=True)
+        teacher.config.use_cache = False
+        if teacher_peft_config is not None:
+            teacher = _with_adapter(teacher, teacher_peft_config, self.args)
+        pair = TeacherStudentPair(student, teacher, self.objective(), teacher_trains=teacher_trains)
+        if self.place_model_on_device:
+            pair.to(self.args.device)
+        self.model = self.model_wrapped = self.callback_handler.model = pair
+        # Of the student's own forward the Trainer may have concluded otherwise; the pair's loss is what counts.
+        self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - transformers' signature
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The pair's loss over the optimizer step's valid tokens."""
+        training = self._mode == "train"
+        # A resumed run draws what it would have drawn; every evaluation draws the same.
+        seed = (self.args.seed << 32) + (self.state.global_step if training else 0)
+        outputs: PairOutput = model(**inputs, seed=seed, calibrate=not training)
+        self._record(outputs, inputs)
+        count = outputs.tokens.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = outputs.loss / torch.as_tensor(count, device=outputs.loss.device).clamp(min=1)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # the count is of all of them, and DDP averages
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,  # noqa: ARG002, FBT001 - transformers' signature
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """The loss alone: there are no logits to give."""
+        return super().prediction_step(model, inputs, True, ignore_keys)
+
+    def _record(self, outputs: PairOutput, inputs: dict[str, Tensor]) -> None:
+        """Sums of each sequence, in one collective; sequences that only fill up the last batch are left out."""
+        columns = torch.stack([*outputs.sums.values()], dim=1)
+        names = tuple(outputs.sums)
+        own = [index for index, name in enumerate(names) if name in TOKEN_METRICS]
+        self._require_finite(columns[:, own], inputs, [names[index] for index in own])
+        self._require_finite(
+            columns, inputs, names
+        )  # a set's transport does not tell which of its rows is at fault
+        counts = torch.stack([outputs.tokens, inputs["attention_mask"].sum(dim=1)], dim=1)
+        parts = [columns.double(), counts.double(), *(b.flatten(1) for b in outputs.calibration.values())]
+        gathered = self.accelerator.gather_for_metrics(torch.cat(parts, dim=1)).sum(dim=0)
+        sums, (tokens, seen), *bins = gathered.split([part.size(1) for part in parts])
+        items = self._items[self._mode]
+        for name, total in zip(outputs.sums, sums.tolist(), strict=True):
+            # In training the Trainer logs a loss; its evaluation's, which weighs batches, is replaced.
+            if name != "loss" or self._mode == "eval":
+                items.add_ratio(name, total, float(tokens))
+        for name, flat in zip(outputs.calibration, bins, strict=True):
+            items.add_calibration(f"{name}/ece", flat.view(-1, 3))
+        if self._mode == "train":
+            self._total_train_tokens += int(seen)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """TRL's, with the teacher's weights in groups of their own where it has a learning rate of its own."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        rate = getattr(self.args, "teacher_learning_rate", None)
+        if rate is not None:
+            of_teacher = {id(weight) for weight in self._pair.teacher.parameters()}
+            split = [
+                {**group, "params": weights, **own}
+                for is_teacher, own in ((False, {}), (True, {"lr": rate}))
+                for group in optimizer.param_groups
+                if (weights := [w for w in group["params"] if (id(w) in of_teacher) is is_teacher])
+            ]
+            optimizer.param_groups[:] = split
+        return optimizer
+
+    @property
+    def _pair(self) -> TeacherStudentPair:
+        pair: TeacherStudentPair = self.accelerator.unwrap_model(self.model)
+        return pair
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: FBT001, FBT002 - transformers' signature
+        """The student; a checkpoint holds a training teacher as well, the result only with `save_teacher`."""
+        self._saves_teacher = self._pair.teacher_trains and (_internal_call or self.args.save_teacher)
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        pair, folder = self._pair, Path(output_dir or self.args.output_dir)
+        with self._in_place_of_the_pair(pair.student):
+            super()._save(str(folder), part_of_state(state_dict, "student"))
+        if self._saves_teacher:
+            with self._in_place_of_the_pair(pair.teacher):
+                super()._save(str(folder / SAVED_TEACHER), part_of_state(state_dict, "teacher"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        pair = self._pair if model is None else self.accelerator.unwrap_model(model)
+        super()._load_from_checkpoint(resume_from_checkpoint, pair.student)
+        if pair.teacher_trains:
+            super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / SAVED_TEACHER), pair.teacher)
+
+    def _load_best_model(self) -> None:
+        """The student's weights, and the teacher's where the folder has them."""
+        pair, best = self._pair, self.state.best_model_checkpoint
+        with self._in_place_of_the_pair(pair.student):
+            super()._load_best_model()
+        teacher = Path(best) / SAVED_TEACHER
+        if pair.teacher_trains and teacher.is_dir() and not self.is_deepspeed_enabled:
+            self.state.best_model_checkpoint = str(teacher)
+            with self._in_place_of_the_pair(pair.teacher):
+                super()._load_best_model()
+            self.state.best_model_checkpoint = best
+
+    @contextmanager
+    def _in_place_of_the_pair(self, model: Any) -> Iterator[None]:
+        pair, self.model = self.model, model
+        try:
+            yield
+        finally:
+            self.model = pair
+
+
+def _load_teacher(teacher: Any, args: DistillationConfig) -> Any:
+    if not isinstance(teacher, str):
+        if teacher is None:
+            raise ValueError("teacher_model is required: a model, a folder or a hub id")
+        return teacher
+    options = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
+    try:
+        return AutoModelForCausalLM.from_pretrained(teacher, **{"trust_remote_code": False, **options})
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the teacher {teacher} cannot be loaded: {error}") from error
+
+
+def _tokenizer_of(teacher: Any) -> Any:
+    name = teacher.config._name_or_path  # noqa: SLF001 - where transformers keeps it
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the teacher's tokenizer cannot be loaded from {name!r}, to compare it with the student's; "
+            f"give teacher_processing_class: {error}"
+        ) from error
+
+
+def _with_adapter(teacher: Any, peft_config: Any, args: DistillationConfig) -> Any:
+    from peft import get_peft_model
+
+    plugin = args.deepspeed_plugin
+    # As TRL does for the student: ZeRO-3 gathers parameters of one dtype only.
+    options = {"autocast_adapter_dtype": False} if plugin is not None and plugin.zero_stage == 3 else {}
+    adapted = get_peft_model(teacher, peft_config, **options)
+    if args.gradient_checkpointing:
+        adapted.enable_input_require_grads()
+    return adapted
+
+
+def operands(student: Rows, teacher: Rows) -> dict[str, Any]:
+    """The arguments of a kernel over two models' rows."""
+    return {
+        f"{side}_{name}": value
+        for side, rows in (("student", student), ("teacher", teacher))
+        for name, value in {"hidden": rows.hidden, **rows.head._asdict()}.items()
+    }
+
+
+def token_metrics(divergences: Divergences, tokens: Tokens) -> dict[str, Tensor]:
+    """The sums over each sequence of `TOKEN_METRICS`."""
+    values = (
+        divergences.student_ce,
+        divergences.teacher_ce,
+        divergences.student_entropy,
+        divergences.teacher_entropy,
+        divergences.student_top1,
+        divergences.teacher_top1,
+        divergences.forward_kl,
+        divergences.reverse_kl,
+    )
+    return {
+        name: tokens.per_sequence(cast(Tensor, value))
+        for name, value in zip(TOKEN_METRICS, values, strict=True)
+    }
+
+
+def pair_output(
+    losses: Tensor, metrics: dict[str, Tensor], student: Rows, teacher: Rows, tokens: Tokens
+) -> PairOutput:
+    """Of the losses [N] of the tokens, and metrics summed over each sequence, what the pair returns."""
+    return PairOutput(
+        loss=losses.sum(),
+        tokens=tokens.per_sequence(torch.ones_like(tokens.labels)),
+        sums={**metrics, "loss": tokens.per_sequence(losses)},
+        calibration=_calibration(student, teacher, tokens),
+    )
+
+
+def _calibration(student: Rows, teacher: Rows, tokens: Tokens) -> dict[str, Tensor]:
+    """Of both models how certain and how right they are on the tokens, if that is asked for."""
+    if not tokens.calibrate:
+        return {}
+    bins = {}
+    for name, rows in (("student", student), ("teacher", teacher)):
+        sure = linear_confidence(rows.hidden, labels=tokens.labels, **rows.head._asdict())
+        bins[name] = calibration_bins(sure.probability, sure.right, tokens.sequence, groups=tokens.sequences)
+    return bins

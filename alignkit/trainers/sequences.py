@@ -1,0 +1,77 @@
+"""Log-probs of many sequences through a model with a fused head, a few at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from alignkit.data.tokens import TokenSequence
+
+Reduction = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLogps:
+    """Of n sequences, over the tokens that carry loss."""
+
+    logps: Tensor
+    """[n] nats, summed or averaged over tokens; zero where no token carries loss."""
+    entropy: Tensor
+    """Scalar, summed over the tokens, detached."""
+    tokens: int
+
+
+def cut(sequence: TokenSequence, max_length: int | None) -> TokenSequence:
+    """The first `max_length` tokens of a sequence."""
+    if max_length is None or len(sequence.ids) <= max_length:
+        return sequence
+    learned = tuple((start, min(end, max_length)) for start, end in sequence.learned if start < max_length)
+    return TokenSequence(sequence.name, sequence.ids[:max_length], learned)
+
+
+def parts_of(sequences: Sequence[TokenSequence], size: int, at_least: int = 0) -> list[list[int]]:
+    """Indices of `sequences` in parts of at most `size`, those of like length together.
+
+    With `at_least`, the first part is repeated until there are so many.
+    """
+    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids))
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    return parts + [parts[0]] * (at_least - len(parts))
+
+
+def sequence_logps(
+    model: Any, sequences: Sequence[TokenSequence], *, pad_token_id: int, device: Any, reduction: Reduction
+) -> SequenceLogps:
+    """One forward of `sequences`. The head runs inside the model's forward: ZeRO-3 gathers its weight only there."""
+    length = max(len(one.ids) for one in sequences)
+    input_ids = torch.full((len(sequences), length), pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, -100)
+    for row, one in enumerate(sequences):
+        ids = torch.tensor(one.ids)
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+        for start, end in one.learned:
+            labels[row, start:end] = ids[start:end]
+    outputs = model(
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        labels=labels.to(device),
+        use_cache=False,
+        fused_lm_head=True,
+    )
+    counts = (labels[:, 1:] != -100).sum(dim=1)
+    logps = outputs.log_probs.float().sum(dim=1)
+    if reduction == "mean":
+        logps = logps / counts.clamp(min=1).to(device)
+    entropy = logps.new_zeros(()) if outputs.entropy is None else outputs.entropy.detach().float().sum()
+    return SequenceLogps(logps, entropy, int(counts.sum()))
+
+
+def shares(parts: Sequence[list[int]], rank: int, world_size: int) -> Iterator[list[int]]:
+    """The parts of one process; every process has as many, so that collective forwards pair up."""
+    rounds = -(-len(parts) // world_size)
+    for turn in range(rounds):
+        yield parts[min(turn * world_size + rank, len(parts) - 1)]

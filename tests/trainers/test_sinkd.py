@@ -1,0 +1,202 @@
+"""SinKD's objective and trainer: against whole float64 logits, and on sets of tokens with a known answer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from alignkit.kernels.model_head import HeadWeights
+from alignkit.losses import sinkd_loss
+from alignkit.trainers import SinKDConfig, SinKDTrainer
+from alignkit.trainers.pair import Rows, Tokens
+from alignkit.trainers.sinkd import SinKDObjective
+from tests.distillation import (
+    assert_gradients_agree,
+    assert_the_trainers,
+    batch_of,
+    made,
+    settings,
+    whole_logits,
+)
+from tests.tiny import build_tiny_model
+
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return build_tiny_model(folder / "student"), build_tiny_model(folder / "teacher", seed=1)
+
+
+def expected_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, sequence: Tensor, objective: SinKDObjective
+) -> Tensor:
+    """The mean over tokens of the method's three terms, from whole logits."""
+    ours, theirs = ((x / objective.kl_temperature).log_softmax(-1) for x in (student, teacher))
+    kl = (theirs.exp() * (theirs - ours)).sum(-1).mean()
+    ce = torch.nn.functional.cross_entropy(student, labels)
+    one_set = objective.mode == "token_set"
+    sets = (
+        [torch.ones_like(sequence, dtype=torch.bool)]
+        if one_set
+        else [sequence == i for i in sequence.unique()]
+    )
+    transport = sum(
+        (
+            members.sum()
+            * sinkd_loss(
+                student[members],
+                teacher[members],
+                temperature=objective.temperature,
+                epsilon=objective.epsilon,
+                iterations=objective.iterations,
+                debiased=objective.debiased,
+                reduction=objective.reduction,
+                gradient=objective.gradient,
+            ).loss
+            for members in sets
+        ),
+        start=torch.zeros((), dtype=student.dtype),
+    )
+    weighted = objective.ce_weight * ce + objective.kl_weight * kl
+    return weighted + objective.sinkhorn_weight * transport / len(labels)
+
+
+@pytest.mark.parametrize("peft", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"mode": "per_sequence", "reduction": "mean", "sinkhorn_weight": 0.5},
+        {"debiased": True, "gradient": "envelope", "sinkhorn_weight": 0.1, "kl_temperature": 3.0},
+        {"sinkhorn_weight": 0.0, "kl_weight": 0.0},
+    ],
+    ids=["paper", "per_sequence", "debiased", "cross_entropy"],
+)
+def test_loss_and_gradients_are_those_of_whole_logits(
+    tmp_path: Path, models: tuple[Path, Path], peft: LoraConfig | None, own: dict[str, Any]
+) -> None:
+    trainer = made(SinKDTrainer, SinKDConfig(**settings(tmp_path), **own), *models, peft_config=peft)
+    batch = batch_of(trainer)
+    trainer.model.train()
+    exact, student, teacher, labels = whole_logits(trainer.model, batch)
+    sequence = (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
+    expected = expected_loss(student, teacher.detach(), labels, sequence, trainer.objective())
+    expected.backward()
+    assert_the_trainers(trainer, batch, expected)
+    assert_gradients_agree(trainer.model.student, exact.student)
+    assert not any(weight.requires_grad for weight in trainer.model.teacher.parameters())
+
+
+def rows_of(logits: Tensor) -> Rows:
+    """A head whose rows are these free logits: one-hot states over the transposed logits."""
+    identity = torch.eye(len(logits), dtype=logits.dtype)
+    return Rows(identity, HeadWeights(logits.T, None, 1.0, None))
+
+
+def tokens_of(count: int, seed: int = 0, sequences: int = 1) -> Tokens:
+    return Tokens(
+        torch.zeros(count, dtype=torch.long), torch.arange(count) % sequences, sequences, seed, False
+    )
+
+
+def test_of_a_large_set_a_sample_is_matched_that_the_seed_repeats() -> None:
+    torch.manual_seed(3)
+    student, teacher = torch.randn(40, 12), torch.randn(40, 12)
+    objective = SinKDObjective(ce_weight=0, kl_weight=0, sinkhorn_weight=1, max_rows=10)
+
+    def loss(seed: int) -> float:
+        return objective(rows_of(student), rows_of(teacher), tokens_of(40, seed)).loss.item()
+
+    assert loss(7) == loss(7)
+    assert loss(7) != loss(8)
+    whole = replace(objective, max_rows=40)(rows_of(student), rows_of(teacher), tokens_of(40)).loss.item()
+    per_token = {seed: loss(seed) / 40 for seed in range(3)}  # the sample's loss, once for each token
+    for seed, sampled in per_token.items():
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(40, generator=generator)[:10]
+        assert sampled == pytest.approx(float(sinkd_loss(student[chosen], teacher[chosen]).loss), rel=1e-5)
+    assert whole / 40 == pytest.approx(float(sinkd_loss(student, teacher).loss), rel=1e-5)
+
+
+def by_divergence(name: str, teacher: Tensor) -> Callable[[Tensor], Tensor]:
+    """A divergence of student logits from the teacher's, a sum over rows."""
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return (a.exp() * (a - b)).sum()
+
+    def js(q: Tensor, p: Tensor) -> Tensor:
+        middle = torch.logaddexp(q, p) - torch.log(torch.tensor(2.0))
+        return (kl(q, middle) + kl(p, middle)) / 2
+
+    divergence = {"forward": lambda q, p: kl(p, q), "reverse": kl, "js": js}[name]
+    return lambda student: divergence(student.log_softmax(-1), teacher.log_softmax(-1))
+
+
+def far_apart(gap: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Student and teacher [6, 24], each sure of tokens that the other does not know."""
+    torch.manual_seed(seed)
+    student, teacher = torch.randn(6, 24), torch.randn(6, 24)
+    row = torch.arange(6)
+    teacher[row, row] += gap
+    student[row, 12 + row] += gap
+    return student, teacher
+
+
+def descend(student: Tensor, loss: Callable[[Tensor], Tensor], steps: int = 300) -> Tensor:
+    """The student after gradient descent with rate 1."""
+    student = student.clone().requires_grad_()
+    for _ in range(steps):
+        (gradient,) = torch.autograd.grad(loss(student), student)
+        student = (student.detach() - gradient).requires_grad_()
+    return student.detach()
+
+
+def by_sinkd(teacher: Tensor, *, kl_weight: float) -> Callable[[Tensor], Tensor]:
+    """The transport, and beside it `kl_weight` times the KL of each row, sums over rows."""
+    objective = SinKDObjective(sinkhorn_weight=1, reduction="mean", ce_weight=0, kl_weight=kl_weight)
+    tokens = tokens_of(len(teacher))
+    return lambda student: objective(rows_of(student), rows_of(teacher), tokens).loss
+
+
+def apart(student: Tensor, teacher: Tensor) -> float:
+    """Mean total variation of each row from its own teacher."""
+    return float((student.softmax(-1) - teacher.softmax(-1)).abs().sum(-1).mean() / 2)
+
+
+def sets_apart(student: Tensor, teacher: Tensor) -> float:
+    """Mean total variation of each teacher row from the nearest student row."""
+    return float(torch.cdist(student.softmax(-1), teacher.softmax(-1), p=1).min(0).values.mean() / 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_training_moves_a_student_that_barely_overlaps_onto_its_teacher(seed: int) -> None:
+    start, teacher = far_apart(8.0, seed)
+    assert apart(start, teacher) > 0.99
+    others = {
+        name: apart(descend(start, by_divergence(name, teacher)), teacher)
+        for name in ("forward", "reverse", "js")
+    }
+    # The transport alone brings the set of rows onto the teacher's, not each row onto its own.
+    alone = descend(start, by_sinkd(teacher, kl_weight=0.0))
+    assert sets_apart(alone, teacher) < 0.01
+    assert apart(alone, teacher) > 0.4
+    # A KL says which row is whose; together they end nearer than any divergence by itself.
+    assert apart(descend(start, by_sinkd(teacher, kl_weight=0.3)), teacher) < min(others.values())
+    assert others["js"] > 0.4  # it hardly moves from there
+
+
+def test_without_overlap_the_transport_alone_has_no_gradient_to_speak_of() -> None:
+    start, teacher = far_apart(14.0)
+    others = {
+        name: apart(descend(start, by_divergence(name, teacher)), teacher) for name in ("forward", "reverse")
+    }
+    assert sets_apart(descend(start, by_sinkd(teacher, kl_weight=0.0)), teacher) > 0.9
+    assert others["reverse"] > 0.9
+    assert apart(descend(start, by_sinkd(teacher, kl_weight=0.3)), teacher) < others["forward"]
