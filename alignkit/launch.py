@@ -12,8 +12,12 @@ def launch_command(
     config_file: Path | None = None,
     num_processes: int = 1,
     python: str = sys.executable,
+    resume: bool = False,
 ) -> list[str]:
-    """The argument list. `config_file` is accelerate's (recipes/accelerate/…); without one, a plain run."""
+    """The argument list. `config_file` is accelerate's (recipes/accelerate/…); without one, a plain run.
+
+    With `resume` the run in the recipe's folder goes on from its last checkpoint.
+    """
     plain = [
         f"--num_processes={num_processes}",
         "--num_machines=1",
@@ -30,5 +34,6 @@ def launch_command(
         "-m",
         "alignkit.train",
         str(recipe),
+        *(["--resume"] if resume else []),
         *overrides,
     ]

@@ -9,7 +9,7 @@ adapter/        the trained adapter (or model/ for all weights), whole or absent
 collapse_guard.json   what the untrained model answered like, and the last step that was sound
 teacher/        the trained teacher of a distillation, where its recipe asks for it
 canary.json     log-probs by which a server proves that it answers with this result
-result.json     {"status": "succeeded" | "failed", …}, written last
+result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
 """
 
 import json
@@ -76,6 +76,11 @@ class RunFolder:
     def result(self) -> Path:
         return self.path / "result.json"
 
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, or None. The trainer writes trainer_state.json last."""
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if _step(path) is not None]
+        return max(found, key=lambda path: _step(path) or 0, default=None)
+
     def emit(self, message: str, *, level: Level = "info", type: str = "message", data: Any = None) -> None:  # noqa: A002 - OpenAI's name
         """Append one event; a reader sees whole lines only."""
         event = {
@@ -106,6 +111,16 @@ class RunFolder:
         except OSError:
             return ""
         return "\n".join(text.replace("\r", "\n").splitlines()[-lines:])[-limit:]
+
+
+def _step(checkpoint: Path) -> int | None:
+    """The step of a whole checkpoint; None where it was cut off while it was written."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        step = int(state["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if checkpoint.name == f"checkpoint-{step}" else None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

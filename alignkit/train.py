@@ -1,8 +1,9 @@
-"""What `accelerate launch` starts: `accelerate launch -m alignkit.train RECIPE.yaml [key=value …]`.
+"""What `accelerate launch` starts: `accelerate launch -m alignkit.train RECIPE.yaml [--resume] [key=value …]`.
 
 Reads top to bottom: the recipe, the model, the data, the trainer, a last evaluation, the adapter, the canary, the
 result. Everything the run writes is in `output_dir` (see alignkit.run_folder). A folder that already holds a run
-is never written over: the repeat goes to `repeat-1`, `repeat-2`, … inside it.
+is never written over: the repeat goes to `repeat-1`, `repeat-2`, … inside it. With `--resume` the run in the folder
+goes on from its last whole checkpoint instead. SIGTERM pauses a run: see alignkit.pausing.
 """
 
 import errno
@@ -18,23 +19,27 @@ from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError
 from alignkit.recipe import Recipe
 from alignkit.run_folder import SAVED_TEACHER, RunFolder, write_json
 
+RESUME = "--resume"
 OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a recipe; returns the exit status. Errors are one line on stderr and the run's result.json."""
-    arguments = sys.argv[1:] if argv is None else argv
+    given = sys.argv[1:] if argv is None else argv
+    resume, arguments = RESUME in given, [argument for argument in given if argument != RESUME]
     if not arguments:
-        print("usage: accelerate launch -m alignkit.train RECIPE.yaml [key=value …]", file=sys.stderr)
+        print(
+            "usage: accelerate launch -m alignkit.train RECIPE.yaml [--resume] [key=value …]", file=sys.stderr
+        )
         return 2
     try:
         recipe = Recipe.load(Path(arguments[0]), arguments[1:])
-        folder = open_folder(recipe)
+        folder = open_folder(recipe, resume=resume)
     except AlignkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        run(recipe, folder)
+        run(recipe, folder, folder.last_checkpoint() if resume else None)
     except Exception as error:
         traceback.print_exc()
         report_failure(folder, error)
@@ -42,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def open_folder(recipe: Recipe) -> RunFolder:
-    """The folder of this run, with the resolved recipe in it."""
+def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
+    """The folder of this run, with the resolved recipe in it; where it resumes, the folder of the run before."""
     path = Path(recipe.output_dir)
-    if RunFolder(path).events.exists():
+    if not resume and RunFolder(path).events.exists():
         path = next(path / f"repeat-{n}" for n in range(1, 10_000) if not (path / f"repeat-{n}").exists())
     folder = RunFolder(path)
     if not is_main_process():
@@ -56,17 +61,30 @@ def open_folder(recipe: Recipe) -> RunFolder:
         raise RecipeError([FieldIssue("output_dir", f"cannot make {path}: {error.strerror}")]) from error
     resolved = recipe.model_copy(update={"output_dir": str(path)})
     folder.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
+    folder.result.unlink(missing_ok=True)
     return folder
 
 
-def run(recipe: Recipe, folder: RunFolder) -> None:
-    """Train, evaluate, save, measure the canary and write the result."""
+def run(recipe: Recipe, folder: RunFolder, checkpoint: Path | None = None) -> None:
+    """Train on from `checkpoint`, if any; unless that was paused, finish the run."""
+    from alignkit.pausing import pausing_on_sigterm
+
     quiet_libraries()
     use_all_cores()
     started = time.monotonic()
-    trainer = build_trainer(recipe, folder)
-    guard = add_guard(trainer, recipe, folder)
-    trainer.train()
+    with pausing_on_sigterm() as pause:
+        trainer = build_trainer(recipe, folder)
+        guard = add_guard(trainer, recipe, folder)
+        trainer.add_callback(pause)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if pause.paused:
+            report_pause(trainer, folder)
+        else:
+            finish(trainer, guard, recipe, folder, started)
+
+
+def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started: float) -> None:
+    """Evaluate, save, measure the canary and write the result."""
     metrics = final_metrics(trainer)
     if guard is not None and guard.settle():
         metrics = final_metrics(trainer)
@@ -166,6 +184,15 @@ def save_canary(trainer: Any, folder: RunFolder) -> None:
     measured = canary.measure(trainer)
     if measured is not None and is_main_process():
         write_json(folder.canary, measured)
+
+
+def report_pause(trainer: Any, folder: RunFolder) -> None:
+    """Write that the run can go on, and from where."""
+    if is_main_process():
+        step = trainer.state.global_step
+        folder.emit(f"Training paused at step {step}", data={"step": step})
+        write_json(folder.result, {"status": "paused", "steps": step})
+        print(f"Paused at step {step}: {folder.path}", flush=True)
 
 
 def report_failure(folder: RunFolder, error: Exception) -> None:

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from alignkit.data.validation import check_file
 from alignkit.jobspec import recipe_for_job
 from server import errors, health, logs
+from server.checkpoints.routes import router as checkpoints
 from server.database import Database
 from server.dependencies import require_scope
 from server.files.routes import router as files
@@ -21,15 +22,29 @@ from server.keys.bootstrap import ensure_first_key
 from server.keys.guard import KeyGuard
 from server.limits.body import BodyLimit
 from server.limits.rates import RateLimit, open_storage
+from server.methods.routes import router as methods
 from server.migrate import migrate, start_lock
 from server.models.catalog import ModelCatalog
 from server.models.routes import router as models
+from server.preflight.routes import router as preflight
 from server.projects.routes import router as projects
 from server.request_log import RequestLog
 from server.services import FileCheck, RecipeMaker, Services
 from server.settings import Settings
+from server.uploads.routes import router as uploads
+from server.webhooks.routes import router as webhooks
 
-ROUTERS: tuple[APIRouter, ...] = (files, jobs, models, projects)
+ROUTERS: tuple[APIRouter, ...] = (
+    files,
+    uploads,
+    methods,
+    preflight,
+    jobs,
+    checkpoints,
+    models,
+    webhooks,
+    projects,
+)
 """What needs a key, and a scope."""
 RunnerFactory = Callable[[JobLedger], JobRunner]
 
@@ -84,9 +99,16 @@ def open_services(
     make_recipe: RecipeMaker,
 ) -> Iterator[Services]:
     """The running service's parts: folders, schema, first key, runner; closed in reverse."""
-    for folder in (settings.root, settings.files_dir, settings.jobs_dir, settings.models_dir):
+    for folder in (
+        settings.root,
+        settings.files_dir,
+        settings.uploads_dir,
+        settings.jobs_dir,
+        settings.models_dir,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(settings.files_dir)
+    for folder in (settings.files_dir, settings.uploads_dir):
+        remove_leftovers(folder)
     with start_lock(settings):
         migrate(settings.sqlalchemy_url)
         database = Database(settings.sqlalchemy_url)

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from server.keys.redaction import without_keys
 
@@ -79,7 +80,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI `responses` of a route: these statuses, and those of any request with a key, with the envelope."""
     return {
         status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
-        for status in (401, 403, 413, 429, *statuses)
+        for status in sorted({400, 401, 403, 413, 429, *statuses})
     }
 
 
@@ -103,7 +104,15 @@ def install(app: FastAPI) -> None:
         plain = ApiError(error.status_code, messages.get(error.status_code, f"{error.detail}."))
         response = error_response(plain)
         response.headers.update(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names those of one route only
+            response.headers["allow"] = ", ".join(sorted(_allowed(app, request.url.path)))
         return response
+
+
+def _allowed(app: FastAPI, path: str) -> set[str]:
+    """The methods that are taken on `path`, by the routes of the first template that fits it."""
+    routes = [route for route in app.routes if isinstance(route, Route) and route.path_regex.match(path)]
+    return {method for route in routes if route.path == routes[0].path for method in route.methods or ()}
 
 
 def _invalid(errors: Sequence[Any]) -> ApiError:

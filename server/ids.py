@@ -13,6 +13,11 @@ JOB = "ftjob-"
 EVENT = "ft-event-"
 CHECKPOINT = "ftckpt_"
 MODEL = "model_"
+UPLOAD = "upload_"
+PART = "part_"
+PERMISSION = "cp_"
+WEBHOOK = "we_"
+DELIVERY = "evt_"
 
 
 def new_id(prefix: str) -> str:

@@ -69,6 +69,7 @@ class Services:
         """Tell the runner of a cancelled job; its row has the last word."""
         if self.runner is not None:
             _attempt("cancel", self.runner.cancel, job_id)
+            _attempt("announce", self.runner.announce, job_id)
 
     def unpublish(self, name: str, base_model: str) -> None:
         """Take a deleted model out of serving; without its row nobody reaches it any more."""

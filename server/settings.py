@@ -51,11 +51,19 @@ class Settings(BaseSettings):
     project: str = Field("default", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="the first project's name")
     training_slots: int = Field(1, ge=1, description="training jobs that run at once")
     max_file_bytes: int = Field(512 * 2**20, ge=1)
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of an upload in parts")
+    max_part_bytes: int = Field(64 * 2**20, ge=1, description="of one part of such an upload")
     max_line_bytes: int = Field(8 * 2**20, ge=1)
     max_request_bytes: int = Field(4 * 2**20, ge=1, description="body of a request other than an upload")
     limits: Limits = Field(default_factory=Limits, description="of every project without its own")
     rate_limit_storage: str = Field("memory://", description="where requests are counted: a URL of `limits`")
     stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
+    pause_grace_seconds: float = Field(
+        600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"
+    )
+    webhook_private_targets: bool = Field(
+        False, description="webhooks may go to private and loopback addresses, and over http"
+    )
     engine: EngineSettings = Field(default_factory=EngineSettings)
 
     @property
@@ -66,6 +74,10 @@ class Settings(BaseSettings):
     @property
     def files_dir(self) -> Path:
         return self.root / "files"
+
+    @property
+    def uploads_dir(self) -> Path:
+        return self.root / "uploads"
 
     @property
     def jobs_dir(self) -> Path:

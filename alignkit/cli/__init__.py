@@ -66,13 +66,16 @@ def train(
         Path | None, typer.Option(help="accelerate's configuration, for several GPUs or ZeRO")
     ] = None,
     num_processes: Annotated[int, typer.Option(min=1, help="processes of this machine")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Run a recipe with accelerate."""
     from alignkit.launch import launch_command
     from alignkit.recipe import Recipe
 
     Recipe.load(recipe, overrides or [])  # refuse a bad recipe before torch is loaded
-    command = launch_command(recipe, overrides or [], config_file=config_file, num_processes=num_processes)
+    command = launch_command(
+        recipe, overrides or [], config_file=config_file, num_processes=num_processes, resume=resume
+    )
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 

@@ -118,6 +118,18 @@ def cancel(job_id: str) -> None:
 
 
 @app.command()
+def pause(job_id: str) -> None:
+    """Pause a job: it saves its state and frees its place."""
+    console.print(connect().fine_tuning.jobs.pause(job_id).status)
+
+
+@app.command()
+def resume(job_id: str) -> None:
+    """Put a paused job back into the queue."""
+    console.print(connect().fine_tuning.jobs.resume(job_id).status)
+
+
+@app.command()
 def watch(job_id: str) -> None:
     """Follow a job to its end; exits with 1 unless it succeeded."""
     client = connect()

@@ -172,6 +172,16 @@ class ManagedProcess:
             return self._child.poll() is None
         return _runs(self.identity.pid, self.identity.create_time)
 
+    def interrupt(self) -> None:
+        """Send SIGTERM to its own children, which may end in their own time; to it alone where it has none.
+
+        A launcher that got the signal itself would be gone before those it launched.
+        """
+        with contextlib.suppress(psutil.Error, ValueError):
+            process = psutil.Process(self.identity.pid)
+            if self.alive():
+                _signal(process.children() or [process], kill=False)
+
     def terminate(self, grace: float) -> None:
         """End it and everything it started: SIGTERM, and after `grace` seconds SIGKILL. Removes its record."""
         members = self._members()

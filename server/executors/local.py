@@ -23,15 +23,15 @@ class LocalExecutor:
         self._python = python
         self._processes: dict[Path, ManagedProcess] = {}
 
-    def start(self, folder: Path) -> None:
-        """Start training in `folder`, unless its process was started before."""
+    def start(self, folder: Path, *, resume: bool) -> None:
+        """Start training in `folder`, or go on, unless its process was started before."""
         known = self._find(folder)
         if known is not None and known.pid:
             return
         if known is not None:  # a server died between recording the process and starting it
             known.terminate(self._grace)
         self._processes[folder] = ManagedProcess.start(
-            launch_command(RunFolder(folder).recipe, python=self._python),
+            launch_command(RunFolder(folder).recipe, python=self._python, resume=resume),
             log_path=RunFolder(folder).log,
             identity_path=_identity(folder),
             environment=child_environment(ENVIRONMENT),
@@ -47,6 +47,12 @@ class LocalExecutor:
             return True
         self.stop(folder)
         return False
+
+    def interrupt(self, folder: Path) -> None:
+        """Let the trainer save and end."""
+        process = self._find(folder)
+        if process is not None:
+            process.interrupt()
 
     def stop(self, folder: Path) -> None:
         """End the process and all of its children."""

@@ -10,11 +10,14 @@ class Executor(Protocol):
     Every call is idempotent, so that a workflow may repeat any of them after a restart.
     """
 
-    def start(self, folder: Path) -> None:
-        """Start the run of `folder`, unless it was started before."""
+    def start(self, folder: Path, *, resume: bool) -> None:
+        """Start the run of `folder`, from its last checkpoint where it resumes, unless it was started before."""
 
     def running(self, folder: Path) -> bool:
         """Whether the run of `folder` is still going."""
+
+    def interrupt(self, folder: Path) -> None:
+        """Ask the run of `folder` to save its state and end, by SIGTERM; does not wait for it."""
 
     def stop(self, folder: Path) -> None:
         """End the run of `folder` and wait until it is gone."""

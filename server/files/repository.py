@@ -6,7 +6,7 @@ from sqlalchemy import Select, or_, select
 
 from server.clock import now
 from server.files.tables import File
-from server.jobs.status import ACTIVE
+from server.jobs.status import UNFINISHED
 from server.jobs.tables import Job
 from server.pagination import Page, PageQuery
 from server.scoped import ScopedRepository
@@ -34,7 +34,7 @@ class FileRepository(ScopedRepository[File]):
     def user_of(self, id: str) -> str | None:  # noqa: A002 - the column's name
         """The id of a job that has not finished and uses the file."""
         uses = or_(Job.training_file == id, Job.validation_file == id)
-        active = select(Job.id).where(Job.project_id == self._project_id, Job.status.in_(ACTIVE))
+        active = select(Job.id).where(Job.project_id == self._project_id, Job.status.in_(UNFINISHED))
         return self._session.scalar(active.where(uses).limit(1))
 
     def expired(self) -> Sequence[File]:

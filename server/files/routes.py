@@ -37,7 +37,7 @@ CONTENT: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 
-@router.post("", responses=documented(400, 413), openapi_extra=BODY)
+@router.post("", responses=documented(413), openapi_extra=BODY)
 async def create_file(request: Request, files: FileServiceDep, services: ServicesDep) -> FileObject:
     """Upload a file."""
     settings = services.settings
@@ -45,7 +45,7 @@ async def create_file(request: Request, files: FileServiceDep, services: Service
         return await to_thread.run_sync(files.create, upload)
 
 
-@router.get("", responses=documented(400, 404))
+@router.get("", responses=documented(404))
 def list_files(
     files: FileServiceDep,
     purpose: str | None = None,

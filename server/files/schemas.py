@@ -1,11 +1,12 @@
 """Files as the API gives them: OpenAI's."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel
 
-PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
 """What OpenAI lets a file be uploaded for."""
+PURPOSES: tuple[str, ...] = get_args(Purpose)
 FINE_TUNE = "fine-tune"
 
 

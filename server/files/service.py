@@ -15,7 +15,7 @@ from server.errors import ApiError, shorten
 from server.files.repository import FileRepository
 from server.files.schemas import PURPOSES, FileDeleted, FileObject
 from server.files.tables import File
-from server.files.upload import Upload
+from server.files.upload import Upload, missing
 from server.ids import FILE, new_id
 from server.keys.service import Principal
 from server.limits.quotas import require_bytes
@@ -24,6 +24,8 @@ from server.services import Services
 
 EXPIRY_SECONDS = (3600, 2592000)
 """OpenAI's bounds: an hour, thirty days."""
+DEFAULT_EXPIRY_SECONDS = {"batch": 2592000}
+"""By purpose; the others are kept until they are deleted."""
 FILENAME_LENGTH = 255
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -41,22 +43,31 @@ class FileService:
         self._files = FileRepository(session, project.project_id)
 
     def create(self, upload: Upload) -> FileObject:
-        """Keep an upload. Raises ApiError where a field of it is refused, or the project's files would hold too much;
-        the upload stays the caller's to remove."""
+        """Keep an upload. Raises ApiError where a field of it is refused; the upload stays the caller's to remove."""
         purpose = _purpose(upload.fields)
+        seconds = _expiry_seconds(upload.fields)
+        return self.keep(upload.path, upload.filename, purpose, upload.size, seconds)
+
+    def keep(self, path: Path, filename: str, purpose: str, size: int, seconds: int | None) -> FileObject:
+        """Make the file at `path`, which is moved, one of the project's; it expires after `seconds`, if any.
+
+        429 where the project's files would hold too much.
+        """
         created_at = now()
+        if seconds is None:
+            seconds = DEFAULT_EXPIRY_SECONDS.get(purpose)
         file = File(
             id=new_id(FILE),
-            filename=safe_filename(upload.filename),
+            filename=safe_filename(filename),
             purpose=purpose,
-            bytes=upload.size,
+            bytes=size,
             created_at=created_at,
-            expires_at=_expiry(upload.fields, created_at),
+            expires_at=None if seconds is None else created_at + seconds,
         )
         self._purge_expired()
-        require_bytes(self._session, self._project.project_id, self._limits, upload.size)
+        require_bytes(self._session, self._project.project_id, self._limits, size)
         self._files.add(file)
-        upload.path.replace(self._path(file.id))
+        path.replace(self._path(file.id))
         return present(file)
 
     def list(self, purpose: str | None, query: PageQuery) -> CursorListObject[FileObject]:
@@ -128,9 +139,7 @@ def safe_filename(given: str) -> str:
 
 def _purpose(fields: dict[str, str]) -> str:
     if "purpose" not in fields:
-        raise ApiError(
-            400, "Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter"
-        )
+        raise missing("purpose")
     if fields["purpose"] not in PURPOSES:
         raise ApiError(
             400,
@@ -141,8 +150,8 @@ def _purpose(fields: dict[str, str]) -> str:
     return fields["purpose"]
 
 
-def _expiry(fields: dict[str, str], created_at: int) -> int | None:
-    """When the file expires, from `expires_after[anchor]` and `expires_after[seconds]`."""
+def _expiry_seconds(fields: dict[str, str]) -> int | None:
+    """How long the file is kept, from `expires_after[anchor]` and `expires_after[seconds]`."""
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:
         return None
@@ -161,7 +170,7 @@ def _expiry(fields: dict[str, str], created_at: int) -> int | None:
             param="expires_after.seconds",
             code="invalid_value",
         )
-    return created_at + int(seconds)
+    return int(seconds)
 
 
 def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> FileService:

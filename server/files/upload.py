@@ -7,7 +7,7 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,9 @@ class Upload:
 class _Form:
     """What the parser has found so far; `pending` is file content to be written."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, file_field: str, known_fields: Sequence[str]) -> None:
+        self.file_field = file_field
+        self._known_fields = known_fields
         self.fields: dict[str, bytearray] = {}
         self.filename: str | None = None
         self.size = 0
@@ -75,11 +77,11 @@ class _Form:
     def on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._part == "file":
+        if self._part == self.file_field:
             if self.filename is not None:
-                raise ApiError(400, "Expected one file, found several.", param="file")
+                raise ApiError(400, "Expected one file, found several.", param=self.file_field)
             self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
-        elif self._part in FIELDS:
+        elif self._part in self._known_fields:
             self.fields[self._part] = bytearray()
         else:
             raise ApiError(
@@ -87,10 +89,10 @@ class _Form:
             )
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._part == "file":
+        if self._part == self.file_field:
             self.size += end - start
             if self.size > self._max_bytes:
-                raise too_large(self._max_bytes)
+                raise too_large(self._max_bytes, self.file_field)
             self.pending.extend(data[start:end])
             return
         field = self.fields[self._part]
@@ -105,8 +107,18 @@ class _Form:
 
 
 @asynccontextmanager
-async def receive(request: Request, folder: Path, max_bytes: int) -> AsyncIterator[Upload]:
-    """The request's upload, in a temporary file of `folder` that is gone at the end unless it was renamed."""
+async def receive(
+    request: Request,
+    folder: Path,
+    max_bytes: int,
+    *,
+    file_field: str = "file",
+    fields: Sequence[str] = FIELDS,
+) -> AsyncIterator[Upload]:
+    """The request's upload, in a temporary file of `folder` that is gone at the end unless it was renamed.
+
+    The form holds one file under the name `file_field`, and of other fields only those named in `fields`.
+    """
     boundary = _boundary(request)
     body = request.stream()
     descriptor, name = await to_thread.run_sync(lambda: tempfile.mkstemp(prefix=PREFIX, dir=folder))
@@ -114,22 +126,22 @@ async def receive(request: Request, folder: Path, max_bytes: int) -> AsyncIterat
     try:
         try:
             if _declared_length(request) > max_bytes + OVERHEAD_BYTES:
-                raise too_large(max_bytes)
-            form = await _parse(body, boundary, descriptor, max_bytes)
+                raise too_large(max_bytes, file_field)
+            form = _Form(max_bytes, file_field, fields)
+            await _parse(body, boundary, descriptor, form)
             await to_thread.run_sync(os.fsync, descriptor)
         except ApiError:
             await _drain(body)
             raise
         finally:
             os.close(descriptor)
-        fields = {key: bytes(value).decode("utf-8", "replace") for key, value in form.fields.items()}
-        yield Upload(path, form.filename or "", form.size, fields)
+        found = {key: bytes(value).decode("utf-8", "replace") for key, value in form.fields.items()}
+        yield Upload(path, form.filename or "", form.size, found)
     finally:
         await to_thread.run_sync(lambda: path.unlink(missing_ok=True))
 
 
-async def _parse(body: AsyncIterator[bytes], boundary: bytes, descriptor: int, max_bytes: int) -> _Form:
-    form = _Form(max_bytes)
+async def _parse(body: AsyncIterator[bytes], boundary: bytes, descriptor: int, form: _Form) -> None:
     names = (
         "part_begin",
         "header_field",
@@ -155,18 +167,16 @@ async def _parse(body: AsyncIterator[bytes], boundary: bytes, descriptor: int, m
     if not form.ended:
         raise ApiError(400, "The body ends before its multipart/form-data does.")
     if form.filename is None:
-        raise ApiError(
-            400, "Missing required parameter: 'file'.", param="file", code="missing_required_parameter"
-        )
-    return form
+        raise missing(form.file_field)
 
 
 async def _flush(form: _Form, descriptor: int) -> None:
     data, form.pending = form.pending, bytearray()
-    await to_thread.run_sync(_write, descriptor, data)
+    await to_thread.run_sync(write_all, descriptor, data)
 
 
-def _write(descriptor: int, data: bytearray) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
+    """Write all of `data`; a full disk is 507."""
     view = memoryview(data)
     try:
         while view:
@@ -203,10 +213,20 @@ def _declared_length(request: Request) -> int:
     return int(length) if length.isdecimal() else 0
 
 
-def too_large(max_bytes: int) -> ApiError:
+def too_large(max_bytes: int, param: str = "file") -> ApiError:
     """413."""
     return ApiError(
-        413, f"The file is larger than the limit of {max_bytes} bytes.", param="file", code="file_too_large"
+        413,
+        f"The {param} is larger than the limit of {max_bytes} bytes.",
+        param=param,
+        code="file_too_large",
+    )
+
+
+def missing(param: str) -> ApiError:
+    """400."""
+    return ApiError(
+        400, f"Missing required parameter: {param!r}.", param=param, code="missing_required_parameter"
     )
 
 

@@ -13,11 +13,14 @@ from sqlalchemy.orm import Session
 
 from server.clock import now
 from server.database import Database, storable
+from server.files.tables import File
 from server.ids import CHECKPOINT, EVENT, MODEL, new_id
-from server.jobs.status import ACTIVE
+from server.jobs.repository import EventRepository
+from server.jobs.status import ACTIVE, FINISHED
 from server.jobs.tables import Checkpoint, Event, Job
 from server.keys.tables import Project
 from server.models.tables import FineTunedModel
+from server.webhooks.repository import announce
 
 FIELDS = frozenset(
     {
@@ -48,6 +51,7 @@ class JobRecord:
     method_type: str
     created_at: int
     fine_tuned_model: str | None
+    attempt: int
     recipe: dict[str, Any]
 
 
@@ -83,6 +87,7 @@ class JobLedger:
             method_type=job.method_type,
             created_at=job.created_at,
             fine_tuned_model=job.fine_tuned_model,
+            attempt=job.attempt,
             recipe=job.recipe,
         )
 
@@ -102,7 +107,8 @@ class JobLedger:
     ) -> bool:
         """Set the status and `fields` if the status is one of `only_from`; whether it was.
 
-        `events`, (level, message), are added in the same transaction, so that neither is ever without the other.
+        `events`, (level, message), are added in the same transaction, and so are the webhooks of a last status, so
+        that none of them is ever without the others.
         """
         change = update(Job).where(Job.id == job_id, Job.status.in_(tuple(only_from)))
         with self._database.writing() as session:
@@ -110,6 +116,8 @@ class JobLedger:
             if done:
                 job = _locked(session, job_id)
                 session.add_all(_event(job, level, message) for level, message in events)
+                if to in FINISHED:
+                    announce(session, job, to)
         return bool(done)
 
     def set_fields(self, job_id: str, **fields: Any) -> None:
@@ -138,6 +146,20 @@ class JobLedger:
             if created_at is not None:
                 event.created_at = created_at
             session.add(event)
+
+    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+        """What the job's metrics events hold, oldest first."""
+        with self._database.reading() as session:
+            return list(EventRepository(session, _locked(session, job_id).project_id).metrics(job_id))
+
+    def add_file(self, job_id: str, *, id: str, filename: str, purpose: str, size: int) -> None:  # noqa: A002
+        """Give the job's project a file, whose bytes are in place, once an id."""
+        with self._database.writing() as session:
+            job = _locked(session, job_id)
+            if session.scalar(select(File.id).where(File.id == id)) is None:
+                file = File(id=id, project_id=job.project_id, filename=filename, purpose=purpose, bytes=size)
+                file.created_at = now()
+                session.add(file)
 
     def source_lines(self, job_id: str) -> int:
         """How many lines of the run's own record are stored."""

@@ -14,9 +14,12 @@ from server.errors import ApiError, shorten
 from server.files.repository import FileRepository
 from server.files.schemas import FINE_TUNE
 from server.ids import JOB, new_id
-from server.jobs.schemas import MAX_SEED, JobRequest, MethodRequest
+from server.jobs.schemas import MAX_SEED, JobRequest
 from server.keys.service import Principal
 from server.services import Report, Services
+
+SUPERVISED = "supervised"
+"""What OpenAI does where no method is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class PreparedJob:
     method: str
     hyperparameters: dict[str, Any]
     recipe: dict[str, Any]
+    train_rows: int
     notices: tuple[str, ...]
 
 
@@ -45,7 +49,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
     """
     if services.catalog.base(request.model) is None:
         raise _no_model(request.model, services.catalog.bases())
-    method, given = _method(request.method)
+    method, given = _method(request)
     training = _data("training_file", request.training_file, method, project, services)
     validation = None
     if request.validation_file is not None:
@@ -65,9 +69,10 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
             resolve_model=_resolver(project, services),
         )
     except RecipeError as error:
-        raise ApiError(
-            400, str(error), param=error.issues[0].path or "method", code="invalid_hyperparameters"
-        ) from error
+        message, param = str(error), error.issues[0].path or "method"
+        if request.method is None:  # name the place where the values were given
+            message, param = (text.replace(f"method.{method}.", "") for text in (message, param))
+        raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
     _require_servable(spec.recipe, method, services)
     return PreparedJob(
         id=job_id,
@@ -76,6 +81,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         method=method,
         hyperparameters=spec.hyperparameters,
         recipe=spec.recipe.model_dump(mode="json"),
+        train_rows=training.report.rows,
         notices=_notices(training, validation),
     )
 
@@ -115,16 +121,17 @@ def _no_model(name: str, bases: list[str]) -> ApiError:
     )
 
 
-def _method(method: MethodRequest | None) -> tuple[str, dict[str, Any]]:
-    """The method's name and the hyperparameters as given."""
-    known = ", ".join(METHODS)
+def _method(request: JobRequest) -> tuple[str, dict[str, Any]]:
+    """The method's name and the hyperparameters as given; without a method, supervised as at OpenAI."""
+    method, known = request.method, ", ".join(METHODS)
     if method is None:
+        return SUPERVISED, request.hyperparameters or {}
+    if request.hyperparameters is not None:
         raise ApiError(
             400,
-            f'Missing required parameter: \'method\', such as {{"type": "{next(iter(METHODS))}"}}; '
-            f"the methods are {known}.",
-            param="method",
-            code="missing_required_parameter",
+            f"hyperparameters: beside `method`, expected under method.{method.type}.hyperparameters.",
+            param="hyperparameters",
+            code="invalid_value",
         )
     if method.type not in METHODS:
         raise ApiError(

@@ -7,8 +7,8 @@ OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 """Those that a job of OpenAI's repeats at its top level."""
 
 
-def present_job(job: Job, organization: str) -> JobObject:
-    """A job; `organization` is its project's name."""
+def present_job(job: Job, organization: str, queue_position: int | None) -> JobObject:
+    """A job; `organization` is its project's name, `queue_position` its place among those that wait."""
     resolved = job.hyperparameters
     method = {"type": job.method_type, job.method_type: {"hyperparameters": resolved}}
     return JobObject(
@@ -26,7 +26,9 @@ def present_job(job: Job, organization: str) -> JobObject:
         trained_tokens=job.trained_tokens,
         training_file=job.training_file,
         validation_file=job.validation_file,
-        estimated_finish=job.estimated_finish,
+        # A run that is being stopped still reports how long it would have taken.
+        estimated_finish=job.estimated_finish if job.status == "running" else None,
+        queue_position=queue_position,
         metadata=job.labels,
         method=MethodObject.model_validate(method),
     )
@@ -51,6 +53,6 @@ def present_checkpoint(checkpoint: Checkpoint) -> CheckpointObject:
         created_at=checkpoint.created_at,
         fine_tuned_model_checkpoint=checkpoint.model_name or "",
         fine_tuning_job_id=checkpoint.job_id,
-        metrics=checkpoint.metrics,
+        metrics=checkpoint.metrics | {"step": checkpoint.step},
         step_number=checkpoint.step,
     )

@@ -1,13 +1,16 @@
 """Queries on jobs, events and checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import update
 
-from server.jobs.status import ACTIVE
 from server.jobs.tables import Checkpoint, Event, Job
 from server.pagination import Page, PageQuery
 from server.scoped import ScopedRepository
+
+RATES = 20
+"""Former jobs that an estimate looks at."""
 
 
 class JobRepository(ScopedRepository[Job]):
@@ -25,11 +28,29 @@ class JobRepository(ScopedRepository[Job]):
             statement = statement.where(Job.labels[key].as_string() == value)
         return self.page(statement, query)
 
-    def finish(self, job: Job, status: str, finished_at: int) -> bool:
-        """Set a last status if the job has none; whether it had none."""
-        change = update(Job).where(Job.seq == job.seq, Job.status.in_(ACTIVE))
-        values = {"status": status, "finished_at": finished_at, "estimated_finish": None}
-        done = self._session.execute(change.values(**values).returning(Job.seq)).all()
+    def rates(self, base_model: str, method: str) -> Sequence[float]:
+        """Tokens a second of the newest jobs that succeeded without a pause, from start to answering model."""
+        done = self.select().where(
+            Job.status == "succeeded",
+            Job.base_model == base_model,
+            Job.method_type == method,
+            Job.attempt == 1,
+        )
+        jobs = self._session.scalars(done.order_by(Job.seq.desc()).limit(RATES))
+        return [
+            job.trained_tokens / (job.finished_at - job.started_at)
+            for job in jobs
+            if job.trained_tokens and job.started_at and job.finished_at and job.finished_at > job.started_at
+        ]
+
+    def by_idempotency_key(self, key: str) -> Job | None:
+        """The job that was created under that key."""
+        return self._session.scalar(self.select().where(Job.idempotency_key == key))
+
+    def change(self, job: Job, status: str, *, only_from: Sequence[str], **values: Any) -> bool:
+        """Set the status and `values` if the status is one of `only_from`; whether it was."""
+        change = update(Job).where(Job.seq == job.seq, Job.status.in_(only_from))
+        done = self._session.execute(change.values(status=status, **values).returning(Job.seq)).all()
         self._session.refresh(job)
         return bool(done)
 
@@ -44,14 +65,28 @@ class EventRepository(ScopedRepository[Event]):
         """A page of a job's events."""
         return self.page(self.select().where(Event.job_id == job_id), query)
 
+    def metrics(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """What a job's metrics events hold, oldest first."""
+        query = self.select().where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
+        rows = self._session.execute(query.with_only_columns(Event.data).execution_options(yield_per=1000))
+        yield from (data for (data,) in rows if data)
+
     def position(self, job_id: str, event_id: str) -> int | None:
         """Where an event stands among its job's."""
         event = self._session.scalar(self.select().where(Event.job_id == job_id, Event.id == event_id))
         return None if event is None else event.seq
 
-    def following(self, job_id: str, position: int, limit: int) -> Sequence[Event]:
-        """The job's next events after a position, oldest first."""
+    def following(
+        self,
+        job_id: str,
+        position: int,
+        limit: int,
+        type: str | None = None,  # noqa: A002 - OpenAI's name
+    ) -> Sequence[Event]:
+        """The job's next events after a position, oldest first; of one type if one is given."""
         query = self.select().where(Event.job_id == job_id, Event.seq > position)
+        if type is not None:
+            query = query.where(Event.type == type)
         return self._session.scalars(query.order_by(Event.seq).limit(limit)).all()
 
 

@@ -8,14 +8,19 @@ from fastapi.sse import EventSourceResponse
 
 from server.dependencies import ProjectDep, ServicesDep
 from server.errors import ApiError, documented
+from server.jobs.idempotency import Idempotency, created_before
 from server.jobs.preparation import prepare
-from server.jobs.schemas import CheckpointObject, EventObject, JobObject, JobRequest
+from server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject, JobRequest
 from server.jobs.service import JobServiceDep
 from server.jobs.stream import EventStream
 from server.pagination import After, CursorListObject, ListObject, PageQuery
 
 EVENT_STREAM = "text/event-stream"
+YAML = "application/yaml"
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Stream = Annotated[bool, Query(description="events as they come, oldest first, to the job's end")]
+LastEventId = Annotated[str | None, Header(description="go on after this event")]
+RECIPE_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {YAML: {"schema": {"type": "object"}}}}}
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {EVENT_STREAM: {}}, "description": "A page, or with ?stream=true a stream, of events"},
     204: {"description": "The job is over and its last event was seen"},
@@ -25,15 +30,26 @@ _LABEL = re.compile(r"metadata\[([^\"\\\x00]{1,64})\]")
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 
-@router.post("", responses=documented(400, 404))
+@router.post("", responses=documented(404, 409))
 def create_job(
-    body: JobRequest, project: ProjectDep, services: ServicesDep, jobs: JobServiceDep
+    body: JobRequest,
+    project: ProjectDep,
+    services: ServicesDep,
+    jobs: JobServiceDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(pattern=r"^[\x21-\x7e]{1,255}$", description="the same key and body give the same job again"),
+    ] = None,
 ) -> JobObject:
     """Create a fine-tuning job. Refused whole where the model, a file or a hyperparameter is not in order."""
-    return jobs.create(prepare(body, project, services))
+    if idempotency_key is None:
+        return jobs.create(prepare(body, project, services))
+    idempotency = Idempotency.of(idempotency_key, body)
+    known = created_before(idempotency, project, services)
+    return jobs.get(known) if known else jobs.create(prepare(body, project, services), idempotency)
 
 
-@router.get("", responses=documented(400, 404))
+@router.get("", responses=documented(404))
 def list_jobs(
     request: Request,
     jobs: JobServiceDep,
@@ -61,15 +77,27 @@ def retrieve_job(job_id: str, jobs: JobServiceDep) -> JobObject:
     return jobs.get(job_id)
 
 
-@router.post("/{job_id}/cancel", responses=documented(400, 404))
+@router.post("/{job_id}/cancel", responses=documented(404))
 def cancel_job(job_id: str, jobs: JobServiceDep) -> JobObject:
     """Cancel a fine-tuning job that has not finished."""
     return jobs.cancel(job_id)
 
 
+@router.post("/{job_id}/pause", responses=documented(404))
+def pause_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Pause a fine-tuning job: it saves its state, frees its place, and can be resumed."""
+    return jobs.pause(job_id)
+
+
+@router.post("/{job_id}/resume", responses=documented(404))
+def resume_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Resume a paused fine-tuning job from its last checkpoint, once there is a place for it."""
+    return jobs.resume(job_id)
+
+
 @router.get(
     "/{job_id}/events",
-    responses=documented(400, 404) | STREAM_RESPONSES,
+    responses=documented(404) | STREAM_RESPONSES,
     response_model=ListObject[EventObject],
 )
 def list_events(
@@ -80,27 +108,61 @@ def list_events(
     jobs: JobServiceDep,
     after: After = None,
     limit: Limit = 20,
-    stream: Annotated[bool, Query(description="events as they come, oldest first, to the job's end")] = False,
+    stream: Stream = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
-    last_event_id: Annotated[str | None, Header(description="go on after this event")] = None,
+    last_event_id: LastEventId = None,
 ) -> Any:
     """List a job's events, newest first, or listen to them."""
     if not stream and EVENT_STREAM not in accept:
         return jobs.events(job_id, PageQuery(after, limit))
-    events = EventStream.open(services.database, project.project_id, job_id, last_event_id)
-    if last_event_id and events.exhausted():
-        return Response(status_code=204)
-    return EventSourceResponse(
-        events.chunks(), headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return _stream(
+        EventStream.open(services.database, project.project_id, job_id, last_event_id), last_event_id
     )
 
 
-@router.get("/{job_id}/checkpoints", responses=documented(400, 404))
+@router.get("/{job_id}/metrics", responses=documented(404) | STREAM_RESPONSES, response_model=JobMetrics)
+def retrieve_metrics(
+    *,
+    job_id: str,
+    project: ProjectDep,
+    services: ServicesDep,
+    jobs: JobServiceDep,
+    names: Annotated[str | None, Query(description="such as train_loss,valid_loss; all by default")] = None,
+    max_points: Annotated[
+        int, Query(ge=4, le=10_000, description="of each series; lows and highs are kept")
+    ] = 1000,
+    stream: Stream = False,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    last_event_id: LastEventId = None,
+) -> Any:
+    """Retrieve a job's metrics as series over its steps, or listen to its metrics events."""
+    if not stream and EVENT_STREAM not in accept:
+        return jobs.metrics(job_id, names.split(",") if names else (), max_points)
+    database, project_id = services.database, project.project_id
+    return _stream(EventStream.open(database, project_id, job_id, last_event_id, "metrics"), last_event_id)
+
+
+@router.get("/{job_id}/recipe", responses=documented(404) | RECIPE_RESPONSE, response_class=Response)
+def retrieve_recipe(job_id: str, jobs: JobServiceDep) -> Response:
+    """Download the recipe that the job runs, to run it elsewhere."""
+    headers = {"content-disposition": f'attachment; filename="{job_id}.yaml"'}
+    return Response(jobs.recipe(job_id), media_type=YAML, headers=headers)
+
+
+@router.get("/{job_id}/checkpoints", responses=documented(404))
 def list_checkpoints(
     job_id: str, jobs: JobServiceDep, after: After = None, limit: Limit = 10
 ) -> CursorListObject[CheckpointObject]:
     """List the checkpoints of a job that can be used, newest first."""
     return jobs.checkpoints(job_id, PageQuery(after, limit))
+
+
+def _stream(events: EventStream, last_event_id: str | None) -> Response:
+    if last_event_id and events.exhausted():
+        return Response(status_code=204)
+    return EventSourceResponse(
+        events.chunks(), headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+    )
 
 
 def _labels(request: Request) -> dict[str, str]:

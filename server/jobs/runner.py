@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class JobRunner(Protocol):
-    """A durable queue of jobs. `enqueue` and `cancel` may be called from any thread, and twice."""
+    """A durable queue of jobs. `enqueue`, `cancel` and `announce` may be called from any thread, and twice."""
 
     def start(self) -> None:
         """Begin to work, first of all on the jobs that the last server left (`JobLedger.active_jobs`)."""
@@ -18,6 +18,9 @@ class JobRunner(Protocol):
 
     def cancel(self, job_id: str) -> None:
         """End the work on a job, whose row says cancelled already."""
+
+    def announce(self, job_id: str) -> None:
+        """Send the webhooks of a job that has ended, which are stored with its end."""
 
 
 Unpublish = Callable[[str, str], None]

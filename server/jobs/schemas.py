@@ -28,27 +28,21 @@ class JobRequest(BaseModel):
     model: Name = Field(description="name of a base model")
     training_file: Name = Field(description="id of a file uploaded with the purpose fine-tune")
     validation_file: Name | None = None
-    method: MethodRequest | None = Field(
-        None, description="required; null is refused with the methods there are"
-    )
+    method: MethodRequest | None = Field(None, description="supervised where it is left out, as at OpenAI")
     suffix: Suffix | None = Field(None, description="part of the new model's name")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     metadata: Annotated[dict[Label, LabelValue], Field(max_length=16)] | None = None
     integrations: list[Any] | None = Field(None, description="none are supported")
-    hyperparameters: dict[str, Any] | None = Field(None, description="refused: they belong to the method")
+    hyperparameters: dict[str, Any] | None = Field(
+        None,
+        description="OpenAI's older place for method.supervised.hyperparameters; refused beside `method`",
+    )
 
     @field_validator("integrations")
     @classmethod
     def _no_integrations(cls, value: list[Any] | None) -> list[Any] | None:
         if value:
             raise ValueError("integrations are not supported: leave it out and follow the job's events.")
-        return value
-
-    @field_validator("hyperparameters")
-    @classmethod
-    def _under_method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None:
-            raise ValueError("no longer at the top level: put them under method.<type>.hyperparameters.")
         return value
 
 
@@ -82,11 +76,12 @@ class JobObject(BaseModel):
     organization_id: str
     result_files: list[str]
     seed: int
-    status: Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
     trained_tokens: int | None
     training_file: str
     validation_file: str | None
     estimated_finish: int | None
+    queue_position: int | None = Field(description="among all jobs that wait: 1 is the next to start")
     integrations: None = None
     metadata: dict[str, str] | None
     method: MethodObject
@@ -114,3 +109,19 @@ class CheckpointObject(BaseModel):
     fine_tuning_job_id: str
     metrics: dict[str, Any]
     step_number: int
+
+
+class MetricSeries(BaseModel):
+    """One metric over the steps; `values` has null where a value was not finite."""
+
+    steps: list[int]
+    values: list[float | None]
+    total_points: int = Field(description="before points were left out")
+
+
+class JobMetrics(BaseModel):
+    """A job's metrics."""
+
+    object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"
+    job_id: str
+    series: dict[str, MetricSeries]

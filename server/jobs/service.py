@@ -1,9 +1,12 @@
-"""Jobs of a project: create, look at, cancel. Stores what `preparation` has accepted."""
+"""Jobs of a project: create, look at, pause, resume, cancel. Stores what `preparation` has accepted."""
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
+import yaml
 from fastapi import Depends
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from server.clock import now
@@ -12,15 +15,20 @@ from server.dependencies import ProjectDep, ServicesDep, SessionDep
 from server.errors import ApiError, not_found
 from server.files.repository import FileRepository
 from server.ids import EVENT, new_id
+from server.jobs.idempotency import Idempotency
+from server.jobs.metrics import collect
 from server.jobs.preparation import PreparedJob
 from server.jobs.presenting import present_checkpoint, present_event, present_job
 from server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
-from server.jobs.schemas import CheckpointObject, EventObject, JobObject
+from server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject
+from server.jobs.status import ACTIVE, FINISHED, PAUSED, UNFINISHED
 from server.jobs.tables import Event, Job
+from server.jobs.turns import places
 from server.keys.service import Principal
 from server.limits.quotas import require_job
 from server.pagination import CursorListObject, ListObject, PageQuery
 from server.services import Services
+from server.webhooks.repository import announce
 
 
 class JobService:
@@ -34,8 +42,11 @@ class JobService:
         self._events = EventRepository(session, project.project_id)
         self._checkpoints = CheckpointRepository(session, project.project_id)
 
-    def create(self, prepared: PreparedJob) -> JobObject:
-        """Store the job, and hand it to the runner once it is committed; 429 where the project's quota is used up."""
+    def create(self, prepared: PreparedJob, idempotency: Idempotency | None = None) -> JobObject:
+        """Store the job, and hand it to the runner once it is committed; 429 where the project's quota is used up.
+
+        Where another request with the same idempotency key was faster, its job is the answer.
+        """
         require_job(self._session, self._project.project_id, self._services.settings.limits)
         request = prepared.request
         self._hold_file("training_file", request.training_file)
@@ -45,6 +56,9 @@ class JobService:
             id=prepared.id,
             created_at=now(),
             status="queued",
+            attempt=1,
+            idempotency_key=idempotency.key if idempotency else None,
+            request_hash=idempotency.request_hash if idempotency else None,
             base_model=request.model,
             training_file=request.training_file,
             validation_file=request.validation_file,
@@ -56,7 +70,9 @@ class JobService:
             labels=request.metadata or None,
             result_files=[],
         )
-        self._jobs.add(job)
+        first = self._add(job, idempotency)
+        if first is not job:
+            return self._present(first)
         self._report(job, "info", f"Created fine-tuning job: {job.id}")
         for notice in prepared.notices:
             self._report(job, "warn", notice)
@@ -67,7 +83,9 @@ class JobService:
     def list(self, labels: Mapping[str, str] | None, query: PageQuery) -> ListObject[JobObject]:
         """A page of jobs, newest first; see JobRepository.list for `labels`."""
         page = self._jobs.list(labels, query)
-        return ListObject(data=[self._present(job) for job in page.items], has_more=page.has_more)
+        found = places(self._session)
+        data = [present_job(job, self._project.project_name, found.get(job.id)) for job in page.items]
+        return ListObject(data=data, has_more=page.has_more)
 
     def get(self, job_id: str) -> JobObject:
         """One job."""
@@ -76,14 +94,24 @@ class JobService:
     def cancel(self, job_id: str) -> JobObject:
         """End a job that has not finished; 400 for one that has."""
         job = self._jobs.get(job_id)
-        if not self._jobs.finish(job, "cancelled", now()):
-            raise ApiError(
-                400,
-                f"The job {job_id} has already finished: its status is {job.status!r}, so it cannot be cancelled.",
-                code="job_already_finished",
-            )
-        self._report(job, "info", "The job was cancelled")
+        ended = {"finished_at": now(), "estimated_finish": None}
+        self._change(job, "cancelled", UNFINISHED, "cancelled", **ended)
+        announce(self._session, job, job.status)
         after_commit(self._session, lambda: self._services.cancel(job_id))
+        return self._present(job)
+
+    def pause(self, job_id: str) -> JobObject:
+        """Stop a job so that it can go on later: its run saves its state and frees its place. 400 if it is over."""
+        job = self._jobs.get(job_id)
+        self._change(job, PAUSED, ACTIVE, "paused", estimated_finish=None)
+        return self._present(job)
+
+    def resume(self, job_id: str) -> JobObject:
+        """Let a paused job wait for a turn again; it goes on from its last checkpoint. 400 for any other."""
+        job = self._jobs.get(job_id)
+        again = {"attempt": job.attempt + 1, "turn": None}
+        self._change(job, "queued", (PAUSED,), "resumed", **again)
+        after_commit(self._session, lambda: self._services.enqueue(job_id))
         return self._present(job)
 
     def events(self, job_id: str, query: PageQuery) -> ListObject[EventObject]:
@@ -102,6 +130,40 @@ class JobService:
             last_id=data[-1].id if data else None,
         )
 
+    def metrics(self, job_id: str, names: Collection[str], max_points: int) -> JobMetrics:
+        """A job's metrics as series of at most `max_points`."""
+        return collect(job_id, self._events.metrics(self._jobs.get(job_id).id), names, max_points)
+
+    def recipe(self, job_id: str) -> str:
+        """The job's recipe as YAML, with names in place of this server's paths."""
+        root = self._services.settings.root
+        recipe = _without_paths(self._jobs.get(job_id).recipe, root)
+        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+
+    def _add(self, job: Job, idempotency: Idempotency | None) -> Job:
+        """Store the job, or return the one that has its idempotency key already."""
+        try:
+            with self._session.begin_nested():
+                self._jobs.add(job)
+        except IntegrityError:
+            first = self._jobs.by_idempotency_key(idempotency.key) if idempotency else None
+            if idempotency is None or first is None:
+                raise
+            idempotency.refuse_another(first)
+            return first
+        return job
+
+    def _change(self, job: Job, status: str, only_from: Sequence[str], done: str, **values: Any) -> None:
+        if not self._jobs.change(job, status, only_from=only_from, **values):
+            over = job.status in FINISHED
+            raise ApiError(
+                400,
+                f"The job {job.id} {'has already finished: its' if over else 'stays as it is: its'} "
+                f"status is {job.status!r}, so it cannot be {done}.",
+                code="job_already_finished" if over else "invalid_job_status",
+            )
+        self._report(job, "info", f"The job was {done}")
+
     def _hold_file(self, param: str, file_id: str) -> None:
         """Make sure that the file was not deleted since it was checked, and is not before the job is stored."""
         if FileRepository(self._session, self._project.project_id).lock(file_id) is None:
@@ -119,7 +181,19 @@ class JobService:
         self._events.add(event)
 
     def _present(self, job: Job) -> JobObject:
-        return present_job(job, self._project.project_name)
+        place = places(self._session).get(job.id) if job.status == "queued" else None
+        return present_job(job, self._project.project_name, place)
+
+
+def _without_paths(value: Any, root: Path) -> Any:
+    """`value` with the last part of every path under `root` alone: a model's name, a file's or a job's id."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item, root) for item in value]
+    if isinstance(value, str) and value.startswith(f"{root}/"):
+        return Path(value).name
+    return value
 
 
 def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> JobService:

@@ -31,10 +31,17 @@ class EventStream:
     project_id: str
     job_id: str
     position: int
+    type: str | None = None
+    """Which events: message or metrics; all of them by default."""
 
     @classmethod
     def open(
-        cls, database: Database, project_id: str, job_id: str, last_event_id: str | None
+        cls,
+        database: Database,
+        project_id: str,
+        job_id: str,
+        last_event_id: str | None,
+        type: str | None = None,  # noqa: A002 - OpenAI's name
     ) -> "EventStream":
         """Begin after `last_event_id`; 404 where the project has no such job, 400 where it has no such event."""
         with database.reading() as session:
@@ -48,7 +55,7 @@ class EventStream:
                 f"Last-Event-ID: expected the id of an event of the job {job_id}, found {last_event_id!r}.",
                 param="Last-Event-ID",
             )
-        return cls(database, project_id, job_id, position)
+        return cls(database, project_id, job_id, position, type)
 
     def exhausted(self) -> bool:
         """Whether the job is over and its last event was seen: a listener need not come back."""
@@ -77,4 +84,5 @@ class EventStream:
         with self.database.reading() as session:
             job = JobRepository(session, self.project_id).get(self.job_id)
             over = job.status in FINISHED and now() - (job.finished_at or 0) >= LINGER_SECONDS
-            return EventRepository(session, self.project_id).following(self.job_id, position, BATCH), over
+            events = EventRepository(session, self.project_id)
+            return events.following(self.job_id, position, BATCH, self.type), over

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy import JSON, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.database import Base, Owned
@@ -15,6 +15,7 @@ class Job(Owned, Base):
     """
 
     __tablename__ = "jobs"
+    __table_args__ = (Index("uq_jobs_idempotency_key", "project_id", "idempotency_key", unique=True),)
 
     status: Mapped[str] = mapped_column(String(32), index=True)
     base_model: Mapped[str] = mapped_column(String(96))
@@ -33,6 +34,10 @@ class Job(Owned, Base):
     started_at: Mapped[int | None]
     finished_at: Mapped[int | None]
     estimated_finish: Mapped[int | None]
+    attempt: Mapped[int] = mapped_column(server_default="1")
+    """Counts the times the job was put into the queue: once, and once more a resume."""
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    request_hash: Mapped[str | None] = mapped_column(String(64))
     turn: Mapped[int | None] = mapped_column(index=True, unique=True)
 
 

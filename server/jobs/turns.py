@@ -6,7 +6,9 @@ that is killed in between hands them over when it starts again.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 import structlog
@@ -66,6 +68,27 @@ class Turns:
         return queue.job(min(waiting)[1]) if waiting else None
 
 
+def places(session: Session) -> dict[str, int]:
+    """The place of every job that waits, as turns would be given now: 1 is the next to start.
+
+    Limits on how many jobs of a project run at once are not looked at.
+    """
+    queue = _Queue(session)
+    called, last = list(queue.called()), queue.last_turns()
+    jobs: dict[str, deque[str]] = {}
+    for job_id, project_id in queue.in_order():
+        jobs.setdefault(project_id, deque()).append(job_id)
+    turn = max(last.values(), default=0)
+    ahead = [(last.get(project_id, 0), place, project_id) for place, project_id in enumerate(jobs)]
+    heapify(ahead)
+    while ahead:
+        _, place, project_id = ahead[0]
+        called.append(jobs[project_id].popleft())
+        turn += 1
+        heapreplace(ahead, (turn, place, project_id)) if jobs[project_id] else heappop(ahead)
+    return {job_id: place for place, job_id in enumerate(called, start=1)}
+
+
 class _Queue:
     """The queries, in one transaction."""
 
@@ -104,6 +127,11 @@ class _Queue:
         )
         query = select(Project, first.c.first).join(first, Project.id == first.c.project_id)
         return [(project, seq) for project, seq in self._session.execute(query)]
+
+    def in_order(self) -> Iterable[tuple[str, str]]:
+        """(job, project) of every job that waits for its turn, oldest first."""
+        query = select(Job.id, Job.project_id).where(Job.status.in_(WAITING), Job.turn.is_(None))
+        return [(job_id, project_id) for job_id, project_id in self._session.execute(query.order_by(Job.seq))]
 
     def job(self, seq: int) -> Job:
         return self._session.scalars(select(Job).where(Job.seq == seq)).one()

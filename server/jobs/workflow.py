@@ -29,9 +29,12 @@ from server.engines.manager import EngineManager
 from server.executors.protocol import Executor
 from server.jobs.ledger import JobLedger, JobRecord
 from server.jobs.reader import EventReader
+from server.jobs.results import FILENAME, PURPOSE, result_file_id, results_csv
+from server.jobs.status import PAUSED
 from server.jobs.turns import Dispatcher, Turns
 from server.models.names import model_name
 from server.settings import Settings
+from server.webhooks import delivery
 
 log = structlog.get_logger()
 
@@ -114,6 +117,7 @@ class DBOSRunner:
             polling_interval_sec=0.2,
             on_conflict="always_update",
         )
+        delivery.start(delivery.Outbox(self._services.ledger.database, settings))
         self._dispatcher.start()
 
     def _stop(self) -> None:
@@ -121,9 +125,10 @@ class DBOSRunner:
         DBOS.destroy()
 
     def _begin(self, job_id: str) -> None:
-        """Give a job to DBOS; once, however often it is called."""
-        with SetWorkflowID(job_id):
-            DBOS.enqueue_workflow(QUEUE, fine_tune, job_id)
+        """Give a job to DBOS; once an attempt, however often it is called."""
+        attempt = self._services.ledger.get(job_id).attempt
+        with SetWorkflowID(job_id if attempt == 1 else f"{job_id}-{attempt}"):
+            DBOS.enqueue_workflow(QUEUE, fine_tune, job_id, attempt)
 
     def enqueue(self, job_id: str) -> None:  # noqa: ARG002 - its row is in the queue already
         """Look whether the job's turn has come."""
@@ -131,6 +136,11 @@ class DBOSRunner:
 
     def cancel(self, job_id: str) -> None:
         """Nothing to do: the job's status is cancelled already, and every step looks at it."""
+
+    def announce(self, job_id: str) -> None:
+        """Queue the job's webhooks."""
+        for delivery_id in delivery.pending(job_id):
+            delivery.enqueue(delivery_id)
 
 
 def _off_the_loop(work: Callable[[], None]) -> None:
@@ -140,12 +150,14 @@ def _off_the_loop(work: Callable[[], None]) -> None:
 
 
 @DBOS.workflow(name="fine_tune")
-def fine_tune(job_id: str) -> None:
-    """Run one job to its end; every outcome is in the ledger."""
+def fine_tune(job_id: str, attempt: int = 1) -> None:
+    """Run one job to its end, or until it is paused; every outcome is in the ledger.
+
+    A job that was resumed is another `attempt`, a workflow of its own.
+    """
     try:
-        if not launch(job_id):
+        if not launch(job_id, attempt) or watch(job_id, attempt):
             return
-        watch(job_id)
         publish_models(job_id)
         prove(job_id)
         finish(job_id)
@@ -154,6 +166,14 @@ def fine_tune(job_id: str) -> None:
     except Exception as error:
         log.exception("job crashed", job_id=job_id)
         fail(job_id, "internal_error", f"The server failed while working on the job: {type(error).__name__}")
+    for delivery_id in webhooks(job_id):
+        delivery.enqueue(delivery_id)
+
+
+@DBOS.step(name="webhooks")
+def webhooks(job_id: str) -> list[str]:
+    """The events that tell of the job's end."""
+    return delivery.pending(job_id)
 
 
 def folder_of(job_id: str) -> RunFolder:
@@ -162,47 +182,89 @@ def folder_of(job_id: str) -> RunFolder:
 
 
 @DBOS.step(name="launch")
-def launch(job_id: str) -> bool:
-    """Write the recipe and start training; False if the job was cancelled while it waited."""
+def launch(job_id: str, attempt: int = 1) -> bool:
+    """Write the recipe and start training; False if the job was paused or cancelled while it waited."""
     services = _use()
     job = services.ledger.get(job_id)
+    if job.attempt != attempt:
+        return False
     services.ledger.transition(
         job_id,
         "running",
         only_from=("validating_files", "queued"),
-        events=[("info", "Fine-tuning job started")],
+        events=[("info", "Fine-tuning job started" if attempt == 1 else "Fine-tuning job resumed")],
         started_at=int(time.time()),
     )
-    if services.ledger.get(job_id).status != "running":
+    if not _goes_on(job_id, attempt):
         return False
     folder = folder_of(job_id)
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.recipe.write_text(
-        yaml.safe_dump(job.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    services.executor.start(folder.path)
+    if _prepare(folder, job, attempt):
+        services.executor.start(folder.path, resume=attempt > 1)
+    return True
+
+
+def _goes_on(job_id: str, attempt: int) -> bool:
+    """Whether this attempt is still what the job is at."""
+    job = _use().ledger.get(job_id)
+    return job.status == "running" and job.attempt == attempt
+
+
+def _prepare(folder: RunFolder, job: JobRecord, attempt: int) -> bool:
+    """Make the folder ready for this attempt, once; whether there is anything left to train."""
+    marker = folder.path / "attempt"
+    if not marker.exists() or marker.read_text(encoding="utf-8") != str(attempt):
+        _wind_down(job.id, folder)  # the attempt before may still be saving its state
+        if (folder.read_result() or {}).get("status") == "succeeded":
+            return False
+        folder.result.unlink(missing_ok=True)
+        folder.recipe.write_text(
+            yaml.safe_dump(job.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        marker.write_text(str(attempt), encoding="utf-8")
     return True
 
 
 @DBOS.step(name="watch")
-def watch(job_id: str) -> None:
-    """Follow the run until its process is gone; raises JobFailedError unless it succeeded."""
+def watch(job_id: str, attempt: int = 1) -> bool:
+    """Follow the run until its process is gone; whether it was paused or cancelled.
+
+    Raises JobFailedError where it ended otherwise without success.
+    """
     services, folder = _use(), folder_of(job_id)
     reader = EventReader(services.ledger, job_id, folder)
     while services.executor.running(folder.path):
         reader.read()
-        if services.ledger.get(job_id).status == "cancelled":
-            services.executor.stop(folder.path)
-            break
-        if services.stopping.wait(POLL_SECONDS):
+        if not _goes_on(job_id, attempt):
+            _wind_down(job_id, folder)
+        elif services.stopping.wait(POLL_SECONDS):
             raise _Detached
     reader.read()
+    if not _goes_on(job_id, attempt):
+        return True
     result = folder.read_result()
     if result is None:
         raise JobFailedError("training_died", _with_log("The training process died.", folder))
+    if result["status"] == PAUSED:  # by a signal that did not come from here
+        message = "Training was interrupted from outside: resume the job to go on"
+        services.ledger.transition(job_id, PAUSED, only_from=("running",), events=[("warn", message)])
+        return True
     if result["status"] != "succeeded":
         error = result["error"]
         raise JobFailedError(error["code"], _with_log(error["message"], folder))
+    return False
+
+
+def _wind_down(job_id: str, folder: RunFolder) -> None:
+    """End the run, with its state saved if the job is to go on and the saving does not take too long."""
+    services = _use()
+    services.executor.interrupt(folder.path)
+    deadline = time.monotonic() + services.settings.pause_grace_seconds
+    while services.executor.running(folder.path):
+        if services.ledger.get(job_id).status == "cancelled" or time.monotonic() > deadline:
+            services.executor.stop(folder.path)
+        elif services.stopping.wait(POLL_SECONDS):
+            raise _Detached
 
 
 def _with_log(message: str, folder: RunFolder) -> str:
@@ -286,6 +348,7 @@ def finish(job_id: str) -> None:
     services = _use()
     result = folder_of(job_id).read_result() or {}
     name = name_of(services.ledger.get(job_id))
+    result_file = _keep_results(services, job_id)
     services.ledger.transition(
         job_id,
         "succeeded",
@@ -296,9 +359,20 @@ def finish(job_id: str) -> None:
         ],
         fine_tuned_model=name,
         trained_tokens=result.get("trained_tokens"),
+        result_files=[result_file],
         finished_at=int(time.time()),
         estimated_finish=None,
     )
+
+
+def _keep_results(services: JobServices, job_id: str) -> str:
+    """Make the job's metrics a file of its project; the file's id."""
+    file_id, content = result_file_id(job_id), results_csv(job_id, services.ledger.metrics(job_id))
+    path = services.settings.files_dir / file_id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    services.ledger.add_file(job_id, id=file_id, filename=FILENAME, purpose=PURPOSE, size=len(content))
+    return file_id
 
 
 @DBOS.step(name="fail")

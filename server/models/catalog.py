@@ -9,7 +9,7 @@ from alignkit.methods import ModelSource
 from alignkit.models import NAME_PATTERN, available
 from server.database import Database
 from server.errors import ApiError
-from server.models.repository import ModelRepository
+from server.models.repository import FoundModel, ModelRepository, UsableModels
 from server.models.tables import FineTunedModel
 from server.settings import Settings
 
@@ -19,12 +19,13 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model that can answer: `kind` is "base" or "adapter"."""
+    """A model that can answer: `kind` is "base" or "adapter", `owner` the name of the project that made it."""
 
     name: str
     base_model: str
     kind: str
     created_at: int
+    owner: str = "alignkit"
 
 
 class ModelCatalog:
@@ -62,21 +63,25 @@ class ModelCatalog:
         if self.base(name) is not None:
             return ModelSource(str(self.path(name)))
         with self._database.reading() as session:
-            model = fine_tuned_row(session, name, project_id)
+            model = own_model(session, name, project_id)
         if model.kind != ADAPTER:
             return ModelSource(model.path)
         return ModelSource(str(self.path(model.base_model)), model.path)
 
 
 def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
-    """The project's fine-tuned model of that name; 404 where there is none, or its job has not succeeded."""
-    model = fine_tuned_row(session, name, project_id)
-    return ResolvedModel(name, model.base_model, model.kind, created_at=model.created_at)
+    """The fine-tuned model of that name that the project may use; 404 where there is none, or it is not ready."""
+    found = _ready(UsableModels(session, project_id).by_name(name), name)
+    model = found.model
+    return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner)
 
 
-def fine_tuned_row(session: Session, name: str, project_id: str) -> FineTunedModel:
-    """As `fine_tuned`, the whole row."""
-    found = ModelRepository(session, project_id).by_name(name)
+def own_model(session: Session, name: str, project_id: str) -> FineTunedModel:
+    """The project's own fine-tuned model of that name; 404 where there is none, or it is not ready."""
+    return _ready(ModelRepository(session, project_id).by_name(name), name).model
+
+
+def _ready(found: FoundModel | None, name: str) -> FoundModel:
     if found is None:
         raise ApiError(
             404,
@@ -85,12 +90,11 @@ def fine_tuned_row(session: Session, name: str, project_id: str) -> FineTunedMod
             param="model",
             code="model_not_found",
         )
-    model, status = found
-    if status != "succeeded":
+    if found.status != "succeeded":
         raise ApiError(
             404,
-            f"The model {name!r} is not ready: its job {model.job_id} is {status}.",
+            f"The model {name!r} is not ready: its job {found.model.job_id} is {found.status}.",
             param="model",
             code="model_not_ready",
         )
-    return model
+    return found

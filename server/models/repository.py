@@ -1,12 +1,23 @@
 """Queries on fine-tuned models."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import Select, or_, select
 
+from server.checkpoints.tables import Permission
 from server.jobs.tables import Job
+from server.keys.tables import Project
 from server.models.tables import FineTunedModel
 from server.scoped import ScopedRepository
+
+
+class FoundModel(NamedTuple):
+    """A model, its job's status, and the name of the project that made it."""
+
+    model: FineTunedModel
+    status: str
+    owner: str
 
 
 class ModelRepository(ScopedRepository[FineTunedModel]):
@@ -15,14 +26,32 @@ class ModelRepository(ScopedRepository[FineTunedModel]):
     table = FineTunedModel
     kind = "model"
 
-    def ready(self) -> Sequence[FineTunedModel]:
-        """The models of jobs that succeeded, newest first."""
-        done = select(Job.id).where(Job.status == "succeeded")
-        query = self.select().where(FineTunedModel.job_id.in_(done))
-        return self._session.scalars(query.order_by(FineTunedModel.seq.desc())).all()
+    def by_name(self, name: str) -> FoundModel | None:
+        """The model of that name."""
+        found = self._session.execute(_described(self.select()).where(FineTunedModel.name == name))
+        row = found.one_or_none()
+        return None if row is None else FoundModel(*row)
 
-    def by_name(self, name: str) -> tuple[FineTunedModel, str] | None:
-        """The model of that name and its job's status."""
-        query = self.select().add_columns(Job.status).join(Job, FineTunedModel.job_id == Job.id)
-        found = self._session.execute(query.where(FineTunedModel.name == name)).one_or_none()
-        return None if found is None else (found[0], found[1])
+
+class UsableModels(ModelRepository):
+    """The models that one project may use: its own, and those that others let it use."""
+
+    def select(self) -> Select[FineTunedModel]:
+        """The models that the project may use."""
+        permitted = select(Permission.model_id).where(Permission.grantee_id == self._project_id)
+        own = FineTunedModel.project_id == self._project_id
+        return select(FineTunedModel).where(or_(own, FineTunedModel.id.in_(permitted)))
+
+    def ready(self) -> Sequence[FoundModel]:
+        """The models of jobs that succeeded, newest first."""
+        query = _described(self.select()).where(Job.status == "succeeded")
+        rows = self._session.execute(query.order_by(FineTunedModel.seq.desc()))
+        return [FoundModel(*row) for row in rows]
+
+
+def _described(statement: Select[FineTunedModel]) -> Select[FineTunedModel, str, str]:
+    return (
+        statement.add_columns(Job.status, Project.name)
+        .join(Job, FineTunedModel.job_id == Job.id)
+        .join(Project, FineTunedModel.project_id == Project.id)
+    )

@@ -1,11 +1,19 @@
 """/v1/models."""
 
-from fastapi import APIRouter
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
 
 from server.errors import documented
 from server.models.schemas import ModelDeleted, ModelList, ModelObject
 from server.models.service import ModelServiceDep
 
+TAR = "application/x-tar"
+TAR_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}
+}
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
@@ -13,6 +21,17 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 def list_models(models: ModelServiceDep) -> ModelList:
     """List the base models and the project's fine-tuned ones."""
     return models.list()
+
+
+@router.get("/{model:path}/archive", responses=documented(403, 404) | TAR_RESPONSE, response_class=Response)
+def download_model(model: str, models: ModelServiceDep) -> StreamingResponse:
+    """Download a fine-tuned model's adapter as a tar archive."""
+    archive = models.archive(model)
+    headers = {
+        "content-length": str(archive.size),
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(model, safe='')}.tar",
+    }
+    return StreamingResponse(archive.chunks(), media_type=TAR, headers=headers)
 
 
 @router.get("/{model:path}", responses=documented(404))

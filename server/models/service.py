@@ -1,5 +1,6 @@
 """Models of a project: what can answer, and taking one out."""
 
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends
@@ -9,8 +10,9 @@ from server.database import after_commit
 from server.dependencies import ProjectDep, ServicesDep, SessionDep
 from server.errors import ApiError
 from server.keys.service import Principal
-from server.models.catalog import BASE, ResolvedModel, fine_tuned
-from server.models.repository import ModelRepository
+from server.models.archive import Archive
+from server.models.catalog import BASE, ResolvedModel, fine_tuned, own_model
+from server.models.repository import ModelRepository, UsableModels
 from server.models.schemas import ModelDeleted, ModelList, ModelObject
 from server.services import Services
 
@@ -23,22 +25,38 @@ class ModelService:
         self._project = project
         self._services = services
         self._models = ModelRepository(session, project.project_id)
+        self._usable = UsableModels(session, project.project_id)
 
     def list(self) -> ModelList:
-        """Base models, then the project's own, newest first."""
+        """Base models, then those that the project made or may use, newest first."""
         catalog = self._services.catalog
         bases = [base for name in catalog.bases() if (base := catalog.base(name))]
-        own = [
-            ResolvedModel(row.name, row.base_model, row.kind, row.created_at) for row in self._models.ready()
+        tuned = [
+            ResolvedModel(row.name, row.base_model, row.kind, row.created_at, owner)
+            for row, _, owner in self._usable.ready()
         ]
-        return ModelList(data=[self._present(model) for model in (*bases, *own)])
+        return ModelList(data=[_present(model) for model in (*bases, *tuned)])
 
     def get(self, name: str) -> ModelObject:
         """One model; 404 where there is none or it is not ready."""
-        return self._present(self._find(name))
+        return _present(self._find(name))
+
+    def archive(self, name: str) -> Archive:
+        """The files of a model that the project made; 403 for a base model."""
+        if self._services.catalog.base(name) is not None:
+            raise ApiError(
+                403, f"{name!r} is a base model: only fine-tuned models can be downloaded.", param="model"
+            )
+        model = own_model(self._session, name, self._project.project_id)
+        try:
+            return Archive(Path(model.path), name.replace(":", "_"))
+        except FileNotFoundError as error:
+            raise ApiError(
+                404, f"The files of the model {name!r} are gone.", param="model", code="model_not_found"
+            ) from error
 
     def delete(self, name: str) -> ModelDeleted:
-        """Remove a fine-tuned model and take it out of serving; 403 for a base model."""
+        """Remove a fine-tuned model and take it out of serving; 403 for a base model or another project's."""
         model = self._find(name)
         if model.kind == BASE:
             raise ApiError(
@@ -47,8 +65,11 @@ class ModelService:
                 param="model",
             )
         found = self._models.by_name(name)
-        if found is not None:
-            self._models.delete(found[0])
+        if found is None:
+            raise ApiError(
+                403, f"{name!r} belongs to the project {model.owner}: only that can delete it.", param="model"
+            )
+        self._models.delete(found.model)
         after_commit(self._session, lambda: self._services.unpublish(name, model.base_model))
         return ModelDeleted(id=name)
 
@@ -56,15 +77,15 @@ class ModelService:
         base = self._services.catalog.base(name)
         return base or fine_tuned(self._session, name, self._project.project_id)
 
-    def _present(self, model: ResolvedModel) -> ModelObject:
-        is_base = model.kind == BASE
-        return ModelObject(
-            id=model.name,
-            created=model.created_at,
-            owned_by="alignkit" if is_base else self._project.project_name,
-            parent=None if is_base else model.base_model,
-            kind=model.kind,
-        )
+
+def _present(model: ResolvedModel) -> ModelObject:
+    return ModelObject(
+        id=model.name,
+        created=model.created_at,
+        owned_by=model.owner,
+        parent=None if model.kind == BASE else model.base_model,
+        kind=model.kind,
+    )
 
 
 def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> ModelService:

@@ -14,7 +14,7 @@ import uvicorn
 from openai import OpenAI
 
 from server.app import ROUTERS, create_app
-from server.chat.gateway import ChatGateway
+from server.chat.gateway import ChatGateway, Engines
 from server.chat.routes import router as chat
 from server.engines.errors import EngineError
 from server.jobs.ledger import JobLedger, JobRecord
@@ -36,6 +36,7 @@ class RecordingRunner:
     started: bool = False
     enqueued: list[JobRecord] = field(default_factory=list)
     cancelled: list[JobRecord] = field(default_factory=list)
+    announced: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         self.started = True
@@ -48,6 +49,9 @@ class RecordingRunner:
 
     def cancel(self, job_id: str) -> None:
         self.cancelled.append(self.ledger.get(job_id))
+
+    def announce(self, job_id: str) -> None:
+        self.announced.append(job_id)
 
 
 class NoEngines:
@@ -92,8 +96,8 @@ class Running:
 
 
 @contextmanager
-def serve(home: Path, **options: Any) -> Iterator[Running]:
-    """Run a service in a thread; it has one base model."""
+def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iterator[Running]:
+    """Run a service in a thread; it has one base model, and no engine unless one is given."""
     add_base_model(home, BASE_MODEL)
     unpublished: list[tuple[str, str]] = []
     options.setdefault("max_file_bytes", 10 * 2**20)
@@ -104,7 +108,7 @@ def serve(home: Path, **options: Any) -> Iterator[Running]:
         unpublish=lambda name, base: unpublished.append((name, base)),
         routers=(*ROUTERS, chat),
     )
-    app.state.chat = ChatGateway(NoEngines())
+    app.state.chat = ChatGateway(engines or NoEngines())
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -45,7 +45,7 @@ def until(condition: object, seconds: float = DEADLINE) -> None:
 def test_a_run_ends_by_itself_with_its_log_kept(folder: Path, fake_python: str) -> None:
     (folder / "script.py").write_text("import sys; print('hello', sys.argv[-1])")
     local = executor(fake_python)
-    local.start(folder)
+    local.start(folder, resume=False)
     until(lambda: not local.running(folder))
     assert (folder / "train.log").read_text() == f"hello {folder / 'recipe.yaml'}\n"
 
@@ -53,10 +53,10 @@ def test_a_run_ends_by_itself_with_its_log_kept(folder: Path, fake_python: str) 
 def test_starting_twice_starts_one(folder: Path, fake_python: str) -> None:
     (folder / "script.py").write_text("import time; open('starts', 'a').write('x'); time.sleep(60)")
     local = executor(fake_python)
-    local.start(folder)
+    local.start(folder, resume=False)
     until((folder / "starts").exists)
-    local.start(folder)
-    executor(fake_python).start(folder)  # the next server
+    local.start(folder, resume=False)
+    executor(fake_python).start(folder, resume=False)  # the next server
     time.sleep(0.3)
     assert (folder / "starts").read_text() == "x"
     local.stop(folder)
@@ -69,7 +69,7 @@ def test_another_server_finds_the_run_and_ends_all_of_it(folder: Path, fake_pyth
         "open('child.tmp', 'w').write(str(child.pid)); import os; os.rename('child.tmp', 'child')\n"
         "time.sleep(60)\n"
     )
-    executor(fake_python).start(folder)
+    executor(fake_python).start(folder, resume=False)
     until((folder / "child").exists)
     child = psutil.Process(int((folder / "child").read_text()))
     other = executor(fake_python)
@@ -87,7 +87,7 @@ def test_a_killed_run_takes_its_orphans_along(folder: Path, fake_python: str) ->
         "time.sleep(60)\n"
     )
     local = executor(fake_python)
-    local.start(folder)
+    local.start(folder, resume=False)
     until((folder / "child").exists)
     child = psutil.Process(int((folder / "child").read_text()))
     identity = Identity.load(folder / "process.json")

@@ -35,7 +35,6 @@ def refusal(client: OpenAI, **changes: Any) -> openai.APIStatusError:
         ({"training_file": "file-unknown"}, 404, "training_file", ["No such file: 'file-unknown'"]),
         ({"validation_file": "file-unknown"}, 404, "validation_file", ["file-unknown"]),
         ({"method": {"type": "ppo"}}, 400, "method.type", ["'ppo'", "f_dpo"]),
-        ({"method": None}, 400, "method", ["'method'", "f_dpo"]),
         ({"method": {}}, 400, "method.type", ["Missing"]),
         ({"method": {"type": "f_dpo", "dpo": {}}}, 400, "method.dpo", ["'f_dpo'"]),
         (
@@ -66,7 +65,12 @@ def refusal(client: OpenAI, **changes: Any) -> openai.APIStatusError:
         ({"metadata": {"k": "x" * 513}}, 400, "metadata.k", ["512"]),
         ({"metadata": {"k": 1}}, 400, "metadata.k", ["string"]),
         ({"metadata": {'"': "x"}}, 400, 'metadata."', ["pattern"]),
-        ({"hyperparameters": {"n_epochs": 1}}, 400, "hyperparameters", ["method.<type>.hyperparameters"]),
+        (
+            {"hyperparameters": {"n_epochs": 1}},
+            400,
+            "hyperparameters",
+            ["beside `method`", "method.f_dpo.hyperparameters"],
+        ),
         (
             {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]},
             400,

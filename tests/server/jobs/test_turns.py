@@ -16,7 +16,7 @@ from server.database import Database
 from server.ids import JOB, new_id
 from server.jobs.ledger import JobLedger
 from server.jobs.tables import Job
-from server.jobs.turns import Dispatcher, Turns
+from server.jobs.turns import Dispatcher, Turns, places
 from server.jobs.workflow import DBOSRunner, JobServices
 from server.keys.service import issue_key
 from server.keys.tables import Project
@@ -221,6 +221,22 @@ def test_of_those_that_wait_the_one_whose_last_turn_is_longest_ago_is_next(
         end(shared, running.pop(0))
 
 
+def test_places_are_the_order_of_the_turns_to_come(database: Database) -> None:
+    for name, count in {"a": 4, "b": 2, "c": 1, "d": 1}.items():
+        queue(database, name, count)
+    given_out = turns(database)
+    for done in (0, 2, 1):
+        work_off(database, given_out, done)
+        with database.reading() as session:
+            told = places(session)
+        assert list(told.values()) == list(range(1, len(told) + 1))
+    (called,) = given_out.take()
+    with database.reading() as session:
+        assert places(session) == told
+    assert next(iter(told)) == called
+    assert work_off(database, given_out, len(told)) == list(told)
+
+
 def test_a_job_is_handed_over_until_it_has_started(sqlite: Database) -> None:
     """The queue may be away when the turn comes, and a server may be killed right after."""
     (job_id,) = queue(sqlite, "a")
@@ -248,9 +264,9 @@ def test_a_job_is_handed_over_until_it_has_started(sqlite: Database) -> None:
 class Recorder(FakeExecutor):
     """Runs that end at once; each is started once."""
 
-    def start(self, folder: Path, **_: Any) -> None:
-        if folder not in self.started:
-            self.started.append(folder)
+    def start(self, folder: Path, *, resume: bool) -> None:
+        if (folder, resume) not in self.started:
+            self.started.append((folder, resume))
 
 
 def runner_of(tmp_path: Path, database: Database, executor: Any, **options: Any) -> DBOSRunner:
@@ -286,5 +302,5 @@ def test_the_durable_queue_keeps_the_turns_across_servers(sqlite: Database, tmp_
         wait_until(lambda: JobLedger(sqlite).active_jobs() == [])
     finally:
         second.stop()
-    started = [folder.name for folder in executor.started]
+    started = [folder.name for folder, _ in executor.started]
     assert started == [many[0], few[0], many[1], few[1], *many[2:]]

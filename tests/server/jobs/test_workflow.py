@@ -11,10 +11,12 @@ import pytest
 from alignkit.run_folder import RunFolder
 from server.database import Database
 from server.engines.errors import CanaryError, EngineError
+from server.files.tables import File
 from server.jobs import workflow
 from server.jobs.ledger import JobLedger
 from server.jobs.reader import EventReader
 from server.jobs.repository import EventRepository
+from server.jobs.tables import Job
 from server.jobs.workflow import JobFailedError, JobServices
 from server.keys.service import issue_key
 from server.migrate import migrate
@@ -27,12 +29,18 @@ class FakeExecutor:
     """A run that is over at once, unless told otherwise."""
 
     def __init__(self) -> None:
-        self.started: list[Path] = []
+        self.started: list[tuple[Path, bool]] = []
         self.stopped: list[Path] = []
+        self.interrupted: list[Path] = []
         self.alive = False
+        self.stubborn = False
 
-    def start(self, folder: Path) -> None:
-        self.started.append(folder)
+    def start(self, folder: Path, *, resume: bool) -> None:
+        self.started.append((folder, resume))
+
+    def interrupt(self, folder: Path) -> None:
+        self.interrupted.append(folder)
+        self.alive = self.alive and self.stubborn
 
     def running(self, folder: Path) -> bool:
         return self.alive
@@ -74,7 +82,9 @@ def services(tmp_path: Path, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def folder(services: JobServices, job_id: str) -> RunFolder:
+def folder(services: JobServices, ledger: JobLedger, job_id: str) -> RunFolder:
+    """The folder of a job that runs."""
+    ledger.transition(job_id, "running", only_from=("queued",))
     folder = workflow.folder_of(job_id)
     folder.path.mkdir(parents=True)
     return folder
@@ -134,14 +144,81 @@ def test_a_stopping_server_lets_go_without_an_outcome(
     assert services.executor.stopped == []  # type: ignore[attr-defined]
 
 
+def test_a_paused_run_is_asked_to_save_and_is_no_failure(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    services.executor.alive = True  # type: ignore[attr-defined]
+    ledger.transition(job_id, "paused", only_from=("running",))
+    assert workflow.watch(job_id)
+    assert services.executor.interrupted == [folder.path]  # type: ignore[attr-defined]
+    assert services.executor.stopped == []  # type: ignore[attr-defined]
+    assert ledger.get(job_id).status == "paused"
+
+
+def test_a_run_that_takes_too_long_to_pause_is_ended(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.executor.alive = services.executor.stubborn = True  # type: ignore[attr-defined]
+    monkeypatch.setattr(services.settings, "pause_grace_seconds", 0.0)
+    ledger.transition(job_id, "paused", only_from=("running",))
+    assert workflow.watch(job_id)
+    assert services.executor.stopped == [folder.path]  # type: ignore[attr-defined]
+
+
+def test_a_resumed_job_waits_for_its_old_run_and_goes_on(
+    services: JobServices, ledger: JobLedger, job_id: str
+) -> None:
+    executor: Any = services.executor
+    path = workflow.folder_of(job_id).path
+    assert workflow.launch(job_id)
+    executor.alive = True
+    resume(ledger, job_id)
+    assert not workflow.launch(job_id), "the attempt before is over"
+    assert workflow.launch(job_id, 2)
+    assert executor.interrupted == [path, path], "before each attempt, whatever may still run is wound down"
+    assert executor.started == [(path, False), (path, True)]
+    assert workflow.launch(job_id, 2), "a server that crashed here begins again"
+    assert executor.started[-1] == (path, True)
+    assert len(executor.interrupted) == 2, "and leaves its own run alone"
+    assert messages(ledger, job_id) == ["Fine-tuning job started", "Fine-tuning job resumed"]
+
+
+def test_a_run_that_succeeded_while_it_was_paused_is_not_trained_again(
+    services: JobServices, ledger: JobLedger, job_id: str
+) -> None:
+    executor: Any = services.executor
+    assert workflow.launch(job_id)
+    folder = workflow.folder_of(job_id)
+    folder.result.write_text('{"status": "succeeded"}')
+    resume(ledger, job_id)
+    assert workflow.launch(job_id, 2)
+    assert len(executor.started) == 1
+    assert not workflow.watch(job_id, 2)
+
+
+def test_a_run_that_was_interrupted_from_outside_is_paused(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    folder.result.write_text('{"status": "paused", "steps": 3}')
+    assert workflow.watch(job_id)
+    assert ledger.get(job_id).status == "paused"
+    assert "resume the job to go on" in messages(ledger, job_id)[-1]
+
+
+def resume(ledger: JobLedger, job_id: str) -> None:
+    """Pause the job and put it into the queue again, as the service does."""
+    with ledger._database.writing() as session:
+        job = session.query(Job).where(Job.id == job_id).one()
+        job.status, job.attempt = "queued", job.attempt + 1
+
+
 def test_a_cancelled_run_is_stopped(
     services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
 ) -> None:
     services.executor.alive = True  # type: ignore[attr-defined]
     ledger.transition(job_id, "cancelled", only_from=("queued", "running", "validating_files"))
-    with pytest.raises(JobFailedError) as caught:
-        workflow.watch(job_id)
-    workflow.fail(job_id, caught.value.code, str(caught.value))
+    services.executor.stubborn = True  # type: ignore[attr-defined]
+    assert workflow.watch(job_id)
     assert services.executor.stopped == [folder.path]  # type: ignore[attr-defined]
     assert ledger.get(job_id).status == "cancelled"
 
@@ -189,6 +266,25 @@ def test_events_are_read_once_and_whole(
     reader.read()
     EventReader(ledger, job_id, folder).read()  # the next server
     assert messages(ledger, job_id) == ["one", "two"]
+
+
+def test_a_finished_jobs_metrics_are_a_file(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    for step, data in ((1, {"train_loss": 0.5}), (2, {"train_loss": None}), (2, {"valid_loss": 0.25})):
+        report = {"step": step, "total_steps": 2} | data
+        ledger.add_event(job_id, level="info", message="a step", type="metrics", data=report)
+    folder.result.write_text('{"status": "succeeded", "trained_tokens": 7}')
+    workflow.finish(job_id)
+    workflow.finish(job_id)
+    with ledger._database.reading() as session:
+        job = session.query(Job).where(Job.id == job_id).one()
+        file = session.query(File).one()
+    assert (job.status, job.result_files, job.trained_tokens) == ("succeeded", [file.id], 7)
+    assert (file.project_id, file.purpose) == (job.project_id, "fine-tune-results")
+    content = (services.settings.files_dir / file.id).read_text()
+    assert content == "step,train_loss,valid_loss\n1,0.5,\n2,,0.25\n"
+    assert file.bytes == len(content)
 
 
 def test_errors_survive_being_stored() -> None:

@@ -1,0 +1,56 @@
+"""A run that can go on later: SIGTERM lets it finish its step, save a checkpoint and end."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class PauseCallback(TrainerCallback):
+    """Ends the training after the step at which it was asked to; `paused` says whether steps are left."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self._asked = False
+
+    def ask(self, _signal: int, _frame: FrameType | None) -> None:
+        """Pause after this step: the handler of SIGTERM."""
+        self._asked = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Save and stop where asked; the last step is the end anyhow."""
+        if state.global_step < state.max_steps and self._asked_anywhere(args):
+            self.paused = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The epoch that ends here is cut short, and its state is saved already."""
+        if self.paused:
+            control.should_save = False
+
+    def _asked_anywhere(self, args: TrainingArguments) -> bool:
+        """Whether any process was asked: all must stop at the same step."""
+        if args.world_size == 1:
+            return self._asked
+        import torch
+
+        asked = torch.tensor(int(self._asked), device=args.device)
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        return bool(asked.item())
+
+
+@contextmanager
+def pausing_on_sigterm() -> Iterator[PauseCallback]:
+    """A callback that SIGTERM reaches, instead of ending the process."""
+    callback = PauseCallback()
+    before = signal.signal(signal.SIGTERM, callback.ask)
+    try:
+        yield callback
+    finally:
+        signal.signal(signal.SIGTERM, before)

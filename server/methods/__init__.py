@@ -1,0 +1,1 @@
+"""The methods that a job can name, described."""

@@ -1,0 +1,24 @@
+"""/v1/fine_tuning/preview and /v1/fine_tuning/jobs/estimate: a job's request, without a job."""
+
+from fastapi import APIRouter
+
+from server.dependencies import ProjectDep, ServicesDep
+from server.errors import documented
+from server.jobs.preparation import prepare
+from server.jobs.schemas import JobRequest
+from server.preflight import service
+from server.preflight.schemas import EstimateObject, PreviewObject, PreviewRequest
+
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+
+
+@router.post("/preview", responses=documented(404))
+def preview_job(body: PreviewRequest, project: ProjectDep, services: ServicesDep) -> PreviewObject:
+    """Show rows of the training file as the job would see them, and which tokens carry loss."""
+    return service.preview(body, prepare(body, project, services), services)
+
+
+@router.post("/jobs/estimate", responses=documented(404))
+def estimate_job(body: JobRequest, project: ProjectDep, services: ServicesDep) -> EstimateObject:
+    """Estimate a job's tokens, steps and time. Nothing is said of memory."""
+    return service.estimate(prepare(body, project, services), project, services)

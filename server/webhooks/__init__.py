@@ -1,0 +1,1 @@
+"""Webhooks: a project is told when its jobs end."""

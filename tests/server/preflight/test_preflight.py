@@ -1,0 +1,125 @@
+"""Preview and estimate, with a real tokenizer, against the library's own functions and a count by hand."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from alignkit.data.dataset import load_rows
+from alignkit.data.preview import preview_row
+from alignkit.data.schemas import schema_for
+from alignkit.data.tokens import load_tokenizer, render_pair
+from server.jobs.tables import Job
+from tests.server.support import BASE_MODEL, Running, add_base_model, create_job, method, pairs, serve, upload
+from tests.tiny import build_tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serve(tmp_path_factory.mktemp("home")) as running:
+        folder = running.settings.models_dir / BASE_MODEL
+        build_tiny_tokenizer(folder)
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        yield running
+
+
+@pytest.fixture
+def http(service: Running, key: str) -> Iterator[httpx.Client]:
+    with service.http(key) as http:
+        http.timeout = 120
+        yield http
+
+
+def ask(http: httpx.Client, what: str, **request: Any) -> Any:
+    body = {"model": BASE_MODEL, "method": method()} | request
+    answer = http.post(f"/v1/fine_tuning/{what}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_preview_is_what_the_library_shows(service: Running, client: OpenAI, http: httpx.Client) -> None:
+    file_id = upload(client, pairs(6))
+    shown = ask(http, "preview", training_file=file_id, rows=2, offset=3, method=method(max_length=16))
+    assert (shown["model"], shown["method"], shown["max_length"]) == (BASE_MODEL, "f_dpo", 16)
+    tokenizer = load_tokenizer(service.settings.models_dir / BASE_MODEL)
+    rows = load_rows(service.settings.files_dir / file_id, "f_dpo")
+    assert [row["index"] for row in shown["rows"]] == [3, 4]
+    for found in shown["rows"]:
+        expected = preview_row(rows[found["index"]], tokenizer, schema_for("f_dpo"), max_length=16)
+        assert found["dropped"] == expected.dropped
+        assert [segment["text"] for segment in found["sequences"]["chosen"]] == [
+            segment.text for segment in expected.sequences["chosen"]
+        ]
+        assert any(segment["cut"] for segment in found["sequences"]["rejected"])
+    assert ask(http, "preview", training_file=file_id, offset=6)["rows"] == []
+
+
+def test_what_makes_no_job_makes_no_preview(client: OpenAI, http: httpx.Client) -> None:
+    file_id = upload(client)
+    for what in ("preview", "jobs/estimate"):
+        body = {"model": BASE_MODEL, "training_file": file_id, "method": method(beta=5)}
+        answer = http.post(f"/v1/fine_tuning/{what}", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "method.f_dpo.hyperparameters.beta"
+    assert client.fine_tuning.jobs.list().data == []
+
+
+def test_a_model_without_a_tokenizer_says_so(service: Running, client: OpenAI, http: httpx.Client) -> None:
+    add_base_model(service.settings.root, "mute")
+    body = {"model": "mute", "training_file": upload(client), "method": method()}
+    answer = http.post("/v1/fine_tuning/preview", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "model"
+    assert str(service.settings.root) not in answer.text
+
+
+def test_an_estimate_counts_tokens_and_steps(service: Running, client: OpenAI, http: httpx.Client) -> None:
+    file_id = upload(client, pairs(10))
+    tokenizer = load_tokenizer(service.settings.models_dir / BASE_MODEL)
+    counted = 0
+    for row in load_rows(service.settings.files_dir / file_id, "f_dpo"):
+        pair = render_pair(row, tokenizer)
+        counted += 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+    options: Any = {"n_epochs": 2, "batch_size": 4}
+    found = ask(http, "jobs/estimate", training_file=file_id, method=method(**options))
+    assert (found["rows"], found["sampled_rows"], found["dropped_rows"], found["steps"]) == (10, 10, 0, 6)
+    assert found["tokens"] == 2 * counted
+    assert (found["seconds"], found["based_on_jobs"]) == (None, 0)
+    limited = ask(http, "jobs/estimate", training_file=file_id, method=method(**options, max_steps=5))
+    assert (limited["steps"], limited["tokens"]) == (5, 2 * counted)
+    none = ask(http, "jobs/estimate", training_file=file_id, method=method(max_length=16))
+    assert (none["dropped_rows"], none["steps"], none["tokens"]) == (10, 0, 0)
+
+
+def test_an_estimate_of_time_is_what_earlier_jobs_took(
+    service: Running, client: OpenAI, http: httpx.Client
+) -> None:
+    file_id = upload(client, pairs(10))
+    for seconds, attempt in ((10, 1), (20, 1), (40, 1), (1, 2)):
+        job = create_job(client, training_file=file_id)
+        fields = {"started_at": 100, "finished_at": 100 + seconds, "trained_tokens": 1000}
+        service.ledger.transition(job.id, "succeeded", only_from=("queued",), **fields)
+        with service.services.database.writing() as session:
+            session.query(Job).where(Job.id == job.id).one().attempt = attempt
+    found = ask(http, "jobs/estimate", training_file=file_id)
+    assert found["based_on_jobs"] == 3
+    assert found["seconds"] == pytest.approx(found["tokens"] / 50, abs=0.1)
+    other = ask(http, "jobs/estimate", training_file=file_id, method={"type": "dpo"})
+    assert other["seconds"] is None
+
+
+def test_a_large_file_is_sampled(client: OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.preflight.service.SAMPLE_ROWS", 5)
+    row = json.loads(pairs(1))
+    content = "".join(json.dumps(row) + "\n" for _ in range(30)).encode()
+    once = method(n_epochs=1)
+    found = ask(http, "jobs/estimate", training_file=upload(client, content), method=once)
+    assert (found["rows"], found["sampled_rows"]) == (30, 5)
+    fifth = ask(
+        http, "jobs/estimate", training_file=upload(client, content[: len(content) // 5]), method=once
+    )
+    assert (fifth["rows"], fifth["sampled_rows"]) == (6, 6)
+    assert found["tokens"] == 5 * fifth["tokens"]

@@ -1,0 +1,108 @@
+"""A run that is paused and resumed, as a real process under the executor: nothing is trained twice or lost."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alignkit
+from alignkit.recipe import Recipe
+from alignkit.run_folder import RunFolder
+from server.executors.local import LocalExecutor
+from tests.preference import write_pairs
+from tests.tiny import build_tiny_model
+
+STEPS = 16
+DEADLINE = 120.0
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    path = tmp_path_factory.mktemp("pausing")
+    build_tiny_model(path / "model")
+    write_pairs(path / "train.jsonl", 24)
+    return Recipe.parse(
+        {
+            "model": {"path": str(path / "model")},
+            "data": {"train": str(path / "train.jsonl"), "max_length": 128},
+            "method": {"type": "f_dpo"},
+            "training": {"max_steps": STEPS, "batch_size": 4, "learning_rate": 1e-3, "save_steps": 1000},
+            "seed": 5,
+            "output_dir": str(path / "job"),
+        }
+    )
+
+
+def interpreter(folder: Path) -> str:
+    """An interpreter that takes alignkit from where this test takes it, wherever that is installed."""
+    program = folder / "python"
+    program.write_text(
+        f'#!/bin/sh\nPYTHONPATH={Path(alignkit.__file__).parents[1]} exec {sys.executable} "$@"\n'
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def losses(folder: RunFolder) -> list[tuple[int, float]]:
+    """(step, loss) in the order they were reported."""
+    if not folder.events.exists():
+        return []
+    events: list[dict[str, Any]] = [json.loads(line) for line in folder.events.read_text().splitlines()]
+    return [
+        (event["data"]["step"], event["data"]["train_loss"])
+        for event in events
+        if "train_loss" in event["data"]
+    ]
+
+
+def test_a_paused_run_goes_on_where_it_stopped(recipe: Recipe, tmp_path: Path) -> None:
+    folder = RunFolder(Path(recipe.output_dir))
+    folder.path.mkdir()
+    folder.recipe.write_text(recipe.to_yaml())
+    executor = LocalExecutor(grace_seconds=10, python=interpreter(tmp_path))
+    assert folder.last_checkpoint() is None
+    executor.start(folder.path, resume=False)
+    until(lambda: len(losses(folder)) >= 2, "two steps")
+    executor.interrupt(folder.path)
+    until(lambda: not executor.running(folder.path), "the run pauses")
+    result = folder.read_result()
+    assert result is not None, folder.log_tail()
+    assert result["status"] == "paused"
+    assert 2 <= result["steps"] < STEPS
+    checkpoint = folder.last_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.name == f"checkpoint-{result['steps']}"
+    assert not folder.adapter.exists()
+    executor.start(folder.path, resume=True)
+    until(lambda: not executor.running(folder.path), "the run ends")
+    done = folder.read_result()
+    assert done is not None, folder.log_tail()
+    assert (done["status"], done["steps"]) == ("succeeded", STEPS), folder.log_tail()
+    assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
+    assert folder.adapter.is_dir()
+    assert not list(folder.path.glob("repeat-*"))
+
+
+def test_a_checkpoint_that_was_cut_off_is_none(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (2, 10, 4):
+        path = folder.checkpoints / f"checkpoint-{step}"
+        path.mkdir(parents=True)
+        (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (folder.checkpoints / "checkpoint-12").mkdir()
+    (folder.checkpoints / "checkpoint-14").mkdir()
+    (folder.checkpoints / "checkpoint-14" / "trainer_state.json").write_text('{"global_step": 1')
+    last = folder.last_checkpoint()
+    assert last is not None
+    assert last.name == "checkpoint-10"
