@@ -8,7 +8,6 @@ import pytest
 from openai import OpenAI
 
 from server.errors import ApiError
-from server.jobs.tables import Job
 from server.models.names import model_name
 from tests.server.support import BASE_MODEL, Running, add_base_model, create_job
 
@@ -113,8 +112,7 @@ def test_a_teacher_is_a_base_or_the_projects_own_model(
         return create_job(by, method=options)
 
     def recipe(job_id: str) -> Any:
-        with service.database.reading() as session:
-            return session.get_one(Job, job_id).recipe["method"]["teacher"]
+        return service.ledger.get(job_id).recipe["method"]["teacher"]
 
     base_path = str(service.settings.models_dir / BASE_MODEL)
     assert recipe(distil(BASE_MODEL).id) == {"path": base_path, "adapter": None, "dtype": None}
