@@ -107,10 +107,11 @@ def test_no_logits_over_the_vocabulary_are_made(
     tmp_path: Path, models: tuple[Path, Path], kind: Any, config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Chunks smaller than these few tokens
-    monkeypatch.setattr(divergence_chunks, "CPU_CHUNK_BYTES", 2**16)
-    monkeypatch.setattr(linear_confidence, "CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(divergence_chunks, "CPU_CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(linear_confidence, "CHUNK_BYTES", 2**18)
     given = {"teacher_peft_config": TEACHER_LORA} if config is BDKDConfig else {}
-    trainer = made(kind, config(**settings(tmp_path)), *models, peft_config=LORA, **given)
+    own = {"max_rows": 32} if config is SinKDConfig else {}
+    trainer = made(kind, config(**settings(tmp_path), **own), *models, peft_config=LORA, **given)
     for model in (trainer.model.student, trainer.model.teacher):
         model.resize_token_embeddings(2048)
         model.requires_grad_(False)

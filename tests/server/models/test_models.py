@@ -6,6 +6,7 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from sqlalchemy import select
 
 from server.errors import ApiError
 from server.jobs.tables import Job
@@ -113,8 +114,8 @@ def test_a_teacher_is_a_base_or_the_projects_own_model(
         return create_job(by, method=options)
 
     def recipe(job_id: str) -> Any:
-        with service.database.reading() as session:
-            return session.get_one(Job, job_id).recipe["method"]["teacher"]
+        with service.services.database.reading() as session:
+            return session.scalars(select(Job).where(Job.id == job_id)).one().recipe["method"]["teacher"]
 
     base_path = str(service.settings.models_dir / BASE_MODEL)
     assert recipe(distil(BASE_MODEL).id) == {"path": base_path, "adapter": None, "dtype": None}
