@@ -1,6 +1,7 @@
 """SinKD and BD-KD from recipes and jobs: sections, hyperparameters, the teacher, and a whole run."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from alignkit import train
 from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.launch import launch_command
 from alignkit.methods import ModelSource
 from alignkit.methods.distillation import load_teacher
 from alignkit.methods.sections import TeacherSection
@@ -175,9 +177,27 @@ def test_a_run_of_bd_kd_saves_both_where_that_is_asked_for(workplace: Path) -> N
     assert (folder.model / "model.safetensors").is_file()
     assert (folder.teacher / "adapter_model.safetensors").is_file()
     assert not (folder.model / "teacher").exists()
-    assert not list(output.rglob("training_args.bin")) or all(
-        "checkpoint-" in str(path) for path in output.rglob("training_args.bin")
-    )
+    for path in output.rglob("training_args.bin"):
+        assert "checkpoints" in path.parts
+
+
+@pytest.mark.parametrize(
+    "method", [{"type": "sinkd", "mode": "per_sequence"}, {"type": "bd_kd"}], ids=["sinkd", "bd_kd"]
+)
+def test_two_processes_do_what_one_does(workplace: Path, method: dict[str, Any]) -> None:
+    losses = []
+    for processes in (1, 2):
+        output = workplace / f"{method['type']}-{processes}"
+        command = launch_command(recipe(workplace, output, method, lora=None), num_processes=processes)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr
+        events = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
+        data = [event["data"] for event in events if event["type"] == "metrics"]
+        losses.append(
+            [value for row in data for name, value in row.items() if name in {"train_loss", "valid_loss"}]
+        )
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_a_teacher_that_cannot_be_loaded_says_which_field(workplace: Path) -> None:
