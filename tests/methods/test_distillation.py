@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from alignkit import train
@@ -198,6 +199,28 @@ def test_two_processes_do_what_one_does(workplace: Path, method: dict[str, Any])
         )
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [{"type": "sinkd", "mode": "per_sequence"}, {"type": "bd_kd", "save_teacher": True}]
+)
+def test_zero_3_does_what_one_process_does(workplace: Path, method: dict[str, Any]) -> None:
+    output = workplace / f"{method['type']}-zero3"
+    path = recipe(workplace, output, method, lora=None)
+    one = workplace / f"{method['type']}-whole"
+    assert train.main([str(recipe(workplace, one, method, lora=None))]) == 0
+    plain = launch_command(path, num_processes=2)
+    options = ["--use_deepspeed", "--zero_stage=3", "--zero3_save_16bit_model=true"]
+    at = plain.index("--multi_gpu")
+    command = [*plain[:at], *options, *plain[at + 1 :]]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=290)
+    assert done.returncode == 0, done.stderr
+    for part in ("model", "teacher") if "save_teacher" in method else ("model",):
+        found, expected = (load_file(folder / part / "model.safetensors") for folder in (output, one))
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_that_cannot_be_loaded_says_which_field(workplace: Path) -> None:

@@ -84,6 +84,22 @@ def test_a_resumed_run_repeats_what_an_unbroken_one_does(
     assert same(weights(unbroken.model.teacher), weights(resumed.model.teacher))
 
 
+@pytest.mark.parametrize("peft", [LORA, None], ids=["lora", "full"])
+def test_gradient_checkpointing_changes_nothing(
+    tmp_path: Path, models: tuple[Path, Path], peft: LoraConfig | None
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        config = BDKDConfig(**settings(tmp_path, gradient_checkpointing=checkpointing))
+        teacher = {"teacher_peft_config": peft and TEACHER_LORA}
+        trainer = made(BDKDTrainer, config, *models, peft_config=peft, **teacher)
+        trainer.train()
+        assert trainer.model.teacher.is_gradient_checkpointing is checkpointing
+        found.append((losses(trainer), trainer.evaluate()["eval_loss"]))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+
+
 class NoLogits(TorchDispatchMode):
     """Fails when a tensor as large as [tokens, vocabulary] is made; parameters here are smaller."""
 
