@@ -1,17 +1,20 @@
 """SinKD and BD-KD from recipes and jobs: sections, hyperparameters, the teacher, and a whole run."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from alignkit import train
 from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.launch import launch_command
 from alignkit.methods import ModelSource
 from alignkit.methods.distillation import load_teacher
 from alignkit.methods.sections import TeacherSection
@@ -175,9 +178,49 @@ def test_a_run_of_bd_kd_saves_both_where_that_is_asked_for(workplace: Path) -> N
     assert (folder.model / "model.safetensors").is_file()
     assert (folder.teacher / "adapter_model.safetensors").is_file()
     assert not (folder.model / "teacher").exists()
-    assert not list(output.rglob("training_args.bin")) or all(
-        "checkpoint-" in str(path) for path in output.rglob("training_args.bin")
-    )
+    for path in output.rglob("training_args.bin"):
+        assert "checkpoints" in path.parts
+
+
+@pytest.mark.parametrize(
+    "method", [{"type": "sinkd", "mode": "per_sequence"}, {"type": "bd_kd"}], ids=["sinkd", "bd_kd"]
+)
+def test_two_processes_do_what_one_does(workplace: Path, method: dict[str, Any]) -> None:
+    losses = []
+    for processes in (1, 2):
+        output = workplace / f"{method['type']}-{processes}"
+        command = launch_command(recipe(workplace, output, method, lora=None), num_processes=processes)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr
+        events = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
+        data = [event["data"] for event in events if event["type"] == "metrics"]
+        losses.append(
+            [value for row in data for name, value in row.items() if name in {"train_loss", "valid_loss"}]
+        )
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [{"type": "sinkd", "mode": "per_sequence"}, {"type": "bd_kd", "save_teacher": True}]
+)
+def test_zero_3_does_what_one_process_does(workplace: Path, method: dict[str, Any]) -> None:
+    output = workplace / f"{method['type']}-zero3"
+    path = recipe(workplace, output, method, lora=None)
+    one = workplace / f"{method['type']}-whole"
+    assert train.main([str(recipe(workplace, one, method, lora=None))]) == 0
+    plain = launch_command(path, num_processes=2)
+    options = ["--use_deepspeed", "--zero_stage=3", "--zero3_save_16bit_model=true"]
+    at = plain.index("--multi_gpu")
+    command = [*plain[:at], *options, *plain[at + 1 :]]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=290)
+    assert done.returncode == 0, done.stderr
+    for part in ("model", "teacher") if "save_teacher" in method else ("model",):
+        found, expected = (load_file(folder / part / "model.safetensors") for folder in (output, one))
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_that_cannot_be_loaded_says_which_field(workplace: Path) -> None:

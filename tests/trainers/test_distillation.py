@@ -84,6 +84,22 @@ def test_a_resumed_run_repeats_what_an_unbroken_one_does(
     assert same(weights(unbroken.model.teacher), weights(resumed.model.teacher))
 
 
+@pytest.mark.parametrize("peft", [LORA, None], ids=["lora", "full"])
+def test_gradient_checkpointing_changes_nothing(
+    tmp_path: Path, models: tuple[Path, Path], peft: LoraConfig | None
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        config = BDKDConfig(**settings(tmp_path, gradient_checkpointing=checkpointing))
+        teacher = {"teacher_peft_config": peft and TEACHER_LORA}
+        trainer = made(BDKDTrainer, config, *models, peft_config=peft, **teacher)
+        trainer.train()
+        assert trainer.model.teacher.is_gradient_checkpointing is checkpointing
+        found.append((losses(trainer), trainer.evaluate()["eval_loss"]))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+
+
 class NoLogits(TorchDispatchMode):
     """Fails when a tensor as large as [tokens, vocabulary] is made; parameters here are smaller."""
 
@@ -107,10 +123,11 @@ def test_no_logits_over_the_vocabulary_are_made(
     tmp_path: Path, models: tuple[Path, Path], kind: Any, config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Chunks smaller than these few tokens
-    monkeypatch.setattr(divergence_chunks, "CPU_CHUNK_BYTES", 2**16)
-    monkeypatch.setattr(linear_confidence, "CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(divergence_chunks, "CPU_CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(linear_confidence, "CHUNK_BYTES", 2**18)
     given = {"teacher_peft_config": TEACHER_LORA} if config is BDKDConfig else {}
-    trainer = made(kind, config(**settings(tmp_path)), *models, peft_config=LORA, **given)
+    own = {"max_rows": 32} if config is SinKDConfig else {}
+    trainer = made(kind, config(**settings(tmp_path), **own), *models, peft_config=LORA, **given)
     for model in (trainer.model.student, trainer.model.teacher):
         model.resize_token_embeddings(2048)
         model.requires_grad_(False)
