@@ -27,6 +27,7 @@ class Service:
     def prepare(self) -> "Service":
         """Make the home: a tiny model and two preference files."""
         build_tiny_model(self.home / "models" / "tiny")
+        build_tiny_model(self.home / "models" / "tiny-teacher", seed=1)
         write_pairs(self.home / "train.jsonl", 24)
         write_pairs(self.home / "validation.jsonl", 6, start=100)
         return self
@@ -70,23 +71,27 @@ class Service:
         self.process.send_signal(2)
         assert self.process.wait(timeout=60) is not None
 
-    def submit(self, **hyperparameters: Any) -> Any:
-        """Upload the files and create a job."""
+    def submit(self, method: str = "f_dpo", **hyperparameters: Any) -> Any:
+        """Upload the files and create a job; without hyperparameters of its own an f-DPO job under the JSD."""
         client = self.client
         files = [
             client.files.create(file=self.home / name, purpose="fine-tune").id
             for name in ("train.jsonl", "validation.jsonl")
         ]
-        options = {
-            "divergence": "js_divergence",
-            "learning_rate_multiplier": 50,
-            "batch_size": 4,
-        } | hyperparameters
+        own = {"divergence": "js_divergence"} if method == "f_dpo" else {}
+        options = (
+            own
+            | {
+                "learning_rate_multiplier": 50,
+                "batch_size": 4,
+            }
+            | hyperparameters
+        )
         return client.fine_tuning.jobs.create(
             model="tiny",
             training_file=files[0],
             validation_file=files[1],
-            method={"type": "f_dpo", "f_dpo": {"hyperparameters": options}},  # type: ignore[typeddict-item]
+            method={"type": method, method: {"hyperparameters": options}},  # type: ignore[typeddict-item]
             suffix="e2e",
             seed=11,
         )
