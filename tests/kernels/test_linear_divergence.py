@@ -1,10 +1,6 @@
 """linear_divergence against materialised float64 logits: values, every gradient, options, odd and extreme input."""
 
-import os
-import subprocess
-import sys
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -485,28 +481,3 @@ def test_what_does_not_fit_is_refused(
     labels = options.pop("labels", None)
     with pytest.raises(ValueError, match=message):
         call(leaves, labels, **options)
-
-
-@pytest.mark.skipif(interpreted() or torch.cuda.is_available(), reason="runs in this process already")
-def test_the_triton_kernels_under_the_interpreter() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-k",
-        "triton and not interpreter",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-    ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert "skipped" not in done.stdout.splitlines()[-1]

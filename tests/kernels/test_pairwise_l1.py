@@ -1,10 +1,7 @@
 """pairwise_l1 against materialised float64 softmax rows: values, every gradient, options, odd and extreme input."""
 
-import os
-import subprocess
 import sys
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,33 +278,6 @@ def test_the_environment_chooses_the_implementation(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(backend.VARIABLE, "reference")
     pairwise_l1(**inputs())
     assert len(asked) == 1
-
-
-@pytest.mark.skipif(interpreted(), reason="already interpreted")
-def test_triton_interpreted_passes_the_same_tests() -> None:
-    """In a process of its own, since Triton reads TRITON_INTERPRET at its import."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "triton and not interpreted",
-        __file__,
-    ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
-    assert " skipped" not in done.stdout
 
 
 @pytest.mark.skipif(interpreted(), reason="Triton's interpreter replaces the compiler")

@@ -1,10 +1,6 @@
 """sinkhorn against a float64 matrix scaled as the method writes it: plans, gradients, limits, extreme costs."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -277,33 +273,6 @@ def test_what_does_not_fit_is_refused(shape: tuple[int, ...], options: dict[str,
 def test_triton_says_what_to_do_with_more_rows_than_it_takes() -> None:
     with pytest.raises(ValueError, match="at most 4096 rows, found 4097: pass implementation='torch'"):
         sinkhorn(torch.zeros(4097, 4097, device=DEVICE), epsilon=0.1, iterations=1, implementation="triton")
-
-
-@pytest.mark.skipif(interpreted(), reason="already interpreted")
-def test_triton_interpreted_passes_the_same_tests() -> None:
-    """In a process of its own, since Triton reads TRITON_INTERPRET at its import."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "triton and not interpreted",
-        __file__,
-    ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
-    assert " skipped" not in done.stdout
 
 
 @pytest.mark.skipif(interpreted(), reason="Triton's interpreter replaces the compiler")
