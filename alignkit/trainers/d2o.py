@@ -48,9 +48,9 @@ class _Batch:
 @dataclass(frozen=True, slots=True)
 class _Scored:
     logps: Tensor
-    """Of a batch's sequences, in their order."""
-    entropy: Tensor
-    tokens: int
+    """Of a batch's sequences, in their order, as the others."""
+    entropies: Tensor
+    tokens: Tensor
 
 
 class D2OTrainer(ItemLogging, D2OPreparation):
@@ -170,15 +170,13 @@ class D2OTrainer(ItemLogging, D2OPreparation):
 
     def _score_batch(self, model: Any, batch: _Batch, parts: list[list[int]] | None = None) -> _Scored:
         parts = self._parts(batch.sequences) if parts is None else parts
-        logps: list[Tensor | None] = [None] * len(batch.sequences)
-        entropy, tokens = torch.zeros((), device=self.accelerator.device), 0
+        found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for part in parts:
             result = self._logps(model, batch, part)
-            if logps[part[0]] is None:
-                entropy, tokens = entropy + result.entropy, tokens + result.tokens
-            for index, value in zip(part, result.logps, strict=True):
-                logps[index] = value
-        return _Scored(torch.stack([value for value in logps if value is not None]), entropy, tokens)
+            rows = zip(result.logps, result.entropy, result.tokens, strict=True)
+            found.update(zip(part, rows, strict=True))
+        columns = zip(*(found[index] for index in range(len(batch.sequences))), strict=True)
+        return _Scored(*(torch.stack(column) for column in columns))
 
     def _logps(self, model: Any, batch: _Batch, part: list[int]) -> Any:
         return sequence_logps(
@@ -223,8 +221,15 @@ class D2OTrainer(ItemLogging, D2OPreparation):
         log_ratios = rejected - batch.ref_rejected
         margins = preference.chosen_rewards - preference.rejected_rewards
         floor = -torch.inf if self.args.rejected_floor is None else self.args.rejected_floor
+        entropies, tokens = (
+            sampled.sum(dim=1) + of_rejected
+            for sampled, of_rejected in (batch.split(scored.entropies), batch.split(scored.tokens))
+        )
+        # In training the Trainer logs a loss; its evaluation's, which weighs batches, is replaced.
+        losses = {} if self._mode == "train" else {"loss": preference.losses}
         self._record(
             {
+                **losses,
                 "rewards/samples": preference.chosen_rewards,
                 "rewards/rejected": preference.rejected_rewards,
                 "rewards/margins": margins,
@@ -236,10 +241,10 @@ class D2OTrainer(ItemLogging, D2OPreparation):
                 "rejected_below_floor": log_ratios < floor,
                 "samples": counts,
             },
-            {"entropy": (scored.entropy, torch.tensor(scored.tokens, device=scored.entropy.device))},
+            {"entropy": (entropies, tokens)},
         )
         if self._mode == "train":
-            seen = torch.tensor(sum(len(one.ids) for one in batch.sequences), device=scored.entropy.device)
+            seen = torch.tensor(sum(len(one.ids) for one in batch.sequences), device=scored.logps.device)
             self._total_train_tokens += int(self.accelerator.reduce(seen))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - Trainer's signature

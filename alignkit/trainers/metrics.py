@@ -51,6 +51,31 @@ class ItemMetrics:
         return means | ratios | errors
 
 
+def record_items(
+    accelerator: Any,
+    items: ItemMetrics,
+    columns: Mapping[str, Tensor],
+    ratios: Mapping[str, tuple[Tensor, Tensor]],
+) -> None:
+    """Add what `ItemLogging._record` says to `items`."""
+    values = [*columns.values(), *(value for pair in ratios.values() for value in pair)]
+    stacked = torch.stack([value.detach().float() for value in values], dim=1)
+    gathered = accelerator.gather_for_metrics(stacked)
+    for name, column in zip(columns, gathered.unbind(dim=1), strict=False):
+        items.add(name, column)
+    sums = gathered[:, len(columns) :].double().sum(dim=0).view(-1, 2).tolist()
+    for name, (above, below) in zip(ratios, sums, strict=True):
+        items.add_ratio(name, above, below)
+
+
+def real_rows(accelerator: Any, count: int) -> int:
+    """How many of this process's `count` rows are not only there to fill up an evaluation's last batch."""
+    state = accelerator.gradient_state
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return count
+    return min(max(state.remainder - accelerator.process_index * count, 0), count)
+
+
 class ItemLogging:
     """For a TRL trainer, before its base: gathers values of single items and logs their means.
 
@@ -67,15 +92,11 @@ class ItemLogging:
         return "train" if self.model.training else "eval"
 
     def _record(self, columns: Mapping[str, Tensor], ratios: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Values of items, [n] each, and (numerator, denominator) of what is a mean over tokens."""
-        stacked = torch.stack([value.detach().float() for value in columns.values()], dim=1)
-        gathered = self.accelerator.gather_for_metrics(stacked)  # one collective for all of them
-        for name, values in zip(columns, gathered.unbind(dim=1), strict=True):
-            self._item_metrics[self._mode].add(name, values)
-        sums = torch.stack([value.detach().float() for pair in ratios.values() for value in pair])
-        above_and_below = self.accelerator.reduce(sums).view(-1, 2).tolist()
-        for name, (above, below) in zip(ratios, above_and_below, strict=True):
-            self._item_metrics[self._mode].add_ratio(name, above, below)
+        """Values of items, [n] each, and their (numerator, denominator), [n] each, of what is a mean over tokens.
+
+        Gathered in one collective, without the items that only fill up the last batch.
+        """
+        record_items(self.accelerator, self._item_metrics[self._mode], columns, ratios)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the item means gathered since the last call, prefixed `eval_` in evaluation."""
