@@ -19,12 +19,15 @@ from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
 from alignkit.data.tokens import TokenSequence
+from alignkit.errors import DataError
 from alignkit.losses import PreferenceLoss, d2o_coefficients, d2o_loss
 from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.d2o_preparation import D2OPreparation
 from alignkit.trainers.d2o_rounds import Rounds
 from alignkit.trainers.d2o_rows import D2ORow
-from alignkit.trainers.metrics import ItemLogging, ItemMetrics
+from alignkit.trainers.exact_resume import ExactResume
+from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.metrics import record_items
 from alignkit.trainers.sequences import parts_of, sequence_logps
 
 
@@ -53,7 +56,7 @@ class _Scored:
     tokens: Tensor
 
 
-class D2OTrainer(ItemLogging, D2OPreparation):
+class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
     """DPOTrainer on rows with a dispreferred answer only; the loss is `losses.d2o_loss`.
 
     A dataset has the columns of `alignkit.data.parse_dispreferred`'s forms: prompt, rejected and, where samples come
@@ -73,9 +76,15 @@ class D2OTrainer(ItemLogging, D2OPreparation):
         report: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._item_metrics = {"train": ItemMetrics(), "eval": ItemMetrics()}
         super().__init__(model, args, report=report, **kwargs)
         self.add_callback(Rounds(self))
+        if self.is_fsdp_enabled and (
+            args.ref_refresh_every or (args.resample_every and not args.sampler_url)
+        ):
+            raise DataError(
+                "ref_refresh_every, and resample_every without sampler_url: expected DDP or ZeRO-2, found FSDP, "
+                "under which the policy cannot be copied or drawn from by one process alone"
+            )
 
     def compute_loss(
         self,
@@ -201,11 +210,11 @@ class D2OTrainer(ItemLogging, D2OPreparation):
         preference = d2o_loss(
             samples, batch.ref_samples, rejected, batch.ref_rejected, **self._options(batch.mask)
         )
-        self._require_finite(preference.losses, batch)
+        self._require_finite_losses(preference.losses, batch)
         self._record_step(batch, scored, preference)
         return preference.losses.mean()
 
-    def _require_finite(self, losses: Tensor, batch: _Batch) -> None:
+    def _require_finite_losses(self, losses: Tensor, batch: _Batch) -> None:
         finite = torch.isfinite(losses.detach()).tolist()
         bad = [index for index, good in enumerate(finite) if not good]
         if bad:
@@ -227,7 +236,9 @@ class D2OTrainer(ItemLogging, D2OPreparation):
         )
         # In training the Trainer logs a loss; its evaluation's, which weighs batches, is replaced.
         losses = {} if self._mode == "train" else {"loss": preference.losses}
-        self._record(
+        record_items(
+            self.accelerator,
+            self._items[self._mode],
             {
                 **losses,
                 "rewards/samples": preference.chosen_rewards,

@@ -17,6 +17,7 @@ from alignkit.kernels.linear_confidence import linear_confidence
 from alignkit.kernels.linear_divergence import Divergences
 from alignkit.kernels.model_head import fuse_head
 from alignkit.run_folder import SAVED_TEACHER
+from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import calibration_bins, real_rows
 from alignkit.trainers.pair import Objective, PairOutput, Rows, TeacherStudentPair, Tokens, part_of_state
@@ -67,7 +68,7 @@ class DistillationConfig(SFTConfig):
                 )
 
 
-class DistillationTrainer(ItemLog, SFTTrainer):
+class DistillationTrainer(ItemLog, ExactResume, SFTTrainer):
     """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is the pair's.
 
     Data preparation, adapters and checkpointing are TRL's. The loss is a sum over valid tokens divided by their

@@ -11,6 +11,7 @@ from trl import DPOConfig, DPOTrainer
 from alignkit import divergences
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import PreferenceLoss, f_dpo_loss
+from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import record_items
 
@@ -66,7 +67,7 @@ class FDPOConfig(DPOConfig):
             raise ValueError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
 
 
-class FDPOTrainer(ItemLog, DPOTrainer):
+class FDPOTrainer(ItemLog, ExactResume, DPOTrainer):
     """DPOTrainer whose loss is `losses.f_dpo_loss` under `args.divergence`.
 
     Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and
