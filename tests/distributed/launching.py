@@ -6,15 +6,17 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit.recipe import Recipe
+from alignkit.run_folder import RunFolder
 from tests.completion import write_completions
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
@@ -53,10 +55,45 @@ class Run:
         (file,) = [*self.folder.glob("adapter/*.safetensors"), *self.folder.glob("model/*.safetensors")]
         return load_file(file)
 
+    def history(self) -> list[dict[str, Any]]:
+        """The Trainer's log as the last checkpoint has it, without what depends on the clock."""
+        state = json.loads((self.last_checkpoint() / "trainer_state.json").read_text(encoding="utf-8"))
+        clocked = ("runtime", "per_second")
+        return [
+            {name: value for name, value in entry.items() if not name.endswith(clocked)}
+            for entry in state["log_history"]
+        ]
+
+    def last_checkpoint(self) -> Path:
+        """The newest whole one."""
+        found = RunFolder(self.folder).last_checkpoint()
+        assert found is not None
+        return found
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """Every tensor of the optimizer's state in the last checkpoint, by where it is."""
+        files = [
+            *self.last_checkpoint().rglob("optimizer.pt"),
+            *self.last_checkpoint().rglob("*_optim_states.pt"),
+        ]
+        return {
+            f"{file.name}{place}": value
+            for file in files
+            for place, value in _tensors(torch.load(file, weights_only=False))
+        }
+
     def ranks(self) -> list[dict[str, Any]]:
         """What each process measured."""
         files = sorted(self.folder.parent.glob(f"{self.folder.name}.rank-*.json"))
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _tensors(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield place, value
+    elif isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(inner, f"{place}/{key}")
 
 
 def build_inputs(folder: Path) -> Path:
@@ -93,8 +130,17 @@ def method_section(inputs: Path, method: str) -> dict[str, Any]:
     }[method]
 
 
-def write_recipe(inputs: Path, output: Path, method: str, *, lora: bool, **training: Any) -> Path:
-    """A recipe of a few steps, with two micro-batches a step and process on two processes."""
+def write_recipe(
+    inputs: Path,
+    output: Path,
+    method: str,
+    *,
+    lora: bool,
+    dropout: float = 0.0,
+    options: dict[str, Any] | None = None,
+    **training: Any,
+) -> Path:
+    """A recipe of a few steps, each of two micro-batches on each of two processes. `options`: the method's."""
     rows = _ROWS.get(method, "completions")
     values = {
         "model": {"path": str(inputs / "model")},
@@ -103,8 +149,8 @@ def write_recipe(inputs: Path, output: Path, method: str, *, lora: bool, **train
             "validation": str(inputs / f"{rows}-validation.jsonl"),
             "max_length": 128,
         },
-        "method": method_section(inputs, method),
-        "lora": {"r": 4} if lora else None,
+        "method": method_section(inputs, method) | (options or {}),
+        "lora": {"r": 4, "dropout": dropout} if lora else None,
         "training": {
             "max_steps": STEPS,
             "batch_size": 8,
@@ -125,9 +171,12 @@ def write_recipe(inputs: Path, output: Path, method: str, *, lora: bool, **train
 
 
 def launch(
-    config: str, recipes: Sequence[Path], *, processes: int = 2, timeout: float = 600, resume: bool = False
+    config: str, recipes: Sequence[Path | str], *, processes: int = 2, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch --config_file recipes/accelerate/CONFIG.yaml` over the recipes, one after the other."""
+    """`accelerate launch --config_file recipes/accelerate/CONFIG.yaml` over the recipes, one after the other.
+
+    A recipe may have an option of `tests.distributed.worker` behind its path.
+    """
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         f"--config_file={CONFIGS / config}.yaml",
@@ -135,7 +184,6 @@ def launch(
         f"--main_process_port={_free_ports(len(recipes) + 1)}",
         *("-m", "tests.distributed.worker"),
         *map(str, recipes),
-        *(["--resume"] if resume else []),
     ]
     return subprocess.run(
         command,

@@ -1,8 +1,9 @@
 """What `accelerate launch` starts in these tests: recipes one after the other, and what this process held of each.
 
-`python -m tests.distributed.worker RECIPE.yaml … [--resume]`. Every recipe runs in a fork of its own, so that
-importing torch, TRL and DeepSpeed, most of the time, is paid once. What a process measured lies beside the run's
-folder, in NAME.rank-N.json.
+`python -m tests.distributed.worker RECIPE.yaml[:kill=STEP|:resume] …`. Every recipe runs in a fork of its own, so
+that importing torch, TRL and DeepSpeed, most of the time, is paid once. `kill` ends it by SIGKILL in the middle of
+the step after STEP, before the optimizer's turn. What a process measured lies beside the run's folder, in
+NAME.rank-N.json.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from alignkit import train
 from alignkit.recipe import Recipe
@@ -24,38 +26,60 @@ SECONDS_A_RECIPE = 150
 
 
 def main(arguments: list[str]) -> int:
-    """The number of recipes that failed."""
-    import deepspeed  # noqa: F401 - before the forks
-    import trl  # noqa: F401
+    """The number of recipes that failed, or were to be killed and ended otherwise."""
+    import alignkit.trainers  # noqa: F401 - before the forks
 
-    import alignkit.trainers  # noqa: F401
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        import deepspeed  # noqa: F401
 
-    recipes = [argument for argument in arguments if argument != train.RESUME]
-    options = [argument for argument in arguments if argument == train.RESUME]
-    return sum(_in_fork(recipe, options, turn) for turn, recipe in enumerate(recipes))
+    return sum(_in_fork(*argument.partition(":")[::2], turn) for turn, argument in enumerate(arguments))
 
 
-def _in_fork(recipe: str, options: list[str], turn: int) -> int:
+def _in_fork(recipe: str, option: str, turn: int) -> int:
     child = os.fork()
+    kill_after = int(option.removeprefix("kill=")) if option.startswith("kill=") else None
     if child:
         _, status = os.waitpid(child, 0)
-        return int(status != 0)
+        return int(os.waitstatus_to_exitcode(status) != (0 if kill_after is None else -signal.SIGKILL))
     code = 1
     signal.alarm(SECONDS_A_RECIPE)  # a process whose partner failed waits for it
     try:
         if "MASTER_PORT" in os.environ:  # the launcher's store still has the keys of the run before
             os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
             os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1 + turn)
-        if torch.cuda.is_available() is False and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        if not torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_FSDP") == "true":
             _let_accelerate_shard_on_cpu()
         _measure_at_the_end(Path(Recipe.load(Path(recipe)).output_dir))
-        code = train.main([recipe, *options])
+        if kill_after is not None:
+            _kill_after(kill_after)
+        code = train.main([recipe, *([train.RESUME] if option == "resume" else [])])
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+class _Kill(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """No handler runs, nothing is written."""
+        if state.global_step == self._step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_after(step: int) -> None:
+    build = train.build_trainer
+
+    def deadly(*arguments: Any) -> Any:
+        trainer = build(*arguments)
+        trainer.add_callback(_Kill(step))
+        return trainer
+
+    train.build_trainer = deadly
 
 
 def _measure_at_the_end(output: Path) -> None:
