@@ -10,20 +10,21 @@ def launch_command(
     overrides: Sequence[str] = (),
     *,
     config_file: Path | None = None,
-    num_processes: int = 1,
+    num_processes: int | None = None,
     python: str = sys.executable,
     resume: bool = False,
 ) -> list[str]:
     """The argument list. `config_file` is accelerate's (recipes/accelerate/…); without one, a plain run.
 
+    `num_processes` are of this machine; default: the configuration's, or one.
     With `resume` the run in the recipe's folder goes on from its last checkpoint.
     """
+    count = [f"--num_processes={num_processes or 1}"] if num_processes or not config_file else []
     plain = [
-        f"--num_processes={num_processes}",
         "--num_machines=1",
         "--mixed_precision=no",
         "--dynamo_backend=no",
-        *(["--multi_gpu"] if num_processes > 1 else []),
+        *(["--multi_gpu"] if (num_processes or 1) > 1 else []),
     ]
     options = [f"--config_file={config_file}"] if config_file else plain
     return [
@@ -31,6 +32,7 @@ def launch_command(
         "-m",
         "accelerate.commands.launch",
         *options,
+        *count,
         "-m",
         "alignkit.train",
         str(recipe),

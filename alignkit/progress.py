@@ -26,8 +26,9 @@ class ProgressCallback(TrainerCallback):
         """Start the clock and say how much there is to do."""
         self._clock.start(state.global_step)
         if state.is_world_process_zero:
+            beginning = f"resumed after step {state.global_step}" if state.global_step else "started"
             self._folder.emit(
-                f"Training started: {state.max_steps} steps", data={"total_steps": state.max_steps}
+                f"Training {beginning}: {state.max_steps} steps", data={"total_steps": state.max_steps}
             )
 
     def on_step_end(

@@ -3,10 +3,10 @@
 recipe.yaml     the resolved recipe
 train.log       output of the training process (written by whoever starts it)
 events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
-checkpoints/    checkpoint-N folders
+checkpoints/    checkpoint-N folders, whole or absent (alignkit.checkpoints)
 samples/        answers that D2O drew, and the references' log-probs
 adapter/        the trained adapter (or model/ for all weights), whole or absent
-collapse_guard.json   what the untrained model answered like, and the last step that was sound
+collapse_guard.json   what the untrained model answered like, and the steps that were sound
 teacher/        the trained teacher of a distillation, where its recipe asks for it
 canary.json     log-probs by which a server proves that it answers with this result
 result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
@@ -15,10 +15,12 @@ result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from alignkit.checkpoints import damage, newest_first
 
 Level = Literal["info", "warn", "error"]
 SAVED_TEACHER = Path("teacher") / "model"
@@ -76,10 +78,14 @@ class RunFolder:
     def result(self) -> Path:
         return self.path / "result.json"
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, or None. The trainer writes trainer_state.json last."""
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if _step(path) is not None]
-        return max(found, key=lambda path: _step(path) or 0, default=None)
+    def last_checkpoint(self, skipped: Callable[[str], object] = lambda _: None) -> Path | None:
+        """The newest whole checkpoint, or None; `skipped` is told of each newer one, in a sentence."""
+        for path in newest_first(self.checkpoints):
+            wrong = damage(path)
+            if wrong is None:
+                return path
+            skipped(f"{path.name} is damaged, so the run goes on from an earlier checkpoint: {wrong}")
+        return None
 
     def emit(self, message: str, *, level: Level = "info", type: str = "message", data: Any = None) -> None:  # noqa: A002 - OpenAI's name
         """Append one event; a reader sees whole lines only."""
@@ -111,16 +117,6 @@ class RunFolder:
         except OSError:
             return ""
         return "\n".join(text.replace("\r", "\n").splitlines()[-lines:])[-limit:]
-
-
-def _step(checkpoint: Path) -> int | None:
-    """The step of a whole checkpoint; None where it was cut off while it was written."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        step = int(state["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if checkpoint.name == f"checkpoint-{step}" else None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from alignkit.checkpoints import read_manifest
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.recipe import Recipe
 from alignkit.run_folder import SAVED_TEACHER, RunFolder, write_json
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        run(recipe, folder, folder.last_checkpoint() if resume else None)
+        run(recipe, folder, resume=resume)
     except Exception as error:
         traceback.print_exc()
         report_failure(folder, error)
@@ -65,8 +66,8 @@ def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     return folder
 
 
-def run(recipe: Recipe, folder: RunFolder, checkpoint: Path | None = None) -> None:
-    """Train on from `checkpoint`, if any; unless that was paused, finish the run."""
+def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
+    """Train, on from the last checkpoint if asked; unless that was paused, finish the run."""
     from alignkit.pausing import pausing_on_sigterm
 
     quiet_libraries()
@@ -74,6 +75,7 @@ def run(recipe: Recipe, folder: RunFolder, checkpoint: Path | None = None) -> No
     started = time.monotonic()
     with pausing_on_sigterm() as pause:
         trainer = build_trainer(recipe, folder)
+        checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
         guard = add_guard(trainer, recipe, folder)
         trainer.add_callback(pause)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,8 +116,33 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     model, tokenizer = load_model(recipe)
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, [ProgressCallback(folder)])
     trainer = method_of(recipe.method).build(context)
+    require_processes(trainer)
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
     return trainer
+
+
+def require_processes(trainer: Any) -> None:
+    """A launcher's processes that do not see each other would each train alone, and say nothing."""
+    expected, found = int(os.environ.get("WORLD_SIZE", "1")), trainer.accelerator.num_processes
+    if found != expected:
+        message = f"expected {expected} processes, as the launcher started, found {found} training together"
+        raise RecipeError([FieldIssue("", message)])
+
+
+def checkpoint_to_resume(trainer: Any, folder: RunFolder) -> Path | None:
+    """The last whole checkpoint, as one process finds it for all; None to begin at the beginning."""
+    from accelerate.utils import broadcast_object_list
+
+    choice: list[Path | None] = [None]
+    if is_main_process():
+        choice = [folder.last_checkpoint(lambda message: folder.emit(message, level="warn"))]
+    (checkpoint,) = broadcast_object_list(choice)
+    if checkpoint is not None:
+        saved, found = read_manifest(checkpoint)["processes"], trainer.accelerator.num_processes
+        if saved != found:
+            message = f"{checkpoint.name} goes on with {saved} processes, as it was written, found {found}"
+            raise RecipeError([FieldIssue("", message)])
+    return checkpoint
 
 
 def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:

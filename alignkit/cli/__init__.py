@@ -65,7 +65,9 @@ def train(
     config_file: Annotated[
         Path | None, typer.Option(help="accelerate's configuration, for several GPUs or ZeRO")
     ] = None,
-    num_processes: Annotated[int, typer.Option(min=1, help="processes of this machine")] = 1,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="processes; default: the configuration's, or one")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Run a recipe with accelerate."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkit.kernels.divergence_rows import SIDES, Name, Plan, Rows
-from alignkit.kernels.heads import Head
+from alignkit.kernels.heads import Head, gathered
 from alignkit.kernels.sides import Side, accumulate, compute_dtype, logits_buffer, project
 
 CPU_CHUNK_BYTES = 24 * 2**20
@@ -191,6 +191,12 @@ def _add_up(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
 
 def _recompute(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
     """Every chunk's logits once more, and from them all gradients that are needed."""
+    _, student_weight, student_bias, _, teacher_weight, teacher_bias = ctx.saved_tensors[:6]
+    with gathered(student_weight, student_bias, teacher_weight, teacher_bias):
+        return _recompute_whole(ctx, given)
+
+
+def _recompute_whole(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
     operands, labels, slopes = ctx.saved_tensors[:6], ctx.saved_tensors[6], ctx.saved_tensors[7:]
     plan = ctx.plan
     sides: dict[Name, Side] = {

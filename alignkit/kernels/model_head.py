@@ -1,25 +1,27 @@
 """A model's own head, fused: `model(…, labels=…, fused_lm_head=True)` gives per-token log-probs, never logits.
 
 The protocol is TRL's (`add_fused_lm_head`), so its trainers' code runs on it; the work is `linear_logprob`. It runs
-inside the model's forward, since ZeRO-3 and FSDP gather the head's weight only there. A loss over two models takes
-what it needs, under the same condition, with `last_hidden` and `head_of`.
+inside the model's forward and there as the head module's own (`in_head`): ZeRO-3 and FSDP2 gather weights around a
+module's forward and backward. A loss over two models does the same with `last_hidden` and `in_head`.
 """
 
 import types
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from alignkit.kernels.linear_logprob import linear_logprob
 
+Result = TypeVar("Result")
 
-@dataclass
-class FusedHeadOutput:
-    """Per-token outputs [B, L-1] for the next-token labels; zero where the label is -100."""
+
+class FusedHeadOutput(NamedTuple):
+    """Per-token outputs [B, L-1] for the next-token labels; zero where the label is -100.
+
+    A tuple, since ZeRO-3 and FSDP2 look for tensors in those, to gather weights before their backward.
+    """
 
     log_probs: Tensor
     entropy: Tensor | None
@@ -37,20 +39,31 @@ class HeadWeights(NamedTuple):
     logit_scale: float
     softcap: float | None
 
-    def gathered(self) -> AbstractContextManager[Any]:
-        """Where the weights may be read; under ZeRO-3 they are whole only in here."""
-        context: AbstractContextManager[Any] = maybe_gather_lm_head_ctx(self.weight, self.bias)
-        return context
 
+def in_head(model: Any, function: Callable[..., Result], *hidden: Tensor) -> Result:
+    """`function(head, *hidden)`, run as the forward of the head of `model`, so that its weights are whole.
 
-def head_of(model: Any) -> HeadWeights:
-    """The head of `model`, a causal LM of transformers without peft's wrapper."""
-    head = model.get_output_embeddings()
-    return HeadWeights(
-        _whole(head.weight),
-        _whole(getattr(head, "bias", None)),
-        *head_options(model.config.get_text_config()),
-    )
+    `model`: a causal LM of transformers without peft's wrapper, within its forward. `hidden` are the states that the
+    weights meet; what comes back is a tensor, or a tuple or dict of tensors: through both, sharding follows the
+    gradient.
+    """
+    module = model.get_output_embeddings()
+    patched_before = module.__dict__.get("forward")
+
+    def forward(*states: Tensor) -> Result:
+        bias = _whole(getattr(module, "bias", None))
+        options = head_options(model.config.get_text_config())
+        return function(HeadWeights(_whole(module.weight), bias, *options), *states)
+
+    module.forward = forward
+    try:
+        result: Result = module(*hidden)
+        return result
+    finally:
+        if patched_before is None:
+            del module.forward
+        else:
+            module.forward = patched_before
 
 
 def last_hidden(model: Any, *args: Any, **inputs: Any) -> Tensor:
@@ -70,23 +83,19 @@ def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
         if not fused_lm_head:
             return plain_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
-        hidden = last_hidden(self, *args, **kwargs)
-        head = head_of(self)
-        with head.gathered():
-            result = linear_logprob(
+
+        def log_probs(head: HeadWeights, hidden: Tensor) -> FusedHeadOutput:
+            found = linear_logprob(
                 hidden.reshape(-1, hidden.size(-1)),
-                head.weight,
-                labels.reshape(-1),
-                bias=head.bias,
-                logit_scale=head.logit_scale,
-                softcap=head.softcap,
+                labels=labels.reshape(-1),
                 entropy=entropy,
                 top1=top1,
+                **head._asdict(),
             )
-        shaped = [
-            None if x is None else x.view(labels.shape) for x in (result.logps, result.entropy, result.top1)
-        ]
-        return FusedHeadOutput(*shaped)
+            flat = (found.logps, found.entropy, found.top1)
+            return FusedHeadOutput(*(None if x is None else x.view(labels.shape) for x in flat))
+
+        return in_head(self, log_probs, last_hidden(self, *args, **kwargs))
 
     # `generate` and the Trainer read the signature of forward to decide which arguments a model takes
     forward.__signature__ = _signature(plain_forward)  # type: ignore[attr-defined]

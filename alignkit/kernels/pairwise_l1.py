@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkit.kernels.backend import Implementation, choose
-from alignkit.kernels.heads import Head, autocast
+from alignkit.kernels.heads import Head, autocast, gathered
 from alignkit.kernels.sides import Side, accumulate, compute_dtype
 from alignkit.losses import checks
 
@@ -278,25 +278,34 @@ class _PairwiseL1(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        temperature, tiles, same = ctx.options
-        tensors, (q_lse, p_lse, distances, mass) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        student = Side(tensors[0], tensors[1], tensors[2], ctx.heads[0])
-        teacher = Side(tensors[3], tensors[4], tensors[5], ctx.heads[1])
-        upstream = upstream.to(distances.dtype)
-        if same:  # each row stands on both sides
-            upstream = upstream + upstream.T
-        forth, back = upstream.contiguous(), upstream.T.contiguous()
-        q_rows, p_rows = _Rows(student, temperature), _Rows(teacher, temperature)
-        q_rows.lse, p_rows.lse = q_lse, p_lse
-        q_needs, p_needs = ctx.needs_input_grad[:3], ctx.needs_input_grad[4:7]
-        q_gradients = _Gradients(q_rows, q_needs, (forth * mass).sum(dim=1))
-        p_gradients = _Gradients(p_rows, p_needs, (forth * (distances - mass)).sum(dim=0))
-        for columns in _blocks(student, teacher, tiles.block_bytes):
-            q, q_slope = q_rows.probabilities(columns)
-            p, p_slope = (q, q_slope) if same else p_rows.probabilities(columns)
-            if any(q_needs):
-                q_gradients.add(columns, tiles.sign_sums(forth, q, p), q, q_slope)
-            if any(p_needs) and not same:
-                p_gradients.add(columns, tiles.sign_sums(back, p, q), p, p_slope)
-        p_result = (None, None, None) if same else p_gradients.result()
-        return *q_gradients.result(), None, *p_result, None, None, None, None
+        hidden, weight, bias, other_hidden, other_weight, other_bias, *found = ctx.saved_tensors
+        student = Side(hidden, weight, bias, ctx.heads[0])
+        teacher = Side(other_hidden, other_weight, other_bias, ctx.heads[1])
+        with gathered(weight, bias, other_weight, other_bias):
+            q_result, p_result = _pull_back(ctx, student, teacher, found, upstream)
+        return *q_result, None, *p_result, None, None, None, None
+
+
+def _pull_back(
+    ctx: Any, student: Side, teacher: Side, found: list[Tensor], upstream: Tensor
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The gradients of both sides' hidden states, weights and biases."""
+    temperature, tiles, same = ctx.options
+    q_lse, p_lse, distances, mass = found
+    upstream = upstream.to(distances.dtype)
+    if same:  # each row stands on both sides
+        upstream = upstream + upstream.T
+    forth, back = upstream.contiguous(), upstream.T.contiguous()
+    q_rows, p_rows = _Rows(student, temperature), _Rows(teacher, temperature)
+    q_rows.lse, p_rows.lse = q_lse, p_lse
+    q_needs, p_needs = ctx.needs_input_grad[:3], ctx.needs_input_grad[4:7]
+    q_gradients = _Gradients(q_rows, q_needs, (forth * mass).sum(dim=1))
+    p_gradients = _Gradients(p_rows, p_needs, (forth * (distances - mass)).sum(dim=0))
+    for columns in _blocks(student, teacher, tiles.block_bytes):
+        q, q_slope = q_rows.probabilities(columns)
+        p, p_slope = (q, q_slope) if same else p_rows.probabilities(columns)
+        if any(q_needs):
+            q_gradients.add(columns, tiles.sign_sums(forth, q, p), q, q_slope)
+        if any(p_needs) and not same:
+            p_gradients.add(columns, tiles.sign_sums(back, p, q), p, p_slope)
+    return q_gradients.result(), (None, None, None) if same else p_gradients.result()

@@ -37,6 +37,7 @@ def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:
 
     training = recipe.training
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    has_gpu = torch.cuda.is_available()
     micro, accumulation = split_batch(training, world_size)
     evaluates = recipe.data.validation is not None
     return {
@@ -66,10 +67,15 @@ def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:
         "seed": recipe.seed,
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "ddp_backend": "gloo" if world_size > 1 and not torch.cuda.is_available() else None,
+        "use_cpu": not has_gpu and not _sharded(),
+        "dataloader_pin_memory": has_gpu,
+        "ddp_backend": "gloo" if world_size > 1 and not has_gpu else None,
     }
+
+
+def _sharded() -> bool:
+    """Whether the launcher asks for DeepSpeed or FSDP: accelerate leaves both out where `use_cpu` is set."""
+    return any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("DEEPSPEED", "FSDP"))
 
 
 def split_batch(training: "TrainingSection", world_size: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class CollapseGuard(TrainerCallback):
         self._rows = self._held_out()
         self._baseline: AnswerQuality | None = None
         self._checked_step = -1
-        self._sound_step: int | None = None
+        self._sound_steps: list[int] = []
         self._collapse: str | None = None
 
     def _held_out(self) -> list[tuple[list[int], list[int]]]:
@@ -55,7 +55,11 @@ class CollapseGuard(TrainerCallback):
             return
         if state.global_step and self._folder.guard.exists():
             stored = json.loads(self._folder.guard.read_text(encoding="utf-8"))
-            self._baseline, self._sound_step = AnswerQuality(**stored["baseline"]), stored["sound_step"]
+            self._baseline = AnswerQuality(**stored["baseline"])
+            # the run before may have judged steps that this one has yet to make
+            self._sound_steps = [step for step in stored["sound_steps"] if step <= state.global_step]
+            judged = (entry["step"] for entry in state.log_history if "eval_answers/repetition" in entry)
+            self._checked_step = max(judged, default=-1)
             return
         self._baseline = self._measure()
         self._log(self._baseline)
@@ -86,7 +90,7 @@ class CollapseGuard(TrainerCallback):
         (found,) = broadcast_object_list([reasons(quality, self._baseline, self._limits)])
         rolls_back = self._options.on_collapse == "rollback"
         if not found:
-            self._sound_step = state.global_step
+            self._sound_steps.append(state.global_step)
             control.should_save = control.should_save or rolls_back  # the state to go back to
             self._store()
             return
@@ -105,16 +109,17 @@ class CollapseGuard(TrainerCallback):
             return False
         if self._options.on_collapse == "stop":
             raise CollapseError(f"Training stopped: {self._collapse}. {ADVICE}")
-        checkpoint = self._folder.checkpoints / f"checkpoint-{self._sound_step}"
+        sound = self._sound_steps[-1] if self._sound_steps else None
+        checkpoint = self._folder.checkpoints / f"checkpoint-{sound}"
         if not checkpoint.exists():
             raise CollapseError(
                 f"Training stopped: {self._collapse}; no checkpoint before it was sound. {ADVICE}"
             )
         load_weights(self._trainer, checkpoint)
         if self._trainer.is_world_process_zero():
-            message = f"Went back to step {self._sound_step}, the last sound one: {self._collapse}"
+            message = f"Went back to step {sound}, the last sound one: {self._collapse}"
             print(message, flush=True)
-            self._folder.emit(message, level="warn", data={"step": self._sound_step})
+            self._folder.emit(message, level="warn", data={"step": sound})
         return True
 
     def _measure(self) -> AnswerQuality:
@@ -141,7 +146,7 @@ class CollapseGuard(TrainerCallback):
     def _store(self) -> None:
         if self._trainer.is_world_process_zero() and self._baseline is not None:
             baseline = {name: getattr(self._baseline, name) for name in AnswerQuality.__slots__}
-            write_json(self._folder.guard, {"baseline": baseline, "sound_step": self._sound_step})
+            write_json(self._folder.guard, {"baseline": baseline, "sound_steps": self._sound_steps})
 
 
 ADVICE = "Lower the learning rate, or add an SFT term."

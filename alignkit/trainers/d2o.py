@@ -19,12 +19,15 @@ from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
 from alignkit.data.tokens import TokenSequence
+from alignkit.errors import DataError
 from alignkit.losses import PreferenceLoss, d2o_coefficients, d2o_loss
 from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.d2o_preparation import D2OPreparation
 from alignkit.trainers.d2o_rounds import Rounds
 from alignkit.trainers.d2o_rows import D2ORow
-from alignkit.trainers.metrics import ItemLogging, ItemMetrics
+from alignkit.trainers.exact_resume import ExactResume
+from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.metrics import record_items
 from alignkit.trainers.sequences import parts_of, sequence_logps
 
 
@@ -48,12 +51,12 @@ class _Batch:
 @dataclass(frozen=True, slots=True)
 class _Scored:
     logps: Tensor
-    """Of a batch's sequences, in their order."""
-    entropy: Tensor
-    tokens: int
+    """Of a batch's sequences, in their order, as the others."""
+    entropies: Tensor
+    tokens: Tensor
 
 
-class D2OTrainer(ItemLogging, D2OPreparation):
+class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
     """DPOTrainer on rows with a dispreferred answer only; the loss is `losses.d2o_loss`.
 
     A dataset has the columns of `alignkit.data.parse_dispreferred`'s forms: prompt, rejected and, where samples come
@@ -73,9 +76,15 @@ class D2OTrainer(ItemLogging, D2OPreparation):
         report: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._item_metrics = {"train": ItemMetrics(), "eval": ItemMetrics()}
         super().__init__(model, args, report=report, **kwargs)
         self.add_callback(Rounds(self))
+        if self.is_fsdp_enabled and (
+            args.ref_refresh_every or (args.resample_every and not args.sampler_url)
+        ):
+            raise DataError(
+                "ref_refresh_every, and resample_every without sampler_url: expected DDP or ZeRO-2, found FSDP, "
+                "under which the policy cannot be copied or drawn from by one process alone"
+            )
 
     def compute_loss(
         self,
@@ -170,15 +179,13 @@ class D2OTrainer(ItemLogging, D2OPreparation):
 
     def _score_batch(self, model: Any, batch: _Batch, parts: list[list[int]] | None = None) -> _Scored:
         parts = self._parts(batch.sequences) if parts is None else parts
-        logps: list[Tensor | None] = [None] * len(batch.sequences)
-        entropy, tokens = torch.zeros((), device=self.accelerator.device), 0
+        found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for part in parts:
             result = self._logps(model, batch, part)
-            if logps[part[0]] is None:
-                entropy, tokens = entropy + result.entropy, tokens + result.tokens
-            for index, value in zip(part, result.logps, strict=True):
-                logps[index] = value
-        return _Scored(torch.stack([value for value in logps if value is not None]), entropy, tokens)
+            rows = zip(result.logps, result.entropy, result.tokens, strict=True)
+            found.update(zip(part, rows, strict=True))
+        columns = zip(*(found[index] for index in range(len(batch.sequences))), strict=True)
+        return _Scored(*(torch.stack(column) for column in columns))
 
     def _logps(self, model: Any, batch: _Batch, part: list[int]) -> Any:
         return sequence_logps(
@@ -203,11 +210,11 @@ class D2OTrainer(ItemLogging, D2OPreparation):
         preference = d2o_loss(
             samples, batch.ref_samples, rejected, batch.ref_rejected, **self._options(batch.mask)
         )
-        self._require_finite(preference.losses, batch)
+        self._require_finite_losses(preference.losses, batch)
         self._record_step(batch, scored, preference)
         return preference.losses.mean()
 
-    def _require_finite(self, losses: Tensor, batch: _Batch) -> None:
+    def _require_finite_losses(self, losses: Tensor, batch: _Batch) -> None:
         finite = torch.isfinite(losses.detach()).tolist()
         bad = [index for index, good in enumerate(finite) if not good]
         if bad:
@@ -223,8 +230,17 @@ class D2OTrainer(ItemLogging, D2OPreparation):
         log_ratios = rejected - batch.ref_rejected
         margins = preference.chosen_rewards - preference.rejected_rewards
         floor = -torch.inf if self.args.rejected_floor is None else self.args.rejected_floor
-        self._record(
+        entropies, tokens = (
+            sampled.sum(dim=1) + of_rejected
+            for sampled, of_rejected in (batch.split(scored.entropies), batch.split(scored.tokens))
+        )
+        # In training the Trainer logs a loss; its evaluation's, which weighs batches, is replaced.
+        losses = {} if self._mode == "train" else {"loss": preference.losses}
+        record_items(
+            self.accelerator,
+            self._items[self._mode],
             {
+                **losses,
                 "rewards/samples": preference.chosen_rewards,
                 "rewards/rejected": preference.rejected_rewards,
                 "rewards/margins": margins,
@@ -236,10 +252,10 @@ class D2OTrainer(ItemLogging, D2OPreparation):
                 "rejected_below_floor": log_ratios < floor,
                 "samples": counts,
             },
-            {"entropy": (scored.entropy, torch.tensor(scored.tokens, device=scored.entropy.device))},
+            {"entropy": (entropies, tokens)},
         )
         if self._mode == "train":
-            seen = torch.tensor(sum(len(one.ids) for one in batch.sequences), device=scored.entropy.device)
+            seen = torch.tensor(sum(len(one.ids) for one in batch.sequences), device=scored.logps.device)
             self._total_train_tokens += int(self.accelerator.reduce(seen))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - Trainer's signature

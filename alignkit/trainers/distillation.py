@@ -17,8 +17,9 @@ from alignkit.kernels.linear_confidence import linear_confidence
 from alignkit.kernels.linear_divergence import Divergences
 from alignkit.kernels.model_head import fuse_head
 from alignkit.run_folder import SAVED_TEACHER
+from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
-from alignkit.trainers.metrics import calibration_bins
+from alignkit.trainers.metrics import calibration_bins, real_rows
 from alignkit.trainers.pair import Objective, PairOutput, Rows, TeacherStudentPair, Tokens, part_of_state
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
 
@@ -67,7 +68,7 @@ class DistillationConfig(SFTConfig):
                 )
 
 
-class DistillationTrainer(ItemLog, SFTTrainer):
+class DistillationTrainer(ItemLog, ExactResume, SFTTrainer):
     """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is the pair's.
 
     Data preparation, adapters and checkpointing are TRL's. The loss is a sum over valid tokens divided by their
@@ -136,6 +137,8 @@ class DistillationTrainer(ItemLog, SFTTrainer):
         training = self._mode == "train"
         # A resumed run draws what it would have drawn; every evaluation draws the same.
         seed = (self.args.seed << 32) + (self.state.global_step if training else 0)
+        if not training:
+            inputs = self._without_filling(inputs)
         outputs: PairOutput = model(**inputs, seed=seed, calibrate=not training)
         self._record(outputs, inputs)
         count = outputs.tokens.sum() if num_items_in_batch is None else num_items_in_batch
@@ -143,6 +146,12 @@ class DistillationTrainer(ItemLog, SFTTrainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the count is of all of them, and DDP averages
         return (loss, outputs) if return_outputs else loss
+
+    def _without_filling(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows that only fill up the last batch of an evaluation must not be in a transport's set."""
+        labels = inputs["labels"].clone()
+        labels[real_rows(self.accelerator, len(labels)) :] = -100
+        return {**inputs, "labels": labels}
 
     def prediction_step(
         self,

@@ -11,7 +11,9 @@ from trl import DPOConfig, DPOTrainer
 from alignkit import divergences
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import PreferenceLoss, f_dpo_loss
+from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.metrics import record_items
 
 _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 _REFUSED_TRL_OPTIONS = {
@@ -65,7 +67,7 @@ class FDPOConfig(DPOConfig):
             raise ValueError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
 
 
-class FDPOTrainer(ItemLog, DPOTrainer):
+class FDPOTrainer(ItemLog, ExactResume, DPOTrainer):
     """DPOTrainer whose loss is `losses.f_dpo_loss` under `args.divergence`.
 
     Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and
@@ -115,8 +117,14 @@ class FDPOTrainer(ItemLog, DPOTrainer):
         if self.args.sft_weight:
             losses = losses - self.args.sft_weight * chosen_logps / chosen_lengths
         self._require_finite(losses, inputs)
-        self._record(preference, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-        self._record_tokens(outputs, mask, inputs["attention_mask"])
+        columns = self._columns(
+            preference, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+        )
+        if self._mode == "eval":
+            columns["loss"] = losses  # in the place of the mean over batches
+        record_items(self.accelerator, self._items[self._mode], columns, _token_ratios(outputs, mask))
+        if self._mode == "train":
+            self._total_train_tokens += int(self.accelerator.reduce(inputs["attention_mask"].sum()))
         loss = losses.mean()
         return (loss, outputs) if return_outputs else loss
 
@@ -141,16 +149,16 @@ class FDPOTrainer(ItemLog, DPOTrainer):
             self._held_out_reference[key] = self.compute_ref_log_probs(reference, inputs)
         return self._held_out_reference[key]
 
-    def _record(
-        self,
+    @staticmethod
+    def _columns(
         preference: PreferenceLoss,
         chosen_logps: Tensor,
         rejected_logps: Tensor,
         ref_chosen_logps: Tensor,
         ref_rejected_logps: Tensor,
-    ) -> None:
+    ) -> dict[str, Tensor]:
         margins = preference.chosen_rewards - preference.rejected_rewards
-        columns = {
+        return {
             "rewards/chosen": preference.chosen_rewards,
             "rewards/rejected": preference.rejected_rewards,
             "rewards/margins": margins,
@@ -160,31 +168,18 @@ class FDPOTrainer(ItemLog, DPOTrainer):
             "logratios/chosen": chosen_logps - ref_chosen_logps,
             "logratios/rejected": rejected_logps - ref_rejected_logps,
         }
-        stacked = torch.stack([value.detach().float() for value in columns.values()], dim=1)
-        gathered = self.accelerator.gather_for_metrics(stacked)  # one collective for all of them
-        for name, values in zip(columns, gathered.unbind(dim=1), strict=True):
-            self._items[self._mode].add(name, values)
 
-    def _record_tokens(self, outputs: Any, mask: Tensor, attention_mask: Tensor) -> None:
-        """Mean entropy over completion tokens; top-1 accuracy over the chosen answer's tokens."""
-        length = mask.size(1)
-        valid = mask.bool()
-        chosen_valid = valid.chunk(2)[0]
-        top1 = outputs.is_top1[:, -length:].chunk(2)[0]
-        sums = torch.stack(
-            [
-                (outputs.entropy[:, -length:].detach() * mask).sum(),
-                valid.sum(),
-                (top1 & chosen_valid).sum(),
-                chosen_valid.sum(),
-                attention_mask.sum(),
-            ]
-        ).float()
-        entropy, tokens, right, chosen_tokens, seen = self.accelerator.reduce(sums).tolist()
-        self._items[self._mode].add_ratio("entropy", entropy, tokens)
-        self._items[self._mode].add_ratio("mean_token_accuracy", right, chosen_tokens)
-        if self._mode == "train":
-            self._total_train_tokens += int(seen)
+
+def _token_ratios(outputs: Any, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each pair [B], over how many tokens: entropy, and top-1 accuracy over the chosen answer's."""
+    length = mask.size(1)
+    entropies = (outputs.entropy[:, -length:] * mask).sum(dim=1).chunk(2)
+    chosen_tokens, rejected_tokens = mask.sum(dim=1).chunk(2)
+    right = (outputs.is_top1[:, -length:] & mask.bool()).sum(dim=1).chunk(2)[0]
+    return {
+        "entropy": (entropies[0] + entropies[1], chosen_tokens + rejected_tokens),
+        "mean_token_accuracy": (right, chosen_tokens),
+    }
 
 
 def _bytes(values: Tensor) -> bytes:

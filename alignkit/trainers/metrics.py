@@ -37,6 +37,16 @@ class ItemMetrics:
         bins = bins.detach().double().cpu()
         self._bins[name] = self._bins[name] + bins if name in self._bins else bins
 
+    def state(self) -> dict[str, Any]:
+        """Everything in the store, for `restore`."""
+        return {"values": dict(self._values), "ratios": dict(self._ratios), "bins": dict(self._bins)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put the store where it was when `state` was taken."""
+        self._values = defaultdict(list, state["values"])
+        self._ratios = defaultdict(lambda: (0.0, 0.0), state["ratios"])
+        self._bins = dict(state["bins"])
+
     def take(self) -> dict[str, float]:
         """Item means, and calibration errors where margins or bins were recorded; empties the store."""
         items = {name: torch.cat(values) for name, values in self._values.items()}
@@ -51,40 +61,32 @@ class ItemMetrics:
         return means | ratios | errors
 
 
-class ItemLogging:
-    """For a TRL trainer, before its base: gathers values of single items and logs their means.
+def record_items(
+    accelerator: Any,
+    items: ItemMetrics,
+    columns: Mapping[str, Tensor],
+    ratios: Mapping[str, tuple[Tensor, Tensor]],
+) -> None:
+    """Add values of items, [n] each, and their (numerator, denominator), [n] each, of what is a mean over tokens.
 
-    The trainer sets `_item_metrics = {"train": ItemMetrics(), "eval": ItemMetrics()}` first.
+    Gathered in one collective, without the items that only fill up the last batch.
     """
+    values = [*columns.values(), *(value for pair in ratios.values() for value in pair)]
+    stacked = torch.stack([value.detach().float() for value in values], dim=1)
+    gathered = accelerator.gather_for_metrics(stacked)
+    for name, column in zip(columns, gathered.unbind(dim=1), strict=False):
+        items.add(name, column)
+    sums = gathered[:, len(columns) :].double().sum(dim=0).view(-1, 2).tolist()
+    for name, (above, below) in zip(ratios, sums, strict=True):
+        items.add_ratio(name, above, below)
 
-    accelerator: Any
-    model: Any
-    _item_metrics: dict[str, ItemMetrics]
-    _total_train_tokens: int
 
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    def _record(self, columns: Mapping[str, Tensor], ratios: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Values of items, [n] each, and (numerator, denominator) of what is a mean over tokens."""
-        stacked = torch.stack([value.detach().float() for value in columns.values()], dim=1)
-        gathered = self.accelerator.gather_for_metrics(stacked)  # one collective for all of them
-        for name, values in zip(columns, gathered.unbind(dim=1), strict=True):
-            self._item_metrics[self._mode].add(name, values)
-        sums = torch.stack([value.detach().float() for pair in ratios.values() for value in pair])
-        above_and_below = self.accelerator.reduce(sums).view(-1, 2).tolist()
-        for name, (above, below) in zip(ratios, above_and_below, strict=True):
-            self._item_metrics[self._mode].add_ratio(name, above, below)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the item means gathered since the last call, prefixed `eval_` in evaluation."""
-        prefix = "eval_" if self._mode == "eval" else ""
-        metrics = self._item_metrics[self._mode].take()
-        if metrics:
-            metrics["num_tokens"] = float(self._total_train_tokens)
-        logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
-        super().log(logs, start_time)  # type: ignore[misc]
+def real_rows(accelerator: Any, count: int) -> int:
+    """How many of this process's `count` rows are not only there to fill up an evaluation's last batch."""
+    state = accelerator.gradient_state
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return count
+    return min(max(state.remainder - accelerator.process_index * count, 0), count)
 
 
 def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:

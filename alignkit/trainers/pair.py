@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
-from alignkit.kernels.model_head import HeadWeights, head_of, last_hidden
+from alignkit.kernels.model_head import HeadWeights, in_head, last_hidden
 
 
 class Rows(NamedTuple):
@@ -96,16 +96,18 @@ class TeacherStudentPair(nn.Module):
         targets = labels[:, 1:]
         valid = targets != -100
         tokens = Tokens(targets[valid], valid.nonzero()[:, 0], len(labels), seed, calibrate)
-        student = self._rows(self.student, valid, input_ids=input_ids, **inputs)
+        student, teacher = map(_bare, (self.student, self.teacher))
+        of_student = last_hidden(student, input_ids=input_ids, **inputs)[valid]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.teacher_trains):
-            teacher = self._rows(self.teacher, valid, input_ids=input_ids, **inputs)
-        with student.head.gathered(), teacher.head.gathered():
-            return self.objective(student, teacher, tokens)
+            of_teacher = last_hidden(teacher, input_ids=input_ids, **inputs)[valid]
 
-    @staticmethod
-    def _rows(model: Any, valid: Tensor, **inputs: Any) -> Rows:
-        model = model.get_base_model() if is_peft_model(model) else model
-        return Rows(last_hidden(model, **inputs)[valid], head_of(model))
+        def in_students(head: HeadWeights, of_student: Tensor, of_teacher: Tensor) -> PairOutput:
+            def in_teachers(teachers: HeadWeights, of_student: Tensor, of_teacher: Tensor) -> PairOutput:
+                return self.objective(Rows(of_student, head), Rows(of_teacher, teachers), tokens)
+
+            return in_head(teacher, in_teachers, of_student, of_teacher)
+
+        return in_head(student, in_students, of_student, of_teacher)
 
     def train(self, mode: bool = True) -> "TeacherStudentPair":  # noqa: FBT001, FBT002 - torch's signature
         """A frozen teacher stays in evaluation: its dropout must not speak."""
@@ -132,6 +134,10 @@ class TeacherStudentPair(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("student"), name)
+
+
+def _bare(model: Any) -> Any:
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def part_of_state(state: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import GenerationConfig
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
@@ -46,7 +47,7 @@ def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, see
     with _evaluating(trainer), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         with unwrap_model_for_generation(trainer.model, trainer.accelerator) as model:
-            out = published(model, trainer.accelerator).generate(
+            out = _generator(model, trainer.accelerator)(
                 input_ids=ids, attention_mask=mask, generation_config=config
             )
     drawn = out[:, ids.size(1) :].tolist()
@@ -88,6 +89,17 @@ def published(model: Any, accelerator: Any) -> Any:
     """The model that is served in the end: of a teacher and its student, trained as one, the student."""
     unwrapped = accelerator.unwrap_model(model)
     return getattr(unwrapped, "student", unwrapped)
+
+
+def _generator(model: Any, accelerator: Any) -> Any:
+    """`generate` of the model that is served; under FSDP2 through the module that was sharded as a whole, whose
+    hooks must run around it."""
+    unwrapped = accelerator.unwrap_model(model)
+    if isinstance(unwrapped, FSDPModule):
+        if "generate" not in vars(unwrapped):
+            register_fsdp_forward_method(unwrapped, "generate")
+        return unwrapped.generate
+    return published(model, accelerator).generate
 
 
 def _model(trainer: Any, *, reference: bool) -> tuple[Any, AbstractContextManager[None]]:

@@ -19,8 +19,9 @@ class SequenceLogps:
     logps: Tensor
     """[n] nats, summed or averaged over tokens; zero where no token carries loss."""
     entropy: Tensor
-    """Scalar, summed over the tokens, detached."""
-    tokens: int
+    """[n] nats, summed over the tokens, detached."""
+    tokens: Tensor
+    """[n] of them."""
 
 
 def cut(sequence: TokenSequence, max_length: int | None) -> TokenSequence:
@@ -62,12 +63,12 @@ def sequence_logps(
         use_cache=False,
         fused_lm_head=True,
     )
-    counts = (labels[:, 1:] != -100).sum(dim=1)
+    counts = (labels[:, 1:] != -100).sum(dim=1).to(device)
     logps = outputs.log_probs.float().sum(dim=1)
     if reduction == "mean":
-        logps = logps / counts.clamp(min=1).to(device)
-    entropy = logps.new_zeros(()) if outputs.entropy is None else outputs.entropy.detach().float().sum()
-    return SequenceLogps(logps, entropy, int(counts.sum()))
+        logps = logps / counts.clamp(min=1)
+    entropies = torch.zeros_like(logps) if outputs.entropy is None else outputs.entropy.float().sum(dim=1)
+    return SequenceLogps(logps, entropies.detach(), counts)
 
 
 def shares(parts: Sequence[list[int]], rank: int, world_size: int) -> Iterator[list[int]]:

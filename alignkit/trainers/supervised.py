@@ -9,10 +9,11 @@ from trl import SFTTrainer
 
 from alignkit.data.completions import IGNORED
 from alignkit.kernels.model_head import fuse_head
+from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 
 
-class SupervisedTrainer(ItemLog, SFTTrainer):
+class SupervisedTrainer(ItemLog, ExactResume, SFTTrainer):
     """SFTTrainer whose loss is the mean negative log-likelihood of the learned tokens, in nats,
 
         L = -sum_t log pi(y_t | y_<t) / T,     T: learned tokens of the whole optimizer step, over all processes,

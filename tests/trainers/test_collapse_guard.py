@@ -102,7 +102,7 @@ def test_stop_ends_it_as_failed_and_leaves_no_model(workplace: Path) -> None:
 def test_rollback_publishes_the_last_sound_checkpoint(workplace: Path) -> None:
     status, folder = run(workplace, "rolled", RUINOUS, on_collapse="rollback")
     assert status == 0
-    sound = json.loads(folder.guard.read_text())["sound_step"]
+    sound = json.loads(folder.guard.read_text())["sound_steps"][-1]
     assert sound >= 1
     assert any(f"Went back to step {sound}" in message for message in warnings(folder))
     published = load_file(folder.adapter / "adapter_model.safetensors")

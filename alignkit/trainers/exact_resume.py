@@ -1,0 +1,113 @@
+"""What alignkit's trainers share: checkpoints that are whole or absent, and that a run goes on from exactly.
+
+Weights, optimizer, schedule, random states and the order of the data are the Trainer's own to restore. It forgets
+what has been gathered since the last log, and how many tokens were trained on; that is kept here.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import rotate_checkpoints
+
+from alignkit.checkpoints import ASIDE, seal
+from alignkit.trainers.metrics import ItemMetrics
+
+
+class ExactResume:
+    """Mixin before a TRL trainer. On several nodes `output_dir` must be a folder that all of them see."""
+
+    accelerator: Any
+    args: Any
+    state: Any
+    _items: dict[str, ItemMetrics]
+    _tr_loss: Any
+    _total_loss_scalar: float
+    _globalstep_last_logged: int
+    _total_train_tokens: int
+
+    _aside = False
+    _sealed_step = -1
+    _resumed_from: str | None = None
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """The Trainer's, which then logs what an undisturbed run would have logged."""
+        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        if not any(isinstance(callback, _GoOnLogging) for callback in self.callback_handler.callbacks):  # type: ignore[attr-defined]
+            self.add_callback(_GoOnLogging(self))  # type: ignore[attr-defined]
+        return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        path: str = super()._get_output_dir(trial)  # type: ignore[misc]
+        return str(Path(path) / ASIDE) if self._aside else path
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The Trainer's, written aside and sealed by one process when all are done."""
+        if self._sealed_step == self.state.global_step:  # the end of an epoch may save a step again
+            return
+        folder = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(folder / ASIDE, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._aside = True
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._aside = False
+        torch.save(self._logging_state(), self._logging_file(folder / ASIDE / name))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._name_the_best(folder, name)
+            seal(folder / ASIDE / name, folder / name, processes=self.args.world_size)
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+        self._sealed_step = self.state.global_step
+
+    def _name_the_best(self, folder: Path, name: str) -> None:
+        """The Trainer may have taken the checkpoint for the best one, under the name that it is about to lose."""
+        if self.state.best_model_checkpoint == str(folder / ASIDE / name):
+            self.state.best_model_checkpoint = str(folder / name)
+            self.state.save_to_json(str(folder / ASIDE / name / "trainer_state.json"))
+
+    def _logging_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"logging_{self.args.process_index}.pt"
+
+    def _logging_state(self) -> dict[str, Any]:
+        return {
+            "loss_since": self._tr_loss.cpu(),
+            "loss_until": self._total_loss_scalar,
+            "last_logged_step": self._globalstep_last_logged,
+            "trained_tokens": self._total_train_tokens,
+            "items": {mode: items.state() for mode, items in self._items.items()},
+        }
+
+    def go_on_logging(self) -> None:
+        """Take up what the checkpoint that the run goes on from says of its logs."""
+        if self._resumed_from is None or not self._logging_file(Path(self._resumed_from)).is_file():
+            return
+        state = torch.load(self._logging_file(Path(self._resumed_from)), weights_only=True)
+        self._tr_loss.copy_(state["loss_since"])
+        self._total_loss_scalar = state["loss_until"]
+        self._globalstep_last_logged = state["last_logged_step"]
+        self._total_train_tokens = state["trained_tokens"]
+        for mode, items in state["items"].items():
+            self._items[mode].restore(items)
+
+
+class _GoOnLogging(TrainerCallback):
+    def __init__(self, trainer: ExactResume) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        """The Trainer has just set its sums to zero."""
+        self._trainer.go_on_logging()

@@ -1,0 +1,209 @@
+"""Recipes of every method on tiny models, and `accelerate launch` over them on two processes."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from alignkit.recipe import Recipe
+from alignkit.run_folder import RunFolder
+from tests.completion import write_completions
+from tests.preference import write_pairs
+from tests.tiny import build_tiny_model
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
+METHODS = ("f_dpo", "d2o", "sinkd", "bd_kd", "supervised")
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run's folder, and what its processes measured."""
+
+    folder: Path
+
+    def logs(self) -> list[dict[str, Any]]:
+        """Every metrics event's data, in order, without what is not the same twice."""
+        lines = (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines]
+        return [
+            {name: value for name, value in event["data"].items() if name != "seconds_remaining"}
+            for event in events
+            if event["type"] == "metrics"
+        ]
+
+    def losses(self) -> list[float]:
+        """Of every training step."""
+        return [data["train_loss"] for data in self.logs() if "train_loss" in data]
+
+    def held_out(self) -> list[dict[str, float]]:
+        """Every evaluation's metrics."""
+        return [data for data in self.logs() if "valid_loss" in data]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The result's."""
+        (file,) = [*self.folder.glob("adapter/*.safetensors"), *self.folder.glob("model/*.safetensors")]
+        return load_file(file)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The Trainer's log as the last checkpoint has it, without what depends on the clock."""
+        state = json.loads((self.last_checkpoint() / "trainer_state.json").read_text(encoding="utf-8"))
+        clocked = ("runtime", "per_second")
+        return [
+            {name: value for name, value in entry.items() if not name.endswith(clocked)}
+            for entry in state["log_history"]
+        ]
+
+    def last_checkpoint(self) -> Path:
+        """The newest whole one."""
+        found = RunFolder(self.folder).last_checkpoint()
+        assert found is not None
+        return found
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """Every tensor of the optimizer's state in the last checkpoint, by where it is."""
+        files = [
+            *self.last_checkpoint().rglob("optimizer.pt"),
+            *self.last_checkpoint().rglob("*_optim_states.pt"),
+        ]
+        return {
+            f"{file.name}{place}": value
+            for file in files
+            for place, value in _tensors(torch.load(file, weights_only=False))
+        }
+
+    def ranks(self) -> list[dict[str, Any]]:
+        """What each process measured."""
+        files = sorted(self.folder.parent.glob(f"{self.folder.name}.rank-*.json"))
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def _tensors(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield place, value
+    elif isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(inner, f"{place}/{key}")
+
+
+def build_inputs(folder: Path) -> Path:
+    """A student, a teacher and each method's rows."""
+    build_tiny_model(folder / "model")
+    build_tiny_model(folder / "teacher", seed=1)
+    for name, count, start in (("train", 16, 0), ("validation", 5, 100)):
+        write_pairs(folder / f"pairs-{name}.jsonl", count, start)
+        write_completions(folder / f"completions-{name}.jsonl", count, start)
+        rows = (
+            {
+                "prompt": f"What is {index}?",
+                "rejected": f"Not {index}, never.",
+                "samples": [f"It is {index}, {i}." for i in range(1 + index % 3)],
+            }
+            for index in range(start, start + count)
+        )
+        (folder / f"dispreferred-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+_ROWS = {"f_dpo": "pairs", "d2o": "dispreferred"}
+
+
+def method_section(inputs: Path, method: str) -> dict[str, Any]:
+    """The recipe's section, sampling included where the method samples."""
+    teacher = {"teacher": {"path": str(inputs / "teacher")}}
+    return {
+        "f_dpo": {"type": "f_dpo", "divergence": "js_divergence", "beta": 0.5, "sft_weight": 0.1},
+        "d2o": {"type": "d2o", "sequence_batch_size": 2},
+        "sinkd": {"type": "sinkd", "max_rows": 12, "sinkhorn_weight": 0.05, **teacher},
+        "bd_kd": {"type": "bd_kd", **teacher},
+        "supervised": {"type": "supervised"},
+    }[method]
+
+
+def write_recipe(
+    inputs: Path,
+    output: Path,
+    method: str,
+    *,
+    lora: bool,
+    dropout: float = 0.0,
+    options: dict[str, Any] | None = None,
+    **training: Any,
+) -> Path:
+    """A recipe of a few steps, each of two micro-batches on each of two processes. `options`: the method's."""
+    rows = _ROWS.get(method, "completions")
+    values = {
+        "model": {"path": str(inputs / "model")},
+        "data": {
+            "train": str(inputs / f"{rows}-train.jsonl"),
+            "validation": str(inputs / f"{rows}-validation.jsonl"),
+            "max_length": 128,
+        },
+        "method": method_section(inputs, method) | (options or {}),
+        "lora": {"r": 4, "dropout": dropout} if lora else None,
+        "training": {
+            "max_steps": STEPS,
+            "batch_size": 8,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-3,
+            "eval_steps": 2,
+            "eval_batch_size": 2,
+            "save_steps": 2,
+            **training,
+        },
+        "collapse_guard": {"prompts": 2, "max_new_tokens": 8},
+        "seed": 5,
+        "output_dir": str(output),
+    }
+    path = output.with_suffix(".yaml")
+    path.write_text(Recipe.parse(values).to_yaml(), encoding="utf-8")
+    return path
+
+
+def launch(
+    config: str, recipes: Sequence[Path | str], *, processes: int = 2, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch --config_file recipes/accelerate/CONFIG.yaml` over the recipes, one after the other.
+
+    A recipe may have an option of `tests.distributed.worker` behind its path.
+    """
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        f"--config_file={CONFIGS / config}.yaml",
+        f"--num_processes={processes}",
+        f"--main_process_port={_free_ports(len(recipes) + 1)}",
+        *("-m", "tests.distributed.worker"),
+        *map(str, recipes),
+    ]
+    return subprocess.run(
+        command,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on, below those that connections are given."""
+    while True:
+        first = random.randrange(10_000, 32_000)
+        if all(_free(port) for port in range(first, first + count)):
+            return first
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
