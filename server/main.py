@@ -18,8 +18,9 @@ from server.chat.routes import router as chat
 from server.engines.adapters import unpublish
 from server.engines.manager import EngineManager
 from server.executors.local import LocalExecutor
+from server.jobs.context import JobServices
+from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
-from server.jobs.workflow import DBOSRunner, JobServices
 from server.settings import Settings
 
 

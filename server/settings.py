@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     pause_grace_seconds: float = Field(
         600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"
     )
+    training_restarts: int = Field(
+        3, ge=0, description="how often a killed training process goes on from the same checkpoint"
+    )
     webhook_private_targets: bool = Field(
         False, description="webhooks may go to private and loopback addresses, and over http"
     )

@@ -12,9 +12,10 @@ import pytest
 
 from server.database import Database
 from server.executors.local import LocalExecutor
+from server.jobs.context import JobServices
+from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
 from server.jobs.tables import Job
-from server.jobs.workflow import DBOSRunner, JobServices
 from server.keys.service import issue_key
 from server.migrate import migrate
 from server.settings import Settings

@@ -13,9 +13,10 @@ from sqlalchemy import select
 from server.clock import now
 from server.database import Database
 from server.ids import WEBHOOK, new_id
+from server.jobs.context import JobServices
+from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
 from server.jobs.tables import Job
-from server.jobs.workflow import DBOSRunner, JobServices
 from server.keys.service import issue_key
 from server.migrate import migrate
 from server.settings import Settings
