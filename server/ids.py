@@ -19,6 +19,7 @@ PART = "part_"
 PERMISSION = "cp_"
 WEBHOOK = "we_"
 DELIVERY = "evt_"
+SERVER = "server_"
 
 
 def new_id(prefix: str) -> str:

@@ -1,6 +1,7 @@
 """One base model's engine process: started when first asked for, waited for, started again after a death."""
 
 import logging
+import os
 import re
 import socket
 import threading
@@ -20,6 +21,8 @@ EngineStatus = Literal["stopped", "starting", "ready", "failed"]
 BACK_OFF_SECONDS = 10.0
 """How long a failed start is remembered: until then callers get its error instead of another start."""
 POLL_SECONDS = 0.1
+OWNER_MARK = "@"
+"""Parts a model's name, which has none, from its server's process id in the names of files."""
 
 _LOG_PREFIX = re.compile(
     r"^(?:\(\w+ pid=\d+\) ?)?(?:(?:ERROR|WARNING|INFO|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
@@ -161,9 +164,9 @@ class Engine:
 
 
 def engine_files(settings: Settings, base_model: str) -> tuple[Path, Path]:
-    """The identity file and the log of a base model's engine."""
-    directory = settings.engines_dir
-    return directory / f"{base_model}.json", directory / f"{base_model}.log"
+    """The identity file and the log of this server's engine of a base model: each server has its own."""
+    name = f"{base_model}{OWNER_MARK}{os.getpid()}"
+    return settings.engines_dir / f"{name}.json", settings.engines_dir / f"{name}.log"
 
 
 def telling_lines(lines: list[str], count: int = 3) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from alignkit.models import NAME_PATTERN
 from server.engines.command import CommandBuilder, vllm_command
-from server.engines.engine import Engine, EngineStatus, engine_files
+from server.engines.engine import OWNER_MARK, Engine, EngineStatus
 from server.engines.errors import EngineError
 from server.engines.process import ManagedProcess
 from server.settings import Settings
@@ -61,9 +61,8 @@ class EngineManager:
         """End the engines that a killed server left running; returns their base models. Call it at start."""
         ended = []
         for identity_path in sorted(self._settings.engines_dir.glob("*.json")):
-            base_model = identity_path.stem
-            _, log_path = engine_files(self._settings, base_model)
-            process = ManagedProcess.attach(identity_path, log_path=log_path)
+            base_model = identity_path.stem.partition(OWNER_MARK)[0]
+            process = ManagedProcess.attach(identity_path, log_path=identity_path.with_suffix(".log"))
             if process is None:
                 identity_path.unlink(missing_ok=True)
             elif not process.identity.owned_by_another():

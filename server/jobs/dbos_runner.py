@@ -8,6 +8,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from server.jobs.context import JobServices, install
 from server.jobs.turns import Dispatcher, Turns
 from server.jobs.workflow import WORKFLOW_VERSION, fine_tune
+from server.peers.heartbeat import Heartbeat
 from server.webhooks import delivery
 
 QUEUE = "fine_tuning"
@@ -21,6 +22,9 @@ class DBOSRunner:
 
     def __init__(self, services: JobServices) -> None:
         self._services = services
+        self._heartbeat = Heartbeat(
+            services.ledger.database, self._recover, anywhere=services.executor.anywhere
+        )
         turns = Turns(services.ledger.database, services.settings)
         self._dispatcher = Dispatcher(turns, self._begin)
 
@@ -40,8 +44,10 @@ class DBOSRunner:
             "name": "alignkit",
             "system_database_url": settings.database_url or f"sqlite:///{settings.root / 'dbos.sqlite'}",
             "application_version": WORKFLOW_VERSION,
+            "executor_id": self._heartbeat.id,
             "log_level": "WARNING",
         }
+        self._heartbeat.register()
         DBOS(config=config)
         DBOS.launch()
         DBOS.register_queue(
@@ -51,11 +57,19 @@ class DBOSRunner:
             on_conflict="always_update",
         )
         delivery.start(delivery.Outbox(self._services.ledger.database, settings))
+        self._heartbeat.start()
         self._dispatcher.start()
 
     def _stop(self) -> None:
         self._dispatcher.stop()
+        self._heartbeat.stop()
         DBOS.destroy()
+        self._heartbeat.sign_off()
+
+    def _recover(self, servers: list[str]) -> None:
+        """Take up the workflows of dead servers, and end the engines that they left."""
+        DBOS._recover_pending_workflows(servers)  # noqa: SLF001 - DBOS has no public name for it; pinned
+        self._services.engines.cleanup_leftovers()
 
     def _begin(self, job_id: str) -> None:
         """Give a job to DBOS; once an attempt, however often it is called."""

@@ -126,9 +126,12 @@ def test_shutdown_ends_ready_and_starting_engines(rig: Rig) -> None:
 
 def test_nothing_is_left_in_the_engines_folder_after_shutdown(settings: Settings, rig: Rig) -> None:
     rig.manager.endpoint("tiny")
-    assert json.loads((settings.engines_dir / "tiny.json").read_text())["pid"] == rig.fakes.pids()[0]
+    assert (
+        json.loads((settings.engines_dir / f"tiny@{os.getpid()}.json").read_text())["pid"]
+        == rig.fakes.pids()[0]
+    )
     rig.manager.shutdown()
-    assert [path.name for path in settings.engines_dir.iterdir()] == ["tiny.log"]
+    assert [path.name for path in settings.engines_dir.iterdir()] == [f"tiny@{os.getpid()}.log"]
 
 
 SERVER = """

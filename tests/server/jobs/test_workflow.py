@@ -33,6 +33,8 @@ LAST = Start(3, 0, 3)
 class FakeExecutor:
     """A run that is over at once, unless told otherwise."""
 
+    anywhere = False
+
     def __init__(self) -> None:
         self.started: list[tuple[Path, bool]] = []
         self.stopped: list[Path] = []
@@ -57,6 +59,9 @@ class FakeExecutor:
 
 class FakeEngines:
     """An engine that cannot be had."""
+
+    def cleanup_leftovers(self) -> list[str]:
+        return []
 
     def endpoint(self, base_model: str) -> str:
         raise EngineError("engine_unavailable", "vLLM is not installed")
