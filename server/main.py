@@ -17,6 +17,7 @@ from server.chat.gateway import ChatGateway
 from server.chat.routes import router as chat
 from server.engines.adapters import unpublish
 from server.engines.manager import EngineManager
+from server.engines.weights import unpublish_weights
 from server.executors.local import LocalExecutor
 from server.executors.protocol import Executor
 from server.jobs.context import JobServices
@@ -39,6 +40,8 @@ def build_app(
     def take_down(name: str, base_model: str) -> None:
         url = engines.running_endpoint(base_model)
         unpublish(settings, model_name=name, base_model=base_model, engine_url=url)
+        engines.stop(name)
+        unpublish_weights(settings, model_name=name)
 
     app = create_app(settings, runner=make_runner, unpublish=take_down, routers=(*ROUTERS, chat))
     serve_requests = app.router.lifespan_context

@@ -32,6 +32,14 @@ class EngineSettings(BaseModel):
     kv_cache_gib: int = Field(1, ge=1, description="KV cache without CUDA, GiB")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     start_timeout_seconds: float = Field(600.0, gt=0)
+    max_engines: int | None = Field(
+        2, ge=1, description="engines at once; the longest unused one makes room for another"
+    )
+    idle_seconds: float | None = Field(None, gt=0, description="after which an unused engine is ended")
+    urls: dict[str, str] = Field(
+        default_factory=dict,
+        description="base model to the URL of a vLLM that is run elsewhere and reads the adapters' folder",
+    )
     extra_args: list[str] = Field(
         default_factory=list, description="appended to vLLM's command line as they are"
     )
@@ -93,6 +101,11 @@ class Settings(BaseSettings):
     @property
     def adapters_dir(self) -> Path:
         return self.root / "adapters"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Fully trained models that are served."""
+        return self.root / "weights"
 
     @property
     def engines_dir(self) -> Path:

@@ -14,6 +14,7 @@ import httpx
 from server.engines.command import CommandBuilder
 from server.engines.errors import EngineError, scrub_paths
 from server.engines.process import ManagedProcess, child_environment
+from server.engines.weights import file_name
 from server.settings import Settings
 
 EngineStatus = Literal["stopped", "starting", "ready", "failed"]
@@ -95,7 +96,6 @@ class Engine:
         self._failure = None
         port = _free_port()
         command = self._build_command(self._settings, self._base_model, port)
-        (self._settings.adapters_dir / self._base_model).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         identity_path, log_path = engine_files(self._settings, self._base_model)
         try:
@@ -165,7 +165,7 @@ class Engine:
 
 def engine_files(settings: Settings, base_model: str) -> tuple[Path, Path]:
     """The identity file and the log of this server's engine of a base model: each server has its own."""
-    name = f"{base_model}{OWNER_MARK}{os.getpid()}"
+    name = f"{file_name(base_model)}{OWNER_MARK}{os.getpid()}"
     return settings.engines_dir / f"{name}.json", settings.engines_dir / f"{name}.log"
 
 

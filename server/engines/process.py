@@ -83,6 +83,10 @@ class Identity:
         """Whether the server that started it is still running and is not this process."""
         return self.owner_pid != os.getpid() and runs(self.owner_pid, self.owner_create_time)
 
+    def owned_by_us(self) -> bool:
+        """Whether this very process started it, and not an earlier one with its id."""
+        return self.owner_pid == os.getpid() and runs(self.owner_pid, self.owner_create_time)
+
 
 class ManagedProcess:
     """A child in its own session, writing to a log file and recorded in an identity file. Thread-safe."""

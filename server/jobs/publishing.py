@@ -13,24 +13,28 @@ from server.engines.canary import CanaryReport, check
 from server.engines.command import engine_dtype
 from server.engines.engine import BACK_OFF_SECONDS
 from server.engines.errors import AdapterError, CanaryError, EngineError
+from server.engines.weights import publish_weights
 from server.jobs.context import Detached, JobFailedError, JobServices, folder_of, use
 from server.jobs.ledger import JobRecord
 from server.jobs.results import FILENAME, PURPOSE, result_file_id, results_csv
+from server.models.catalog import ADAPTER, FULL
 from server.models.names import model_name
 
 PROOFS = 3
 """How often an engine may fail, or be killed, before a trained job fails with it."""
 
+PASSING = ("engine_failed", "engine_busy")
+
 
 @DBOS.step(name="publish")
 def publish_models(job_id: str) -> None:
-    """Put the adapter and every checkpoint where the base model's engine finds them."""
+    """Put the result and every checkpoint where an engine finds them."""
     services, folder = use(), folder_of(job_id)
     job = services.ledger.get(job_id)
     checkpoints = {step_of(path): path for path in folder.checkpoints.glob("checkpoint-*")}
     for step, path in sorted(checkpoints.items()):
         _publish(services, job, path, step)
-    _publish(services, job, folder.adapter, None)
+    _publish(services, job, folder.model if kind_of(job) == FULL else folder.adapter, None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -39,18 +43,26 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _publish(services: JobServices, job: JobRecord, path: Path, step: int | None) -> None:
-    name = name_of(job, step)
+    name, kind = name_of(job, step), kind_of(job)
     try:
-        published = publish(services.settings, path, model_name=name, base_model=job.base_model)
+        if kind == FULL:
+            published = publish_weights(services.settings, path, model_name=name)
+        else:
+            published = publish(services.settings, path, model_name=name, base_model=job.base_model)
     except AdapterError as error:
         raise JobFailedError("not_servable", str(error)) from error
     services.ledger.add_model(
-        job.id, name=name, base_model=job.base_model, kind="adapter", path=str(published), step=step
+        job.id, name=name, base_model=job.base_model, kind=kind, path=str(published), step=step
     )
     if step is not None:
         services.ledger.add_checkpoint(
             job.id, step=step, model_name=name, metrics={}, path=f"checkpoints/{path.name}"
         )
+
+
+def kind_of(job: JobRecord) -> str:
+    """What the job makes: an adapter, or a whole model."""
+    return ADAPTER if job.recipe.get("lora", True) else FULL
 
 
 def name_of(job: JobRecord, step: int | None = None) -> str:
@@ -78,19 +90,21 @@ def prove(job_id: str) -> None:
 
 def _report(services: JobServices, job: JobRecord, folder: RunFolder) -> CanaryReport:
     """The canary's report; an engine that was killed meanwhile is started again."""
+    engine = name_of(job) if kind_of(job) == FULL else job.base_model
     for proof in range(1, PROOFS + 1):
         try:
-            return check(
-                services.engines.endpoint(job.base_model),
-                base_model=job.base_model,
-                model_name=name_of(job),
-                canary=_canary(folder),
-                engine_dtype=engine_dtype(services.settings),
-            )
+            with services.engines.held(engine):
+                return check(
+                    services.engines.endpoint(engine),
+                    base_model=job.base_model,
+                    model_name=name_of(job),
+                    canary=_canary(folder),
+                    engine_dtype=engine_dtype(services.settings),
+                )
         except EngineError as error:
             if services.stopping.is_set():
                 raise Detached from error
-            if error.code != "engine_failed" or proof == PROOFS:
+            if error.code not in PASSING or proof == PROOFS:
                 message = f"The model was trained but cannot be served: {error}"
                 raise JobFailedError(error.code, message) from error
         if services.stopping.wait(BACK_OFF_SECONDS):

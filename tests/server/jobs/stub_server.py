@@ -1,6 +1,6 @@
 """The real server as a process, but for what takes minutes: `stub_server.py HOME TRAINER`.
 
-Other settings are in the environment. Its engines are fake ones, and training runs the program TRAINER in place of Python.
+Other settings are in the environment. Its engines are fake, and training runs the program TRAINER in place of Python.
 """
 
 import sys

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ class FakeExecutor:
 
 class FakeEngines:
     """An engine that cannot be had."""
+
+    @contextmanager
+    def held(self, model: str) -> Iterator[None]:
+        yield
 
     def cleanup_leftovers(self) -> list[str]:
         return []
@@ -176,7 +181,7 @@ def test_an_engine_that_is_killed_does_not_take_the_job_along(
     services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = [EngineError("engine_failed", "vLLM hung up")] * 2
-    report = CanaryReport(1, *[Difference(0.0, 0.0)] * 4, FULL_PRECISION)
+    report = CanaryReport(1, Difference(0.0, 0.0), FULL_PRECISION, over_base=None)
 
     def check(*_: Any, **__: Any) -> CanaryReport:
         if failures:

@@ -113,7 +113,7 @@ def test_a_teacher_is_a_base_or_the_projects_own_model(
         return create_job(by, method=options)
 
     def recipe(job_id: str) -> Any:
-        with service.database.reading() as session:
+        with service.services.database.reading() as session:
             return session.get_one(Job, job_id).recipe["method"]["teacher"]
 
     base_path = str(service.settings.models_dir / BASE_MODEL)
