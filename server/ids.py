@@ -1,5 +1,6 @@
 """Public ids: a prefix that says what it names, then 24 random base62 characters (142 bits)."""
 
+import hashlib
 import secrets
 import string
 
@@ -18,8 +19,14 @@ PART = "part_"
 PERMISSION = "cp_"
 WEBHOOK = "we_"
 DELIVERY = "evt_"
+SERVER = "server_"
 
 
 def new_id(prefix: str) -> str:
     """A new id, such as `ftjob-…` for `JOB`."""
     return prefix + "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
+
+
+def fixed_id(prefix: str, *parts: str) -> str:
+    """An id that is always the same for the same parts: what has it is made once, however often it is tried."""
+    return prefix + hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:LENGTH]

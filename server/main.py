@@ -17,16 +17,21 @@ from server.chat.gateway import ChatGateway
 from server.chat.routes import router as chat
 from server.engines.adapters import unpublish
 from server.engines.manager import EngineManager
+from server.engines.weights import unpublish_weights
 from server.executors.local import LocalExecutor
+from server.executors.protocol import Executor
+from server.jobs.context import JobServices
+from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
-from server.jobs.workflow import DBOSRunner, JobServices
 from server.settings import Settings
 
 
-def build_app(settings: Settings) -> FastAPI:
+def build_app(
+    settings: Settings, engines: EngineManager | None = None, executor: Executor | None = None
+) -> FastAPI:
     """The whole service: the API, the durable queue, local training processes and vLLM engines."""
-    engines = EngineManager(settings)
-    executor = LocalExecutor(grace_seconds=settings.stop_grace_seconds)
+    engines = engines or EngineManager(settings)
+    executor = executor or LocalExecutor(grace_seconds=settings.stop_grace_seconds)
     stopping = threading.Event()
 
     def make_runner(ledger: JobLedger) -> DBOSRunner:
@@ -35,6 +40,8 @@ def build_app(settings: Settings) -> FastAPI:
     def take_down(name: str, base_model: str) -> None:
         url = engines.running_endpoint(base_model)
         unpublish(settings, model_name=name, base_model=base_model, engine_url=url)
+        engines.stop(name)
+        unpublish_weights(settings, model_name=name)
 
     app = create_app(settings, runner=make_runner, unpublish=take_down, routers=(*ROUTERS, chat))
     serve_requests = app.router.lifespan_context
@@ -55,15 +62,15 @@ def build_app(settings: Settings) -> FastAPI:
     return app
 
 
-def serve(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM; raises AlignkitError where the port is taken."""
+def serve(settings: Settings, app: FastAPI | None = None) -> None:
+    """Run `app`, or the whole service, until SIGINT or SIGTERM; raises AlignkitError where the port is taken."""
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     settings.root.mkdir(parents=True, exist_ok=True)
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
     print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)
-    config = uvicorn.Config(build_app(settings), log_config=None, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app or build_app(settings), log_config=None, timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

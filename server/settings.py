@@ -32,6 +32,14 @@ class EngineSettings(BaseModel):
     kv_cache_gib: int = Field(1, ge=1, description="KV cache without CUDA, GiB")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     start_timeout_seconds: float = Field(600.0, gt=0)
+    max_engines: int | None = Field(
+        2, ge=1, description="engines at once; the longest unused one makes room for another"
+    )
+    idle_seconds: float | None = Field(None, gt=0, description="after which an unused engine is ended")
+    urls: dict[str, str] = Field(
+        default_factory=dict,
+        description="base model to the URL of a vLLM that is run elsewhere and reads the adapters' folder",
+    )
     extra_args: list[str] = Field(
         default_factory=list, description="appended to vLLM's command line as they are"
     )
@@ -60,6 +68,9 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
     pause_grace_seconds: float = Field(
         600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"
+    )
+    training_restarts: int = Field(
+        3, ge=0, description="how often a killed training process goes on from the same checkpoint"
     )
     webhook_private_targets: bool = Field(
         False, description="webhooks may go to private and loopback addresses, and over http"
@@ -90,6 +101,11 @@ class Settings(BaseSettings):
     @property
     def adapters_dir(self) -> Path:
         return self.root / "adapters"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Fully trained models that are served."""
+        return self.root / "weights"
 
     @property
     def engines_dir(self) -> Path:

@@ -6,6 +6,7 @@ from server.files.tables import File
 from server.jobs.tables import Checkpoint, Event, Job
 from server.keys.tables import ApiKey, Project
 from server.models.tables import FineTunedModel
+from server.peers.tables import Peer
 from server.uploads.tables import Upload, UploadPart
 from server.webhooks.tables import Delivery, Endpoint
 
@@ -19,6 +20,7 @@ __all__ = [
     "File",
     "FineTunedModel",
     "Job",
+    "Peer",
     "Permission",
     "Project",
     "Upload",

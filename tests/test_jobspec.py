@@ -65,6 +65,16 @@ def test_what_is_given_reaches_the_recipe() -> None:
     assert (recipe.lora.r, recipe.lora.alpha) == (8, 16)
 
 
+def test_all_weights_are_trained_without_adapters_and_far_slower() -> None:
+    resolved = spec({"trained_weights": "all"})
+    assert resolved.recipe.lora is None
+    assert resolved.recipe.training.learning_rate == pytest.approx(1e-6)
+    assert resolved.hyperparameters["trained_weights"] == "all"
+    assert not {"lora_rank", "lora_alpha"} & resolved.hyperparameters.keys()
+    with pytest.raises(RecipeError, match="lora_rank: expected only with trained_weights 'lora'"):
+        spec({"trained_weights": "all", "lora_rank": 8})
+
+
 @pytest.mark.parametrize(
     ("hyperparameters", "path", "words"),
     [

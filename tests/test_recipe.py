@@ -148,3 +148,9 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: str | None, words: st
 def test_anything_else_is_refused_with_a_recipe_error(values: Any) -> None:
     with pytest.raises(RecipeError):
         Recipe.parse({"model": values})
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").glob("*/*.yaml")), ids=str)
+def test_every_recipe_that_ships_is_one(path: Path) -> None:
+    if path.parent.name != "accelerate":
+        assert Recipe.load(path).output_dir.startswith("runs/")

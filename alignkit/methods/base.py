@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alignkit.schema import Section
 
@@ -41,8 +41,19 @@ class Hyperparameters(Section):
     eval_interval: Auto | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
     checkpoint_interval: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    trained_weights: Literal["lora", "all"] = "lora"
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = 16
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = None
+
+    @model_validator(mode="after")
+    def _no_rank_without_lora(self) -> Self:
+        given = {"lora_rank", "lora_alpha"} & self.model_fields_set
+        if self.trained_weights == "all" and given:
+            names = ", ".join(sorted(given))
+            raise ValueError(
+                f"{names}: expected only with trained_weights 'lora', found trained_weights 'all'"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,7 @@ class Method:
     build: Callable[[RunContext], Any]
     """The trainer for a recipe with this section. Imports torch and TRL itself: a registry must not."""
     learning_rate: float
-    """What a job's learning_rate_multiplier of 1 means, with LoRA."""
+    """What a job's learning_rate_multiplier of 1 means, with LoRA; without, a hundredth of it."""
     auto: Mapping[str, Any] = field(default_factory=dict)
     """What "auto" becomes, for the method's own hyperparameters."""
     section_values: Callable[[Mapping[str, Any], ResolveModel], dict[str, Any]] = lambda *_: {}

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import anyio
@@ -30,6 +31,12 @@ class Engines(Protocol):
     def endpoint(self, base_model: str) -> str:
         """The URL of the engine, started where needed; blocks. Raises EngineError."""
 
+    def hold(self, base_model: str) -> None:
+        """Keep the engine from being ended for want of use, until `release`."""
+
+    def release(self, base_model: str) -> None:
+        """Undo one `hold`."""
+
 
 class ChatGateway:
     """Passes completion requests to the engines. Made with the application, closed after its last request."""
@@ -50,13 +57,16 @@ class ChatGateway:
 
     async def forward(self, request: Request, path: str, raw: bytes, base_model: str) -> Response:
         """The engine's answer to `raw` sent to `path`. Raises ApiError; starts the engine where needed."""
-        answer = await _unless_gone(request, self._open(path, raw, base_model))
-        if answer is None:
-            return Response(status_code=CLIENT_GONE)
-        media_type = answer.headers.get("content-type", "application/json")
-        if answer.is_closed:
-            return Response(answer.content, answer.status_code, media_type=media_type)
-        return EngineStream(answer, media_type, engine_lost(base_model))
+        with ExitStack() as using:
+            self._engines.hold(base_model)
+            using.callback(self._engines.release, base_model)
+            answer = await _unless_gone(request, self._open(path, raw, base_model))
+            if answer is None:
+                return Response(status_code=CLIENT_GONE)
+            media_type = answer.headers.get("content-type", "application/json")
+            if answer.is_closed:
+                return Response(answer.content, answer.status_code, media_type=media_type)
+            return EngineStream(answer, media_type, engine_lost(base_model), using.pop_all())
 
     async def _open(self, path: str, raw: bytes, base_model: str) -> httpx.Response:
         """The engine's answer: an event stream at its beginning, any other whole."""
@@ -97,10 +107,11 @@ class ChatGateway:
 
 
 class EngineStream(StreamingResponse):
-    """An engine's event stream, passed on as it comes; leaving it in any way closes the engine's side."""
+    """An engine's event stream, passed on as it comes; leaving it in any way closes the engine's side and `using`."""
 
-    def __init__(self, upstream: httpx.Response, media_type: str, lost: ApiError) -> None:
+    def __init__(self, upstream: httpx.Response, media_type: str, lost: ApiError, using: ExitStack) -> None:
         self._upstream = upstream
+        self._using = using
         super().__init__(
             relay_events(upstream, lost), headers={"content-type": media_type, "cache-control": "no-cache"}
         )
@@ -109,6 +120,7 @@ class EngineStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
+            self._using.close()
             await _close(self._upstream)
 
 

@@ -50,4 +50,4 @@ async def _answer(request: Request, path: str, services: ServicesDep, caller: Pr
     gateway: ChatGateway = request.app.state.chat
     body = await read_body(request)
     model = await run_in_threadpool(services.catalog.resolve, body.model, caller.project_id)
-    return await gateway.forward(request, path, body.raw, model.base_model)
+    return await gateway.forward(request, path, body.raw, model.engine)

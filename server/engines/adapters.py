@@ -65,7 +65,11 @@ def publish(settings: Settings, adapter_dir: Path, *, model_name: str, base_mode
             f"the model name {model_name!r} is taken by another adapter; names are never reused"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=target.parent))
+    staging = target.with_name(
+        f".publishing-{model_name}"
+    )  # always the same: one cut short is not left behind
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
     try:
         shutil.copyfile(weights, staging / WEIGHTS_FILE)
         (staging / CONFIG_FILE).write_bytes(served)

@@ -55,34 +55,44 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class CanaryReport:
-    """What the canary measured; differences are of log-probs a completion token, in nats."""
+class OverBase:
+    """What an adapter does to its base, by the trainer's numbers and the engine's."""
 
-    tokens: int
     base: Difference
     """The engine's base model against the trainer's."""
-    adapter: Difference
-    """The engine's adapter against the trainer's."""
     trained_shift: Difference
     """The trainer's adapter against the trainer's base: what training changed."""
     served_shift: Difference
     """The engine's adapter against the engine's base: what of that is served."""
+
+    def __str__(self) -> str:
+        moved = f"training moved them by {self.trained_shift}, serving by {self.served_shift}"
+        return f"(base model: {self.base}); {moved}"
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryReport:
+    """What the canary measured; differences are of log-probs a completion token, in nats."""
+
+    tokens: int
+    adapter: Difference
+    """The engine's adapter, or fully trained model, against the trainer's."""
     tolerance: Tolerance
+    over_base: "OverBase | None"
+    """What an adapter changes; None where all weights were trained, and so the engine knows no base."""
 
     @property
     def conclusive(self) -> bool:
         """Whether training changed enough for the numbers to tell adapter from base."""
-        return self.trained_shift.maximum > self.tolerance.visible
+        return self.over_base is None or self.over_base.trained_shift.maximum > self.tolerance.visible
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, ready for JSON."""
         return asdict(self) | {"conclusive": self.conclusive}
 
     def __str__(self) -> str:
-        return (
-            f"{self.tokens} tokens; log-probs differ from the trainer's by {self.adapter} (base model: {self.base}); "
-            f"training moved them by {self.trained_shift}, serving by {self.served_shift}"
-        )
+        trained = f"{self.tokens} tokens; log-probs differ from the trainer's by {self.adapter}"
+        return f"{trained} {self.over_base}" if self.over_base else trained
 
 
 def check(
@@ -93,18 +103,23 @@ def check(
     Tolerances are those of full precision where trainer and engine both use float32. Raises CanaryError where the
     engine does not answer as trained, EngineError where it does not answer at all.
     """
-    prompt, completion, trained_base, trained_adapter = _parts(canary)
+    prompt, completion, trained_base, trained = _parts(canary)
+    over_base = None
     with httpx.Client(base_url=endpoint, trust_env=False, timeout=REQUEST_SECONDS) as client:
-        served_base = _logprobs(client, base_model, prompt, completion)
-        served_adapter = _logprobs(client, model_name, prompt, completion)
+        served = _logprobs(client, model_name, prompt, completion)
+        if trained_base is not None:
+            served_base = _logprobs(client, base_model, prompt, completion)
+            over_base = OverBase(
+                base=Difference.between(served_base, trained_base),
+                trained_shift=Difference.between(trained, trained_base),
+                served_shift=Difference.between(served, served_base),
+            )
     full = canary.get("dtype") == "float32" and engine_dtype == "float32"
     report = CanaryReport(
         tokens=len(completion),
-        base=Difference.between(served_base, trained_base),
-        adapter=Difference.between(served_adapter, trained_adapter),
-        trained_shift=Difference.between(trained_adapter, trained_base),
-        served_shift=Difference.between(served_adapter, served_base),
+        adapter=Difference.between(served, trained),
         tolerance=FULL_PRECISION if full else HALF_PRECISION,
+        over_base=over_base,
     )
     if (complaint := _complaint(report)) is not None:
         raise CanaryError(f"{complaint}: {report}")
@@ -112,31 +127,33 @@ def check(
 
 
 def _complaint(report: CanaryReport) -> str | None:
-    tolerance = report.tolerance
-    if not report.base.within(tolerance):
+    tolerance, over_base = report.tolerance, report.over_base
+    if over_base is not None and not over_base.base.within(tolerance):
         return "vLLM's base model is not the one that was trained"
-    if report.conclusive and report.served_shift.maximum == 0:
+    if over_base is not None and report.conclusive and over_base.served_shift.maximum == 0:
         return "vLLM answers as the base model: the adapter has no effect there"
-    if not report.adapter.within(tolerance):
-        as_base = report.served_shift.maximum < report.trained_shift.maximum / 10
-        return (
-            "vLLM answers as the base model"
-            if as_base
-            else "vLLM's adapter does not answer as it was trained"
-        )
-    return None
+    if report.adapter.within(tolerance):
+        return None
+    if over_base is None:
+        return "vLLM's model does not answer as it was trained"
+    if over_base.served_shift.maximum < over_base.trained_shift.maximum / 10:
+        return "vLLM answers as the base model"
+    return "vLLM's adapter does not answer as it was trained"
 
 
-def _parts(canary: dict[str, Any]) -> tuple[list[int], list[int], list[float], list[float]]:
+def _parts(canary: dict[str, Any]) -> tuple[list[int], list[int], list[float] | None, list[float]]:
+    """Prompt, completion, and the trainer's log-probs of it: the base's, if there is one, and the result's."""
     try:
         prompt, completion = list(canary["prompt_token_ids"]), list(canary["completion_token_ids"])
-        base, adapter = list(canary["base_logprobs"]), list(canary["adapter_logprobs"])
+        base = None if canary["base_logprobs"] is None else list(canary["base_logprobs"])
+        adapter = list(canary["adapter_logprobs"])
     except (KeyError, TypeError) as error:
         raise CanaryError(f"the trainer's canary cannot be read: {error} is missing") from error
-    if not prompt or not completion or not len(completion) == len(base) == len(adapter):
+    known = len(adapter if base is None else base)
+    if not prompt or not completion or not len(completion) == known == len(adapter):
         raise CanaryError(
             "the trainer's canary cannot be used: expected a prompt and one log-prob for each completion token, "
-            f"found {len(prompt)} prompt tokens, {len(completion)} completion tokens, {len(base)} and {len(adapter)} "
+            f"found {len(prompt)} prompt tokens, {len(completion)} completion tokens, {known} and {len(adapter)} "
             "log-probs"
         )
     return prompt, completion, base, adapter

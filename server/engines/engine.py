@@ -1,6 +1,7 @@
 """One base model's engine process: started when first asked for, waited for, started again after a death."""
 
 import logging
+import os
 import re
 import socket
 import threading
@@ -13,6 +14,7 @@ import httpx
 from server.engines.command import CommandBuilder
 from server.engines.errors import EngineError, scrub_paths
 from server.engines.process import ManagedProcess, child_environment
+from server.engines.weights import file_name
 from server.settings import Settings
 
 EngineStatus = Literal["stopped", "starting", "ready", "failed"]
@@ -20,6 +22,8 @@ EngineStatus = Literal["stopped", "starting", "ready", "failed"]
 BACK_OFF_SECONDS = 10.0
 """How long a failed start is remembered: until then callers get its error instead of another start."""
 POLL_SECONDS = 0.1
+OWNER_MARK = "@"
+"""Parts a model's name, which has none, from its server's process id in the names of files."""
 
 _LOG_PREFIX = re.compile(
     r"^(?:\(\w+ pid=\d+\) ?)?(?:(?:ERROR|WARNING|INFO|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
@@ -92,7 +96,6 @@ class Engine:
         self._failure = None
         port = _free_port()
         command = self._build_command(self._settings, self._base_model, port)
-        (self._settings.adapters_dir / self._base_model).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         identity_path, log_path = engine_files(self._settings, self._base_model)
         try:
@@ -161,9 +164,9 @@ class Engine:
 
 
 def engine_files(settings: Settings, base_model: str) -> tuple[Path, Path]:
-    """The identity file and the log of a base model's engine."""
-    directory = settings.engines_dir
-    return directory / f"{base_model}.json", directory / f"{base_model}.log"
+    """The identity file and the log of this server's engine of a base model: each server has its own."""
+    name = f"{file_name(base_model)}{OWNER_MARK}{os.getpid()}"
+    return settings.engines_dir / f"{name}.json", settings.engines_dir / f"{name}.log"
 
 
 def telling_lines(lines: list[str], count: int = 3) -> str:

@@ -81,7 +81,11 @@ class Identity:
 
     def owned_by_another(self) -> bool:
         """Whether the server that started it is still running and is not this process."""
-        return self.owner_pid != os.getpid() and _runs(self.owner_pid, self.owner_create_time)
+        return self.owner_pid != os.getpid() and runs(self.owner_pid, self.owner_create_time)
+
+    def owned_by_us(self) -> bool:
+        """Whether this very process started it, and not an earlier one with its id."""
+        return self.owner_pid == os.getpid() and runs(self.owner_pid, self.owner_create_time)
 
 
 class ManagedProcess:
@@ -170,7 +174,7 @@ class ManagedProcess:
         """Whether the process itself runs; a zombie does not, nor does another process with its id."""
         if self._child is not None:
             return self._child.poll() is None
-        return _runs(self.identity.pid, self.identity.create_time)
+        return runs(self.identity.pid, self.identity.create_time)
 
     def interrupt(self) -> None:
         """Send SIGTERM to its own children, which may end in their own time; to it alone where it has none.
@@ -235,7 +239,8 @@ def _living(process: psutil.Process) -> bool:
         return False
 
 
-def _runs(pid: int, create_time: float) -> bool:
+def runs(pid: int, create_time: float) -> bool:
+    """Whether the process that was created then still runs."""
     try:
         process = psutil.Process(pid)
         # A second of tolerance: the time is derived from the clock, which may be adjusted meanwhile.

@@ -18,6 +18,8 @@ ENVIRONMENT = {
 class LocalExecutor:
     """Implements server.executors.protocol.Executor with one process group a run."""
 
+    anywhere = False
+
     def __init__(self, *, grace_seconds: float, python: str = sys.executable) -> None:
         self._grace = grace_seconds
         self._python = python

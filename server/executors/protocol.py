@@ -10,6 +10,9 @@ class Executor(Protocol):
     Every call is idempotent, so that a workflow may repeat any of them after a restart.
     """
 
+    anywhere: bool
+    """Whether a server on another machine finds the runs as well."""
+
     def start(self, folder: Path, *, resume: bool) -> None:
         """Start the run of `folder`, from its last checkpoint where it resumes, unless it was started before."""
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from server.clock import now
 from server.database import Database, storable
 from server.files.tables import File
-from server.ids import CHECKPOINT, EVENT, MODEL, new_id
+from server.ids import CHECKPOINT, EVENT, MODEL, fixed_id, new_id
 from server.jobs.repository import EventRepository
 from server.jobs.status import ACTIVE, FINISHED
 from server.jobs.tables import Checkpoint, Event, Job
@@ -135,13 +135,18 @@ class JobLedger:
         data: dict[str, Any] | None = None,
         created_at: int | None = None,
         source_line: int | None = None,
+        once: str | None = None,
     ) -> None:
-        """Add an event; one that has a `source_line` only where the job has none of that line."""
+        """Add an event; one that has a `source_line`, or a name under `once`, only where the job has none of that."""
         with self._database.writing() as session:
             job = _locked(session, job_id)
             if source_line is not None and _exists(session, Event, job_id, Event.source_line == source_line):
                 return
             event = _event(job, level, message)
+            if once is not None:
+                event.id = fixed_id(EVENT, job_id, once)
+                if _exists(session, Event, job_id, Event.id == event.id):
+                    return
             event.type, event.data, event.source_line = type, data, source_line
             if created_at is not None:
                 event.created_at = created_at

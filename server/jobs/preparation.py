@@ -101,7 +101,7 @@ def _resolver(project: Principal, services: Services) -> ResolveModel:
 def _require_servable(recipe: Any, method: str, services: Services) -> None:
     """Refuse what would train for hours and then not be served."""
     most = services.settings.engine.max_lora_rank
-    if recipe.lora.r > most:
+    if recipe.lora is not None and recipe.lora.r > most:
         param = f"method.{method}.hyperparameters.lora_rank"
         raise ApiError(
             400,

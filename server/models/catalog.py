@@ -15,17 +15,23 @@ from server.settings import Settings
 
 BASE = "base"
 ADAPTER = "adapter"
+FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model that can answer: `kind` is "base" or "adapter", `owner` the name of the project that made it."""
+    """A model that can answer: `kind` is "base", "adapter" or "full", `owner` the project that made it."""
 
     name: str
     base_model: str
     kind: str
     created_at: int
     owner: str = "alignkit"
+
+    @property
+    def engine(self) -> str:
+        """The model whose engine answers: its own where all weights were trained, else its base's."""
+        return self.name if self.kind == FULL else self.base_model
 
 
 class ModelCatalog:

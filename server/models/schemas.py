@@ -13,7 +13,7 @@ class ModelObject(BaseModel):
     created: int
     owned_by: str
     parent: str | None = Field(description="the base model of a fine-tuned one")
-    kind: str = Field(description="base or adapter")
+    kind: str = Field(description="base, adapter, or full where all weights were trained")
 
 
 class ModelList(BaseModel):

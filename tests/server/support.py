@@ -60,6 +60,12 @@ class NoEngines:
     def endpoint(self, base_model: str) -> str:
         raise EngineError("engine_unavailable", f"there is no engine for {base_model}")
 
+    def hold(self, base_model: str) -> None:
+        pass
+
+    def release(self, base_model: str) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class Running:

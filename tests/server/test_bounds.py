@@ -32,6 +32,7 @@ def http(service: Running, key: str) -> Iterator[httpx.Client]:
         ({"suffix": "../../x"}, "suffix"),
         ({"metadata": {"k" * 10_000: "v"}}, f"metadata.{'k' * 10_000}"),
         ({"method": method(lora_rank=0)}, "method.f_dpo.hyperparameters.lora_rank"),
+        ({"method": method(trained_weights="some")}, "method.f_dpo.hyperparameters.trained_weights"),
         ({"method": method(lora_rank=-1)}, "method.f_dpo.hyperparameters.lora_rank"),
         ({"method": method(lora_rank=65)}, "method.f_dpo.hyperparameters.lora_rank"),
         ({"method": method(lora_rank=10**30)}, "method.f_dpo.hyperparameters.lora_rank"),

@@ -72,7 +72,7 @@ class Service:
             raise errors.ApiError(
                 404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
             )
-        return SimpleNamespace(base_model="tiny")
+        return SimpleNamespace(engine="tiny")
 
     def ask(self, content: str, model: str = TUNED) -> httpx.Response:
         """A chat request whose answer is read whole."""

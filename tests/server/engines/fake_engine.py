@@ -49,15 +49,33 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {})
 
     def completions(self, body: dict[str, Any], raw: bytes) -> None:
+        if self.server.options.canaries:
+            self.canary(body)
+            return
         tables = json.loads(Path(self.server.options.logprobs).read_text())
         if body["model"] not in tables:
             self.refuse(404, "The model `x` does not exist at /srv/secret/adapters/x.")
             return
-        known = tables[body["model"]]
-        skipped = len(body["prompt"]) - len(known)
-        entries: list[Any] = [None] + [{str(token): {"logprob": -9.0}} for token in body["prompt"][1:skipped]]
-        entries += [{str(t): {"logprob": v}} for t, v in zip(body["prompt"][skipped:], known, strict=True)]
+        self.prompt_logprobs(body["prompt"], tables[body["model"]])
+
+    def prompt_logprobs(self, prompt: list[int], known: list[float]) -> None:
+        """`known` for the last tokens of the prompt, nonsense for those before."""
+        skipped = len(prompt) - len(known)
+        entries: list[Any] = [None] + [{str(token): {"logprob": -9.0}} for token in prompt[1:skipped]]
+        entries += [{str(t): {"logprob": v}} for t, v in zip(prompt[skipped:], known, strict=True)]
         self.answer(200, {"choices": [{"prompt_logprobs": entries}]})
+
+    def canary(self, body: dict[str, Any]) -> None:
+        """Answer as trained, by the run's own record of that prompt."""
+        time.sleep(0.1)
+        for path in Path(self.server.options.canaries).glob("*/canary.json"):
+            known = json.loads(path.read_text())
+            if known["prompt_token_ids"] + known["completion_token_ids"] == body["prompt"]:
+                is_base = body["model"] == self.server.options.model
+                values = known["base_logprobs" if is_base else "adapter_logprobs"]
+                self.prompt_logprobs(body["prompt"], values)
+                return
+        self.refuse(404, "nobody trained on that")
 
     def chat(self, body: dict[str, Any], raw: bytes) -> None:
         action, _, argument = body["messages"][-1]["content"].partition(":")
@@ -158,6 +176,7 @@ def main() -> None:
     )
     parser.add_argument("--stubborn", action="store_true", help="ignore SIGTERM")
     parser.add_argument("--logprobs", help="JSON: model to the log-probs of the completion")
+    parser.add_argument("--canaries", help="answer by the */canary.json in this folder")
     options = parser.parse_args()
     if options.stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

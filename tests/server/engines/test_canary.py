@@ -61,11 +61,21 @@ def test_a_true_adapter_passes_with_its_numbers(served: Served) -> None:
     report = served.check(shifted(BASE, 1e-4), shifted(ADAPTER, -2e-4))
     assert report.conclusive
     assert report.tokens == 3
-    assert report.base.maximum == pytest.approx(1e-4)
+    assert report.over_base
+    assert report.over_base.base.maximum == pytest.approx(1e-4)
     assert report.adapter.mean == pytest.approx(2e-4)
-    assert report.trained_shift.maximum == 2.0
-    assert json.loads(json.dumps(report.to_dict()))["served_shift"]["maximum"] == pytest.approx(1.9997)
+    assert report.over_base.trained_shift.maximum == 2.0
+    shift = json.loads(json.dumps(report.to_dict()))["over_base"]["served_shift"]
+    assert shift["maximum"] == pytest.approx(1.9997)
     assert "training moved them by at most 2, 1.2 on average" in str(report)
+
+
+def test_a_model_whose_every_weight_was_trained_has_no_base(served: Served) -> None:
+    report = served.check(shifted(BASE, 9.0), shifted(ADAPTER, 1e-3), base_logprobs=None)
+    assert report.conclusive
+    assert report.adapter.maximum == pytest.approx(1e-3)
+    with pytest.raises(CanaryError, match="vLLM's model does not answer as it was trained: 3 tokens"):
+        served.check(BASE, shifted(ADAPTER, 1.0), base_logprobs=None)
 
 
 def test_an_adapter_without_effect_is_caught(served: Served) -> None:

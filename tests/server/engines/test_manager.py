@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -126,9 +127,12 @@ def test_shutdown_ends_ready_and_starting_engines(rig: Rig) -> None:
 
 def test_nothing_is_left_in_the_engines_folder_after_shutdown(settings: Settings, rig: Rig) -> None:
     rig.manager.endpoint("tiny")
-    assert json.loads((settings.engines_dir / "tiny.json").read_text())["pid"] == rig.fakes.pids()[0]
+    assert (
+        json.loads((settings.engines_dir / f"tiny@{os.getpid()}.json").read_text())["pid"]
+        == rig.fakes.pids()[0]
+    )
     rig.manager.shutdown()
-    assert [path.name for path in settings.engines_dir.iterdir()] == ["tiny.log"]
+    assert [path.name for path in settings.engines_dir.iterdir()] == [f"tiny@{os.getpid()}.log"]
 
 
 SERVER = """
@@ -155,6 +159,66 @@ def test_a_killed_servers_engines_are_ended_by_the_next(settings: Settings, rig:
     assert rig.manager.cleanup_leftovers() == ["tiny"]
     assert all(gone(pid) for pid in rig.fakes.pids())
     assert rig.manager.cleanup_leftovers() == []
+
+
+def test_the_longest_unused_engine_makes_room(settings: Settings, tmp_path: Path) -> None:
+    settings.engine.max_engines = 2
+    manager = EngineManager(settings, build_command=FakeEngines(tmp_path))
+    try:
+        manager.endpoint("tiny")
+        manager.endpoint("other")
+        manager.endpoint("tiny")
+        manager.endpoint("ft:tiny:default::a1b2c3d4")
+        assert [manager.status(name) for name in ("tiny", "other")] == ["ready", "stopped"]
+        with manager.held("tiny"):
+            manager.endpoint("other")
+        assert manager.statuses() == {
+            "tiny": "ready",
+            "other": "ready",
+            "ft:tiny:default::a1b2c3d4": "stopped",
+        }
+    finally:
+        manager.shutdown()
+
+
+def test_an_engine_in_use_is_waited_for(settings: Settings, tmp_path: Path) -> None:
+    settings.engine.max_engines = 1
+    manager = EngineManager(settings, build_command=FakeEngines(tmp_path))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with manager.held("tiny"):
+                manager.endpoint("tiny")
+                waiting = pool.submit(manager.endpoint, "other")
+                assert not waiting.done()
+                assert manager.status("tiny") == "ready"
+            assert httpx.get(f"{waiting.result(20)}/v1/models").is_success
+        assert manager.status("tiny") == "stopped"
+        settings.engine.start_timeout_seconds = 0.1
+        with manager.held("other"), pytest.raises(EngineError, match="all 1 engines are in use") as caught:
+            manager.endpoint("tiny")
+        assert caught.value.code == "engine_busy"
+    finally:
+        manager.shutdown()
+
+
+def test_an_unused_engine_is_ended_and_comes_back(settings: Settings, tmp_path: Path) -> None:
+    settings.engine.idle_seconds = 0.2
+    manager = EngineManager(settings, build_command=FakeEngines(tmp_path))
+    try:
+        with manager.held("tiny"):
+            manager.endpoint("tiny")
+            time.sleep(0.5)
+            assert manager.status("tiny") == "ready"
+        wait_until(lambda: manager.status("tiny") == "stopped")
+        assert httpx.get(f"{manager.endpoint('tiny')}/v1/models").is_success
+    finally:
+        manager.shutdown()
+
+
+def test_an_engine_that_is_run_elsewhere_is_only_asked(settings: Settings, rig: Rig) -> None:
+    settings.engine.urls = {"tiny": "http://vllm.internal:8000/"}
+    assert rig.manager.endpoint("tiny") == rig.manager.running_endpoint("tiny") == "http://vllm.internal:8000"
+    assert rig.fakes.notes() == []
 
 
 def test_a_name_that_is_no_model_name_never_becomes_a_path(rig: Rig) -> None:
@@ -186,7 +250,8 @@ def test_the_vllm_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -
         "--model tiny --served-model-name tiny --host 127.0.0.1 --port 4711 --dtype float32",
         "--max-model-len 512",  # the model's own limit, below the setting
         "--max-lora-rank 32",  # the next that vLLM knows
-        "--enable-lora --enforce-eager",
+        "--enable-lora",
+        "--enforce-eager",
     ):
         assert expected in line
     assert built.cwd == settings.models_dir

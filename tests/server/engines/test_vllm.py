@@ -143,8 +143,9 @@ def test_the_adapter_answers_as_trained(rig: Rig) -> None:
     print(report)
     assert report.conclusive
     assert report.adapter.maximum < 1e-3
-    assert report.base.maximum < 1e-3
-    assert report.served_shift.maximum > 0.1
+    assert report.over_base
+    assert report.over_base.base.maximum < 1e-3
+    assert report.over_base.served_shift.maximum > 0.1
 
 
 def test_an_adapter_with_wrong_module_names_is_caught(rig: Rig) -> None:

@@ -12,13 +12,15 @@ import pytest
 
 from server.database import Database
 from server.executors.local import LocalExecutor
+from server.jobs.context import JobServices
+from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
 from server.jobs.tables import Job
-from server.jobs.workflow import DBOSRunner, JobServices
 from server.keys.service import issue_key
 from server.migrate import migrate
 from server.settings import Settings
 from tests.server.jobs.test_ledger import store_job
+from tests.server.jobs.test_workflow import FakeEngines
 
 TRAINER = """
 import json, os, signal, sys, time
@@ -58,7 +60,7 @@ def running(home: Path, ledger: JobLedger) -> Iterator[DBOSRunner]:
     program = home / "python"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {home / "trainer.py"} "$@"\n')
     program.chmod(0o755)
-    engines: Any = None
+    engines: Any = FakeEngines()
     executor = LocalExecutor(grace_seconds=5, python=str(program))
     runner = DBOSRunner(JobServices(Settings(home=home), ledger, executor, engines, threading.Event()))
     runner.start()

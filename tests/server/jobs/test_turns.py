@@ -14,10 +14,11 @@ from sqlalchemy import delete, insert, select, text, update
 from server.clock import now
 from server.database import Database
 from server.ids import JOB, new_id
+from server.jobs.context import JobServices
+from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
 from server.jobs.tables import Job
 from server.jobs.turns import Dispatcher, Turns, places
-from server.jobs.workflow import DBOSRunner, JobServices
 from server.keys.service import issue_key
 from server.keys.tables import Project
 from server.migrate import migrate

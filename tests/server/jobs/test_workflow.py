@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,30 @@ import pytest
 
 from alignkit.run_folder import RunFolder
 from server.database import Database
+from server.engines.canary import FULL_PRECISION, CanaryReport, Difference
 from server.engines.errors import CanaryError, EngineError
 from server.files.tables import File
-from server.jobs import workflow
+from server.jobs import context, publishing, training, workflow
+from server.jobs.context import JobFailedError, JobServices, folder_of
 from server.jobs.ledger import JobLedger
 from server.jobs.reader import EventReader
 from server.jobs.repository import EventRepository
 from server.jobs.tables import Job
-from server.jobs.workflow import JobFailedError, JobServices
+from server.jobs.training import Ending, Start
 from server.keys.service import issue_key
 from server.migrate import migrate
 from server.pagination import PageQuery
 from server.settings import Settings
 from tests.server.jobs.test_ledger import store_job
 
+LAST = Start(3, 0, 3)
+"""A start that is not repeated again."""
+
 
 class FakeExecutor:
     """A run that is over at once, unless told otherwise."""
+
+    anywhere = False
 
     def __init__(self) -> None:
         self.started: list[tuple[Path, bool]] = []
@@ -53,6 +61,13 @@ class FakeExecutor:
 class FakeEngines:
     """An engine that cannot be had."""
 
+    @contextmanager
+    def held(self, model: str) -> Iterator[None]:
+        yield
+
+    def cleanup_leftovers(self) -> list[str]:
+        return []
+
     def endpoint(self, base_model: str) -> str:
         raise EngineError("engine_unavailable", "vLLM is not installed")
 
@@ -77,7 +92,7 @@ def job_id(ledger: JobLedger) -> str:
 @pytest.fixture
 def services(tmp_path: Path, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch) -> JobServices:
     services = JobServices(Settings(home=tmp_path), ledger, FakeExecutor(), FakeEngines(), threading.Event())  # type: ignore[arg-type]
-    monkeypatch.setattr(workflow, "_services", services)
+    monkeypatch.setattr(context, "_services", services)
     return services
 
 
@@ -85,7 +100,7 @@ def services(tmp_path: Path, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch)
 def folder(services: JobServices, ledger: JobLedger, job_id: str) -> RunFolder:
     """The folder of a job that runs."""
     ledger.transition(job_id, "running", only_from=("queued",))
-    folder = workflow.folder_of(job_id)
+    folder = folder_of(job_id)
     folder.path.mkdir(parents=True)
     return folder
 
@@ -99,17 +114,17 @@ def messages(ledger: JobLedger, job_id: str) -> list[str]:
 
 def test_launching_twice_starts_and_tells_once(services: JobServices, ledger: JobLedger, job_id: str) -> None:
     ledger.transition(job_id, "queued", only_from=("queued", "running", "validating_files"))
-    assert workflow.launch(job_id)
-    assert workflow.launch(job_id)
+    assert training.launch(job_id)
+    assert training.launch(job_id)
     assert messages(ledger, job_id).count("Fine-tuning job started") == 1
-    assert workflow.folder_of(job_id).recipe.is_file()
+    assert folder_of(job_id).recipe.is_file()
 
 
 def test_a_job_cancelled_in_the_queue_never_starts(
     services: JobServices, ledger: JobLedger, job_id: str
 ) -> None:
     ledger.transition(job_id, "cancelled", only_from=("queued", "running", "validating_files"))
-    assert not workflow.launch(job_id)
+    assert not training.launch(job_id)
     assert services.executor.started == []  # type: ignore[attr-defined]
 
 
@@ -118,10 +133,68 @@ def test_a_death_without_a_result_brings_the_log_without_paths(
 ) -> None:
     folder.log.write_text(f"Step 1\nKilled while writing {folder.path}/adapter\n")
     with pytest.raises(JobFailedError) as caught:
-        workflow.watch(job_id)
+        training.watch(job_id, start=LAST)
     assert caught.value.code == "training_died"
+    assert "died 4 times at the same place" in str(caught.value)
     assert "Killed while writing …/adapter" in str(caught.value)
     assert str(services.settings.root) not in str(caught.value)
+
+
+def test_a_killed_trainer_goes_on_from_its_last_whole_checkpoint(
+    services: JobServices, ledger: JobLedger, job_id: str
+) -> None:
+    executor: Any = services.executor
+    ledger.transition(job_id, "queued", only_from=("queued", "running", "validating_files"))
+    assert training.launch(job_id)
+    folder = folder_of(job_id)
+    folder.emit("began")
+    with folder.events.open("a") as file:
+        file.write('{"half": ')
+    for step, whole in ((4, True), (8, False)):
+        path = folder.checkpoints / f"checkpoint-{step}"
+        path.mkdir(parents=True)
+        (path / "trainer_state.json").write_text(f'{{"global_step": {step}}}' if whole else "{")
+    ending = training.watch(job_id)
+    assert training.watch(job_id) == ending == Ending("killed", 4), "and a repeat tells it once"
+    start = Start().after(ending.step)
+    assert start == Start(1, 4, 1)
+    assert training.launch(job_id, start=start)
+    assert executor.started[-1] == (folder.path, True)
+    folder.emit("went on")
+    EventReader(ledger, job_id, folder).read()
+    assert messages(ledger, job_id) == [
+        "Fine-tuning job started",
+        "began",
+        "The training process died; it goes on from the checkpoint at step 4",
+        "went on",
+    ]
+
+
+def test_only_deaths_without_a_new_checkpoint_count() -> None:
+    start = Start()
+    for step in (0, 0, 2, 2, 4, 4, 4):
+        start = start.after(step)
+    assert start == Start(7, 4, 3)
+
+
+def test_an_engine_that_is_killed_does_not_take_the_job_along(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [EngineError("engine_failed", "vLLM hung up")] * 2
+    report = CanaryReport(1, Difference(0.0, 0.0), FULL_PRECISION, over_base=None)
+
+    def check(*_: Any, **__: Any) -> CanaryReport:
+        if failures:
+            raise failures.pop()
+        return report
+
+    folder.canary.write_text("{}")
+    monkeypatch.setattr(FakeEngines, "endpoint", lambda *_: "http://127.0.0.1:9")
+    monkeypatch.setattr(publishing, "check", check)
+    monkeypatch.setattr(publishing, "BACK_OFF_SECONDS", 0.0)
+    publishing.prove(job_id)
+    publishing.prove(job_id)
+    assert messages(ledger, job_id) == ["Checking that the served model answers as trained", str(report)]
 
 
 def test_a_reported_failure_keeps_its_code(services: JobServices, job_id: str, folder: RunFolder) -> None:
@@ -129,7 +202,7 @@ def test_a_reported_failure_keeps_its_code(services: JobServices, job_id: str, f
         '{"status": "failed", "error": {"code": "disk_full", "message": "The disk is full"}}'
     )
     with pytest.raises(JobFailedError, match="The disk is full") as caught:
-        workflow.watch(job_id)
+        training.watch(job_id)
     assert caught.value.code == "disk_full"
 
 
@@ -138,9 +211,9 @@ def test_a_stopping_server_lets_go_without_an_outcome(
 ) -> None:
     services.executor.alive = True  # type: ignore[attr-defined]
     services.stopping.set()
-    with pytest.raises(workflow._Detached):
-        workflow.watch(job_id)
-    assert not isinstance(workflow._Detached(), Exception)
+    with pytest.raises(context.Detached):
+        training.watch(job_id)
+    assert not isinstance(context.Detached(), Exception)
     assert services.executor.stopped == []  # type: ignore[attr-defined]
 
 
@@ -149,7 +222,7 @@ def test_a_paused_run_is_asked_to_save_and_is_no_failure(
 ) -> None:
     services.executor.alive = True  # type: ignore[attr-defined]
     ledger.transition(job_id, "paused", only_from=("running",))
-    assert workflow.watch(job_id)
+    assert training.watch(job_id) == Ending("left")
     assert services.executor.interrupted == [folder.path]  # type: ignore[attr-defined]
     assert services.executor.stopped == []  # type: ignore[attr-defined]
     assert ledger.get(job_id).status == "paused"
@@ -161,7 +234,7 @@ def test_a_run_that_takes_too_long_to_pause_is_ended(
     services.executor.alive = services.executor.stubborn = True  # type: ignore[attr-defined]
     monkeypatch.setattr(services.settings, "pause_grace_seconds", 0.0)
     ledger.transition(job_id, "paused", only_from=("running",))
-    assert workflow.watch(job_id)
+    assert training.watch(job_id) == Ending("left")
     assert services.executor.stopped == [folder.path]  # type: ignore[attr-defined]
 
 
@@ -169,15 +242,15 @@ def test_a_resumed_job_waits_for_its_old_run_and_goes_on(
     services: JobServices, ledger: JobLedger, job_id: str
 ) -> None:
     executor: Any = services.executor
-    path = workflow.folder_of(job_id).path
-    assert workflow.launch(job_id)
+    path = folder_of(job_id).path
+    assert training.launch(job_id)
     executor.alive = True
     resume(ledger, job_id)
-    assert not workflow.launch(job_id), "the attempt before is over"
-    assert workflow.launch(job_id, 2)
+    assert not training.launch(job_id), "the attempt before is over"
+    assert training.launch(job_id, 2)
     assert executor.interrupted == [path, path], "before each attempt, whatever may still run is wound down"
     assert executor.started == [(path, False), (path, True)]
-    assert workflow.launch(job_id, 2), "a server that crashed here begins again"
+    assert training.launch(job_id, 2), "a server that crashed here begins again"
     assert executor.started[-1] == (path, True)
     assert len(executor.interrupted) == 2, "and leaves its own run alone"
     assert messages(ledger, job_id) == ["Fine-tuning job started", "Fine-tuning job resumed"]
@@ -187,20 +260,22 @@ def test_a_run_that_succeeded_while_it_was_paused_is_not_trained_again(
     services: JobServices, ledger: JobLedger, job_id: str
 ) -> None:
     executor: Any = services.executor
-    assert workflow.launch(job_id)
-    folder = workflow.folder_of(job_id)
+    assert training.launch(job_id)
+    folder = folder_of(job_id)
     folder.result.write_text('{"status": "succeeded"}')
     resume(ledger, job_id)
-    assert workflow.launch(job_id, 2)
+    assert training.launch(job_id, 2)
     assert len(executor.started) == 1
-    assert not workflow.watch(job_id, 2)
+    assert training.watch(job_id, 2) == Ending("trained")
 
 
-def test_a_run_that_was_interrupted_from_outside_is_paused(
+def test_a_run_that_is_interrupted_from_outside_again_and_again_is_paused(
     services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder
 ) -> None:
     folder.result.write_text('{"status": "paused", "steps": 3}')
-    assert workflow.watch(job_id)
+    assert training.watch(job_id) == Ending("killed", 0)
+    assert ledger.get(job_id).status == "running"
+    assert training.watch(job_id, start=LAST) == Ending("left")
     assert ledger.get(job_id).status == "paused"
     assert "resume the job to go on" in messages(ledger, job_id)[-1]
 
@@ -218,7 +293,7 @@ def test_a_cancelled_run_is_stopped(
     services.executor.alive = True  # type: ignore[attr-defined]
     ledger.transition(job_id, "cancelled", only_from=("queued", "running", "validating_files"))
     services.executor.stubborn = True  # type: ignore[attr-defined]
-    assert workflow.watch(job_id)
+    assert training.watch(job_id) == Ending("left")
     assert services.executor.stopped == [folder.path]  # type: ignore[attr-defined]
     assert ledger.get(job_id).status == "cancelled"
 
@@ -228,7 +303,7 @@ def test_without_vllm_the_job_fails_and_says_what_to_do(
 ) -> None:
     folder.canary.write_text("{}")
     with pytest.raises(JobFailedError, match="trained but cannot be served: vLLM is not installed") as caught:
-        workflow.prove(job_id)
+        publishing.prove(job_id)
     assert caught.value.code == "engine_unavailable"
     ledger.transition(job_id, "running", only_from=("queued",))
     workflow.fail(job_id, caught.value.code, str(caught.value))
@@ -244,9 +319,9 @@ def test_an_engine_that_answers_as_the_base_fails_the_job(
 
     folder.canary.write_text("{}")
     monkeypatch.setattr(FakeEngines, "endpoint", lambda *_: "http://127.0.0.1:9")
-    monkeypatch.setattr(workflow, "check", refuse)
+    monkeypatch.setattr(publishing, "check", refuse)
     with pytest.raises(JobFailedError, match="answers as the base model") as caught:
-        workflow.prove(job_id)
+        publishing.prove(job_id)
     assert caught.value.code == "canary_failed"
 
 
@@ -275,8 +350,8 @@ def test_a_finished_jobs_metrics_are_a_file(
         report = {"step": step, "total_steps": 2} | data
         ledger.add_event(job_id, level="info", message="a step", type="metrics", data=report)
     folder.result.write_text('{"status": "succeeded", "trained_tokens": 7}')
-    workflow.finish(job_id)
-    workflow.finish(job_id)
+    publishing.finish(job_id)
+    publishing.finish(job_id)
     with ledger._database.reading() as session:
         job = session.query(Job).where(Job.id == job_id).one()
         file = session.query(File).one()

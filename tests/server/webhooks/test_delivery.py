@@ -13,9 +13,10 @@ from sqlalchemy import select
 from server.clock import now
 from server.database import Database
 from server.ids import WEBHOOK, new_id
+from server.jobs.context import JobServices
+from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
 from server.jobs.tables import Job
-from server.jobs.workflow import DBOSRunner, JobServices
 from server.keys.service import issue_key
 from server.migrate import migrate
 from server.settings import Settings
@@ -23,6 +24,7 @@ from server.webhooks import delivery
 from server.webhooks.sender import new_secret
 from server.webhooks.tables import Delivery, Endpoint
 from tests.server.jobs.test_ledger import store_job
+from tests.server.jobs.test_workflow import FakeEngines, FakeExecutor
 from tests.server.support import wait_until
 from tests.server.webhooks.receiver import Receiver, receiving
 
@@ -49,8 +51,8 @@ def ledger(settings: Settings) -> Iterator[JobLedger]:
 @contextmanager
 def running(settings: Settings, ledger: JobLedger) -> Iterator[DBOSRunner]:
     """The durable queue; its jobs are not what is tested, so there is neither trainer nor engine."""
-    nothing: Any = None
-    runner = DBOSRunner(JobServices(settings, ledger, nothing, nothing, threading.Event()))
+    engines: Any = FakeEngines()
+    runner = DBOSRunner(JobServices(settings, ledger, FakeExecutor(), engines, threading.Event()))
     runner.start()
     try:
         yield runner

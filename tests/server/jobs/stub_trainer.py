@@ -1,0 +1,95 @@
+"""A stand-in for the trainer: steps, checkpoints, an adapter and a canary as the real one leaves them, in a second.
+
+Knows nothing of the project. Beside what a run leaves it notes, in its folder, every start (`starts`) and any run
+that went on beside another (`overlaps`).
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS = 6
+STEP_SECONDS = 0.15
+pausing = threading.Event()
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, pause)
+    note("starts", f"{os.getpid()} {'resume' if '--resume' in sys.argv else 'begin'}")
+    lock = Path("lock").open("w")  # noqa: SIM115 - held until the process ends, however it does
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        note("overlaps", str(os.getpid()))
+    done = last_step()
+    emit("Training begins", {})
+    for step in range(done + 1, STEPS + 1):
+        time.sleep(STEP_SECONDS)
+        emit(f"Step {step}", {"step": step, "total_steps": STEPS, "train_loss": 1 / step}, kind="metrics")
+        if step % 2 == 0 or pausing.is_set():
+            checkpoint(step)
+        if pausing.is_set():
+            put("result.json", {"status": "paused", "steps": step})
+            return
+    save_adapter(Path("adapter"))
+    numbers = {"adapter_logprobs": [-1.0, -1.5], "base_logprobs": [-2.0, -2.5]}
+    put(
+        "canary.json",
+        {"prompt_token_ids": [1, 2], "completion_token_ids": [3, 4], "dtype": "float32"} | numbers,
+    )
+    put("result.json", {"status": "succeeded", "steps": STEPS, "trained_tokens": 100})
+
+
+def pause(*_: object) -> None:
+    pausing.set()
+
+
+def last_step() -> int:
+    states = Path("checkpoints").glob("*/trainer_state.json")
+    return max((json.loads(state.read_text())["global_step"] for state in states), default=0)
+
+
+def checkpoint(step: int) -> None:
+    folder = Path("checkpoints") / f"checkpoint-{step}"
+    save_adapter(folder)
+    put(str(folder / "trainer_state.json"), {"global_step": step})
+    emit("Checkpoint", {"step": step, "path": str(folder), "metrics": {}}, kind="checkpoint")
+
+
+def save_adapter(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    put(str(folder / "adapter_config.json"), {"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]})
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    header = {
+        f"{layer}.lora_{part}.weight": {"dtype": "F32", "shape": shape, "data_offsets": [8 * n, 8 * n + 8]}
+        for n, (part, shape) in enumerate((("A", [1, 2]), ("B", [2, 1])))
+    }
+    text = json.dumps(header).encode()
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+
+
+def put(path: str, value: Any) -> None:
+    Path(f"{path}.new").write_text(json.dumps(value))
+    Path(f"{path}.new").replace(path)
+
+
+def emit(message: str, data: Any, kind: str = "message") -> None:
+    event = {"created_at": int(time.time()), "level": "info", "type": kind, "message": message, "data": data}
+    note("events.jsonl", json.dumps(event))
+
+
+def note(name: str, line: str) -> None:
+    with Path(name).open("a") as file:
+        file.write(line + "\n")
+
+
+main()
