@@ -60,6 +60,7 @@ class TrainingSection(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     logging_steps: int = Field(1, ge=1)
     eval_steps: int | None = Field(None, ge=1, description="default: at the end only")
+    eval_on_start: bool = Field(False, description="evaluate the untrained model too")
     eval_batch_size: int = Field(8, ge=1)
     save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
 

@@ -46,6 +46,7 @@ def recipe_file(workplace: Path, output: Path, **changes: Any) -> Path:
             "batch_size": 4,
             "learning_rate": 5e-3,
             "eval_steps": 2,
+            "eval_on_start": True,
             "save_steps": 2,
         },
         "seed": 5,
@@ -85,7 +86,7 @@ def test_events_tell_steps_metrics_and_time_left(finished: Path) -> None:
     found = events(finished)
     metrics = [event["data"] for event in found if event["type"] == "metrics"]
     assert [data["step"] for data in metrics if "train_loss" in data] == [1, 2, 3, 4]
-    assert [data["step"] for data in metrics if "valid_loss" in data] == [2, 4]
+    assert [data["step"] for data in metrics if "valid_loss" in data] == [0, 2, 4]
     assert all(data["total_steps"] == 4 for data in metrics)
     assert all(data["seconds_remaining"] >= 0 for data in metrics if data["step"])
     assert [event["data"]["step"] for event in found if event["type"] == "checkpoint"] == [2, 4]

@@ -61,6 +61,7 @@ def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if evaluates and training.eval_steps else "no",
         "eval_steps": training.eval_steps,
+        "eval_on_start": evaluates and training.eval_on_start,
         "prediction_loss_only": True,
         "save_strategy": "steps" if training.save_steps else "epoch",
         "save_steps": training.save_steps or 500,

@@ -62,6 +62,7 @@ class CollapseGuard(TrainerCallback):
             self._checked_step = max(judged, default=-1)
             return
         self._baseline = self._measure()
+        self._checked_step = state.global_step
         self._log(self._baseline)
         self._store()
 
