@@ -114,7 +114,7 @@ def test_a_teacher_is_a_base_or_the_projects_own_model(
 
     def recipe(job_id: str) -> Any:
         with service.services.database.reading() as session:
-            return session.get_one(Job, job_id).recipe["method"]["teacher"]
+            return session.query(Job).where(Job.id == job_id).one().recipe["method"]["teacher"]
 
     base_path = str(service.settings.models_dir / BASE_MODEL)
     assert recipe(distil(BASE_MODEL).id) == {"path": base_path, "adapter": None, "dtype": None}
