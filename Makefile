@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: install demo test test-slow test-gpu lint bench clean
+.PHONY: install demo test test-slow test-gpu lint bench bench-server clean
 
 install: $(STAMP)
 
@@ -40,6 +40,9 @@ lint: install
 bench: install
 	$(BIN)/python -m pip install --quiet $(if $(filter cpu,$(EXTRA)),-c constraints-cpu.txt) -e '.[bench]'
 	$(BIN)/python -m benchmarks.heads --growth --device $(EXTRA)
+
+bench-server: install
+	$(BIN)/python -m benchmarks.server
 
 clean:
 	rm -rf $(VENV) .alignkit build *.egg-info

@@ -23,6 +23,9 @@ from server.keys.guard import KeyGuard
 from server.limits.body import BodyLimit
 from server.limits.rates import RateLimit, open_storage
 from server.methods.routes import router as methods
+from server.metrics.collector import EngineStates, RequestMetrics, ServiceCollector
+from server.metrics.routes import PATH as METRICS_PATH
+from server.metrics.routes import router as metrics
 from server.migrate import migrate, start_lock
 from server.models.catalog import ModelCatalog
 from server.models.routes import router as models
@@ -57,18 +60,25 @@ def create_app(
     routers: Sequence[APIRouter] = ROUTERS,
     check: FileCheck = check_file,
     make_recipe: RecipeMaker = recipe_for_job,
+    engine_states: EngineStates = dict,
 ) -> FastAPI:
     """The service. Without a `runner` jobs are accepted and wait, and /readyz says so.
 
-    `unpublish` takes a deleted model out of serving.
+    `unpublish` takes a deleted model out of serving; `engine_states` is what /metrics tells of engines.
     """
     logs.configure()
+    requests = RequestMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with open_services(settings, runner, unpublish, check, make_recipe) as services:
             app.state.services = services
-            yield
+            collector = ServiceCollector(services.database, engine_states)
+            requests.registry.register(collector)
+            try:
+                yield
+            finally:
+                requests.registry.unregister(collector)
 
     app = FastAPI(
         title="alignkit",
@@ -77,15 +87,19 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
+    app.state.request_metrics = requests
     app.include_router(health.router)
+    admin_only = [] if settings.metrics_open else [Depends(require_scope)]
+    app.include_router(metrics, dependencies=admin_only)
     for router in routers:
         app.include_router(router, dependencies=[Depends(require_scope)])
     errors.install(app)
     # The last one added meets a request first.
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))
-    app.add_middleware(KeyGuard)
-    app.add_middleware(RequestLog)
+    also_open = frozenset({METRICS_PATH} if settings.metrics_open else ())
+    app.add_middleware(KeyGuard, also_open=also_open)
+    app.add_middleware(RequestLog, observe=requests.observe)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -43,7 +43,13 @@ def build_app(
         engines.stop(name)
         unpublish_weights(settings, model_name=name)
 
-    app = create_app(settings, runner=make_runner, unpublish=take_down, routers=(*ROUTERS, chat))
+    app = create_app(
+        settings,
+        runner=make_runner,
+        unpublish=take_down,
+        routers=(*ROUTERS, chat),
+        engine_states=engines.statuses,
+    )
     serve_requests = app.router.lifespan_context
 
     @asynccontextmanager

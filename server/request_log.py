@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,7 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import error_response, server_error
 
 HEADER = "x-request-id"
-QUIET_PATHS = frozenset({"/healthz", "/readyz"})
+QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+NO_ROUTE = "none"
+Observe = Callable[[str, str, int, float], None]
+"""(method, route, status, seconds)."""
 _GIVEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = structlog.get_logger()
@@ -20,8 +24,10 @@ log = structlog.get_logger()
 class RequestLog:
     """ASGI middleware, the outermost one. Bodies, queries and headers are never logged."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, observe: Observe) -> None:
+        """`observe` is told of every request, with the template of its path."""
         self._app = app
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer through the application, with the request's id in a header."""
@@ -48,8 +54,16 @@ class RequestLog:
                     raise
                 await error_response(server_error(request_id))(scope, receive, send_with_id)
             finally:
+                seconds = time.monotonic() - start
+                self._observe(scope["method"], _route(scope), status, seconds)
                 if scope["path"] not in QUIET_PATHS:
-                    milliseconds = round(1000 * (time.monotonic() - start), 1)
+                    milliseconds = round(1000 * seconds, 1)
                     log.info(
                         "request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds
                     )
+
+
+def _route(scope: Scope) -> str:
+    """The template of the path that answered; what matches none is one and the same."""
+    path: str = getattr(scope.get("route"), "path", NO_ROUTE)
+    return path

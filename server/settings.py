@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     pause_grace_seconds: float = Field(
         600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"
     )
+    metrics_open: bool = Field(
+        False, description="/metrics answers without a key; otherwise to an admin's only"
+    )
     training_restarts: int = Field(
         3, ge=0, description="how often a killed training process goes on from the same checkpoint"
     )

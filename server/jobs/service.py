@@ -83,7 +83,7 @@ class JobService:
     def list(self, labels: Mapping[str, str] | None, query: PageQuery) -> ListObject[JobObject]:
         """A page of jobs, newest first; see JobRepository.list for `labels`."""
         page = self._jobs.list(labels, query)
-        found = places(self._session)
+        found = places(self._session, page.items)
         data = [present_job(job, self._project.project_name, found.get(job.id)) for job in page.items]
         return ListObject(data=data, has_more=page.has_more)
 
@@ -181,7 +181,7 @@ class JobService:
         self._events.add(event)
 
     def _present(self, job: Job) -> JobObject:
-        place = places(self._session).get(job.id) if job.status == "queued" else None
+        place = places(self._session, [job]).get(job.id)
         return present_job(job, self._project.project_name, place)
 
 

@@ -15,7 +15,11 @@ class Job(Owned, Base):
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("uq_jobs_idempotency_key", "project_id", "idempotency_key", unique=True),)
+    __table_args__ = (
+        Index("uq_jobs_idempotency_key", "project_id", "idempotency_key", unique=True),
+        Index("ix_jobs_project_id_turn", "project_id", "turn"),
+        Index("ix_jobs_project_id_seq", "project_id", "seq"),
+    )
 
     status: Mapped[str] = mapped_column(String(32), index=True)
     base_model: Mapped[str] = mapped_column(String(96))

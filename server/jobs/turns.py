@@ -6,9 +6,7 @@ that is killed in between hands them over when it starts again.
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 import structlog
@@ -58,35 +56,50 @@ class Turns:
 
     def _next(self, queue: "_Queue") -> Job | None:
         """The first job of the project that is to be served; None where nobody may start another."""
-        last, running = queue.last_turns(), queue.running()
-        waiting = [
+        projects, running = queue.waiting(), queue.running()
+        last = queue.last_turns(project.id for project, _ in projects)
+        candidates = [
             (last.get(project.id, 0), first, project.id)
-            for project, first in queue.waiting()
+            for project, first in projects
             if (most := limits_of(project.limits or {}, self._limits).jobs_running) is None
             or running.get(project.id, 0) < most
         ]
-        return queue.job(min(waiting)[1]) if waiting else None
+        return queue.job(min(candidates)[1]) if candidates else None
 
 
-def places(session: Session) -> dict[str, int]:
-    """The place of every job that waits, as turns would be given now: 1 is the next to start.
+def places(session: Session, jobs: Iterable[Job]) -> dict[str, int]:
+    """The place of each of `jobs` that waits, as turns would be given now: 1 is the next to start.
 
-    Limits on how many jobs of a project run at once are not looked at.
+    Projects take turns, so a project's n-th job starts in the n-th round: after every other project's first n - 1,
+    and after the n-th of those that come before it in a round. So nobody's queue is read, only its length. Limits on
+    how many jobs of a project run at once are not looked at.
     """
+    asked = [job for job in jobs if job.status in WAITING]
+    if not asked:
+        return {}
     queue = _Queue(session)
-    called, last = list(queue.called()), queue.last_turns()
-    jobs: dict[str, deque[str]] = {}
-    for job_id, project_id in queue.in_order():
-        jobs.setdefault(project_id, deque()).append(job_id)
-    turn = max(last.values(), default=0)
-    ahead = [(last.get(project_id, 0), place, project_id) for place, project_id in enumerate(jobs)]
-    heapify(ahead)
-    while ahead:
-        _, place, project_id = ahead[0]
-        called.append(jobs[project_id].popleft())
-        turn += 1
-        heapreplace(ahead, (turn, place, project_id)) if jobs[project_id] else heappop(ahead)
-    return {job_id: place for place, job_id in enumerate(called, start=1)}
+    called = {job_id: place for place, job_id in enumerate(queue.called(), start=1)}
+    lengths, ranks = queue.lengths(), queue.ranks(asked)
+    rounds = list(lengths)
+    found = {job.id: called[job.id] for job in asked if job.id in called}
+    for job in asked:
+        if job.seq not in ranks:
+            continue
+        earlier = ranks[job.seq]  # of its own project
+        before = rounds.index(job.project_id)
+        others = sum(
+            min(lengths[project_id], earlier + (turn < before))
+            for turn, project_id in enumerate(rounds)
+            if turn != before
+        )
+        found[job.id] = len(called) + earlier + others + 1
+    return found
+
+
+def waiting(session: Session) -> int:
+    """How many jobs wait, those called to start included."""
+    query = select(func.count(Job.seq)).where(Job.status.in_(WAITING))
+    return session.scalars(query).one()
 
 
 class _Queue:
@@ -112,10 +125,12 @@ class _Queue:
         )
         return _pairs(self._session.execute(query.group_by(Job.project_id)))
 
-    def last_turns(self) -> dict[str, int]:
-        """Each project's last turn."""
-        query = select(Job.project_id, func.max(Job.turn)).where(Job.turn.is_not(None))
-        return _pairs(self._session.execute(query.group_by(Job.project_id)))
+    def last_turns(self, projects: Iterable[str]) -> dict[str, int]:
+        """The last turn of each of these projects that has had one; looked up one by one, since each is one step
+        into an index, and all of them together a walk over every job there ever was."""
+        query = select(func.max(Job.turn))
+        last = {name: self._session.scalar(query.where(Job.project_id == name)) for name in projects}
+        return {name: turn for name, turn in last.items() if turn is not None}
 
     def waiting(self) -> list[tuple[Project, int]]:
         """Projects with jobs that wait for their turn, and the first such job's `seq`."""
@@ -128,10 +143,29 @@ class _Queue:
         query = select(Project, first.c.first).join(first, Project.id == first.c.project_id)
         return [(project, seq) for project, seq in self._session.execute(query)]
 
-    def in_order(self) -> Iterable[tuple[str, str]]:
-        """(job, project) of every job that waits for its turn, oldest first."""
-        query = select(Job.id, Job.project_id).where(Job.status.in_(WAITING), Job.turn.is_(None))
-        return [(job_id, project_id) for job_id, project_id in self._session.execute(query.order_by(Job.seq))]
+    def lengths(self) -> dict[str, int]:
+        """How many jobs of each project wait for their turn, in the order in which the projects are served next."""
+        waits = (Job.status.in_(WAITING), Job.turn.is_(None))
+        query = select(Job.project_id, func.count(Job.seq)).where(*waits).group_by(Job.project_id)
+        lengths = _pairs(self._session.execute(query.order_by(func.min(Job.seq))))
+        last = self.last_turns(lengths)
+        return {name: lengths[name] for name in sorted(lengths, key=lambda name: last.get(name, 0))}
+
+    def ranks(self, jobs: Iterable[Job]) -> dict[int, int]:
+        """By `seq` of those of `jobs` that wait for their turn: how many of their project's wait before them."""
+        asked = list(jobs)
+        earlier = func.row_number().over(partition_by=Job.project_id, order_by=Job.seq) - 1
+        ranked = (
+            select(Job.seq, earlier.label("earlier"))
+            .where(
+                Job.project_id.in_({job.project_id for job in asked}),
+                Job.status.in_(WAITING),
+                Job.turn.is_(None),
+            )
+            .subquery()
+        )
+        query = select(ranked).where(ranked.c.seq.in_([job.seq for job in asked]))
+        return {seq: rank for seq, rank in self._session.execute(query)}  # noqa: C416 - as below
 
     def job(self, seq: int) -> Job:
         return self._session.scalars(select(Job).where(Job.seq == seq)).one()

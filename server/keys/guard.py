@@ -13,12 +13,13 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json
 class KeyGuard:
     """ASGI middleware: sets `request.state.principal`, or answers 401 (and 400 to a URL no database can take)."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, also_open: frozenset[str] = frozenset()) -> None:
         self._app = app
+        self._open = OPEN_PATHS | also_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is open or carries a valid key."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in self._open:
             await self._app(scope, receive, send)
             return
         try:

@@ -18,7 +18,7 @@ from alignkit.errors import DataError, ModelError
 from server.errors import ApiError
 from server.jobs.preparation import PreparedJob
 from server.jobs.repository import JobRepository
-from server.jobs.turns import places
+from server.jobs.turns import waiting
 from server.keys.service import Principal
 from server.preflight.schemas import EstimateObject, PreviewObject, PreviewRequest, PreviewRow
 from server.services import Services
@@ -66,7 +66,7 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
     with services.database.reading() as session:
         jobs = JobRepository(session, project.project_id)
         rates = jobs.rates(prepared.request.model, prepared.method)
-        place = len(places(session)) + 1
+        place = waiting(session) + 1
     return EstimateObject(
         rows=rows,
         sampled_rows=sampled,

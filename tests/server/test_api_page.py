@@ -77,6 +77,12 @@ class Engines:
     def endpoint(self, base_model: str) -> str:
         return self.url
 
+    def hold(self, base_model: str) -> None:
+        pass
+
+    def release(self, base_model: str) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:

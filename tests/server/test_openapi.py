@@ -44,6 +44,12 @@ class NoEngines:
     def endpoint(self, base_model: str) -> str:
         raise EngineError("engine_unavailable", "vLLM is not installed")
 
+    def hold(self, base_model: str) -> None:
+        pass
+
+    def release(self, base_model: str) -> None:
+        pass
+
 
 def build(home: Path) -> FastAPI:
     settings = Settings(home=home, max_file_bytes=2**20)

@@ -1,4 +1,4 @@
-"""Servers that share the database.
+"""Servers that share the database, and indexes for projects with many jobs.
 
 Revision 0004, after 0003.
 """
@@ -15,7 +15,7 @@ INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Add the table."""
+    """Add the table and the indexes."""
     op.create_table(
         "servers",
         sa.Column("id", sa.String(64), nullable=False),
@@ -25,8 +25,12 @@ def upgrade() -> None:
         sa.Column("beat_at", INTEGER, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_servers"),
     )
+    for column in ("turn", "seq"):
+        op.create_index(f"ix_jobs_project_id_{column}", "jobs", ["project_id", column])
 
 
 def downgrade() -> None:
-    """Remove it."""
+    """Remove them."""
+    for column in ("seq", "turn"):
+        op.drop_index(f"ix_jobs_project_id_{column}", "jobs")
     op.drop_table("servers")

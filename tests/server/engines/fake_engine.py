@@ -21,6 +21,7 @@ SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); t
 
 class Engine(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
     options: argparse.Namespace
 
     def note(self, text: str) -> None:
@@ -29,6 +30,7 @@ class Engine(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Engine
 
     def do_GET(self) -> None:

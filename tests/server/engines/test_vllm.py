@@ -20,6 +20,7 @@ from server.engines.adapters import publish, unpublish
 from server.engines.canary import check
 from server.engines.errors import CanaryError
 from server.engines.manager import EngineManager
+from server.engines.weights import publish_weights
 from server.settings import Settings
 from tests.server.engines.support import gone
 from tests.tiny import build_tiny_model
@@ -199,3 +200,38 @@ def test_shutdown_ends_every_process_of_vllm(rig: Rig) -> None:
     assert len(members) >= 2
     rig.manager.shutdown()
     assert all(gone(member.pid) for member in members)
+
+
+@pytest.mark.slow
+def test_adapters_beyond_those_kept_in_memory_come_back_when_asked_for(rig: Rig) -> None:
+    """Own engine with room for two adapters: each of four is dropped and found again by the resolver."""
+    settings = rig.settings.model_copy(deep=True)
+    settings.engine.max_loras, settings.engine.max_cpu_loras = 1, 2
+    names = [f"ft:tiny:default:many:a1b2c3d{n}" for n in range(4)]
+    for name in names:
+        publish(settings, settings.home / "adapter", model_name=name, base_model="tiny")
+    rig.manager.stop("tiny")
+    manager = EngineManager(settings)
+    try:
+        url = manager.endpoint("tiny")
+        for name in (*names, *names):
+            report = check(url, base_model="tiny", model_name=name, canary=rig.canary)
+            assert report.conclusive
+            assert report.adapter.maximum < 1e-3
+    finally:
+        manager.shutdown()
+        rig.url = rig.manager.endpoint("tiny")
+
+
+@pytest.mark.slow
+def test_a_fully_trained_model_has_an_engine_of_its_own(rig: Rig) -> None:
+    name = "ft:tiny:default:full:a1b2c3d4:ckpt-step-2"
+    publish_weights(rig.settings, rig.settings.models_dir / "tiny", model_name=name)
+    canary = rig.canary | {"adapter_logprobs": rig.canary["base_logprobs"], "base_logprobs": None}
+    rig.manager.stop("tiny")
+    try:
+        report = check(rig.manager.endpoint(name), base_model="tiny", model_name=name, canary=canary)
+        assert report.adapter.maximum < 1e-3
+    finally:
+        rig.manager.stop(name)
+        rig.url = rig.manager.endpoint("tiny")

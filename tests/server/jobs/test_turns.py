@@ -18,7 +18,7 @@ from server.jobs.context import JobServices
 from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
 from server.jobs.tables import Job
-from server.jobs.turns import Dispatcher, Turns, places
+from server.jobs.turns import Dispatcher, Turns, places, waiting
 from server.keys.service import issue_key
 from server.keys.tables import Project
 from server.migrate import migrate
@@ -228,14 +228,37 @@ def test_places_are_the_order_of_the_turns_to_come(database: Database) -> None:
     given_out = turns(database)
     for done in (0, 2, 1):
         work_off(database, given_out, done)
-        with database.reading() as session:
-            told = places(session)
+        told = all_places(database)
         assert list(told.values()) == list(range(1, len(told) + 1))
     (called,) = given_out.take()
+    assert all_places(database) == told
     with database.reading() as session:
-        assert places(session) == told
+        last = session.scalars(select(Job).where(Job.id == list(told)[-1])).one()
+        assert places(session, [last]) == {last.id: len(told)} == {last.id: waiting(session)}
     assert next(iter(told)) == called
     assert work_off(database, given_out, len(told)) == list(told)
+
+
+@given(st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=4), max_size=4), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_places_come_true(shared: Database, arrivals: list[list[int]], done: int) -> None:
+    with shared.writing() as session:
+        session.execute(delete(Job))
+    given_out = turns(shared)
+    for counts in arrivals:
+        for name, count in zip("abcd", counts, strict=True):
+            if count:
+                queue(shared, name, count)
+        work_off(shared, given_out, min(done, len(all_places(shared))))
+    told = all_places(shared)
+    assert work_off(shared, given_out, len(told)) == list(told)
+
+
+def all_places(database: Database) -> dict[str, int]:
+    """Every job that waits and its place, in the order of the places."""
+    with database.reading() as session:
+        told = places(session, session.scalars(select(Job)).all())
+    return dict(sorted(told.items(), key=lambda pair: pair[1]))
 
 
 def test_a_job_is_handed_over_until_it_has_started(sqlite: Database) -> None:

@@ -1,0 +1,204 @@
+"""What the service costs: `python -m benchmarks.server`. Prints one table and writes results/server.json.
+
+The server is the real one, a process of its own. Its engine is a stand-in that answers at once (tests'
+fake_engine.py), so that what is measured is the service and not vLLM on a CPU; training is a stand-in as well.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import psutil
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import insert, select, update
+
+from server.clock import now
+from server.database import Database
+from server.engines.process import Identity
+from server.jobs.tables import Job
+from server.keys.tables import Project
+from tests.server.jobs.killing import Rig
+from tests.server.postgres import postgres
+from tests.server.support import pairs
+
+RESULTS = Path(__file__).parent / "results"
+STREAMS = 16
+UPLOAD_BYTES = 100 * 2**20
+Figures = dict[str, float]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="a few of each, to see that it works; writes nothing"
+    )
+    quick = parser.parse_args().quick
+    figures: Figures = {}
+    with running() as rig:
+        figures |= chat(rig, 20 if quick else 500)
+        figures |= creation(rig, 3 if quick else 50)
+        figures |= upload(rig, UPLOAD_BYTES // 20 if quick else UPLOAD_BYTES)
+    jobs, asks = (1000, 20) if quick else (100_000, 300)
+    with running() as rig:
+        figures["list p99 on SQLite, ms"] = listing(
+            rig, f"sqlite:///{rig.home / 'alignkit.sqlite'}", jobs, asks
+        )
+    with postgres() as url, running(database_url=url) as rig:
+        figures["list p99 on Postgres, ms"] = listing(rig, url, jobs, asks)
+    show(figures, jobs)
+    if not quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "server.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def running(**settings: str) -> Iterator[Rig]:
+    """A service that answers."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        rig = Rig(Path(folder) / "home", **settings)
+        try:
+            rig.client()
+            yield rig
+        finally:
+            rig.clean_up()
+
+
+def chat(rig: Rig, requests: int) -> Figures:
+    """The pass-through beside the engine itself: one request at a time, and sixteen streams."""
+    through = http(rig)
+    ask(through, "echo")  # starts the engine
+    identity = next(filter(None, map(Identity.load, rig.home.glob("engines/*.json"))))
+    direct = httpx.Client(base_url=f"http://127.0.0.1:{identity.port}", trust_env=False)
+    times: dict[str, list[float]] = {"direct": [], "through": []}
+    for _ in range(requests):  # in turns, so that what else the machine does hits both
+        times["direct"].append(timed(lambda: ask(direct, "echo")))
+        times["through"].append(timed(lambda: ask(through, "echo")))
+    found = {
+        "chat directly, p50 ms": 1e3 * median(times["direct"]),
+        "chat added by the service, p50 ms": 1e3 * (median(times["through"]) - median(times["direct"])),
+    }
+    for name, client in (("directly", direct), ("through the service", through)):
+        with ThreadPoolExecutor(STREAMS) as pool:
+            seconds = timed(lambda c=client: list(pool.map(lambda _: ask(c, "stream"), range(requests))))  # type: ignore[misc]
+        found[f"{STREAMS} streams {name}, answers/s"] = requests / seconds
+    return found
+
+
+def creation(rig: Rig, count: int) -> Figures:
+    """A job on a file of 1,000 rows, to the answer and to the start of its process."""
+    client = rig.client()
+    file = client.files.create(file=("pairs.jsonl", pairs(1000)), purpose="fine-tune").id
+    body = {"model": "tiny", "training_file": file, "method": {"type": "f_dpo"}}
+    created, started = [], []
+    for _ in range(count):
+        begun = time.perf_counter()
+        job_id = http(rig).post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()["id"]
+        created.append(time.perf_counter() - begun)
+        rig.wait((rig.home / "jobs" / job_id / "starts").exists, "the training process starts")
+        started.append(time.perf_counter() - begun)
+        http(rig).post(f"/v1/fine_tuning/jobs/{job_id}/cancel").raise_for_status()
+    return {
+        "job creation with 1,000 rows, p50 ms": 1e3 * median(created),
+        "creation to process start, p50 ms": 1e3 * median(started),
+    }
+
+
+def upload(rig: Rig, size: int) -> Figures:
+    """How much the server's memory grows while it takes a file."""
+    process = psutil.Process(rig.servers[0].process.pid)
+    before, peak, done = process.memory_info().rss, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    line = pairs(1)
+    content = line * (size // len(line))
+    form = {"files": {"file": ("big.jsonl", content)}, "data": {"purpose": "fine-tune"}}
+    http(rig).post("/v1/files", **form).raise_for_status()  # type: ignore[arg-type]
+    done.set()
+    watching.join()
+    return {f"memory growth by an upload of {size >> 20} MiB, MiB": max(0, peak - before) / 2**20}
+
+
+def listing(rig: Rig, url: str, jobs: int, asks: int) -> float:
+    """The 99th percentile of listing the newest jobs, of which a thousand wait, in milliseconds."""
+    database = Database(url)
+    with database.writing() as session:
+        project = session.scalars(select(Project.id)).one()
+        session.execute(update(Project).values(limits={"jobs_running": 0}))  # they wait for ever
+        for start in range(0, jobs, 10_000):
+            rows = [row(project, n, jobs) for n in range(start, min(jobs, start + 10_000))]
+            session.execute(insert(Job), rows)
+    database.close()
+    client = http(rig)
+    times = sorted(timed(lambda: client.get("/v1/fine_tuning/jobs").raise_for_status()) for _ in range(asks))
+    return 1e3 * times[math.ceil(0.99 * asks) - 1]
+
+
+def row(project: str, number: int, jobs: int) -> dict[str, Any]:
+    """A job as a row; the last thousand wait."""
+    waits = number >= jobs - 1000
+    return {
+        "id": f"ftjob-{number}",
+        "project_id": project,
+        "created_at": now(),
+        "status": "queued" if waits else "succeeded",
+        "turn": None if waits else number + 1,
+        "base_model": "tiny",
+        "training_file": "file-a",
+        "seed": 1,
+        "method_type": "f_dpo",
+        "hyperparameters": {},
+        "recipe": {},
+        "result_files": [],
+    }
+
+
+def http(rig: Rig) -> httpx.Client:
+    """Plain HTTP with the first key."""
+    key = (rig.home / "first-key").read_text().strip()
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=rig.servers[0].url, headers=headers, timeout=120, trust_env=False)
+
+
+def ask(client: httpx.Client, what: str) -> None:
+    """One chat request, read to its end."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": what}], "stream": what == "stream"}
+    client.post("/v1/chat/completions", json=body).raise_for_status()
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def show(figures: Figures, jobs: int) -> None:
+    """Print the table."""
+    table = Table(title=f"The service over an engine that answers at once; lists of {jobs:,} jobs")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
