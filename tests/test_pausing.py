@@ -92,17 +92,3 @@ def test_a_paused_run_goes_on_where_it_stopped(recipe: Recipe, tmp_path: Path) -
     assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
     assert folder.adapter.is_dir()
     assert not list(folder.path.glob("repeat-*"))
-
-
-def test_a_checkpoint_that_was_cut_off_is_none(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    for step in (2, 10, 4):
-        path = folder.checkpoints / f"checkpoint-{step}"
-        path.mkdir(parents=True)
-        (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    (folder.checkpoints / "checkpoint-12").mkdir()
-    (folder.checkpoints / "checkpoint-14").mkdir()
-    (folder.checkpoints / "checkpoint-14" / "trainer_state.json").write_text('{"global_step": 1')
-    last = folder.last_checkpoint()
-    assert last is not None
-    assert last.name == "checkpoint-10"

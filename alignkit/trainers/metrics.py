@@ -39,7 +39,8 @@ class ItemMetrics:
 
     def state(self) -> dict[str, Any]:
         """Everything in the store, for `restore`."""
-        return {"values": dict(self._values), "ratios": dict(self._ratios), "bins": dict(self._bins)}
+        values = {name: list(kept) for name, kept in self._values.items()}
+        return {"values": values, "ratios": dict(self._ratios), "bins": dict(self._bins)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put the store where it was when `state` was taken."""

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from alignkit import train
 from alignkit.recipe import Recipe
 
-SECONDS_A_RECIPE = 150
+SECONDS_A_RECIPE = 300
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,39 @@
+"""The launch command, accelerate's configurations, and processes that do not find each other."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from alignkit import train
+from alignkit.errors import RecipeError
+from alignkit.launch import launch_command
+
+CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "accelerate").glob("*.yaml"))
+
+
+def test_the_number_of_processes_is_the_callers_or_the_configurations() -> None:
+    recipe, config = Path("recipe.yaml"), Path("zero3.yaml")
+    assert "--num_processes=1" in launch_command(recipe)
+    assert {"--num_processes=2", "--multi_gpu"} <= set(launch_command(recipe, num_processes=2))
+    assert not [word for word in launch_command(recipe, config_file=config) if "num_processes" in word]
+    given = launch_command(recipe, config_file=config, num_processes=8)
+    assert given[3:6] == ["--config_file=zero3.yaml", "--num_processes=8", "-m"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_takes_every_configuration(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    stage = config.deepspeed_config.get("zero_stage") if hasattr(config, "deepspeed_config") else None
+    assert stage == (int(path.stem[4]) if path.stem.startswith("zero") else None)
+    assert config.mixed_precision == "no"  # the recipe's to say
+    assert config.use_cpu is False
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
+    train.require_processes(alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="expected 2 processes, as the launcher started, found 1"):
+        train.require_processes(alone)
