@@ -108,13 +108,6 @@ def test_what_is_wrong_with_d2o_is_named(file: Path, override: str, path: str, w
     assert words in str(caught.value)
 
 
-def test_a_method_without_type_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "no-type.yaml"
-    path.write_text(MINIMAL.replace("{type: f_dpo}", "{beta: 0.1}"))
-    with pytest.raises(RecipeError, match=r"^method\.type: is required$"):
-        Recipe.load(path)
-
-
 def test_every_issue_is_listed_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("model: {}\ndata: {train: x}\nmethod: {type: f_dpo, beta: -1}\nextra: 1\n")

@@ -1,5 +1,6 @@
 """The real service as a subprocess, for tests that go the whole way."""
 
+import os
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ class Service:
                 [sys.executable, "-m", "alignkit", "serve", "--port", "0", "--home", str(self.home)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, "ALIGNKIT_TRAINING_RESTARTS": "1"},
                 start_new_session=True,
             )
         wait_for(lambda: (self.home / "address").exists() and self.ready(), "the service is ready")

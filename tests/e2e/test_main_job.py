@@ -175,22 +175,32 @@ def test_cancelling_ends_the_process(service: Service, tuned: str) -> None:
     assert service.client.files.delete(job.training_file).deleted
 
 
-def test_a_dead_trainer_fails_the_job_with_its_last_words(service: Service, tuned: str) -> None:
-    job = service.submit(max_steps=100_000)
+def test_a_killed_trainer_goes_on_and_killed_again_fails_with_its_last_words(
+    service: Service, tuned: str
+) -> None:
+    job = service.submit(max_steps=100_000, checkpoint_interval=100_000)
     folder = service.home / "jobs" / job.id
-    wait_for(lambda: any(m.startswith("Step 2/") for m in service.messages(job.id)), "the job trains")
-    for process in [_training(folder), *_training(folder).children(recursive=True)]:
-        process.send_signal(signal.SIGKILL)
+
+    def trains(times: int) -> bool:
+        steps = [m for m in service.messages(job.id) if m.startswith("Step 2/") and "training loss" in m]
+        return len(steps) == times
+
+    for times in (1, 2):
+        wait_for(lambda n=times: trains(n), f"the job trains, start {times}")
+        for process in [_training(folder), *_training(folder).children(recursive=True)]:
+            process.send_signal(signal.SIGKILL)
     failed = service.finish(job.id)
+    assert "The training process died; it goes on from the beginning" in service.messages(job.id)
     assert failed.status == "failed"
     assert failed.error.code == "training_died"
+    assert "died 2 times at the same place" in failed.error.message
     assert "Step 2/100000" in failed.error.message
     assert "Step 2/100000" in service.messages(job.id)[-1]
     assert str(service.home) not in failed.error.message
 
 
 def test_a_killed_server_is_followed_by_one_that_finds_the_job(service: Service, tuned: str) -> None:
-    job = service.submit(max_steps=300)
+    job = service.submit(max_steps=100, checkpoint_interval=50)
     folder = service.home / "jobs" / job.id
     wait_for(lambda: any(m.startswith("Step 2/") for m in service.messages(job.id)), "the job trains")
     process = _training(folder)
@@ -202,7 +212,7 @@ def test_a_killed_server_is_followed_by_one_that_finds_the_job(service: Service,
     done = service.finish(job.id)
     assert done.status == "succeeded", done.error
     steps = [m for m in _all_messages(service, job.id) if m.startswith("Step ") and "training loss" in m]
-    assert len(steps) == len({m.split(":")[0] for m in steps}) == 300
+    assert len(steps) == len({m.split(":")[0] for m in steps}) == 100
     ask(service, done.fine_tuned_model)
 
 

@@ -5,6 +5,7 @@ that went on beside another (`overlaps`).
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -53,7 +54,8 @@ def pause(*_: object) -> None:
 
 
 def last_step() -> int:
-    states = Path("checkpoints").glob("*/trainer_state.json")
+    whole = Path("checkpoints").glob("*/manifest.json")
+    states = (path.with_name("trainer_state.json") for path in whole)
     return max((json.loads(state.read_text())["global_step"] for state in states), default=0)
 
 
@@ -61,6 +63,11 @@ def checkpoint(step: int) -> None:
     folder = Path("checkpoints") / f"checkpoint-{step}"
     save_adapter(folder)
     put(str(folder / "trainer_state.json"), {"global_step": step})
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in folder.iterdir()
+    }
+    put(str(folder / "manifest.json"), {"processes": 1, "files": files})
     emit("Checkpoint", {"step": step, "path": str(folder), "metrics": {}}, kind="checkpoint")
 
 

@@ -152,8 +152,11 @@ def test_a_killed_trainer_goes_on_from_its_last_whole_checkpoint(
         file.write('{"half": ')
     for step, whole in ((4, True), (8, False)):
         path = folder.checkpoints / f"checkpoint-{step}"
-        path.mkdir(parents=True)
-        (path / "trainer_state.json").write_text(f'{{"global_step": {step}}}' if whole else "{")
+        written = folder.checkpoints / "aside" if whole else path
+        written.mkdir(parents=True)
+        (written / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+        if whole:
+            seal(written, path, processes=1)
     ending = training.watch(job_id)
     assert training.watch(job_id) == ending == Ending("killed", 4), "and a repeat tells it once"
     start = Start().after(ending.step)
