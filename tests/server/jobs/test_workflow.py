@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from alignkit.checkpoints import seal
 from alignkit.run_folder import RunFolder
 from server.database import Database
 from server.engines.canary import FULL_PRECISION, CanaryReport, Difference
