@@ -58,6 +58,7 @@ class DBOSRunner:
         )
         delivery.start(delivery.Outbox(self._services.ledger.database, settings))
         self._heartbeat.start()
+        _drop_older_versions()
         self._dispatcher.start()
 
     def _stop(self) -> None:
@@ -74,7 +75,7 @@ class DBOSRunner:
     def _begin(self, job_id: str) -> None:
         """Give a job to DBOS; once an attempt, however often it is called."""
         attempt = self._services.ledger.get(job_id).attempt
-        with SetWorkflowID(job_id if attempt == 1 else f"{job_id}-{attempt}"):
+        with SetWorkflowID(f"{job_id}-{attempt}-v{WORKFLOW_VERSION}"):
             DBOS.enqueue_workflow(QUEUE, fine_tune, job_id, attempt)
 
     def enqueue(self, job_id: str) -> None:  # noqa: ARG002 - its row is in the queue already
@@ -88,6 +89,17 @@ class DBOSRunner:
         """Queue the job's webhooks."""
         for delivery_id in delivery.pending(job_id):
             delivery.enqueue(delivery_id)
+
+
+def _drop_older_versions() -> None:
+    """Cancel what an older version's workflows left unfinished: no step of this version could go on with them, and
+    they would hold the queue's places for ever. The dispatcher begins their jobs again, which finds their runs."""
+    left = DBOS.list_workflows(
+        queue_name=QUEUE, status=["PENDING", "ENQUEUED"], load_input=False, load_output=False
+    )
+    for workflow in left:
+        if workflow.app_version != WORKFLOW_VERSION:
+            DBOS.cancel_workflow(workflow.workflow_id)
 
 
 def _off_the_loop(work: Callable[[], None]) -> None:
