@@ -68,7 +68,7 @@ class TrainingSection(Section):
 class CollapseGuardSection(Section):
     """A few answers drawn at each evaluation and compared with the untrained model's; `collapse_guard: null` is off.
 
-    The limits are ours: on SmolLM2 a sound run stays well inside, a ruined one is far beyond.
+    The limits are ours; they were tried on tiny models only.
     """
 
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
