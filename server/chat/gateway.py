@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, closing
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
@@ -49,10 +50,13 @@ class ChatGateway:
     """
 
     def __init__(self, engines: Engines) -> None:
-        """Call it in the event loop that will use it."""
         self._engines = engines
         self._waiting: dict[str, asyncio.Task[str]] = {}
-        self._client = aiohttp.ClientSession(
+
+    @cached_property
+    def _client(self) -> aiohttp.ClientSession:
+        """Made at the first request, since it belongs to the event loop."""
+        return aiohttp.ClientSession(
             # An answer takes as long as it takes: a client that no longer wants it hangs up.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
