@@ -40,7 +40,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m pip install --quiet $(if $(filter cpu,$(EXTRA)),-c constraints-cpu.txt) -e '.[bench]'
+	$(BIN)/python -m benchmarks.heads --device $(EXTRA)
 	$(BIN)/python -m benchmarks.heads --growth --device $(EXTRA)
+	$(BIN)/alignkit models import smollm2-135m-instruct --home .alignkit
+	$(BIN)/python -m benchmarks.training_step
 
 bench-server: install
 	$(BIN)/python -m benchmarks.server

@@ -13,12 +13,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import in_fresh_process, measure, rates
+from benchmarks.measure import RUNS, in_fresh_process, measure, rates
 from benchmarks.ops import Op, Shape, discover
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
 MODULE = "benchmarks.heads"
+GROWTH_RUNS = 2
+"""Enough to see how a curve bends; the largest shapes take minutes."""
 console = Console()
 
 
@@ -32,8 +34,12 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes, to see that it works; writes nothing"
     )
-    parser.add_argument("--growth", action="store_true", help="also over tokens and vocabulary, with a plot")
-    parser.add_argument("--one", nargs=3, metavar=("OP", "CONTENDER", "SHAPE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--growth", action="store_true", help="instead over tokens and vocabulary, with a plot; fewer runs"
+    )
+    parser.add_argument(
+        "--one", nargs=4, metavar=("OP", "CONTENDER", "SHAPE", "RUNS"), help=argparse.SUPPRESS
+    )
     parser.add_argument("--rates", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one or options.rates:
@@ -49,18 +55,19 @@ def measure_all(options: argparse.Namespace) -> None:
     """Every op that was asked for, on every shape, one fresh process a contender."""
     speed = in_fresh_process(MODULE, "--device", options.device, "--rates")
     rows = []
-    kinds = ["quick"] if options.quick else [options.device, *(["growth"] if options.growth else [])]
+    kind = "quick" if options.quick else "growth" if options.growth else options.device
     for name, op in discover().items():
-        if options.op and name not in options.op:
+        shapes = op.SHAPES.get(kind, [])
+        if not shapes or (options.op and name not in options.op):
             continue
-        for kind in kinds:
-            found = [measure_shape(op, shape, options.device, speed) for shape in op.SHAPES.get(kind, [])]
-            console.print(table(f"{name}, {options.device}, {kind}", found))
-            rows += [{"op": name, "kind": kind, **row} for row in found]
+        runs = GROWTH_RUNS if options.growth else RUNS
+        found = [measure_shape(op, shape, options.device, speed, runs) for shape in shapes]
+        console.print(table(f"{name}, {options.device}, {kind}", found))
+        rows += [{"op": name, "kind": kind, **row} for row in found]
     if options.quick:
         return
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"heads-{options.device}.json"
+    path = RESULTS / f"heads-{options.device}{'-growth' if options.growth else ''}.json"
     path.write_text(json.dumps({"machine": machine(options.device) | speed, "rows": rows}, indent=1) + "\n")
     console.print(f"Written to {path}")
     if options.growth:
@@ -82,7 +89,7 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def measure_here(op_name: str, contender: str, shape: str, *, device: str) -> dict[str, float]:
+def measure_here(op_name: str, contender: str, shape: str, runs: str, *, device: str) -> dict[str, float]:
     """In the fresh process: one contender on one shape, forward and backward."""
     op = discover()[op_name]
     compute = op.CONTENDERS[contender]
@@ -95,14 +102,16 @@ def measure_here(op_name: str, contender: str, shape: str, *, device: str) -> di
             tensor.grad = None
         compute(**tensors).backward()
 
-    return measure(step, device)
+    return measure(step, device, int(runs))
 
 
-def measure_shape(op: Op, shape: Shape, device: str, speed: dict[str, float]) -> dict[str, Any]:
+def measure_shape(op: Op, shape: Shape, device: str, speed: dict[str, float], runs: int) -> dict[str, Any]:
     """Every contender on one shape, one after the other, and the time without which it cannot be done."""
     name = op.__name__.rpartition(".")[2]
     figures = {
-        contender: in_fresh_process(MODULE, "--device", device, "--one", name, contender, json.dumps(shape))
+        contender: in_fresh_process(
+            MODULE, "--device", device, "--one", name, contender, json.dumps(shape), str(runs)
+        )
         for contender in op.CONTENDERS
     }
     flops, moved = op.floor(shape)
