@@ -20,7 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
 MODULE = "benchmarks.heads"
 GROWTH_RUNS = 2
-"""Enough to see how a curve bends; the largest shapes take minutes."""
+GROWTH_CONTENDERS = ("materialised", "alignkit")
+"""Enough to see how a curve bends: the peers' largest shapes would take half an hour, and 17 GB."""
 console = Console()
 
 
@@ -60,8 +61,12 @@ def measure_all(options: argparse.Namespace) -> None:
         shapes = op.SHAPES.get(kind, [])
         if not shapes or (options.op and name not in options.op):
             continue
-        runs = GROWTH_RUNS if options.growth else RUNS
-        found = [measure_shape(op, shape, options.device, speed, runs) for shape in shapes]
+        names, runs = (GROWTH_CONTENDERS, GROWTH_RUNS) if options.growth else (tuple(op.CONTENDERS), RUNS)
+        found = [
+            {"shape": shape, "floor_seconds": floor(op, shape, speed)}
+            | {"figures": {name: measure_one(op, name, shape, options.device, runs) for name in names}}
+            for shape in shapes
+        ]
         console.print(table(f"{name}, {options.device}, {kind}", found))
         rows += [{"op": name, "kind": kind, **row} for row in found]
     if options.quick:
@@ -105,18 +110,18 @@ def measure_here(op_name: str, contender: str, shape: str, runs: str, *, device:
     return measure(step, device, int(runs))
 
 
-def measure_shape(op: Op, shape: Shape, device: str, speed: dict[str, float], runs: int) -> dict[str, Any]:
-    """Every contender on one shape, one after the other, and the time without which it cannot be done."""
+def measure_one(op: Op, contender: str, shape: Shape, device: str, runs: int) -> dict[str, Any]:
+    """In a fresh process."""
     name = op.__name__.rpartition(".")[2]
-    figures = {
-        contender: in_fresh_process(
-            MODULE, "--device", device, "--one", name, contender, json.dumps(shape), str(runs)
-        )
-        for contender in op.CONTENDERS
-    }
+    return in_fresh_process(
+        MODULE, "--device", device, "--one", name, contender, json.dumps(shape), str(runs)
+    )
+
+
+def floor(op: Op, shape: Shape, speed: dict[str, float]) -> float:
+    """The seconds without which it cannot be done."""
     flops, moved = op.floor(shape)
-    floor = max(flops / speed["flops_per_second"], moved / speed["bytes_per_second"])
-    return {"shape": shape, "floor_seconds": floor, "figures": figures}
+    return max(flops / speed["flops_per_second"], moved / speed["bytes_per_second"])
 
 
 def table(title: str, rows: list[dict[str, Any]]) -> Table:
