@@ -39,12 +39,11 @@ def present_job(job: Job, organization: str, queue_position: int | None) -> JobO
 
 def _integrations(job: Job) -> list[Any] | None:
     """The recipe's trackers as they were asked for."""
-    trackers = [dict(tracker) for tracker in (job.recipe.get("training") or {}).get("report_to", [])]
-    return [
-        {"type": kind} | ({kind: tracker} if tracker else {})
-        for tracker in trackers
-        if (kind := tracker.pop("type"))
-    ] or None
+    found = []
+    for tracker in (job.recipe.get("training") or {}).get("report_to", []):
+        settings = {name: value for name, value in tracker.items() if name != "type"}
+        found.append({"type": tracker["type"]} | ({tracker["type"]: settings} if settings else {}))
+    return found or None
 
 
 def present_event(event: Event) -> EventObject:
