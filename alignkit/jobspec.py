@@ -3,6 +3,7 @@
 A hyperparameter that takes "auto" is resolved here, and the resolved value is what the job echoes.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,12 @@ def recipe_for_job(
     seed: int,
     output_dir: Path,
     resolve_model: ResolveModel,
+    report_to: Sequence[Mapping[str, Any]] = (),
 ) -> JobSpec:
     """The recipe of a job; raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
 
-    `resolve_model` finds the models that hyperparameters name, such as a teacher.
+    `resolve_model` finds the models that hyperparameters name, such as a teacher; `report_to` are the recipe's
+    trackers.
     """
     if method not in METHODS:
         raise RecipeError(
@@ -58,7 +61,7 @@ def recipe_for_job(
         data=_data_section(resolved, train_file, validation_file),
         method=_method_section(resolved, spec, prefix, resolve_model),
         lora=_lora_section(resolved),
-        training=_training_section(resolved, spec.learning_rate),
+        training=_training_section(resolved, spec.learning_rate) | {"report_to": list(report_to)},
         collapse_guard={"on_collapse": resolved["on_collapse"]},
         seed=seed,
         output_dir=str(output_dir),

@@ -21,6 +21,7 @@ from alignkit.methods.sections import Dtype, LoraSection
 from alignkit.methods.sinkd import SinKDSection
 from alignkit.methods.supervised import SupervisedSection
 from alignkit.schema import Section, field_issues
+from alignkit.tracking import MAX_TRACKERS, Tracker, each_once
 
 
 class ModelSection(Section):
@@ -63,6 +64,21 @@ class TrainingSection(Section):
     eval_on_start: bool = Field(False, description="evaluate the untrained model too")
     eval_batch_size: int = Field(8, ge=1)
     save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
+    report_to: list[Tracker] = Field(
+        default_factory=list, max_length=MAX_TRACKERS, description="trackers; tensorboard by its name alone"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        return [{"type": tracker} if isinstance(tracker, str) else tracker for tracker in value]
+
+    @field_validator("report_to")
+    @classmethod
+    def _each_once(cls, trackers: list[Tracker]) -> list[Tracker]:
+        return each_once(trackers)
 
 
 class CollapseGuardSection(Section):

@@ -8,6 +8,8 @@ samples/        answers that D2O drew, and the references' log-probs
 adapter/        the trained adapter (or model/ for all weights), whole or absent
 collapse_guard.json   what the untrained model answered like, and the steps that were sound
 teacher/        the trained teacher of a distillation, where its recipe asks for it
+tensorboard/    event files, where the recipe reports to tensorboard (other trackers: a folder of their own name)
+trackers.json   ids of the run's records at trackers, by which a resumed run goes on with them
 canary.json     log-probs by which a server proves that it answers with this result
 result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
 """

@@ -111,10 +111,12 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
 
     from alignkit.methods import RunContext, method_of
     from alignkit.progress import ProgressCallback
+    from alignkit.tracking.callbacks import tracker_callbacks
 
     set_seed(recipe.seed)
+    callbacks = [ProgressCallback(folder), *(tracker_callbacks(recipe, folder) if is_main_process() else [])]
     model, tokenizer = load_model(recipe)
-    context = RunContext(recipe, model, tokenizer, folder.checkpoints, [ProgressCallback(folder)])
+    context = RunContext(recipe, model, tokenizer, folder.checkpoints, callbacks)
     trainer = method_of(recipe.method).build(context)
     require_processes(trainer)
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 from alignkit.data.validation import check_file
 from alignkit.jobspec import recipe_for_job
-from server import errors, health, logs
+from server import errors, health, logs, tracing
 from server.checkpoints.routes import router as checkpoints
 from server.database import Database
 from server.dependencies import require_scope
@@ -79,6 +79,7 @@ def create_app(
                 yield
             finally:
                 requests.registry.unregister(collector)
+        stop_tracing()
 
     app = FastAPI(
         title="alignkit",
@@ -100,6 +101,7 @@ def create_app(
     also_open = frozenset({METRICS_PATH} if settings.metrics_open else ())
     app.add_middleware(KeyGuard, also_open=also_open)
     app.add_middleware(RequestLog, observe=requests.observe)
+    stop_tracing = tracing.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

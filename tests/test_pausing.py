@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import alignkit
+from alignkit import train
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from server.executors.local import LocalExecutor
@@ -92,3 +93,8 @@ def test_a_paused_run_goes_on_where_it_stopped(recipe: Recipe, tmp_path: Path) -
     assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
     assert folder.adapter.is_dir()
     assert not list(folder.path.glob("repeat-*"))
+    undisturbed = recipe.model_copy(update={"output_dir": str(tmp_path / "undisturbed")})
+    (tmp_path / "undisturbed.yaml").write_text(undisturbed.to_yaml())
+    assert train.main([str(tmp_path / "undisturbed.yaml")]) == 0
+    whole = RunFolder(tmp_path / "undisturbed").read_result() or {}
+    assert done["trained_tokens"] == whole["trained_tokens"] > result["steps"]

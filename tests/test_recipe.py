@@ -35,6 +35,15 @@ def test_overrides_reach_any_depth(file: Path) -> None:
     assert recipe.data.validation == "v.jsonl"
 
 
+def test_a_tracker_may_be_its_name_alone(file: Path) -> None:
+    named, written = (
+        Recipe.load(file, [f"training.report_to=[{tracker}]"])
+        for tracker in ("tensorboard", "{type: tensorboard}")
+    )
+    assert named == written
+    assert [tracker.type for tracker in named.training.report_to] == ["tensorboard"]
+
+
 def test_the_written_recipe_reads_back_equal(file: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(file, ["method.divergence=alpha_divergence", "method.alpha=0.3"])
     again = tmp_path / "again.yaml"
@@ -50,6 +59,9 @@ def test_the_written_recipe_reads_back_equal(file: Path, tmp_path: Path) -> None
         ("method.divergence=tv", "method.divergence", "unknown divergence 'tv'"),
         ("method.alpha=0.3", "method.alpha", "reverse_kl has no parameter alpha"),
         ("method.gamma=1", "method.gamma", "unknown key"),
+        ("training.report_to=[comet]", "training.report_to.0.type", "expected one of tensorboard, wandb"),
+        ("training.report_to=[wandb]", "training.report_to.0.wandb.project", "is required"),
+        ("training.report_to=[tensorboard, tensorboard]", "training.report_to", "each tracker once"),
         (
             "method={beta: 0.1}",
             "method.type",

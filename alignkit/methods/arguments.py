@@ -66,7 +66,7 @@ def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:
         "save_strategy": "steps" if training.save_steps else "epoch",
         "save_steps": training.save_steps or 500,
         "seed": recipe.seed,
-        "report_to": "none",
+        "report_to": "none",  # alignkit.tracking has the recipe's trackers
         "disable_tqdm": True,
         "use_cpu": not has_gpu and not _sharded(),
         "dataloader_pin_memory": has_gpu,

@@ -5,14 +5,8 @@ from pathlib import Path
 
 from alignkit.launch import launch_command
 from alignkit.run_folder import RunFolder
-from server.engines.process import ManagedProcess, child_environment
-
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONUNBUFFERED": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+from server.engines.process import ManagedProcess
+from server.executors.environment import training_environment
 
 
 class LocalExecutor:
@@ -36,7 +30,7 @@ class LocalExecutor:
             launch_command(RunFolder(folder).recipe, python=self._python, resume=resume),
             log_path=RunFolder(folder).log,
             identity_path=_identity(folder),
-            environment=child_environment(ENVIRONMENT),
+            environment=training_environment(folder),
             cwd=folder,
         )
 

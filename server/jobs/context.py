@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass
 
 from alignkit.run_folder import RunFolder
+from alignkit.tracking import without_secrets
 from server.engines.errors import scrub_paths
 from server.engines.manager import EngineManager
 from server.executors.protocol import Executor
@@ -59,6 +60,7 @@ def folder_of(job_id: str) -> RunFolder:
 
 
 def with_log(message: str, folder: RunFolder) -> str:
-    """`message` and the last lines of the training log, without paths."""
+    """`message` and the last lines of the training log, without paths and the trackers' credentials."""
     tail = folder.log_tail()
-    return scrub_paths(f"{message}\nLast lines of the training log:\n{tail}" if tail else message)
+    text = f"{message}\nLast lines of the training log:\n{tail}" if tail else message
+    return scrub_paths(without_secrets(text))

@@ -15,7 +15,7 @@ from server.clock import now
 from server.database import Database, storable
 from server.files.tables import File
 from server.ids import CHECKPOINT, EVENT, MODEL, fixed_id, new_id
-from server.jobs.repository import EventRepository
+from server.jobs.repository import EventRepository, change_of
 from server.jobs.status import ACTIVE, FINISHED
 from server.jobs.tables import Checkpoint, Event, Job
 from server.keys.tables import Project
@@ -25,6 +25,7 @@ from server.webhooks.repository import announce
 FIELDS = frozenset(
     {
         "started_at",
+        "run_seconds",
         "finished_at",
         "error",
         "fine_tuned_model",
@@ -112,7 +113,7 @@ class JobLedger:
         """
         change = update(Job).where(Job.id == job_id, Job.status.in_(tuple(only_from)))
         with self._database.writing() as session:
-            done = session.execute(change.values(status=to, **_known(fields)).returning(Job.id)).all()
+            done = session.execute(change.values(change_of(to, _known(fields))).returning(Job.id)).all()
             if done:
                 job = _locked(session, job_id)
                 session.add_all(_event(job, level, message) for level, message in events)

@@ -1,6 +1,6 @@
 """From a request to a job that can run: every refusal there is happens here, before anything is stored.
 
-model -> method -> files -> what is in them -> recipe
+model -> trackers -> method -> files -> what is in them -> recipe
 """
 
 import secrets
@@ -10,6 +10,7 @@ from typing import Any
 
 from alignkit.errors import ModelError, RecipeError
 from alignkit.methods import METHODS, ModelSource, ResolveModel
+from alignkit.tracking import installed
 from server.errors import ApiError, shorten
 from server.files.repository import FileRepository
 from server.files.schemas import FINE_TUNE
@@ -49,6 +50,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
     """
     if services.catalog.base(request.model) is None:
         raise _no_model(request.model, services.catalog.bases())
+    trackers = _trackers(request)
     method, given = _method(request)
     training = _data("training_file", request.training_file, method, project, services)
     validation = None
@@ -67,6 +69,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
             seed=seed,
             output_dir=services.settings.jobs_dir / job_id,
             resolve_model=_resolver(project, services),
+            report_to=trackers,
         )
     except RecipeError as error:
         message, param = str(error), error.issues[0].path or "method"
@@ -84,6 +87,20 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         train_rows=training.report.rows,
         notices=_notices(training, validation),
     )
+
+
+def _trackers(request: JobRequest) -> list[dict[str, Any]]:
+    """The integrations as the recipe's trackers; 400 where one is not installed on this server."""
+    asked = [integration.model_dump() for integration in request.integrations or []]
+    if missing := [tracker["type"] for tracker in asked if not installed(tracker["type"])]:
+        raise ApiError(
+            400,
+            f"integrations: {', '.join(missing)} {'are' if missing[1:] else 'is'} not installed on this server; "
+            "leave it out, or ask its operator for `pip install 'alignkit[trackers]'`.",
+            param="integrations",
+            code="integration_unavailable",
+        )
+    return [{"type": tracker["type"]} | tracker.get(tracker["type"], {}) for tracker in asked]
 
 
 def _resolver(project: Principal, services: Services) -> ResolveModel:

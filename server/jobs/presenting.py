@@ -1,5 +1,7 @@
 """Rows of jobs, events and checkpoints as the API gives them."""
 
+from typing import Any
+
 from server.jobs.schemas import CheckpointObject, EventObject, JobError, JobObject, MethodObject
 from server.jobs.tables import Checkpoint, Event, Job
 
@@ -29,9 +31,19 @@ def present_job(job: Job, organization: str, queue_position: int | None) -> JobO
         # A run that is being stopped still reports how long it would have taken.
         estimated_finish=job.estimated_finish if job.status == "running" else None,
         queue_position=queue_position,
+        integrations=_integrations(job),
         metadata=job.labels,
         method=MethodObject.model_validate(method),
     )
+
+
+def _integrations(job: Job) -> list[Any] | None:
+    """The recipe's trackers as they were asked for."""
+    found = []
+    for tracker in (job.recipe.get("training") or {}).get("report_to", []):
+        settings = {name: value for name, value in tracker.items() if name != "type"}
+        found.append({"type": tracker["type"]} | ({tracker["type"]: settings} if settings else {}))
+    return found or None
 
 
 def present_event(event: Event) -> EventObject:

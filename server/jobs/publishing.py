@@ -8,6 +8,7 @@ from typing import Any
 from dbos import DBOS
 
 from alignkit.run_folder import RunFolder
+from server import tracing
 from server.engines.adapters import publish
 from server.engines.canary import CanaryReport, check
 from server.engines.command import engine_dtype
@@ -27,6 +28,7 @@ PASSING = ("engine_failed", "engine_busy")
 
 
 @DBOS.step(name="publish")
+@tracing.stage("publish")
 def publish_models(job_id: str) -> None:
     """Put the result and every checkpoint where an engine finds them."""
     services, folder = use(), folder_of(job_id)
@@ -71,6 +73,7 @@ def name_of(job: JobRecord, step: int | None = None) -> str:
 
 
 @DBOS.step(name="canary")
+@tracing.stage("canary")
 def prove(job_id: str) -> None:
     """Let the engine show that it answers as the trained model."""
     services = use()
@@ -89,9 +92,14 @@ def prove(job_id: str) -> None:
 
 
 def _report(services: JobServices, job: JobRecord, folder: RunFolder) -> CanaryReport:
-    """The canary's report; an engine that was killed meanwhile is started again."""
+    """The canary's report; an engine that was killed meanwhile is started again, one run elsewhere is waited for."""
     engine = name_of(job) if kind_of(job) == FULL else job.base_model
-    for proof in range(1, PROOFS + 1):
+    elsewhere = engine in services.settings.engine.urls
+    patience = services.settings.engine.start_timeout_seconds if elsewhere else 0.0
+    deadline = time.monotonic() + patience
+    proofs = 0
+    while True:
+        proofs += 1
         try:
             with services.engines.held(engine):
                 return check(
@@ -104,12 +112,11 @@ def _report(services: JobServices, job: JobRecord, folder: RunFolder) -> CanaryR
         except EngineError as error:
             if services.stopping.is_set():
                 raise Detached from error
-            if error.code not in PASSING or proof == PROOFS:
+            if error.code not in PASSING or (proofs >= PROOFS and time.monotonic() >= deadline):
                 message = f"The model was trained but cannot be served: {error}"
                 raise JobFailedError(error.code, message) from error
         if services.stopping.wait(BACK_OFF_SECONDS):
             raise Detached
-    raise AssertionError("unreachable: the last proof returns or raises")
 
 
 def _canary(folder: RunFolder) -> dict[str, Any]:
@@ -118,6 +125,7 @@ def _canary(folder: RunFolder) -> dict[str, Any]:
 
 
 @DBOS.step(name="finish")
+@tracing.stage("finish")
 def finish(job_id: str) -> None:
     """Name the model and close the job."""
     services = use()

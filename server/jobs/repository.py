@@ -3,14 +3,25 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 
+from server.clock import now
 from server.jobs.tables import Checkpoint, Event, Job
 from server.pagination import Page, PageQuery
 from server.scoped import ScopedRepository
 
 RATES = 20
 """Former jobs that an estimate looks at."""
+
+
+def change_of(status: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set with a job's status: `values`, and its clock, which runs while the status is `running`."""
+    if status == "running":
+        clock = {"started_at": func.coalesce(Job.started_at, now()), "running_since": now()}
+    else:
+        ran = func.coalesce(now() - Job.running_since, 0)
+        clock = {"run_seconds": Job.run_seconds + ran, "running_since": None}
+    return {"status": status, **clock, **values}
 
 
 class JobRepository(ScopedRepository[Job]):
@@ -50,7 +61,7 @@ class JobRepository(ScopedRepository[Job]):
     def change(self, job: Job, status: str, *, only_from: Sequence[str], **values: Any) -> bool:
         """Set the status and `values` if the status is one of `only_from`; whether it was."""
         change = update(Job).where(Job.seq == job.seq, Job.status.in_(only_from))
-        done = self._session.execute(change.values(status=status, **values).returning(Job.seq)).all()
+        done = self._session.execute(change.values(change_of(status, values)).returning(Job.seq)).all()
         self._session.refresh(job)
         return bool(done)
 

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from alignkit.tracking import MAX_TRACKERS, MLflowRun, TrackedRun, WandbRun, each_once
+
 MAX_SEED = 2**31 - 1
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^"\\\x00]*$')]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
@@ -20,6 +22,45 @@ class MethodRequest(BaseModel):
     type: str = Field(description="such as f_dpo")
 
 
+class IntegrationBase(BaseModel):
+    """A tracker that a job reports to; the tracker's account is the server's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class WandbIntegration(IntegrationBase):
+    """Weights & Biases, as at OpenAI."""
+
+    type: Literal["wandb"]
+    wandb: WandbRun
+
+
+class TrackioIntegration(IntegrationBase):
+    """Trackio."""
+
+    type: Literal["trackio"]
+    trackio: TrackedRun
+
+
+class MLflowIntegration(IntegrationBase):
+    """MLflow; the project is its experiment."""
+
+    type: Literal["mlflow"]
+    mlflow: MLflowRun
+
+
+class TensorBoardIntegration(IntegrationBase):
+    """Event files in the job's folder on the server."""
+
+    type: Literal["tensorboard"]
+
+
+Integration = Annotated[
+    WandbIntegration | TrackioIntegration | MLflowIntegration | TensorBoardIntegration,
+    Field(discriminator="type"),
+]
+
+
 class JobRequest(BaseModel):
     """A new job."""
 
@@ -32,7 +73,9 @@ class JobRequest(BaseModel):
     suffix: Suffix | None = Field(None, description="part of the new model's name")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     metadata: Annotated[dict[Label, LabelValue], Field(max_length=16)] | None = None
-    integrations: list[Any] | None = Field(None, description="none are supported")
+    integrations: Annotated[list[Integration], Field(max_length=MAX_TRACKERS)] | None = Field(
+        None, description="trackers that the job reports to, each at most once"
+    )
     hyperparameters: dict[str, Any] | None = Field(
         None,
         description="OpenAI's older place for method.supervised.hyperparameters; refused beside `method`",
@@ -40,10 +83,8 @@ class JobRequest(BaseModel):
 
     @field_validator("integrations")
     @classmethod
-    def _no_integrations(cls, value: list[Any] | None) -> list[Any] | None:
-        if value:
-            raise ValueError("integrations are not supported: leave it out and follow the job's events.")
-        return value
+    def _each_once(cls, value: list[Integration] | None) -> list[Integration] | None:
+        return each_once(value) if value else value
 
 
 class MethodObject(BaseModel):
@@ -82,7 +123,7 @@ class JobObject(BaseModel):
     validation_file: str | None
     estimated_finish: int | None
     queue_position: int | None = Field(description="among all jobs that wait: 1 is the next to start")
-    integrations: None = None
+    integrations: list[Integration] | None = None
     metadata: dict[str, str] | None
     method: MethodObject
 

@@ -36,6 +36,11 @@ class Job(Owned, Base):
     fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
     trained_tokens: Mapped[int | None]
     started_at: Mapped[int | None]
+    """When it first began to run."""
+    running_since: Mapped[int | None]
+    """When it last began to run; null while it does not."""
+    run_seconds: Mapped[int] = mapped_column(server_default="0")
+    """For how long it has run, up to when it last stopped."""
     finished_at: Mapped[int | None]
     estimated_finish: Mapped[int | None]
     attempt: Mapped[int] = mapped_column(server_default="1")

@@ -13,6 +13,7 @@ import yaml
 from dbos import DBOS
 
 from alignkit.run_folder import RunFolder
+from server import tracing
 from server.jobs.context import Detached, JobFailedError, folder_of, use, with_log
 from server.jobs.ledger import JobRecord
 from server.jobs.reader import EventReader
@@ -64,6 +65,7 @@ def train(job_id: str, attempt: int) -> bool:
 
 
 @DBOS.step(name="launch")
+@tracing.stage("launch")
 def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     """Write the recipe and start training; False if the job was paused or cancelled meanwhile."""
     services = use()
@@ -75,7 +77,6 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
         "running",
         only_from=("validating_files", "queued"),
         events=[("info", "Fine-tuning job started" if attempt == 1 else "Fine-tuning job resumed")],
-        started_at=int(time.time()),
     )
     if not goes_on(job_id, attempt):
         return False
@@ -120,6 +121,7 @@ def _end_last_line(folder: RunFolder) -> None:
 
 
 @DBOS.step(name="watch")
+@tracing.stage("train")
 def watch(job_id: str, attempt: int = 1, start: Start = FIRST) -> Ending:
     """Follow the run until its process is gone.
 

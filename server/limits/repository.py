@@ -12,7 +12,7 @@ from server.jobs.tables import Job
 from server.keys.tables import Project
 
 GPU_WINDOW = 30 * 24 * 3600
-"""Seconds for which a job counts after it started."""
+"""Seconds for which a job counts after it first started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class UsageRepository:
         return int(self._session.scalars(query).one())
 
     def gpu_seconds(self) -> int:
-        """Seconds from start to end, or to now, of the jobs that started within the window."""
-        seconds = func.coalesce(func.sum(func.coalesce(Job.finished_at, now()) - Job.started_at), 0)
-        return self._jobs(seconds, Job.started_at >= now() - GPU_WINDOW)
+        """Seconds for which the jobs that started within the window have run, in all of their attempts."""
+        seconds = Job.run_seconds + func.coalesce(now() - Job.running_since, 0)
+        return self._jobs(func.coalesce(func.sum(seconds), 0), Job.started_at >= now() - GPU_WINDOW)
 
     def _jobs(self, what: ColumnElement[int], condition: ColumnElement[bool]) -> int:
         query = select(what).where(Job.project_id == self._project_id, condition)

@@ -1,5 +1,6 @@
 """What is read of the jobs for Prometheus: of all projects, and a few rows only."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from server.jobs.tables import Event, Job
 
 REPORTS = 20
 """A running job's last reports, over which its pace is measured."""
+
+Report = tuple[int, dict[str, Any]]
+"""When a job reported its metrics, and what."""
 
 
 class Pace(NamedTuple):
@@ -56,9 +60,10 @@ def facts(database: Database) -> JobFacts:
 
 def _pace(session: Session, job_id: str) -> Pace | None:
     """The pace between the first and the last of its last reports; None where time stood still meanwhile."""
-    query = select(Event.created_at, Event.data).where(Event.job_id == job_id, Event.type == "metrics")
+    query = select(Event.created_at, Event.data).join(Job, Event.job_id == Job.id)
+    query = query.where(Job.id == job_id, Event.type == "metrics", Event.created_at >= Job.running_since)
     found = session.execute(query.order_by(Event.seq.desc()).limit(REPORTS)).all()
-    reports = [(at, data) for at, data in found if isinstance((data or {}).get("step"), int)]
+    reports = _since_restart((at, data) for at, data in found if isinstance((data or {}).get("step"), int))
     if not reports:
         return None
     (end, last), (begin, first) = reports[0], reports[-1]
@@ -67,6 +72,16 @@ def _pace(session: Session, job_id: str) -> Pace | None:
         return None
     tokens = _difference(last, first, "num_tokens")
     return Pace(job_id, seconds / steps, None if tokens is None else tokens / seconds)
+
+
+def _since_restart(reports: Iterable[Report]) -> list[Report]:
+    """Those of `reports`, newest first, since the run last went back to a checkpoint."""
+    kept: list[Report] = []
+    for report in reports:
+        if kept and report[1]["step"] > kept[-1][1]["step"]:
+            break
+        kept.append(report)
+    return kept
 
 
 def _difference(last: dict[str, Any], first: dict[str, Any], name: str) -> float | None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class Service:
 
     home: Path
     process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    """Settings beside the usual."""
 
     def prepare(self) -> "Service":
         """Make the home: a tiny model and two preference files."""
@@ -41,7 +43,7 @@ class Service:
                 [sys.executable, "-m", "alignkit", "serve", "--port", "0", "--home", str(self.home)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "ALIGNKIT_TRAINING_RESTARTS": "1"},
+                env={**os.environ, "ALIGNKIT_TRAINING_RESTARTS": "1", **self.environment},
                 start_new_session=True,
             )
         wait_for(lambda: (self.home / "address").exists() and self.ready(), "the service is ready")

@@ -75,6 +75,28 @@ def test_a_database_of_the_first_schema_keeps_its_keys_and_jobs(database_url: st
     assert None not in turns
 
 
+def test_what_jobs_ran_before_is_kept(database_url: str) -> None:
+    engine = open_engine(database_url, foreign_keys=False)
+    with engine.begin() as connection:
+        command.upgrade(migration_config(connection), "0004")
+        old = MetaData()
+        old.reflect(connection)
+        times = [("queued", None, None), ("running", 50, None), ("failed", 50, 80), ("cancelled", None, 80)]
+        jobs = [
+            {"id": f"ftjob-{n}", "status": status, "started_at": start, "finished_at": end} | JOB
+            for n, (status, start, end) in enumerate(times)
+        ]
+        connection.execute(insert(old.tables["projects"]), {"id": "proj_a", "name": "mine", "created_at": 1})
+        connection.execute(insert(old.tables["jobs"]), jobs)
+    engine.dispose()
+    migrate(database_url)
+    database = Database(database_url)
+    with database.reading() as session:
+        query = select(Job.running_since, Job.run_seconds).order_by(Job.seq)
+        assert session.execute(query).all() == [(None, 0), (50, 0), (None, 30), (None, 0)]
+    database.close()
+
+
 def test_servers_that_start_together_make_one_key(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
 

@@ -1,5 +1,6 @@
 """The local executor on real processes: idempotent, found again by another server, ended whole."""
 
+import json
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ def fake_python(tmp_path: Path) -> str:
 def folder(tmp_path: Path) -> Path:
     path = tmp_path / "job"
     path.mkdir()
+    (path / "recipe.yaml").write_text("{}")
     return path
 
 
@@ -95,6 +97,26 @@ def test_a_killed_run_takes_its_orphans_along(folder: Path, fake_python: str) ->
     os.kill(identity.pid, signal.SIGKILL)
     until(lambda: not local.running(folder))
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_only_a_run_with_a_tracker_sees_that_trackers_credentials(
+    folder: Path, fake_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, f"the value of {name}")
+    (folder / "script.py").write_text("import json, os; json.dump(dict(os.environ), open('seen', 'w'))")
+
+    def seen(recipe: str) -> set[str]:
+        (folder / "recipe.yaml").write_text(recipe)
+        local = executor(fake_python)
+        local.start(folder, resume=False)
+        until(lambda: not local.running(folder))
+        found = json.loads((folder / "seen").read_text())
+        return {name for name, value in found.items() if value == f"the value of {name}"}
+
+    assert seen("training: {}") == set()
+    assert seen("training: {report_to: [{type: tensorboard}]}") == set()
+    assert seen("training: {report_to: [{type: wandb, project: p}]}") == {"WANDB_API_KEY"}
 
 
 def test_what_never_started_is_not_running(folder: Path, fake_python: str) -> None:

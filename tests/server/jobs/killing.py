@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -85,11 +86,11 @@ class Rig:
         key = (self.home / "first-key").read_text().strip()
         return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=30)
 
-    def submit(self, count: int) -> list[str]:
+    def submit(self, count: int, **hyperparameters: Any) -> list[str]:
         """Create that many jobs."""
         client = self.client()
         file = client.files.create(file=("pairs.jsonl", pairs()), purpose="fine-tune").id
-        options = {"max_steps": 4, "checkpoint_interval": 2, "batch_size": 2}
+        options = {"max_steps": 4, "checkpoint_interval": 2, "batch_size": 2} | hyperparameters
         method = {"type": "f_dpo", "f_dpo": {"hyperparameters": options}}
         return [
             client.fine_tuning.jobs.create(model="tiny", training_file=file, method=method).id  # type: ignore[arg-type]

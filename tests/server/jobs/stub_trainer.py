@@ -40,8 +40,8 @@ def main() -> None:
         if pausing.is_set():
             put("result.json", {"status": "paused", "steps": step})
             return
-    save_adapter(Path("adapter"))
-    numbers = {"adapter_logprobs": [-1.0, -1.5], "base_logprobs": [-2.0, -2.5]}
+    save(Path("model" if trains_all() else "adapter"))
+    numbers = {"adapter_logprobs": [-1.0, -1.5], "base_logprobs": None if trains_all() else [-2.0, -2.5]}
     put(
         "canary.json",
         {"prompt_token_ids": [1, 2], "completion_token_ids": [3, 4], "dtype": "float32"} | numbers,
@@ -61,7 +61,7 @@ def last_step() -> int:
 
 def checkpoint(step: int) -> None:
     folder = Path("checkpoints") / f"checkpoint-{step}"
-    save_adapter(folder)
+    save(folder)
     put(str(folder / "trainer_state.json"), {"global_step": step})
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -71,9 +71,19 @@ def checkpoint(step: int) -> None:
     emit("Checkpoint", {"step": step, "path": str(folder), "metrics": {}}, kind="checkpoint")
 
 
-def save_adapter(folder: Path) -> None:
+def trains_all() -> bool:
+    """Whether the recipe asks for all weights; the trainer has no YAML parser."""
+    return "\nlora: null\n" in Path("recipe.yaml").read_text()
+
+
+def save(folder: Path) -> None:
+    """An adapter, or something that is as much of a model as the server looks at."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if trains_all():
+        put(str(folder / "config.json"), {})
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+        return
     put(str(folder / "adapter_config.json"), {"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]})
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
     header = {

@@ -6,6 +6,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.server.shapes import conforms
 from tests.server.support import BASE_MODEL, Running, create_job, method, pairs, upload
 
 
@@ -51,6 +52,29 @@ def test_a_job_is_stored_told_and_handed_to_the_runner(
     assert {(event.level, event.type, event.object) for event in events} == {
         ("info", "message", "fine_tuning.job.event")
     }
+
+
+def test_integrations_are_echoed_and_in_the_recipe(
+    service: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs.preparation.installed", lambda _: True)
+    wandb = {"project": "p", "name": "n", "entity": None, "tags": ["a"]}
+    asked = [
+        {"type": "wandb", "wandb": wandb},
+        {"type": "trackio", "trackio": {"project": "p", "name": None}},
+        {"type": "mlflow", "mlflow": {"project": "/Shared/p", "name": None}},
+        {"type": "tensorboard"},
+    ]
+    job = create_job(client, integrations=asked)
+    assert job.to_dict()["integrations"] == asked
+    assert service.runner.enqueued[-1].recipe["training"]["report_to"] == [
+        wandb | {"type": "wandb"},
+        {"type": "trackio", "project": "p", "name": None},
+        {"type": "mlflow", "project": "/Shared/p", "name": None},
+        {"type": "tensorboard"},
+    ]
+    conforms(create_job(client, method={"type": "dpo"}, integrations=[asked[0]]))
+    assert create_job(client, integrations=[]).integrations is None
 
 
 def test_a_seed_is_made_where_none_is_given(client: OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""Pause and resume with the durable queue and real processes, on one slot; only the training is a stand-in."""
+"""Pause, resume and upgrade with the durable queue and real processes, on one slot; only training is a stand-in."""
 
 import sys
 import threading
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dbos import DBOS
 
 from server.database import Database
 from server.executors.local import LocalExecutor
+from server.jobs import dbos_runner
 from server.jobs.context import JobServices
 from server.jobs.dbos_runner import DBOSRunner
 from server.jobs.ledger import JobLedger
@@ -125,3 +127,28 @@ def runs(folder: Path) -> list[list[str]]:
     """The last words of each start's command line, without the folder."""
     lines = (folder / "runs").read_text().splitlines()
     return [[word.rpartition("/")[2] for word in line.split()] for line in lines]
+
+
+def workflows() -> dict[str, str]:
+    """Each workflow's status by its id."""
+    return {found.workflow_id: found.status for found in DBOS.list_workflows(name="fine_tune")}
+
+
+def test_the_workflow_of_an_older_version_is_cancelled_and_its_job_begun_again(
+    tmp_path: Path, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(dbos_runner, "WORKFLOW_VERSION", "1")
+        with running(tmp_path, ledger) as runner:
+            job_id = new_job(ledger, runner)
+            folder = tmp_path / "jobs" / job_id
+            until((folder / "ready").exists, "the job trains")
+            assert workflows() == {f"{job_id}-1-v1": "PENDING"}
+    with running(tmp_path, ledger):
+        version = dbos_runner.WORKFLOW_VERSION
+        until(lambda: workflows().get(f"{job_id}-1-v{version}") == "PENDING", "the job is begun again")
+        assert workflows()[f"{job_id}-1-v1"] == "CANCELLED"
+        (folder / "go").touch()
+        until(lambda: ledger.get(job_id).status == "failed", "the job ends")
+        until(lambda: workflows()[f"{job_id}-1-v{version}"] == "SUCCESS", "its workflow ends")
+    assert len(runs(folder)) == 1, "the run was found, not started again"

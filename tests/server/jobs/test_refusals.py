@@ -26,6 +26,9 @@ def refusal(client: OpenAI, **changes: Any) -> openai.APIStatusError:
     return refused.value
 
 
+WANDB = {"type": "wandb", "wandb": {"project": "p"}}
+
+
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize(
     ("changes", "status", "param", "words"),
@@ -71,12 +74,17 @@ def refusal(client: OpenAI, **changes: Any) -> openai.APIStatusError:
             "hyperparameters",
             ["beside `method`", "method.f_dpo.hyperparameters"],
         ),
+        ({"integrations": [{"type": "comet"}]}, 400, "integrations.0", ["'wandb'", "comet"]),
+        ({"integrations": [{"type": "wandb"}]}, 400, "integrations.0.wandb.wandb", ["Missing"]),
+        ({"integrations": [WANDB | {"api_key": "x"}]}, 400, "integrations.0.wandb.api_key", ["Unknown"]),
         (
-            {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]},
+            {"integrations": [{"type": "wandb", "wandb": {"project": "../p"}}]},
             400,
-            "integrations",
-            ["not supported"],
+            "integrations.0.wandb.wandb.project",
+            ["'../p'"],
         ),
+        ({"integrations": [WANDB, WANDB]}, 400, "integrations", ["each tracker once", "wandb"]),
+        ({"integrations": [WANDB] * 6}, 400, "integrations", ["5"]),
         ({"extra_body": {"colour": "red"}}, 400, "colour", ["'colour'"]),
     ],
 )
@@ -153,6 +161,15 @@ def test_a_file_of_another_purpose(client: OpenAI) -> None:
     assert isinstance(error, openai.BadRequestError)
     assert (error.param, error.code) == ("training_file", "invalid_file_purpose")
     assert "'fine-tune', found 'user_data'" in error.message
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_tracker_that_the_server_lacks(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.jobs.preparation.installed", lambda name: name == "tensorboard")
+    error = refusal(client, integrations=[WANDB, {"type": "tensorboard"}])
+    assert isinstance(error, openai.BadRequestError)
+    assert (error.param, error.code) == ("integrations", "integration_unavailable")
+    assert "integrations: wandb is not installed on this server" in error.message
 
 
 @pytest.mark.usefixtures("untouched")

@@ -84,7 +84,7 @@ def turns(database: Database, slots: int = 1, **limits: int) -> Turns:
 
 
 def start(database: Database, job_id: str) -> None:
-    assert JobLedger(database).transition(job_id, "running", only_from=("queued",), started_at=now())
+    assert JobLedger(database).transition(job_id, "running", only_from=("queued",))
 
 
 def end(database: Database, job_id: str, status: str = "succeeded") -> None:

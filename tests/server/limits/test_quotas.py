@@ -53,7 +53,7 @@ def test_only_so_many_jobs_wait(client: OpenAI, limit: Callable[..., None], serv
     message = refused(lambda: create_job(client, training_file=file_id))
     assert "limit is 2, and 2 wait" in message
     assert len(client.fine_tuning.jobs.list().data) == 2
-    service.ledger.transition(jobs[0].id, "running", only_from=("queued",), started_at=now())
+    service.ledger.transition(jobs[0].id, "running", only_from=("queued",))
     assert create_job(client, training_file=file_id)
     limit(jobs_queued=0)
     refused(lambda: create_job(client, training_file=file_id))
@@ -76,17 +76,18 @@ def test_time_for_training_is_used_up_and_comes_back(
 ) -> None:
     file_id = upload(client)
     job = create_job(client, training_file=file_id)
-    start = now() - 1000
-    service.ledger.transition(job.id, "running", only_from=("queued",), started_at=start)
+    service.ledger.transition(job.id, "running", only_from=("queued",))
+    service.ledger.set_fields(job.id, run_seconds=1000)
     limit(gpu_seconds=1000)
     assert "its limit is 1,000 seconds within 30 days" in refused(
         lambda: create_job(client, training_file=file_id)
     )
-    service.ledger.set_fields(job.id, finished_at=start + 999)
+    service.ledger.transition(job.id, "succeeded", only_from=("running",))
+    service.ledger.set_fields(job.id, run_seconds=999)
     assert create_job(client, training_file=file_id)
-    service.ledger.set_fields(job.id, finished_at=start + 1000)
+    service.ledger.set_fields(job.id, run_seconds=1000)
     refused(lambda: create_job(client, training_file=file_id))
-    service.ledger.set_fields(job.id, started_at=now() - GPU_WINDOW - 10, finished_at=now())
+    service.ledger.set_fields(job.id, started_at=now() - GPU_WINDOW - 10)
     assert create_job(client, training_file=file_id)
 
 

@@ -59,6 +59,30 @@ def test_jobs_by_state_waits_and_pace(own: Running) -> None:
     assert ("alignkit_job_step_seconds", second) not in found
 
 
+def test_the_pace_knows_of_no_pause_and_of_no_step_twice(
+    own: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with own.client(own.new_key("paced")) as client:
+        job_id = create_job(client).id
+    ledger, time = own.ledger, own.ledger.get(job_id).created_at
+    monkeypatch.setattr("server.jobs.repository.now", lambda: time)
+
+    def report(at: int, step: int) -> None:
+        ledger.add_event(
+            job_id, level="info", message="a step", type="metrics", data={"step": step}, created_at=at
+        )
+
+    ledger.transition(job_id, "running", only_from=("queued",))
+    report(time + 1, 1)
+    ledger.transition(job_id, "paused", only_from=("running",))
+    time += 1000
+    ledger.transition(job_id, "queued", only_from=("paused",))
+    ledger.transition(job_id, "running", only_from=("queued",))
+    for at, step in ((10, 3), (12, 4), (13, 5), (40, 4), (42, 5), (44, 6)):  # killed after its fifth step
+        report(time + at, step)
+    assert values(own)["alignkit_job_step_seconds", job_id] == 2
+
+
 def test_requests_are_counted_by_route_and_never_by_id(own: Running) -> None:
     with own.http(own.new_key("mine")) as http:
         for path in ("/v1/files/file-a", "/v1/files/file-b", "/nowhere/secret"):

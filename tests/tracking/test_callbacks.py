@@ -1,0 +1,178 @@
+"""Trackers for real: a tiny run, interrupted and resumed, and what the tracker holds of it afterwards."""
+
+import json
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import train
+from alignkit.errors import RecipeError
+from alignkit.recipe import Recipe
+from alignkit.run_folder import RunFolder
+from alignkit.tracking import installed, without_secrets
+from alignkit.tracking.callbacks import tracker_callbacks
+from tests.preference import write_pairs
+from tests.tiny import build_tiny_model
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tracked")
+    build_tiny_model(path / "model")
+    write_pairs(path / "train.jsonl", count=8)
+    return path
+
+
+def run(workplace: Path, output: Path, tracker: dict[str, Any], steps: int = 2, *flags: str) -> RunFolder:
+    """Run, or go on with, a recipe that reports to `tracker`."""
+    values = {
+        "model": {"path": str(workplace / "model")},
+        "data": {"train": str(workplace / "train.jsonl"), "max_length": 64},
+        "method": {"type": "f_dpo"},
+        "training": {"max_steps": steps, "batch_size": 2, "save_steps": 1, "report_to": [tracker]},
+        "collapse_guard": None,
+        "output_dir": str(output),
+    }
+    path = output.with_suffix(".yaml")
+    path.write_text(Recipe.parse(values).to_yaml())
+    assert train.main([str(path), *flags]) == 0
+    return RunFolder(output)
+
+
+def warnings(folder: RunFolder) -> list[str]:
+    events = [json.loads(line) for line in folder.events.read_text().splitlines()]
+    return [event["message"] for event in events if event["level"] == "warn"]
+
+
+def test_tensorboard_holds_every_step_of_a_resumed_run_once(workplace: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = run(workplace, tmp_path / "run", {"type": "tensorboard"})
+    run(workplace, tmp_path / "run", {"type": "tensorboard"}, 4, "--resume")
+    assert len(list((folder.path / "tensorboard").glob("events.out.tfevents.*"))) == 2
+    written = accumulator.EventAccumulator(str(folder.path / "tensorboard"))
+    written.Reload()
+    losses = {event.step: event.value for event in written.Scalars("train/loss")}
+    events = [json.loads(line)["data"] for line in folder.events.read_text().splitlines()]
+    reported = {data["step"]: data["train_loss"] for data in events if "train_loss" in data}
+    assert losses == pytest.approx(reported, rel=1e-6)
+    assert list(losses) == [1, 2, 3, 4]
+
+
+@pytest.mark.skipif(not installed("wandb"), reason="wandb is not installed: the extra `trackers`")
+def test_wandb_takes_the_run_with_its_names_and_no_key(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    tracker = {"type": "wandb", "project": "aligned", "name": "first", "entity": "team", "tags": ["mine"]}
+    folder = run(workplace, tmp_path / "run", tracker)
+    wandb.finish()
+    (written,) = folder.path.glob("wandb/offline-run-*/*.wandb")
+    deadline, records = time.monotonic() + 30, list[Any]()
+    while "exit" not in {record.WhichOneof("record_type") for record in records}:
+        assert time.monotonic() < deadline, "wandb's own process writes the file"
+        records = wandb_records(written.read_bytes())
+    begun = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (begun.project, begun.display_name, begun.entity) == ("aligned", "first", "team")
+    assert begun.run_id == json.loads((folder.path / "trackers.json").read_text())["wandb"]
+    assert {"mine", "alignkit/finetune", "alignkit/model", "alignkit/run"} == set(begun.tags)
+    history = [record.history for record in records if record.WhichOneof("record_type") == "history"]
+    items = [{"/".join(i.nested_key) or i.key: i.value_json for i in row.item} for row in history]
+    assert [row["train/global_step"] for row in items if "train/loss" in row] == ["1", "2"]
+    assert warnings(folder) == []
+    assert not any(KEY.encode() in path.read_bytes() for path in folder.path.rglob("*") if path.is_file())
+
+
+def wandb_records(content: bytes) -> list[Any]:
+    """The records of an offline run: LevelDB's log format, in blocks of 32 KiB behind a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    found, pending, at = [], b"", 7
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        pending += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in {1, 4}:  # whole, or the last part
+            found.append(wandb_internal_pb2.Record.FromString(pending))
+            pending = b""
+    return found
+
+
+@pytest.mark.skipif(not installed("trackio"), reason="trackio is not installed: the extra `trackers`")
+def test_trackio_goes_on_with_the_run(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    from trackio.sqlite_storage import SQLiteStorage
+
+    tracker = {"type": "trackio", "project": "aligned", "name": "first"}
+    folder = run(workplace, tmp_path / "run", tracker)
+    run(workplace, tmp_path / "run", tracker, 4, "--resume")
+    logs = SQLiteStorage.get_logs("aligned", "first")
+    assert [row["train/global_step"] for row in logs if "train/loss" in row] == [1, 2, 3, 4]
+    assert warnings(folder) == []
+
+
+@pytest.mark.skipif(not installed("mlflow"), reason="mlflow is not installed: the extra `trackers`")
+def test_mlflow_goes_on_with_the_run(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    tracker = {"type": "mlflow", "project": "aligned", "name": "first"}
+    folder = run(workplace, tmp_path / "run", tracker)
+    mlflow.end_run()
+    run(workplace, tmp_path / "run", tracker, 4, "--resume")
+    mlflow.end_run()
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("aligned")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.run_name, found.info.status) == ("first", "FINISHED")
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3, 4]
+    assert warnings(folder) == []
+
+
+def test_a_tracker_that_fails_is_told_of_and_does_not_end_the_run(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("in the way")
+    folder = run(workplace, tmp_path / "run", {"type": "tensorboard"})
+    assert (folder.read_result() or {})["status"] == "succeeded"
+    (warning,) = warnings(folder)
+    assert warning.startswith(
+        "The tracker tensorboard failed, and the run goes on without it: FileExistsError"
+    )
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit.tracking.callbacks.installed", lambda name: False)
+    values = {
+        "model": {"path": "nowhere"},
+        "data": {"train": "nowhere"},
+        "method": {"type": "f_dpo"},
+        "training": {"report_to": ["tensorboard"]},
+        "output_dir": str(tmp_path),
+    }
+    with pytest.raises(RecipeError, match=r"training\.report_to\.0: tensorboard is not installed"):
+        tracker_callbacks(Recipe.parse(values), RunFolder(tmp_path))
+
+
+def test_secrets_are_taken_out_of_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    told = f"no access with {KEY} at https://me:secret@host:5000/api"
+    assert without_secrets(told) == "no access with *** at https://***@host:5000/api"
