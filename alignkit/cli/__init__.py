@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from alignkit.cli import data, jobs, keys, models, projects
+from alignkit.cli import data, estimates, jobs, keys, models, projects
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")
+app.command("estimate")(estimates.estimate)
 
 
 def main() -> None:

@@ -1,0 +1,28 @@
+"""What a run takes before it is started: memory by kind, time, disk, and the smallest configuration that fits.
+
+    lengths = lengths_of(recipe)
+    estimate(recipe, lengths, device="h100", count=8, stage="zero3").memory.peak
+    smallest(recipe, lengths, device="h100")
+
+Memory follows from the model's own code and from our heads' buffers; time from stated assumptions.
+"""
+
+from alignkit.estimate.devices import EstimateError
+from alignkit.estimate.devices import names as device_names
+from alignkit.estimate.estimating import Estimate, compare, estimate, smallest
+from alignkit.estimate.lengths import Lengths, count
+from alignkit.estimate.lengths import read as lengths_of
+from alignkit.estimate.sharding import STAGES
+
+__all__ = [
+    "STAGES",
+    "Estimate",
+    "EstimateError",
+    "Lengths",
+    "compare",
+    "count",
+    "device_names",
+    "estimate",
+    "lengths_of",
+    "smallest",
+]
