@@ -7,11 +7,13 @@
 Memory follows from the model's own code and from our heads' buffers; time from stated assumptions.
 """
 
-from alignkit.estimate.devices import EstimateError
+from alignkit.estimate.devices import EstimateError, at_hand
 from alignkit.estimate.devices import names as device_names
 from alignkit.estimate.estimating import Estimate, compare, estimate, smallest
-from alignkit.estimate.lengths import Lengths, count
+from alignkit.estimate.lengths import Lengths
+from alignkit.estimate.lengths import count as count_lengths
 from alignkit.estimate.lengths import read as lengths_of
+from alignkit.estimate.lengths import steps as run_steps
 from alignkit.estimate.sharding import STAGES
 
 __all__ = [
@@ -19,10 +21,12 @@ __all__ = [
     "Estimate",
     "EstimateError",
     "Lengths",
+    "at_hand",
     "compare",
-    "count",
+    "count_lengths",
     "device_names",
     "estimate",
     "lengths_of",
+    "run_steps",
     "smallest",
 ]

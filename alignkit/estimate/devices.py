@@ -1,7 +1,9 @@
 """Devices: a table (devices.yaml), and `cpu`, the machine at hand, whose rates are measured."""
 
+import subprocess
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -54,8 +56,10 @@ def names() -> tuple[str, ...]:
     return (CPU, *_table())
 
 
-def get(name: str) -> Device:
+def get(name: str | Device) -> Device:
     """The device of that name, in any case; raises EstimateError."""
+    if isinstance(name, Device):
+        return name
     found = name.lower()
     if found == CPU:
         return _this_machine()
@@ -83,6 +87,30 @@ def _table() -> dict[str, Device]:
     }
 
 
+def at_hand() -> Device:
+    """The first GPU of this machine with the memory it has, as nvidia-smi names it; without one, the CPU.
+
+    A GPU that is not in the table gets the rates of its slowest entry.
+    """
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout
+        name, memory = lines.splitlines()[0].rsplit(",", 1)
+        size = int(memory) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return _this_machine()
+    return _closest(name, size)
+
+
+def _closest(name: str, memory: int) -> Device:
+    """The entry whose name is part of `name`, of several the one of like memory."""
+    words = name.lower().replace("-", " ").replace("geforce rtx ", "rtx").split()
+    fitting = [device for key, device in _table().items() if key.split("-")[0] in words]
+    slowest = min(_table().values(), key=lambda device: device.bf16)
+    like = min(fitting, key=lambda device: abs(device.memory - memory), default=slowest)
+    return replace(like, name=name.strip(), memory=memory)
+
+
 @cache
 def _this_machine() -> Device:
     """This machine's memory, and what a large product and a large copy reach on all its cores."""
@@ -92,7 +120,7 @@ def _this_machine() -> Device:
     a, b = torch.randn(2, size, size)
     product = _fastest(lambda: torch.mm(a, b))
     source = torch.zeros(copied // 4)
-    copy = _fastest(lambda: source.clone())
+    copy = _fastest(source.clone)
     rate, bandwidth = 2 * size**3 / product, 2 * copied / copy
     # 16-bit products gain nothing that can be relied on; processes talk through memory
     memory = psutil.virtual_memory().total
@@ -110,9 +138,8 @@ def _this_machine() -> Device:
     )
 
 
-def _fastest(work: object, runs: int = 5) -> float:
+def _fastest(work: Callable[[], object], runs: int = 5) -> float:
     """Seconds of the fastest of a few runs."""
-    assert callable(work)  # noqa: S101
     seconds = []
     for _ in range(runs):
         started = time.perf_counter()

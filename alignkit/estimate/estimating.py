@@ -1,6 +1,5 @@
 """A recipe's estimate on some devices, on each way to share it, and the smallest that fits."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from alignkit.estimate import activations, devices, sharding, timing
 from alignkit.estimate.devices import Device, EstimateError
 from alignkit.estimate.disk import Disk, disk
 from alignkit.estimate.lengths import Lengths
+from alignkit.estimate.lengths import steps as run_steps
 from alignkit.estimate.memory import Layout, Memory, Model, peak
 from alignkit.estimate.shapes import read_shape
 from alignkit.estimate.timing import Seconds
@@ -62,7 +62,12 @@ class Estimate:
 
 
 def estimate(
-    recipe: "Recipe", lengths: Lengths, *, device: str = devices.CPU, count: int = 1, stage: str | None = None
+    recipe: "Recipe",
+    lengths: Lengths,
+    *,
+    device: str | Device = devices.CPU,
+    count: int = 1,
+    stage: str | None = None,
 ) -> Estimate:
     """The estimate on `count` devices; without a stage single, or ddp. Raises EstimateError."""
     chosen = sharding.get(stage or ("single" if count == 1 else "ddp"))
@@ -70,14 +75,14 @@ def estimate(
 
 
 def compare(
-    recipe: "Recipe", lengths: Lengths, *, device: str = devices.CPU, count: int = 1
+    recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU, count: int = 1
 ) -> list[Estimate]:
     """On every stage that makes sense with so many devices."""
     estimating = _Estimating(recipe, lengths, devices.get(device))
     return [estimating.on(stage, count) for stage in sharding.fitting(count)]
 
 
-def smallest(recipe: "Recipe", lengths: Lengths, *, device: str = devices.CPU) -> Estimate | None:
+def smallest(recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU) -> Estimate | None:
     """The fewest devices that it fits on, and the stage that sends least; None where none of SEARCHED fits.
 
     A recipe that leaves micro_batch_size open gets the largest that fits. Offloading is not considered: it fits on
@@ -139,12 +144,12 @@ class _Estimating:
             rows=rows or 0,
             checkpointing=training.gradient_checkpointing,
         )
-        steps, passes = self._steps()
+        steps, passes = run_steps(self.lengths.rows, training)
         sequences = (
             sum(p.sequences * p.times for p in mean.passes if p.model == "policy" and p.trains) / micro
         )
         known = steps is not None
-        tokens = round(sequences * self.lengths.mean * training.batch_size * (steps or 0))
+        trained_rows = rows * passes if rows else training.batch_size * (steps or 0)
         return Estimate(
             device=self.device,
             devices=count,
@@ -154,7 +159,7 @@ class _Estimating:
             lengths=self.lengths,
             memory=memory,
             steps=steps,
-            tokens=tokens if known else None,
+            tokens=round(sequences * self.lengths.mean * trained_rows) if known else None,
             step_seconds=step,
             seconds=(steps or 0) * step.step + step.drawing + step.scoring if known else None,
             disk=disk(recipe, self.models, layout, steps, passes),
@@ -223,15 +228,6 @@ class _Estimating:
             replace(step, trains=False, head=step.head._replace(kept=0, backward=0)) for step in work.passes
         ]
         return self._traces(replace(work, passes=tuple(scored)), layout)
-
-    def _steps(self) -> tuple[int | None, float]:
-        """Optimizer steps, and how often each row is trained on."""
-        training, rows = self.recipe.training, self.lengths.rows
-        if training.max_steps:
-            return training.max_steps, training.max_steps * training.batch_size / rows if rows else 1.0
-        if rows is None:
-            return None, training.epochs
-        return math.ceil(training.epochs * math.ceil(rows / training.batch_size)), training.epochs
 
     def _require_devices(self, stage: sharding.Stage, count: int) -> None:
         training, most = self.recipe.training, self.most

@@ -1,5 +1,6 @@
 """How long the rows of a data file are: the longest make the peak of memory, the mean makes the time."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from alignkit.data.tokens import TokenSequence
 
 if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+    from alignkit.recipe import Recipe, TrainingSection
 
 SAMPLE_ROWS = 2000
 
@@ -62,6 +63,17 @@ def count(rows: Iterable[list[TokenSequence]], max_length: int, share: float = 1
         mean_learned=sum(learned) / len(cut),
         mean_prompt=sum(prompt) / len(cut),
     )
+
+
+def steps(rows: int | None, training: "TrainingSection") -> tuple[int | None, float]:
+    """Optimizer steps over so many rows, None where neither they nor max_steps are known, and passes over them."""
+    if rows == 0:
+        return 0, 0.0
+    if training.max_steps:
+        return training.max_steps, training.max_steps * training.batch_size / rows if rows else 1.0
+    if rows is None:
+        return None, training.epochs
+    return math.ceil(training.epochs * math.ceil(rows / training.batch_size)), training.epochs
 
 
 def read(recipe: "Recipe", rows: int | None = None) -> Lengths:

@@ -153,12 +153,10 @@ def peak(
     step_bytes = sum(_step(model, layout) for model in on_device)
     stepped = sum(_stepped(model, layout) for model in on_device)
     moments["optimizer's step"] = whole + Counter(optimizer=step_bytes, gradients=stepped)
-    moments |= {
-        "evaluation": Counter(
-            activations=found.kept + found.forward, heads=step.head.forward + step.head.kept
+    for step, found in evaluation.items():
+        moments[f"evaluation, {step.purpose}"] = Counter(
+            activations=found.kept + found.forward, heads=step.head.forward
         )
-        for step, found in evaluation.items()
-    }
     if work.drawing is not None:
         moments["drawing"] = Counter(activations=_cache(models[work.drawing.model], work.drawing))
     return _most(always, moments, offloaded(models, layout))

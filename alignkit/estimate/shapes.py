@@ -1,6 +1,7 @@
 """A model's shape from its configuration: no weights are loaded, and nothing is computed."""
 
 import copy
+import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -10,6 +11,9 @@ import yaml
 
 from alignkit.estimate.devices import EstimateError
 from alignkit.methods.work import ModelUse
+
+_BUILDING = threading.Lock()
+"""transformers sets torch's default dtype meanwhile, for all threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ def build(config: Any, use: ModelUse) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with torch.device("meta"):
+        with _BUILDING, torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, use.dtype))
             if use.trains and use.lora is not None:
                 from peft import get_peft_model

@@ -10,7 +10,7 @@ from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.methods.arguments import lora_config, policy_use, training_arguments
 from alignkit.methods.base import Hyperparameters, ResolveModel, RunContext
 from alignkit.methods.sections import LoraSection, TeacherSection
-from alignkit.methods.work import Batch, HeadCost, ModelUse, Pass, Plan, Work
+from alignkit.methods.work import NO_HEAD, Batch, HeadCost, ModelUse, Pass, Plan, Work
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
@@ -71,7 +71,7 @@ def distillation_plan(
     *,
     teacher_trains: bool = False,
     teacher_lora: LoraSection | None = None,
-    further_heads: Callable[[Batch], HeadCost] = lambda _: HeadCost(),
+    further_heads: Callable[[Batch], HeadCost] = lambda _: NO_HEAD,
     micro_batch_matters: bool = False,
 ) -> Plan:
     """Student and teacher, each a forward, then the heads over both; the teacher's backward where it trains."""

@@ -13,7 +13,7 @@ from alignkit.methods.distillation import (
     trainer_arguments,
 )
 from alignkit.methods.sections import TeacherSection
-from alignkit.methods.work import Batch, HeadCost, Plan
+from alignkit.methods.work import NO_HEAD, Batch, HeadCost, Plan
 from alignkit.schema import Section
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def plan(recipe: "Recipe") -> Plan:
         from alignkit.estimate import heads
 
         if not method.sinkhorn_weight:
-            return HeadCost()
+            return NO_HEAD
         sets, tokens = {
             "token_set": (1, batch.tokens(batch.rows)),
             "per_sequence": (batch.rows, batch.tokens(1)),

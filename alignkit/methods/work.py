@@ -64,6 +64,9 @@ class HeadCost(NamedTuple):
         )
 
 
+NO_HEAD = HeadCost()
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
     """One forward of a model, and its backward where it trains."""
@@ -75,7 +78,7 @@ class Pass:
     trains: bool = False
     times: float = 1.0
     """How often a micro-batch does it. What trains more than once has its backward each time."""
-    head: HeadCost = HeadCost()
+    head: HeadCost = NO_HEAD
     purpose: str = "policy"
     """What its time is told as: policy, reference, teacher or scoring."""
 
@@ -98,7 +101,7 @@ class Work:
 
     passes: tuple[Pass, ...]
     """In order. What trains once keeps its activations until all have run."""
-    heads: HeadCost = HeadCost()
+    heads: HeadCost = NO_HEAD
     """Over several models, after all passes."""
     drawing: Generation | None = None
     scoring: tuple[Pass, ...] = ()
