@@ -85,7 +85,7 @@ def test_eager_attention_keeps_its_matrices(folder: Path) -> None:
 
 
 def test_a_frozen_model_has_no_backward(folder: Path) -> None:
-    with pytest.raises(EstimateError, match="method.teacher.path"):
+    with pytest.raises(EstimateError, match=r"method\.teacher\.path"):
         measure(ModelUse(str(folder), "float32", "method.teacher.path"), Forward(1, 8, backward=True), 4)
 
 

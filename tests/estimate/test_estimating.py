@@ -149,7 +149,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
 
 def test_rows_beyond_the_positions_are_refused() -> None:
     run = recipe({"type": "f_dpo"}, "pythia-2.8b", data={"max_length": 4096})
-    with pytest.raises(EstimateError, match="data.max_length: pythia-2.8b has 2,048 positions"):
+    with pytest.raises(EstimateError, match=r"data\.max_length: pythia-2\.8b has 2,048 positions"):
         estimate(run, assumed(4096, 10), device="h100")
 
 
