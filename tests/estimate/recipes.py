@@ -9,10 +9,10 @@ from alignkit.recipe import Recipe
 LENGTHS: Lengths = assumed(512, 1000)
 
 
-def recipe(method: dict[str, Any], model: str = "qwen2.5-0.5b", **parts: Any) -> Recipe:
+def recipe(method: dict[str, Any], path: str = "qwen2.5-0.5b", **parts: Any) -> Recipe:
     """A recipe of bfloat16 models, LoRA unless `lora` says otherwise; parts are merged into their sections."""
     values: dict[str, Any] = {
-        "model": {"path": model, "dtype": "bfloat16"},
+        "model": {"path": path, "dtype": "bfloat16"},
         "data": {"train": "rows.jsonl", "max_length": 512},
         "method": method,
         "training": {"batch_size": 16, "micro_batch_size": 2},

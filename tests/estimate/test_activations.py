@@ -81,7 +81,8 @@ def test_scoring_keeps_the_last_states_only(folder: Path) -> None:
 def test_eager_attention_keeps_its_matrices(folder: Path) -> None:
     fused = measure(use(folder), Forward(4, 128, backward=True), 4)
     eager = measure(use(folder), Forward(4, 128, backward=True, attention="eager"), 4)
-    assert eager.kept > fused.kept + 4 * 4 * 128 * 128 * 4 * 4  # layers, heads, probabilities
+    probabilities = LAYERS * 4 * 4 * 128 * 128 * 4  # sequences, heads
+    assert eager.kept > fused.kept + probabilities / 2  # fused, too, keeps something: its mask
 
 
 def test_a_frozen_model_has_no_backward(folder: Path) -> None:

@@ -61,7 +61,7 @@ def test_sinkd_has_a_frozen_teacher() -> None:
 
 
 def test_each_stage_shares_what_it_says() -> None:
-    run = recipe({"type": "supervised"}, lora=None, training={"micro_batch_size": 1})
+    run = recipe({"type": "supervised"}, "llama-3.1-8b", lora=None, training={"micro_batch_size": 1})
     found = {one.stage: one for one in compare(run, LENGTHS, device="h100", count=8)}
     weights = 2 * found["ddp"].parameters
     assert set(found) == set(STAGES) - {"single"}
@@ -93,7 +93,9 @@ def test_accumulated_gradients_are_there_in_the_forward() -> None:
 
 
 def test_the_smallest_is_the_first_that_fits() -> None:
-    run = recipe({"type": "f_dpo"}, "llama-3.1-70b", lora=None, training={"gradient_checkpointing": True})
+    run = recipe(
+        {"type": "f_dpo"}, "llama-3.1-70b", lora=None, training={"batch_size": 64, "micro_batch_size": 1}
+    )
     found = smallest(run, LENGTHS, device="h100")
     assert found is not None
     assert found.fits
