@@ -15,8 +15,8 @@ from alignkit.errors import AlignkitError
 CPU = "cpu"
 CONTEXT_BYTES = 2**30
 """Assumption: what the driver, the libraries and the collectives take of a GPU."""
-FRAGMENTATION = 0.06
-"""Assumption: the share of a GPU that the allocator loses."""
+FRAGMENTATION = {False: 1 / 3, True: 0.06}
+"""Assumption: the share of the memory that the allocator loses, on a CPU (glibc's heap, as it was seen) and on a GPU."""
 EFFICIENCY = {False: 0.6, True: 0.45}
 """Assumption: the share of a large product's rate that training reaches, on a CPU and on a GPU."""
 
@@ -44,7 +44,8 @@ class Device:
     @property
     def usable(self) -> int:
         """Bytes that training may take."""
-        return int((self.memory - CONTEXT_BYTES) * (1 - FRAGMENTATION)) if self.is_gpu else self.memory
+        context = CONTEXT_BYTES if self.is_gpu else 0
+        return int((self.memory - context) * (1 - FRAGMENTATION[self.is_gpu]))
 
     def rate(self, itemsize: int) -> float:
         """Operations a second that training reaches with products of numbers of so many bytes."""
