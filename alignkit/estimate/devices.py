@@ -16,7 +16,7 @@ CPU = "cpu"
 CONTEXT_BYTES = 2**30
 """Assumption: what the driver, the libraries and the collectives take of a GPU."""
 FRAGMENTATION = {False: 1 / 3, True: 0.06}
-"""Assumption: the share of the memory that the allocator loses, on a CPU (glibc's heap, as it was seen) and on a GPU."""
+"""Assumption: the share of memory that the allocator loses, on a CPU (glibc's heap, as was seen) and on a GPU."""
 EFFICIENCY = {False: 0.6, True: 0.45}
 """Assumption: the share of a large product's rate that training reaches, on a CPU and on a GPU."""
 
