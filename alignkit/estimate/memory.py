@@ -118,48 +118,63 @@ def peak(
     evaluation: Mapping[Pass, Activations],
 ) -> Memory:
     """Over all moments; `traces` holds the activations of `work`'s passes, `evaluation` of an evaluation's."""
-    always = resident(models, layout)
-    moments: dict[str, Bytes] = {}
     trained = [model for model in models.values() if model.use.trains]
     on_device = [] if layout.stage.offload else trained
     whole = Counter(gradients=sum(_gradients(model, layout) for model in on_device))
-    earlier = whole if layout.accumulates or _repeats(work) else Counter[str]()
-    kept = Counter[str]()
-    for step in work.passes:
-        found = traces[step]
-        moments[f"forward of the {step.model}"] = (
-            earlier
-            + kept
-            + Counter(
-                activations=found.forward + (found.kept if step.trains else 0),
-                heads=step.head.kept + step.head.forward,
-            )
-        )
-        if step.trains:
-            kept += Counter(activations=found.kept, heads=step.head.kept)
-    kept += Counter(heads=work.heads.kept)
-    moments["heads"] = earlier + kept + Counter(heads=work.heads.forward)
-    in_backward = work.heads.backward + max((p.head.backward for p in work.passes if p.trains), default=0)
-    states = max((_states(models[p.model], p) for p in work.passes if p.trains), default=0)
-    moments["heads' backward"] = earlier + kept + Counter(heads=in_backward, activations=2 * states)
-    layer = max((traces[p].backward for p in work.passes if p.trains), default=0)
-    head_gradients = sum(_head_gradient(model) for model in trained)
-    moments["backward's beginning"] = (
-        earlier + kept + Counter(activations=layer, gradients=0 if earlier else head_gradients)
+    repeats = any(step.trains and step.times > 1 for step in work.passes)
+    earlier = whole if layout.accumulates or repeats else Counter[str]()
+    forwards, kept = _forwards(work, traces)
+    moments = {
+        name: earlier + extra
+        for name, extra in (forwards | _backward_begins(models, work, traces, kept, bool(earlier))).items()
+    }
+    layer = max((traces[step].backward for step in work.passes if step.trains), default=0)
+    second = max((_embedding_gradient(model) for model in trained), default=0)
+    moments["backward's end"] = whole + Counter(activations=layer, gradients=second)
+    moments["optimizer's step"] = whole + Counter(
+        optimizer=sum(_step(model, layout) for model in on_device),
+        gradients=sum(_stepped(model, layout) for model in on_device),
     )
-    moments["backward's end"] = whole + Counter(
-        activations=layer, gradients=max((_embedding_gradient(model) for model in trained), default=0)
-    )
-    step_bytes = sum(_step(model, layout) for model in on_device)
-    stepped = sum(_stepped(model, layout) for model in on_device)
-    moments["optimizer's step"] = whole + Counter(optimizer=step_bytes, gradients=stepped)
     for step, found in evaluation.items():
         moments[f"evaluation, {step.purpose}"] = Counter(
             activations=found.kept + found.forward, heads=step.head.forward
         )
     if work.drawing is not None:
         moments["drawing"] = Counter(activations=_cache(models[work.drawing.model], work.drawing))
-    return _most(always, moments, offloaded(models, layout))
+    return _most(resident(models, layout), moments, offloaded(models, layout))
+
+
+def _forwards(work: Work, traces: Mapping[Pass, Activations]) -> tuple[dict[str, Bytes], Bytes]:
+    """The forwards one after the other, the heads over several models, and what is kept after them."""
+    moments, kept = {}, Counter[str]()
+    for step in work.passes:
+        found = traces[step]
+        own = Counter(activations=found.kept, heads=step.head.kept) if step.trains else Counter[str]()
+        passing = Counter(activations=found.forward, heads=step.head.forward)
+        moments[f"forward, {step.purpose}"] = kept + own + passing
+        kept += own
+    kept += Counter(heads=work.heads.kept)
+    moments["heads"] = kept + Counter(heads=work.heads.forward)
+    return moments, kept
+
+
+def _backward_begins(
+    models: Mapping[str, Model],
+    work: Work,
+    traces: Mapping[Pass, Activations],
+    kept: Bytes,
+    accumulated: bool,  # noqa: FBT001
+) -> dict[str, Bytes]:
+    """All activations are there yet, through the heads and the last layer."""
+    trained = [step for step in work.passes if step.trains]
+    heads = work.heads.backward + max((step.head.backward for step in trained), default=0)
+    states = max((_states(models[step.model], step) for step in trained), default=0)
+    layer = max((traces[step].backward for step in trained), default=0)
+    of_heads = 0 if accumulated else sum(_head_gradient(models[step.model]) for step in trained)
+    return {
+        "heads' backward": kept + Counter(heads=heads, activations=2 * states),
+        "backward's beginning": kept + Counter(activations=layer, gradients=of_heads),
+    }
 
 
 def _most(always: Bytes, moments: Mapping[str, Bytes], host: int) -> Memory:
@@ -254,10 +269,6 @@ def _embedding_gradient(model: Model) -> int:
     """A tied weight's second gradient, or the first one's copy, before the two are one."""
     shape = model.shape
     return shape.vocabulary * shape.hidden * model.itemsize if shape.embedding_trains else 0
-
-
-def _repeats(work: Work) -> bool:
-    return any(step.trains and step.times > 1 for step in work.passes)
 
 
 def _cache(model: Model, drawing: Generation) -> int:
