@@ -10,8 +10,8 @@ from tests.estimate.small import build_small_model
 
 def test_a_small_run_takes_what_was_estimated(tmp_path: Path) -> None:
     build_small_model(tmp_path / "small")
-    run = Run({"type": "f_dpo"}, "pairs", 40, "small", training={"batch_size": 4})
-    found = compare(run, tmp_path, twice=False)
+    run = Run({"type": "f_dpo"}, "pairs", 30, "small", training={"batch_size": 4})
+    found = compare(run, tmp_path)
     assert found["measured_mb"] > 150, "too little to say anything"
     assert abs(found["ratio"] - 1) <= TOLERANCE, found
 
@@ -23,5 +23,5 @@ def test_the_six_take_what_was_estimated(name: str) -> None:
     for model in (POLICY, STUDENT):
         if not (MODELS / model / "config.json").is_file():
             pytest.skip(f"{MODELS / model} is not there: alignkit models import, models prune")
-    found = compare(RUNS[name], MODELS.resolve(), twice=False)
+    found = compare(RUNS[name], MODELS.resolve())
     assert abs(found["ratio"] - 1) <= TOLERANCE, found
