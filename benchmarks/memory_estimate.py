@@ -1,10 +1,10 @@
 """What `alignkit estimate` says of memory, against the peaks of real runs on this machine.
 
-`python -m benchmarks.memory_estimate [--models FOLDER] [--only NAME] [--twice]`: six runs of two steps on SmolLM2, each in a
-fresh process. The peak is the process's largest size over what it was with every library loaded and a small
-product made. glibc is told to give back what is freed, so that the size is what is in use; with --twice a second run
-shows what its default keeps beside that. Prints a table and writes results/memory-estimate.json; a deviation beyond 20 % is an
-error.
+`python -m benchmarks.memory_estimate [--models FOLDER] [--only NAME] [--twice]`: six runs of two steps on SmolLM2,
+each in a fresh process. The peak is the process's largest size over what it was with every library loaded and a
+small product made. glibc is told to give back what is freed, so that the size is what is in use; with --twice a
+second run shows what its default keeps beside that. Prints a table and writes results/memory-estimate.json; a
+deviation beyond 20 % is an error.
 """
 
 import argparse
