@@ -4,7 +4,7 @@ Assumptions, here and in devices.py: training reaches a fixed share of a large p
 computing, so that a step takes the longer of the two; a collective waits HOP once for every node in its ring.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ def seconds(
 ) -> Seconds:
     """Of `work` for one micro-batch, `forwards` of them a step, and `rows` in all before training."""
     rate = device.rate(2 if layout.mixed else models["policy"].itemsize)
-    computing: Counter[str] = Counter()
+    computing: defaultdict[str, float] = defaultdict(float)
     for step in work.passes:
         operations = flops(models[step.model], step, checkpointing=checkpointing)
         computing[step.purpose] += forwards * step.times * operations / rate
