@@ -1,6 +1,7 @@
 """Measures one contender in a fresh process: median seconds, and peak memory over what its inputs take."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -14,13 +15,20 @@ import torch
 WARM_UP, RUNS = 1, 5
 
 
-def in_fresh_process(module: str, *arguments: str) -> dict[str, Any]:
+def in_fresh_process(
+    module: str, *arguments: str, environment: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run `python -m module arguments` and return what it printed last, or why it could not run.
 
-    A peer that is not installed or runs out of memory is a result, {"error": …}; any other failure is raised.
+    `environment` is added to this process's. A peer that is not installed or runs out of memory is a result,
+    {"error": …}; any other failure is raised.
     """
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
     )
     if done.returncode == 0:
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -1,5 +1,6 @@
 """The `alignkit` command as a user types it: exit status, output, and one readable line for every error."""
 
+import json
 import os
 import subprocess
 import sys
@@ -100,3 +101,32 @@ def test_a_service_that_does_not_answer(home: Path) -> None:
 def test_divergences_and_models_are_listed(home: Path) -> None:
     assert "squared_hellinger" in run(home, "divergences").stdout
     assert run(home, "models", "list").stdout.split() == ["tiny"]
+
+
+def test_estimate_says_what_fits(home: Path) -> None:
+    recipe = str(Path(__file__).parents[1] / "recipes" / "f_dpo" / "llama-3.1-8b.yaml")
+    done = run(home, "estimate", recipe, "--device", "h100", "--devices", "8", "--rows", "1000")
+    assert done.returncode == 0, done.stderr
+    assert "policy: llama-3.1-8b (known shape), 8.03 B parameters, 8.03 B trainable" in done.stdout
+    assert "Smallest that fits: 4 x h100" in done.stdout
+    whole = run(home, "estimate", recipe, "--device", "h100", "--devices", "8", "--stage", "zero3", "--json")
+    found = json.loads(whole.stdout)
+    assert [one["stage"] for one in found["estimates"]] == ["zero3"]
+    assert found["estimates"][0]["fits"] is True
+    assert found["smallest"]["devices"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "h1000"], "error: device: expected one of cpu, h100"),
+        (["--device", "h100", "--devices", "128"], "error: devices: expected 1 to 64"),
+        (["model.path=nowhere/at/all"], "error: model.path: expected a folder with a config.json"),
+    ],
+)
+def test_estimate_refuses_in_one_line(home: Path, options: list[str], message: str) -> None:
+    recipe = str(Path(__file__).parents[1] / "recipes" / "f_dpo" / "llama-3.1-8b.yaml")
+    done = run(home, "estimate", recipe, *options)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(message) or message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignkit.cli import data, jobs, keys, models, output, projects
+from alignkit.cli import data, estimates, jobs, keys, models, output, projects
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")
+app.command("estimate")(estimates.estimate)
 
 
 def main() -> None:

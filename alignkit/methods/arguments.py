@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.methods.sections import LoraSection
+from alignkit.methods.work import ModelUse
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe, TrainingSection
@@ -29,6 +30,11 @@ def peft_config(lora: LoraSection | None) -> Any:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+
+
+def policy_use(recipe: "Recipe") -> ModelUse:
+    """The recipe's model, as it trains."""
+    return ModelUse(recipe.model.path, recipe.model.dtype, "model.path", trains=True, lora=recipe.lora)
 
 
 def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from alignkit.schema import Section
 
 if TYPE_CHECKING:
+    from alignkit.methods.work import Plan
     from alignkit.recipe import Recipe
 
 Auto = Literal["auto"]
@@ -77,6 +78,8 @@ class Method:
     hyperparameters: type[Hyperparameters]
     build: Callable[[RunContext], Any]
     """The trainer for a recipe with this section. Imports torch and TRL itself: a registry must not."""
+    plan: Callable[["Recipe"], "Plan"]
+    """What training with this section asks of a machine, for `alignkit.estimate`."""
     learning_rate: float
     """What a job's learning_rate_multiplier of 1 means, with LoRA; without, a hundredth of it."""
     auto: Mapping[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """BD-KD: distillation balanced by the entropy gap, the teacher training beside the student or frozen."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -10,11 +10,16 @@ from alignkit.methods.base import Method, ResolveModel, RunContext
 from alignkit.methods.distillation import (
     DistillationHyperparameters,
     config_arguments,
+    distillation_plan,
     section_values,
     trainer_arguments,
 )
 from alignkit.methods.sections import LoraSection, TeacherSection
+from alignkit.methods.work import Plan
 from alignkit.schema import Section
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
 
 Gate = Literal["hard", "soft"]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
@@ -102,12 +107,21 @@ def build(context: RunContext) -> Any:
     )
 
 
+def plan(recipe: "Recipe") -> Plan:
+    """Both models, of which the teacher may train too."""
+    method = cast(BDKDSection, recipe.method)
+    return distillation_plan(
+        recipe, method.teacher, teacher_trains=method.teacher_trains, teacher_lora=method.teacher_lora
+    )
+
+
 LEARNING_RATE = 1e-4
 BD_KD = Method(
     "bd_kd",
     BDKDSection,
     BDKDHyperparameters,
     build,
+    plan,
     learning_rate=LEARNING_RATE,
     section_values=job_section_values,
 )

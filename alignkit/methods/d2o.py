@@ -1,13 +1,18 @@
 """D2O: alignment from dispreferred answers alone."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from alignkit.methods.arguments import lora_config, training_arguments
+from alignkit.methods.arguments import lora_config, policy_use, training_arguments
 from alignkit.methods.base import Auto, Hyperparameters, Method, RunContext
+from alignkit.methods.work import Batch, Generation, Pass, Plan, Work
 from alignkit.schema import Section
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
 
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]
 Instruction = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -121,11 +126,45 @@ def build(context: RunContext) -> Any:
     )
 
 
+def plan(recipe: "Recipe") -> Plan:
+    """K samples and the dispreferred answer, a few at a time: scored, then trained; no reference stays loaded."""
+    method = cast(D2OSection, recipe.method)
+
+    def work(batch: Batch) -> Work:
+        from alignkit.estimate import heads
+
+        drawn = 0 if batch.sequences > 1 else method.samples_per_prompt
+        each = batch.sequences + drawn
+        together = max(1, min(method.sequence_batch_size, round(batch.rows * each)))
+        size = batch.heads["policy"]
+        tokens = batch.tokens(together)
+        score = Pass(
+            "policy",
+            together,
+            batch.length,
+            times=batch.rows * each / together,
+            head=heads.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu),
+            purpose="scoring",
+        )
+        train = replace(
+            score, trains=True, purpose="policy", head=heads.log_probs(tokens, size, gpu=batch.gpu)
+        )
+        answer = min(method.max_tokens, max(1.0, recipe.data.max_length - batch.prompt))
+        here = drawn and method.sampler_url is None
+        drawing = (
+            Generation("policy", method.sampling_batch_size, batch.prompt, answer, drawn) if here else None
+        )
+        return Work((score, train), drawing=drawing, scoring=(replace(score, times=each / together),))
+
+    return Plan({"policy": policy_use(recipe)}, work)
+
+
 D2O = Method(
     "d2o",
     D2OSection,
     D2OHyperparameters,
     build,
+    plan,
     learning_rate=1e-4,
     auto={"beta": 0.1, "alpha": 0.1, "samples_per_prompt": 11},
 )

@@ -1,15 +1,16 @@
 """What the recipes and jobs of both distillation methods share: the teacher, and the data as tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from alignkit.errors import FieldIssue, ModelError, RecipeError
-from alignkit.methods.arguments import lora_config, training_arguments
+from alignkit.methods.arguments import lora_config, policy_use, training_arguments
 from alignkit.methods.base import Hyperparameters, ResolveModel, RunContext
-from alignkit.methods.sections import TeacherSection
+from alignkit.methods.sections import LoraSection, TeacherSection
+from alignkit.methods.work import NO_HEAD, Batch, HeadCost, ModelUse, Pass, Plan, Work
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
@@ -62,6 +63,41 @@ def config_arguments(context: RunContext) -> dict[str, Any]:
         **training_arguments(context.recipe, context.checkpoints),
         "dataset_kwargs": {"skip_prepare_dataset": True},  # the rows come tokenised
     }
+
+
+def distillation_plan(
+    recipe: "Recipe",
+    teacher: TeacherSection,
+    *,
+    teacher_trains: bool = False,
+    teacher_lora: LoraSection | None = None,
+    further_heads: Callable[[Batch], HeadCost] = lambda _: NO_HEAD,
+    micro_batch_matters: bool = False,
+) -> Plan:
+    """Student and teacher, each a forward, then the heads over both; the teacher's backward where it trains."""
+    models = {
+        "policy": policy_use(recipe),
+        "teacher": ModelUse(
+            teacher.path,
+            teacher.dtype or recipe.model.dtype,
+            "method.teacher.path",
+            trains=teacher_trains,
+            lora=teacher_lora,
+        ),
+    }
+
+    def work(batch: Batch) -> Work:
+        from alignkit.estimate import heads
+
+        student, teachers = batch.heads["policy"], batch.heads["teacher"]
+        both = heads.divergence(batch.tokens(batch.rows), student, teachers, gpu=batch.gpu)
+        passes = (
+            Pass("policy", batch.rows, batch.length, trains=True),
+            Pass("teacher", batch.rows, batch.length, trains=teacher_trains, purpose="teacher"),
+        )
+        return Work(passes, heads=both + further_heads(batch))
+
+    return Plan(models, work, micro_batch_matters)
 
 
 def load_teacher(recipe: "Recipe", teacher: TeacherSection) -> tuple[Any, Any]:

@@ -1,15 +1,20 @@
 """f-DPO, and OpenAI's `dpo`, which is f-DPO under the reverse KL."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from alignkit import divergences
 from alignkit.errors import DivergenceError
-from alignkit.methods.arguments import lora_config, training_arguments
+from alignkit.methods.arguments import lora_config, policy_use, training_arguments
 from alignkit.methods.base import Auto, Hyperparameters, Method, RunContext
+from alignkit.methods.work import Batch, Pass, Plan, Work
 from alignkit.schema import Section
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
 
 
 class FDPOSection(Section):
@@ -119,5 +124,34 @@ def build(context: RunContext) -> Any:
     )
 
 
-F_DPO = Method("f_dpo", FDPOSection, FDPOHyperparameters, build, learning_rate=1e-4, auto={"beta": 0.1})
-DPO = Method("dpo", FDPOSection, DPOHyperparameters, build, learning_rate=1e-4, auto={"beta": 0.1})
+def plan(recipe: "Recipe") -> Plan:
+    """Both answers in one forward, then the reference: the adapter switched off, or a second model."""
+    policy = policy_use(recipe)
+    models = {"policy": policy}
+    if policy.lora is None:
+        models["reference"] = replace(policy, trains=False)
+
+    def work(batch: Batch) -> Work:
+        from alignkit.estimate import heads
+
+        reference = "reference" if "reference" in models else "policy"
+        sequences = 2 * batch.rows
+        tokens, size = batch.tokens(sequences), batch.heads["policy"]
+        frozen = replace(size, has_gradient=False)
+        train = Pass(
+            "policy", sequences, batch.length, trains=True, head=heads.log_probs(tokens, size, gpu=batch.gpu)
+        )
+        score = Pass(
+            reference,
+            sequences,
+            batch.length,
+            head=heads.log_probs(tokens, frozen, gpu=batch.gpu),
+            purpose="reference",
+        )
+        return Work((train, score))
+
+    return Plan(models, work)
+
+
+F_DPO = Method("f_dpo", FDPOSection, FDPOHyperparameters, build, plan, learning_rate=1e-4, auto={"beta": 0.1})
+DPO = Method("dpo", FDPOSection, DPOHyperparameters, build, plan, learning_rate=1e-4, auto={"beta": 0.1})

@@ -1,6 +1,6 @@
 """SinKD: distillation from a frozen teacher by optimal transport, beside cross-entropy and a KL."""
 
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
@@ -8,11 +8,16 @@ from alignkit.methods.base import Method, RunContext
 from alignkit.methods.distillation import (
     DistillationHyperparameters,
     config_arguments,
+    distillation_plan,
     section_values,
     trainer_arguments,
 )
 from alignkit.methods.sections import TeacherSection
+from alignkit.methods.work import NO_HEAD, Batch, HeadCost, Plan
 from alignkit.schema import Section
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
 
 Mode = Literal["token_set", "per_sequence"]
 Reduction = Literal["sum", "mean"]
@@ -71,6 +76,31 @@ def build(context: RunContext) -> Any:
     return SinKDTrainer(args=config, **trainer_arguments(context, method.teacher))
 
 
+def plan(recipe: "Recipe") -> Plan:
+    """Student and frozen teacher; beside the KL's heads the transport between rows of both."""
+    method = cast(SinKDSection, recipe.method)
+
+    def transport(batch: Batch) -> HeadCost:
+        from alignkit.estimate import heads
+
+        if not method.sinkhorn_weight:
+            return NO_HEAD
+        sets, tokens = {
+            "token_set": (1, batch.tokens(batch.rows)),
+            "per_sequence": (batch.rows, batch.tokens(1)),
+        }[method.mode]
+        sizes = batch.heads["policy"], batch.heads["teacher"]
+        return heads.transport(min(tokens, method.max_rows), sets, *sizes, iterations=method.iterations)
+
+    return distillation_plan(recipe, method.teacher, further_heads=transport, micro_batch_matters=True)
+
+
 SINKD = Method(
-    "sinkd", SinKDSection, SinKDHyperparameters, build, learning_rate=1e-4, section_values=section_values
+    "sinkd",
+    SinKDSection,
+    SinKDHyperparameters,
+    build,
+    plan,
+    learning_rate=1e-4,
+    section_values=section_values,
 )

@@ -1,11 +1,15 @@
 """Supervised fine-tuning, OpenAI's default method: the answers of the data, learned by their likelihood."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from alignkit.methods.arguments import lora_config, training_arguments
+from alignkit.methods.arguments import lora_config, policy_use, training_arguments
 from alignkit.methods.base import Hyperparameters, Method, RunContext
+from alignkit.methods.work import Batch, Pass, Plan, Work
 from alignkit.schema import Section
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
 
 
 class SupervisedSection(Section):
@@ -45,4 +49,16 @@ def build(context: RunContext) -> Any:
     )
 
 
-SUPERVISED = Method("supervised", SupervisedSection, Hyperparameters, build, learning_rate=2e-4)
+def plan(recipe: "Recipe") -> Plan:
+    """One forward and backward of every row."""
+
+    def work(batch: Batch) -> Work:
+        from alignkit.estimate import heads
+
+        head = heads.log_probs(batch.tokens(batch.rows), batch.heads["policy"], gpu=batch.gpu)
+        return Work((Pass("policy", batch.rows, batch.length, trains=True, head=head),))
+
+    return Plan({"policy": policy_use(recipe)}, work)
+
+
+SUPERVISED = Method("supervised", SupervisedSection, Hyperparameters, build, plan, learning_rate=2e-4)

@@ -20,5 +20,5 @@ def preview_job(body: PreviewRequest, project: ProjectDep, services: ServicesDep
 
 @router.post("/jobs/estimate", responses=documented(404))
 def estimate_job(body: JobRequest, project: ProjectDep, services: ServicesDep) -> EstimateObject:
-    """Estimate a job's tokens, steps and time. Nothing is said of memory."""
+    """Estimate a job's tokens, steps, time and memory, and whether it fits the device that jobs run on."""
     return service.estimate(prepare(body, project, services), project, services)

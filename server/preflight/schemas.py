@@ -43,8 +43,22 @@ class PreviewObject(BaseModel):
     rows: list[PreviewRow]
 
 
+class MemoryObject(BaseModel):
+    """What training takes of the device that jobs run on, at the longest row of the sample."""
+
+    device: str = Field(description="as the driver names it, or cpu")
+    available_bytes: int = Field(description="what training may take of it")
+    peak_bytes: int = Field(description="the most at once; not the sum of bytes_by_kind")
+    peak_during: str
+    bytes_by_kind: dict[str, int] = Field(
+        description="each kind at its own most: weights, gradients, optimizer, activations, heads, reference, teacher"
+    )
+    trainable_parameters: int
+    checkpoint_bytes: int = Field(description="on disk, of each checkpoint")
+
+
 class EstimateObject(BaseModel):
-    """How much there is to train, and how long it took with earlier jobs."""
+    """How much there is to train, what it takes of this machine, and how long it took with earlier jobs."""
 
     object: Literal["fine_tuning.estimate"] = "fine_tuning.estimate"
     rows: int
@@ -60,3 +74,7 @@ class EstimateObject(BaseModel):
     )
     based_on_jobs: int
     queue_position: int = Field(description="that the job would have now")
+    memory: MemoryObject | None = Field(
+        description="null where no row is trained on, or the model's architecture is not estimated"
+    )
+    fits: bool | None = Field(description="whether peak_bytes is available; null as memory is")

@@ -1,6 +1,5 @@
-"""Looks at a job before it is created: its rows as the trainer sees them, its tokens and steps."""
+"""Looks at a job before it is created: its rows as the trainer sees them, its tokens, steps and memory."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
@@ -9,18 +8,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from alignkit import estimate as library
 from alignkit.data.preview import preview_row
 from alignkit.data.reading import iter_lines
 from alignkit.data.schemas import schema_for
-from alignkit.data.tokens import load_tokenizer
+from alignkit.data.tokens import TokenSequence, load_tokenizer
 from alignkit.data.validation import Inspection
 from alignkit.errors import DataError, ModelError
+from alignkit.recipe import Recipe
 from server.errors import ApiError
 from server.jobs.preparation import PreparedJob
 from server.jobs.repository import JobRepository
 from server.jobs.turns import waiting
 from server.keys.service import Principal
-from server.preflight.schemas import EstimateObject, PreviewObject, PreviewRequest, PreviewRow
+from server.preflight.schemas import EstimateObject, MemoryObject, PreviewObject, PreviewRequest, PreviewRow
 from server.services import Services
 
 SAMPLE_ROWS = 2000
@@ -45,47 +46,64 @@ def preview(request: PreviewRequest, prepared: PreparedJob, services: Services) 
 
 
 def estimate(prepared: PreparedJob, project: Principal, services: Services) -> EstimateObject:
-    """Tokens counted in a sample of the rows; time by what earlier jobs took."""
-    tokenizer = _tokenizer(services.catalog.path(prepared.request.model))
-    rows, training = prepared.train_rows, prepared.recipe["training"]
-    max_length = int(prepared.recipe["data"]["max_length"])
-    schema, sampled, dropped, tokens = schema_for(prepared.method), 0, 0, 0
-    for index, row in islice(_rows(prepared), 0, None, max(1, rows // SAMPLE_ROWS)):
-        try:
-            sequences = schema.render(row, tokenizer)
-        except DataError as error:
-            raise _refused(index, error) from error
-        sampled += 1
-        if all(sequence.dropped_at(max_length) for sequence in sequences):
-            dropped += 1
-            continue
-        tokens += sum(min(len(sequence.ids), max_length) for sequence in sequences)
-    kept = rows - round(rows * dropped / sampled)
-    steps, passes = _steps(kept, training)
-    total = round(tokens / sampled * rows * passes)
+    """Tokens counted in a sample of the rows; memory by the library; time by what earlier jobs took."""
+    recipe, rows = Recipe.parse(prepared.recipe), prepared.train_rows
+    rendered = _rendered(prepared, _tokenizer(services.catalog.path(prepared.request.model)))
+    lengths = library.count_lengths(rendered, recipe.data.max_length, len(rendered) / rows)
+    kept = (lengths.rows or 0) if lengths else 0
+    steps, passes = library.run_steps(kept, recipe.training)
+    found = _on_this_machine(recipe, lengths) if lengths else None
+    tokens = round(lengths.mean * lengths.sequences * kept * passes) if lengths else 0
+    if found is not None and found.tokens is not None:
+        tokens = found.tokens  # what the method draws is trained on too
     with services.database.reading() as session:
         jobs = JobRepository(session, project.project_id)
         rates = jobs.rates(prepared.request.model, prepared.method)
         place = waiting(session) + 1
     return EstimateObject(
         rows=rows,
-        sampled_rows=sampled,
+        sampled_rows=len(rendered),
         dropped_rows=rows - kept,
-        steps=steps,
-        tokens=total,
-        seconds=round(total / median(rates), 1) if rates else None,
+        steps=steps or 0,
+        tokens=tokens,
+        seconds=round(tokens / median(rates), 1) if rates else None,
         based_on_jobs=len(rates),
         queue_position=place,
+        memory=_memory(found) if found else None,
+        fits=found.fits if found else None,
     )
 
 
-def _steps(rows: int, training: dict[str, Any]) -> tuple[int, float]:
-    """Optimizer steps over `rows`, and how often each row is trained on."""
-    if rows == 0:
-        return 0, 0.0
-    if training["max_steps"]:
-        return training["max_steps"], training["max_steps"] * training["batch_size"] / rows
-    return math.ceil(training["epochs"] * math.ceil(rows / training["batch_size"])), training["epochs"]
+def _on_this_machine(recipe: Recipe, lengths: library.Lengths) -> library.Estimate | None:
+    """By one process, as jobs are trained; None for a model that the library makes no estimate of."""
+    try:
+        return library.estimate(recipe, lengths, device=library.at_hand())
+    except library.EstimateError:
+        return None
+
+
+def _memory(found: library.Estimate) -> MemoryObject:
+    held = {kind: size for kind, size in found.memory.kinds.items() if size}
+    return MemoryObject(
+        device=found.device.name,
+        available_bytes=found.device.usable,
+        peak_bytes=found.memory.peak,
+        peak_during=found.memory.moment,
+        bytes_by_kind=held,
+        trainable_parameters=found.trainable,
+        checkpoint_bytes=found.disk.checkpoint,
+    )
+
+
+def _rendered(prepared: PreparedJob, tokenizer: Any) -> list[list[TokenSequence]]:
+    """The sequences of a sample of the rows."""
+    schema, rendered = schema_for(prepared.method), []
+    for index, row in islice(_rows(prepared), 0, None, max(1, prepared.train_rows // SAMPLE_ROWS)):
+        try:
+            rendered.append(schema.render(row, tokenizer))
+        except DataError as error:
+            raise _refused(index, error) from error
+    return rendered
 
 
 def _rows(prepared: PreparedJob) -> Iterator[tuple[int, Any]]:

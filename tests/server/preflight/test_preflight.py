@@ -12,6 +12,8 @@ from alignkit.data.dataset import load_rows
 from alignkit.data.preview import preview_row
 from alignkit.data.schemas import schema_for
 from alignkit.data.tokens import load_tokenizer, render_pair
+from alignkit.estimate import at_hand, estimate, lengths_of
+from alignkit.recipe import Recipe
 from server.jobs.tables import Job
 from tests.server.support import BASE_MODEL, Running, add_base_model, create_job, method, pairs, serve, upload
 from tests.tiny import build_tiny_tokenizer
@@ -92,6 +94,51 @@ def test_an_estimate_counts_tokens_and_steps(service: Running, client: OpenAI, h
     assert (limited["steps"], limited["tokens"]) == (5, 2 * counted)
     none = ask(http, "jobs/estimate", training_file=file_id, method=method(max_length=16))
     assert (none["dropped_rows"], none["steps"], none["tokens"]) == (10, 0, 0)
+
+
+def test_an_estimate_of_memory_is_the_librarys(service: Running, client: OpenAI, http: httpx.Client) -> None:
+    file_id = upload(client, pairs(10))
+    found = ask(http, "jobs/estimate", training_file=file_id, method=method(batch_size=2))
+    model, memory = service.settings.models_dir / BASE_MODEL, found["memory"]
+    recipe = Recipe.parse(
+        {
+            "model": {"path": str(model)},
+            "data": {"train": str(service.settings.files_dir / file_id)},
+            "method": {"type": "f_dpo"},
+            "training": {"batch_size": 2},
+            "output_dir": "unused",
+        }
+    )
+    expected = estimate(recipe, lengths_of(recipe), device=at_hand())
+    assert memory["peak_bytes"] == expected.memory.peak
+    assert memory["bytes_by_kind"]["weights"] == expected.memory.kinds["weights"]
+    assert (memory["device"], memory["available_bytes"]) == (expected.device.name, expected.device.usable)
+    assert memory["trainable_parameters"] == expected.trainable
+    assert found["fits"] is expected.fits
+    dropped = ask(http, "jobs/estimate", training_file=file_id, method=method(max_length=16))
+    assert (dropped["memory"], dropped["fits"]) == (None, None)
+
+
+def test_what_d2o_draws_is_counted(client: OpenAI, http: httpx.Client) -> None:
+    rows = "".join(json.dumps({"prompt": f"What is {n}?", "rejected": "No."}) + "\n" for n in range(8))
+    options: Any = {"n_epochs": 1, "batch_size": 4}
+    tokens = {}
+    for samples in (1, 3):
+        given = {"type": "d2o", "d2o": {"hyperparameters": options | {"samples_per_prompt": samples}}}
+        found = ask(http, "jobs/estimate", training_file=upload(client, rows.encode()), method=given)
+        tokens[samples] = found["tokens"]
+    assert tokens[3] == 2 * tokens[1]
+
+
+def test_an_architecture_that_is_not_estimated_has_no_memory(
+    service: Running, client: OpenAI, http: httpx.Client
+) -> None:
+    folder = service.settings.models_dir / "experts"
+    build_tiny_tokenizer(folder)
+    (folder / "config.json").write_text('{"model_type": "mixtral", "num_local_experts": 8}')
+    found = ask(http, "jobs/estimate", training_file=upload(client), model="experts")
+    assert (found["memory"], found["fits"]) == (None, None)
+    assert found["tokens"] > 0
 
 
 def test_an_estimate_of_time_is_what_earlier_jobs_took(

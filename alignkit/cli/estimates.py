@@ -1,0 +1,151 @@
+"""`alignkit estimate`: what a recipe takes, before it is started."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from alignkit.estimate import Estimate
+
+GIB = 2**30
+
+
+def estimate(
+    recipe: Annotated[Path, typer.Argument(help="a recipe, such as recipes/f_dpo/smollm2.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as model.path=llama-3.1-70b")
+    ] = None,
+    device: Annotated[str, typer.Option(help="kind of device; cpu is this machine")] = "cpu",
+    devices: Annotated[int | None, typer.Option(help="how many; default: the fewest that it fits on")] = None,
+    stage: Annotated[str | None, typer.Option(help="single, ddp, zero1 … fsdp2; default: every one")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="rows of the data, where the file is not at hand or not whole")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
+) -> None:
+    """Estimate a run's memory by kind, time, disk and tokens, and the smallest configuration that fits."""
+    from alignkit import estimate as library
+    from alignkit.recipe import Recipe
+
+    run = Recipe.load(recipe, overrides or [])
+    lengths = library.lengths_of(run, rows)
+    least = library.smallest(run, lengths, device=device)
+    count = devices or (least.devices if least else 1)
+    if stage is None:
+        found = library.compare(run, lengths, device=device, count=count)
+    else:
+        found = [library.estimate(run, lengths, device=device, count=count, stage=stage)]
+    if as_json:
+        whole = {"smallest": _whole(least) if least else None, "estimates": [_whole(one) for one in found]}
+        typer.echo(json.dumps(whole, indent=1))
+        return
+    console = Console()
+    for line in _about(found[0]):
+        console.print(line, highlight=False)
+    console.print(_memory_table(found))
+    console.print(_time_table(found))
+    console.print(_smallest(least, device), highlight=False)
+
+
+def _whole(one: "Estimate") -> dict[str, Any]:
+    values = asdict(one)
+    return values | {
+        "fits": one.fits,
+        "trainable": one.trainable,
+        "step_seconds": values["step_seconds"] | {"step": one.step_seconds.step},
+        "disk": values["disk"] | {"total": one.disk.total},
+    }
+
+
+def _about(one: "Estimate") -> list[str]:
+    lines = [f"micro_batch_size: {one.micro_batch_size}"]
+    for role, model in one.models.items():
+        shape = model.shape
+        trained = f"{_big(shape.trainable)} trainable" if shape.trainable else "frozen"
+        lines.append(f"{role}: {shape.source}, {_big(shape.parameters)} parameters, {trained}")
+    lengths = one.lengths
+    rows = "unknown number of rows" if lengths.rows is None else f"{lengths.rows:,} rows"
+    found = "assumed, as there is no data to look at" if lengths.assumed else "counted"
+    lines.append(
+        f"data: {rows}, sequences of {lengths.mean:.0f} tokens in the mean and {lengths.longest:,} at the most "
+        f"({found})"
+    )
+    steps = "unknown: give max_steps or --rows" if one.steps is None else f"{one.steps:,}"
+    lines.append(f"steps: {steps}" + ("" if one.tokens is None else f", {one.tokens:,} tokens"))
+    disk = one.disk
+    lines.append(
+        f"disk: {_gib(disk.total)} GiB: {disk.checkpoints} checkpoints of {_gib(disk.checkpoint)}, "
+        f"result {_gib(disk.result)}"
+    )
+    return lines
+
+
+def _memory_table(found: "list[Estimate]") -> Table:
+    first = found[0]
+    table = _table(f"GiB of each of {first.devices} {first.device.name}, by kind at its most", found)
+    for kind in first.memory.kinds:
+        sizes = [one.memory.kinds[kind] for one in found]
+        if any(sizes):
+            table.add_row(kind, *map(_gib, sizes))
+    table.add_section()
+    table.add_row("peak", *(_gib(one.memory.peak) for one in found))
+    if any(one.memory.host for one in found):
+        table.add_row("in main memory", *(_gib(one.memory.host) for one in found))
+    table.add_row(f"fits {_gib(first.device.usable)}", *("yes" if one.fits else "no" for one in found))
+    table.add_row("most in the", *(one.memory.moment for one in found))
+    return table
+
+
+def _time_table(found: "list[Estimate]") -> Table:
+    table = _table("seconds a step; sending overlaps with computing", found)
+    for part in found[0].step_seconds.computing:
+        table.add_row(part, *(f"{one.step_seconds.computing[part]:.3g}" for one in found))
+    table.add_row("optimizer", *(f"{one.step_seconds.optimizer:.3g}" for one in found))
+    table.add_row("sending", *(f"{one.step_seconds.communication:.3g}" for one in found))
+    table.add_section()
+    table.add_row("step", *(f"{one.step_seconds.step:.3g}" for one in found))
+    before = [one.step_seconds.drawing + one.step_seconds.scoring for one in found]
+    if any(before):
+        table.add_row("before training", *map(_duration, before))
+    table.add_row("whole run", *("?" if one.seconds is None else _duration(one.seconds) for one in found))
+    return table
+
+
+def _table(title: str, found: "list[Estimate]") -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for one in found:
+        table.add_column(one.stage.replace("_", " "), justify="right")
+    return table
+
+
+def _smallest(least: "Estimate | None", device: str) -> str:
+    if least is None:
+        return (
+            f"Fits on no number of {device} tried: lower micro_batch_size or max_length, turn on "
+            "gradient_checkpointing, or train with LoRA."
+        )
+    layout = (
+        f"{least.devices} x {least.device.name}, {least.stage}, micro_batch_size {least.micro_batch_size}"
+    )
+    return f"Smallest that fits: {layout}: {_gib(least.memory.peak)} of {_gib(least.device.usable)} GiB."
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3g}" if size < 1000 * GIB else f"{size / GIB:,.0f}"
+
+
+def _big(count: int) -> str:
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,32 @@
+"""What a run takes before it is started: memory by kind, time, disk, and the smallest configuration that fits.
+
+    lengths = lengths_of(recipe)
+    estimate(recipe, lengths, device="h100", count=8, stage="zero3").memory.peak
+    smallest(recipe, lengths, device="h100")
+
+Memory follows from the model's own code and from our heads' buffers; time from stated assumptions.
+"""
+
+from alignkit.estimate.devices import EstimateError, at_hand
+from alignkit.estimate.devices import names as device_names
+from alignkit.estimate.estimating import Estimate, compare, estimate, smallest
+from alignkit.estimate.lengths import Lengths
+from alignkit.estimate.lengths import count as count_lengths
+from alignkit.estimate.lengths import read as lengths_of
+from alignkit.estimate.lengths import steps as run_steps
+from alignkit.estimate.sharding import STAGES
+
+__all__ = [
+    "STAGES",
+    "Estimate",
+    "EstimateError",
+    "Lengths",
+    "at_hand",
+    "compare",
+    "count_lengths",
+    "device_names",
+    "estimate",
+    "lengths_of",
+    "run_steps",
+    "smallest",
+]

@@ -1,0 +1,149 @@
+"""Devices: a table (devices.yaml), and `cpu`, the machine at hand, whose rates are measured."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import psutil
+import yaml
+
+from alignkit.errors import AlignkitError
+
+CPU = "cpu"
+CONTEXT_BYTES = 2**30
+"""Assumption: what the driver, the libraries and the collectives take of a GPU."""
+FRAGMENTATION = {False: 1 / 3, True: 0.06}
+"""Assumption: the share of memory that the allocator loses, on a CPU (glibc's heap, as was seen) and on a GPU."""
+EFFICIENCY = {False: 0.6, True: 0.45}
+"""Assumption: the share of a large product's rate that training reaches, on a CPU and on a GPU."""
+
+
+class EstimateError(AlignkitError):
+    """Something an estimate cannot be made of; says what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What one device has and does; bytes, and operations or bytes a second."""
+
+    name: str
+    memory: int
+    bf16: float
+    fp32: float
+    memory_bandwidth: float
+    link: float
+    network: float
+    per_node: int
+    host: int
+    """Main memory for each device."""
+    is_gpu: bool = True
+
+    @property
+    def usable(self) -> int:
+        """Bytes that training may take."""
+        context = CONTEXT_BYTES if self.is_gpu else 0
+        return int((self.memory - context) * (1 - FRAGMENTATION[self.is_gpu]))
+
+    def rate(self, itemsize: int) -> float:
+        """Operations a second that training reaches with products of numbers of so many bytes."""
+        return (self.bf16 if itemsize == 2 else self.fp32) * EFFICIENCY[self.is_gpu]
+
+
+def names() -> tuple[str, ...]:
+    """Every device there is an entry for."""
+    return (CPU, *_table())
+
+
+def get(name: str | Device) -> Device:
+    """The device of that name, in any case; raises EstimateError."""
+    if isinstance(name, Device):
+        return name
+    found = name.lower()
+    if found == CPU:
+        return _this_machine()
+    if found not in _table():
+        raise EstimateError(f"device: expected one of {', '.join(names())}, found {name!r}")
+    return _table()[found]
+
+
+@cache
+def _table() -> dict[str, Device]:
+    values = yaml.safe_load(Path(__file__).with_name("devices.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Device(
+            name,
+            memory=round(entry["memory"] * 2**30),
+            bf16=entry["bf16"] * 1e12,
+            fp32=entry["fp32"] * 1e12,
+            memory_bandwidth=entry["memory_bandwidth"] * 1e9,
+            link=entry["link"] * 1e9,
+            network=entry["network"] * 1e9,
+            per_node=entry["per_node"],
+            host=round(entry["host"] * 2**30),
+        )
+        for name, entry in values.items()
+    }
+
+
+def at_hand() -> Device:
+    """The first GPU of this machine with the memory it has, as nvidia-smi names it; without one, the CPU.
+
+    A GPU that is not in the table gets the rates of its slowest entry.
+    """
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout
+        name, memory = lines.splitlines()[0].rsplit(",", 1)
+        size = int(memory) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return _this_machine()
+    return _closest(name, size)
+
+
+def _closest(name: str, memory: int) -> Device:
+    """The entry whose name is part of `name`, of several the one of like memory."""
+    words = name.lower().replace("-", " ").replace("geforce rtx ", "rtx").split()
+    fitting = [device for key, device in _table().items() if key.split("-")[0] in words]
+    slowest = min(_table().values(), key=lambda device: device.bf16)
+    like = min(fitting, key=lambda device: abs(device.memory - memory), default=slowest)
+    return replace(like, name=name.strip(), memory=memory)
+
+
+@cache
+def _this_machine() -> Device:
+    """This machine's memory, and what a large product and a large copy reach on all its cores."""
+    import torch
+
+    size, copied = 1024, 2**26
+    a, b = torch.randn(2, size, size)
+    product = _fastest(lambda: torch.mm(a, b))
+    source = torch.zeros(copied // 4)
+    copy = _fastest(source.clone)
+    rate, bandwidth = 2 * size**3 / product, 2 * copied / copy
+    # 16-bit products gain nothing that can be relied on; processes talk through memory
+    memory = psutil.virtual_memory().total
+    return Device(
+        CPU,
+        memory=memory,
+        bf16=rate,
+        fp32=rate,
+        memory_bandwidth=bandwidth,
+        link=bandwidth / 4,
+        network=bandwidth / 4,
+        per_node=psutil.cpu_count(logical=True) or 1,
+        host=memory,
+        is_gpu=False,
+    )
+
+
+def _fastest(work: Callable[[], object], runs: int = 5) -> float:
+    """Seconds of the fastest of a few runs."""
+    seconds = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,252 @@
+"""A recipe's estimate on some devices, on each way to share it, and the smallest that fits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from alignkit.estimate import activations, devices, sharding, timing
+from alignkit.estimate.devices import Device, EstimateError
+from alignkit.estimate.disk import Disk, disk
+from alignkit.estimate.lengths import Lengths
+from alignkit.estimate.lengths import steps as run_steps
+from alignkit.estimate.memory import Layout, Memory, Model, peak
+from alignkit.estimate.shapes import read_shape
+from alignkit.estimate.timing import Seconds
+from alignkit.methods import method_of
+from alignkit.methods.work import Batch, HeadSize, Pass, Plan, Work
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
+
+MOST_DEVICES = 16_384
+SEARCHED = tuple(2**power for power in range(11))
+"""Numbers of devices among which the smallest that fits is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run takes, on one layout. Bytes, seconds."""
+
+    device: Device
+    devices: int
+    stage: str
+    micro_batch_size: int
+    models: dict[str, Model]
+    lengths: Lengths
+    memory: Memory
+    steps: int | None
+    """None where neither max_steps nor the number of rows is known, as for what follows from them."""
+    tokens: int | None
+    """That the run trains on, prompts included."""
+    step_seconds: Seconds
+    seconds: float | None
+    """Of training, with what is drawn and scored before; without loading, evaluating and saving."""
+    disk: Disk
+
+    @property
+    def fits(self) -> bool:
+        """Whether one process's peak is within what a device has."""
+        processes = 1 if self.device.is_gpu else self.devices  # on a CPU they share its memory
+        here = self.memory.peak * processes <= self.device.usable
+        return here and self.memory.host <= self.device.host
+
+    @property
+    def parameters(self) -> int:
+        """Of the trained model, adapters included."""
+        return self.models["policy"].shape.parameters
+
+    @property
+    def trainable(self) -> int:
+        """Of all models that train."""
+        return sum(model.shape.trainable for model in self.models.values())
+
+
+def estimate(
+    recipe: "Recipe",
+    lengths: Lengths,
+    *,
+    device: str | Device = devices.CPU,
+    count: int = 1,
+    stage: str | None = None,
+) -> Estimate:
+    """The estimate on `count` devices; without a stage single, or ddp. Raises EstimateError."""
+    chosen = sharding.get(stage or ("single" if count == 1 else "ddp"))
+    return _Estimating(recipe, lengths, devices.get(device)).on(chosen, count)
+
+
+def compare(
+    recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU, count: int = 1
+) -> list[Estimate]:
+    """On every stage that makes sense with so many devices."""
+    estimating = _Estimating(recipe, lengths, devices.get(device))
+    return [estimating.on(stage, count) for stage in sharding.fitting(count)]
+
+
+def smallest(recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU) -> Estimate | None:
+    """The fewest devices that it fits on, and the stage that sends least; None where none of SEARCHED fits.
+
+    A recipe that leaves micro_batch_size open gets the largest that fits. Offloading is not considered: it fits on
+    less, and takes far longer.
+    """
+    estimating = _Estimating(recipe, lengths, devices.get(device))
+    for count in SEARCHED:
+        if count > estimating.most or recipe.training.batch_size % count:
+            continue
+        for stage in (stage for stage in sharding.fitting(count) if not stage.offload):
+            for micro in estimating.micro_batches(count):
+                found = estimating.on(stage, count, micro)
+                if found.fits:
+                    return found
+    return None
+
+
+class _Estimating:
+    """One recipe on one kind of device."""
+
+    def __init__(self, recipe: "Recipe", lengths: Lengths, device: Device) -> None:
+        self.recipe, self.lengths, self.device = recipe, lengths, device
+        self.plan: Plan = method_of(recipe.method).plan(recipe)
+        self.models = {role: Model(use, read_shape(use)) for role, use in self.plan.models.items()}
+        self._require_positions()
+        self.most = min(MOST_DEVICES, recipe.training.batch_size)
+        if not device.is_gpu:
+            self.most = min(self.most, device.per_node)
+
+    def on(self, stage: sharding.Stage, count: int, micro: int | None = None) -> Estimate:
+        """The estimate on one layout."""
+        recipe, training = self.recipe, self.recipe.training
+        self._require_devices(stage, count)
+        per_process = training.batch_size // count
+        micro = micro or training.micro_batch_size or per_process
+        if per_process % micro:
+            raise EstimateError(
+                f"training.batch_size: expected a multiple of {count} devices x micro_batch_size {micro}, "
+                f"found {training.batch_size}"
+            )
+        forwards = per_process // micro
+        layout = Layout(
+            stage,
+            count,
+            self.device.is_gpu,
+            training.optimizer,
+            mixed=training.mixed_precision != "no",
+            accumulates=forwards > 1,
+        )
+        longest, mean = self._work(micro, longest=True), self._work(micro, longest=False)
+        memory = peak(self.models, layout, longest, self._traces(longest, layout), self._evaluation(layout))
+        rows = self.lengths.rows
+        step = timing.seconds(
+            self.device,
+            layout,
+            self.models,
+            mean,
+            forwards=forwards,
+            rows=rows or 0,
+            checkpointing=training.gradient_checkpointing,
+        )
+        steps, passes = run_steps(self.lengths.rows, training)
+        sequences = (
+            sum(p.sequences * p.times for p in mean.passes if p.model == "policy" and p.trains) / micro
+        )
+        known = steps is not None
+        trained_rows = rows * passes if rows else training.batch_size * (steps or 0)
+        return Estimate(
+            device=self.device,
+            devices=count,
+            stage=stage.name,
+            micro_batch_size=micro,
+            models=self.models,
+            lengths=self.lengths,
+            memory=memory,
+            steps=steps,
+            tokens=round(sequences * self.lengths.mean * trained_rows) if known else None,
+            step_seconds=step,
+            seconds=(steps or 0) * step.step + step.drawing + step.scoring if known else None,
+            disk=disk(recipe, self.models, layout, steps, passes),
+        )
+
+    def micro_batches(self, count: int) -> Iterator[int]:
+        """The recipe's, or, where it is free, every one that divides a process's share, the largest first."""
+        per_process, given = self.recipe.training.batch_size // count, self.recipe.training.micro_batch_size
+        if given or self.plan.micro_batch_matters:
+            if per_process % (given or 1) == 0:
+                yield given or per_process
+            return
+        micro = per_process
+        while micro:
+            if per_process % micro == 0:
+                yield micro
+            micro //= 2
+
+    def _work(self, rows: int, *, longest: bool) -> Work:
+        found = self.lengths
+        return self.plan.work(
+            Batch(
+                rows=rows,
+                length=found.longest if longest else found.mean,
+                learned=found.longest_learned if longest else found.mean_learned,
+                prompt=found.longest_prompt if longest else found.mean_prompt,
+                sequences=found.sequences,
+                heads={role: self._head(model) for role, model in self.models.items()},
+                gpu=self.device.is_gpu,
+            )
+        )
+
+    def _head(self, model: Model) -> HeadSize:
+        mixed = self.recipe.training.mixed_precision != "no"
+        return HeadSize(
+            model.shape.hidden,
+            model.shape.vocabulary,
+            2 if mixed else model.itemsize,
+            has_gradient=model.use.trains,
+            trains=model.shape.head_trains,
+        )
+
+    def _traces(self, work: Work, layout: Layout) -> dict[Pass, activations.Activations]:
+        return {step: self._trace(step, layout) for step in work.passes}
+
+    def _trace(self, step: Pass, layout: Layout) -> activations.Activations:
+        model = self.models[step.model]
+        trains = step.trains
+        use = model.use if trains or model.use.lora is not None else replace(model.use, trains=False)
+        forward = activations.Forward(
+            step.sequences,
+            round(step.length),
+            backward=trains,
+            checkpointing=trains and self.recipe.training.gradient_checkpointing,
+            autocast=layout.mixed and layout.stage.engine != "deepspeed",
+            attention=self.recipe.model.attn_implementation,
+        )
+        return activations.measure(use, forward, model.shape.layers)
+
+    def _evaluation(self, layout: Layout) -> dict[Pass, activations.Activations]:
+        """The passes of an evaluation's batch, all without gradients; none without held-out rows."""
+        if self.recipe.data.validation is None:
+            return {}
+        work = self._work(self.recipe.training.eval_batch_size, longest=True)
+        scored = [
+            replace(step, trains=False, head=step.head._replace(kept=0, backward=0)) for step in work.passes
+        ]
+        return self._traces(replace(work, passes=tuple(scored)), layout)
+
+    def _require_devices(self, stage: sharding.Stage, count: int) -> None:
+        training, most = self.recipe.training, self.most
+        if not 1 <= count <= most:
+            reasons = [f"training.batch_size is {training.batch_size} rows"]
+            reasons += [] if self.device.is_gpu else [f"this machine has {self.device.per_node} cores"]
+            raise EstimateError(f"devices: expected 1 to {most:,} ({', '.join(reasons)}), found {count:,}")
+        if (count == 1) != (stage.name == "single"):
+            raise EstimateError(f"stage: {stage.name} does not go with {count} device{'s'[: count > 1]}")
+        if training.batch_size % count:
+            raise EstimateError(
+                f"training.batch_size: expected a multiple of {count} devices, found {training.batch_size}"
+            )
+
+    def _require_positions(self) -> None:
+        for model in self.models.values():
+            most = model.shape.max_positions
+            if most is not None and self.lengths.longest > most:
+                raise EstimateError(
+                    f"data.max_length: {model.use.path} has {most:,} positions, found rows of "
+                    f"{self.lengths.longest:,} tokens"
+                )

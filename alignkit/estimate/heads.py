@@ -1,0 +1,74 @@
+"""What the fused heads cost: the buffers of alignkit/kernels and the operations of docs/kernels.md.
+
+Kept free of torch's GPU parts: what Triton's kernels allow themselves is repeated here, and a test compares.
+"""
+
+from alignkit.methods.work import HeadCost, HeadSize
+
+TILE_BYTES = 8 * 2**20
+KEPT_BYTES = 320 * 2**20
+"""Of `linear_logprob` in PyTorch."""
+PRODUCTS_BYTES = 640 * 2**20
+"""Of `linear_logprob` in Triton."""
+CHUNK_BYTES = {False: 24 * 2**20, True: 256 * 2**20}
+"""Of `linear_divergence`, on a CPU and on a GPU."""
+FLOAT = 4
+
+
+def log_probs(tokens: int, head: HeadSize, *, gpu: bool) -> HeadCost:
+    """`linear_logprob` with entropy and top-1, as the trainers call it."""
+    states = tokens * head.hidden * head.itemsize
+    logits = tokens * head.vocabulary
+    buffer = min(PRODUCTS_BYTES, logits * head.itemsize) if gpu else 2 * min(TILE_BYTES, logits * FLOAT)
+    unit = 2.0 * tokens * head.hidden * head.vocabulary
+    if not head.has_gradient:
+        return HeadCost(0, states + buffer, 0, unit)
+    direction = states if gpu else states + min(tokens, 2048) * head.hidden * FLOAT
+    if not head.trains:
+        return HeadCost(states, direction + buffer, states, 2 * unit)
+    shelf = 0 if gpu else min(KEPT_BYTES, logits * FLOAT)
+    gradient = _weight_gradient(head)
+    again = unit * (1 if gpu else max(0.0, 1 - shelf / max(1, logits * FLOAT)))
+    # kept tiles leave as the gradient's rows are written, so the two do not add up
+    backward = states + buffer + max(0, gradient - shelf)
+    return HeadCost(2 * states + shelf, direction + buffer, backward, 3 * unit + again)
+
+
+def divergence(tokens: int, student: HeadSize, teacher: HeadSize, *, gpu: bool) -> HeadCost:
+    """`linear_divergence` with an objective over the sides that train."""
+    sides = (student, teacher)
+    trained = [side for side in sides if side.has_gradient]
+    vocabulary = min(side.vocabulary for side in sides)
+    chunk = min(tokens * vocabulary * FLOAT, CHUNK_BYTES[gpu])
+    elements = chunk // FLOAT
+    products = sum(elements * (FLOAT if gpu else side.itemsize) for side in sides)
+    rooms = sum(elements * side.itemsize for side in trained)
+    states = sum(tokens * side.hidden * side.itemsize for side in sides)
+    pulled = sum(tokens * side.hidden * side.itemsize for side in trained)
+    unit = 2.0 * tokens * vocabulary
+    logits = unit * sum(side.hidden for side in sides)
+    to_states = unit * sum(side.hidden for side in trained)
+    if not any(side.trains for side in sides):
+        return HeadCost(states + pulled, products + rooms, pulled, logits + to_states)
+    weights = sum(_weight_gradient(side) for side in trained if side.trains)
+    flops = 2 * logits + to_states + unit * sum(side.hidden for side in trained if side.trains)
+    return HeadCost(states, products, products + rooms + pulled + weights, flops)
+
+
+def transport(rows: int, sets: int, student: HeadSize, teacher: HeadSize, iterations: int) -> HeadCost:
+    """`pairwise_l1` and `sinkhorn` for `sets` of `rows` tokens each."""
+    vocabulary = min(student.vocabulary, teacher.vocabulary)
+    matrix = rows * rows * FLOAT
+    states = rows * (student.hidden * student.itemsize + teacher.hidden * teacher.itemsize)
+    kept = sets * (3 * matrix + states + 2 * iterations * rows * FLOAT)
+    gradient = student.vocabulary * student.hidden * student.itemsize if student.trains else 0
+    unit = 2.0 * sets * rows * vocabulary
+    products = unit * (3 * (student.hidden + teacher.hidden) + student.hidden * (2 if student.trains else 1))
+    pairs = 9.0 * sets * rows * rows * vocabulary
+    return HeadCost(kept, 2 * matrix, 2 * matrix + gradient, products + pairs)
+
+
+def _weight_gradient(head: HeadSize) -> int:
+    """Float32 sums, and the copy in the weight's dtype where that is another."""
+    elements = head.hidden * head.vocabulary
+    return elements * (FLOAT if head.itemsize == FLOAT else FLOAT + head.itemsize)

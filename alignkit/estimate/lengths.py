@@ -1,0 +1,100 @@
+"""How long the rows of a data file are: the longest make the peak of memory, the mean makes the time."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignkit.data.tokens import TokenSequence
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe, TrainingSection
+
+SAMPLE_ROWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Of the rows that are trained on, cut to max_length. Of a row's sequences the longest and their mean."""
+
+    rows: int | None
+    """Of them; None where it is not known."""
+    sequences: float
+    """A row's, in the mean."""
+    longest: int
+    longest_learned: int
+    """Tokens that carry loss, at the most in a sequence."""
+    longest_prompt: int
+    mean: float
+    mean_learned: float
+    mean_prompt: float
+    assumed: bool = False
+    """Whether there was no data to look at."""
+
+
+def assumed(max_length: int, rows: int | None, sequences: float = 1.0) -> Lengths:
+    """As if every row filled max_length, half of it the prompt."""
+    half = max_length // 2
+    return Lengths(
+        rows, sequences, max_length, max_length - half, half, max_length, max_length - half, half, True
+    )
+
+
+def count(rows: Iterable[list[TokenSequence]], max_length: int, share: float = 1.0) -> Lengths | None:
+    """Of rows that are `share` of all rows; None where none of them is trained on."""
+    cut, kept = [], 0
+    for sequences in rows:
+        if all(sequence.dropped_at(max_length) for sequence in sequences):
+            continue
+        kept += 1
+        cut += [_cut(sequence, max_length) for sequence in sequences]
+    if not cut:
+        return None
+    tokens, learned, prompt = zip(*cut, strict=True)
+    return Lengths(
+        rows=round(kept / share),
+        sequences=len(cut) / kept,
+        longest=max(tokens),
+        longest_learned=max(learned),
+        longest_prompt=max(prompt),
+        mean=sum(tokens) / len(cut),
+        mean_learned=sum(learned) / len(cut),
+        mean_prompt=sum(prompt) / len(cut),
+    )
+
+
+def steps(rows: int | None, training: "TrainingSection") -> tuple[int | None, float]:
+    """Optimizer steps over so many rows, None where neither they nor max_steps are known, and passes over them."""
+    if rows == 0:
+        return 0, 0.0
+    if training.max_steps:
+        return training.max_steps, training.max_steps * training.batch_size / rows if rows else 1.0
+    if rows is None:
+        return None, training.epochs
+    return math.ceil(training.epochs * math.ceil(rows / training.batch_size)), training.epochs
+
+
+def read(recipe: "Recipe", rows: int | None = None) -> Lengths:
+    """Of the recipe's training file, by its model's tokenizer; assumed where either is not there.
+
+    A file's rows count unless `rows` are given. Raises DataError for a file that cannot be used.
+    """
+    from alignkit.data.dataset import load_rows
+    from alignkit.data.schemas import schema_for
+    from alignkit.data.tokens import load_tokenizer, render_rows
+
+    file, folder, most = Path(recipe.data.train), Path(recipe.model.path), recipe.data.max_length
+    if not file.is_file() or not folder.is_dir():
+        return assumed(most, rows)
+    found = load_rows(file, recipe.method.type)
+    sample = list(islice(found, 0, None, max(1, len(found) // SAMPLE_ROWS)))
+    rendered = render_rows(sample, load_tokenizer(folder), schema_for(recipe.method.type).render)
+    counted = count(rendered, most, len(sample) / (rows or len(found)))
+    return counted or assumed(most, rows or len(found))
+
+
+def _cut(sequence: TokenSequence, max_length: int) -> tuple[int, int, int]:
+    learned = sum(max(0, min(end, max_length) - start) for start, end in sequence.learned)
+    return min(len(sequence.ids), max_length), learned, min(sequence.prompt, max_length)

@@ -1,0 +1,51 @@
+"""How many bytes are alive while a model runs on tensors that have shapes but no memory."""
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts storages from the operation that makes them until nothing holds them.
+
+    Used inside FakeTensorMode. Memory that an operation takes and gives back within itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def ignore(self, tensors: Any) -> None:
+        """These were there before; they do not count."""
+        for tensor in tensors:
+            self._known[tensor.untyped_storage()] = 0
+
+    def restart(self) -> None:
+        """Forget the highest count so far."""
+        self.peak = self.now
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._see(value)
+        return result
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size = storage.nbytes()
+        self._known[storage] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size

@@ -1,0 +1,278 @@
+"""Bytes that one process holds, by kind, and the most of them at once.
+
+Training goes through moments: the forward, the heads, the backward's beginning and end, the optimizer's step, an
+evaluation, and for D2O the drawing. What stays loaded is there in all of them; the rest comes and goes.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alignkit.estimate.activations import Activations
+from alignkit.estimate.devices import EstimateError
+from alignkit.estimate.shapes import Shape
+from alignkit.estimate.sharding import MAX_LIVE, REDUCE_BUCKET, SUB_GROUP, Stage
+from alignkit.methods.work import Generation, ModelUse, Pass, Work
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "heads", "reference", "teacher", "gathered")
+FLOAT = 4
+
+OPTIMIZER_NUMBERS = {
+    "adamw_torch": 2.0,
+    "adamw_torch_fused": 2.0,
+    "adamw_8bit": 0.5,
+    "adamw_bnb_8bit": 0.5,
+    "paged_adamw_8bit": 0.5,
+    "adagrad": 1.0,
+    "rmsprop": 1.0,
+    "adafactor": 0.01,
+    "sgd": 0.0,
+}
+"""By transformers' name, how many numbers of the weight's dtype it keeps a trained weight."""
+STEPS_AT_ONCE = {"adamw_torch", "adagrad", "rmsprop", "sgd"}
+"""Those that on a GPU make one temporary of all weights in their step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One loaded model."""
+
+    use: ModelUse
+    shape: Shape
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight as loaded."""
+        return FLOAT if self.use.dtype == "float32" else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How training is laid out on devices."""
+
+    stage: Stage
+    devices: int
+    gpu: bool
+    optimizer: str
+    mixed: bool
+    accumulates: bool
+    """Whether gradients of earlier forwards are there in a forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one process, bytes."""
+
+    kinds: dict[str, int]
+    """Each kind at its most."""
+    peak: int
+    """Of all of them together, at the most at once; not their sum."""
+    moment: str
+    """When that is."""
+    host: int = 0
+    """In main memory, where shares are offloaded."""
+
+
+Bytes = Counter[str]
+
+
+def resident(models: Mapping[str, Model], layout: Layout) -> Bytes:
+    """What stays loaded: weights, what is gathered of them, gradients' buckets and the optimizer's state."""
+    stage, held = layout.stage, Counter[str]()
+    for role, model in models.items():
+        share = layout.devices if stage.shares_weights else 1
+        size = weight_bytes(model, layout)
+        if not stage.offload:
+            held["weights" if role == "policy" else role] += size // share
+        held["gathered"] += _gathered(model, layout)
+        if model.use.trains and not stage.offload:
+            held["optimizer"] += _optimizer(model, layout)
+    held["gradients"] += _standing_buckets(models, layout)
+    return held
+
+
+def weight_bytes(model: Model, layout: Layout) -> int:
+    """Of the whole model: DeepSpeed trains in 16 bits under mixed precision, FSDP2 keeps what trains in float32."""
+    shape = model.shape
+    if layout.mixed and layout.stage.engine == "deepspeed":
+        return 2 * shape.parameters
+    if layout.mixed and layout.stage.engine == "fsdp":
+        return shape.weight_bytes - shape.trained_bytes + FLOAT * shape.trainable
+    return shape.weight_bytes
+
+
+def offloaded(models: Mapping[str, Model], layout: Layout) -> int:
+    """Bytes of main memory that one process's shares take."""
+    if not layout.stage.offload:
+        return 0
+    trained = [model for model in models.values() if model.use.trains]
+    weights = sum(weight_bytes(model, layout) for model in models.values()) // layout.devices
+    return weights + sum(_optimizer(m, layout) + _gradients(m, layout) + _stepped(m, layout) for m in trained)
+
+
+def peak(
+    models: Mapping[str, Model],
+    layout: Layout,
+    work: Work,
+    traces: Mapping[Pass, Activations],
+    evaluation: Mapping[Pass, Activations],
+) -> Memory:
+    """Over all moments; `traces` holds the activations of `work`'s passes, `evaluation` of an evaluation's."""
+    trained = [model for model in models.values() if model.use.trains]
+    on_device = [] if layout.stage.offload else trained
+    whole = Counter(gradients=sum(_gradients(model, layout) for model in on_device))
+    repeats = any(step.trains and step.times > 1 for step in work.passes)
+    earlier = whole if layout.accumulates or repeats else Counter[str]()
+    forwards, kept = _forwards(work, traces)
+    moments = {
+        name: earlier + extra
+        for name, extra in (forwards | _backward_begins(models, work, traces, kept, bool(earlier))).items()
+    }
+    layer = max((traces[step].backward for step in work.passes if step.trains), default=0)
+    second = max((_embedding_gradient(model) for model in trained), default=0)
+    moments["backward's end"] = whole + Counter(activations=layer, gradients=second)
+    moments["optimizer's step"] = whole + Counter(
+        optimizer=sum(_step(model, layout) for model in on_device),
+        gradients=sum(_stepped(model, layout) for model in on_device),
+    )
+    for step, found in evaluation.items():
+        moments[f"evaluation, {step.purpose}"] = Counter(
+            activations=found.kept + found.forward, heads=step.head.forward
+        )
+    if work.drawing is not None:
+        moments["drawing"] = Counter(activations=_cache(models[work.drawing.model], work.drawing))
+    return _most(resident(models, layout), moments, offloaded(models, layout))
+
+
+def _forwards(work: Work, traces: Mapping[Pass, Activations]) -> tuple[dict[str, Bytes], Bytes]:
+    """The forwards one after the other, the heads over several models, and what is kept after them."""
+    moments, kept = {}, Counter[str]()
+    for step in work.passes:
+        found = traces[step]
+        own = Counter(activations=found.kept, heads=step.head.kept) if step.trains else Counter[str]()
+        passing = Counter(activations=found.forward, heads=step.head.forward)
+        moments[f"forward, {step.purpose}"] = kept + own + passing
+        kept += own
+    kept += Counter(heads=work.heads.kept)
+    moments["heads"] = kept + Counter(heads=work.heads.forward)
+    return moments, kept
+
+
+def _backward_begins(
+    models: Mapping[str, Model],
+    work: Work,
+    traces: Mapping[Pass, Activations],
+    kept: Bytes,
+    accumulated: bool,  # noqa: FBT001
+) -> dict[str, Bytes]:
+    """All activations are there yet, through the heads and the last layer."""
+    trained = [step for step in work.passes if step.trains]
+    heads = work.heads.backward + max((step.head.backward for step in trained), default=0)
+    states = max((_states(models[step.model], step) for step in trained), default=0)
+    layer = max((traces[step].backward for step in trained), default=0)
+    of_heads = 0 if accumulated else sum(_head_gradient(models[step.model]) for step in trained)
+    return {
+        "heads' backward": kept + Counter(heads=heads, activations=2 * states),
+        "backward's beginning": kept + Counter(activations=layer, gradients=of_heads),
+    }
+
+
+def _most(always: Bytes, moments: Mapping[str, Bytes], host: int) -> Memory:
+    totals = {name: always + extra for name, extra in moments.items()}
+    moment = max(totals, key=lambda name: totals[name].total())
+    kinds = {kind: max(total[kind] for total in totals.values()) for kind in KINDS}
+    return Memory(kinds, totals[moment].total(), moment, host)
+
+
+def optimizer_numbers(name: str) -> float:
+    """Numbers that the optimizer keeps a trained weight; raises EstimateError for one that is not known."""
+    if name not in OPTIMIZER_NUMBERS:
+        known = ", ".join(OPTIMIZER_NUMBERS)
+        raise EstimateError(f"training.optimizer: an estimate knows {known}, found {name!r}")
+    return OPTIMIZER_NUMBERS[name]
+
+
+def _optimizer(model: Model, layout: Layout) -> int:
+    numbers, shape = optimizer_numbers(layout.optimizer), model.shape
+    share = layout.devices if layout.stage.shares_optimizer else 1
+    if layout.stage.master_weights:
+        return int((1 + numbers) * FLOAT * shape.trainable / share)
+    size = FLOAT * shape.trainable if layout.mixed and layout.stage.engine == "fsdp" else shape.trained_bytes
+    return int(numbers * size / share)
+
+
+def _gradients(model: Model, layout: Layout) -> int:
+    """Whole or shared, in the dtype of the weights."""
+    return _trained_size(model, layout) // (layout.devices if layout.stage.shares_gradients else 1)
+
+
+def _trained_size(model: Model, layout: Layout) -> int:
+    shape = model.shape
+    if layout.stage.engine == "torch" or not layout.mixed:
+        return shape.trained_bytes
+    return shape.trainable * (2 if layout.stage.engine == "deepspeed" else FLOAT)
+
+
+def _standing_buckets(models: Mapping[str, Model], layout: Layout) -> int:
+    """DDP's copy of all gradients, or DeepSpeed's bucket; a CPU gives a bucket only what is written to it."""
+    trained = [model for model in models.values() if model.use.trains]
+    sizes = [_trained_size(model, layout) for model in trained]
+    if layout.stage.buckets:
+        return sum(sizes)
+    if layout.stage.engine != "deepspeed":
+        return 0
+    elements = sum(model.shape.trainable for model in trained)
+    itemsize = sum(sizes) / max(1, elements)
+    return int(itemsize * (REDUCE_BUCKET if layout.gpu else min(REDUCE_BUCKET, elements)))
+
+
+def _gathered(model: Model, layout: Layout) -> int:
+    """Weights that are whole for the time being, beside the share."""
+    stage, shape = layout.stage, model.shape
+    if not stage.shares_weights:
+        return 0
+    itemsize = 2 if layout.mixed else model.itemsize
+    if stage.engine == "deepspeed":
+        return itemsize * min(shape.parameters, MAX_LIVE)
+    # FSDP2: the layer at hand and the next, and all that is no layer, which is not shared again until the end
+    return itemsize * (2 * shape.layer_parameters + shape.parameters - shape.layers * shape.layer_parameters)
+
+
+def _step(model: Model, layout: Layout) -> int:
+    """Temporaries of the optimizer's step."""
+    share = layout.devices if layout.stage.shares_optimizer else 1
+    if layout.gpu and layout.optimizer in STEPS_AT_ONCE:
+        size = FLOAT * model.shape.trainable if layout.stage.engine != "torch" else model.shape.trained_bytes
+        return size // share
+    return 2 * model.shape.largest_trained // share
+
+
+def _stepped(model: Model, layout: Layout) -> int:
+    """DeepSpeed's float32 gradients of a step."""
+    if not layout.stage.master_weights:
+        return 0
+    most = SUB_GROUP if layout.stage.shares_weights else model.shape.trainable
+    return FLOAT * min(most, model.shape.trainable) // layout.devices
+
+
+def _states(model: Model, step: Pass) -> int:
+    """One tensor of the last hidden states."""
+    return round(step.sequences * step.length) * model.shape.hidden * model.itemsize
+
+
+def _head_gradient(model: Model) -> int:
+    shape = model.shape
+    return shape.vocabulary * shape.hidden * model.itemsize if shape.head_trains else 0
+
+
+def _embedding_gradient(model: Model) -> int:
+    """A tied weight's second gradient, or the first one's copy, before the two are one."""
+    shape = model.shape
+    return shape.vocabulary * shape.hidden * model.itemsize if shape.embedding_trains else 0
+
+
+def _cache(model: Model, drawing: Generation) -> int:
+    length = drawing.prompt + drawing.tokens
+    # a layer's cache grows by copying
+    growing = 1 + 1 / model.shape.layers
+    return round(drawing.at_a_time * length * model.shape.cached * model.itemsize * growing)

@@ -1,0 +1,190 @@
+"""A model's shape from its configuration: no weights are loaded, and nothing is computed."""
+
+import copy
+import threading
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignkit.estimate.devices import EstimateError
+from alignkit.methods.work import ModelUse
+
+_BUILDING = threading.Lock()
+"""transformers sets torch's default dtype meanwhile, for all threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Counts of one model as a recipe uses it."""
+
+    source: str
+    """Where the configuration came from."""
+    parameters: int
+    trainable: int
+    weight_bytes: int
+    """Of all parameters, as loaded."""
+    trained_bytes: int
+    """Of the trainable ones."""
+    largest_trained: int
+    """Bytes of the largest single tensor that trains."""
+    layers: int
+    layer_parameters: int
+    """Of one layer, adapters included."""
+    multiplied: int
+    """Parameters of the layers, each of which takes part in one multiply-add a token."""
+    hidden: int
+    attention_width: int
+    """Heads times their width."""
+    cached: int
+    """Numbers of the KV cache a token."""
+    vocabulary: int
+    max_positions: int | None
+    embedding_trains: bool
+    head_trains: bool
+
+
+def configuration(use: ModelUse) -> tuple[Any, str]:
+    """The model's configuration and where it came from: its folder, the table of known models, or the hub."""
+    from transformers import AutoConfig
+
+    path = Path(use.path)
+    if (path / "config.json").is_file():
+        return _from_folder(path, use), f"{use.path}"
+    known = known_name(use.path)
+    if known is not None:
+        entry = dict(_known()[known])
+        return AutoConfig.for_model(entry.pop("model_type"), **entry), f"{known} (known shape)"
+    if path.is_absolute() or use.path.count("/") != 1 or path.parent.exists():
+        raise _no_model(use)
+    try:
+        return AutoConfig.from_pretrained(use.path, trust_remote_code=False), f"{use.path} (hub)"
+    except (OSError, ValueError) as error:
+        raise _no_model(use) from error
+
+
+def known_name(path: str) -> str | None:
+    """The known model that a path's last part names: itself, or with a suffix such as -instruct or -sft."""
+    last = Path(path).name.lower()
+    fitting = [name for name in _known() if last == name or last.startswith(f"{name}-")]
+    return max(fitting, key=len, default=None)
+
+
+def read_shape(use: ModelUse) -> Shape:
+    """The counts of a model; raises EstimateError where there is no configuration, or it cannot be used."""
+    return _read_shape(use.path, use, _changed(use.path))
+
+
+@lru_cache(maxsize=64)
+def _read_shape(_path: str, use: ModelUse, _changed: float) -> Shape:
+    config, source = configuration(use)
+    model = build(config, use)
+    bare = model.get_base_model() if use.trains and use.lora else model
+    text = config.get_text_config()
+    layers = layer_count(config)
+    every = list(model.parameters())
+    trained = [weight for weight in every if weight.requires_grad]
+    head, embedding = bare.get_output_embeddings(), bare.get_input_embeddings()
+    apart = {id(weight) for module in (head, embedding) for weight in module.parameters()}
+    inside = sum(weight.numel() for weight in every if id(weight) not in apart)
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Shape(
+        source=source,
+        parameters=sum(weight.numel() for weight in every),
+        trainable=sum(weight.numel() for weight in trained),
+        weight_bytes=sum(weight.nbytes for weight in every),
+        trained_bytes=sum(weight.nbytes for weight in trained),
+        largest_trained=max((weight.nbytes for weight in trained), default=0),
+        layers=layers,
+        layer_parameters=inside // layers,
+        multiplied=inside,
+        hidden=text.hidden_size,
+        attention_width=heads * width,
+        cached=2 * layers * width * (getattr(text, "num_key_value_heads", None) or heads),
+        vocabulary=head.weight.size(0),
+        max_positions=getattr(text, "max_position_embeddings", None),
+        embedding_trains=embedding.weight.requires_grad,
+        head_trains=head.weight.requires_grad,
+    )
+
+
+def build(config: Any, use: ModelUse) -> Any:
+    """The model on torch's meta device, with its adapters, as the trainers make it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _BUILDING, torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, use.dtype))
+            if use.trains and use.lora is not None:
+                from peft import get_peft_model
+
+                from alignkit.methods.arguments import peft_config
+
+                model = get_peft_model(model, peft_config(use.lora))
+    except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
+        raise EstimateError(
+            f"{use.field}: {use.path} cannot be built from its configuration: {error}"
+        ) from error
+    if not use.trains:
+        model.requires_grad_(False)
+    return model
+
+
+def layer_count(config: Any) -> int:
+    """Raises EstimateError for what is no stack of layers of one kind."""
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
+    if not layers or experts:
+        kind = "a mixture of experts" if experts else "no stack of layers"
+        raise EstimateError(
+            f"a {config.model_type} model is {kind}: estimates are of dense decoders with num_hidden_layers"
+        )
+    return int(layers)
+
+
+def with_layers(config: Any, layers: int) -> Any:
+    """A copy of the configuration with so many layers."""
+    shorter = copy.deepcopy(config)
+    shorter.num_hidden_layers = layers
+    if getattr(shorter, "layer_types", None):  # one entry a layer, such as sliding or full attention
+        shorter.layer_types = shorter.layer_types[:layers]
+    return shorter
+
+
+@cache
+def _known() -> dict[str, dict[str, Any]]:
+    values: dict[str, dict[str, Any]] = yaml.safe_load(
+        Path(__file__).with_name("known_models.yaml").read_text(encoding="utf-8")
+    )
+    return values
+
+
+def known_models() -> tuple[str, ...]:
+    """Names of the models whose shape is known without their folder."""
+    return tuple(_known())
+
+
+def _from_folder(path: Path, use: ModelUse) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise EstimateError(f"{use.field}: {path}/config.json cannot be read: {error}") from error
+
+
+def _no_model(use: ModelUse) -> EstimateError:
+    return EstimateError(
+        f"{use.field}: expected a folder with a config.json, a hub id, or a name that begins with one of "
+        f"{', '.join(_known())}, found {use.path!r}"
+    )
+
+
+def _changed(path: str) -> float:
+    file = Path(path) / "config.json"
+    return file.stat().st_mtime if file.is_file() else 0.0

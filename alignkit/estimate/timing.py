@@ -1,0 +1,154 @@
+"""How long a step takes, and what it is spent on: operations over a rate, bytes over a bandwidth.
+
+Assumptions, here and in devices.py: training reaches a fixed share of a large product's rate; sending overlaps with
+computing, so that a step takes the longer of the two; a collective waits HOP once for every node in its ring.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alignkit.estimate.devices import Device
+from alignkit.estimate.memory import FLOAT, Layout, Model, optimizer_numbers, weight_bytes
+from alignkit.methods.work import Generation, Pass, Work
+
+HOP = 10e-6
+"""Seconds that a collective loses for each node, and once within a node."""
+
+
+HOST_BANDWIDTH = 50e9
+"""Bytes a second between a device and the main memory that its shares were offloaded to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Of one optimizer step, and of what comes once before training."""
+
+    computing: dict[str, float]
+    """By purpose: policy, reference, teacher, scoring, heads."""
+    optimizer: float
+    communication: float
+    """If nothing else were done."""
+    drawing: float
+    """Once, answers."""
+    scoring: float
+    """Once, references' log-probs."""
+
+    @property
+    def step(self) -> float:
+        """Of the whole step, sending overlapped."""
+        return max(sum(self.computing.values()), self.communication) + self.optimizer
+
+
+def seconds(
+    device: Device,
+    layout: Layout,
+    models: Mapping[str, Model],
+    work: Work,
+    *,
+    forwards: int,
+    rows: int,
+    checkpointing: bool,
+) -> Seconds:
+    """Of `work` for one micro-batch, `forwards` of them a step, and `rows` in all before training."""
+    rate = device.rate(2 if layout.mixed else models["policy"].itemsize)
+    computing: defaultdict[str, float] = defaultdict(float)
+    for step in work.passes:
+        operations = flops(models[step.model], step, checkpointing=checkpointing)
+        computing[step.purpose] += forwards * step.times * operations / rate
+        computing["heads"] += forwards * step.times * step.head.flops / rate
+    computing["heads"] += forwards * work.heads.flops / rate
+    bandwidth = (
+        min(device.memory_bandwidth, HOST_BANDWIDTH) if layout.stage.offload else device.memory_bandwidth
+    )
+    optimizer = sum(_stepped_bytes(m, layout) for m in models.values() if m.use.trains) / bandwidth
+    before = sum(
+        p.times * (flops(models[p.model], p, checkpointing=False) + p.head.flops) for p in work.scoring
+    )
+    return Seconds(
+        computing=dict(computing),
+        optimizer=optimizer,
+        communication=communication(
+            device, layout, models, work, forwards=forwards, checkpointing=checkpointing
+        ),
+        drawing=_drawing(device, layout, models, work.drawing, rows) if work.drawing else 0.0,
+        scoring=rows * before / rate / layout.devices,
+    )
+
+
+def flops(model: Model, step: Pass, *, checkpointing: bool) -> float:
+    """Operations of one pass without heads; a frozen weight has no gradient of its own, but passes one on."""
+    shape, tokens = model.shape, step.sequences * step.length
+    forward = (
+        2.0 * shape.multiplied * tokens + 4.0 * tokens * step.length * shape.attention_width * shape.layers
+    )
+    if not step.trains:
+        return forward
+    backward = 2.0 if model.use.lora is None else 1.0
+    return forward * (1 + backward + (1 if checkpointing else 0))
+
+
+def communication(
+    device: Device,
+    layout: Layout,
+    models: Mapping[str, Model],
+    work: Work,
+    *,
+    forwards: int,
+    checkpointing: bool,
+) -> float:
+    """Seconds of a step's collectives: gradients to all, and what is gathered of shared weights and sent on."""
+    stage, count = layout.stage, layout.devices
+    if count == 1:
+        return 0.0
+    bandwidth = (
+        device.link if count <= device.per_node else min(device.link, device.network * device.per_node)
+    )
+    if stage.offload:
+        bandwidth = min(bandwidth, HOST_BANDWIDTH)
+    trained = [model for model in models.values() if model.use.trains]
+    gradients = sum(_sent(model, layout) for model in trained)
+    times = forwards * max(p.times for p in work.passes if p.trains) if stage.reduces_each_forward else 1
+    # reduced to one's share, and, where all of it or the new weights are needed, gathered again
+    total, collectives = gradients * times * (1 if stage.shares_weights else 2), 2.0 * times
+    if stage.shares_weights:
+        for step in work.passes:
+            model = models[step.model]
+            gathers = (
+                forwards * step.times * (1 if not step.trains else 3 if _twice(layout, checkpointing) else 2)
+            )
+            size = 2 * model.shape.parameters if layout.mixed else weight_bytes(model, layout)
+            total += gathers * size
+            collectives += gathers * model.shape.layers
+    nodes = -(-count // device.per_node)
+    return total * (count - 1) / count / bandwidth + collectives * HOP * nodes
+
+
+def _twice(layout: Layout, checkpointing: bool) -> bool:  # noqa: FBT001
+    """ZeRO-3 gathers once for the second forward and once more for the backward."""
+    return checkpointing and layout.stage.engine == "deepspeed"
+
+
+def _sent(model: Model, layout: Layout) -> int:
+    shape = model.shape
+    return 2 * shape.trainable if layout.mixed and layout.stage.engine != "torch" else shape.trained_bytes
+
+
+def _stepped_bytes(model: Model, layout: Layout) -> float:
+    """Read and written by the optimizer: weights, gradients and its state."""
+    share = layout.devices if layout.stage.shares_optimizer else 1
+    return model.shape.trainable * FLOAT * (3 + 2 * optimizer_numbers(layout.optimizer)) / share
+
+
+def _drawing(
+    device: Device, layout: Layout, models: Mapping[str, Model], drawing: Generation, rows: int
+) -> float:
+    """Every new token reads all weights once, and computes for those who are drawn together."""
+    model = models[drawing.model]
+    reading = (
+        model.shape.weight_bytes
+        + drawing.at_a_time * (drawing.prompt + drawing.tokens / 2) * model.shape.cached * model.itemsize
+    )
+    computing = 2.0 * model.shape.parameters * drawing.at_a_time / device.rate(model.itemsize)
+    turns = rows * drawing.answers / drawing.at_a_time / layout.devices
+    return turns * drawing.tokens * max(reading / device.memory_bandwidth, computing)

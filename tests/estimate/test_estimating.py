@@ -1,0 +1,160 @@
+"""Estimates of whole recipes: what each method holds, what sharding divides, what is refused."""
+
+from typing import Any
+
+import pytest
+
+from alignkit.estimate import STAGES, Estimate, EstimateError, compare, estimate, smallest
+from alignkit.estimate.lengths import assumed
+from tests.estimate.recipes import LENGTHS, recipe
+
+TEACHER = {"teacher": {"path": "qwen2.5-1.5b"}}
+
+
+def on(method: dict[str, Any], count: int = 1, stage: str | None = None, **parts: Any) -> Estimate:
+    return estimate(recipe(method, **parts), LENGTHS, device="h100", count=count, stage=stage)
+
+
+def test_the_adapter_switched_off_is_the_reference() -> None:
+    assert on({"type": "f_dpo"}).memory.kinds["reference"] == 0
+    whole = on({"type": "f_dpo"}, lora=None)
+    assert whole.memory.kinds["reference"] == whole.memory.kinds["weights"] > 0
+
+
+def test_lora_has_small_gradients_and_states() -> None:
+    found = on({"type": "supervised"})
+    assert found.trainable < found.parameters / 20
+    assert found.memory.kinds["gradients"] == 4 * found.trainable  # adapters are float32
+    assert found.memory.kinds["optimizer"] >= 8 * found.trainable
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 8}])
+def test_d2o_does_not_grow_with_its_samples(lora: Any) -> None:
+    few, many = (on({"type": "d2o", "samples_per_prompt": k}, lora=lora) for k in (4, 64))
+    assert few.memory == many.memory
+    assert many.step_seconds.step > 8 * few.step_seconds.step
+    assert many.step_seconds.drawing > 8 * few.step_seconds.drawing > 0
+    assert many.tokens > 8 * few.tokens
+    assert few.memory.kinds["reference"] == 0
+
+
+def test_drawing_elsewhere_takes_no_time_here() -> None:
+    found = on({"type": "d2o", "sampler_url": "http://localhost:8000"})
+    assert found.step_seconds.drawing == 0
+    assert found.step_seconds.scoring > 0
+
+
+def test_a_teacher_that_trains_has_all_that_a_student_has() -> None:
+    frozen = on({"type": "bd_kd", "teacher_trains": False} | TEACHER)
+    adapted = on({"type": "bd_kd", "teacher_lora": {"r": 8}} | TEACHER)
+    whole = on({"type": "bd_kd"} | TEACHER)
+    sizes = [found.memory.kinds for found in (frozen, adapted, whole)]
+    assert frozen.memory.kinds["teacher"] == 2 * frozen.models["teacher"].shape.parameters
+    assert [kinds["gradients"] for kinds in sizes] == sorted({kinds["gradients"] for kinds in sizes})
+    assert frozen.memory.peak < adapted.memory.peak < whole.memory.peak
+
+
+def test_sinkd_has_a_frozen_teacher() -> None:
+    found = on({"type": "sinkd"} | TEACHER, lora=None)
+    assert found.models["teacher"].shape.trainable == 0
+    assert {"policy", "teacher", "heads"} == set(found.step_seconds.computing)
+
+
+def test_each_stage_shares_what_it_says() -> None:
+    run = recipe({"type": "supervised"}, "llama-3.1-8b", lora=None, training={"micro_batch_size": 1})
+    found = {one.stage: one for one in compare(run, LENGTHS, device="h100", count=8)}
+    weights = 2 * found["ddp"].parameters
+    assert set(found) == set(STAGES) - {"single"}
+    for name, one in found.items():
+        shared = STAGES[name].shares_weights
+        expected = 0 if STAGES[name].offload else weights // (8 if shared else 1)
+        assert one.memory.kinds["weights"] == expected, name
+        assert bool(one.memory.kinds["gathered"]) is shared, name
+    peaks = [found[name].memory.peak for name in ("zero1", "zero2", "zero3", "zero3_offload")]
+    assert peaks == sorted(peaks, reverse=True)
+    # a float32 copy and two float32 states, an eighth of each
+    assert found["zero1"].memory.kinds["optimizer"] >= 12 * found["ddp"].parameters // 8
+    assert found["zero3_offload"].memory.host >= 12 * found["ddp"].parameters // 8
+
+
+def test_more_devices_take_less_each_and_send_more() -> None:
+    run = recipe({"type": "supervised"}, lora=None, training={"micro_batch_size": 1})
+    few, many = (estimate(run, LENGTHS, device="h100", count=n, stage="zero3") for n in (2, 16))
+    assert many.memory.peak < few.memory.peak
+    assert many.step_seconds.computing["policy"] == pytest.approx(few.step_seconds.computing["policy"] / 8)
+
+
+def test_accumulated_gradients_are_there_in_the_forward() -> None:
+    options: Any = {"lora": None, "model": {"dtype": "float32"}}
+    once = on({"type": "supervised"}, training={"batch_size": 2, "micro_batch_size": 2}, **options)
+    thrice = on({"type": "supervised"}, training={"batch_size": 6, "micro_batch_size": 2}, **options)
+    assert thrice.memory.peak >= once.memory.peak
+    assert thrice.memory.kinds["gradients"] >= once.memory.kinds["gradients"]
+
+
+def test_the_smallest_is_the_first_that_fits() -> None:
+    run = recipe(
+        {"type": "f_dpo"}, "llama-3.1-70b", lora=None, training={"batch_size": 64, "micro_batch_size": 1}
+    )
+    found = smallest(run, LENGTHS, device="h100")
+    assert found is not None
+    assert found.fits
+    before = compare(run, LENGTHS, device="h100", count=found.devices // 2)
+    assert not any(one.fits for one in before if not STAGES[one.stage].offload)
+    assert smallest(recipe({"type": "f_dpo"}, "llama-3.1-405b", lora=None), LENGTHS, device="l4") is None
+
+
+def test_a_micro_batch_that_is_free_is_the_largest_that_fits() -> None:
+    free = recipe({"type": "f_dpo"}, "llama-3.1-8b", training={"micro_batch_size": None})
+    found = smallest(free, assumed(2048, 1000), device="h100")
+    assert found is not None
+    assert (found.devices, found.fits) == (1, True)
+    larger = free.training.model_copy(update={"micro_batch_size": 2 * found.micro_batch_size})
+    again = free.model_copy(update={"training": larger})
+    assert found.micro_batch_size == 16 or not estimate(again, assumed(2048, 1000), device="h100").fits
+
+
+def test_tokens_and_steps_are_those_of_the_data() -> None:
+    found = on({"type": "f_dpo"}, training={"epochs": 2})
+    assert (found.steps, found.tokens) == (2 * 63, 2 * 2 * 512 * 1000)
+    assert found.seconds == pytest.approx(found.steps * found.step_seconds.step)
+    unknown = estimate(recipe({"type": "f_dpo"}), assumed(512, None), device="h100")
+    assert (unknown.steps, unknown.tokens, unknown.seconds) == (None, None, None)
+
+
+def test_checkpoints_fill_the_disk() -> None:
+    found = on({"type": "supervised"}, lora=None, training={"max_steps": 100, "save_steps": 20})
+    assert found.disk.checkpoints == 5
+    assert found.disk.result == 2 * found.parameters
+    assert found.disk.total == 5 * found.disk.checkpoint + found.disk.result
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "h1000"}, "device: expected one of cpu, h100, .* found 'h1000'"),
+        ({"stage": "zero9", "count": 2}, "stage: expected one of single, ddp, .* found 'zero9'"),
+        ({"count": 0}, "devices: expected 1 to 16 .*16 rows.* found 0"),
+        ({"count": 17}, "devices: expected 1 to 16"),
+        ({"count": 1_000_000}, "devices: expected 1 to 16 .* found 1,000,000"),
+        ({"count": 3}, "multiple of 3 devices, found 16"),
+        ({"count": 16}, "multiple of 16 devices x micro_batch_size 2"),
+        ({"stage": "zero3"}, "zero3 does not go with 1 device"),
+        ({"stage": "single", "count": 2}, "single does not go with 2 devices"),
+        ({"device": "cpu", "count": 16}, "this machine has [0-9]+ cores"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EstimateError, match=message):
+        estimate(recipe({"type": "f_dpo"}), LENGTHS, **({"device": "h100"} | options))
+
+
+def test_rows_beyond_the_positions_are_refused() -> None:
+    run = recipe({"type": "f_dpo"}, "pythia-2.8b", data={"max_length": 4096})
+    with pytest.raises(EstimateError, match=r"data\.max_length: pythia-2\.8b has 2,048 positions"):
+        estimate(run, assumed(4096, 10), device="h100")
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(EstimateError, match=r"training.optimizer: .*adamw_torch.* found 'lion_32bit'"):
+        on({"type": "f_dpo"}, training={"optimizer": "lion_32bit"})

@@ -1,0 +1,76 @@
+"""The heads' costs: the kernels' own constants, and the operations of docs/kernels.md."""
+
+import sys
+
+import pytest
+
+import alignkit.kernels.torch.linear_logprob as torch_log_probs
+from alignkit.estimate import heads
+from alignkit.kernels import divergence_chunks
+from alignkit.methods.work import HeadSize
+
+N, H, V = 4096, 512, 32_000
+UNIT = float(N * H * V)
+
+
+def size(*, gradient: bool = True, trains: bool = False, itemsize: int = 4) -> HeadSize:
+    return HeadSize(H, V, itemsize, gradient, trains)
+
+
+def test_buffers_are_the_kernels() -> None:
+    assert torch_log_probs.TILE_BYTES == heads.TILE_BYTES
+    assert torch_log_probs.KEPT_BYTES == heads.KEPT_BYTES
+    assert heads.CHUNK_BYTES == {
+        False: divergence_chunks.CPU_CHUNK_BYTES,
+        True: divergence_chunks.GPU_CHUNK_BYTES,
+    }
+
+
+def test_buffers_are_tritons() -> None:
+    pytest.importorskip("triton")
+    import alignkit.kernels.triton.linear_logprob  # noqa: F401 - the package's name is the function
+
+    module = sys.modules["alignkit.kernels.triton.linear_logprob"]
+    assert module.BUFFER_BYTES == heads.PRODUCTS_BYTES
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_log_probs_take_the_documented_operations(gpu: bool) -> None:
+    assert heads.log_probs(N, size(gradient=False), gpu=gpu).flops == 2 * UNIT
+    assert heads.log_probs(N, size(), gpu=gpu).flops == 4 * UNIT
+    trained = heads.log_probs(N, size(trains=True), gpu=gpu).flops
+    assert 6 * UNIT < trained <= 8 * UNIT
+    assert trained == 8 * UNIT or not gpu
+
+
+def test_divergences_take_the_documented_operations() -> None:
+    frozen = size(gradient=False)
+    costs = [
+        heads.divergence(N, student, teacher, gpu=True).flops / UNIT
+        for student, teacher in (
+            (frozen, frozen),
+            (size(), frozen),
+            (size(), size()),
+            (size(trains=True), frozen),
+            (size(trains=True), size(trains=True)),
+        )
+    ]
+    assert costs == [4, 6, 8, 12, 16]
+
+
+def test_no_head_makes_all_logits() -> None:
+    whole = N * V * 4
+    for cost in (
+        heads.log_probs(N, size(), gpu=False),
+        heads.divergence(N, size(), size(gradient=False), gpu=False),
+        heads.transport(256, 1, size(), size(gradient=False), 20),
+    ):
+        assert cost.kept + cost.forward + cost.backward < whole / 4
+
+
+def test_a_head_that_trains_has_its_gradient() -> None:
+    extra = (
+        heads.log_probs(N, size(trains=True), gpu=True).backward
+        - heads.log_probs(N, size(), gpu=True).backward
+    )
+    assert extra >= H * V * 4

@@ -1,0 +1,78 @@
+"""Shapes: published counts, peft's own count, and what has none."""
+
+from pathlib import Path
+
+import pytest
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+from alignkit.estimate import EstimateError
+from alignkit.estimate.shapes import known_models, known_name, read_shape
+from alignkit.methods.arguments import peft_config
+from alignkit.methods.sections import LoraSection
+from alignkit.methods.work import ModelUse
+from tests.estimate.small import build_small_model
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.1-70b", 70_553_706_496),
+        ("llama-3.1-405b", 405_853_388_800),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("smollm2-135m", 134_515_008),
+    ],
+)
+def test_known_models_have_their_published_size(name: str, parameters: int) -> None:
+    shape = read_shape(ModelUse(name, "bfloat16", "model.path"))
+    assert (shape.parameters, shape.trainable) == (parameters, 0)
+    assert shape.weight_bytes == 2 * parameters
+
+
+def test_every_known_model_can_be_built() -> None:
+    for name in known_models():
+        assert read_shape(ModelUse(name, "bfloat16", "model.path")).parameters > 1e8
+
+
+def test_a_name_may_have_more_behind_it() -> None:
+    assert known_name("path/to/llama-3.1-8b-sft") == "llama-3.1-8b"
+    assert known_name("Qwen/Qwen2.5-7B-Instruct") == "qwen2.5-7b"
+    assert known_name("meta/llama-3.1-8") is None
+
+
+@pytest.mark.parametrize("lora", [None, LoraSection(r=4), LoraSection(r=2, target_modules=["q_proj"])])
+def test_a_folder_counts_as_the_loaded_model_does(tmp_path: Path, lora: LoraSection | None) -> None:
+    folder = build_small_model(tmp_path / "small", layers=2)
+    real = AutoModelForCausalLM.from_pretrained(folder)
+    if lora is not None:
+        real = get_peft_model(real, peft_config(lora))
+    shape = read_shape(ModelUse(str(folder), "float32", "model.path", trains=True, lora=lora))
+    assert shape.parameters == sum(weight.numel() for weight in real.parameters())
+    assert shape.trainable == sum(weight.numel() for weight in real.parameters() if weight.requires_grad)
+    assert (shape.head_trains, shape.embedding_trains) == (lora is None, lora is None)
+    assert shape.trained_bytes == 4 * shape.trainable
+
+
+def test_adapters_over_16_bit_weights_are_float32() -> None:
+    shape = read_shape(ModelUse("qwen2.5-0.5b", "bfloat16", "model.path", trains=True, lora=LoraSection()))
+    assert shape.trained_bytes == 4 * shape.trainable
+
+
+def test_no_model_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(
+        EstimateError, match=r"method.teacher.path: expected a folder .* llama-3.1-8b,.* found"
+    ):
+        read_shape(ModelUse(str(tmp_path / "nowhere"), "float32", "method.teacher.path"))
+
+
+def test_a_broken_configuration_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(EstimateError, match=r"model.path: .*config.json cannot be read"):
+        read_shape(ModelUse(str(tmp_path), "float32", "model.path"))
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    MixtralConfig(num_hidden_layers=2, hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
+    with pytest.raises(EstimateError, match="mixture of experts"):
+        read_shape(ModelUse(str(tmp_path), "float32", "model.path"))
