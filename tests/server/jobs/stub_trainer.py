@@ -1,7 +1,8 @@
 """A stand-in for the trainer: steps, checkpoints, an adapter and a canary as the real one leaves them, in a second.
 
 Knows nothing of the project. Beside what a run leaves it notes, in its folder, every start (`starts`) and any run
-that went on beside another (`overlaps`). A file `step_seconds` there, or beside the folder, says how long a step takes.
+that went on beside another (`overlaps`). A file `step_seconds` there, or beside it, says how long
+a step takes.
 """
 
 import fcntl
