@@ -57,9 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     submission = read(Path(folder))
     if submission is None or submission.number != int(number):
         return 0
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray's stop signals everyone; the guard ends last
+    # Ray's stop signals everyone, and the guard must end last. Not SIG_IGN, which the trainer would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     parent_gone = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), parent_gone.set()), daemon=True).start()
+    threading.Thread(target=lambda: (os.read(0, 1), parent_gone.set()), daemon=True).start()
     beat = _Beat(submission, rank)
     beat.start()
     try:

@@ -35,6 +35,7 @@ class Node:
             "RAY_health_check_period_ms": "1000",
             "RAY_enable_metrics_collection": "0",
             "OMP_NUM_THREADS": "1",
+            "SPT_NOENV": "1",  # or Ray's titles of processes would hide the name of their node
             "ALIGNKIT_TEST_NODE": self.token,
         }
         with log.open("ab") as output:
@@ -88,26 +89,28 @@ class Cluster:
             f"--temp-dir={self._folder}",
             "--disable-usage-stats",
         )
-        until(lambda: self.get("/api/version"), "the head answers", 60)
+        until(lambda: self.get("/api/version"), "the head answers", 120)
 
     def add_node(self, *, gpus: int = 1) -> Node:
         """One more node, which has joined."""
-        before = len(self.alive())
+        before = self.gpus()
         self._started += 1
         log = self._folder / f"node-{self._started}.log"
         node = Node(log, f"--address=127.0.0.1:{self._gcs}", gpus=gpus)
         self.nodes.append(node)
-        until(lambda: len(self.alive()) > before, "the node joins", 60)
+        until(lambda: self.gpus() == before + gpus, "the node joins", 120)
         return node
 
     def kill_node(self, node: Node) -> None:
         node.kill()
         self.nodes.remove(node)
+        until(lambda: self.gpus() == len(self.nodes), "the head misses the node", 120)
 
-    def alive(self) -> list[dict[str, Any]]:
-        """The nodes as the head sees them, itself included."""
+    def gpus(self) -> float:
+        """GPUs of the living nodes, as the head sees them."""
         found = self.get("/api/v0/nodes?detail=true") or {"data": {"result": {"result": []}}}
-        return [node for node in found["data"]["result"]["result"] if node["state"] == "ALIVE"]
+        alive = [node for node in found["data"]["result"]["result"] if node["state"] == "ALIVE"]
+        return sum(node["resources_total"].get("GPU", 0) for node in alive)
 
     def jobs(self) -> dict[str, str]:
         """Every job's status by submission id."""
