@@ -4,6 +4,7 @@ A copy is whole once its manifest is there, which is written last. S3-compatible
 in the URL: s3://bucket/prefix?endpoint_override=http://host:9000.
 """
 
+import re
 import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,7 +31,7 @@ class CheckpointStore:
             self._files, self._root = fs.FileSystem.from_uri(given)
         except (ValueError, OSError) as error:
             raise AlignkitError(
-                f"storage: expected a URL such as s3://bucket/folder, found {url}: {error}"
+                f"storage: expected a URL such as s3://bucket/folder, found {_without_secret(url)}"
             ) from error
 
     def steps(self) -> list[str]:
@@ -79,6 +80,10 @@ class CheckpointStore:
         except FileNotFoundError:
             return False
         return True
+
+
+def _without_secret(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", url)
 
 
 def _step(name: str) -> int:

@@ -122,7 +122,7 @@ def _copies(submission: Submission) -> Iterator[None]:
     store, ended = CheckpointStore(url), threading.Event()
     fetched = store.fetch(checkpoints)
     if fetched:
-        print(f"{fetched} was fetched from {url}", flush=True)
+        print(f"{fetched} was fetched from the storage of checkpoints", flush=True)
 
     def copy() -> None:
         while True:
@@ -130,7 +130,7 @@ def _copies(submission: Submission) -> Iterator[None]:
             try:
                 store.sync(checkpoints)
             except OSError as error:  # storage that is away: the next turn copies what this one did not
-                print(f"checkpoints cannot be copied to {url}: {error}", flush=True)
+                print(f"checkpoints cannot be copied: {error}", flush=True)
             if last:
                 return
 
