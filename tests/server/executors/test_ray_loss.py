@@ -33,12 +33,12 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def rig(cluster: Cluster, tmp_path: Path) -> Iterator[Rig]:
-    """The service with places for four jobs, of which the cluster takes two and one that waits; steps of a second."""
+    """The service with places for four jobs, of which the cluster takes two and one that waits."""
     options = {"executor": "ray", "ray__address": cluster.address, "ray__python": stub_python(tmp_path)}
     rig = Rig(tmp_path / "home", training_slots="4", **options)
     try:
         (rig.home / "jobs").mkdir()
-        (rig.home / "jobs" / "step_seconds").write_text("1")
+        (rig.home / "jobs" / "step_seconds").write_text("3")
         yield rig
     finally:
         rig.clean_up()
