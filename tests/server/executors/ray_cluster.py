@@ -103,7 +103,7 @@ class Cluster:
         return node
 
     def _started(self, start: Callable[[Path], Node], ready: Callable[[], Any]) -> Node:
-        """A node that is ready; on a busy machine Ray may give up on one that takes its time, which is tried again."""
+        """A node that is ready; one that Ray gave up on, as it does on a busy machine, is tried again."""
 
         def new() -> Node:
             self._count += 1
