@@ -89,7 +89,7 @@ class Cluster:
                 f"--temp-dir={self._folder}",
                 "--disable-usage-stats",
             ),
-            lambda: self.get("/api/version"),
+            self.alive,
         )
 
     def add_node(self, *, gpus: int = 1) -> Node:
@@ -128,11 +128,16 @@ class Cluster:
         self.nodes.remove(node)
         until(lambda: self.gpus() == len(self.nodes), "the head misses the node", 120)
 
-    def gpus(self) -> float:
-        """GPUs of the living nodes, as the head sees them."""
+    def alive(self) -> list[dict[str, Any]]:
+        """The resources of each living node, as the head sees them, its own among them."""
         found = self.get("/api/v0/nodes?detail=true") or {"data": {"result": {"result": []}}}
-        alive = [node for node in found["data"]["result"]["result"] if node["state"] == "ALIVE"]
-        return sum(node["resources_total"].get("GPU", 0) for node in alive)
+        return [
+            node["resources_total"] for node in found["data"]["result"]["result"] if node["state"] == "ALIVE"
+        ]
+
+    def gpus(self) -> float:
+        """GPUs of the living nodes."""
+        return sum(resources.get("GPU", 0) for resources in self.alive())
 
     def jobs(self) -> dict[str, str]:
         """Every job's status by submission id."""
