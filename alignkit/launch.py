@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class Machine(NamedTuple):
-    """One of several machines of a run: its rank of `count`, and where rank 0 listens."""
+    """One of several machines of a run: its rank of `total`, and where rank 0 listens."""
 
     rank: int
-    count: int
+    total: int
     address: str
     port: int
 
@@ -31,7 +31,7 @@ def launch_command(
     several, each of which starts as many.
     With `resume` the run in the recipe's folder goes on from its last checkpoint.
     """
-    machines = machine.count if machine else 1
+    machines = machine.total if machine else 1
     total = (num_processes or 1) * machines
     count = [f"--num_processes={total}"] if num_processes or not config_file else []
     plain = [
@@ -60,7 +60,7 @@ def _place(machine: Machine | None, *, has_config: bool) -> list[str]:
     if machine is None:
         return [] if has_config else ["--num_machines=1"]
     return [
-        f"--num_machines={machine.count}",
+        f"--num_machines={machine.total}",
         f"--machine_rank={machine.rank}",
         f"--main_process_ip={machine.address}",
         f"--main_process_port={machine.port}",

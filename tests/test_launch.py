@@ -23,7 +23,7 @@ def test_the_number_of_processes_is_the_callers_or_the_configurations() -> None:
 
 
 def test_one_of_several_machines_says_which_it_is() -> None:
-    machine = Machine(rank=1, count=2, address="192.0.2.7", port=29500)
+    machine = Machine(rank=1, total=2, address="192.0.2.7", port=29500)
     place = [
         "--num_machines=2",
         "--machine_rank=1",

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     # Ray's stop signals everyone, and the guard must end last. Not SIG_IGN, which the trainer would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)
     parent_gone = threading.Event()
-    threading.Thread(target=lambda: (os.read(0, 1), parent_gone.set()), daemon=True).start()
+    threading.Thread(target=_await_end, args=(parent_gone,), daemon=True).start()
     beat = _Beat(submission, rank)
     beat.start()
     try:
@@ -70,6 +70,12 @@ def main(arguments: Sequence[str]) -> int:
             return _run(submission, int(rank), command, parent_gone)
     finally:
         beat.stop()
+
+
+def _await_end(parent_gone: threading.Event) -> None:
+    """Set the event when the parent is gone; from the pipe itself, since a buffered read would hold up the exit."""
+    os.read(sys.stdin.fileno(), 1)
+    parent_gone.set()
 
 
 def _alone(submission: Submission, parent_gone: threading.Event) -> bool:

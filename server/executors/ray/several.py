@@ -48,7 +48,7 @@ def _on_node(config: dict[str, Submission]) -> None:
     """What each node's worker does: the node's part of the run."""
     submission, rank = config["submission"], get_context().get_world_rank()
     address, port = broadcast_from_rank_zero((get_node_ip_address(), _free_port()) if rank == 0 else None)
-    machine = Machine(rank=rank, count=submission.order.nodes, address=address, port=port)
+    machine = Machine(rank=rank, total=submission.order.nodes, address=address, port=port)
     status = guarded(submission, machine)
     if status:
         raise RuntimeError(f"the training processes of node {rank} ended with status {status}")
