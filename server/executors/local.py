@@ -19,6 +19,10 @@ class LocalExecutor:
         self._python = python
         self._processes: dict[Path, ManagedProcess] = {}
 
+    def capacity(self) -> int | None:
+        """As many as there are slots for."""
+        return None
+
     def start(self, folder: Path, *, resume: bool) -> None:
         """Start training in `folder`, or go on, unless its process was started before."""
         known = self._find(folder)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from alignkit.checkpoints import seal
-from alignkit.run_folder import RunFolder
+from alignkit.run_folder import RunFolder, write_json
 from server.database import Database
 from server.engines.canary import FULL_PRECISION, CanaryReport, Difference
 from server.engines.errors import CanaryError, EngineError
+from server.executors.protocol import ExecutorUnavailableError
 from server.files.tables import File
 from server.jobs import context, publishing, training, workflow
 from server.jobs.context import JobFailedError, JobServices, folder_of
@@ -43,6 +44,10 @@ class FakeExecutor:
         self.interrupted: list[Path] = []
         self.alive = False
         self.stubborn = False
+        self.silent = 0
+
+    def capacity(self) -> None:
+        return None
 
     def start(self, folder: Path, *, resume: bool) -> None:
         self.started.append((folder, resume))
@@ -52,6 +57,9 @@ class FakeExecutor:
         self.alive = self.alive and self.stubborn
 
     def running(self, folder: Path) -> bool:
+        if self.silent:
+            self.silent -= 1
+            raise ExecutorUnavailableError("The cluster does not answer: refused")
         return self.alive
 
     def stop(self, folder: Path) -> None:
@@ -371,3 +379,30 @@ def test_errors_survive_being_stored() -> None:
 
     error = pickle.loads(pickle.dumps(JobFailedError("code", "message")))
     assert (error.code, str(error)) == ("code", "message")
+
+
+def test_a_silent_executor_is_waited_for_while_events_are_read(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(training, "TOLERATED_SECONDS", 0.0)
+    executor: Any = services.executor
+    executor.silent = 3
+    folder.emit("Step 1")
+    write_json(folder.result, {"status": "succeeded"})
+    assert training.watch(job_id) == ("trained", 0)
+    told = messages(ledger, job_id)
+    assert told.index("Step 1") < told.index("What runs the training answers again")
+    silence = "The cluster does not answer: refused. The job waits for it; nothing is lost"
+    assert told.count(silence) == 1
+
+
+def test_a_short_silence_is_nobodys_business(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+    executor: Any = services.executor
+    executor.silent = 2
+    write_json(folder.result, {"status": "succeeded"})
+    assert training.watch(job_id) == ("trained", 0)
+    assert not [message for message in messages(ledger, job_id) if "answer" in message]
