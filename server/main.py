@@ -18,7 +18,7 @@ from server.chat.routes import router as chat
 from server.engines.adapters import unpublish
 from server.engines.manager import EngineManager
 from server.engines.weights import unpublish_weights
-from server.executors.local import LocalExecutor
+from server.executors.choice import executor_of
 from server.executors.protocol import Executor
 from server.jobs.context import JobServices
 from server.jobs.dbos_runner import DBOSRunner
@@ -29,9 +29,9 @@ from server.settings import Settings
 def build_app(
     settings: Settings, engines: EngineManager | None = None, executor: Executor | None = None
 ) -> FastAPI:
-    """The whole service: the API, the durable queue, local training processes and vLLM engines."""
+    """The whole service: the API, the durable queue, what runs the training and vLLM engines."""
     engines = engines or EngineManager(settings)
-    executor = executor or LocalExecutor(grace_seconds=settings.stop_grace_seconds)
+    executor = executor or executor_of(settings)
     stopping = threading.Event()
 
     def make_runner(ledger: JobLedger) -> DBOSRunner:
@@ -69,14 +69,18 @@ def build_app(
 
 
 def serve(settings: Settings, app: FastAPI | None = None) -> None:
-    """Run `app`, or the whole service, until SIGINT or SIGTERM; raises AlignkitError where the port is taken."""
+    """Run `app`, or the whole service, until SIGINT or SIGTERM.
+
+    Raises AlignkitError where the port is taken, or what is to run the training does not answer.
+    """
     listener = listen(settings.host, settings.port)
+    app = app or build_app(settings)
     host, port = listener.getsockname()[:2]
     settings.root.mkdir(parents=True, exist_ok=True)
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
     print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)
-    config = uvicorn.Config(app or build_app(settings), log_config=None, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

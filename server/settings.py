@@ -1,8 +1,9 @@
 """Every setting of the service: environment variables with the prefix ALIGNKIT_ (nested: ALIGNKIT_ENGINE__PORT)."""
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -45,6 +46,28 @@ class EngineSettings(BaseModel):
     )
 
 
+class RaySettings(BaseModel):
+    """A Ray cluster, and what each job is given of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str = Field("http://127.0.0.1:8265", pattern=r"^https?://", description="of its dashboard")
+    token: SecretStr | None = Field(None, description="where the cluster asks for one (RAY_AUTH_MODE=token)")
+    nodes: int = Field(1, ge=1, description="nodes of a job; several are Ray Train's")
+    gpus: int = Field(1, ge=0, description="GPUs of a job on each of its nodes, one process each")
+    cpus: int = Field(1, ge=1, description="CPUs of a job on each of its nodes")
+    accelerate_config: str | None = Field(
+        None, description="accelerate's configuration (recipes/accelerate/…), a path on the nodes"
+    )
+    python: str = Field("python", description="the interpreter on the nodes; alignkit is installed for it")
+    waiting: int = Field(
+        1,
+        ge=0,
+        description="jobs that may wait in Ray's queue beyond what its nodes hold; they make it scale up",
+    )
+    timeout_seconds: float = Field(10.0, gt=0, description="for one answer of the cluster")
+
+
 class Settings(BaseSettings):
     """Where the service keeps things and what it allows."""
 
@@ -65,6 +88,8 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(4 * 2**20, ge=1, description="body of a request other than an upload")
     limits: Limits = Field(default_factory=Limits, description="of every project without its own")
     rate_limit_storage: str = Field("memory://", description="where requests are counted: a URL of `limits`")
+    executor: Literal["local", "ray"] = Field("local", description="where training runs")
+    ray: RaySettings = Field(default_factory=RaySettings)
     stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
     pause_grace_seconds: float = Field(
         600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"

@@ -6,13 +6,7 @@ from pathlib import Path
 from alignkit.launch import launch_command
 from alignkit.run_folder import RunFolder
 from server.engines.process import ManagedProcess, child_environment
-
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONUNBUFFERED": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+from server.executors.environment import ENVIRONMENT
 
 
 class LocalExecutor:
@@ -24,6 +18,10 @@ class LocalExecutor:
         self._grace = grace_seconds
         self._python = python
         self._processes: dict[Path, ManagedProcess] = {}
+
+    def capacity(self) -> int | None:
+        """As many as there are slots for."""
+        return None
 
     def start(self, folder: Path, *, resume: bool) -> None:
         """Start training in `folder`, or go on, unless its process was started before."""

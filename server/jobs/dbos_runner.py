@@ -25,7 +25,7 @@ class DBOSRunner:
         self._heartbeat = Heartbeat(
             services.ledger.database, self._recover, anywhere=services.executor.anywhere
         )
-        turns = Turns(services.ledger.database, services.settings)
+        turns = Turns(services.ledger.database, services.settings, services.executor.capacity)
         self._dispatcher = Dispatcher(turns, self._begin)
 
     def start(self) -> None:

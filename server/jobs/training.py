@@ -6,23 +6,28 @@ both go on from the last whole checkpoint, `training_restarts` times from the sa
 """
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import structlog
 import yaml
 from dbos import DBOS
 
 from alignkit.run_folder import RunFolder
+from server.executors.protocol import ExecutorUnavailableError
 from server.jobs.context import Detached, JobFailedError, folder_of, use, with_log
 from server.jobs.ledger import JobRecord
 from server.jobs.reader import EventReader
 from server.jobs.status import PAUSED
 
 POLL_SECONDS = 0.5
+TOLERATED_SECONDS = 3.0
+"""For which an executor may be silent before the job's events say so."""
 MARKER = "attempt"
 """The file that says which start of the job the run in its folder is of."""
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class Start(NamedTuple):
@@ -83,7 +88,8 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     folder.path.mkdir(parents=True, exist_ok=True)
     if _prepare(folder, job, f"{attempt}.{start.number}"):
         # A run that has reported anything goes on in its own folder; with no checkpoint yet, from the beginning.
-        services.executor.start(folder.path, resume=attempt > 1 or folder.events.exists())
+        resume = attempt > 1 or folder.events.exists()
+        answered(job_id, lambda: services.executor.start(folder.path, resume=resume))
     return True
 
 
@@ -127,7 +133,7 @@ def watch(job_id: str, attempt: int = 1, start: Start = FIRST) -> Ending:
     """
     services, folder = use(), folder_of(job_id)
     reader = EventReader(services.ledger, job_id, folder)
-    while services.executor.running(folder.path):
+    while answered(job_id, lambda: services.executor.running(folder.path), meanwhile=reader.read):
         reader.read()
         if not goes_on(job_id, attempt):
             _wind_down(job_id, folder)
@@ -173,10 +179,36 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
 def _wind_down(job_id: str, folder: RunFolder) -> None:
     """End the run, with its state saved if the job is to go on and the saving does not take too long."""
     services = use()
-    services.executor.interrupt(folder.path)
+    answered(job_id, lambda: services.executor.interrupt(folder.path))
     deadline = time.monotonic() + services.settings.pause_grace_seconds
-    while services.executor.running(folder.path):
+    while answered(job_id, lambda: services.executor.running(folder.path)):
         if services.ledger.get(job_id).status == "cancelled" or time.monotonic() > deadline:
-            services.executor.stop(folder.path)
+            answered(job_id, lambda: services.executor.stop(folder.path))
         elif services.stopping.wait(POLL_SECONDS):
             raise Detached
+
+
+def answered(job_id: str, ask: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
+    """What the executor answers to `ask`, however long it does not: an event says so, and so when it does again.
+
+    `meanwhile` is called now and then until it answers.
+    """
+    services, began, told = use(), time.time(), False
+
+    def tell(level: str, message: str) -> None:
+        services.ledger.add_event(job_id, level=level, message=message, once=f"{message} {began}")
+
+    while True:
+        try:
+            answer = ask()
+        except ExecutorUnavailableError as error:
+            if not told and time.time() - began > TOLERATED_SECONDS:
+                told = True
+                tell("warn", f"{error}. The job waits for it; nothing is lost")
+            meanwhile()
+            if services.stopping.wait(POLL_SECONDS):
+                raise Detached from error
+        else:
+            if told:
+                tell("info", "What runs the training answers again")
+            return answer

@@ -28,21 +28,27 @@ log = structlog.get_logger()
 class Turns:
     """Gives out the slots. Thread-safe, also between servers of one database."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, settings: Settings, capacity: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """`capacity`: how many runs what runs them takes as things are; None where only the slots count."""
         self._database = database
         self._slots = settings.training_slots
+        self._capacity = capacity
         self._limits = settings.limits
 
     def take(self) -> Sequence[str]:
         """Give the free slots away; returns every job that has a turn and has not started, in order."""
+        capacity = self._capacity()
+        slots = self._slots if capacity is None else min(self._slots, capacity)
         with self._database.reading() as session:  # most looks find nothing to do, and need no writer's turn
             queue = _Queue(session)
-            if queue.taken() >= self._slots or not queue.waiting():
+            if queue.taken() >= slots or not queue.waiting():
                 return queue.called()
         with self._database.writing() as session:
             queue = _Queue(session)
             queue.lock()
-            for _ in range(self._slots - queue.taken()):
+            for _ in range(slots - queue.taken()):
                 job = self._next(queue)
                 if job is None:
                     break

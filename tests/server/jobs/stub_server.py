@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from server.engines.manager import EngineManager
+from server.executors.choice import executor_of
 from server.executors.local import LocalExecutor
 from server.main import build_app, serve
 from server.settings import Settings
@@ -18,7 +19,8 @@ def main() -> None:
     settings = Settings(home=home, port=0, stop_grace_seconds=2)
     fakes = FakeEngines(home, "--canaries", str(settings.jobs_dir))
     engines = EngineManager(settings, build_command=fakes)
-    executor = LocalExecutor(grace_seconds=2, python=trainer)
+    local = LocalExecutor(grace_seconds=2, python=trainer)
+    executor = executor_of(settings) if settings.executor == "ray" else local
     serve(settings, build_app(settings, engines, executor))
 
 

@@ -14,6 +14,7 @@ from alignkit.run_folder import RunFolder
 from server.database import Database
 from server.engines.canary import FULL_PRECISION, CanaryReport, Difference
 from server.engines.errors import CanaryError, EngineError
+from server.executors.protocol import ExecutorUnavailableError
 from server.files.tables import File
 from server.jobs import context, publishing, training, workflow
 from server.jobs.context import JobFailedError, JobServices, folder_of
@@ -43,6 +44,10 @@ class FakeExecutor:
         self.interrupted: list[Path] = []
         self.alive = False
         self.stubborn = False
+        self.silent = 0
+
+    def capacity(self) -> None:
+        return None
 
     def start(self, folder: Path, *, resume: bool) -> None:
         self.started.append((folder, resume))
@@ -52,6 +57,9 @@ class FakeExecutor:
         self.alive = self.alive and self.stubborn
 
     def running(self, folder: Path) -> bool:
+        if self.silent:
+            self.silent -= 1
+            raise ExecutorUnavailableError("The cluster does not answer: refused")
         return self.alive
 
     def stop(self, folder: Path) -> None:
