@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 demo: install
 	@$(BIN)/python recipes/demo/run.py
 
+# Each file's tests stay in one process: they share models and engines that take long to make.
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

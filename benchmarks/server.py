@@ -1,7 +1,6 @@
 """What the service costs: `python -m benchmarks.server`. Prints one table and writes results/server.json.
 
-The server is the real one, a process of its own. Its engine is a stand-in that answers at once (tests'
-fake_engine.py), so that what is measured is the service and not vLLM on a CPU; training is a stand-in as well.
+The server is the real one, a process of its own; training is a stand-in. What a chat costs is in `serving.py`.
 """
 
 import argparse
@@ -10,8 +9,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -23,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert, select, update
 
+from benchmarks import serving
+from benchmarks.serving import Figures, timed
 from server.clock import now
 from server.database import Database
-from server.engines.process import Identity
 from server.jobs.tables import Job
 from server.keys.tables import Project
 from tests.server.jobs.killing import Rig
@@ -33,9 +32,7 @@ from tests.server.postgres import postgres
 from tests.server.support import pairs
 
 RESULTS = Path(__file__).parent / "results"
-STREAMS = 16
 UPLOAD_BYTES = 100 * 2**20
-Figures = dict[str, float]
 
 
 def main() -> None:
@@ -47,9 +44,10 @@ def main() -> None:
     quick = parser.parse_args().quick
     figures: Figures = {}
     with running() as rig:
-        figures |= chat(rig, 20 if quick else 500)
+        figures |= serving.over_stand_in(rig.home, http(rig), 20 if quick else 500)
         figures |= creation(rig, 3 if quick else 50)
         figures |= upload(rig, UPLOAD_BYTES // 20 if quick else UPLOAD_BYTES)
+    figures |= serving.over_vllm(10 if quick else 100)
     jobs, asks = (1000, 20) if quick else (100_000, 300)
     with running() as rig:
         figures["list p99 on SQLite, ms"] = listing(
@@ -73,27 +71,6 @@ def running(**settings: str) -> Iterator[Rig]:
             yield rig
         finally:
             rig.clean_up()
-
-
-def chat(rig: Rig, requests: int) -> Figures:
-    """The pass-through beside the engine itself: one request at a time, and sixteen streams."""
-    through = http(rig)
-    ask(through, "echo")  # starts the engine
-    identity = next(filter(None, map(Identity.load, rig.home.glob("engines/*.json"))))
-    direct = httpx.Client(base_url=f"http://127.0.0.1:{identity.port}", trust_env=False)
-    times: dict[str, list[float]] = {"direct": [], "through": []}
-    for _ in range(requests):  # in turns, so that what else the machine does hits both
-        times["direct"].append(timed(lambda: ask(direct, "echo")))
-        times["through"].append(timed(lambda: ask(through, "echo")))
-    found = {
-        "chat directly, p50 ms": 1e3 * median(times["direct"]),
-        "chat added by the service, p50 ms": 1e3 * (median(times["through"]) - median(times["direct"])),
-    }
-    for name, client in (("directly", direct), ("through the service", through)):
-        with ThreadPoolExecutor(STREAMS) as pool:
-            seconds = timed(lambda c=client: list(pool.map(lambda _: ask(c, "stream"), range(requests))))  # type: ignore[misc]
-        found[f"{STREAMS} streams {name}, answers/s"] = requests / seconds
-    return found
 
 
 def creation(rig: Rig, count: int) -> Figures:
@@ -172,27 +149,12 @@ def row(project: str, number: int, jobs: int) -> dict[str, Any]:
 
 def http(rig: Rig) -> httpx.Client:
     """Plain HTTP with the first key."""
-    key = (rig.home / "first-key").read_text().strip()
-    headers = {"authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=rig.servers[0].url, headers=headers, timeout=120, trust_env=False)
-
-
-def ask(client: httpx.Client, what: str) -> None:
-    """One chat request, read to its end."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": what}], "stream": what == "stream"}
-    client.post("/v1/chat/completions", json=body).raise_for_status()
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes."""
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+    return serving.client(rig.servers[0].url, (rig.home / "first-key").read_text().strip())
 
 
 def show(figures: Figures, jobs: int) -> None:
     """Print the table."""
-    table = Table(title=f"The service over an engine that answers at once; lists of {jobs:,} jobs")
+    table = Table(title=f"What the service costs; lists of {jobs:,} jobs")
     table.add_column("what")
     table.add_column("figure", justify="right")
     for name, value in figures.items():

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from alignkit.cli import data, jobs, keys, models, projects
+from alignkit.cli import data, jobs, keys, models, output, projects
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(
@@ -91,11 +90,11 @@ def evaluate(
     from alignkit.evaluate.run import evaluate_run
 
     found = evaluate_run(run, data=data, step=step)
-    table = Table("metric", "untrained", "trained")
+    table = output.table("metric", "untrained", "trained")
     for name in sorted(found.before.keys() | found.after.keys()):
         values = (found.before.get(name), found.after.get(name))
         table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
-    Console().print(table)
+    output.show(table)
 
 
 @app.command()
@@ -119,8 +118,8 @@ def divergences() -> None:
     """List the divergences of f-DPO."""
     from alignkit.divergences import available, get
 
-    table = Table("name", "f''(1)", "about")
+    table = output.table("name", "f''(1)", "about")
     for name in available():
         divergence = get(name)
         table.add_row(name, f"{divergence.curvature:g}", (type(divergence).__doc__ or "").split("\n")[0])
-    Console().print(table)
+    output.show(table)

@@ -10,8 +10,8 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from alignkit.cli import output
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(help="Fine-tuning jobs of a running service.", no_args_is_help=True)
@@ -103,12 +103,12 @@ def _parameters(pairs: list[str]) -> dict[str, Any]:
 @app.command("list")
 def list_(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
     """List jobs, newest first."""
-    table = Table("job", "status", "model", "method", "result")
+    table = output.table("job", "status", "model", "method", "result")
     for job in connect().fine_tuning.jobs.list(limit=limit).data:
         table.add_row(
             job.id, job.status, job.model, job.method.type if job.method else "", job.fine_tuned_model or ""
         )
-    console.print(table)
+    output.show(table)
 
 
 @app.command()

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from alignkit.cli import service
+from alignkit.cli import output, service
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(help="API keys of a running service; needs an admin's key.", no_args_is_help=True)
@@ -40,12 +39,12 @@ def create(
 def list_(project: Project = "default") -> None:
     """List a project's keys, newest first."""
     client = service.admin()
-    table = Table("key", "name", "value", "scopes", "made", "expires", "last used")
+    table = output.table("key", "name", "value", "scopes", "made", "expires", "last used")
     keys = client.admin.organization.projects.api_keys
     for key in keys.list(service.project_id(client, project), limit=100):
         times = (key.created_at, key.expires_at, key.last_used_at)
         table.add_row(key.id, key.name, key.redacted_value, " ".join(key.scopes), *map(_date, times))
-    console.print(table)
+    output.show(table)
 
 
 @app.command()

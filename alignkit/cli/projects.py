@@ -2,9 +2,8 @@
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from alignkit.cli import service
+from alignkit.cli import output, service
 
 app = typer.Typer(help="Projects of a running service; needs an admin's key.", no_args_is_help=True)
 console = Console()
@@ -19,12 +18,12 @@ def create(name: str) -> None:
 @app.command("list")
 def list_() -> None:
     """List projects, what they use and what they may."""
-    table = Table("project", "id", "jobs queued", "jobs running", "file bytes", "GPU seconds")
+    table = output.table("project", "id", "jobs queued", "jobs running", "file bytes", "GPU seconds")
     for project in service.projects(service.admin()):
         columns = ("jobs_queued", "jobs_running", "file_bytes", "gpu_seconds")
         use = [_of(project.usage[name], project.limits[name]) for name in columns]
         table.add_row(project.name, project.id, *use)
-    console.print(table)
+    output.show(table)
 
 
 def _of(use: int, limit: int | None) -> str:

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignkit import checks
 from alignkit.kernels.backend import Implementation, choose
 from alignkit.kernels.divergence_chunks import fused
 from alignkit.kernels.divergence_reference import reference
 from alignkit.kernels.divergence_rows import SIDES, Name, Plan, TorchRows
 from alignkit.kernels.heads import Head, autocast
 from alignkit.kernels.sides import Side
-from alignkit.losses import checks
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from alignkit import checks
 from alignkit.kernels.backend import Implementation, choose
 from alignkit.kernels.heads import Head, autocast, gathered
 from alignkit.kernels.sides import Side, accumulate, compute_dtype
-from alignkit.losses import checks
 
 TORCH_BLOCK_BYTES = 2**20
 """Size of one block of probabilities of the larger side, read once for every row: it must stay in a cache."""

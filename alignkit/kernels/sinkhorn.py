@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from alignkit import checks
 from alignkit.kernels.backend import Implementation, choose
-from alignkit.losses import checks
 
 Gradient = Literal["unrolled", "envelope"]
 GRADIENTS: tuple[Gradient, ...] = ("unrolled", "envelope")

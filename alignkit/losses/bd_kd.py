@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from alignkit import checks
 from alignkit.divergences import widen
-from alignkit.losses import checks
 from alignkit.losses.types import BalancedLoss
 
 Gate = Literal["hard", "soft"]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignkit import checks
 from alignkit.divergences import widen
-from alignkit.losses import checks
 from alignkit.losses.types import PreferenceLoss
 
 

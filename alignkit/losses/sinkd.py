@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from alignkit import checks
 from alignkit.divergences import widen
 from alignkit.kernels.sinkhorn import Gradient, sinkhorn
-from alignkit.losses import checks
 from alignkit.losses.types import SinkhornLoss
 
 Reduction = Literal["sum", "mean"]

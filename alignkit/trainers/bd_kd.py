@@ -5,8 +5,9 @@ from typing import Literal, cast
 
 from torch import Tensor
 
+from alignkit import checks
 from alignkit.kernels.linear_divergence import Divergences, linear_divergence
-from alignkit.losses import BalancedLoss, balance, checks
+from alignkit.losses import BalancedLoss, balance
 from alignkit.losses.bd_kd import GATES
 from alignkit.trainers.distillation import (
     DistillationConfig,

@@ -7,10 +7,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from alignkit import checks
 from alignkit.kernels.linear_divergence import Divergences, linear_divergence
 from alignkit.kernels.pairwise_l1 import pairwise_l1
 from alignkit.kernels.sinkhorn import GRADIENTS
-from alignkit.losses import SelfCosts, SinkhornLoss, checks, transport_loss
+from alignkit.losses import SelfCosts, SinkhornLoss, transport_loss
 from alignkit.losses.sinkd import REDUCTIONS
 from alignkit.trainers.distillation import (
     DistillationConfig,

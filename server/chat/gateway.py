@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import ExitStack
-from typing import Any, Protocol
+from contextlib import ExitStack, closing
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
-import anyio
-import httpx
+import aiohttp
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -21,12 +21,17 @@ KEEP_ALIVE_SECONDS = 2.0
 """Shorter than vLLM's five: else a request could go out on a connection that is just being closed."""
 EVENT_STREAM = "text/event-stream"
 CLIENT_GONE = 499
+ENGINE_LOST = (aiohttp.ClientError, TimeoutError)
+"""What aiohttp raises where the other side is not there, or no longer."""
 
 logger = logging.getLogger(__name__)
 
 
 class Engines(Protocol):
     """What the gateway needs of the EngineManager."""
+
+    def running_endpoint(self, base_model: str) -> str | None:
+        """The URL of the engine where it is ready now; never blocks."""
 
     def endpoint(self, base_model: str) -> str:
         """The URL of the engine, started where needed; blocks. Raises EngineError."""
@@ -39,21 +44,29 @@ class Engines(Protocol):
 
 
 class ChatGateway:
-    """Passes completion requests to the engines. Made with the application, closed after its last request."""
+    """Passes completion requests to the engines. Made with the application, closed after its last request.
+
+    aiohttp, not httpx: at the same work it takes a third of the processor time a request, and less a chunk.
+    """
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
         self._waiting: dict[str, asyncio.Task[str]] = {}
-        self._client = httpx.AsyncClient(
+
+    @cached_property
+    def _client(self) -> aiohttp.ClientSession:
+        """Made at the first request, since it belongs to the event loop."""
+        return aiohttp.ClientSession(
             # An answer takes as long as it takes: a client that no longer wants it hangs up.
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_SECONDS),
-            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
         )
 
     async def aclose(self) -> None:
         """Close the connections to the engines."""
-        await self._client.aclose()
+        await self._client.close()
 
     async def forward(self, request: Request, path: str, raw: bytes, base_model: str) -> Response:
         """The engine's answer to `raw` sent to `path`. Raises ApiError; starts the engine where needed."""
@@ -61,32 +74,26 @@ class ChatGateway:
             self._engines.hold(base_model)
             using.callback(self._engines.release, base_model)
             answer = await _unless_gone(request, self._open(path, raw, base_model))
-            if answer is None:
-                return Response(status_code=CLIENT_GONE)
-            media_type = answer.headers.get("content-type", "application/json")
-            if answer.is_closed:
-                return Response(answer.content, answer.status_code, media_type=media_type)
-            return EngineStream(answer, media_type, engine_lost(base_model), using.pop_all())
+            if isinstance(answer, aiohttp.ClientResponse):
+                return EngineStream(answer, engine_lost(base_model), using.pop_all())
+            return answer or Response(status_code=CLIENT_GONE)
 
-    async def _open(self, path: str, raw: bytes, base_model: str) -> httpx.Response:
+    async def _open(self, path: str, raw: bytes, base_model: str) -> aiohttp.ClientResponse | Response:
         """The engine's answer: an event stream at its beginning, any other whole."""
-        url = await self._endpoint(base_model)
+        url = self._engines.running_endpoint(base_model) or await self._endpoint(base_model)
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        request = self._client.build_request("POST", f"{url}{path}", content=raw, headers=headers)
         try:
-            answer = await self._client.send(request, stream=True)
-            try:
-                streams = answer.headers.get("content-type", "").startswith(EVENT_STREAM)
-                if answer.is_error or not streams:
-                    await answer.aread()
-            except BaseException:
-                await _close(answer)
-                raise
-        except httpx.HTTPError as error:
+            answer = await self._client.post(f"{url}{path}", data=raw, headers=headers, allow_redirects=False)
+            media_type = answer.headers.get("content-type", "application/json")
+            if answer.ok and media_type.startswith(EVENT_STREAM):
+                return answer
+            with closing(answer):
+                content = await answer.read()
+        except ENGINE_LOST as error:
             raise engine_lost(base_model) from error
-        if answer.is_error:
-            raise engine_refused(answer.status_code, answer.content)
-        return answer
+        if not answer.ok:
+            raise engine_refused(answer.status, content)
+        return Response(content, answer.status, media_type=media_type)
 
     async def _endpoint(self, base_model: str) -> str:
         """The engine's URL. However many requests wait for a start, one thread does."""
@@ -109,30 +116,29 @@ class ChatGateway:
 class EngineStream(StreamingResponse):
     """An engine's event stream, passed on as it comes; leaving it in any way closes the engine's side and `using`."""
 
-    def __init__(self, upstream: httpx.Response, media_type: str, lost: ApiError, using: ExitStack) -> None:
+    def __init__(self, upstream: aiohttp.ClientResponse, lost: ApiError, using: ExitStack) -> None:
         self._upstream = upstream
         self._using = using
-        super().__init__(
-            relay_events(upstream, lost), headers={"content-type": media_type, "cache-control": "no-cache"}
-        )
+        headers = {"content-type": upstream.headers["content-type"], "cache-control": "no-cache"}
+        super().__init__(relay_events(upstream, lost), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._using.close()
-            await _close(self._upstream)
+            self._upstream.close()
 
 
-async def relay_events(upstream: httpx.Response, lost: ApiError) -> AsyncIterator[bytes]:
+async def relay_events(upstream: aiohttp.ClientResponse, lost: ApiError) -> AsyncIterator[bytes]:
     """Whole events as they come; where the engine is lost midway, `lost` as the last one."""
     pending = b""
     try:
-        async for chunk in upstream.aiter_raw():
+        async for chunk in upstream.content.iter_any():
             whole, separator, pending = (pending + chunk).rpartition(b"\n\n")
             if separator:
                 yield whole + separator
-    except httpx.HTTPError:
+    except ENGINE_LOST:
         # The half event is dropped: a client could not read it.
         yield as_event(lost)
         return
@@ -140,7 +146,10 @@ async def relay_events(upstream: httpx.Response, lost: ApiError) -> AsyncIterato
         yield pending
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, httpx.Response]) -> httpx.Response | None:
+Answer = TypeVar("Answer")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer | None:
     """The result of `work`, or None, with `work` cancelled, where the client hangs up before."""
     doing = asyncio.create_task(work)
     watching = asyncio.create_task(_hung_up(request))
@@ -156,8 +165,3 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, httpx.Respons
 async def _hung_up(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _close(upstream: httpx.Response) -> None:
-    with anyio.CancelScope(shield=True):
-        await upstream.aclose()

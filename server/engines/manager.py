@@ -72,11 +72,11 @@ class EngineManager:
             self.release(model)
 
     def running_endpoint(self, model: str) -> str | None:
-        """The URL of `model`'s engine where it is ready now, else None; starts nothing."""
+        """The URL of `model`'s engine where it is ready now, else None; starts nothing and never waits."""
         if (url := self._settings.engine.urls.get(model)) is not None:
             return url.rstrip("/")
         engine = self._engines.get(model)
-        return engine.running_endpoint() if engine else None
+        return engine.running_endpoint() if engine and not self._places.is_ending(model) else None
 
     def status(self, model: str) -> EngineStatus:
         """Where `model`'s engine stands."""

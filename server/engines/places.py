@@ -64,6 +64,11 @@ class Places:
             self._taken.pop(name, None)
             self._changed.notify_all()
 
+    def is_ending(self, name: str) -> bool:
+        """Whether that engine is being ended for want of use; one that is held and is not stays."""
+        with self._changed:
+            return name in self._ending
+
     def end_idle(self, seconds: float) -> None:
         """End the engines that nobody used for so long."""
         while True:

@@ -57,6 +57,9 @@ class RecordingRunner:
 class NoEngines:
     """Engines of which none can be had."""
 
+    def running_endpoint(self, base_model: str) -> None:
+        pass
+
     def endpoint(self, base_model: str) -> str:
         raise EngineError("engine_unavailable", f"there is no engine for {base_model}")
 

@@ -74,6 +74,9 @@ class Engines:
 
     url: str
 
+    def running_endpoint(self, base_model: str) -> str:
+        return self.url
+
     def endpoint(self, base_model: str) -> str:
         return self.url
 

@@ -41,6 +41,9 @@ REAL = {"file_id": FILE, "upload_id": UPLOAD, "endpoint_id": ENDPOINT, "model": 
 class NoEngines:
     """An engine that cannot be had."""
 
+    def running_endpoint(self, base_model: str) -> None:
+        pass
+
     def endpoint(self, base_model: str) -> str:
         raise EngineError("engine_unavailable", "vLLM is not installed")
 

@@ -64,19 +64,23 @@ def test_hanging_up_before_the_answer_ends_the_engines_work(service: Service) ->
 
 
 def test_an_engine_that_dies_midway_ends_the_stream_with_an_error(service: Service) -> None:
-    with service.stream("die:midway") as response:
-        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    assert events[0] == '{"n": 0}'
-    assert len(events) == 2  # the half event is not passed on
-    error = json.loads(events[1])["error"]
+    with service.stream(f"die:{service.gate}") as response:
+        events = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+        assert next(events) == '{"n": 0}'
+        service.gate.touch()
+        (last,) = events  # the half event is not passed on
+    error = json.loads(last)["error"]
     assert (error["type"], error["code"]) == ("server_error", "engine_failed")
 
 
 def test_the_official_client_raises_what_the_stream_ended_with(service: Service) -> None:
     with openai.OpenAI(base_url=f"{service.url}/v1", api_key="x", max_retries=0) as client:
-        messages: Any = [{"role": "user", "content": "die:midway"}]
+        messages: Any = [{"role": "user", "content": f"die:{service.gate}"}]
+        chunks = client.chat.completions.create(model=TUNED, messages=messages, stream=True)
+        assert next(chunks).n == 0  # type: ignore[attr-defined]
+        service.gate.touch()
         with pytest.raises(openai.APIError, match="engine of tiny ended"):
-            list(client.chat.completions.create(model=TUNED, messages=messages, stream=True))
+            list(chunks)
 
 
 def test_an_engine_that_dies_before_the_answer_is_503_and_starts_again(service: Service) -> None:

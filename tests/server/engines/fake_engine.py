@@ -112,11 +112,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.note("closed by client")
 
     def chat_die(self, argument: str, raw: bytes) -> None:
-        if argument == "midway":
+        if argument:  # midway, once that file exists
             self.start_stream()
             self.event({"n": 0})
             self.chunk(b'data: {"half an')
-        self.wfile.flush()
+            self.wfile.flush()
+            wait_for_file(Path(argument))
         os._exit(9)
 
     def chat_refuse(self, argument: str, raw: bytes) -> None:

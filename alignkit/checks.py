@@ -1,4 +1,4 @@
-"""Argument checks that the losses share; each error says what was expected and what was found."""
+"""Argument checks that losses and kernels share; each error says what was expected and what was found."""
 
 import math
 from collections.abc import Collection
