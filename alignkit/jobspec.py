@@ -38,10 +38,12 @@ def recipe_for_job(
     seed: int,
     output_dir: Path,
     resolve_model: ResolveModel,
+    on_gpu: bool | None = None,
 ) -> JobSpec:
     """The recipe of a job; raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
 
-    `resolve_model` finds the models that hyperparameters name, such as a teacher.
+    `resolve_model` finds the models that hyperparameters name, such as a teacher. `on_gpu`: whether a GPU trains it,
+    by default whether this machine has one.
     """
     if method not in METHODS:
         raise RecipeError(
@@ -53,8 +55,9 @@ def recipe_for_job(
     except ValidationError as error:
         raise RecipeError(_plain_auto(field_issues(error, prefix))) from error
     resolved = _resolve_auto(given.model_dump(), spec, train_rows, has_validation=validation_file is not None)
+    on_gpu = has_gpu() if on_gpu is None else on_gpu
     recipe = Recipe(
-        model={"path": str(model_path), "dtype": "bfloat16" if has_gpu() else "float32"},
+        model={"path": str(model_path), "dtype": "bfloat16" if on_gpu else "float32"},
         data=_data_section(resolved, train_file, validation_file),
         method=_method_section(resolved, spec, prefix, resolve_model),
         lora=_lora_section(resolved),

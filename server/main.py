@@ -6,19 +6,21 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from alignkit.errors import AlignkitError
+from alignkit.jobspec import recipe_for_job
 from server.app import ROUTERS, create_app
 from server.chat.gateway import ChatGateway
 from server.chat.routes import router as chat
 from server.engines.adapters import unpublish
 from server.engines.manager import EngineManager
 from server.engines.weights import unpublish_weights
-from server.executors.choice import executor_of
+from server.executors.choice import executor_of, trains_on_gpu
 from server.executors.protocol import Executor
 from server.jobs.context import JobServices
 from server.jobs.dbos_runner import DBOSRunner
@@ -49,6 +51,7 @@ def build_app(
         unpublish=take_down,
         routers=(*ROUTERS, chat),
         engine_states=engines.statuses,
+        make_recipe=partial(recipe_for_job, on_gpu=trains_on_gpu(settings)),
     )
     serve_requests = app.router.lifespan_context
 

@@ -59,6 +59,10 @@ class RaySettings(BaseModel):
     accelerate_config: str | None = Field(
         None, description="accelerate's configuration (recipes/accelerate/…), a path on the nodes"
     )
+    storage: str | None = Field(
+        None,
+        description="where whole checkpoints are copied to, and come back from: s3://bucket/folder, a path",
+    )
     python: str = Field("python", description="the interpreter on the nodes; alignkit is installed for it")
     waiting: int = Field(
         1,

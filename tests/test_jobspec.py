@@ -16,7 +16,7 @@ def no_models(name: str) -> ModelSource:
     raise AssertionError(f"{name} is not asked for")
 
 
-def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo") -> JobSpec:
+def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo", **options: Any) -> JobSpec:
     return recipe_for_job(
         method=method,
         hyperparameters=hyperparameters,
@@ -27,6 +27,7 @@ def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo"
         seed=3,
         output_dir=Path("out"),
         resolve_model=no_models,
+        **options,
     )
 
 
@@ -63,6 +64,11 @@ def test_what_is_given_reaches_the_recipe() -> None:
     assert (recipe.training.epochs, recipe.training.eval_steps, recipe.seed) == (2, 5, 3)
     assert recipe.lora is not None
     assert (recipe.lora.r, recipe.lora.alpha) == (8, 16)
+
+
+def test_the_dtype_is_that_of_where_the_job_trains() -> None:
+    assert spec({}, on_gpu=True).recipe.model.dtype == "bfloat16"
+    assert spec({}, on_gpu=False).recipe.model.dtype == "float32"
 
 
 def test_all_weights_are_trained_without_adapters_and_far_slower() -> None:

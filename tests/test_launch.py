@@ -8,7 +8,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from alignkit import train
 from alignkit.errors import RecipeError
-from alignkit.launch import launch_command
+from alignkit.launch import Machine, launch_command
 
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "accelerate").glob("*.yaml"))
 
@@ -20,6 +20,22 @@ def test_the_number_of_processes_is_the_callers_or_the_configurations() -> None:
     assert not [word for word in launch_command(recipe, config_file=config) if "num_processes" in word]
     given = launch_command(recipe, config_file=config, num_processes=8)
     assert given[3:6] == ["--config_file=zero3.yaml", "--num_processes=8", "-m"]
+
+
+def test_one_of_several_machines_says_which_it_is() -> None:
+    machine = Machine(rank=1, count=2, address="192.0.2.7", port=29500)
+    place = [
+        "--num_machines=2",
+        "--machine_rank=1",
+        "--main_process_ip=192.0.2.7",
+        "--main_process_port=29500",
+    ]
+    plain = launch_command(Path("recipe.yaml"), num_processes=4, machine=machine)
+    assert {*place, "--num_processes=8", "--multi_gpu"} <= set(plain)
+    sharded = launch_command(
+        Path("recipe.yaml"), config_file=Path("zero3.yaml"), num_processes=4, machine=machine
+    )
+    assert sharded[3:9] == ["--config_file=zero3.yaml", *place, "--num_processes=8"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

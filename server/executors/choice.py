@@ -16,3 +16,8 @@ EXECUTORS: dict[str, Callable[[Settings], Executor]] = {
 def executor_of(settings: Settings) -> Executor:
     """The executor that the settings name; raises AlignkitError where it cannot be used."""
     return EXECUTORS[settings.executor](settings)
+
+
+def trains_on_gpu(settings: Settings) -> bool | None:
+    """Whether jobs train on a GPU that need not be this machine's; None where this machine trains them."""
+    return settings.ray.gpus > 0 if settings.executor == "ray" else None

@@ -2,10 +2,13 @@
 
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from alignkit.checkpoint_store import CheckpointStore
+from alignkit.run_folder import RunFolder
 from server.executors.ray.guard import guarded
-from server.executors.ray.submission import read
+from server.executors.ray.submission import Submission, read
 
 
 def main() -> int:
@@ -21,11 +24,23 @@ def main() -> int:
     if submission.number != number or submission.ended or submission.pausing():
         print(f"submission {number} of {folder.name} was ended before it began")
         return 0
+    submission = replace(submission, order=replace(submission.order, resume=_goes_on(submission)))
     if submission.order.nodes == 1:
         return guarded(submission)
     from server.executors.ray.several import run  # Ray Train, which a run on one node does without
 
     return run(submission)
+
+
+def _goes_on(submission: Submission) -> bool:
+    """Whether the run goes on, decided once for all nodes. What has reported anything goes on in its own folder, if
+    from the beginning: without --resume it would begin another beside it."""
+    order = submission.order
+    return (
+        order.resume
+        or RunFolder(submission.folder).events.exists()
+        or (order.storage is not None and bool(CheckpointStore(order.storage).steps()))
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from alignkit.checkpoint_store import inside
 from alignkit.errors import AlignkitError
 from alignkit.run_folder import RunFolder
 from server.executors.environment import ENVIRONMENT
@@ -44,21 +45,30 @@ class RayExecutor:
 
     @classmethod
     def connect(cls, settings: Settings) -> "RayExecutor":
-        """An executor whose cluster answers; raises AlignkitError where it does not within seconds."""
+        """An executor whose cluster answers.
+
+        Raises AlignkitError where it does not within seconds, or where no node could ever hold a job.
+        """
         executor = cls(settings.ray, grace_seconds=settings.stop_grace_seconds)
         deadline = time.monotonic() + CONNECT_SECONDS
         while True:
             try:
-                version = executor._jobs.version()
+                version, lacking = executor._jobs.version(), executor._capacity.lacking()
+                break
             except ExecutorUnavailableError as error:
                 if time.monotonic() > deadline:
                     raise AlignkitError(
                         f"executor=ray: {error}. Expected the address of a Ray dashboard (ALIGNKIT_RAY__ADDRESS)"
                     ) from error
                 time.sleep(POLL_SECONDS)
-            else:
-                log.info("training runs on Ray", address=settings.ray.address, ray=version)
-                return executor
+        if lacking and not settings.ray.waiting:
+            raise AlignkitError(
+                f"executor=ray: {lacking}, and none may be waited for (ALIGNKIT_RAY__WAITING=0)"
+            )
+        if lacking:
+            log.warning("jobs wait for larger nodes", reason=lacking)
+        log.info("training runs on Ray", address=settings.ray.address, ray=version)
+        return executor
 
     def capacity(self) -> int | None:
         """What fits the living nodes, and the few that may wait in Ray's queue for more of them."""
@@ -71,6 +81,7 @@ class RayExecutor:
             gpus=self._settings.gpus,
             cpus=self._settings.cpus,
             accelerate_config=self._settings.accelerate_config,
+            storage=inside(self._settings.storage, folder.name) if self._settings.storage else None,
             grace=self._grace,
             resume=resume,
         )
@@ -156,6 +167,8 @@ class _Capacity:
     def __init__(self, jobs: RayJobs, settings: RaySettings) -> None:
         self._jobs = jobs
         self._settings = settings
+        gpus, cpus = settings.gpus, settings.cpus
+        self._kind, self._each = ("GPU", gpus) if gpus else ("CPU", cpus)
         self._lock = threading.Lock()
         self._asked = float("-inf")
         self._known = 0
@@ -172,9 +185,15 @@ class _Capacity:
                 self._asked = time.monotonic()
             return self._known
 
+    def lacking(self) -> str | None:
+        """What a job asks for that no living node has; None where one has it."""
+        largest = max((int(node.get(self._kind, 0)) for node in self._jobs.nodes()), default=0)
+        if largest >= self._each:
+            return None
+        return f"a job asks for {self._each} {self._kind}s of a node, and the largest node has {largest}"
+
     def _ask(self) -> int:
-        kind, each = ("GPU", self._settings.gpus) if self._settings.gpus else ("CPU", self._settings.cpus)
-        places = sum(int(node.get(kind, 0) // each) for node in self._jobs.nodes())
+        places = sum(int(node.get(self._kind, 0) // self._each) for node in self._jobs.nodes())
         return places // self._settings.nodes + self._settings.waiting
 
 

@@ -6,6 +6,7 @@ ends the run, with time to save, when its parent (what Ray started) is gone or a
 counts up a file for as long as the run may write to its folder, and starts only when no earlier one does.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from alignkit.checkpoint_store import CheckpointStore
 from alignkit.launch import Machine, launch_command
 from alignkit.run_folder import RunFolder
 from server.engines.process import ManagedProcess
@@ -24,6 +26,7 @@ from server.executors.ray.submission import Submission, marks, read
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 10.0
 """After which an earlier run whose file stands still is taken for dead, with its node."""
+COPY_SECONDS = 2.0
 MODULE = "server.executors.ray.guard"
 
 
@@ -44,8 +47,7 @@ def _command(submission: Submission, machine: Machine | None) -> list[str]:
         config_file=Path(order.accelerate_config) if order.accelerate_config else None,
         num_processes=order.gpus or None,
         machine=machine,
-        # What has reported anything goes on in its folder: without --resume it would begin another beside it.
-        resume=order.resume or folder.events.exists(),
+        resume=order.resume,
     )
 
 
@@ -55,15 +57,17 @@ def main(arguments: Sequence[str]) -> int:
     submission = read(Path(folder))
     if submission is None or submission.number != int(number):
         return 0
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray's stop signals everyone; the guard ends last
+    # Ray's stop signals everyone, and the guard must end last. Not SIG_IGN, which the trainer would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     parent_gone = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), parent_gone.set()), daemon=True).start()
+    threading.Thread(target=lambda: (os.read(0, 1), parent_gone.set()), daemon=True).start()
     beat = _Beat(submission, rank)
     beat.start()
     try:
         if not _alone(submission, parent_gone):
             return 0
-        return _run(submission, int(rank), command, parent_gone)
+        with _copies(submission) if rank == "0" else contextlib.nullcontext():
+            return _run(submission, int(rank), command, parent_gone)
     finally:
         beat.stop()
 
@@ -106,6 +110,37 @@ def _run(submission: Submission, rank: int, command: list[str], parent_gone: thr
         finally:
             process.terminate(submission.order.grace)
         return process.returncode or 0
+
+
+@contextlib.contextmanager
+def _copies(submission: Submission) -> Iterator[None]:
+    """Keep the run's whole checkpoints in its storage as well, if it has one, and bring back what only that has."""
+    url, checkpoints = submission.order.storage, RunFolder(submission.folder).checkpoints
+    if url is None:
+        yield
+        return
+    store, ended = CheckpointStore(url), threading.Event()
+    fetched = store.fetch(checkpoints)
+    if fetched:
+        print(f"{fetched} was fetched from the storage of checkpoints", flush=True)
+
+    def copy() -> None:
+        while True:
+            last = ended.wait(COPY_SECONDS)
+            try:
+                store.sync(checkpoints)
+            except OSError as error:  # storage that is away: the next turn copies what this one did not
+                print(f"checkpoints cannot be copied: {error}", flush=True)
+            if last:
+                return
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class _Beat:

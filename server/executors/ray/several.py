@@ -18,6 +18,7 @@ from server.executors.ray.submission import Submission, marks
 def run(submission: Submission) -> int:
     """Run the submission on as many nodes as it orders; 0 where every node's processes ended well."""
     order = submission.order
+    ray.init()  # the cluster whose job this is, as Ray tells it in the environment
     _give_up_while_waiting(submission)
     trainer = DataParallelTrainer(
         _on_node,

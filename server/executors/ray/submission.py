@@ -14,12 +14,14 @@ from alignkit.run_folder import write_json
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a run is given: nodes, GPUs and CPUs of each, and accelerate's configuration, a path on the nodes."""
+    """What a run is given: nodes, GPUs and CPUs of each; accelerate's configuration, a path on the nodes; where its
+    checkpoints are copied; seconds to save when it is ended; whether it goes on from its last checkpoint."""
 
     nodes: int
     gpus: int
     cpus: int
     accelerate_config: str | None
+    storage: str | None
     grace: float
     resume: bool
 

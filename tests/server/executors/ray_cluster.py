@@ -31,10 +31,11 @@ class Node:
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "PYTHONPATH": str(ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "4",  # after which a node without a head ends itself
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # after which a node without a head ends itself
             "RAY_health_check_period_ms": "1000",
             "RAY_enable_metrics_collection": "0",
             "OMP_NUM_THREADS": "1",
+            "SPT_NOENV": "1",  # or Ray's titles of processes would hide the name of their node
             "ALIGNKIT_TEST_NODE": self.token,
         }
         with log.open("ab") as output:
@@ -73,41 +74,70 @@ class Cluster:
         self.address = f"http://127.0.0.1:{self._dashboard}"
         self.head: Node
         self.nodes: list[Node] = []
-        self._started = 0
+        self._count = 0
         self.start_head()
 
     def start_head(self) -> None:
         """Start a head, at the same address as the one before."""
-        self._started += 1
-        self.head = Node(
-            self._folder / f"head-{self._started}.log",
-            "--head",
-            f"--port={self._gcs}",
-            f"--dashboard-port={self._dashboard}",
-            "--dashboard-host=127.0.0.1",
-            f"--temp-dir={self._folder}",
-            "--disable-usage-stats",
+        self.head = self._started(
+            lambda log: Node(
+                log,
+                "--head",
+                f"--port={self._gcs}",
+                f"--dashboard-port={self._dashboard}",
+                "--dashboard-host=127.0.0.1",
+                f"--temp-dir={self._folder}",
+                "--disable-usage-stats",
+            ),
+            self.alive,
         )
-        until(lambda: self.get("/api/version"), "the head answers", 60)
 
     def add_node(self, *, gpus: int = 1) -> Node:
         """One more node, which has joined."""
-        before = len(self.alive())
-        self._started += 1
-        log = self._folder / f"node-{self._started}.log"
-        node = Node(log, f"--address=127.0.0.1:{self._gcs}", gpus=gpus)
+        before = self.gpus()
+        node = self._started(
+            lambda log: Node(log, f"--address=127.0.0.1:{self._gcs}", gpus=gpus),
+            lambda: self.gpus() == before + gpus,
+        )
         self.nodes.append(node)
-        until(lambda: len(self.alive()) > before, "the node joins", 60)
+        return node
+
+    def _started(self, start: Callable[[Path], Node], ready: Callable[[], Any]) -> Node:
+        """A node that is ready; one that Ray gave up on, as it does on a busy machine, is tried again."""
+
+        def new() -> Node:
+            self._count += 1
+            return start(self._folder / f"node-{self._count}.log")
+
+        node = new()
+        try:
+            deadline = time.monotonic() + 240
+            while not ready():
+                assert time.monotonic() < deadline, "not in time: the node is ready"
+                if node.process.poll() is not None:
+                    node.kill()
+                    node = new()
+                time.sleep(0.1)
+        except BaseException:
+            node.kill()
+            raise
         return node
 
     def kill_node(self, node: Node) -> None:
         node.kill()
         self.nodes.remove(node)
+        until(lambda: self.gpus() == len(self.nodes), "the head misses the node", 120)
 
     def alive(self) -> list[dict[str, Any]]:
-        """The nodes as the head sees them, itself included."""
+        """The resources of each living node, as the head sees them, its own among them."""
         found = self.get("/api/v0/nodes?detail=true") or {"data": {"result": {"result": []}}}
-        return [node for node in found["data"]["result"]["result"] if node["state"] == "ALIVE"]
+        return [
+            node["resources_total"] for node in found["data"]["result"]["result"] if node["state"] == "ALIVE"
+        ]
+
+    def gpus(self) -> float:
+        """GPUs of the living nodes."""
+        return sum(resources.get("GPU", 0) for resources in self.alive())
 
     def jobs(self) -> dict[str, str]:
         """Every job's status by submission id."""

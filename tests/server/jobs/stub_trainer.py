@@ -1,7 +1,8 @@
 """A stand-in for the trainer: steps, checkpoints, an adapter and a canary as the real one leaves them, in a second.
 
 Knows nothing of the project. Beside what a run leaves it notes, in its folder, every start (`starts`) and any run
-that went on beside another (`overlaps`). A file `step_seconds` there says how long a step takes.
+that went on beside another (`overlaps`). A file `step_seconds` there, or beside it, says how long
+a step takes.
 """
 
 import fcntl
@@ -18,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 6
-STEP_SECONDS = float(Path("step_seconds").read_text()) if Path("step_seconds").exists() else 0.15
+STEP_SECONDS = next(
+    (float(file.read_text()) for file in (Path("step_seconds"), Path("../step_seconds")) if file.exists()),
+    0.15,
+)
 pausing = threading.Event()
 
 

@@ -139,6 +139,18 @@ def test_slots_are_shared_and_never_exceeded(database: Database) -> None:
     assert given_out.take() == [few[1], many[2]]
 
 
+def test_no_more_turns_are_given_than_what_runs_the_jobs_takes_now(database: Database) -> None:
+    jobs, room = queue(database, "a", 4), 0
+    given_out = Turns(database, Settings(training_slots=3), lambda: room)
+    assert given_out.take() == []
+    room = 2
+    assert given_out.take() == jobs[:2]
+    room = 1  # what has its turn keeps it
+    assert given_out.take() == jobs[:2]
+    room = 9
+    assert given_out.take() == jobs[:3]
+
+
 def test_a_cancelled_job_takes_no_turn(database: Database) -> None:
     first, second = queue(database, "a", 2)
     end(database, first, "cancelled")

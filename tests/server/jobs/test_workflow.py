@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alignkit.checkpoints import seal
-from alignkit.run_folder import RunFolder
+from alignkit.run_folder import RunFolder, write_json
 from server.database import Database
 from server.engines.canary import FULL_PRECISION, CanaryReport, Difference
 from server.engines.errors import CanaryError, EngineError
@@ -379,3 +379,30 @@ def test_errors_survive_being_stored() -> None:
 
     error = pickle.loads(pickle.dumps(JobFailedError("code", "message")))
     assert (error.code, str(error)) == ("code", "message")
+
+
+def test_a_silent_executor_is_waited_for_while_events_are_read(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(training, "TOLERATED_SECONDS", 0.0)
+    executor: Any = services.executor
+    executor.silent = 3
+    folder.emit("Step 1")
+    write_json(folder.result, {"status": "succeeded"})
+    assert training.watch(job_id) == ("trained", 0)
+    told = messages(ledger, job_id)
+    assert told.index("Step 1") < told.index("What runs the training answers again")
+    silence = "The cluster does not answer: refused. The job waits for it; nothing is lost"
+    assert told.count(silence) == 1
+
+
+def test_a_short_silence_is_nobodys_business(
+    services: JobServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+    executor: Any = services.executor
+    executor.silent = 2
+    write_json(folder.result, {"status": "succeeded"})
+    assert training.watch(job_id) == ("trained", 0)
+    assert not [message for message in messages(ledger, job_id) if "answer" in message]

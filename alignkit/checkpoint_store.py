@@ -1,0 +1,90 @@
+"""Copies of whole checkpoints in a bucket, or in any folder that pyarrow reaches: s3://, gs://, file://, a path.
+
+A copy is whole once its manifest is there, which is written last. S3-compatible servers other than Amazon's are named
+in the URL: s3://bucket/prefix?endpoint_override=http://host:9000.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from alignkit.checkpoints import ASIDE, MANIFEST, damage, newest_first, read_manifest
+from alignkit.errors import AlignkitError
+
+
+def inside(url: str, name: str) -> str:
+    """The URL of what is called `name` in the folder at `url`."""
+    parts = urlsplit(url)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+
+
+class CheckpointStore:
+    """One run's checkpoints at a URL."""
+
+    def __init__(self, url: str) -> None:
+        """Raises AlignkitError for a URL that names no storage."""
+        try:
+            given = url if "://" in url else str(Path(url).expanduser().resolve())
+            self._files, self._root = fs.FileSystem.from_uri(given)
+        except (ValueError, OSError) as error:
+            raise AlignkitError(
+                f"storage: expected a URL such as s3://bucket/folder, found {_without_secret(url)}"
+            ) from error
+
+    def steps(self) -> list[str]:
+        """Names of the whole checkpoints, newest first."""
+        entries = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        names = [entry.base_name for entry in entries if entry.base_name.startswith("checkpoint-")]
+        manifests = self._files.get_file_info([f"{self._root}/{name}/{MANIFEST}" for name in names])
+        whole = [name for name, found in zip(names, manifests, strict=True) if found.type == fs.FileType.File]
+        return sorted(whole, key=_step, reverse=True)
+
+    def sync(self, checkpoints: Path) -> list[str]:
+        """Copy the whole checkpoints in the folder that have no copy, and drop copies of those it has no more.
+
+        Returns the names of what was copied. A checkpoint that is taken away meanwhile has no copy.
+        """
+        here = {path.name: path for path in newest_first(checkpoints) if (path / MANIFEST).is_file()}
+        there = set(self.steps())
+        copied = [name for name in sorted(here.keys() - there, key=_step) if self._push(here[name])]
+        if here:
+            for name in there - here.keys():
+                self._files.delete_dir(f"{self._root}/{name}")
+        return copied
+
+    def fetch(self, checkpoints: Path) -> str | None:
+        """Copy the newest whole checkpoint into the folder, if that has none as new; its name where it was copied."""
+        local = next((_step(path.name) for path in newest_first(checkpoints) if damage(path) is None), -1)
+        for name in self.steps():
+            if _step(name) <= local:
+                return None
+            aside = checkpoints / ASIDE / name
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            fs.copy_files(f"{self._root}/{name}", str(aside), self._files, fs.LocalFileSystem())
+            if damage(aside) is None:
+                shutil.rmtree(checkpoints / name, ignore_errors=True)
+                aside.rename(checkpoints / name)
+                return name
+        return None
+
+    def _push(self, checkpoint: Path) -> bool:
+        local, target = fs.LocalFileSystem(), f"{self._root}/{checkpoint.name}"
+        try:
+            for name in [*read_manifest(checkpoint)["files"], MANIFEST]:
+                self._files.create_dir(f"{target}/{Path(name).parent}" if "/" in name else target)
+                fs.copy_files(str(checkpoint / name), f"{target}/{name}", local, self._files)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def _without_secret(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", url)
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("checkpoint-"))
