@@ -1,0 +1,82 @@
+"""The recipe of the images: linted, and what it takes from the repository is there. No test builds one."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+from server.app import create_app
+from server.settings import Settings
+from tests.deploy.rendering import DEPLOY, OVERLAYS, ROOT, composed, pods, program, rendered
+
+TEXT = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+LINES = re.sub(r"\\\n\s*", " ", TEXT).splitlines()
+TARGETS = ("cpu", "cuda")
+
+
+def instructions(name: str) -> list[str]:
+    """What follows each instruction of that name."""
+    return [line.split(maxsplit=1)[1] for line in LINES if line.startswith(f"{name} ")]
+
+
+def test_the_linter_finds_nothing() -> None:
+    result = subprocess.run(
+        [program("hadolint"), str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_it_is_built_in_stages_from_one_pinned_base() -> None:
+    assert "latest" not in TEXT
+    (base,) = re.findall(r"^ARG PYTHON=(.+)$", TEXT, re.MULTILINE)
+    assert re.fullmatch(r"3\.\d+\.\d+-slim-bookworm", base)
+    stages = {line.split()[-1]: line.split()[0] for line in instructions("FROM")}
+    assert stages.keys() == {"build", "runtime", *(f"build-{name}" for name in TARGETS), *TARGETS}
+    assert {stages[name] for name in ("build", "runtime")} == {"python:${PYTHON}"}
+    assert {stages[name] for name in TARGETS} == {"runtime"}, (
+        "nothing of the build is left but what is copied"
+    )
+
+
+def test_it_installs_what_the_project_names() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for target in TARGETS:
+        assert f"pip install --constraint constraints-{target}.txt '.[{target},ray]'" in TEXT
+        assert {target, "ray"} <= extras.keys()
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints-cuda.txt").read_text().split()}
+    assert {"torch", "vllm", "ray", "transformers", "psycopg-binary"} <= pinned
+
+
+def test_what_it_copies_is_there_and_is_let_in() -> None:
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+    for instruction in instructions("COPY"):
+        if instruction.startswith("--from"):
+            continue
+        for source in instruction.split()[:-1]:
+            assert (ROOT / source).exists()
+            assert any(Path(source).match(pattern) for pattern in let_in), source
+
+
+def test_it_runs_as_nobody_special_and_is_watched() -> None:
+    uid, _, gid = instructions("USER")[-1].partition(":")
+    assert uid == gid == "10001"
+    (command,) = instructions("HEALTHCHECK")
+    assert "/healthz" in command
+    assert "/healthz" in {
+        getattr(route, "path", "") for route in create_app(Settings(home=Path("/nowhere"))).routes
+    }
+    assert not re.search(r"(?i)(password|token|secret|sk-)\S*=", TEXT)
+
+
+def test_what_runs_is_what_is_built() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    built = {f"alignkit-{target}:{version}" for target in TARGETS}
+    for overlay in OVERLAYS:
+        images = {item["image"] for pod in pods(rendered(overlay)) for item in pod.containers}
+        assert {image for image in images if image.startswith("alignkit")} <= built
+    service = composed(("cuda",))["services"]["server"]
+    assert service["image"] == f"alignkit-{service['build']['target']}:{version}"
+
+
+def test_ray_finds_its_programs_in_a_login_shell() -> None:
+    assert "/etc/profile.d/alignkit.sh" in TEXT, "KubeRay starts Ray with `bash -lc`, which resets PATH"

@@ -1,0 +1,72 @@
+"""No pod of the manifests may do more than it must: the restricted profile, and a little less."""
+
+import re
+
+import pytest
+
+from tests.deploy.rendering import OVERLAYS, Pod, find, pods, rendered
+
+PODS = [
+    pytest.param(pod, id=f"{overlay}-{pod.name}") for overlay in OVERLAYS for pod in pods(rendered(overlay))
+]
+PINNED = re.compile(r"[a-z0-9./-]+:\d[\w.-]+")
+"""An image with a tag that begins with a version."""
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_namespace_enforces_the_restricted_profile(overlay: str) -> None:
+    labels = find(rendered(overlay), "Namespace", "alignkit")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_a_pod_is_nobody_special(pod: Pod) -> None:
+    security = pod.spec["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert security["runAsUser"] > 0
+    assert security["runAsGroup"] > 0
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod.spec["automountServiceAccountToken"] is False
+    # Else a service named "alignkit" would put ALIGNKIT_PORT=tcp://… into the server's settings.
+    assert pod.spec["enableServiceLinks"] is False
+    assert not pod.spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+    assert not [volume for volume in pod.spec["volumes"] if "hostPath" in volume]
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_a_container_writes_only_where_it_is_given_room(pod: Pod) -> None:
+    for container in pod.containers:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    for volume in pod.spec["volumes"]:
+        assert "emptyDir" not in volume or volume["emptyDir"]["sizeLimit"]
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_a_container_is_pinned_bounded_and_watched(pod: Pod) -> None:
+    for container in pod.containers:
+        assert PINNED.fullmatch(container["image"])
+        for bound in ("requests", "limits"):
+            assert {"cpu", "memory"} <= container["resources"][bound].keys()
+    if pod.component == "model":  # it ends by itself
+        return
+    for container in pod.spec["containers"]:
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert container[probe].keys() & {"httpGet", "exec"}
+        named = {port["name"] for port in container.get("ports", ())}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            port = container[probe].get("httpGet", {}).get("port")
+            assert port is None or isinstance(port, int) or port in named
+
+
+def test_the_engine_reads_the_home_and_is_not_its_owner() -> None:
+    by_name = {pod.name: pod for pod in pods(rendered("cuda"))}
+    engine, server = by_name["vllm"], by_name["server"]
+    assert engine.spec["securityContext"]["runAsUser"] != server.spec["securityContext"]["runAsUser"]
+    assert engine.spec["securityContext"]["runAsGroup"] == server.spec["securityContext"]["runAsGroup"]
+    homes = [m for c in engine.containers for m in c["volumeMounts"] if m["name"] == "home"]
+    assert homes
+    assert all(mount["readOnly"] for mount in homes)
