@@ -4,6 +4,7 @@ All of it is what `alignkit.estimate` makes of recipes: 2,048 tokens a sequence,
 forward, 1,024 rows a step, bfloat16, checkpointing, on H100s. In LoRA r = 16 on all linear layers.
 """
 
+import argparse
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,16 +21,29 @@ USERS, ADAPTERS, JOBS_A_DAY, JOB_ROWS, JOB_TOKENS = 10_000, 100_000, 2_000, 2_00
 
 
 def main() -> None:
-    """Print every table."""
-    for title, lines in (
-        ("What it needs at the least", needs()),
-        ("Where the time of a step goes", times()),
-        ("Before D2O's first step", drawing()),
-        ("Out to 1,024", scaling()),
-        ("A service", service()),
-    ):
+    """Print every table, or those named."""
+    tables = {
+        "needs": ("What it needs at the least", needs),
+        "times": ("Where the time of a step goes, on 64", times),
+        "drawing": ("Before D2O's first step, on 64", drawing),
+        "scaling": ("Out to 1,024", scaling),
+        "service": ("A service", service),
+    }
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(tables)}; default: all")
+    parser.add_argument("--size", choices=SIZES, help="this size alone")
+    options = parser.parse_args()
+    asked = options.tables
+    if options.size:
+        for other in [name for name in SIZES if name != options.size]:
+            del SIZES[other]
+    if unknown := set(asked) - set(tables):
+        parser.error(f"expected tables of {', '.join(tables)}, found {', '.join(sorted(unknown))}")
+    for name in asked or tables:
+        title, lines = tables[name]
         print(f"\n### {title}\n")
-        print("\n".join(lines), flush=True)
+        for line in lines():
+            print(line, flush=True)
 
 
 def recipe(size: str, method: str, *, lora: bool, **training: Any) -> Recipe:
@@ -118,24 +132,24 @@ def drawing() -> Iterator[str]:
 
 
 def scaling() -> Iterator[str]:
-    """f-DPO with all weights under ZeRO-3, the batch fixed, and with one row a device."""
-    yield "| devices | " + " | ".join(f"{size}: step, s | sending, s | efficiency" for size in SIZES) + " |"
-    yield "| --- |" + " --- |" * 3 * len(SIZES)
-    first: dict[str, float] = {}
+    """f-DPO with all weights under ZeRO-3, the batch fixed, one row a device and forward; 8 B with short rows too."""
+    kinds = [*((size, LENGTH) for size in SIZES), ("8 B", LENGTH // 4)]
+    columns = [f"{size}, {length:,} tokens: step, s | sending, s | efficiency" for size, length in kinds]
+    yield f"| devices | {' | '.join(columns)} |"
+    yield "| --- |" + " --- |" * 3 * len(kinds)
+    first: dict[tuple[str, int], float] = {}
     for count in (8, 16, 32, 64, 128, 256, 512, 1024):
         cells = []
-        for size in SIZES:
-            found = estimate(
-                recipe(size, "f_dpo", lora=False), LENGTHS, device=DEVICE, count=count, stage="zero3"
-            )
+        for size, length in kinds:
+            run, lengths = recipe(size, "f_dpo", lora=False), assumed(length, ROWS)
+            found = estimate(run, lengths, device=DEVICE, count=count, stage="zero3")
             if not found.fits:
                 cells.append("does not fit | | ")
                 continue
             seconds = found.step_seconds
-            work = first.setdefault(size, count * seconds.step)
-            cells.append(
-                f"{seconds.step:.1f} | {seconds.communication:.1f} | {work / count / seconds.step:.0%}"
-            )
+            work = first.setdefault((size, length), count * seconds.step)
+            efficiency = work / count / seconds.step
+            cells.append(f"{seconds.step:.2f} | {seconds.communication:.2f} | {efficiency:.0%}")
         yield f"| {count} | {' | '.join(cells)} |"
 
 
