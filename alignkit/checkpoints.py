@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ ASIDE = ".writing"
 """Folder beside the checkpoints in which one is written."""
 
 
-def seal(written: Path, target: Path, *, processes: int) -> None:
+def seal(written: Path, target: Path, origin: Mapping[str, Any]) -> None:
     """Sync the checkpoint in `written`, add its manifest and give it its name, in the place of what has that now.
 
-    `processes`: how many wrote it, and must be there to go on from it.
+    `origin`: what the manifest says of the run beside the files (alignkit.origin).
     """
     files = _files(written)
     with ThreadPoolExecutor() as pool:
@@ -29,7 +29,7 @@ def seal(written: Path, target: Path, *, processes: int) -> None:
             zip(map(str, files), pool.map(lambda file: _entry(written / file), files), strict=True)
         )
     manifest = written / MANIFEST
-    manifest.write_text(json.dumps({"processes": processes, "files": entries}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({**origin, "files": entries}, indent=1), encoding="utf-8")
     _sync(manifest)
     for folder in [*(path for path in written.rglob("*") if path.is_dir()), written]:
         _sync(folder)

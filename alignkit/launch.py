@@ -1,9 +1,15 @@
 """The command that starts a run: `accelerate launch -m alignkit.train`, the same for people and for the service."""
 
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
+
+import psutil
 
 
 class Machine(NamedTuple):
@@ -65,3 +71,23 @@ def _place(machine: Machine | None, *, has_config: bool) -> list[str]:
         f"--main_process_ip={machine.address}",
         f"--main_process_port={machine.port}",
     ]
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a launch command to its end; returns its exit status. A SIGTERM is passed on to the trainers.
+
+    To them alone: accelerate's launcher would end at once and leave one behind, or give several 30 seconds.
+    """
+    launcher = subprocess.Popen(command)
+
+    def pass_on(_signal: int, _frame: FrameType | None) -> None:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(launcher.pid)
+            for trainer in process.children() or [process]:
+                trainer.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        return launcher.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)

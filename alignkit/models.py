@@ -7,6 +7,7 @@ hub id, and puts it in place whole or not at all.
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -47,16 +48,24 @@ def available(models_dir: Path) -> list[str]:
 
 
 def load_causal_lm(
-    path: str | Path, dtype: str, attn_implementation: str | None = None, *, field: str
+    path: str | Path,
+    dtype: str,
+    attn_implementation: str | None = None,
+    *,
+    field: str,
+    quantization: str | None = None,
 ) -> tuple[Any, Any]:
     """The model in `path` (a folder or a hub id) and its tokenizer; code from the checkpoint is never run.
 
-    Raises ModelError, which names the recipe's `field`.
+    `quantization`: a name of `QUANTIZATIONS`, by which weights are stored, while products are in `dtype`. Raises
+    ModelError, which names the recipe's `field`.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if quantization:
+        options |= _quantized(quantization, getattr(torch, dtype))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
@@ -65,6 +74,23 @@ def load_causal_lm(
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{field}: cannot load {path}: {error}") from error
     return model, tokenizer
+
+
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+"""QLoRA's storage of frozen weights, as bitsandbytes names it."""
+
+
+def _quantized(name: str, dtype: Any) -> dict[str, Any]:
+    """What from_pretrained takes: the weights are quantised on the GPU that this process trains on."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **QUANTIZATIONS[name])
+    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else {"": "cpu"}
+    return {"quantization_config": config, "device_map": place}
 
 
 def import_model(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.methods import METHODS
@@ -30,6 +30,9 @@ class ModelSection(Section):
     path: str = Field(min_length=1, description="folder in Hugging Face format, or a hub id")
     dtype: Dtype = Field("float32", description="dtype the weights are loaded in")
     attn_implementation: str | None = Field(None, description="transformers' attn_implementation")
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None, description="QLoRA: how frozen weights are stored; needs lora, and bitsandbytes"
+    )
 
 
 class DataSection(Section):
@@ -126,6 +129,14 @@ class Recipe(Section):
     def _typed(cls, value: object) -> object:
         """Without this, the error about a missing type would not name those there are."""
         return {"type": None, **value} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _quantised_weights_are_frozen(self) -> Self:
+        if self.model.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"model.quantization: {self.model.quantization} stores weights that do not train; expected lora"
+            )
+        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

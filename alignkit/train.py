@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alignkit.checkpoints import read_manifest
+from alignkit.checkpoints import newest_first, read_manifest
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.recipe import Recipe
 from alignkit.run_folder import SAVED_TEACHER, RunFolder, write_json
@@ -68,21 +68,26 @@ def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
 
 def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
     """Train, on from the last checkpoint if asked; unless that was paused, finish the run."""
-    from alignkit.pausing import pausing_on_sigterm
+    from alignkit.pausing import Leaving, pausing_on_sigterm
+    from alignkit.requirements import require
 
     quiet_libraries()
     use_all_cores()
     started = time.monotonic()
-    with pausing_on_sigterm() as pause:
-        trainer = build_trainer(recipe, folder)
-        checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
-        guard = add_guard(trainer, recipe, folder)
-        trainer.add_callback(pause)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if pause.paused:
-            report_pause(trainer, folder)
-        else:
-            finish(trainer, guard, recipe, folder, started)
+    try:
+        with pausing_on_sigterm() as pause:
+            require(recipe)
+            trainer = build_trainer(recipe, folder)
+            checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
+            guard = add_guard(trainer, recipe, folder)
+            trainer.add_callback(pause)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if not pause.paused:
+                finish(trainer, guard, recipe, folder, started)
+                return
+    except Leaving:
+        pass  # there was nothing to save
+    report_pause(folder)
 
 
 def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started: float) -> None:
@@ -110,6 +115,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     from transformers import PrinterCallback, set_seed
 
     from alignkit.methods import RunContext, method_of
+    from alignkit.origin import origin_of
     from alignkit.progress import ProgressCallback
     from alignkit.tracking.callbacks import tracker_callbacks
 
@@ -119,6 +125,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, callbacks)
     trainer = method_of(recipe.method).build(context)
     require_processes(trainer)
+    trainer.origin = origin_of(recipe, trainer.accelerator)
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
     return trainer
 
@@ -132,19 +139,23 @@ def require_processes(trainer: Any) -> None:
 
 
 def checkpoint_to_resume(trainer: Any, folder: RunFolder) -> Path | None:
-    """The last whole checkpoint, as one process finds it for all; None to begin at the beginning."""
+    """The last whole checkpoint, as one process finds it for all; None to begin at the beginning.
+
+    Raises RecipeError where that is not one that this run can go on from.
+    """
     from accelerate.utils import broadcast_object_list
 
-    choice: list[Path | None] = [None]
+    from alignkit.origin import refusal
+
+    choice: list[Any] = [None, None]
     if is_main_process():
-        choice = [folder.last_checkpoint(lambda message: folder.emit(message, level="warn"))]
-    (checkpoint,) = broadcast_object_list(choice)
-    if checkpoint is not None:
-        saved, found = read_manifest(checkpoint)["processes"], trainer.accelerator.num_processes
-        if saved != found:
-            message = f"{checkpoint.name} goes on with {saved} processes, as it was written, found {found}"
-            raise RecipeError([FieldIssue("", message)])
-    return checkpoint
+        checkpoint = folder.last_checkpoint(lambda message: folder.emit(message, level="warn"))
+        if checkpoint is not None:
+            choice = [checkpoint, refusal(checkpoint.name, read_manifest(checkpoint), trainer.origin)]
+    found, refused = broadcast_object_list(choice)
+    if refused:
+        raise RecipeError([FieldIssue("", refused)])
+    return found
 
 
 def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
@@ -163,7 +174,13 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
     from alignkit.models import load_causal_lm
 
     path, options = recipe.model.path, recipe.model
-    model, tokenizer = load_causal_lm(path, options.dtype, options.attn_implementation, field="model.path")
+    model, tokenizer = load_causal_lm(
+        path,
+        options.dtype,
+        options.attn_implementation,
+        field="model.path",
+        quantization=options.quantization,
+    )
     if not tokenizer.chat_template:
         raise ModelError(f"model.path: {path} has no chat template, so conversations cannot be rendered")
     return model, tokenizer
@@ -215,10 +232,11 @@ def save_canary(trainer: Any, folder: RunFolder) -> None:
         write_json(folder.canary, measured)
 
 
-def report_pause(trainer: Any, folder: RunFolder) -> None:
+def report_pause(folder: RunFolder) -> None:
     """Write that the run can go on, and from where."""
     if is_main_process():
-        step = trainer.state.global_step
+        newest = next(iter(newest_first(folder.checkpoints)), None)
+        step = int(newest.name.rpartition("-")[2]) if newest else 0
         folder.emit(f"Training paused at step {step}", data={"step": step})
         write_json(folder.result, {"status": "paused", "steps": step})
         print(f"Paused at step {step}: {folder.path}", flush=True)

@@ -15,7 +15,7 @@ def write(folder: Path, step: int, text: str = "weights") -> Path:
     (written / "model.safetensors").write_text(text)
     (written / "global_step" / "shard.pt").write_text("optimizer")
     (written / "empty").write_text("")
-    seal(written, folder / f"checkpoint-{step}", processes=1)
+    seal(written, folder / f"checkpoint-{step}", {})
     return folder / f"checkpoint-{step}"
 
 

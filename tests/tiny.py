@@ -50,8 +50,11 @@ def build_tiny_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_tiny_model(directory: Path, seed: int = 0) -> Path:
-    """Save a random 2-layer llama (hidden 64, 0.2 M parameters, fp32) and its tokenizer; returns `directory`."""
+def build_tiny_model(directory: Path, seed: int = 0, *, tied: bool = False) -> Path:
+    """Save a random 2-layer llama (hidden 64, 0.2 M parameters, fp32) and its tokenizer; returns `directory`.
+
+    `tied`: its head is its embedding.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tiny_tokenizer(directory)
     config = LlamaConfig(
@@ -62,7 +65,7 @@ def build_tiny_model(directory: Path, seed: int = 0) -> Path:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         initializer_range=0.1,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,6 +1,5 @@
 """The `alignkit` command: every error is one readable line; `--debug` shows the trace."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -71,14 +70,14 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Run a recipe with accelerate."""
-    from alignkit.launch import launch_command
+    from alignkit.launch import launch_command, run
     from alignkit.recipe import Recipe
 
     Recipe.load(recipe, overrides or [])  # refuse a bad recipe before torch is loaded
     command = launch_command(
         recipe, overrides or [], config_file=config_file, num_processes=num_processes, resume=resume
     )
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    raise typer.Exit(run(command))
 
 
 @app.command("eval")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.methods.sections import LoraSection
 from alignkit.methods.work import ModelUse
+from alignkit.requirements import sharding
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe, TrainingSection
@@ -74,15 +75,10 @@ def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:
         "seed": recipe.seed,
         "report_to": "none",  # alignkit.tracking has the recipe's trackers
         "disable_tqdm": True,
-        "use_cpu": not has_gpu and not _sharded(),
+        "use_cpu": not has_gpu and sharding() is None,  # where it is set, accelerate leaves sharding out
         "dataloader_pin_memory": has_gpu,
         "ddp_backend": "gloo" if world_size > 1 and not has_gpu else None,
     }
-
-
-def _sharded() -> bool:
-    """Whether the launcher asks for DeepSpeed or FSDP: accelerate leaves both out where `use_cpu` is set."""
-    return any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("DEEPSPEED", "FSDP"))
 
 
 def split_batch(training: "TrainingSection", world_size: int) -> tuple[int, int]:

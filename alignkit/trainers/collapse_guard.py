@@ -79,8 +79,9 @@ class CollapseGuard(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Judge the last step too, where no evaluation did."""
-        self._check(state, control)
+        """Judge the last step too, where no evaluation did; not that of a run which only pauses."""
+        if state.global_step >= state.max_steps:
+            self._check(state, control)
 
     def _check(self, state: TrainerState, control: TrainerControl) -> None:
         if self._baseline is None or self._checked_step == state.global_step or self._collapse is not None:

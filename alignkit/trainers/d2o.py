@@ -29,6 +29,7 @@ from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import record_items
 from alignkit.trainers.sequences import parts_of, sequence_logps
+from alignkit.trainers.whole_steps import WholeRowSteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class _Batch:
     """[B, K] bool, which samples there are."""
     ref_rejected: Tensor
     ref_samples: Tensor
+    shares: Tensor
+    """[B], by what a row's loss is multiplied to give its part of the mean over the step's rows."""
+    counted: Tensor | None
+    """[B] bool in training, which rows are not only there to fill up the last batch."""
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Values of the sequences as those of the samples, [B, K], and of the dispreferred answers, [B]."""
@@ -56,7 +61,7 @@ class _Scored:
     tokens: Tensor
 
 
-class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
+class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
     """DPOTrainer on rows with a dispreferred answer only; the loss is `losses.d2o_loss`.
 
     A dataset has the columns of `alignkit.data.parse_dispreferred`'s forms: prompt, rejected and, where samples come
@@ -91,10 +96,10 @@ class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
         model: Any,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - Trainer's signature
-        num_items_in_batch: Any = None,  # noqa: ARG002 - Trainer's signature
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The loss in one graph, which evaluation needs; the graph grows with K, so `training_step` does without."""
-        batch = self._batch(inputs)
+        batch = self._batch(inputs, num_items_in_batch)
         scored = self._score_batch(model, batch)
         loss = self._loss(batch, scored)
         return (loss, {}) if return_outputs else loss
@@ -103,13 +108,13 @@ class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
         self,
         model: Any,
         inputs: dict[str, Tensor],
-        num_items_in_batch: Any = None,  # noqa: ARG002 - Trainer's signature
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         """The loss, detached; its gradient in parts, as the module says."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # optimizers without a schedule
             self.optimizer.train()
-        batch = self._batch(inputs)
+        batch = self._batch(inputs, num_items_in_batch)
         parts = self._parts(batch.sequences)
         with (
             torch.no_grad(),
@@ -121,8 +126,8 @@ class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
             found = d2o_coefficients(
                 samples, batch.ref_samples, rejected, batch.ref_rejected, **self._options(batch.mask)
             )
-            coefficients = torch.cat([found.rejected, found.samples[batch.mask]])
-        steps = self.current_gradient_accumulation_steps
+            shares = batch.shares * len(batch.rows)  # in the place of the mean over the batch
+            coefficients = torch.cat([found.rejected * shares, (found.samples * shares[:, None])[batch.mask]])
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         options = {"scale_wrt_gas": False} if deepspeed else {}
         counted: set[int] = set()
@@ -135,8 +140,8 @@ class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
                 self.maybe_activation_offload_context,
             ):
                 logps = self._logps(model, batch, part).logps
-                self.accelerator.backward((weights * logps).sum() / steps, **options)
-        return loss / steps
+                self.accelerator.backward((weights * logps).sum(), **options)
+        return loss
 
     @contextlib.contextmanager
     def _accumulating(self, model: Any, *, last: bool) -> Iterator[None]:
@@ -153,7 +158,12 @@ class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
         finally:
             state._set_sync_gradients(synchronises)  # noqa: SLF001
 
-    def _batch(self, inputs: dict[str, Tensor]) -> _Batch:
+    def rows_in(self, batch: dict[str, Tensor]) -> int:
+        """Prompts."""
+        return len(batch["row"])
+
+    def _batch(self, inputs: dict[str, Tensor], num_items_in_batch: Any) -> _Batch:
+        counted = self.pop_counted(inputs)
         rows = [self.rows.rows[number] for number in inputs["row"].tolist()]
         device = self.accelerator.device
         most = max(len(row.samples) for row in rows)
@@ -166,6 +176,8 @@ class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
             mask=mask.to(device),
             ref_rejected=torch.tensor([row.ref_rejected for row in rows], device=device),
             ref_samples=ref_samples.to(device),
+            shares=self.shares(len(rows), counted, num_items_in_batch).to(device),
+            counted=counted,
         )
 
     def _parts(self, sequences: list[TokenSequence]) -> list[list[int]]:
@@ -212,7 +224,7 @@ class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
         )
         self._require_finite_losses(preference.losses, batch)
         self._record_step(batch, scored, preference)
-        return preference.losses.mean()
+        return preference.losses @ batch.shares.to(preference.losses)
 
     def _require_finite_losses(self, losses: Tensor, batch: _Batch) -> None:
         finite = torch.isfinite(losses.detach()).tolist()
@@ -253,10 +265,17 @@ class D2OTrainer(ItemLog, ExactResume, D2OPreparation):
                 "samples": counts,
             },
             {"entropy": (entropies, tokens)},
+            batch.counted,
         )
         if self._mode == "train":
-            seen = torch.tensor(sum(len(one.ids) for one in batch.sequences), device=scored.logps.device)
-            self._total_train_tokens += int(self.accelerator.reduce(seen))
+            self._total_train_tokens += self._tokens_seen(batch)
+
+    def _tokens_seen(self, batch: _Batch) -> int:
+        """Of the rows that count, over all processes."""
+        lengths = torch.tensor([len(one.ids) for one in batch.sequences], device=batch.mask.device)
+        samples, rejected = batch.split(lengths)
+        of_rows = samples.sum(dim=1) + rejected
+        return int(self.accelerator.reduce((of_rows * (batch.shares > 0)).sum()))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - Trainer's signature
         """Not counted: a batch holds row numbers, and Trainer's estimate needs its tokens."""

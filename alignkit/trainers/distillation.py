@@ -19,9 +19,10 @@ from alignkit.kernels.model_head import fuse_head
 from alignkit.run_folder import SAVED_TEACHER
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
-from alignkit.trainers.metrics import calibration_bins, real_rows
+from alignkit.trainers.metrics import calibration_bins, gather_rows, real_rows
 from alignkit.trainers.pair import Objective, PairOutput, Rows, TeacherStudentPair, Tokens, part_of_state
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
+from alignkit.trainers.whole_steps import WholeSteps
 
 TOKEN_METRICS = (
     "student/cross_entropy",
@@ -68,7 +69,7 @@ class DistillationConfig(SFTConfig):
                 )
 
 
-class DistillationTrainer(ItemLog, ExactResume, SFTTrainer):
+class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
     """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is the pair's.
 
     Data preparation, adapters and checkpointing are TRL's. The loss is a sum over valid tokens divided by their
@@ -135,12 +136,13 @@ class DistillationTrainer(ItemLog, ExactResume, SFTTrainer):
     ) -> Any:
         """The pair's loss over the optimizer step's valid tokens."""
         training = self._mode == "train"
+        counted = self.pop_counted(inputs)
         # A resumed run draws what it would have drawn; every evaluation draws the same.
         seed = (self.args.seed << 32) + (self.state.global_step if training else 0)
         if not training:
             inputs = self._without_filling(inputs)
         outputs: PairOutput = model(**inputs, seed=seed, calibrate=not training)
-        self._record(outputs, inputs)
+        self._record(outputs, inputs, counted)
         count = outputs.tokens.sum() if num_items_in_batch is None else num_items_in_batch
         loss = outputs.loss / torch.as_tensor(count, device=outputs.loss.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -163,7 +165,7 @@ class DistillationTrainer(ItemLog, ExactResume, SFTTrainer):
         """The loss alone: there are no logits to give."""
         return super().prediction_step(model, inputs, True, ignore_keys)
 
-    def _record(self, outputs: PairOutput, inputs: dict[str, Tensor]) -> None:
+    def _record(self, outputs: PairOutput, inputs: dict[str, Tensor], counted: Tensor | None) -> None:
         """Sums of each sequence, in one collective; sequences that only fill up the last batch are left out."""
         columns = torch.stack([*outputs.sums.values()], dim=1)
         names = tuple(outputs.sums)
@@ -174,7 +176,7 @@ class DistillationTrainer(ItemLog, ExactResume, SFTTrainer):
         )  # a set's transport does not tell which of its rows is at fault
         counts = torch.stack([outputs.tokens, inputs["attention_mask"].sum(dim=1)], dim=1)
         parts = [columns.double(), counts.double(), *(b.flatten(1) for b in outputs.calibration.values())]
-        gathered = self.accelerator.gather_for_metrics(torch.cat(parts, dim=1)).sum(dim=0)
+        gathered = gather_rows(self.accelerator, torch.cat(parts, dim=1), counted).sum(dim=0)
         sums, (tokens, seen), *bins = gathered.split([part.size(1) for part in parts])
         items = self._items[self._mode]
         for name, total in zip(outputs.sums, sums.tolist(), strict=True):
@@ -220,6 +222,9 @@ class DistillationTrainer(ItemLog, ExactResume, SFTTrainer):
                 super()._save(str(folder / SAVED_TEACHER), part_of_state(state_dict, "teacher"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:  # of which a checkpoint has the pair as one
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         pair = self._pair if model is None else self.accelerator.unwrap_model(model)
         super()._load_from_checkpoint(resume_from_checkpoint, pair.student)
         if pair.teacher_trains:
@@ -227,6 +232,9 @@ class DistillationTrainer(ItemLog, ExactResume, SFTTrainer):
 
     def _load_best_model(self) -> None:
         """The student's weights, and the teacher's where the folder has them."""
+        if self.is_fsdp_enabled:
+            super()._load_best_model()
+            return
         pair, best = self._pair, self.state.best_model_checkpoint
         with self._in_place_of_the_pair(pair.student):
             super()._load_best_model()

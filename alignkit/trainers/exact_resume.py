@@ -1,11 +1,14 @@
 """What alignkit's trainers share: checkpoints that are whole or absent, and that a run goes on from exactly.
 
 Weights, optimizer, schedule, random states and the order of the data are the Trainer's own to restore. It forgets
-what has been gathered since the last log, and how many tokens were trained on; that is kept here.
+what has been gathered since the last log, how many tokens were trained on, and that an evaluation was cut short; that
+is kept here.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import rotate_checkpoints
 
 from alignkit.checkpoints import ASIDE, seal
+from alignkit.pausing import EvaluationCut
 from alignkit.trainers.metrics import ItemMetrics
 
 
@@ -21,6 +25,8 @@ class ExactResume:
 
     accelerator: Any
     args: Any
+    control: Any
+    model: Any
     state: Any
     _items: dict[str, ItemMetrics]
     _tr_loss: Any
@@ -28,7 +34,11 @@ class ExactResume:
     _globalstep_last_logged: int
     _total_train_tokens: int
 
+    origin: Mapping[str, Any] = MappingProxyType({})
+    """What checkpoints say of the run that writes them."""
+
     _aside = False
+    _evaluation_due = False
     _sealed_step = -1
     _resumed_from: str | None = None
 
@@ -38,6 +48,25 @@ class ExactResume:
         if not any(isinstance(callback, _GoOnLogging) for callback in self.callback_handler.callbacks):  # type: ignore[attr-defined]
             self.add_callback(_GoOnLogging(self))  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """The Trainer's, which would make one step more of a run whose last one is made already."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)  # type: ignore[misc]
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, **options: Any) -> dict[str, float]:
+        """The Trainer's; one that is cut short begins again when the run goes on."""
+        if self._resumed_from and options.get("skip_scheduler"):  # `eval_on_start`, and this is not the start
+            return {}
+        try:
+            metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, **options)  # type: ignore[misc]
+        except EvaluationCut:
+            self._items["eval"].take()
+            self._evaluation_due = True
+            return {}
+        return metrics
 
     def _get_output_dir(self, trial: Any) -> str:
         path: str = super()._get_output_dir(trial)  # type: ignore[misc]
@@ -61,7 +90,7 @@ class ExactResume:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._name_the_best(folder, name)
-            seal(folder / ASIDE / name, folder / name, processes=self.args.world_size)
+            seal(folder / ASIDE / name, folder / name, self.origin)
             rotate_checkpoints(
                 output_dir=str(folder),
                 save_total_limit=self.args.save_total_limit,
@@ -70,6 +99,15 @@ class ExactResume:
             )
         self.accelerator.wait_for_everyone()
         self._sealed_step = self.state.global_step
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The Trainer's; a weight that is another one as well, such as a head that is the embedding, is written once.
+
+        FSDP2 gathers it under both names.
+        """
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        whole = {name: value for name, value in (state_dict or {}).items() if name not in tied}
+        super()._save(output_dir, whole if state_dict else state_dict)  # type: ignore[misc]
 
     def _name_the_best(self, folder: Path, name: str) -> None:
         """The Trainer may have taken the checkpoint for the best one, under the name that it is about to lose."""
@@ -87,19 +125,27 @@ class ExactResume:
             "last_logged_step": self._globalstep_last_logged,
             "trained_tokens": self._total_train_tokens,
             "items": {mode: items.state() for mode, items in self._items.items()},
+            "evaluation_due": self._evaluation_due,
         }
 
     def go_on_logging(self) -> None:
         """Take up what the checkpoint that the run goes on from says of its logs."""
-        if self._resumed_from is None or not self._logging_file(Path(self._resumed_from)).is_file():
+        files = sorted(Path(self._resumed_from).glob("logging_*.pt")) if self._resumed_from else []
+        if not files:
             return
-        state = torch.load(self._logging_file(Path(self._resumed_from)), weights_only=True)
-        self._tr_loss.copy_(state["loss_since"])
+        if len(files) == self.args.world_size:
+            files = [self._logging_file(Path(str(self._resumed_from)))]
+        states = [torch.load(file, weights_only=True) for file in files]
+        # of another number of processes: the losses since the last log will be averaged over them, the rest is common
+        self._tr_loss.copy_(torch.stack([state["loss_since"] for state in states]).mean())
+        state = states[0]
         self._total_loss_scalar = state["loss_until"]
         self._globalstep_last_logged = state["last_logged_step"]
         self._total_train_tokens = state["trained_tokens"]
         for mode, items in state["items"].items():
             self._items[mode].restore(items)
+        if state["evaluation_due"]:
+            self._evaluate(None, None)
 
 
 class _GoOnLogging(TrainerCallback):

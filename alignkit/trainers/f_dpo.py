@@ -14,6 +14,7 @@ from alignkit.losses import PreferenceLoss, f_dpo_loss
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import record_items
+from alignkit.trainers.whole_steps import WholeRowSteps
 
 _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 _REFUSED_TRL_OPTIONS = {
@@ -67,7 +68,7 @@ class FDPOConfig(DPOConfig):
             raise ValueError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
 
 
-class FDPOTrainer(ItemLog, ExactResume, DPOTrainer):
+class FDPOTrainer(ItemLog, ExactResume, WholeRowSteps, DPOTrainer):
     """DPOTrainer whose loss is `losses.f_dpo_loss` under `args.divergence`.
 
     Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and
@@ -92,12 +93,19 @@ class FDPOTrainer(ItemLog, ExactResume, DPOTrainer):
         if self.ref_model is not None:
             fuse_head(self.accelerator.unwrap_model(self.ref_model))
 
-    def _compute_loss(
+    def rows_in(self, batch: dict[str, Tensor]) -> int:
+        """Pairs: of each the chosen and the rejected answer are in the batch."""
+        return len(batch["input_ids"]) // 2
+
+    def compute_loss(
         self,
         model: Any,
         inputs: dict[str, Tensor],
-        return_outputs: bool,  # noqa: FBT001 - TRL's signature
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - TRL's signature
+        num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
+        """This forward's part of the mean over the step's pairs."""
+        counted = self.pop_counted(inputs)
         outputs = self._forward(model, inputs)
         mask = inputs["completion_mask"][:, 1:]
         token_logps = outputs.log_probs[:, -mask.size(1) :]
@@ -122,11 +130,21 @@ class FDPOTrainer(ItemLog, ExactResume, DPOTrainer):
         )
         if self._mode == "eval":
             columns["loss"] = losses  # in the place of the mean over batches
-        record_items(self.accelerator, self._items[self._mode], columns, _token_ratios(outputs, mask))
+        ratios = _token_ratios(outputs, mask)
+        record_items(self.accelerator, self._items[self._mode], columns, ratios, counted)
         if self._mode == "train":
-            self._total_train_tokens += int(self.accelerator.reduce(inputs["attention_mask"].sum()))
-        loss = losses.mean()
+            self._total_train_tokens += self._tokens_seen(inputs["attention_mask"], counted)
+        loss = losses @ self.shares(len(losses), counted, num_items_in_batch).to(losses)
         return (loss, outputs) if return_outputs else loss
+
+    def _tokens_seen(self, attention_mask: Tensor, counted: Tensor | None) -> int:
+        """Of the pairs that count, over all processes."""
+        own = (
+            attention_mask
+            if counted is None
+            else attention_mask * counted.to(attention_mask).repeat(2)[:, None]
+        )
+        return int(self.accelerator.reduce(own.sum()))
 
     def _forward(self, model: Any, inputs: dict[str, Tensor]) -> Any:
         """Per-token log-probs of the labels, computed inside the model's forward (ZeRO-3 gathers the head there)."""

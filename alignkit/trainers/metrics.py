@@ -67,14 +67,15 @@ def record_items(
     items: ItemMetrics,
     columns: Mapping[str, Tensor],
     ratios: Mapping[str, tuple[Tensor, Tensor]],
+    counted: Tensor | None,
 ) -> None:
     """Add values of items, [n] each, and their (numerator, denominator), [n] each, of what is a mean over tokens.
 
-    Gathered in one collective, without the items that only fill up the last batch.
+    Gathered in one collective, without the items that only fill up the last batch (`gather_rows`).
     """
     values = [*columns.values(), *(value for pair in ratios.values() for value in pair)]
     stacked = torch.stack([value.detach().float() for value in values], dim=1)
-    gathered = accelerator.gather_for_metrics(stacked)
+    gathered = gather_rows(accelerator, stacked, counted)
     for name, column in zip(columns, gathered.unbind(dim=1), strict=False):
         items.add(name, column)
     sums = gathered[:, len(columns) :].double().sum(dim=0).view(-1, 2).tolist()
@@ -82,12 +83,30 @@ def record_items(
         items.add_ratio(name, above, below)
 
 
+def gather_rows(accelerator: Any, rows: Tensor, counted: Tensor | None) -> Tensor:
+    """Rows [n, k] of all processes, without those that only fill up the last batch.
+
+    In training `counted` [n] says which those are: the Trainer takes the batches of a step all at once, after which
+    accelerate takes each for the last. In an evaluation (None) accelerate knows.
+    """
+    if counted is None:
+        gathered: Tensor = accelerator.gather_for_metrics(rows)
+        return gathered
+    flagged = accelerator.gather(torch.cat([rows, counted.to(rows)[:, None]], dim=1))
+    return flagged[flagged[:, -1] > 0, :-1]
+
+
 def real_rows(accelerator: Any, count: int) -> int:
     """How many of this process's `count` rows are not only there to fill up an evaluation's last batch."""
     state = accelerator.gradient_state
     if not state.end_of_dataloader or state.remainder <= 0:
         return count
-    return min(max(state.remainder - accelerator.process_index * count, 0), count)
+    return part_of_last_round(state.remainder, accelerator.process_index, count)
+
+
+def part_of_last_round(remainder: int, rank: int, size: int) -> int:
+    """Of the last `remainder` rows those of process `rank`, where each takes `size` in turn."""
+    return min(max(remainder - rank * size, 0), size)
 
 
 def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:

@@ -11,9 +11,11 @@ from alignkit.data.completions import IGNORED
 from alignkit.kernels.model_head import fuse_head
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.metrics import gather_rows
+from alignkit.trainers.whole_steps import WholeSteps
 
 
-class SupervisedTrainer(ItemLog, ExactResume, SFTTrainer):
+class SupervisedTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
     """SFTTrainer whose loss is the mean negative log-likelihood of the learned tokens, in nats,
 
         L = -sum_t log pi(y_t | y_<t) / T,     T: learned tokens of the whole optimizer step, over all processes,
@@ -49,11 +51,12 @@ class SupervisedTrainer(ItemLog, ExactResume, SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The loss of one forward. `num_items_in_batch`: T, None where the step is this forward alone."""
+        counted = self.pop_counted(inputs)
         outputs = model(**inputs, fused_lm_head=True)  # inside the forward, where ZeRO-3 gathers the head
         learned = inputs["labels"][:, 1:] != IGNORED
         losses = -outputs.log_probs.float().sum(dim=1)
         self._require_finite(losses, inputs)
-        self._record(outputs, losses, learned, inputs)
+        self._record(outputs, losses, learned, inputs, counted)
         tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / torch.as_tensor(tokens, device=losses.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -61,13 +64,20 @@ class SupervisedTrainer(ItemLog, ExactResume, SFTTrainer):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
-    def _record(self, outputs: Any, losses: Tensor, learned: Tensor, inputs: dict[str, Tensor]) -> None:
-        """Sums over tokens, by item: gathering drops the items that fill up the last batch of an evaluation."""
+    def _record(
+        self,
+        outputs: Any,
+        losses: Tensor,
+        learned: Tensor,
+        inputs: dict[str, Tensor],
+        counted: Tensor | None,
+    ) -> None:
+        """Sums over tokens, by item: gathering drops the items that fill up the last batch."""
         seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum(dim=1)
         columns = [losses, outputs.entropy.sum(dim=1), outputs.is_top1.sum(dim=1), learned.sum(dim=1), seen]
         rows = torch.stack([column.detach().double() for column in columns], dim=1)
         loss, entropy, right, tokens, everything = (
-            self.accelerator.gather_for_metrics(rows).sum(dim=0).tolist()
+            gather_rows(self.accelerator, rows, counted).sum(dim=0).tolist()
         )
         items = self._items[self._mode]
         items.add_ratio("entropy", entropy, tokens)

@@ -74,6 +74,7 @@ class Run:
         """Every tensor of the optimizer's state in the last checkpoint, by where it is."""
         files = [
             *self.last_checkpoint().rglob("optimizer.pt"),
+            *self.last_checkpoint().rglob("optimizer.bin"),
             *self.last_checkpoint().rglob("*_optim_states.pt"),
         ]
         return {
@@ -96,14 +97,14 @@ def _tensors(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{place}/{key}")
 
 
-def build_inputs(folder: Path) -> Path:
-    """A student, a teacher and each method's rows."""
-    build_tiny_model(folder / "model")
-    build_tiny_model(folder / "teacher", seed=1)
-    for name, count, start in (("train", 16, 0), ("validation", 5, 100)):
+def build_inputs(folder: Path, *, tied: bool = False, rows: int = 16) -> Path:
+    """A student, a teacher and each method's rows. `tied`: of both models the head is the embedding."""
+    build_tiny_model(folder / "model", tied=tied)
+    build_tiny_model(folder / "teacher", seed=1, tied=tied)
+    for name, count, start in (("train", rows, 0), ("validation", 5, 100)):
         write_pairs(folder / f"pairs-{name}.jsonl", count, start)
         write_completions(folder / f"completions-{name}.jsonl", count, start)
-        rows = (
+        dispreferred = (
             {
                 "prompt": f"What is {index}?",
                 "rejected": f"Not {index}, never.",
@@ -111,7 +112,9 @@ def build_inputs(folder: Path) -> Path:
             }
             for index in range(start, start + count)
         )
-        (folder / f"dispreferred-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"dispreferred-{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in dispreferred)
+        )
     return folder
 
 

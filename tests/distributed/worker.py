@@ -1,9 +1,9 @@
 """What `accelerate launch` starts in these tests: recipes one after the other, and what this process held of each.
 
-`python -m tests.distributed.worker RECIPE.yaml[:kill=STEP|:resume] …`. Every recipe runs in a fork of its own, so
-that importing torch, TRL and DeepSpeed, most of the time, is paid once. `kill` ends it by SIGKILL in the middle of
-the step after STEP, before the optimizer's turn. What a process measured lies beside the run's folder, in
-NAME.rank-N.json.
+`python -m tests.distributed.worker RECIPE.yaml[:kill=STEP|:kill=finish|:resume] …`. Every recipe runs in a fork of
+its own, so that importing torch, TRL and DeepSpeed, most of the time, is paid once. `kill` ends it by SIGKILL: in the
+middle of the step after STEP, before the optimizer's turn, or when the last step is done. What a process measured
+lies beside the run's folder, in NAME.rank-N.json.
 """
 
 import json
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
 def _in_fork(recipe: str, option: str, turn: int) -> int:
     child = os.fork()
-    kill_after = int(option.removeprefix("kill=")) if option.startswith("kill=") else None
+    kill_after = option.removeprefix("kill=") if option.startswith("kill=") else None
     if child:
         _, status = os.waitpid(child, 0)
         return int(os.waitstatus_to_exitcode(status) != (0 if kill_after is None else -signal.SIGKILL))
@@ -51,7 +51,7 @@ def _in_fork(recipe: str, option: str, turn: int) -> int:
             _let_accelerate_shard_on_cpu()
         _measure_at_the_end(Path(Recipe.load(Path(recipe)).output_dir))
         if kill_after is not None:
-            _kill_after(kill_after)
+            _kill_at_the_end() if kill_after == "finish" else _kill_after(int(kill_after))
         code = train.main([recipe, *([train.RESUME] if option == "resume" else [])])
     except BaseException:
         traceback.print_exc()
@@ -80,6 +80,10 @@ def _kill_after(step: int) -> None:
         return trainer
 
     train.build_trainer = deadly
+
+
+def _kill_at_the_end() -> None:
+    train.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _measure_at_the_end(output: Path) -> None:

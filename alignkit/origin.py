@@ -1,0 +1,115 @@
+"""Which run a checkpoint is of, and whether another may go on from it.
+
+A checkpoint's manifest holds its origin: the format it is written in, how many processes wrote it and what each held,
+and of the recipe everything that the rest of the run depends on. What may change between two starts is left out.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
+
+FORMAT = 1
+"""Of the checkpoints that this version writes and reads."""
+
+_SECTIONS = {"model", "data", "method", "lora", "training", "seed"}
+"""Of a recipe, what makes the result; the others watch it."""
+
+_MAY_CHANGE = (
+    "data.validation",
+    "model.attn_implementation",
+    "method.sampler_url",
+    "method.sampling_batch_size",
+    "method.sequence_batch_size",
+    "training.epochs",
+    "training.max_steps",
+    "training.micro_batch_size",
+    "training.gradient_checkpointing",
+    "training.logging_steps",
+    "training.eval_",
+    "training.save_steps",
+)
+_PATHS = (
+    "model.path",
+    "data.train",
+    "method.teacher.path",
+    "method.teacher.adapter",
+    "method.sample_reference",
+    "method.rejected_reference",
+)
+"""Folders and files, which are the same by what is in them, not by where they are."""
+
+RESHARDED = ("whole", "fsdp2")
+"""Whose checkpoints hold whole weights and states, so that any number of processes can go on from them."""
+
+
+def origin_of(recipe: "Recipe", accelerator: Any) -> dict[str, Any]:
+    """What the checkpoints of this run say of it."""
+    return {
+        "format": FORMAT,
+        "processes": accelerator.num_processes,
+        "sharding": sharding_of(accelerator),
+        "recipe": dict(_facts(recipe.model_dump(mode="json", include=_SECTIONS))),
+    }
+
+
+def sharding_of(accelerator: Any) -> str:
+    """`zero1` to `zero3`, `fsdp2`, or `whole`."""
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    if deepspeed is not None:
+        return f"zero{deepspeed.zero_stage}"
+    return "whole" if getattr(accelerator.state, "fsdp_plugin", None) is None else "fsdp2"
+
+
+def refusal(name: str, written: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """Why a run of the origin `ours` cannot go on from the checkpoint `name`; None where it can."""
+    if written.get("format") != FORMAT:
+        return (
+            f"{name} was written by another version of alignkit: expected format {FORMAT}, "
+            f"found {written.get('format')}; go on with that version"
+        )
+    if written["sharding"] != ours["sharding"]:
+        return f"{name} goes on under {written['sharding']}, as it was written, found {ours['sharding']}"
+    if written["processes"] != ours["processes"] and ours["sharding"] not in RESHARDED:
+        return (
+            f"{name} goes on with {written['processes']} processes, as under {ours['sharding']} each wrote its "
+            f"own share, found {ours['processes']}"
+        )
+    theirs, expected = written["recipe"], ours["recipe"]
+    differing = sorted(key for key in theirs.keys() | expected.keys() if theirs.get(key) != expected.get(key))
+    if not differing:
+        return None
+    shown = "; ".join(f"{key} was {theirs.get(key)!r}, now {expected.get(key)!r}" for key in differing[:3])
+    return f"{name} is of another recipe, and a run goes on with its own alone: {shown}"
+
+
+def _facts(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of what must not change."""
+    for name, value in values.items():
+        key = prefix + name
+        if key.startswith(_MAY_CHANGE):
+            continue
+        if isinstance(value, dict):
+            yield from _facts(value, f"{key}.")
+        else:
+            yield key, _contents(Path(value)) if key in _PATHS and value is not None else value
+
+
+def _contents(path: Path) -> str:
+    """A folder by its configuration and the sizes of its weights, a file by its bytes, else the name itself."""
+    if path.is_dir():
+        configs = [
+            file for file in sorted(path.glob("*config.json")) if file.name != "generation_config.json"
+        ]
+        parts = [file.read_bytes() for file in configs]
+        parts += [
+            f"{file.name} {file.stat().st_size}".encode() for file in sorted(path.glob("*.safetensors"))
+        ]
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    return str(path)

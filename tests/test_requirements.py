@@ -1,0 +1,129 @@
+"""What a machine or a launcher cannot give is refused before anything is loaded, by the field that asks for it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from alignkit import requirements
+from alignkit.errors import RecipeError
+from alignkit.recipe import Recipe
+
+
+def recipe(**sections: Any) -> Recipe:
+    return Recipe.parse(
+        {
+            "model": {"path": "model", **sections.pop("model", {})},
+            "data": {"train": "train.jsonl"},
+            "method": {"type": "f_dpo"},
+            "output_dir": "out",
+            **sections,
+        }
+    )
+
+
+def refused(**sections: Any) -> str:
+    with pytest.raises(RecipeError) as found:
+        requirements.require(recipe(**sections))
+    return str(found.value)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int, *, bf16: bool = True) -> None:
+    """A machine with so many of them; none of torch's kernels runs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    installed = requirements._installed
+    monkeypatch.setattr(requirements, "_installed", lambda name: name not in packages and installed(name))
+
+
+def sharded(monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
+
+
+def test_what_every_machine_has_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
+    requirements.require(recipe())
+    requirements.require(recipe(model={"attn_implementation": "sdpa"}, training={"mixed_precision": "bf16"}))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # on a CPU there is room for two
+    requirements.require(recipe())
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    requirements.require(recipe())
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert refused() == "expected a GPU for each of the 8 processes of this machine, found 2"
+
+
+def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
+    assert refused(training={"mixed_precision": "fp16"}).startswith(
+        "training.mixed_precision: fp16 needs a GPU"
+    )
+    gpus(monkeypatch, 1, bf16=False)
+    requirements.require(recipe(training={"mixed_precision": "fp16"}))
+    assert "Tesla T4 has no bf16" in refused(training={"mixed_precision": "bf16"})
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "flex_attention"])
+def test_attention_that_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    gpus(monkeypatch, 0)
+    message = refused(model={"attn_implementation": name})
+    assert message.startswith(f"model.attn_implementation: {name} needs a GPU, and there is none")
+
+
+def test_attention_whose_package_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 1)
+    without(monkeypatch, "flash_attn")
+    assert "needs the package flash_attn" in refused(model={"attn_implementation": "flash_attention_2"})
+    requirements.require(recipe(model={"attn_implementation": "flex_attention"}))
+    assert "expected one of eager, sdpa" in refused(model={"attn_implementation": "someone/flash-attn"})
+
+
+def test_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "bitsandbytes")
+    for name in ("adamw_8bit", "paged_lion_32bit", "rmsprop_bnb"):
+        assert f"{name} needs the package bitsandbytes" in refused(training={"optimizer": name})
+    assert "training.optimizer: expected one of adamw_torch, " in refused(training={"optimizer": "adamw"})
+    requirements.require(recipe(training={"optimizer": "adafactor"}))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_optimizer_that_cannot_be_sharded(monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
+    """adafactor factors the moments of a whole matrix; of a flat part of one it would make something else."""
+    sharded(monkeypatch, stage)
+    for name in requirements.ELEMENTWISE:
+        requirements.require(recipe(training={"optimizer": name}))
+    message = refused(training={"optimizer": "adafactor"})
+    assert message.startswith(f"training.optimizer: ZeRO-{stage} shards only what steps each weight alone")
+    assert message.endswith("found adafactor")
+
+
+def test_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "bitsandbytes")
+    assert refused(model={"quantization": "nf4"}) == (
+        "model.quantization: nf4 needs the package bitsandbytes, which is not installed"
+    )
+    monkeypatch.setattr(requirements, "_installed", lambda _: True)
+    requirements.require(recipe(model={"quantization": "nf4"}))
+    sharded(monkeypatch, 3)
+    assert "expected ddp, zero1 or zero2 with quantised weights, found ZeRO-3" in refused(
+        model={"quantization": "nf4"}
+    )
+    with pytest.raises(
+        RecipeError, match=r"model\.quantization: nf4 stores weights that do not train; expected lora"
+    ):
+        recipe(model={"quantization": "nf4"}, lora=None)
