@@ -73,7 +73,7 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes | str, sentence: str
         ("", "the file is empty: expected one JSON object a line"),
         ("\n\r\n \t \n", "the file is empty"),
         (b"\xef\xbb\xbf", "the file is empty"),
-        (gzip.compress(b""), "the file is empty"),
+        (gzip.compress(b"", mtime=0), "the file is empty"),
         (
             f"[\n{GOOD},\n{GOOD}\n]",
             "the file is one JSON array: expected one JSON object a line (JSON Lines)",
@@ -82,8 +82,11 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes | str, sentence: str
         ("[" + "1," * 10_000_000, "the file is one JSON array"),
         (b"PK\x03\x04rest", "the file is a zip archive: expected JSON Lines, plain or gzipped"),
         (GOOD.encode("utf-16"), "the file is UTF-16 text"),
-        (gzip.compress(ROWS.encode())[:-900], "its gzip data is damaged or cut off after line 2"),
-        (gzip.compress(ROWS.encode())[:-4] + b"abcd", "its gzip data is damaged or cut off after line 300"),
+        (gzip.compress(ROWS.encode(), mtime=0)[:-900], "its gzip data is damaged or cut off after line 2"),
+        (
+            gzip.compress(ROWS.encode(), mtime=0)[:-4] + b"abcd",
+            "its gzip data is damaged or cut off after line 300",
+        ),
         (b"\x1f\x8bnot gzip", "its gzip data is damaged or cut off at its start"),
         (f"{SAME}\n" * 3, "every row has chosen equal to rejected, so there is nothing to learn"),
     ],
