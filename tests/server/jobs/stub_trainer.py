@@ -77,7 +77,8 @@ def checkpoint(step: int) -> None:
 
 def trains_all() -> bool:
     """Whether the recipe asks for all weights; the trainer has no YAML parser."""
-    return "\nlora: null\n" in Path("recipe.yaml").read_text()
+    recipe = Path("recipe.yaml")
+    return recipe.exists() and "\nlora: null\n" in recipe.read_text()
 
 
 def save(folder: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_killed_trainer_goes_on_from_its_last_whole_checkpoint(
         written.mkdir(parents=True)
         (written / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
         if whole:
-            seal(written, path, processes=1)
+            seal(written, path, {})
     ending = training.watch(job_id)
     assert training.watch(job_id) == ending == Ending("killed", 4), "and a repeat tells it once"
     start = Start().after(ending.step)
