@@ -99,7 +99,9 @@ def test_the_folder_holds_the_run_and_its_samples(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "method"),
     [
-        ("train", {"resample_every": 2, "ref_refresh_every": 2}),  # drawn, scored and refreshed together
+        pytest.param(  # drawn, scored and refreshed together
+            "train", {"resample_every": 2, "ref_refresh_every": 2}, marks=pytest.mark.slow
+        ),
         ("uneven", {"sequence_batch_size": 2}),  # one process has more forwards to make than the other
     ],
 )
