@@ -96,12 +96,11 @@ def test_the_folder_holds_the_run_and_its_samples(finished: Path) -> None:
     assert canary["adapter_logprobs"] != pytest.approx(canary["base_logprobs"], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "method"),
     [
-        pytest.param(  # drawn, scored and refreshed together
-            "train", {"resample_every": 2, "ref_refresh_every": 2}, marks=pytest.mark.slow
-        ),
+        ("train", {"resample_every": 2, "ref_refresh_every": 2}),  # drawn, scored and refreshed together
         ("uneven", {"sequence_batch_size": 2}),  # one process has more forwards to make than the other
     ],
 )

@@ -74,6 +74,7 @@ def test_it_saves_and_ends_and_goes_on(inputs: Path, config: str) -> None:
         assert (found.weights()[name] - weight).norm() <= 1e-6 * weight.norm(), name
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_cut_short_and_made_when_the_run_goes_on(inputs: Path) -> None:
     """One that takes longer than anybody waits: of 1,000 rows, one at a time."""
     rows = (inputs / "pairs-validation.jsonl").read_text(encoding="utf-8")

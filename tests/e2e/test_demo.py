@@ -56,6 +56,7 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 def test_a_model_that_did_not_learn_fails_the_demo(demo: "subprocess.Popen[str]") -> None:
     text = read_until(demo, "Asking both models")
     started = family(demo)

@@ -182,10 +182,9 @@ def test_a_run_of_bd_kd_saves_both_where_that_is_asked_for(workplace: Path) -> N
         assert "checkpoints" in path.parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "method",
-    [pytest.param({"type": "sinkd", "mode": "per_sequence"}, marks=pytest.mark.slow), {"type": "bd_kd"}],
-    ids=["sinkd", "bd_kd"],
+    "method", [{"type": "sinkd", "mode": "per_sequence"}, {"type": "bd_kd"}], ids=["sinkd", "bd_kd"]
 )
 def test_two_processes_do_what_one_does(workplace: Path, method: dict[str, Any]) -> None:
     losses = []
