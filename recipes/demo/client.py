@@ -30,8 +30,8 @@ HYPERPARAMETERS: dict[str, Any] = {
     "sft_weight": 1.0,
     "learning_rate_multiplier": 2.0,
     "batch_size": 4,
-    "max_steps": 32,
-    "eval_interval": 16,
+    "max_steps": 42,
+    "eval_interval": 21,
     "max_length": 256,
 }
 SEED = 7
