@@ -24,10 +24,9 @@ $(STAMP): pyproject.toml constraints-cpu.txt tests/s3-server.txt
 demo: install
 	@$(BIN)/python recipes/demo/run.py
 
-# Each file's tests stay in one process: they share models and engines that take long to make. In the order of the
-# folders, in which the longest files come first.
+# Each file's tests stay in one process: they share models and engines that take long to make.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25 -m 'not slow and not gpu'
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
