@@ -1,4 +1,4 @@
-"""The benchmarked ops: every module of this package that has SHAPES, and what such a module holds.
+"""The benchmarked ops: every module of this package that has the name of a kernel, and what it holds.
 
 SHAPES       {"cpu": […], "cuda": […], "quick": […], "growth": […]}: what `inputs` takes, as JSON can hold it
 inputs       (shape, device) -> tensors by name, those that train with requires_grad; the same on every call
@@ -9,15 +9,15 @@ floor        shape -> (flops, bytes) without which the op cannot be done, forwar
 import importlib
 import pkgutil
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+import benchmarks
+from alignkit import kernels
+
 Shape = dict[str, Any]
-RUNNERS = {"heads", "training_step"}
-"""Modules that are run, not measured."""
 
 
 class Op(Protocol):
@@ -53,13 +53,9 @@ def two_heads(rows: int, shape: Shape, device: str) -> dict[str, Tensor]:
 
 
 def discover() -> dict[str, Op]:
-    """Every op's module by its name."""
-    names = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    found = {}
-    for name in names:
-        if name in RUNNERS:
-            continue
-        module: Any = importlib.import_module(f"benchmarks.{name}")
-        if hasattr(module, "SHAPES"):
-            found[name] = module
-    return found
+    """Every op's module by its name. The other modules are not imported: each measured process comes through here."""
+    here = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
+    return {
+        name: cast("Op", importlib.import_module(f"benchmarks.{name}"))
+        for name in sorted(here & set(kernels.__all__))
+    }
