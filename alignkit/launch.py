@@ -74,20 +74,27 @@ def _place(machine: Machine | None, *, has_config: bool) -> list[str]:
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a launch command to its end; returns its exit status. A SIGTERM is passed on to the trainers.
-
-    To them alone: accelerate's launcher would end at once and leave one behind, or give several 30 seconds.
-    """
+    """Run a launch command to its end; returns its exit status. A SIGTERM is passed on to the trainers."""
     launcher = subprocess.Popen(command)
 
     def pass_on(_signal: int, _frame: FrameType | None) -> None:
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(launcher.pid)
-            for trainer in process.children() or [process]:
-                trainer.terminate()
+        interrupt(launcher.pid)
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         return launcher.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(launcher: int) -> None:
+    """Send SIGTERM to the children of that process, which may end in their own time; to it alone where it has none.
+
+    To the trainers alone: accelerate's launcher would end at once and leave one behind, or give several 30 seconds.
+    What has ended is passed over.
+    """
+    with suppress(psutil.Error, ValueError):
+        process = psutil.Process(launcher)
+        for trainer in process.children() or [process]:
+            with suppress(psutil.Error):
+                trainer.terminate()

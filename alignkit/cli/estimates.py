@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from alignkit.cli import output
+
 if TYPE_CHECKING:
     from alignkit.estimate import Estimate
 
@@ -48,8 +50,8 @@ def estimate(
     console = Console()
     for line in _about(found[0]):
         console.print(line, highlight=False)
-    console.print(_memory_table(found))
-    console.print(_time_table(found))
+    output.show(_memory_table(found))
+    output.show(_time_table(found))
     console.print(_smallest(least, device), highlight=False)
 
 

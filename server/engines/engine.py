@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import socket
 import threading
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import httpx
 
 from server.engines.command import CommandBuilder
 from server.engines.errors import EngineError, scrub_paths
-from server.engines.process import ManagedProcess, child_environment
+from server.engines.process import ManagedProcess, child_environment, free_port
 from server.engines.weights import file_name
 from server.settings import Settings
 
@@ -94,7 +93,7 @@ class Engine:
             logger.warning("the engine of %s ended; starting it again", self._base_model)
             self._end()
         self._failure = None
-        port = _free_port()
+        port = free_port()
         command = self._build_command(self._settings, self._base_model, port)
         started = time.monotonic()
         identity_path, log_path = engine_files(self._settings, self._base_model)
@@ -175,9 +174,3 @@ def telling_lines(lines: list[str], count: int = 3) -> str:
     errors = [line for line in plain if _ERROR_LINE.match(line) and not _UNTELLING.search(line)]
     chosen = list(dict.fromkeys(errors or plain))[-count:]
     return scrub_paths(" | ".join(chosen)) or "(nothing was written)"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

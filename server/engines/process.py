@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+
+from alignkit.launch import interrupt
 
 TOKEN_VARIABLE = "ALIGNKIT_PROCESS_TOKEN"  # noqa: S105 - the variable's name
 POLL_SECONDS = 0.05
@@ -177,14 +180,9 @@ class ManagedProcess:
         return runs(self.identity.pid, self.identity.create_time)
 
     def interrupt(self) -> None:
-        """Send SIGTERM to its own children, which may end in their own time; to it alone where it has none.
-
-        A launcher that got the signal itself would be gone before those it launched.
-        """
-        with contextlib.suppress(psutil.Error, ValueError):
-            process = psutil.Process(self.identity.pid)
-            if self.alive():
-                _signal(process.children() or [process], kill=False)
+        """Let those it launched save and end; see `alignkit.launch.interrupt`."""
+        if self.alive():
+            interrupt(self.identity.pid)
 
     def terminate(self, grace: float) -> None:
         """End it and everything it started: SIGTERM, and after `grace` seconds SIGKILL. Removes its record."""
@@ -256,3 +254,10 @@ def _signal(members: list[psutil.Process], *, kill: bool) -> None:
                 process.kill()
             else:
                 process.terminate()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of `host` ("" for every address) that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

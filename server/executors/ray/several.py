@@ -1,7 +1,6 @@
 """A run over several nodes: Ray Train finds them all at once, accelerate and DeepSpeed train over them."""
 
 import os
-import socket
 import threading
 
 import ray
@@ -11,6 +10,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import get_node_ip_address
 
 from alignkit.launch import Machine
+from server.engines.process import free_port
 from server.executors.ray.guard import BEAT_SECONDS, guarded
 from server.executors.ray.submission import Submission, marks
 
@@ -47,17 +47,11 @@ def run(submission: Submission) -> int:
 def _on_node(config: dict[str, Submission]) -> None:
     """What each node's worker does: the node's part of the run."""
     submission, rank = config["submission"], get_context().get_world_rank()
-    address, port = broadcast_from_rank_zero((get_node_ip_address(), _free_port()) if rank == 0 else None)
+    address, port = broadcast_from_rank_zero((get_node_ip_address(), free_port("")) if rank == 0 else None)
     machine = Machine(rank=rank, total=submission.order.nodes, address=address, port=port)
     status = guarded(submission, machine)
     if status:
         raise RuntimeError(f"the training processes of node {rank} ended with status {status}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _give_up_while_waiting(submission: Submission) -> None:
