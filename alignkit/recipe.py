@@ -87,7 +87,7 @@ class TrainingSection(Section):
 class CollapseGuardSection(Section):
     """A few answers drawn at each evaluation and compared with the untrained model's; `collapse_guard: null` is off.
 
-    The limits are ours; they were tried on tiny models only.
+    The limits are ours; docs/collapse_guard.md says on what they were tried.
     """
 
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
