@@ -1,7 +1,6 @@
 """A vLLM that somebody else runs, as docs/service.md says: the service publishes to it, proves by it and asks it."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from server.engines.command import adaptable_modules, runs_on_gpu
+from server.engines.process import free_port
 from tests.e2e.service import Service
 from tests.e2e.test_main_job import ask
 
@@ -46,9 +46,7 @@ def start_vllm(home: Path, port: int) -> "subprocess.Popen[bytes]":
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     urls = f'{{"tiny": "http://127.0.0.1:{port}"}}'
     service = Service(tmp_path / "home", environment={"ALIGNKIT_ENGINE__URLS": urls})
     vllm = start_vllm(service.prepare().home, port)

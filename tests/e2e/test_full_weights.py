@@ -3,8 +3,6 @@
 What of it needs no vLLM is quick and in tests/server/jobs/test_full_weights.py.
 """
 
-from collections.abc import Iterator
-
 import openai
 import psutil
 import pytest
@@ -15,15 +13,6 @@ from tests.e2e.service import Service, wait_for
 from tests.e2e.test_main_job import ask
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("home")).prepare().start()
-    try:
-        yield service
-    finally:
-        service.stop()
 
 
 def engine_of(service: Service, model: str) -> psutil.Process | None:

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,18 +17,6 @@ from tests.e2e.service import Service, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 QUESTION = [{"role": "user", "content": "What is 3 plus 3?"}]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("home")).prepare().start()
-    try:
-        yield service
-    finally:
-        children = psutil.Process(service.process.pid).children(recursive=True) if service.process else []
-        service.stop()
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert not alive, f"left behind: {alive}"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Every type of job for real: trained by the service, proven by the canary, answered by vLLM."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,13 +26,6 @@ MEASURED = {
     "bd_kd": "valid_teacher_ece",
 }
 """A metric of each that only its own trainer makes."""
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("methods")).prepare().start()
-    yield service
-    service.stop()
 
 
 @pytest.mark.parametrize("method", METHODS)
