@@ -25,6 +25,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> Path:
             for contender, points in sorted(series(growing, op, axis, measure).items()):
                 cell.plot(*zip(*points, strict=True), marker="o", label=contender)
             cell.set(title=op, xlabel=axis, ylabel=MEASURES[measure], xlim=0, ylim=0)
+            cell.set_visible(cell.has_data())  # not every op grows along every axis
     handles, labels = cells[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)))
     figure.savefig(path, dpi=110)
