@@ -25,6 +25,8 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def demo(home: Path) -> Iterator["subprocess.Popen[str]"]:
+    # Tests that a shell runs in the background ignore Ctrl-C, and what they start would, unlike in a terminal.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT)],
         stdout=subprocess.PIPE,
@@ -32,6 +34,7 @@ def demo(home: Path) -> Iterator["subprocess.Popen[str]"]:
         text=True,
         env={**os.environ, "ALIGNKIT_DEMO_HOME": str(home), "COLUMNS": "200"},
     )
+    signal.signal(signal.SIGINT, inherited)
     yield process
     process.kill()
     process.wait()
