@@ -1,4 +1,7 @@
-"""What routes ask for: the services, the caller's project and right to ask, and a transaction."""
+"""What routes ask for: the services, the caller's project and right to ask, and a transaction.
+
+What waits for nothing is `async`: a plain function FastAPI would send through a thread, and a chat through three.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -16,13 +19,13 @@ bearer = HTTPBearer(auto_error=False, description="A key of this service: sk-…
 """For the documentation; the key itself is checked by `server.keys.guard`."""
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """The running service's parts."""
     services: Services = request.app.state.services
     return services
 
 
-def get_principal(request: Request, _: Annotated[object, Security(bearer)]) -> Principal:
+async def get_principal(request: Request, _: Annotated[object, Security(bearer)]) -> Principal:
     """Who asks; there is always one behind the guard."""
     principal: Principal = request.state.principal
     return principal
@@ -32,7 +35,7 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 ProjectDep = Annotated[Principal, Depends(get_principal)]
 
 
-def require_scope(request: Request, principal: ProjectDep) -> None:
+async def require_scope(request: Request, principal: ProjectDep) -> None:
     """Refuse what the request's key has no scope for: with 403, or 404 for a project that is not the key's.
 
     A dependency of every route behind the guard; the application adds it.

@@ -49,7 +49,7 @@ def build_app(
         settings,
         runner=make_runner,
         unpublish=take_down,
-        routers=(*ROUTERS, chat),
+        routers=(chat, *ROUTERS),  # tried in order, and chats come most often
         engine_states=engines.statuses,
         make_recipe=partial(recipe_for_job, on_gpu=trains_on_gpu(settings)),
     )

@@ -87,7 +87,7 @@ def _page(permissions: Sequence[Permission], *, has_more: bool = False) -> Curso
     )
 
 
-def get_service(session: SessionDep, project: ProjectDep) -> PermissionService:
+async def get_service(session: SessionDep, project: ProjectDep) -> PermissionService:
     """The service for one request."""
     return PermissionService(session, project)
 

@@ -173,7 +173,7 @@ def _expiry_seconds(fields: dict[str, str]) -> int | None:
     return int(seconds)
 
 
-def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> FileService:
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> FileService:
     """The service for one request."""
     return FileService(session, project, services)
 

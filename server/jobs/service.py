@@ -196,7 +196,7 @@ def _without_paths(value: Any, root: Path) -> Any:
     return value
 
 
-def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> JobService:
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> JobService:
     """The service for one request."""
     return JobService(session, project, services)
 

@@ -68,14 +68,15 @@ def authenticate(database: Database, token: str) -> Principal | None:
     digest = _digest(token)
     with database.reading() as session:
         found = KeyRepository(session).by_hash(digest)
-    if found is None or not hmac.compare_digest(found[0].hash, digest):
+    if found is None or not hmac.compare_digest(found.hash, digest):
         return None
-    key, project = found
-    if key.expires_at is not None and key.expires_at <= now():
+    if found.expires_at is not None and found.expires_at <= now():
         return None
-    if key.last_used_at is None or now() - key.last_used_at >= USED_RESOLUTION:
-        _mark_used(database, key.id)
-    return Principal(project.id, project.name, key.id, frozenset(key.scopes), project.limits or {})
+    if found.last_used_at is None or now() - found.last_used_at >= USED_RESOLUTION:
+        _mark_used(database, found.id)
+    return Principal(
+        found.project_id, found.project_name, found.id, frozenset(found.scopes), found.limits or {}
+    )
 
 
 def _mark_used(database: Database, key_id: str) -> None:

@@ -15,7 +15,7 @@ from server.settings import Limits
 
 def limits_of(own: Mapping[str, int], defaults: Limits) -> Limits:
     """A project's limits: the service's, but for its own."""
-    return defaults.model_copy(update=dict(own))
+    return defaults.model_copy(update=dict(own)) if own else defaults
 
 
 def require_job(session: Session, project_id: str, defaults: Limits) -> None:

@@ -5,11 +5,11 @@ import time
 from typing import cast
 
 import structlog
-from anyio import to_thread
 from limits import RateLimitItemPerMinute
+from limits.aio.storage import Storage
+from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
-from limits.storage import Storage, storage_from_string
-from limits.strategies import FixedWindowRateLimiter
+from limits.storage import storage_from_string
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +18,13 @@ from server.errors import ApiError, error_response
 from server.keys.service import Principal
 from server.limits.quotas import limits_of
 from server.settings import Limits
+
+REDIS_OPTIONS: dict[str, str | float] = {
+    "implementation": "redispy",  # the client that people have; `limits` would ask for another
+    "socket_connect_timeout": 1.0,
+    "socket_timeout": 1.0,
+}
+"""A Redis that does not answer must not hold up a request for long."""
 
 log = structlog.get_logger()
 
@@ -44,7 +51,7 @@ class RateLimit:
             await self._app(scope, receive, send)
             return
         try:
-            allowed, headers = await to_thread.run_sync(self._count, principal.key_id, most)
+            allowed, headers = await self._count(principal.key_id, most)
         except StorageError:
             log.exception("requests cannot be counted")
             allowed, headers = True, {}
@@ -57,11 +64,11 @@ class RateLimit:
         answer = self._app if allowed else error_response(_too_many(most, headers))
         await answer(scope, receive, send_with_limits)
 
-    def _count(self, key_id: str, most: int) -> tuple[bool, dict[str, str]]:
+    async def _count(self, key_id: str, most: int) -> tuple[bool, dict[str, str]]:
         """Whether the key may ask once more, and the headers that say how it stands."""
         item = RateLimitItemPerMinute(most)
-        allowed = self._limiter.hit(item, key_id)
-        window = self._limiter.get_window_stats(item, key_id)
+        allowed = await self._limiter.hit(item, key_id)
+        window = await self._limiter.get_window_stats(item, key_id)
         seconds = max(1, math.ceil(window.reset_time - time.time()))
         headers = {
             "x-ratelimit-limit-requests": str(most),
@@ -83,7 +90,8 @@ def _too_many(most: int, headers: dict[str, str]) -> ApiError:
 
 def open_storage(url: str) -> Storage:
     """Where requests are counted; raises AlignkitError where the URL is none, or its package is not installed."""
+    options = REDIS_OPTIONS if "redis" in url.partition(":")[0] else {}
     try:
-        return cast(Storage, storage_from_string(url, wrap_exceptions=True))
+        return cast(Storage, storage_from_string(f"async+{url}", wrap_exceptions=True, **options))
     except ConfigurationError as error:
         raise AlignkitError(f"rate_limit_storage: expected a URL such as memory://, {error}") from error

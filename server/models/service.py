@@ -88,7 +88,7 @@ def _present(model: ResolvedModel) -> ModelObject:
     )
 
 
-def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> ModelService:
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> ModelService:
     """The service for one request."""
     return ModelService(session, project, services)
 

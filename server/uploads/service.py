@@ -222,7 +222,7 @@ def _closed(upload: Upload) -> ApiError:
     )
 
 
-def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> UploadService:
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> UploadService:
     """The service for one request."""
     return UploadService(session, project, services)
 

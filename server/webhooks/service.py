@@ -129,7 +129,7 @@ def _with_secret(endpoint: Endpoint) -> EndpointWithSecret:
     return EndpointWithSecret(signing_secret=endpoint.secret, **_present(endpoint).model_dump())
 
 
-def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> WebhookService:
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> WebhookService:
     """The service for one request."""
     return WebhookService(session, project, services)
 

@@ -20,6 +20,10 @@ from tests.server.jobs.killing import Rig
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+HELD = 2
+"""The step, with a checkpoint, after which every run waits until it is let go."""
+
+
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     cluster = Cluster()
@@ -38,7 +42,7 @@ def rig(cluster: Cluster, tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path / "home", training_slots="4", **options)
     try:
         (rig.home / "jobs").mkdir()
-        (rig.home / "jobs" / "step_seconds").write_text("3")
+        (rig.home / "jobs" / "hold").write_text(str(HELD + 1))
         yield rig
     finally:
         rig.clean_up()
@@ -53,28 +57,46 @@ def steps(rig: Rig, job: str) -> int:
     return sum(json.loads(line)["type"] == "metrics" for line in lines)
 
 
+def two_at_once(rig: Rig, jobs: list[str]) -> tuple[list[str], list[str]]:
+    """The two jobs that train, once they do, and the others: Ray says which, of those that came together."""
+
+    def training() -> list[str] | None:
+        found = [job for job in jobs if steps(rig, job) == HELD]
+        return found if len(found) == 2 else None
+
+    first: list[str] = rig.wait(training, "two jobs train at once")
+    others = [job for job in jobs if job not in first]
+    assert [steps(rig, job) for job in others] == [0] * len(others)
+    return first, others
+
+
+def let_go(rig: Rig) -> None:
+    (rig.home / "jobs" / "hold").unlink()
+
+
 def messages(rig: Rig, job: str) -> list[str]:
     return [event.message for event in rig.client().fine_tuning.jobs.list_events(job, limit=100)]
 
 
 def test_jobs_of_a_lost_node_go_on_elsewhere(cluster: Cluster, rig: Rig) -> None:
     jobs = rig.submit(4)
-    rig.wait(lambda: all(steps(rig, job) > 2 for job in jobs[:2]), "two jobs train at once")
+    two_at_once(rig, jobs)
     assert sum(status in {"PENDING", "RUNNING"} for status in cluster.jobs().values()) <= 3
-    assert steps(rig, jobs[2]) == 0
     cluster.kill_node(cluster.nodes[0])
+    let_go(rig)
     rig.finish(jobs)
     rig.check(jobs)
     told = [message for job in jobs for message in messages(rig, job)]
-    assert sum("goes on from the checkpoint at step 2" in message for message in told) == 1
+    assert sum(f"goes on from the checkpoint at step {HELD}" in message for message in told) == 1
     rig.stop()
 
 
 def test_a_head_that_is_started_again_and_a_killed_service_lose_nothing(cluster: Cluster, rig: Rig) -> None:
     jobs = rig.submit(3)
-    rig.wait(lambda: all(steps(rig, job) > 2 for job in jobs[:2]), "two jobs train at once")
+    training, _ = two_at_once(rig, jobs)
     cluster.head.kill()
-    rig.wait(lambda: "does not answer" in str(messages(rig, jobs[0])), "the job tells of it")
+    for job in training:
+        rig.wait(lambda job=job: "does not answer" in str(messages(rig, job)), "the job tells of it")
     for node in cluster.nodes:
         node.process.wait(timeout=120)  # without a head they end themselves
     cluster.nodes.clear()
@@ -82,30 +104,42 @@ def test_a_head_that_is_started_again_and_a_killed_service_lose_nothing(cluster:
     rig.kill("server", random.Random(0))
     for _ in range(2):
         cluster.add_node(gpus=1)
+    let_go(rig)
     rig.finish(jobs)
     rig.check(jobs)
-    assert any("goes on from the checkpoint" in message for message in messages(rig, jobs[0]))
+    for job in training:
+        assert any(
+            f"goes on from the checkpoint at step {HELD}" in message for message in messages(rig, job)
+        ), messages(rig, job)
     rig.stop()
 
 
 def test_jobs_are_paused_and_cancelled_in_every_state(cluster: Cluster, rig: Rig) -> None:
     jobs = rig.submit(4)
-    running, other, pending, waiting = jobs
-    rig.wait(lambda: steps(rig, running) and steps(rig, other), "two jobs train at once")
-    rig.wait(lambda: cluster.jobs().get(f"{pending}-1") == "PENDING", "the third waits in Ray's queue")
+    (running, other), rest = two_at_once(rig, jobs)
+
+    def in_ray(job: str) -> str | None:
+        return cluster.jobs().get(f"{job}-1")
+
+    pending = rig.wait(
+        lambda: next((job for job in rest if in_ray(job) == "PENDING"), None), "Ray queues one"
+    )
+    (waiting,) = set(rest) - {pending}
+    assert in_ray(waiting) is None
     client: Any = rig.client()
     client.fine_tuning.jobs.pause(pending)
-    rig.wait(lambda: cluster.jobs()[f"{pending}-1"] == "FAILED", "it leaves the queue")
-    rig.wait(lambda: cluster.jobs().get(f"{waiting}-1") == "PENDING", "the fourth takes its place")
+    rig.wait(lambda: in_ray(pending) == "FAILED", "it leaves the queue")
+    rig.wait(lambda: in_ray(waiting) == "PENDING", "the fourth takes its place")
     client.fine_tuning.jobs.cancel(waiting)
-    rig.wait(lambda: cluster.jobs()[f"{waiting}-1"] == "FAILED", "it leaves the queue")
+    rig.wait(lambda: in_ray(waiting) == "FAILED", "it leaves the queue")
     client.fine_tuning.jobs.pause(running)
     rig.wait(
         lambda: (RunFolder(rig.home / "jobs" / running).read_result() or {}).get("status") == "paused",
         "paused",
     )
     client.fine_tuning.jobs.cancel(other)
-    rig.wait(lambda: cluster.jobs()[f"{other}-1"] == "STOPPED", "the running one is ended")
+    rig.wait(lambda: in_ray(other) == "STOPPED", "the running one is ended")
+    let_go(rig)
     for job in (pending, running):
         client.fine_tuning.jobs.resume(job)
     rig.finish(jobs)

@@ -2,7 +2,7 @@
 
 Knows nothing of the project. Beside what a run leaves it notes, in its folder, every start (`starts`) and any run
 that went on beside another (`overlaps`). A file `step_seconds` there, or beside it, says how long
-a step takes.
+a step takes; a file `hold` beside it, which step no run makes as long as the file is there.
 """
 
 import fcntl
@@ -37,6 +37,7 @@ def main() -> None:
     done = last_step()
     emit("Training begins", {})
     for step in range(done + 1, STEPS + 1):
+        hold(step)
         time.sleep(STEP_SECONDS)
         emit(f"Step {step}", {"step": step, "total_steps": STEPS, "train_loss": 1 / step}, kind="metrics")
         if step % 2 == 0 or pausing.is_set():
@@ -51,6 +52,12 @@ def main() -> None:
         {"prompt_token_ids": [1, 2], "completion_token_ids": [3, 4], "dtype": "float32"} | numbers,
     )
     put("result.json", {"status": "succeeded", "steps": STEPS, "trained_tokens": 100})
+
+
+def hold(step: int) -> None:
+    file = Path("../hold")
+    while not pausing.is_set() and file.exists() and step >= int(file.read_text()):
+        time.sleep(0.05)
 
 
 def pause(*_: object) -> None:

