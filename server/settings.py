@@ -91,7 +91,9 @@ class Settings(BaseSettings):
     max_line_bytes: int = Field(8 * 2**20, ge=1)
     max_request_bytes: int = Field(4 * 2**20, ge=1, description="body of a request other than an upload")
     limits: Limits = Field(default_factory=Limits, description="of every project without its own")
-    rate_limit_storage: str = Field("memory://", description="where requests are counted: memory:// or redis://…")
+    rate_limit_storage: str = Field(
+        "memory://", description="where requests are counted: memory:// or redis://…"
+    )
     executor: Literal["local", "ray"] = Field("local", description="where training runs")
     ray: RaySettings = Field(default_factory=RaySettings)
     stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
@@ -24,6 +25,8 @@ R = TypeVar("R")
 
 log = structlog.get_logger()
 _tracer: Any = None
+_first: ContextVar[tuple[int, int] | None] = ContextVar("_first", default=None)
+"""The ids of the trace and of the span that is just begun, where they are not random."""
 
 
 def install(app: FastAPI) -> Callable[[], None]:
@@ -41,7 +44,7 @@ def install(app: FastAPI) -> Callable[[], None]:
         log.warning("no traces: run `pip install 'alignkit[otel]'`", missing=missing.name)
         return lambda: None
     name = os.environ.get("OTEL_SERVICE_NAME", "alignkit")
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    provider = TracerProvider(resource=Resource.create({"service.name": name}), id_generator=_id_generator())
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     FastAPIInstrumentor.instrument_app(
         app,
@@ -88,15 +91,50 @@ def _span(name: str, job_id: str) -> Iterator[None]:
         yield
 
 
+def queued(job_id: str, created_at: int) -> None:
+    """The first span of a job's trace and the parent of its stages: from the job's creation until now."""
+    if _tracer is None:
+        return
+    from opentelemetry.context import Context
+
+    given = _first.set(_ids_of(job_id))
+    try:
+        span = _tracer.start_span(
+            "job queued", Context(), start_time=created_at * 10**9, attributes={"job_id": job_id}
+        )
+    finally:
+        _first.reset(given)
+    span.end()
+
+
+def _ids_of(job_id: str) -> tuple[int, int]:
+    """Of a job's trace and of its first span."""
+    digest = hashlib.sha256(job_id.encode()).digest()
+    return int.from_bytes(digest[:16]), int.from_bytes(digest[16:24])
+
+
+def _id_generator() -> Any:
+    """Random ids, but for those in `_first`."""
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+    class Ids(RandomIdGenerator):
+        def generate_trace_id(self) -> int:
+            given = _first.get()
+            return given[0] if given else super().generate_trace_id()
+
+        def generate_span_id(self) -> int:
+            given = _first.get()
+            return given[1] if given else super().generate_span_id()
+
+    return Ids()
+
+
 def _trace_of(job_id: str) -> Any:
     """The context of a job's trace."""
     from opentelemetry import trace
 
-    digest = hashlib.sha256(job_id.encode()).digest()
+    trace_id, span_id = _ids_of(job_id)
     whole = trace.SpanContext(
-        trace_id=int.from_bytes(digest[:16]),
-        span_id=int.from_bytes(digest[16:24]),
-        is_remote=True,
-        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+        trace_id, span_id, is_remote=True, trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED)
     )
     return trace.set_span_in_context(trace.NonRecordingSpan(whole))

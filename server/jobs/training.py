@@ -77,12 +77,14 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     job = services.ledger.get(job_id)
     if job.attempt != attempt:
         return False
-    services.ledger.transition(
+    begins = services.ledger.transition(
         job_id,
         "running",
         only_from=("validating_files", "queued"),
         events=[("info", "Fine-tuning job started" if attempt == 1 else "Fine-tuning job resumed")],
     )
+    if begins and attempt == 1:
+        tracing.queued(job_id, job.created_at)
     if not goes_on(job_id, attempt):
         return False
     folder = folder_of(job_id)

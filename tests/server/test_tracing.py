@@ -77,15 +77,20 @@ def test_requests_and_stages_arrive_without_keys(collector: list[tuple[str, byte
             for path in ("/v1/models", f"/v1/files/{stray}?key={stray}", "/healthz"):
                 http.get(path)
         job_id = work_on_a_job(running, tmp_path)
+        created = running.ledger.get(job_id).created_at
     found = spans(collector)
     names = [span.name for span in found]
     assert {"GET /v1/models", "GET /v1/files/{file_id}", "POST /v1/fine_tuning/jobs"} <= set(names)
     assert not any("healthz" in name or "http send" in name for name in names)
     stages = [span for span in found if span.name.startswith("job ")]
-    assert [span.name for span in stages] == ["job launch", "job train"]
+    assert [span.name for span in stages] == ["job queued", "job launch", "job train"]
+    first, *others = stages
     assert len({span.trace_id for span in stages}) == 1
-    assert [attribute.value.string_value for attribute in stages[0].attributes] == [job_id]
-    assert [span.status.code for span in stages] == [0, 2], "the second says that it failed"
+    assert first.parent_span_id == b""
+    assert [span.parent_span_id for span in others] == [first.span_id] * 2
+    assert first.start_time_unix_nano == created * 10**9
+    assert [attribute.value.string_value for attribute in first.attributes] == [job_id]
+    assert [span.status.code for span in stages] == [0, 0, 2], "the last says that it failed"
     assert not any(stray.encode() in body for _, body in collector)
 
 
