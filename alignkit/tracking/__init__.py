@@ -85,6 +85,12 @@ def installed(tracker: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
+def how_to_install(tracker: str) -> str:
+    """The command that installs the tracker's package."""
+    extra = "trackio" if tracker == "trackio" else "trackers"
+    return f"pip install 'alignkit[{extra}]'"
+
+
 def without_secrets(text: str) -> str:
     """`text` without credentials in URLs, and without the value of any variable that is named like a secret."""
     for name, value in os.environ.items():

@@ -21,7 +21,14 @@ from transformers.integrations.integration_utils import (
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder, write_json
-from alignkit.tracking import MLflowTracker, TrackioTracker, WandbTracker, installed, without_secrets
+from alignkit.tracking import (
+    MLflowTracker,
+    TrackioTracker,
+    WandbTracker,
+    how_to_install,
+    installed,
+    without_secrets,
+)
 
 FINISH_SECONDS = 60.0
 """What a tracker may take to send its last figures, before the run ends without it."""
@@ -149,7 +156,7 @@ def tracker_callbacks(recipe: Recipe, folder: RunFolder) -> list[TrainerCallback
     for index, tracker in enumerate(recipe.training.report_to):
         if not installed(tracker.type):
             message = (
-                f"{tracker.type} is not installed: run `pip install 'alignkit[trackers]'`, or leave it out"
+                f"{tracker.type} is not installed: run `{how_to_install(tracker.type)}`, or leave it out"
             )
             raise RecipeError([FieldIssue(f"training.report_to.{index}", message)])
     return [

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit.errors import ModelError, RecipeError
 from alignkit.methods import METHODS, ModelSource, ResolveModel
-from alignkit.tracking import installed
+from alignkit.tracking import how_to_install, installed
 from server.errors import ApiError, shorten
 from server.files.repository import FileRepository
 from server.files.schemas import FINE_TUNE
@@ -93,10 +93,11 @@ def _trackers(request: JobRequest) -> list[dict[str, Any]]:
     """The integrations as the recipe's trackers; 400 where one is not installed on this server."""
     asked = [integration.model_dump() for integration in request.integrations or []]
     if missing := [tracker["type"] for tracker in asked if not installed(tracker["type"])]:
+        commands = " and ".join(f"`{command}`" for command in sorted(set(map(how_to_install, missing))))
         raise ApiError(
             400,
             f"integrations: {', '.join(missing)} {'are' if missing[1:] else 'is'} not installed on this server; "
-            "leave it out, or ask its operator for `pip install 'alignkit[trackers]'`.",
+            f"leave it out, or ask its operator for {commands}.",
             param="integrations",
             code="integration_unavailable",
         )

@@ -1,11 +1,18 @@
 """Trackers for real: a tiny run, interrupted and resumed, and what the tracker holds of it afterwards."""
 
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from alignkit import train
@@ -14,6 +21,7 @@ from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from alignkit.tracking import installed, without_secrets
 from alignkit.tracking.callbacks import tracker_callbacks
+from server.engines.process import free_port
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
 
@@ -123,23 +131,68 @@ def test_trackio_goes_on_with_the_run(
     assert warnings(folder) == []
 
 
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """The address of a real MLflow server."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    options = ["--port", str(port), "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(f"{address}/health"):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(address, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def mlflow_file(folder: Path) -> Iterator[str]:
+    yield f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not installed("mlflow"), reason="mlflow is not installed: the extra `trackers`")
+@pytest.mark.parametrize("place", [mlflow_file, pytest.param(mlflow_server, marks=pytest.mark.slow)])
 def test_mlflow_goes_on_with_the_run(
-    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Callable[[Path], AbstractContextManager[str]],
 ) -> None:
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    tracker = {"type": "mlflow", "project": "aligned", "name": "first"}
-    folder = run(workplace, tmp_path / "run", tracker)
-    mlflow.end_run()
-    run(workplace, tmp_path / "run", tracker, 4, "--resume")
-    mlflow.end_run()
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("aligned")
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert (found.info.run_name, found.info.status) == ("first", "FINISHED")
-    assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3, 4]
+    with place(tmp_path) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        tracker = {"type": "mlflow", "project": "aligned", "name": "first"}
+        folder = run(workplace, tmp_path / "run", tracker)
+        mlflow.end_run()
+        run(workplace, tmp_path / "run", tracker, 4, "--resume")
+        mlflow.end_run()
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name("aligned")
+        (found,) = client.search_runs([experiment.experiment_id])
+        assert (found.info.run_name, found.info.status) == ("first", "FINISHED")
+        steps = [point.step for point in client.get_metric_history(found.info.run_id, "loss")]
+    assert steps == [1, 2, 3, 4]
     assert warnings(folder) == []
 
 
