@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+FORMAT = 2
+"""Of the checkpoints that this version writes and reads; in the manifest of each."""
 MANIFEST = "manifest.json"
 ASIDE = ".writing"
 """Folder beside the checkpoints in which one is written."""
@@ -43,9 +45,15 @@ def seal(written: Path, target: Path, origin: Mapping[str, Any]) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, as a sentence's end; None where every file is what its manifest says."""
+    """What is wrong with a checkpoint, as a sentence's end; None where every file is what its manifest says.
+
+    What another version of alignkit wrote is not ours to call damaged: the run that would go on from it refuses it.
+    """
     try:
-        files: dict[str, dict[str, Any]] = read_manifest(checkpoint)["files"]
+        manifest = read_manifest(checkpoint)
+        if manifest.get("format", FORMAT) != FORMAT:
+            return None
+        files: dict[str, dict[str, Any]] = manifest["files"]
         with ThreadPoolExecutor() as pool:
             found = pool.map(lambda name: _difference(checkpoint / name, files[name]), files)
             return next((f"{name} {wrong}" for name, wrong in zip(files, found, strict=True) if wrong), None)

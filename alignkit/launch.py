@@ -10,6 +10,9 @@ from types import FrameType
 from typing import NamedTuple
 
 import psutil
+import yaml
+
+from alignkit.errors import AlignkitError
 
 
 class Machine(NamedTuple):
@@ -19,6 +22,21 @@ class Machine(NamedTuple):
     total: int
     address: str
     port: int
+
+
+def require_configuration(file: Path) -> None:
+    """Raise AlignkitError where `file` is not a mapping in YAML, as accelerate's configurations are."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AlignkitError(f"--config-file: cannot read {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AlignkitError(f"--config-file: {file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise AlignkitError(
+            f"--config-file: expected accelerate's configuration, such as recipes/accelerate/zero3.yaml, "
+            f"found {type(values).__name__} in {file}"
+        )
 
 
 def launch_command(
@@ -49,7 +67,7 @@ def launch_command(
     return [
         python,
         "-m",
-        "accelerate.commands.launch",
+        "alignkit.launcher",
         *options,
         *_place(machine, has_config=config_file is not None),
         *count,

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignkit.checkpoints import FORMAT
+
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
-
-FORMAT = 1
-"""Of the checkpoints that this version writes and reads."""
 
 _SECTIONS = {"model", "data", "method", "lora", "training", "seed"}
 """Of a recipe, what makes the result; the others watch it."""
@@ -42,17 +41,26 @@ _PATHS = (
 )
 """Folders and files, which are the same by what is in them, not by where they are."""
 
+_WEIGHTS = ("*.safetensors", "*.bin")
+_BLOCKS, _BLOCK_BYTES = 64, 4096
+"""So much is read of each file of weights: another training of a model of the same shape differs everywhere."""
+
 RESHARDED = ("whole", "fsdp2")
 """Whose checkpoints hold whole weights and states, so that any number of processes can go on from them."""
 
 
 def origin_of(recipe: "Recipe", accelerator: Any) -> dict[str, Any]:
     """What the checkpoints of this run say of it."""
+    from alignkit.methods import method_of
+
+    facts = dict(_facts(recipe.model_dump(mode="json", include=_SECTIONS)))
+    if method_of(recipe.method).plan(recipe).micro_batch_matters:
+        facts["training.micro_batch_size"] = recipe.training.micro_batch_size
     return {
         "format": FORMAT,
         "processes": accelerator.num_processes,
         "sharding": sharding_of(accelerator),
-        "recipe": dict(_facts(recipe.model_dump(mode="json", include=_SECTIONS))),
+        "recipe": facts,
     }
 
 
@@ -82,8 +90,14 @@ def refusal(name: str, written: Mapping[str, Any], ours: Mapping[str, Any]) -> s
     differing = sorted(key for key in theirs.keys() | expected.keys() if theirs.get(key) != expected.get(key))
     if not differing:
         return None
-    shown = "; ".join(f"{key} was {theirs.get(key)!r}, now {expected.get(key)!r}" for key in differing[:3])
+    shown = "; ".join(_difference(key, theirs.get(key), expected.get(key)) for key in differing[:3])
     return f"{name} is of another recipe, and a run goes on with its own alone: {shown}"
+
+
+def _difference(key: str, theirs: Any, ours: Any) -> str:
+    if key in _PATHS and theirs and ours:
+        return f"{key} has other contents now"
+    return f"{key} was {theirs!r}, now {ours!r}"
 
 
 def _facts(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -99,17 +113,26 @@ def _facts(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _contents(path: Path) -> str:
-    """A folder by its configuration and the sizes of its weights, a file by its bytes, else the name itself."""
+    """A folder by its configuration and samples of its weights, a file by its bytes, else the name itself."""
     if path.is_dir():
         configs = [
             file for file in sorted(path.glob("*config.json")) if file.name != "generation_config.json"
         ]
-        parts = [file.read_bytes() for file in configs]
-        parts += [
-            f"{file.name} {file.stat().st_size}".encode() for file in sorted(path.glob("*.safetensors"))
-        ]
+        weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
+        parts = [file.read_bytes() for file in configs] + [_sample(file) for file in weights]
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
     if path.is_file():
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     return str(path)
+
+
+def _sample(file: Path) -> bytes:
+    """The name, the size, and blocks from the first to the last, evenly spread."""
+    size = file.stat().st_size
+    sampled = hashlib.sha256()
+    with file.open("rb") as stream:
+        for block in range(_BLOCKS):
+            stream.seek(max(0, size - _BLOCK_BYTES) * block // (_BLOCKS - 1))
+            sampled.update(stream.read(_BLOCK_BYTES))
+    return f"{file.name} {size} {sampled.hexdigest()}".encode()

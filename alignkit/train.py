@@ -42,14 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(recipe, folder, resume=resume)
     except Exception as error:
-        traceback.print_exc()
         report_failure(folder, error)
         return 1
     return 0
 
 
 def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
-    """The folder of this run, with the resolved recipe in it; where it resumes, the folder of the run before."""
+    """The folder of this run, with the resolved recipe in it; where it resumes, that of the run before, untouched."""
     path = Path(recipe.output_dir)
     if not resume and RunFolder(path).events.exists():
         path = next(path / f"repeat-{n}" for n in range(1, 10_000) if not (path / f"repeat-{n}").exists())
@@ -60,10 +59,16 @@ def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError([FieldIssue("output_dir", f"cannot make {path}: {error.strerror}")]) from error
-    resolved = recipe.model_copy(update={"output_dir": str(path)})
+    if not resume:
+        begin(recipe, folder)
+    return folder
+
+
+def begin(recipe: Recipe, folder: RunFolder) -> None:
+    """Make the folder this run's: its recipe, and no result yet."""
+    resolved = recipe.model_copy(update={"output_dir": str(folder.path)})
     folder.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
     folder.result.unlink(missing_ok=True)
-    return folder
 
 
 def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
@@ -79,6 +84,8 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
             require(recipe)
             trainer = build_trainer(recipe, folder)
             checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
+            if resume and is_main_process():
+                begin(recipe, folder)
             guard = add_guard(trainer, recipe, folder)
             trainer.add_callback(pause)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -243,11 +250,22 @@ def report_pause(folder: RunFolder) -> None:
 
 
 def report_failure(folder: RunFolder, error: Exception) -> None:
-    """Write the failure where the service looks; a full disk may refuse even that, then the log is all there is."""
-    if not is_main_process():
-        return
+    """Tell of the failure, and write it where the service looks. A trace is for what no sentence explains.
+
+    A run that was not taken up, and a full disk, leave what is in the folder.
+    """
     code, message = explain(error)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    if not folder.path.is_dir():
+        code, message = (
+            "storage_lost",
+            f"The run's folder {folder.path} is gone: {RESUME} goes on once it is back.",
+        )
+    if code == UNEXPLAINED:
+        traceback.print_exception(error)
+    place = "" if is_main_process() else f" in process {os.environ['RANK']}"
+    print(f"error{place}: {message}", file=sys.stderr, flush=True)
+    if not is_main_process() or folder.result.exists() or not folder.path.is_dir():
+        return
     try:
         folder.emit(message, level="error", data={"code": code})
         write_json(folder.result, {"status": "failed", "error": {"code": code, "message": message}})
@@ -255,6 +273,7 @@ def report_failure(folder: RunFolder, error: Exception) -> None:
         print(f"error: the result could not be written: {full}", file=sys.stderr, flush=True)
 
 
+UNEXPLAINED = "training_failed"
 EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
     (CollapseError, "collapsed", "{}"),
     (AlignkitError, "invalid_recipe", "{}"),
@@ -274,7 +293,7 @@ def explain(error: Exception) -> tuple[str, str]:
     for kind, code, sentence in EXPLAINED:
         if isinstance(error, kind):
             return code, sentence.format(error)
-    return "training_failed", f"{type(error).__name__}: {error}"
+    return UNEXPLAINED, f"{type(error).__name__}: {error}"
 
 
 def is_main_process() -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.checkpoints import ASIDE, MANIFEST, damage, seal
+from alignkit.checkpoints import ASIDE, FORMAT, MANIFEST, damage, seal
 from alignkit.run_folder import RunFolder
 
 
@@ -58,6 +58,12 @@ def test_a_damaged_one_is_skipped_and_told_of(tmp_path: Path, harm: object, word
     assert len(told) == 1
     assert told[0].startswith("checkpoint-10 is damaged")
     assert words in told[0]
+
+
+def test_one_of_another_version_is_not_called_damaged(tmp_path: Path) -> None:
+    path = write(tmp_path, 2)
+    (path / MANIFEST).write_text(f'{{"format": {FORMAT + 1}, "files": ["laid out", "otherwise"]}}')
+    assert damage(path) is None
 
 
 def test_where_none_is_whole_there_is_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The launch command, accelerate's configurations, and processes that do not find each other."""
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,8 +8,8 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from alignkit import train
-from alignkit.errors import RecipeError
-from alignkit.launch import Machine, launch_command
+from alignkit.errors import AlignkitError, RecipeError
+from alignkit.launch import Machine, launch_command, require_configuration
 
 CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "accelerate").glob("*.yaml"))
 
@@ -45,6 +46,28 @@ def test_accelerate_takes_every_configuration(path: Path) -> None:
     assert stage == (int(path.stem[4]) if path.stem.startswith("zero") else None)
     assert config.mixed_precision == "no"  # the recipe's to say
     assert config.use_cpu is False
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot read"), ("foo: [1", "is not YAML"), ("- one", "expected accelerate's configuration")],
+)
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(AlignkitError, match=f"--config-file: .*{words}"):
+        require_configuration(file)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_launcher_leaves_the_last_word_to_the_trainer(tmp_path: Path, processes: int) -> None:
+    command = launch_command(tmp_path / "none.yaml", num_processes=processes)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+    assert "none.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

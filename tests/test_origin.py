@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from alignkit import train
-from alignkit.checkpoints import ASIDE, seal
+from alignkit.checkpoints import ASIDE, FORMAT, seal
 from alignkit.errors import RecipeError
-from alignkit.origin import FORMAT, origin_of, refusal
+from alignkit.origin import origin_of, refusal
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 
@@ -117,10 +117,33 @@ def test_models_and_data_are_the_same_by_their_contents(recipe: Recipe, tmp_path
     (tmp_path / "model").rename(tmp_path / "moved")
     moved = _with(recipe, "model.path", str(tmp_path / "moved"))
     assert refusal("checkpoint-4", before, origin_of(moved, process())) is None
-    (tmp_path / "moved" / "model.safetensors").write_bytes(b"other weights")
-    assert "model.path" in str(refusal("checkpoint-4", before, origin_of(moved, process())))
+    (tmp_path / "moved" / "model.safetensors").write_bytes(b"others!")
+    assert refusal("checkpoint-4", before, origin_of(moved, process())) == (
+        "checkpoint-4 is of another recipe, and a run goes on with its own alone: model.path has other contents now"
+    )
     (tmp_path / "train.jsonl").write_text("{}\n{}\n")
     assert "data.train" in str(refusal("checkpoint-4", before, origin_of(moved, process())))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_of_the_same_size_are_not_the_same(recipe: Recipe, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "model" / name
+    content = bytearray(2**20)
+    file.write_bytes(content)
+    before = origin_of(recipe, process())
+    assert refusal("checkpoint-4", before, origin_of(recipe, process())) is None
+    content[-1] = 1
+    file.write_bytes(content)
+    assert "model.path has other contents" in str(
+        refusal("checkpoint-4", before, origin_of(recipe, process()))
+    )
+
+
+def test_micro_batches_are_part_of_a_method_that_sees_them(recipe: Recipe) -> None:
+    sinkd = _with(recipe, "method", {"type": "sinkd", "teacher": {"path": recipe.model.path}})
+    smaller = _with(sinkd, "training.micro_batch_size", 2)
+    message = refusal("checkpoint-4", origin_of(sinkd, process()), origin_of(smaller, process()))
+    assert "training.micro_batch_size was None, now 2" in str(message)
 
 
 def _with(recipe: Recipe, key: str, value: Any) -> Recipe:

@@ -187,6 +187,34 @@ def test_what_cannot_run_says_why(workplace: Path, change: dict[str, Any], code:
     assert words in result["error"]["message"]
 
 
+def test_a_run_that_is_not_taken_up_stays_as_it_was(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {name: (finished / name).read_bytes() for name in ("recipe.yaml", "result.json", "events.jsonl")}
+    recipe = finished.with_suffix(".yaml")
+    assert train.main([str(recipe), "--resume", "method.beta=0.1"]) == 1
+    told = capsys.readouterr().err
+    assert "error: checkpoint-4 is of another recipe" in told
+    assert "method.beta was 0.5, now 0.1" in told
+    assert "Traceback" not in told
+    assert {name: (finished / name).read_bytes() for name in kept} == kept
+
+
+def test_a_folder_that_is_gone_is_told(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = workplace / "gone"
+
+    def lose(*_: Any) -> None:
+        output.rename(workplace / "away")
+        (output / "checkpoints").touch()
+
+    monkeypatch.setattr(train, "run", lambda *_, **__: lose())
+    assert train.main([str(recipe_file(workplace, output))]) == 1
+    told = capsys.readouterr().err
+    assert told == f"error: The run's folder {output} is gone: --resume goes on once it is back.\n"
+
+
 def test_no_recipe_and_a_bad_recipe_are_usage_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

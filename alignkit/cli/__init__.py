@@ -70,10 +70,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
 ) -> None:
     """Run a recipe with accelerate."""
-    from alignkit.launch import launch_command, run
+    from alignkit.launch import launch_command, require_configuration, run
     from alignkit.recipe import Recipe
 
     Recipe.load(recipe, overrides or [])  # refuse a bad recipe before torch is loaded
+    if config_file is not None:
+        require_configuration(config_file)
     command = launch_command(
         recipe, overrides or [], config_file=config_file, num_processes=num_processes, resume=resume
     )
