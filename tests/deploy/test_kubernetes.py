@@ -5,6 +5,7 @@ templates are checked as Kubernetes' own, and the rest by the checks below.
 """
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from tests.deploy.rendering import (
     ROOT,
     Object,
     find,
-    kustomize,
+    laid_over,
     pods,
     program,
     rendered,
     run,
+    with_components,
 )
 
 VERSIONS = ("1.34", "1.37")
@@ -67,11 +69,24 @@ def test_the_ray_cluster_is_one(overlay: str) -> None:
             "rayStartParams",
             "template",
         }
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"], "nothing grows the cluster"
     for part in (head, *groups):
         assert all(isinstance(value, str) for value in part["rayStartParams"].values())
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.endswith(f"=={cluster['spec']['rayVersion']}") for requirement in extras["ray"])
+
+
+def test_more_nodes_are_had_as_the_documentation_says() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    (lines,) = (block for block in blocks if "/spec/workerGroupSpecs/0/replicas" in block)
+    objects = laid_over("cuda", **yaml.safe_load(lines))
+    (group,) = find(objects, "RayCluster", "ray")["spec"]["workerGroupSpecs"]
+    assert group["minReplicas"] == group["replicas"] == group["maxReplicas"] == 4
+    slots, one = (
+        int(find(found, "ConfigMap", "server")["data"]["ALIGNKIT_TRAINING_SLOTS"])
+        for found in (objects, rendered("cuda"))
+    )
+    assert slots == 4 * one
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -143,16 +158,8 @@ def _named(kustomization: dict[str, Any]) -> list[str]:
     ]
 
 
-def test_the_monitor_reads_the_servers_metrics(tmp_path: Path) -> None:
-    def relative(folder: str) -> str:
-        return os.path.relpath(KUBERNETES / folder, tmp_path)
-
-    overlay = {
-        "resources": [relative("overlays/kind")],
-        "components": [relative("components/prometheus-operator")],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    objects = tuple(kustomize(tmp_path))
+def test_the_monitor_reads_the_servers_metrics() -> None:
+    objects = with_components("kind", "prometheus-operator")
     monitor, service = find(objects, "ServiceMonitor", "server"), find(objects, "Service", "server")
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     assert monitor["metadata"]["namespace"] == service["metadata"]["namespace"]
