@@ -5,7 +5,6 @@ templates are checked as Kubernetes' own, and the rest by the checks below.
 """
 
 import os
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from tests.deploy.rendering import (
     ROOT,
     Object,
     find,
-    laid_over,
     pods,
     program,
     rendered,
@@ -75,19 +73,6 @@ def test_the_ray_cluster_is_one(overlay: str) -> None:
         assert all(isinstance(value, str) for value in part["rayStartParams"].values())
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.endswith(f"=={cluster['spec']['rayVersion']}") for requirement in extras["ray"])
-
-
-def test_more_nodes_are_had_as_the_documentation_says() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
-    (lines,) = (block for block in blocks if "/spec/workerGroupSpecs/0/replicas" in block)
-    objects = laid_over("cuda", **yaml.safe_load(lines))
-    (group,) = find(objects, "RayCluster", "ray")["spec"]["workerGroupSpecs"]
-    assert group["minReplicas"] == group["replicas"] == group["maxReplicas"] == 4
-    slots, one = (
-        int(find(found, "ConfigMap", "server")["data"]["ALIGNKIT_TRAINING_SLOTS"])
-        for found in (objects, rendered("cuda"))
-    )
-    assert slots == 4 * one
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
