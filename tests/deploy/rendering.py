@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,28 @@ def kustomize(folder: Path) -> list[Object]:
 def rendered(overlay: str) -> tuple[Object, ...]:
     """The objects of an overlay."""
     return tuple(kustomize(KUBERNETES / "overlays" / overlay))
+
+
+def laid_over(overlay: str, *, components: tuple[str, ...] = (), **more: Any) -> tuple[Object, ...]:
+    """The objects of somebody's own overlay, which lies over one of ours and takes some of our components."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()
+
+        def relative(path: str) -> str:  # kustomize knows no other
+            return os.path.relpath(KUBERNETES / path, place)
+
+        own = {
+            "resources": [relative(f"overlays/{overlay}")],
+            "components": [relative(f"components/{name}") for name in components],
+        }
+        (place / "kustomization.yaml").write_text(yaml.safe_dump(own | more))
+        return tuple(kustomize(place))
+
+
+@functools.cache
+def with_components(overlay: str, *names: str) -> tuple[Object, ...]:
+    """The objects of an overlay with some of our components."""
+    return laid_over(overlay, components=names)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,13 @@ def test_what_runs_on_is_watched(parts: tuple[str, ...]) -> None:
     assert services["server"]["hostname"] == "server", "its jobs wait for a server of the same name"
 
 
+def test_on_gpus_the_cuda_build_is_all_that_must_be_built() -> None:
+    for parts in COMPOSITIONS:
+        if "cuda" in parts:
+            images = {service["image"] for service in composed(parts)["services"].values()}
+            assert {image.partition(":")[0] for image in images} == {"alignkit-cuda", "postgres"}
+
+
 def test_every_file_takes_part() -> None:
     files = {path.name for path in (DEPLOY / "compose").glob("*.yaml")}
     assert files == {"compose.yaml", *(f"compose.{part}.yaml" for parts in COMPOSITIONS for part in parts)}

@@ -19,22 +19,23 @@ from tests.deploy.rendering import (
     ROOT,
     Object,
     find,
-    kustomize,
     pods,
     program,
     rendered,
     run,
+    with_components,
 )
 
 VERSIONS = ("1.34", "1.37")
 """The oldest and the newest Kubernetes that the manifests are checked for."""
+COMPONENTS = ("outside", "prometheus-operator", "redis")
 CUSTOM = ("RayCluster", "ServiceMonitor")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_is_valid(overlay: str, version: str) -> None:
-    objects = rendered(overlay)
+    objects = with_components(overlay, *COMPONENTS)
     for item in objects:
         if item["kind"] not in CUSTOM:
             kubernetes_validate.validate(item, version, strict=True)
@@ -67,7 +68,7 @@ def test_the_ray_cluster_is_one(overlay: str) -> None:
             "rayStartParams",
             "template",
         }
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"], "nothing grows the cluster"
     for part in (head, *groups):
         assert all(isinstance(value, str) for value in part["rayStartParams"].values())
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -131,6 +132,7 @@ def test_every_file_is_part_of_a_kustomization() -> None:
             used.add(found)
     files = {path for path in KUBERNETES.rglob("*") if path.is_file()}
     assert files - used == {KUBERNETES / "make-secrets.sh"}
+    assert {path.name for path in (KUBERNETES / "components").iterdir()} == set(COMPONENTS)
 
 
 def _named(kustomization: dict[str, Any]) -> list[str]:
@@ -143,16 +145,8 @@ def _named(kustomization: dict[str, Any]) -> list[str]:
     ]
 
 
-def test_the_monitor_reads_the_servers_metrics(tmp_path: Path) -> None:
-    def relative(folder: str) -> str:
-        return os.path.relpath(KUBERNETES / folder, tmp_path)
-
-    overlay = {
-        "resources": [relative("overlays/kind")],
-        "components": [relative("components/prometheus-operator")],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    objects = tuple(kustomize(tmp_path))
+def test_the_monitor_reads_the_servers_metrics() -> None:
+    objects = with_components("kind", "prometheus-operator")
     monitor, service = find(objects, "ServiceMonitor", "server"), find(objects, "Service", "server")
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     assert monitor["metadata"]["namespace"] == service["metadata"]["namespace"]
@@ -160,6 +154,31 @@ def test_the_monitor_reads_the_servers_metrics(tmp_path: Path) -> None:
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     assert endpoint["path"] == "/metrics"
+
+
+def test_a_component_gives_the_servers_one_redis_to_count_in() -> None:
+    objects, without = with_components("kind", "redis"), rendered("kind")
+    (server,), (before,) = (
+        find(found, "Deployment", "server")["spec"]["template"]["spec"]["containers"]
+        for found in (objects, without)
+    )
+    reference = {"secretKeyRef": {"name": "alignkit-redis", "key": "url"}}
+    added = [variable for variable in server["env"] if variable not in before["env"]]
+    assert added == [{"name": "ALIGNKIT_RATE_LIMIT_STORAGE", "valueFrom": reference}]
+    assert len(server["env"]) == len(before["env"]) + 1
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_component_gives_runs_their_credentials_and_nobody_else(overlay: str) -> None:
+    objects = with_components(overlay, "outside")
+    given = {
+        pod.name: source["secretRef"]
+        for pod in pods(objects)
+        for container in pod.containers
+        for source in container.get("envFrom", ())
+        if "secretRef" in source
+    }
+    assert given == {"ray-training": {"name": "alignkit-outside", "optional": True}}
 
 
 def test_the_secrets_that_are_referred_to_are_made_and_never_written(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.deploy.rendering import COMPONENT, OVERLAYS, Object, pods, rendered
+from tests.deploy.rendering import COMPONENT, OVERLAYS, Object, pods, rendered, with_components
 
 CLIENT = {"namespace": {"alignkit-client": "true"}}
+REDIS = {"namespace": {"alignkit-redis": "true"}}
 STRANGER = {"namespace": {"kubernetes.io/metadata.name": "default"}}
 PORTS = (53, 443, 5432, 6379, 8000, 8265, 10001)
 FLOWS = {
@@ -18,7 +19,7 @@ FLOWS = {
     ("ray", "vllm", 8000),
     *(("ray", "ray", port) for port in PORTS),
 }
-"""All that is needed, and so all that is allowed, between pods."""
+"""All that is needed, and so all that is allowed, from pods or to them."""
 TO_THE_INTERNET = {("server", 443), ("model", 443)}
 
 
@@ -32,9 +33,10 @@ class Peer:
 
 
 def peers(objects: tuple[Object, ...]) -> dict[str, Peer]:
-    """One peer a component, a client and a stranger."""
+    """One peer a component, and one of each other namespace."""
     components = {pod.component: Peer(pod.component, pod.metadata["labels"]) for pod in pods(objects)}
-    return components | {"client": Peer("client", **CLIENT), "stranger": Peer("stranger", **STRANGER)}
+    others = {"client": CLIENT, "redis": REDIS, "stranger": STRANGER}
+    return components | {name: Peer(name, **other) for name, other in others.items()}
 
 
 def allowed(objects: tuple[Object, ...], source: Peer, target: Peer, port: int) -> bool:
@@ -78,24 +80,22 @@ def _matches(selector: Object, labels: dict[str, str]) -> bool:
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_exactly_what_is_needed_is_allowed(overlay: str) -> None:
-    objects = rendered(overlay)
+def flows(objects: tuple[Object, ...]) -> set[tuple[str, str, int]]:
+    """All that is allowed from pods of ours, or to them."""
     known = peers(objects)
-    assert {flow[0] for flow in FLOWS} | {flow[1] for flow in FLOWS} | {"model", "stranger"} == known.keys()
-    found = {
+    assert known.keys() == {"server", "postgres", "vllm", "ray", "model", "client", "redis", "stranger"}
+    return {
         (source.name, target.name, port)
         for source, target in itertools.product(known.values(), known.values())
         for port in PORTS
-        if target.namespace is None and allowed(objects, source, target, port)
+        if not (source.namespace and target.namespace) and allowed(objects, source, target, port)
     }
-    assert found == FLOWS
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_few_reach_the_internet_and_nobody_private_addresses_through_it(overlay: str) -> None:
+def to_the_internet(objects: tuple[Object, ...]) -> set[tuple[str, int]]:
+    """Which components reach it, on which ports; private and link-local addresses must not be part of it."""
     found = set()
-    for item in rendered(overlay):
+    for item in objects:
         if item["kind"] != "NetworkPolicy":
             continue
         for rule in item["spec"].get("egress", ()):
@@ -106,4 +106,28 @@ def test_few_reach_the_internet_and_nobody_private_addresses_through_it(overlay:
                     )
                     component = item["spec"]["podSelector"]["matchLabels"][COMPONENT]
                     found |= {(component, port["port"]) for port in rule["ports"]}
-    assert found == TO_THE_INTERNET
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_exactly_what_is_needed_is_allowed(overlay: str) -> None:
+    assert flows(rendered(overlay)) == FLOWS
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_few_reach_the_internet_and_nobody_private_addresses_through_it(overlay: str) -> None:
+    assert to_the_internet(rendered(overlay)) == TO_THE_INTERNET
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_component_lets_runs_reach_buckets_and_trackers_and_nothing_else(overlay: str) -> None:
+    objects = with_components(overlay, "outside")
+    assert flows(objects) == FLOWS
+    assert to_the_internet(objects) == TO_THE_INTERNET | {("ray", 443)}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_component_lets_servers_reach_a_redis_and_nothing_else(overlay: str) -> None:
+    objects = with_components(overlay, "redis")
+    assert flows(objects) == FLOWS | {("server", "redis", 6379)}
+    assert to_the_internet(objects) == TO_THE_INTERNET

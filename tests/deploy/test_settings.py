@@ -79,9 +79,12 @@ def test_the_clusters_server_reads_its_settings(overlay: str, monkeypatch: pytes
     ray = find(objects, "RayCluster", "ray")["metadata"]["name"]
     assert settings.ray.address == f"http://{ray}-head-svc:8265"  # as KubeRay names it
     groups = find(objects, "RayCluster", "ray")["spec"]["workerGroupSpecs"]
-    (worker,) = (group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups)
-    assert settings.ray.gpus <= int(worker.get("nvidia.com/gpu", 0))
-    assert settings.ray.cpus <= int(worker["cpu"])
+    (group,) = groups
+    worker = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    fit = int(worker["cpu"]) // settings.ray.cpus
+    if gpus := settings.ray.gpus:
+        fit = min(fit, int(worker["nvidia.com/gpu"]) // gpus)
+    assert settings.training_slots == fit * group["replicas"], "no more nodes come than there are"
 
 
 @pytest.mark.parametrize("parts", COMPOSITIONS, ids="+".join)
