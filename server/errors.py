@@ -1,6 +1,6 @@
 """Every error leaves as OpenAI's envelope: {"error": {message, type, param, code}}."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -55,16 +55,20 @@ def not_found(kind: str, id: str, *, param: str | None = None, code: str | None 
     return ApiError(404, f"No such {kind}: {id!r}.", param=param, code=code)
 
 
+def envelope(error: ApiError) -> dict[str, Any]:
+    """The error as a client reads it."""
+    detail = error.detail
+    shown = {"message": _printable(detail.message), "param": _printable(detail.param)}
+    return {"error": detail.model_dump() | shown}
+
+
 def error_response(error: ApiError) -> JSONResponse:
-    """The envelope. A conflict or a defect is not mended by asking again, so clients are told not to."""
-    detail = error.detail.model_copy(
-        update={"message": _printable(error.detail.message), "param": _printable(error.detail.param)}
-    )
+    """The answer. A conflict or a defect is not mended by asking again, so clients are told not to."""
     headers = {"x-should-retry": "false"} if error.status in {409, 500, 507} else {}
     headers.update(error.headers)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse({"error": detail.model_dump()}, error.status, headers)
+    return JSONResponse(envelope(error), error.status, headers)
 
 
 def server_error(request_id: str) -> ApiError:
@@ -93,7 +97,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(_invalid(error.errors()))
+        return error_response(_invalid(error.errors(), error.body))
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -115,17 +119,17 @@ def _allowed(app: FastAPI, path: str) -> set[str]:
     return {method for route in routes if route.path == routes[0].path for method in route.methods or ()}
 
 
-def _invalid(errors: Sequence[Any]) -> ApiError:
+def _invalid(errors: Sequence[Any], body: object) -> ApiError:
     """One sentence a refused field; `param` and `code` are the first one's."""
-    issues = [_issue(error) for error in errors]
+    issues = [_issue(error, body) for error in errors]
     return ApiError(
         400, "\n".join(message for _, message, _ in issues), param=issues[0][0], code=issues[0][2]
     )
 
 
-def _issue(error: dict[str, Any]) -> tuple[str | None, str, str | None]:
+def _issue(error: dict[str, Any], body: object) -> tuple[str | None, str, str | None]:
     """(param, sentence, code) of one of pydantic's errors."""
-    path = ".".join(str(part) for part in error["loc"][1:] if part != "[key]") or None
+    path = ".".join(_path(error["loc"][1:], body)) or None
     kind, text = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "json_invalid":
         return None, f"The body is not valid JSON: {error['ctx']['error']}.", "invalid_json"
@@ -141,6 +145,30 @@ def _issue(error: dict[str, Any]) -> tuple[str | None, str, str | None]:
         f"{path or 'body'}: {text[:1].lower()}{text[1:]}, found {shorten(error['input'])}.",
         "invalid_value",
     )
+
+
+def _path(location: Sequence[str | int], body: object) -> Iterator[str]:
+    """The parts of `location` by which the client would find the place in its `body`.
+
+    pydantic has more: it tells a key from its value, and at a choice between models, which the client makes by
+    `type`, it names the choice.
+    """
+    here, chosen = body, False
+    for part in location:
+        if part == "[key]":
+            continue
+        if isinstance(here, dict) and here.get("type") == part and not chosen:
+            chosen = True
+            continue
+        yield str(part)
+        here, chosen = _inside(here, part), False
+
+
+def _inside(value: Any, part: str | int) -> object:
+    try:
+        return value[part]
+    except (LookupError, TypeError):
+        return None
 
 
 def shorten(value: object) -> str:

@@ -1,13 +1,14 @@
 """What the parts of a running service share; made once by the application's lifespan."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
 from server.database import Database
+from server.jobs.checking import Checks
 from server.jobs.ledger import JobLedger
 from server.jobs.runner import JobRunner, Unpublish
 from server.models.catalog import ModelCatalog
@@ -59,6 +60,7 @@ class Services:
     runner: JobRunner | None
     unpublisher: Unpublish
     runner_started: bool = False
+    checks: Checks = field(default_factory=Checks)
 
     def enqueue(self, job_id: str) -> None:
         """Hand a stored job to the runner. One that it cannot take waits for the next start, which takes all."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from alignkit.cli.jobs import parameters
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
 
@@ -130,3 +131,14 @@ def test_estimate_refuses_in_one_line(home: Path, options: list[str], message: s
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(message) or message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_parameters_are_numbers_however_they_are_written() -> None:
+    given = ["beta=1e-1", "n_epochs=3", "divergence=jeffreys", "robust=true", "rejected_floor=-1e3"]
+    assert parameters(given) == {
+        "beta": 0.1,
+        "n_epochs": 3,
+        "divergence": "jeffreys",
+        "robust": True,
+        "rejected_floor": -1000.0,
+    }

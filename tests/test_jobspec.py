@@ -90,6 +90,13 @@ def test_all_weights_are_trained_without_adapters_and_far_slower() -> None:
         ({"n_epochs": 51}, "n_epochs", "less than or equal to 50"),
         ({"batch_size": 10**9}, "batch_size", "less than or equal to 256"),
         ({"batch_size": 4.5}, "batch_size", "integer"),
+        ({"n_epochs": True}, "n_epochs", "'auto' or a valid integer, found True"),
+        ({"n_epochs": "3"}, "n_epochs", "'auto' or a valid integer, found '3'"),
+        ({"n_epochs": 3.0}, "n_epochs", "'auto' or a valid integer, found 3.0"),
+        ({"beta": "0.1"}, "beta", "'auto' or a valid number, found '0.1'"),
+        ({"learning_rate_multiplier": True}, "learning_rate_multiplier", "a valid number, found True"),
+        ({"warmup_steps": "1"}, "warmup_steps", "a valid integer, found '1'"),
+        ({"match_curvature": 1}, "match_curvature", "a valid boolean, found 1"),
         ({"learning_rate_multiplier": 0}, "learning_rate_multiplier", "greater than 0"),
         ({"lora_rank": 0}, "lora_rank", "greater than or equal to 1"),
         ({"divergence": "total_variation"}, "divergence", "unknown divergence"),
@@ -103,6 +110,11 @@ def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str,
         spec(hyperparameters)
     assert [issue.path for issue in caught.value.issues] == [f"{PREFIX}.{path}"]
     assert words in str(caught.value)
+
+
+def test_an_integer_will_do_for_a_number() -> None:
+    resolved = spec({"beta": 1, "learning_rate_multiplier": 2, "lora_alpha": 8, "sft_weight": 0})
+    assert (resolved.recipe.method.beta, resolved.recipe.lora.alpha) == (1.0, 8.0)
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:

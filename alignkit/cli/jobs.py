@@ -1,5 +1,6 @@
 """`alignkit jobs`: fine-tuning jobs of a running service, through the official OpenAI client."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -82,7 +83,7 @@ def submit(
     job = client.fine_tuning.jobs.create(
         model=model,
         training_file=ids[0],
-        method={"type": method, method: {"hyperparameters": _parameters(param or [])}},
+        method={"type": method, method: {"hyperparameters": parameters(param or [])}},
         **{name: value for name, value in optional.items() if value is not None},
     )
     console.print(job.id)
@@ -90,14 +91,23 @@ def submit(
         watch(job.id)
 
 
-def _parameters(pairs: list[str]) -> dict[str, Any]:
+def parameters(pairs: list[str]) -> dict[str, Any]:
+    """Hyperparameters from name=value."""
     values = {}
     for pair in pairs:
         name, separator, text = pair.partition("=")
         if not separator:
             raise AlignkitError(f"--param {pair}: expected name=value, such as beta=0.1")
-        values[name] = yaml.safe_load(text)
+        values[name] = _value(text)
     return values
+
+
+def _value(text: str) -> Any:
+    """A JSON or YAML value: YAML alone takes 1e-3 for text, which no number's place accepts."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 @app.command("list")

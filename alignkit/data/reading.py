@@ -16,6 +16,8 @@ from alignkit.errors import DataError
 DEFAULT_MAX_LINE_BYTES = 8 * 2**20
 DEFAULT_MAX_BYTES = 2 * 2**30
 """Of the text, decompressed: a gzip of a few MB can hold many GB."""
+DEFAULT_MAX_LINES = 2_000_000
+"""Blank ones included: a gzip of half a MB can hold hundreds of millions of them."""
 
 _BOM = b"\xef\xbb\xbf"
 _OTHER_KINDS = {
@@ -40,14 +42,19 @@ class Line:
 
 
 def iter_lines(
-    path: Path, *, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES, max_bytes: int = DEFAULT_MAX_BYTES
+    path: Path,
+    *,
+    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_lines: int = DEFAULT_MAX_LINES,
 ) -> Iterator[Line]:
     """Every line of a .jsonl or gzipped file that is not blank, decoded.
 
     A line over `max_line_bytes` is skipped without being held. Raises DataError, after the lines that could be
-    read, where the file as a whole cannot be: missing, damaged, over `max_bytes` of text, or of another kind.
+    read, where the file as a whole cannot be: missing, damaged, of another kind, over `max_bytes` of text or
+    `max_lines`.
     """
-    reader = _Reader(max_line_bytes, max_bytes)
+    reader = _Reader(max_line_bytes, max_bytes, max_lines)
     try:
         with ExitStack() as stack:
             yield from reader.lines(_open(path, stack))
@@ -70,15 +77,20 @@ def _open(path: Path, stack: ExitStack) -> BinaryIO:
 class _Reader:
     """Counts lines and bytes while it reads; `number` is the last line begun."""
 
-    def __init__(self, max_line_bytes: int, max_bytes: int) -> None:
+    def __init__(self, max_line_bytes: int, max_bytes: int, max_lines: int) -> None:
         self.number = 0
         self._max_line_bytes = max_line_bytes
         self._left = max_bytes
         self._max_bytes = max_bytes
+        self._max_lines = max_lines
         self._first = True
 
     def lines(self, file: BinaryIO) -> Iterator[Line]:
         while raw := self._piece(file):
+            if self.number == self._max_lines:
+                raise DataError(
+                    f"the file holds too many lines: expected at most {self._max_lines:,}, blank ones included"
+                )
             self.number += 1
             if self.number == 1:
                 raw = raw.removeprefix(_BOM)

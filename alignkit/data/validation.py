@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Generic
 
 from alignkit.data.nodes import MAX_UNUSED_NAMES, RowError
-from alignkit.data.reading import DEFAULT_MAX_BYTES, DEFAULT_MAX_LINE_BYTES, Line, iter_lines
+from alignkit.data.reading import (
+    DEFAULT_MAX_BYTES,
+    DEFAULT_MAX_LINE_BYTES,
+    DEFAULT_MAX_LINES,
+    Line,
+    iter_lines,
+)
 from alignkit.data.schemas import Row, RowSchema, schema_for
 from alignkit.errors import DataError
 
@@ -78,13 +84,16 @@ def check_file(
     max_issues: int = MAX_ISSUES,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    max_lines: int = DEFAULT_MAX_LINES,
 ) -> FileReport:
     """Check every line of `path` for `method`, streaming. Never raises for what is in the file.
 
-    `max_bytes` limits the text, decompressed. Raises DataError for an unknown method.
+    `max_bytes` limits the text, decompressed; `max_lines` counts blank lines too. Raises DataError for an unknown
+    method.
     """
     inspection = Inspection(schema_for(method), max_issues)
-    for _ in inspection.rows(iter_lines(path, max_line_bytes=max_line_bytes, max_bytes=max_bytes)):
+    lines = iter_lines(path, max_line_bytes=max_line_bytes, max_bytes=max_bytes, max_lines=max_lines)
+    for _ in inspection.rows(lines):
         pass
     return inspection.report()
 

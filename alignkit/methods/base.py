@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from alignkit.schema import Section
 
@@ -30,7 +30,9 @@ ResolveModel = Callable[[str], ModelSource]
 
 
 class Hyperparameters(Section):
-    """What every method takes in a job: OpenAI's three, and the run's own."""
+    """What every method takes in a job: OpenAI's three, and the run's own. JSON's types are taken as they are."""
+
+    model_config = ConfigDict(strict=True)
 
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
     batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"

@@ -67,6 +67,11 @@ class FDPOSection(Section):
         return {name: value for name, value in given.items() if value is not None}
 
 
+def _with_names(described: dict[str, Any]) -> None:
+    """Add the divergences that a job may name; read when asked for, since more can be registered."""
+    described["enum"] = list(divergences.available())
+
+
 class DPOHyperparameters(Hyperparameters):
     """OpenAI's `dpo`: f-DPO under the reverse KL."""
 
@@ -76,7 +81,7 @@ class DPOHyperparameters(Hyperparameters):
 class FDPOHyperparameters(DPOHyperparameters):
     """f-DPO's own: the divergence, and what goes with it."""
 
-    divergence: str = "reverse_kl"
+    divergence: str = Field("reverse_kl", json_schema_extra=_with_names)
     alpha: Annotated[float, Field(gt=0, le=10)] | None = None
     f_alpha_divergence_coef: Annotated[float, Field(lt=1, ge=-9)] | None = None
     match_curvature: bool = False

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.chat.errors import as_event, engine_error, engine_lost, engine_refused
+from server.chat.errors import as_event, engine_error, engine_lost, engine_refused, with_errors_told
 from server.engines.errors import EngineError
 from server.errors import ApiError
 
@@ -132,19 +132,19 @@ class EngineStream(StreamingResponse):
 
 
 async def relay_events(upstream: aiohttp.ClientResponse, lost: ApiError) -> AsyncIterator[bytes]:
-    """Whole events as they come; where the engine is lost midway, `lost` as the last one."""
+    """Whole events as they come, errors among them as ours; where the engine is lost midway, `lost` is the last."""
     pending = b""
     try:
         async for chunk in upstream.content.iter_any():
             whole, separator, pending = (pending + chunk).rpartition(b"\n\n")
             if separator:
-                yield whole + separator
+                yield with_errors_told(whole + separator)
     except ENGINE_LOST:
         # The half event is dropped: a client could not read it.
         yield as_event(lost)
         return
     if pending:
-        yield pending
+        yield with_errors_told(pending)
 
 
 Answer = TypeVar("Answer")

@@ -152,8 +152,8 @@ async def _parse(body: AsyncIterator[bytes], boundary: bytes, descriptor: int, f
         "end",
     )
     callbacks: Any = {f"on_{name}": getattr(form, f"on_{name}") for name in names}
-    parser = MultipartParser(boundary, callbacks)
     try:
+        parser = MultipartParser(boundary, callbacks)  # refuses a boundary that is too long
         async for chunk in body:
             parser.write(chunk)
             if len(form.pending) >= WRITE_BYTES:

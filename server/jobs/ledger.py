@@ -138,9 +138,14 @@ class JobLedger:
         source_line: int | None = None,
         once: str | None = None,
     ) -> None:
-        """Add an event; one that has a `source_line`, or a name under `once`, only where the job has none of that."""
+        """Add an event; one that has a `source_line`, or a name under `once`, only where the job has none of that.
+
+        A finished job is given none: its last event is the one of its end, so whoever has seen that has seen all.
+        """
         with self._database.writing() as session:
             job = _locked(session, job_id)
+            if job.status in FINISHED:
+                return
             if source_line is not None and _exists(session, Event, job_id, Event.source_line == source_line):
                 return
             event = _event(job, level, message)

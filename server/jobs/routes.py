@@ -3,6 +3,7 @@
 import re
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse
 
@@ -31,7 +32,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 
 @router.post("", responses=documented(404, 409))
-def create_job(
+async def create_job(
     body: JobRequest,
     project: ProjectDep,
     services: ServicesDep,
@@ -42,11 +43,11 @@ def create_job(
     ] = None,
 ) -> JobObject:
     """Create a fine-tuning job. Refused whole where the model, a file or a hyperparameter is not in order."""
-    if idempotency_key is None:
-        return jobs.create(prepare(body, project, services))
-    idempotency = Idempotency.of(idempotency_key, body)
-    known = created_before(idempotency, project, services)
-    return jobs.get(known) if known else jobs.create(prepare(body, project, services), idempotency)
+    idempotency = Idempotency.of(idempotency_key, body) if idempotency_key is not None else None
+    if idempotency and (known := await to_thread.run_sync(created_before, idempotency, project, services)):
+        return await to_thread.run_sync(jobs.get, known)
+    prepared = await services.checks.run(project.project_id, lambda: prepare(body, project, services))
+    return await to_thread.run_sync(jobs.create, prepared, idempotency)
 
 
 @router.get("", responses=documented(404))

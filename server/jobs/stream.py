@@ -8,7 +8,6 @@ import anyio
 from anyio import to_thread
 from fastapi.sse import format_sse_event
 
-from server.clock import now
 from server.database import Database
 from server.errors import ApiError
 from server.jobs.presenting import present_event
@@ -18,8 +17,6 @@ from server.jobs.tables import Event
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 15.0
-LINGER_SECONDS = 2
-"""A job's last events may be stored just after its last status."""
 BATCH = 200
 
 
@@ -82,7 +79,7 @@ class EventStream:
     def _look(self, position: int) -> tuple[Sequence[Event], bool]:
         """The next events, and whether none can follow them any more."""
         with self.database.reading() as session:
-            job = JobRepository(session, self.project_id).get(self.job_id)
-            over = job.status in FINISHED and now() - (job.finished_at or 0) >= LINGER_SECONDS
+            # In this order: a finished job is given no further events, so those looked for after it are all.
+            over = JobRepository(session, self.project_id).get(self.job_id).status in FINISHED
             events = EventRepository(session, self.project_id)
             return events.following(self.job_id, position, BATCH, self.type), over

@@ -13,12 +13,16 @@ router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 
 
 @router.post("/preview", responses=documented(404))
-def preview_job(body: PreviewRequest, project: ProjectDep, services: ServicesDep) -> PreviewObject:
+async def preview_job(body: PreviewRequest, project: ProjectDep, services: ServicesDep) -> PreviewObject:
     """Show rows of the training file as the job would see them, and which tokens carry loss."""
-    return service.preview(body, prepare(body, project, services), services)
+    return await services.checks.run(
+        project.project_id, lambda: service.preview(body, prepare(body, project, services), services)
+    )
 
 
 @router.post("/jobs/estimate", responses=documented(404))
-def estimate_job(body: JobRequest, project: ProjectDep, services: ServicesDep) -> EstimateObject:
+async def estimate_job(body: JobRequest, project: ProjectDep, services: ServicesDep) -> EstimateObject:
     """Estimate a job's tokens, steps, time and memory, and whether it fits the device that jobs run on."""
-    return service.estimate(prepare(body, project, services), project, services)
+    return await services.checks.run(
+        project.project_id, lambda: service.estimate(prepare(body, project, services), project, services)
+    )

@@ -134,6 +134,20 @@ def test_a_gzip_bomb_is_not_unpacked_to_its_end(tmp_path: Path, content: bytes) 
     assert report.problem == "the file holds too much text: expected at most 20,000 bytes"
 
 
+@pytest.mark.parametrize("line", ["", " \r", GOOD])
+def test_lines_are_limited_blank_ones_too(tmp_path: Path, line: str) -> None:
+    content = GOOD + f"\n{line}" * 9 + "\n"
+    assert check(tmp_path, content, max_lines=10).ok
+    for pack in (bytes, gzip.compress):
+        report = check(tmp_path, pack(f"{content}\n".encode()), max_lines=10)
+        assert report.problem == "the file holds too many lines: expected at most 10, blank ones included"
+
+
+def test_half_a_megabyte_of_blank_lines_is_soon_given_up_on(tmp_path: Path) -> None:
+    report = check(tmp_path, gzip.compress(b"\n" * 100_000_000, 1))
+    assert report.problem == "the file holds too many lines: expected at most 2,000,000, blank ones included"
+
+
 def test_twenty_lines_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
     report = check(tmp_path, "{}\n" * 30 + GOOD)
     assert (report.rows, report.bad_rows, len(report.issues)) == (31, 30, 20)

@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from server.chat.body import MAX_BODY_BYTES
+from server.chat.errors import with_errors_told
 from tests.server.chat.conftest import TUNED, Service
 from tests.server.engines.support import wait_until
 
@@ -71,6 +72,41 @@ def test_an_engine_that_dies_midway_ends_the_stream_with_an_error(service: Servi
         (last,) = events  # the half event is not passed on
     error = json.loads(last)["error"]
     assert (error["type"], error["code"]) == ("server_error", "engine_failed")
+
+
+@pytest.mark.parametrize(("code", "kind"), [(500, "server_error"), (400, "invalid_request_error")])
+def test_an_error_inside_a_stream_is_told_as_any_other(service: Service, code: int, kind: str) -> None:
+    with service.stream(f"fail:{code}") as response:
+        event, error, done = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+    assert json.loads(event) == {"text": 'an "error"', "error": None}
+    assert json.loads(error) == {
+        "error": {"message": "no: see …/m.bin", "type": kind, "param": None, "code": None}
+    }
+    assert done == "[DONE]"
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        b'data: {"text": "\\"error\\": /srv/x/y"}\n\n',
+        b'data: {"logprobs": {"error": "/srv/x/y"}}\n\n',
+        b'data: {"error": \n\n',
+        b': "error"\n\n',
+        b'data: ["error"]\n\n',
+    ],
+)
+def test_what_is_no_error_passes_byte_for_byte(events: bytes) -> None:
+    assert with_errors_told(events) == events
+
+
+def test_errors_between_events_and_without_an_object_are_told_too() -> None:
+    told = with_errors_told(b'data: {"n": 0}\n\ndata:{"error": "at /srv/x/y"}\r\n\r\ndata: {"n": 1}\n\n')
+    first, error, last = told.replace(b"\r", b"").split(b"\n\n")[:3]
+    assert (first, last) == (b'data: {"n": 0}', b'data: {"n": 1}')
+    found = json.loads(error.removeprefix(b"data:"))["error"]
+    assert found["type"] == "server_error"
+    assert "…/y" in found["message"]
+    assert "/srv" not in found["message"]
 
 
 def test_the_official_client_raises_what_the_stream_ended_with(service: Service) -> None:

@@ -97,6 +97,15 @@ class Handler(BaseHTTPRequestHandler):
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
 
+    def chat_fail(self, argument: str, raw: bytes) -> None:
+        """A stream in which an error of that code comes, after an event that only looks like one."""
+        self.start_stream()
+        self.event({"text": 'an "error"', "error": None})
+        error = {"message": "no: see /srv/secret/m.bin", "type": "e", "param": None, "code": int(argument)}
+        self.event({"error": error})
+        self.chunk(b"data: [DONE]\n\n")
+        self.chunk(b"")
+
     def chat_endless(self, argument: str, raw: bytes) -> None:
         self.start_stream()
         try:

@@ -157,6 +157,19 @@ def test_a_body_that_is_no_form_is_refused(service: Running, key: str) -> None:
     assert "multipart/form-data" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["files", "uploads/{}/parts"])
+def test_a_boundary_that_is_too_long_is_refused(
+    service: Running, client: OpenAI, key: str, path: str
+) -> None:
+    opened = client.uploads.create(bytes=1, filename="a", mime_type="x/y", purpose="fine-tune")
+    headers = {"content-type": f"multipart/form-data; boundary={'b' * 500}"}
+    with service.http(key) as http:
+        answer = http.post(f"/v1/{path.format(opened.id)}", content=b"--b--", headers=headers)
+    assert answer.status_code == 400
+    assert "not valid multipart/form-data: Boundary length 500" in answer.json()["error"]["message"]
+    assert not list(service.settings.files_dir.glob(".upload-*"))
+
+
 def test_an_empty_file_can_be_uploaded(client: OpenAI) -> None:
     assert client.files.create(file=("empty", b""), purpose="fine-tune").bytes == 0
 

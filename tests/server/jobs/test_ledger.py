@@ -129,6 +129,17 @@ def test_a_line_of_the_run_is_stored_once(database: Database, ledger: JobLedger,
         ledger.add_event("ftjob-unknown", level="info", message="?")
 
 
+def test_the_event_of_a_jobs_end_is_its_last(database: Database, ledger: JobLedger, job_id: str) -> None:
+    def report(number: int) -> None:
+        if number == THREADS // 2:
+            assert ledger.transition(job_id, "failed", only_from=("queued",), events=[("error", "the end")])
+        ledger.add_event(job_id, level="info", message=f"{number}")
+
+    at_once(report)
+    ledger.add_event(job_id, level="info", message="late", once="late")
+    assert rows(database, Event)[-1].message == "the end"
+
+
 def test_an_event_is_stored_whatever_a_training_log_holds(
     database: Database, ledger: JobLedger, job_id: str
 ) -> None:

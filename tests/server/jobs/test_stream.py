@@ -1,7 +1,6 @@
 """A job's events as they happen: server-sent events, from the start or from where a listener left."""
 
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,6 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from server.clock import now
 from tests.server.support import Running, create_job
 
 
@@ -19,8 +17,9 @@ def http(service: Running, key: str) -> Iterator[httpx.Client]:
         yield http
 
 
-def finish(service: Running, job_id: str, *, finished_at: int) -> None:
-    service.ledger.transition(job_id, "succeeded", only_from=("queued", "running"), finished_at=finished_at)
+def finish(service: Running, job_id: str) -> None:
+    last = [("info", "The job has successfully completed")]
+    service.ledger.transition(job_id, "succeeded", only_from=("queued", "running"), events=last)
 
 
 def listen(http: httpx.Client, job_id: str, **options: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -53,15 +52,12 @@ def test_a_listener_hears_all_until_the_job_is_over(
             )
         if event["message"] == "Step 1":
             assert event["data"] == {"loss": 0.5}
-            finish(service, job.id, finished_at=now())
-            threading.Timer(
-                0.7, lambda: service.ledger.add_event(job.id, level="info", message="Late, but the last")
-            ).start()
+            finish(service, job.id)
     assert heard == [
         f"Created fine-tuning job: {job.id}",
         "Files validated, job queued",
         "Step 1",
-        "Late, but the last",
+        "The job has successfully completed",
     ]
 
 
@@ -69,7 +65,7 @@ def test_a_listener_goes_on_where_it_left(service: Running, client: OpenAI, http
     job = create_job(client)
     for number in range(3):
         service.ledger.add_event(job.id, level="info", message=f"Step {number}")
-    finish(service, job.id, finished_at=now() - 10)
+    finish(service, job.id)
     ids = [event_id for event_id, _ in listen(http, job.id)]
     newest_first = [event.id for event in client.fine_tuning.jobs.list_events(job.id)]
     assert ids == newest_first[::-1]
@@ -81,10 +77,36 @@ def test_a_listener_that_heard_all_need_not_come_back(
     service: Running, client: OpenAI, http: httpx.Client
 ) -> None:
     job = create_job(client)
-    finish(service, job.id, finished_at=now() - 10)
+    finish(service, job.id)
     last = client.fine_tuning.jobs.list_events(job.id).data[0].id
     path = f"/v1/fine_tuning/jobs/{job.id}/events?stream=true"
     assert http.get(path, headers={"last-event-id": last}).status_code == 204
+
+
+@pytest.mark.parametrize("of", ["events", "metrics"])
+def test_a_cancelled_jobs_stream_ends_with_all_that_its_events_hold(
+    service: Running, client: OpenAI, http: httpx.Client, of: str
+) -> None:
+    job = create_job(client)
+    service.ledger.transition(job.id, "running", only_from=("queued",))
+
+    def report(number: int) -> None:  # as a run that is being stopped still does
+        service.ledger.add_event(
+            job.id, level="info", message=f"{number}", type="metrics", source_line=number
+        )
+
+    report(0)
+    client.fine_tuning.jobs.cancel(job.id)
+    report(1)
+    path = f"/v1/fine_tuning/jobs/{job.id}/{of}?stream=true"
+    heard = [
+        line.removeprefix("id: ") for line in http.get(path).text.splitlines() if line.startswith("id: ")
+    ]
+    report(2)
+    kept = client.fine_tuning.jobs.list_events(job.id).data[::-1]
+    assert [event.message for event in kept[-2:]] == ["0", "The job was cancelled"]
+    assert heard == [event.id for event in kept if of == "events" or event.type == "metrics"]
+    assert http.get(path, headers={"last-event-id": heard[-1]}).status_code == 204
 
 
 def test_an_event_of_another_job_is_no_place_to_start(
@@ -102,9 +124,9 @@ def test_many_events_come_whole_and_in_order(service: Running, client: OpenAI, h
     job = create_job(client)
     for number in range(450):
         service.ledger.add_event(job.id, level="info", message=str(number), source_line=number)
-    finish(service, job.id, finished_at=now() - 10)
+    finish(service, job.id)
     heard = [event["message"] for _, event in listen(http, job.id)]
-    assert heard[2:] == [str(number) for number in range(450)]
+    assert heard[2:-1] == [str(number) for number in range(450)]
     pages = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
     assert [event.message for event in pages] == heard[::-1]
 
