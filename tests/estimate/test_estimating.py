@@ -104,6 +104,97 @@ def test_the_smallest_is_the_first_that_fits() -> None:
     assert smallest(recipe({"type": "f_dpo"}, "llama-3.1-405b", lora=None), LENGTHS, device="l4") is None
 
 
+@pytest.mark.parametrize(
+    ("path", "device", "mixed", "batch", "expected"),
+    [
+        ("llama-3.1-70b", "h100", "no", 24, (24, "fsdp2")),
+        ("llama-3.1-8b", "a100-80gb", "bf16", 3, (3, "zero2")),
+        ("llama-3.1-8b", "a100-80gb", "bf16", 12, (3, "zero2")),
+    ],
+)
+def test_numbers_of_devices_follow_from_the_batch(
+    path: str, device: str, mixed: str, batch: int, expected: tuple[int, str]
+) -> None:
+    training = {"batch_size": batch, "micro_batch_size": 1, "mixed_precision": mixed}
+    found = smallest(
+        recipe({"type": "supervised"}, path, lora=None, training=training), LENGTHS, device=device
+    )
+    assert found is not None
+    assert (found.devices, found.stage) == expected
+
+
+def test_beyond_a_node_are_whole_nodes() -> None:
+    training = {"batch_size": 60, "micro_batch_size": 1}  # 10, 12, 15, 20, 30 and 60 are not whole nodes of 8
+    assert (
+        smallest(
+            recipe({"type": "supervised"}, "llama-3.1-70b", lora=None, training=training),
+            LENGTHS,
+            device="h100",
+        )
+        is None
+    )
+
+
+def test_a_stage_has_its_own_smallest() -> None:
+    run = recipe({"type": "supervised"}, training={"micro_batch_size": 1})
+    found = [
+        smallest(run, LENGTHS, device="h100", stage=stage) for stage in ("zero3", "zero3_offload", "single")
+    ]
+    assert [one and (one.devices, one.stage) for one in found] == [
+        (2, "zero3"),
+        (1, "zero3_offload"),
+        (1, "single"),
+    ]
+
+
+def test_one_gpu_may_offload() -> None:
+    single, offloaded = compare(
+        recipe({"type": "supervised"}, "llama-3.1-8b", lora=None, training={"micro_batch_size": 1}),
+        LENGTHS,
+        device="h100",
+    )
+    assert (single.stage, single.fits) == ("single", False)
+    assert (offloaded.stage, offloaded.fits, offloaded.memory.kinds["weights"]) == ("zero3_offload", True, 0)
+    assert offloaded.memory.host > 16 * offloaded.parameters
+    # all weights come over the bus, for the forward and for the backward, and all gradients go back
+    assert offloaded.step_seconds.communication > 8 * 6 * offloaded.parameters / 50e9
+
+
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, set[str]]] = [
+    ({}, {"training": {"optimizer": "adafactor"}}, "training.optimizer: ZeRO-3 .* found adafactor", {"ddp"}),
+    ({}, {"training": {"optimizer": "adamw_8bit"}}, "training.optimizer: ZeRO-3", {"ddp"}),
+    (
+        {},
+        {"model": {"quantization": "nf4"}},
+        "model.quantization: .* found ZeRO-3",
+        {"ddp", "zero1", "zero2"},
+    ),
+    ({"resample_every": 5}, {}, "method.resample_every: expected a sampler_url", {"ddp", "zero1", "zero2"}),
+]
+
+
+@pytest.mark.parametrize(("method", "parts", "message", "stages"), REFUSED)
+def test_what_training_refuses_is_not_recommended(
+    method: dict[str, Any], parts: dict[str, Any], message: str, stages: set[str]
+) -> None:
+    run = recipe({"type": "d2o"} | method, **parts)
+    assert {one.stage for one in compare(run, LENGTHS, device="h100", count=4)} == stages
+    for ask in (estimate, smallest):
+        options: Any = {"count": 4} if ask is estimate else {}
+        with pytest.raises(EstimateError, match=f"stage: zero3 does not train this recipe: {message}"):
+            ask(run, LENGTHS, device="h100", stage="zero3", **options)
+
+
+def test_references_that_follow_the_policy_are_refused_under_fsdp_alone() -> None:
+    run = recipe({"type": "d2o", "ref_refresh_every": 5})
+    assert {one.stage for one in compare(run, LENGTHS, device="h100", count=4)} == set(STAGES) - {
+        "single",
+        "fsdp2",
+    }
+    drawn_elsewhere = recipe({"type": "d2o", "resample_every": 5, "sampler_url": "http://localhost:8000"})
+    assert len(compare(drawn_elsewhere, LENGTHS, device="h100", count=4)) == len(STAGES) - 1
+
+
 def test_a_micro_batch_that_is_free_is_the_largest_that_fits() -> None:
     free = recipe({"type": "f_dpo"}, "llama-3.1-8b", training={"micro_batch_size": None})
     found = smallest(free, assumed(2048, 1000), device="h100")
