@@ -112,7 +112,7 @@ def _padding(base: Any, forward: Forward, attention: str) -> dict[str, Any]:
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return {"attention_mask": mask}
     # Given, since some models take positions from the mask.
-    positions = torch.arange(forward.length).expand(forward.sequences, -1)
+    positions = torch.arange(forward.length).unsqueeze(0)
     return {"attention_mask": mask, "position_ids": positions}
 
 

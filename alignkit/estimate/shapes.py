@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from alignkit.estimate.devices import EstimateError
+from alignkit.estimate.quantising import BYTES, matrices
 from alignkit.methods.work import ModelUse
 
 _BUILDING = threading.Lock()
@@ -27,7 +28,12 @@ class Shape:
     parameters: int
     trainable: int
     weight_bytes: int
-    """Of all parameters, as loaded."""
+    """Of all parameters, as they are stored."""
+    quantised: int
+    """Parameters that are stored quantised, if any."""
+    quantised_bytes: int
+    largest_quantised: int
+    """Parameters of the largest such matrix, which is made whole for its products."""
     trained_bytes: int
     """Of the trainable ones."""
     largest_trained: int
@@ -100,11 +106,18 @@ def _read_shape(use: ModelUse, _changed: int) -> Shape:
     inside = sum(weight.numel() for weight in every if id(weight) not in apart)
     heads = text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    size = BYTES.get(use.quantization or "")
+    stored = list(matrices(bare)) if size else []
+    quantised_bytes = round(sum(map(size, stored))) if size else 0
+    loaded = sum(weight.nbytes for weight in every) - sum(weight.nbytes for weight in stored)
     return Shape(
         source=source,
         parameters=sum(weight.numel() for weight in every),
         trainable=sum(weight.numel() for weight in trained),
-        weight_bytes=sum(weight.nbytes for weight in every),
+        weight_bytes=loaded + quantised_bytes,
+        quantised=sum(weight.numel() for weight in stored),
+        quantised_bytes=quantised_bytes,
+        largest_quantised=max((weight.numel() for weight in stored), default=0),
         trained_bytes=sum(weight.nbytes for weight in trained),
         largest_trained=max((weight.nbytes for weight in trained), default=0),
         layers=layers,
@@ -134,6 +147,9 @@ def build(config: Any, use: ModelUse) -> Any:
             from alignkit.methods.arguments import peft_config
 
             model = get_peft_model(model, peft_config(use.lora))
+            if use.quantization is not None:  # as TRL makes them
+                for weight in (weight for weight in model.parameters() if weight.requires_grad):
+                    weight.data = weight.data.to(torch.bfloat16)
     if not use.trains:
         model.requires_grad_(False)
     return model

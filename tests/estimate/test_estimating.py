@@ -220,6 +220,35 @@ def test_checkpoints_fill_the_disk() -> None:
     assert found.disk.total == 5 * found.disk.checkpoint + found.disk.result
 
 
+def test_a_checkpoint_is_in_the_dtype_that_is_trained() -> None:
+    training = {"micro_batch_size": 1, "mixed_precision": "bf16"}
+    run = recipe({"type": "supervised"}, lora=None, training=training)
+    found = {one.stage: one for one in compare(run, LENGTHS, device="h100", count=2)}
+    each = {name: one.disk.checkpoint / one.parameters for name, one in found.items()}
+    assert each == {"ddp": 6, "zero1": 14, "zero2": 14, "zero3": 14, "zero3_offload": 14, "fsdp2": 12}
+    assert found["fsdp2"].disk.result == 4 * found["fsdp2"].parameters
+
+
+@pytest.mark.parametrize(("name", "bits"), [("nf4", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
+def test_quantised_weights_take_less(name: str, bits: float) -> None:
+    plain, stored = (
+        on({"type": "supervised"}, path="llama-3.1-8b", model={"quantization": quantization})
+        for quantization in (None, name)
+    )
+    linear = 32 * 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
+    rows = 32 * (2 * 4096 + 2 * 1024 + 2 * 14336 + 4096) if name == "int8" else 0
+    adapters = stored.trainable * 2  # in 16 bits, where they are float32 otherwise
+    expected = plain.memory.kinds["weights"] - 2 * linear - adapters + linear * bits / 8 + 4 * rows
+    assert stored.memory.kinds["weights"] == pytest.approx(expected, abs=1)
+    assert stored.parameters == plain.parameters
+    assert stored.memory.kinds["gathered"] == 2 * 4096 * 14336  # one matrix at a time, in bfloat16
+    mixed = {"mixed_precision": "bf16"}
+    zero2 = on(
+        {"type": "supervised"}, 2, "zero2", path="llama-3.1-8b", model={"quantization": name}, training=mixed
+    )
+    assert zero2.memory.kinds["weights"] == stored.memory.kinds["weights"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
