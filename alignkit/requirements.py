@@ -6,7 +6,7 @@ Each check looks at one part and gives the fields that cannot be had here, with 
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from alignkit.errors import FieldIssue, RecipeError
 
@@ -17,9 +17,20 @@ ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers whose step of a weight depends on that weight's gradients alone, so that a part of a matrix can be
 stepped without the rest. ZeRO would take the others too, and train something else."""
 
+SHARES_WEIGHTS = frozenset({"ZeRO-3", "FSDP"})
+"""Under which no process has a weight whole."""
+
 _IN_BITSANDBYTES = ("8bit", "bnb", "paged", "lion")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+
+
+class Online(Protocol):
+    """What of D2O's section, or of its trainer's configuration, happens in the middle of a run."""
+
+    resample_every: int | None
+    ref_refresh_every: int | None
+    sampler_url: str | None
 
 
 def require(recipe: "Recipe") -> None:
@@ -34,6 +45,38 @@ def sharding() -> str | None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return f"ZeRO-{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
+
+
+def refused_under(sharded: str | None, recipe: "Recipe") -> Iterator[FieldIssue]:
+    """What cannot be trained under `sharded`, which is named as `sharding` does."""
+    if sharded is None:
+        return
+    optimizer, method = recipe.training.optimizer, recipe.method
+    if optimizer not in ELEMENTWISE:
+        yield FieldIssue(
+            "training.optimizer",
+            f"{sharded} shards only what steps each weight alone, {', '.join(ELEMENTWISE)}: found {optimizer}",
+        )
+    if recipe.model.quantization is not None and sharded in SHARES_WEIGHTS:
+        yield FieldIssue(
+            "model.quantization", f"expected ddp, zero1 or zero2 with quantised weights, found {sharded}"
+        )
+    if method.type == "d2o":
+        yield from refused_online(sharded, method)
+
+
+def refused_online(sharded: str | None, options: Online) -> Iterator[FieldIssue]:
+    """What D2O cannot do in the middle of a run under `sharded`."""
+    if options.resample_every and not options.sampler_url and sharded in SHARES_WEIGHTS:
+        yield FieldIssue(
+            "method.resample_every",
+            f"expected a sampler_url, or ddp, zero1 or zero2, to draw from the policy with, found {sharded}",
+        )
+    if options.ref_refresh_every and sharded == "FSDP":
+        yield FieldIssue(
+            "method.ref_refresh_every",
+            "expected ddp or ZeRO, found FSDP, under which no process can copy the policy",
+        )
 
 
 def _devices(_recipe: "Recipe") -> Iterator[FieldIssue]:
@@ -82,11 +125,6 @@ def _optimizer(recipe: "Recipe") -> Iterator[FieldIssue]:
         return
     if any(part in wanted for part in _IN_BITSANDBYTES) and "torch" not in wanted and not _bitsandbytes():
         yield FieldIssue(field, f"{wanted} needs the package bitsandbytes, which is not installed")
-    if (sharded := sharding()) and wanted not in ELEMENTWISE:
-        yield FieldIssue(
-            field,
-            f"{sharded} shards only what steps each weight alone, {', '.join(ELEMENTWISE)}: found {wanted}",
-        )
 
 
 def _quantization(recipe: "Recipe") -> Iterator[FieldIssue]:
@@ -95,8 +133,10 @@ def _quantization(recipe: "Recipe") -> Iterator[FieldIssue]:
         return
     if not _bitsandbytes():
         yield FieldIssue(field, f"{wanted} needs the package bitsandbytes, which is not installed")
-    if (sharded := sharding()) in {"ZeRO-3", "FSDP"}:
-        yield FieldIssue(field, f"expected ddp, zero1 or zero2 with quantised weights, found {sharded}")
+
+
+def _sharded(recipe: "Recipe") -> Iterator[FieldIssue]:
+    yield from refused_under(sharding(), recipe)
 
 
 def _bitsandbytes() -> bool:
@@ -113,4 +153,5 @@ CHECKS: tuple[Callable[["Recipe"], Iterator[FieldIssue]], ...] = (
     _attention,
     _optimizer,
     _quantization,
+    _sharded,
 )

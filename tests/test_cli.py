@@ -115,6 +115,9 @@ def test_estimate_says_what_fits(home: Path) -> None:
     assert [one["stage"] for one in found["estimates"]] == ["zero3"]
     assert found["estimates"][0]["fits"] is True
     assert found["smallest"]["devices"] == 4
+    adapters = str(Path(recipe).with_name("smollm2.yaml"))
+    shared = run(home, "estimate", adapters, "--device", "h100", "--stage", "zero3", "--json")
+    assert [one["devices"] for one in json.loads(shared.stdout)["estimates"]] == [2], shared.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,7 @@ def test_estimate_says_what_fits(home: Path) -> None:
     [
         (["--device", "h1000"], "error: device: expected one of cpu, h100"),
         (["--device", "h100", "--devices", "128"], "error: devices: expected 1 to 64"),
+        (["--device", "h100", "--devices", "0"], "error: devices: expected 1 to 64"),
         (["model.path=nowhere/at/all"], "error: model.path: expected a folder with a config.json"),
     ],
 )

@@ -13,7 +13,8 @@ from rich.table import Table
 from alignkit.cli import output
 
 if TYPE_CHECKING:
-    from alignkit.estimate import Estimate
+    from alignkit.estimate import Estimate, Lengths
+    from alignkit.recipe import Recipe
 
 GIB = 2**30
 
@@ -24,7 +25,9 @@ def estimate(
         list[str] | None, typer.Argument(help="key=value, such as model.path=llama-3.1-70b")
     ] = None,
     device: Annotated[str, typer.Option(help="kind of device; cpu is this machine")] = "cpu",
-    devices: Annotated[int | None, typer.Option(help="how many; default: the fewest that it fits on")] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="how many; default: the fewest that it, or the stage, fits on")
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="single, ddp, zero1 … fsdp2; default: every one")] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="rows of the data, where the file is not at hand or not whole")
@@ -38,14 +41,14 @@ def estimate(
     run = Recipe.load(recipe, overrides or [])
     lengths = library.lengths_of(run, rows)
     least = library.smallest(run, lengths, device=device)
-    count = devices or (least.devices if least else 1)
+    count = _fewest(run, lengths, device, stage, least) if devices is None else devices
     if stage is None:
         found = library.compare(run, lengths, device=device, count=count)
     else:
         found = [library.estimate(run, lengths, device=device, count=count, stage=stage)]
     if as_json:
         whole = {"smallest": _whole(least) if least else None, "estimates": [_whole(one) for one in found]}
-        typer.echo(json.dumps(whole, indent=1))
+        typer.echo(json.dumps(whole, indent=1, default=dict))
         return
     console = Console()
     for line in _about(found[0]):
@@ -53,6 +56,22 @@ def estimate(
     output.show(_memory_table(found))
     output.show(_time_table(found))
     console.print(_smallest(least, device), highlight=False)
+
+
+def _fewest(
+    run: "Recipe", lengths: "Lengths", device: str, stage: str | None, least: "Estimate | None"
+) -> int:
+    """Devices on which the stage fits, or any stage; one where none does, to show by how much."""
+    from alignkit import estimate as library
+
+    if stage is None:
+        return least.devices if least else 1
+    found = library.smallest(run, lengths, device=device, stage=stage)
+    if found is None:
+        raise library.EstimateError(
+            f"stage: {stage} fits on no number of {device} that the batch allows; --devices says what it takes on one"
+        )
+    return found.devices
 
 
 def _whole(one: "Estimate") -> dict[str, Any]:

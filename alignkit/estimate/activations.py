@@ -4,13 +4,14 @@ One and two layers are run; a layer more costs the difference. So adapters, chec
 the architecture count as they are, and nothing has to be known of them here.
 """
 
+import inspect
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from alignkit.estimate.devices import EstimateError
 from alignkit.estimate.live_bytes import LiveBytes
-from alignkit.estimate.shapes import build, configuration, with_layers
+from alignkit.estimate.shapes import build, changed, configuration, refusing, with_layers
 from alignkit.methods.work import ModelUse
 
 TRACED_ATTENTION = "sdpa"
@@ -45,7 +46,8 @@ def measure(use: ModelUse, forward: Forward, layers: int) -> Activations:
     """Of a model with so many layers."""
     if not use.trains and forward.backward:
         raise EstimateError(f"{use.field}: a frozen model has no backward")
-    one, two = (_run(use, forward, depth) for depth in (1, min(2, layers)))
+    with refusing(f"{use.field}: the code of {use.path} cannot be traced"):
+        one, two = (_run(use, changed(use), forward, depth) for depth in (1, min(2, layers)))
     deeper = layers - 1
     return Activations(
         kept=one.kept + deeper * (two.kept - one.kept),
@@ -55,29 +57,24 @@ def measure(use: ModelUse, forward: Forward, layers: int) -> Activations:
 
 
 @lru_cache(maxsize=256)
-def _run(use: ModelUse, forward: Forward, depth: int) -> Activations:
+def _run(use: ModelUse, _changed: int, forward: Forward, depth: int) -> Activations:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config, _ = configuration(use)
     config = with_layers(config, depth)
-    config._attn_implementation = _attention(forward.attention)  # noqa: SLF001 - where transformers keeps it
+    attention = _attention(config, forward.attention)
+    config._attn_implementation = attention  # noqa: SLF001 - where transformers keeps it
     model = build(config, use)
     bare = _prepare(model, use, forward)
     with FakeTensorMode() as mode:
         _without_memory(model)
         ids = torch.zeros(forward.sequences, forward.length, dtype=torch.long)
-        mask = torch.ones(forward.sequences, 1, forward.length, forward.length, dtype=torch.bool)
-        # one sequence has no padding, and then there is no mask
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask if forward.sequences > 1 else None,
-            "use_cache": False,
-        }
+        padding = _padding(bare.base_model, forward, attention)
         with LiveBytes() as live, torch.set_grad_enabled(forward.backward):
-            live.ignore([*model.parameters(), *model.buffers(), ids, mask])
+            live.ignore([*model.parameters(), *model.buffers(), ids, *padding.values()])
             with torch.autocast("cpu", torch.bfloat16, enabled=forward.autocast):
-                states = bare.base_model(**inputs).last_hidden_state
+                states = bare.base_model(input_ids=ids, use_cache=False, **padding).last_hidden_state
             kept, peak = live.now, live.peak
             if not forward.backward:
                 return Activations(kept, peak - kept, 0)
@@ -91,6 +88,8 @@ def _prepare(model: Any, use: ModelUse, forward: Forward) -> Any:
     """As the trainers set it up. Returns it without peft's wrapper."""
     bare = model.get_base_model() if use.trains and use.lora else model
     model.train(forward.backward)
+    for stack in (module for module in model.modules() if hasattr(module, "layerdrop")):
+        stack.training = False  # it would look at a number that it drew; here no layer is left out
     if forward.backward and forward.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if forward.backward and (forward.checkpointing or use.lora is None):
@@ -100,8 +99,33 @@ def _prepare(model: Any, use: ModelUse, forward: Forward) -> Any:
     return bare
 
 
-def _attention(asked: str | None) -> str:
-    return "eager" if asked == "eager" else TRACED_ATTENTION
+def _padding(base: Any, forward: Forward, attention: str) -> dict[str, Any]:
+    """What says which tokens are padding; of one sequence none is, and then nothing says so."""
+    import torch
+
+    if forward.sequences == 1:
+        return {}
+    if attention == "eager":
+        return {"attention_mask": torch.ones(forward.sequences, forward.length, dtype=torch.long)}
+    # Of a mask a token, sdpa's callers ask whether it hides anything, which a tensor without memory cannot say.
+    mask = torch.ones(forward.sequences, 1, forward.length, forward.length, dtype=torch.bool)
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return {"attention_mask": mask}
+    # Given, since some models take positions from the mask.
+    positions = torch.arange(forward.length).unsqueeze(0)
+    return {"attention_mask": mask, "position_ids": positions}
+
+
+def _attention(config: Any, asked: str | None) -> str:
+    """Where none is asked for, a model without TRACED_ATTENTION has its own, as when it is loaded."""
+    from transformers import AutoModelForCausalLM
+
+    if asked == "eager":
+        return asked
+    model = AutoModelForCausalLM._model_mapping.get(type(config), None)  # noqa: SLF001 - built with it, it would refuse
+    if asked is None and model is not None and not model._supports_sdpa:  # noqa: SLF001
+        return "eager"
+    return TRACED_ATTENTION
 
 
 def _without_memory(model: Any) -> None:

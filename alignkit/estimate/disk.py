@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alignkit.estimate.memory import FLOAT, Layout, Model, optimizer_numbers
+from alignkit.estimate.memory import Layout, Model, optimizer_bytes, trained_bytes
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
@@ -31,23 +31,15 @@ class Disk:
 def disk(
     recipe: "Recipe", models: Mapping[str, Model], layout: Layout, steps: int | None, epochs: float
 ) -> Disk:
-    """A checkpoint holds what trains and the optimizer's state; the result is the policy's weights alone."""
+    """A checkpoint holds what trains and the optimizer's state; the result is the policy's alone.
+
+    Both as the engine holds them: FSDP2 under mixed precision in float32.
+    """
     trained = [model for model in models.values() if model.use.trains]
     every = recipe.training.save_steps
     count = math.ceil(steps / every) if steps and every else math.ceil(epochs)
     return Disk(
-        checkpoint=sum(_saved(model) + _state(model, layout) for model in trained),
+        checkpoint=sum(trained_bytes(model, layout) + optimizer_bytes(model, layout) for model in trained),
         checkpoints=count,
-        result=_saved(models["policy"]),
+        result=trained_bytes(models["policy"], layout),
     )
-
-
-def _saved(model: Model) -> int:
-    return model.shape.weight_bytes if model.use.lora is None else model.shape.trained_bytes
-
-
-def _state(model: Model, layout: Layout) -> int:
-    numbers = optimizer_numbers(layout.optimizer)
-    if layout.stage.master_weights:
-        return int((1 + numbers) * FLOAT * model.shape.trainable)
-    return int(numbers * model.shape.trained_bytes)

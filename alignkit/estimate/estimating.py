@@ -1,9 +1,10 @@
 """A recipe's estimate on some devices, on each way to share it, and the smallest that fits."""
 
-from collections.abc import Iterator
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from alignkit.errors import FieldIssue
 from alignkit.estimate import activations, devices, sharding, timing
 from alignkit.estimate.devices import Device, EstimateError
 from alignkit.estimate.disk import Disk, disk
@@ -14,13 +15,12 @@ from alignkit.estimate.shapes import read_shape
 from alignkit.estimate.timing import Seconds
 from alignkit.methods import method_of
 from alignkit.methods.work import Batch, HeadSize, Pass, Plan, Work
+from alignkit.requirements import refused_under
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
 
 MOST_DEVICES = 16_384
-SEARCHED = tuple(2**power for power in range(11))
-"""Numbers of devices among which the smallest that fits is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +77,29 @@ def estimate(
 def compare(
     recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU, count: int = 1
 ) -> list[Estimate]:
-    """On every stage that makes sense with so many devices."""
+    """On every stage that makes sense with so many devices and can train the recipe."""
     estimating = _Estimating(recipe, lengths, devices.get(device))
-    return [estimating.on(stage, count) for stage in sharding.fitting(count)]
+    return [estimating.on(stage, count) for stage in estimating.stages(count)]
 
 
-def smallest(recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU) -> Estimate | None:
-    """The fewest devices that it fits on, and the stage that sends least; None where none of SEARCHED fits.
+def smallest(
+    recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU, stage: str | None = None
+) -> Estimate | None:
+    """The fewest devices that it fits on, and the stage that sends least; None where it fits on no number.
 
-    A recipe that leaves micro_batch_size open gets the largest that fits. Offloading is not considered: it fits on
-    less, and takes far longer.
+    Tried are the numbers that the batch can be split over: up to the devices of a node, then whole nodes. A recipe
+    that leaves micro_batch_size open gets the largest that fits. With `stage`, that one alone; without, offloading is
+    not considered: it fits on less, and takes far longer. Raises EstimateError.
     """
     estimating = _Estimating(recipe, lengths, devices.get(device))
-    for count in SEARCHED:
-        if count > estimating.most or recipe.training.batch_size % count:
-            continue
-        for stage in (stage for stage in sharding.fitting(count) if not stage.offload):
-            for micro in estimating.micro_batches(count):
-                found = estimating.on(stage, count, micro)
-                if found.fits:
+    asked = None if stage is None else sharding.get(stage)
+    if asked is not None:
+        estimating.require_trainable(asked)
+    for count in estimating.counts():
+        for tried in estimating.stages(count):
+            if tried == asked or (asked is None and not tried.offload):
+                found = estimating.largest(tried, count)
+                if found is not None:
                     return found
     return None
 
@@ -165,18 +169,41 @@ class _Estimating:
             disk=disk(recipe, self.models, layout, steps, passes),
         )
 
-    def micro_batches(self, count: int) -> Iterator[int]:
-        """The recipe's, or, where it is free, every one that divides a process's share, the largest first."""
+    def counts(self) -> list[int]:
+        """Numbers of devices that the batch can be split over: up to those of a node, then whole nodes."""
+        training, node = self.recipe.training, self.device.per_node
+        micro = training.micro_batch_size or 1
+        possible = [*range(1, min(node, self.most) + 1), *range(2 * node, self.most + 1, node)]
+        return [count for count in possible if training.batch_size % (count * micro) == 0]
+
+    def stages(self, count: int) -> list[sharding.Stage]:
+        """Those that go with so many devices and train the recipe; a CPU has no other memory to offload to."""
+        return [
+            stage
+            for stage in sharding.fitting(count)
+            if (self.device.is_gpu or not stage.offload) and not self._refusals(stage)
+        ]
+
+    def largest(self, stage: sharding.Stage, count: int) -> Estimate | None:
+        """With the recipe's micro-batch, or, where it is free, the largest that fits; None where none does."""
+        least, *_ = *smaller, whole = self._micro_batches(count)
+        # The whole share has no gradients of earlier forwards beside it; of all others memory grows with their rows.
+        first = self.on(stage, count, least)
+        spared = replace(first.memory, peak=first.memory.peak - first.memory.kinds["gradients"])
+        if not replace(first, memory=spared).fits:
+            return None
+        found = self.on(stage, count, whole)
+        if found.fits:
+            return found
+        fitting = bisect_left(smaller, True, key=lambda micro: not self.on(stage, count, micro).fits)
+        return self.on(stage, count, smaller[fitting - 1]) if fitting else None
+
+    def _micro_batches(self, count: int) -> list[int]:
+        """The recipe's, or, where it is free, all that divide a process's share."""
         per_process, given = self.recipe.training.batch_size // count, self.recipe.training.micro_batch_size
         if given or self.plan.micro_batch_matters:
-            if per_process % (given or 1) == 0:
-                yield given or per_process
-            return
-        micro = per_process
-        while micro:
-            if per_process % micro == 0:
-                yield micro
-            micro //= 2
+            return [given or per_process]
+        return [micro for micro in range(1, per_process + 1) if per_process % micro == 0]
 
     def _work(self, rows: int, *, longest: bool) -> Work:
         found = self.lengths
@@ -235,12 +262,21 @@ class _Estimating:
             reasons = [f"training.batch_size is {training.batch_size} rows"]
             reasons += [] if self.device.is_gpu else [f"this machine has {self.device.per_node} cores"]
             raise EstimateError(f"devices: expected 1 to {most:,} ({', '.join(reasons)}), found {count:,}")
-        if (count == 1) != (stage.name == "single"):
+        if not stage.goes_with(count):
             raise EstimateError(f"stage: {stage.name} does not go with {count} device{'s'[: count > 1]}")
         if training.batch_size % count:
             raise EstimateError(
                 f"training.batch_size: expected a multiple of {count} devices, found {training.batch_size}"
             )
+        self.require_trainable(stage)
+
+    def require_trainable(self, stage: sharding.Stage) -> None:
+        """Raise EstimateError for a stage under which training would refuse the recipe."""
+        for issue in self._refusals(stage):
+            raise EstimateError(f"stage: {stage.name} does not train this recipe: {issue}")
+
+    def _refusals(self, stage: sharding.Stage) -> list[FieldIssue]:
+        return list(refused_under(stage.sharding, self.recipe))
 
     def _require_positions(self) -> None:
         for model in self.models.values():

@@ -95,7 +95,7 @@ def weight_bytes(model: Model, layout: Layout) -> int:
     """Of the whole model: DeepSpeed trains in 16 bits under mixed precision, FSDP2 keeps what trains in float32."""
     shape = model.shape
     if layout.mixed and layout.stage.engine == "deepspeed":
-        return 2 * shape.parameters
+        return 2 * (shape.parameters - shape.quantised) + shape.quantised_bytes
     if layout.mixed and layout.stage.engine == "fsdp":
         return shape.weight_bytes - shape.trained_bytes + FLOAT * shape.trainable
     return shape.weight_bytes
@@ -192,21 +192,25 @@ def optimizer_numbers(name: str) -> float:
     return OPTIMIZER_NUMBERS[name]
 
 
-def _optimizer(model: Model, layout: Layout) -> int:
-    numbers, shape = optimizer_numbers(layout.optimizer), model.shape
-    share = layout.devices if layout.stage.shares_optimizer else 1
+def optimizer_bytes(model: Model, layout: Layout) -> int:
+    """Of all processes that share it."""
+    numbers = optimizer_numbers(layout.optimizer)
     if layout.stage.master_weights:
-        return int((1 + numbers) * FLOAT * shape.trainable / share)
-    size = FLOAT * shape.trainable if layout.mixed and layout.stage.engine == "fsdp" else shape.trained_bytes
-    return int(numbers * size / share)
+        return int((1 + numbers) * FLOAT * model.shape.trainable)
+    return int(numbers * trained_bytes(model, layout))
+
+
+def _optimizer(model: Model, layout: Layout) -> int:
+    return optimizer_bytes(model, layout) // (layout.devices if layout.stage.shares_optimizer else 1)
 
 
 def _gradients(model: Model, layout: Layout) -> int:
     """Whole or shared, in the dtype of the weights."""
-    return _trained_size(model, layout) // (layout.devices if layout.stage.shares_gradients else 1)
+    return trained_bytes(model, layout) // (layout.devices if layout.stage.shares_gradients else 1)
 
 
-def _trained_size(model: Model, layout: Layout) -> int:
+def trained_bytes(model: Model, layout: Layout) -> int:
+    """Of the weights that train, as the stage's engine holds them."""
     shape = model.shape
     if layout.stage.engine == "torch" or not layout.mixed:
         return shape.trained_bytes
@@ -216,7 +220,7 @@ def _trained_size(model: Model, layout: Layout) -> int:
 def _standing_buckets(models: Mapping[str, Model], layout: Layout) -> int:
     """DDP's copy of all gradients, or DeepSpeed's bucket; a CPU gives a bucket only what is written to it."""
     trained = [model for model in models.values() if model.use.trains]
-    sizes = [_trained_size(model, layout) for model in trained]
+    sizes = [trained_bytes(model, layout) for model in trained]
     if layout.stage.buckets:
         return sum(sizes)
     if layout.stage.engine != "deepspeed":
@@ -227,10 +231,10 @@ def _standing_buckets(models: Mapping[str, Model], layout: Layout) -> int:
 
 
 def _gathered(model: Model, layout: Layout) -> int:
-    """Weights that are whole for the time being, beside the share."""
+    """Weights that are whole for the time being, beside the share or their quantised form."""
     stage, shape = layout.stage, model.shape
     if not stage.shares_weights:
-        return 0
+        return shape.largest_quantised * model.itemsize
     itemsize = 2 if layout.mixed else model.itemsize
     if stage.engine == "deepspeed":
         return itemsize * min(shape.parameters, MAX_LIVE)

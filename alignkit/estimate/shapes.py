@@ -2,6 +2,8 @@
 
 import copy
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import yaml
 
 from alignkit.estimate.devices import EstimateError
+from alignkit.estimate.quantising import BYTES, matrices
 from alignkit.methods.work import ModelUse
 
 _BUILDING = threading.Lock()
@@ -25,7 +28,12 @@ class Shape:
     parameters: int
     trainable: int
     weight_bytes: int
-    """Of all parameters, as loaded."""
+    """Of all parameters, as they are stored."""
+    quantised: int
+    """Parameters that are stored quantised, if any."""
+    quantised_bytes: int
+    largest_quantised: int
+    """Parameters of the largest such matrix, which is made whole for its products."""
     trained_bytes: int
     """Of the trainable ones."""
     largest_trained: int
@@ -48,11 +56,18 @@ class Shape:
 
 def configuration(use: ModelUse) -> tuple[Any, str]:
     """The model's configuration and where it came from: its folder, the table of known models, or the hub."""
+    with _readable(use):
+        config, source = _configuration(use)
+    _require_dense_decoder(config, use)
+    return config, source
+
+
+def _configuration(use: ModelUse) -> tuple[Any, str]:
     from transformers import AutoConfig
 
     path = Path(use.path)
     if (path / "config.json").is_file():
-        return _from_folder(path, use), f"{use.path}"
+        return AutoConfig.from_pretrained(path, trust_remote_code=False), f"{use.path}"
     known = known_name(use.path)
     if known is not None:
         entry = dict(_known()[known])
@@ -74,16 +89,16 @@ def known_name(path: str) -> str | None:
 
 def read_shape(use: ModelUse) -> Shape:
     """The counts of a model; raises EstimateError where there is no configuration, or it cannot be used."""
-    return _read_shape(use.path, use, _changed(use.path))
+    return _read_shape(use, changed(use))
 
 
 @lru_cache(maxsize=64)
-def _read_shape(_path: str, use: ModelUse, _changed: float) -> Shape:
+def _read_shape(use: ModelUse, _changed: int) -> Shape:
     config, source = configuration(use)
     model = build(config, use)
     bare = model.get_base_model() if use.trains and use.lora else model
     text = config.get_text_config()
-    layers = layer_count(config)
+    layers = text.num_hidden_layers
     every = list(model.parameters())
     trained = [weight for weight in every if weight.requires_grad]
     head, embedding = bare.get_output_embeddings(), bare.get_input_embeddings()
@@ -91,11 +106,18 @@ def _read_shape(_path: str, use: ModelUse, _changed: float) -> Shape:
     inside = sum(weight.numel() for weight in every if id(weight) not in apart)
     heads = text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    size = BYTES.get(use.quantization or "")
+    stored = list(matrices(bare)) if size else []
+    quantised_bytes = round(sum(map(size, stored))) if size else 0
+    loaded = sum(weight.nbytes for weight in every) - sum(weight.nbytes for weight in stored)
     return Shape(
         source=source,
         parameters=sum(weight.numel() for weight in every),
         trainable=sum(weight.numel() for weight in trained),
-        weight_bytes=sum(weight.nbytes for weight in every),
+        weight_bytes=loaded + quantised_bytes,
+        quantised=sum(weight.numel() for weight in stored),
+        quantised_bytes=quantised_bytes,
+        largest_quantised=max((weight.numel() for weight in stored), default=0),
         trained_bytes=sum(weight.nbytes for weight in trained),
         largest_trained=max((weight.nbytes for weight in trained), default=0),
         layers=layers,
@@ -116,35 +138,60 @@ def build(config: Any, use: ModelUse) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        with _BUILDING, torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, use.dtype))
-            if use.trains and use.lora is not None:
-                from peft import get_peft_model
+    what = f"{use.field}: {use.path} cannot be built from its configuration"
+    with refusing(what), _BUILDING, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, use.dtype))
+        if use.trains and use.lora is not None:
+            from peft import get_peft_model
 
-                from alignkit.methods.arguments import peft_config
+            from alignkit.methods.arguments import peft_config
 
-                model = get_peft_model(model, peft_config(use.lora))
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
-        raise EstimateError(
-            f"{use.field}: {use.path} cannot be built from its configuration: {error}"
-        ) from error
+            model = get_peft_model(model, peft_config(use.lora))
+            if use.quantization is not None:  # as TRL makes them
+                for weight in (weight for weight in model.parameters() if weight.requires_grad):
+                    weight.data = weight.data.to(torch.bfloat16)
     if not use.trains:
         model.requires_grad_(False)
     return model
 
 
-def layer_count(config: Any) -> int:
-    """Raises EstimateError for what is no stack of layers of one kind."""
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Make an EstimateError, `what` and why, of whatever a model's code raises at a configuration of the user's."""
+    try:
+        yield
+    except EstimateError:
+        raise
+    except Exception as error:  # each model's code checks, or does not, in its own way
+        why = " ".join(str(error).partition("\nModel type should be one of")[0].split())
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        raise EstimateError(f"{what}: {kind}{why}") from error
+
+
+def _require_dense_decoder(config: Any, use: ModelUse) -> None:
+    """Raise EstimateError for what is no stack of layers of one kind that attend to what is before."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
     text = config.get_text_config()
-    layers = getattr(text, "num_hidden_layers", None)
-    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
-    if not layers or experts:
-        kind = "a mixture of experts" if experts else "no stack of layers"
+    heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    )
+    kinds = {
+        "a mixture of experts": getattr(text, "num_local_experts", None)
+        or getattr(text, "num_experts", None),
+        "an encoder with a decoder": config.is_encoder_decoder,
+        "an encoder": masked,
+        "no stack of layers": layers is None,
+        "no stack of attention layers": heads is None,
+    }
+    for kind in (kind for kind, is_one in kinds.items() if is_one):
         raise EstimateError(
             f"a {config.model_type} model is {kind}: estimates are of dense decoders with num_hidden_layers"
         )
-    return int(layers)
+    for name, found in (("num_attention_heads", heads), ("num_hidden_layers", layers)):
+        if not isinstance(found, int) or found < 1:
+            raise EstimateError(f"{use.field}: {use.path}: {name}: expected 1 or more, found {found!r}")
 
 
 def with_layers(config: Any, layers: int) -> Any:
@@ -169,13 +216,8 @@ def known_models() -> tuple[str, ...]:
     return tuple(_known())
 
 
-def _from_folder(path: Path, use: ModelUse) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise EstimateError(f"{use.field}: {path}/config.json cannot be read: {error}") from error
+def _readable(use: ModelUse) -> Any:
+    return refusing(f"{use.field}: {use.path}/config.json cannot be read")
 
 
 def _no_model(use: ModelUse) -> EstimateError:
@@ -185,6 +227,7 @@ def _no_model(use: ModelUse) -> EstimateError:
     )
 
 
-def _changed(path: str) -> float:
-    file = Path(path) / "config.json"
-    return file.stat().st_mtime if file.is_file() else 0.0
+def changed(use: ModelUse) -> int:
+    """When the folder's config.json was written, ns; what is kept of a model holds until then. 0 without a folder."""
+    file = Path(use.path) / "config.json"
+    return file.stat().st_mtime_ns if file.is_file() else 0

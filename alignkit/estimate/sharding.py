@@ -3,7 +3,7 @@
 Of n processes. The figures are those of the engines' own defaults, which our configurations leave alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignkit.estimate.devices import EstimateError
 
@@ -29,11 +29,17 @@ class Stage:
     """Shares lie in main memory."""
     reduces_each_forward: bool = False
     """Gradients are sent at every backward, not once a step."""
+    sharding: str | None = None
+    """What alignkit.requirements calls it."""
 
     @property
     def master_weights(self) -> bool:
         """Whether a float32 copy of the trained weights is kept, with float32 optimizer states."""
         return self.engine == "deepspeed"
+
+    def goes_with(self, devices: int) -> bool:
+        """Whether so many make sense: one shares nothing, but may leave its weights in main memory."""
+        return self.offload or (devices == 1) == (self.name == "single")
 
     @property
     def buckets(self) -> bool:
@@ -41,22 +47,25 @@ class Stage:
         return self.name == "ddp"
 
 
+_ZERO3 = Stage("zero3", True, True, True, engine="deepspeed", reduces_each_forward=True, sharding="ZeRO-3")
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("single"),
         Stage("ddp"),
-        Stage("zero1", shares_optimizer=True, engine="deepspeed"),
+        Stage("zero1", shares_optimizer=True, engine="deepspeed", sharding="ZeRO-1"),
         Stage(
             "zero2",
             shares_gradients=True,
             shares_optimizer=True,
             engine="deepspeed",
             reduces_each_forward=True,
+            sharding="ZeRO-2",
         ),
-        Stage("fsdp2", True, True, True, engine="fsdp", reduces_each_forward=True),
-        Stage("zero3", True, True, True, engine="deepspeed", reduces_each_forward=True),
-        Stage("zero3_offload", True, True, True, engine="deepspeed", offload=True, reduces_each_forward=True),
+        Stage("fsdp2", True, True, True, engine="fsdp", reduces_each_forward=True, sharding="FSDP"),
+        _ZERO3,
+        replace(_ZERO3, name="zero3_offload", offload=True),
     )
 }
 """In the order in which they are tried: the least that is sent first."""
@@ -71,6 +80,4 @@ def get(name: str) -> Stage:
 
 def fitting(devices: int) -> list[Stage]:
     """The stages that make sense with so many devices."""
-    if devices == 1:
-        return [STAGES["single"]]
-    return [stage for stage in STAGES.values() if stage.name != "single"]
+    return [stage for stage in STAGES.values() if stage.goes_with(devices)]

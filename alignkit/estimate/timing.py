@@ -99,7 +99,7 @@ def communication(
 ) -> float:
     """Seconds of a step's collectives: gradients to all, and what is gathered of shared weights and sent on."""
     stage, count = layout.stage, layout.devices
-    if count == 1:
+    if count == 1 and not stage.offload:
         return 0.0
     bandwidth = (
         device.link if count <= device.per_node else min(device.link, device.network * device.per_node)
@@ -121,7 +121,9 @@ def communication(
             total += gathers * size
             collectives += gathers * model.shape.layers
     nodes = -(-count // device.per_node)
-    return total * (count - 1) / count / bandwidth + collectives * HOP * nodes
+    # of what lies in main memory one's own share comes over the bus too
+    share = 1.0 if stage.offload else (count - 1) / count
+    return total * share / bandwidth + collectives * HOP * nodes
 
 
 def _twice(layout: Layout, checkpointing: bool) -> bool:  # noqa: FBT001

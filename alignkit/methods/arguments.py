@@ -35,7 +35,10 @@ def peft_config(lora: LoraSection | None) -> Any:
 
 def policy_use(recipe: "Recipe") -> ModelUse:
     """The recipe's model, as it trains."""
-    return ModelUse(recipe.model.path, recipe.model.dtype, "model.path", trains=True, lora=recipe.lora)
+    model = recipe.model
+    return ModelUse(
+        model.path, model.dtype, "model.path", trains=True, lora=recipe.lora, quantization=model.quantization
+    )
 
 
 def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class ModelUse:
     trains: bool = False
     lora: LoraSection | None = None
     """With `trains`: adapters; None trains all weights."""
+    quantization: str | None = None
+    """How frozen linear layers are stored, by the recipe's name."""
 
     def __hash__(self) -> int:
         """A section has none of its own."""

@@ -21,6 +21,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
 from alignkit.losses import PreferenceLoss, d2o_coefficients, d2o_loss
+from alignkit.origin import sharding_of
+from alignkit.requirements import refused_online
 from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.d2o_preparation import D2OPreparation
 from alignkit.trainers.d2o_rounds import Rounds
@@ -83,13 +85,9 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
     ) -> None:
         super().__init__(model, args, report=report, **kwargs)
         self.add_callback(Rounds(self))
-        if self.is_fsdp_enabled and (
-            args.ref_refresh_every or (args.resample_every and not args.sampler_url)
-        ):
-            raise DataError(
-                "ref_refresh_every, and resample_every without sampler_url: expected DDP or ZeRO-2, found FSDP, "
-                "under which the policy cannot be copied or drawn from by one process alone"
-            )
+        sharded = {"zero3": "ZeRO-3", "fsdp2": "FSDP"}.get(sharding_of(self.accelerator))
+        for issue in refused_online(sharded, args):
+            raise DataError(str(issue))
 
     def compute_loss(
         self,

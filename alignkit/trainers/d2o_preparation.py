@@ -171,8 +171,6 @@ class D2OPreparation(DPOTrainer):
                     self._serve_policy(server, step)
                 yield server
             return
-        if step and self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise DataError("resample_every under ZeRO-3: expected a sampler_url, or ZeRO-2, to draw with")
         opened = (
             contextlib.nullcontext(self.references.policy())
             if step

@@ -1,5 +1,7 @@
 """Activations without memory are those that autograd keeps in a real forward."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,51 @@ def test_autocast_keeps_half(folder: Path) -> None:
     mixed = measure(use(folder), Forward(4, 64, backward=True, autocast=True), 4)
     assert isinstance(mixed, Activations)
     assert mixed.kept < plain.kept
+
+
+SHAPES: list[dict[str, Any]] = [
+    {
+        "model_type": "opt",
+        "hidden_size": 64,
+        "word_embed_proj_dim": 64,
+        "ffn_dim": 128,
+        "num_attention_heads": 4,
+    },
+    {"model_type": "gptj", "n_embd": 64, "n_head": 4, "rotary_dim": 8},
+    {"model_type": "bloom", "hidden_size": 64, "n_head": 4},
+    {"model_type": "mpt", "d_model": 64, "n_heads": 4},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["model_type"])
+def test_models_with_their_own_ways_are_traced(tmp_path: Path, shape: dict[str, Any]) -> None:
+    """OPT takes positions from the mask; the others have no fused attention, so they keep their matrices."""
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"vocab_size": 512}))
+    one, many = (measure(use(tmp_path), Forward(n, 128, backward=True), 2) for n in (1, 4))
+    assert 3.9 * one.kept < many.kept < 5 * one.kept
+    eager = measure(use(tmp_path), Forward(4, 128, backward=True, attention="eager"), 2)
+    assert (eager.kept > many.kept) is (shape["model_type"] == "opt")
+
+
+def test_attention_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES[1] | {"vocab_size": 512}))
+    with pytest.raises(EstimateError, match="GPTJForCausalLM does not support") as found:
+        measure(use(tmp_path), Forward(2, 8, backward=True, attention="sdpa"), 2)
+    assert "\n" not in str(found.value)
+
+
+def test_code_that_fails_is_the_configurations(tmp_path: Path) -> None:
+    folder = build_small_model(tmp_path, layers=1, hidden=64, vocabulary=512)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"num_key_value_heads": 3}))
+    with pytest.raises(EstimateError, match=r"model\.path: the code of .* cannot be traced: RuntimeError: "):
+        measure(use(folder), Forward(2, 8, backward=True), 1)
+
+
+def test_a_changed_configuration_is_read_again(tmp_path: Path) -> None:
+    folder = build_small_model(tmp_path, layers=1, hidden=64, vocabulary=512)
+    file = folder / "config.json"
+    before = measure(use(folder), Forward(2, 64, backward=True), 1)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 1024}))
+    os.utime(file, ns=(0, 10**9))
+    assert measure(use(folder), Forward(2, 64, backward=True), 1).kept > before.kept

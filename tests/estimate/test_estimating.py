@@ -104,6 +104,97 @@ def test_the_smallest_is_the_first_that_fits() -> None:
     assert smallest(recipe({"type": "f_dpo"}, "llama-3.1-405b", lora=None), LENGTHS, device="l4") is None
 
 
+@pytest.mark.parametrize(
+    ("path", "device", "mixed", "batch", "expected"),
+    [
+        ("llama-3.1-70b", "h100", "no", 24, (24, "fsdp2")),
+        ("llama-3.1-8b", "a100-80gb", "bf16", 3, (3, "zero2")),
+        ("llama-3.1-8b", "a100-80gb", "bf16", 12, (3, "zero2")),
+    ],
+)
+def test_numbers_of_devices_follow_from_the_batch(
+    path: str, device: str, mixed: str, batch: int, expected: tuple[int, str]
+) -> None:
+    training = {"batch_size": batch, "micro_batch_size": 1, "mixed_precision": mixed}
+    found = smallest(
+        recipe({"type": "supervised"}, path, lora=None, training=training), LENGTHS, device=device
+    )
+    assert found is not None
+    assert (found.devices, found.stage) == expected
+
+
+def test_beyond_a_node_are_whole_nodes() -> None:
+    training = {"batch_size": 60, "micro_batch_size": 1}  # 10, 12, 15, 20, 30 and 60 are not whole nodes of 8
+    assert (
+        smallest(
+            recipe({"type": "supervised"}, "llama-3.1-70b", lora=None, training=training),
+            LENGTHS,
+            device="h100",
+        )
+        is None
+    )
+
+
+def test_a_stage_has_its_own_smallest() -> None:
+    run = recipe({"type": "supervised"}, training={"micro_batch_size": 1})
+    found = [
+        smallest(run, LENGTHS, device="h100", stage=stage) for stage in ("zero3", "zero3_offload", "single")
+    ]
+    assert [one and (one.devices, one.stage) for one in found] == [
+        (2, "zero3"),
+        (1, "zero3_offload"),
+        (1, "single"),
+    ]
+
+
+def test_one_gpu_may_offload() -> None:
+    single, offloaded = compare(
+        recipe({"type": "supervised"}, "llama-3.1-8b", lora=None, training={"micro_batch_size": 1}),
+        LENGTHS,
+        device="h100",
+    )
+    assert (single.stage, single.fits) == ("single", False)
+    assert (offloaded.stage, offloaded.fits, offloaded.memory.kinds["weights"]) == ("zero3_offload", True, 0)
+    assert offloaded.memory.host > 16 * offloaded.parameters
+    # all weights come over the bus, for the forward and for the backward, and all gradients go back
+    assert offloaded.step_seconds.communication > 8 * 6 * offloaded.parameters / 50e9
+
+
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, set[str]]] = [
+    ({}, {"training": {"optimizer": "adafactor"}}, "training.optimizer: ZeRO-3 .* found adafactor", {"ddp"}),
+    ({}, {"training": {"optimizer": "adamw_8bit"}}, "training.optimizer: ZeRO-3", {"ddp"}),
+    (
+        {},
+        {"model": {"quantization": "nf4"}},
+        "model.quantization: .* found ZeRO-3",
+        {"ddp", "zero1", "zero2"},
+    ),
+    ({"resample_every": 5}, {}, "method.resample_every: expected a sampler_url", {"ddp", "zero1", "zero2"}),
+]
+
+
+@pytest.mark.parametrize(("method", "parts", "message", "stages"), REFUSED)
+def test_what_training_refuses_is_not_recommended(
+    method: dict[str, Any], parts: dict[str, Any], message: str, stages: set[str]
+) -> None:
+    run = recipe({"type": "d2o"} | method, **parts)
+    assert {one.stage for one in compare(run, LENGTHS, device="h100", count=4)} == stages
+    for ask in (estimate, smallest):
+        options: Any = {"count": 4} if ask is estimate else {}
+        with pytest.raises(EstimateError, match=f"stage: zero3 does not train this recipe: {message}"):
+            ask(run, LENGTHS, device="h100", stage="zero3", **options)
+
+
+def test_references_that_follow_the_policy_are_refused_under_fsdp_alone() -> None:
+    run = recipe({"type": "d2o", "ref_refresh_every": 5})
+    assert {one.stage for one in compare(run, LENGTHS, device="h100", count=4)} == set(STAGES) - {
+        "single",
+        "fsdp2",
+    }
+    drawn_elsewhere = recipe({"type": "d2o", "resample_every": 5, "sampler_url": "http://localhost:8000"})
+    assert len(compare(drawn_elsewhere, LENGTHS, device="h100", count=4)) == len(STAGES) - 1
+
+
 def test_a_micro_batch_that_is_free_is_the_largest_that_fits() -> None:
     free = recipe({"type": "f_dpo"}, "llama-3.1-8b", training={"micro_batch_size": None})
     found = smallest(free, assumed(2048, 1000), device="h100")
@@ -127,6 +218,35 @@ def test_checkpoints_fill_the_disk() -> None:
     assert found.disk.checkpoints == 5
     assert found.disk.result == 2 * found.parameters
     assert found.disk.total == 5 * found.disk.checkpoint + found.disk.result
+
+
+def test_a_checkpoint_is_in_the_dtype_that_is_trained() -> None:
+    training = {"micro_batch_size": 1, "mixed_precision": "bf16"}
+    run = recipe({"type": "supervised"}, lora=None, training=training)
+    found = {one.stage: one for one in compare(run, LENGTHS, device="h100", count=2)}
+    each = {name: one.disk.checkpoint / one.parameters for name, one in found.items()}
+    assert each == {"ddp": 6, "zero1": 14, "zero2": 14, "zero3": 14, "zero3_offload": 14, "fsdp2": 12}
+    assert found["fsdp2"].disk.result == 4 * found["fsdp2"].parameters
+
+
+@pytest.mark.parametrize(("name", "bits"), [("nf4", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
+def test_quantised_weights_take_less(name: str, bits: float) -> None:
+    plain, stored = (
+        on({"type": "supervised"}, path="llama-3.1-8b", model={"quantization": quantization})
+        for quantization in (None, name)
+    )
+    linear = 32 * 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
+    rows = 32 * (2 * 4096 + 2 * 1024 + 2 * 14336 + 4096) if name == "int8" else 0
+    adapters = stored.trainable * 2  # in 16 bits, where they are float32 otherwise
+    expected = plain.memory.kinds["weights"] - 2 * linear - adapters + linear * bits / 8 + 4 * rows
+    assert stored.memory.kinds["weights"] == pytest.approx(expected, abs=1)
+    assert stored.parameters == plain.parameters
+    assert stored.memory.kinds["gathered"] == 2 * 4096 * 14336  # one matrix at a time, in bfloat16
+    mixed = {"mixed_precision": "bf16"}
+    zero2 = on(
+        {"type": "supervised"}, 2, "zero2", path="llama-3.1-8b", model={"quantization": name}, training=mixed
+    )
+    assert zero2.memory.kinds["weights"] == stored.memory.kinds["weights"]
 
 
 @pytest.mark.parametrize(

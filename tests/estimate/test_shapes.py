@@ -1,6 +1,8 @@
 """Shapes: published counts, peft's own count, and what has none."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import get_peft_model
@@ -76,3 +78,37 @@ def test_experts_are_refused(tmp_path: Path) -> None:
     MixtralConfig(num_hidden_layers=2, hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
     with pytest.raises(EstimateError, match="mixture of experts"):
         read_shape(ModelUse(str(tmp_path), "float32", "model.path"))
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
+LLAMA |= {"num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mamba"}, "a mamba model is no stack of attention layers"),
+        (
+            {"model_type": "mamba2", "num_heads": 8, "head_dim": 16},
+            "a mamba2 model is no stack of attention layers",
+        ),
+        ({"model_type": "rwkv"}, "a rwkv model is no stack of attention layers"),
+        ({"model_type": "bert"}, "a bert model is an encoder: "),
+        ({"model_type": "t5"}, "a t5 model is an encoder with a decoder: "),
+        ({"hidden_size": "abc"}, "config.json cannot be read: .*'hidden_size' expected int, got str"),
+        ({"hidden_size": 65}, r"config.json cannot be read: .*The hidden size \(65\) is not a multiple"),
+        ({"num_attention_heads": 0}, "config.json cannot be read: ZeroDivisionError: "),
+        ({"num_key_value_heads": 0}, "cannot be built from its configuration: ZeroDivisionError: "),
+        ({"num_hidden_layers": -3}, "num_hidden_layers: expected 1 or more, found -3"),
+        ({"vocab_size": -1}, "cannot be built from its configuration: RuntimeError: "),
+    ],
+)
+def test_what_is_no_dense_decoder_is_refused_in_a_sentence(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    recurrent = changes.get("model_type") in {"mamba", "mamba2", "rwkv"}
+    values = (LLAMA | changes) if not recurrent else ({"hidden_size": 64, "vocab_size": 512} | changes)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(EstimateError, match=message) as found:
+        read_shape(ModelUse(str(tmp_path), "float32", "model.path"))
+    assert "\n" not in str(found.value)
