@@ -18,12 +18,17 @@ STEPS = 3
 @pytest.mark.timeout(1800)
 def test_smollm2_under_zero3(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     model = import_model("smollm2-135m-instruct", tmp_path / "models")
+    held_out = tmp_path / "validation.jsonl"
+    rows = (
+        (REPOSITORY / "recipes/demo/validation.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    )
+    held_out.write_text("".join(rows[:6]), encoding="utf-8")
     recipes = []
     for name in ("one", "two"):
         overrides = [
             f"model.path={model}",
             f"data.train={REPOSITORY / 'recipes/demo/train.jsonl'}",
-            f"data.validation={REPOSITORY / 'recipes/demo/validation.jsonl'}",
+            f"data.validation={held_out}",
             "data.max_length=96",
             "collapse_guard=null",
             f"training.max_steps={STEPS}",

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from alignkit import train
 from alignkit.recipe import Recipe
 
-SECONDS_A_RECIPE = 300
+SECONDS_A_RECIPE = 600
 
 
 def main(arguments: list[str]) -> int:
