@@ -92,7 +92,8 @@ def oracle(x: Mapping[str, Tensor], labels: Tensor, options: Mapping[str, Any]) 
     }
     for side, logits in raw.items():
         entropy_logits = logits / tau if options.get("tempered_entropy", True) else logits
-        found[f"{side}_entropy"] = torch.special.entr(entropy_logits.softmax(dim=1)).sum(dim=1)
+        logs = entropy_logits.log_softmax(dim=1)  # entr() of a probability that is 0 has no gradient
+        found[f"{side}_entropy"] = -(logs.exp() * logs).sum(dim=1)
         found[f"{side}_ce"] = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         found[f"{side}_top1"] = logits.argmax(dim=1) == labels
     if beta is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -122,6 +122,17 @@ def test_gradients_are_those_of_finite_differences(training: tuple[str, ...]) ->
     training=st.sampled_from([LORA, MUTUAL_LORA, NAMES]),
     size=st.sampled_from([0.0, 1e-3, 1.0, 10.0]),
 )
+@example(
+    count=1,
+    vocabulary=11,
+    temperature=0.375,
+    beta=None,
+    softcap=None,
+    scale=2.0,
+    tempered=True,
+    training=MUTUAL_LORA,
+    size=10.0,
+)  # probabilities that are 0
 @settings(max_examples=60, deadline=None)
 def test_any_shape_and_options(
     count: int,

@@ -38,6 +38,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(workplace: Path, output: Path, tracker: dict[str, Any], steps: int = 2, *flags: str) -> RunFolder:
     """Run, or go on with, a recipe that reports to `tracker`."""
+    assert train.main([str(recipe(workplace, output, tracker, steps)), *flags]) == 0
+    return RunFolder(output)
+
+
+def recipe(workplace: Path, output: Path, tracker: dict[str, Any], steps: int) -> Path:
+    """A recipe's file."""
     values = {
         "model": {"path": str(workplace / "model")},
         "data": {"train": str(workplace / "train.jsonl"), "max_length": 64},
@@ -48,8 +54,7 @@ def run(workplace: Path, output: Path, tracker: dict[str, Any], steps: int = 2, 
     }
     path = output.with_suffix(".yaml")
     path.write_text(Recipe.parse(values).to_yaml())
-    assert train.main([str(path), *flags]) == 0
-    return RunFolder(output)
+    return path
 
 
 def warnings(folder: RunFolder) -> list[str]:
@@ -117,16 +122,23 @@ def wandb_records(content: bytes) -> list[Any]:
 
 
 @pytest.mark.skipif(not installed("trackio"), reason="trackio is not installed: the extra `trackers`")
-def test_trackio_goes_on_with_the_run(
-    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    from trackio.sqlite_storage import SQLiteStorage
-
+def test_trackio_goes_on_with_the_run(workplace: Path, tmp_path: Path) -> None:
+    """In processes of its own, as it looks for its folder once, when it is loaded."""
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    read = "import json, trackio.sqlite_storage as s; print(json.dumps(s.SQLiteStorage.get_logs('aligned', 'first')))"
     tracker = {"type": "trackio", "project": "aligned", "name": "first"}
-    folder = run(workplace, tmp_path / "run", tracker)
-    run(workplace, tmp_path / "run", tracker, 4, "--resume")
-    logs = SQLiteStorage.get_logs("aligned", "first")
+    folder, output = RunFolder(tmp_path / "run"), ""
+    for command in (
+        ["-m", "alignkit.train", recipe(workplace, folder.path, tracker, 2)],
+        ["-m", "alignkit.train", folder.path.with_suffix(".yaml"), "--resume", "training.max_steps=4"],
+        ["-c", read],
+    ):
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        output = done.stdout
+    logs = json.loads(output.splitlines()[-1])
     assert [row["train/global_step"] for row in logs if "train/loss" in row] == [1, 2, 3, 4]
     assert warnings(folder) == []
 
