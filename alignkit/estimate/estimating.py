@@ -186,9 +186,9 @@ class _Estimating:
 
     def largest(self, stage: sharding.Stage, count: int) -> Estimate | None:
         """With the recipe's micro-batch, or, where it is free, the largest that fits; None where none does."""
-        least, *_ = *smaller, whole = self._micro_batches(count)
+        *smaller, whole = self._micro_batches(count)
         # The whole share has no gradients of earlier forwards beside it; of all others memory grows with their rows.
-        first = self.on(stage, count, least)
+        first = self.on(stage, count, smaller[0] if smaller else whole)
         spared = replace(first.memory, peak=first.memory.peak - first.memory.kinds["gradients"])
         if not replace(first, memory=spared).fits:
             return None
