@@ -254,17 +254,16 @@ def report_failure(folder: RunFolder, error: Exception) -> None:
 
     A run that was not taken up, and a full disk, leave what is in the folder.
     """
-    code, message = explain(error)
+    place = "" if is_main_process() else f" in process {os.environ['RANK']}"
     if not folder.path.is_dir():
-        code, message = (
-            "storage_lost",
-            f"The run's folder {folder.path} is gone: {RESUME} goes on once it is back.",
-        )
+        gone = f"The run's folder {folder.path} is gone: {RESUME} goes on once it is back."
+        print(f"error{place}: {gone}", file=sys.stderr, flush=True)
+        return
+    code, message = explain(error)
     if code == UNEXPLAINED:
         traceback.print_exception(error)
-    place = "" if is_main_process() else f" in process {os.environ['RANK']}"
     print(f"error{place}: {message}", file=sys.stderr, flush=True)
-    if not is_main_process() or folder.result.exists() or not folder.path.is_dir():
+    if not is_main_process() or folder.result.exists():
         return
     try:
         folder.emit(message, level="error", data={"code": code})

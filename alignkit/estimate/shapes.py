@@ -56,7 +56,7 @@ class Shape:
 
 def configuration(use: ModelUse) -> tuple[Any, str]:
     """The model's configuration and where it came from: its folder, the table of known models, or the hub."""
-    with _readable(use):
+    with refusing(f"{use.field}: {use.path}/config.json cannot be read"):
         config, source = _configuration(use)
     _require_dense_decoder(config, use)
     return config, source
@@ -214,10 +214,6 @@ def _known() -> dict[str, dict[str, Any]]:
 def known_models() -> tuple[str, ...]:
     """Names of the models whose shape is known without their folder."""
     return tuple(_known())
-
-
-def _readable(use: ModelUse) -> Any:
-    return refusing(f"{use.field}: {use.path}/config.json cannot be read")
 
 
 def _no_model(use: ModelUse) -> EstimateError:

@@ -23,6 +23,7 @@ from alignkit.tracking import installed, without_secrets
 from alignkit.tracking.callbacks import tracker_callbacks
 from server.engines.process import free_port
 from tests.preference import write_pairs
+from tests.server.support import wait_until
 from tests.tiny import build_tiny_model
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -158,11 +159,8 @@ def mlflow_server(folder: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 120
-        while not answers(f"{address}/health"):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(lambda: process.poll() is not None or answers(f"{address}/health"), 120)
+        assert process.poll() is None, (folder / "server.log").read_text()
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)

