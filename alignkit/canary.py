@@ -44,7 +44,7 @@ def _difference(canary: dict[str, Any]) -> float:
 
 def _measure(trainer: Any, answer: Answer, *, has_base: bool) -> dict[str, Any]:
     (trained,) = token_logps(trainer, [answer]) or []
-    (base,) = (token_logps(trainer, [answer], reference=True) or [None]) if has_base else [None]
+    (base,) = (token_logps(trainer, [answer], "base") or [None]) if has_base else [None]
     model = published(trainer.model, trainer.accelerator)
     return {
         "prompt_token_ids": answer.prompt,

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignkit.errors import FieldIssue, RecipeError
+from alignkit.adapters import lora_of
+from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.hardware import has_gpu
-from alignkit.methods import METHODS, Method, ResolveModel
+from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel
 from alignkit.recipe import Recipe
 from alignkit.schema import Section, field_issues
 
@@ -32,7 +33,7 @@ def recipe_for_job(
     *,
     method: str,
     hyperparameters: dict[str, Any],
-    model_path: Path,
+    start: ModelSource,
     train_file: Path,
     validation_file: Path | None,
     train_rows: int,
@@ -44,6 +45,8 @@ def recipe_for_job(
 ) -> JobSpec:
     """The recipe of a job; raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
 
+    `start` is the model that is trained: a base model, or a fine-tuned one, which trains on as it was made. Its
+    adapter's rank and alpha stay as they are, a fully trained one goes on with all weights.
     `resolve_model` finds the models that hyperparameters name, such as a teacher; `report_to` are the recipe's
     trackers; `on_gpu` says whether a GPU trains it, by default whether this machine has one.
     """
@@ -56,10 +59,15 @@ def recipe_for_job(
         given = spec.hyperparameters.model_validate(hyperparameters)
     except ValidationError as error:
         raise RecipeError(_plain_auto(field_issues(error, prefix))) from error
-    resolved = _resolve_auto(given.model_dump(), spec, train_rows, has_validation=validation_file is not None)
+    values = given.model_dump() | _as_it_was_trained(given, start, prefix)
+    resolved = _resolve_auto(values, spec, train_rows, has_validation=validation_file is not None)
     on_gpu = has_gpu() if on_gpu is None else on_gpu
     recipe = Recipe(
-        model={"path": str(model_path), "dtype": "bfloat16" if on_gpu else "float32"},
+        model={
+            "path": start.path,
+            "adapter": start.adapter,
+            "dtype": "bfloat16" if on_gpu else "float32",
+        },
         data=_data_section(resolved, train_file, validation_file),
         method=_method_section(resolved, spec, prefix, resolve_model),
         lora=_lora_section(resolved),
@@ -71,6 +79,30 @@ def recipe_for_job(
     unused = ("lora_rank", "lora_alpha") if recipe.lora is None else ()
     echoed = {name: value for name, value in resolved.items() if value is not None and name not in unused}
     return JobSpec(recipe, echoed)
+
+
+def _as_it_was_trained(given: Hyperparameters, start: ModelSource, prefix: str) -> dict[str, Any]:
+    """Of the hyperparameters, those that a fine-tuned model brings; what is given beside it must agree."""
+    if start.trained_weights is None:
+        return {}
+    own: dict[str, Any] = {"trained_weights": start.trained_weights}
+    if start.adapter is not None:
+        try:
+            lora = lora_of(Path(start.adapter))
+        except ModelError as error:
+            raise RecipeError([FieldIssue("model", "its adapter cannot be read")]) from error
+        own |= {"lora_rank": lora.r, "lora_alpha": lora.alpha}
+    issues = [
+        FieldIssue(
+            f"{prefix}.{name}",
+            f"expected {own.get(name)!r}, as the model that is trained on has it, found {getattr(given, name)!r}",
+        )
+        for name in ("trained_weights", "lora_rank", "lora_alpha")
+        if name in given.model_fields_set and getattr(given, name) not in {None, own.get(name)}
+    ]
+    if issues:
+        raise RecipeError(issues)
+    return own
 
 
 def _plain_auto(issues: list[FieldIssue]) -> list[FieldIssue]:

@@ -33,6 +33,7 @@ _MAY_CHANGE = (
 )
 _PATHS = (
     "model.path",
+    "model.adapter",
     "data.train",
     "method.teacher.path",
     "method.teacher.adapter",

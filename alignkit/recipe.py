@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from alignkit.errors import FieldIssue, RecipeError
+from alignkit.adapters import lora_of
+from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.methods import METHODS
 from alignkit.methods.bd_kd import BDKDSection
 from alignkit.methods.d2o import D2OSection
@@ -28,6 +29,9 @@ class ModelSection(Section):
     """Which model is trained."""
 
     path: str = Field(min_length=1, description="folder in Hugging Face format, or a hub id")
+    adapter: str | None = Field(
+        None, min_length=1, description="folder of a peft LoRA adapter over it, which trains on"
+    )
     dtype: Dtype = Field("float32", description="dtype the weights are loaded in")
     attn_implementation: str | None = Field(None, description="transformers' attn_implementation")
     quantization: Literal["nf4", "int8"] | None = Field(
@@ -129,6 +133,25 @@ class Recipe(Section):
     def _typed(cls, value: object) -> object:
         """Without this, the error about a missing type would not name those there are."""
         return {"type": None, **value} if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _an_adapter_trains_on_as_it_is(self) -> Self:
+        """`lora` is the adapter's own; what is given beside it must agree."""
+        if self.model.adapter is None:
+            return self
+        try:
+            own = lora_of(Path(self.model.adapter))
+        except ModelError as error:
+            raise ValueError(f"model.adapter: {error}") from error
+        if self.lora is None:
+            raise ValueError("lora: null trains all weights, but model.adapter trains on; leave one out")
+        given = self.lora.model_fields_set if "lora" in self.model_fields_set else ()
+        for name in sorted(given):
+            expected, found = getattr(own, name), getattr(self.lora, name)
+            if expected != found:
+                raise ValueError(f"lora.{name}: expected {expected}, as model.adapter has it, found {found}")
+        self.lora = own
+        return self
 
     @model_validator(mode="after")
     def _quantised_weights_are_frozen(self) -> Self:

@@ -178,7 +178,9 @@ def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """The model and its tokenizer, which must have a chat template."""
+    from alignkit.adapters import train_on
     from alignkit.models import load_causal_lm
+    from alignkit.requirements import sharding
 
     path, options = recipe.model.path, recipe.model
     model, tokenizer = load_causal_lm(
@@ -190,7 +192,13 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
     )
     if not tokenizer.chat_template:
         raise ModelError(f"model.path: {path} has no chat template, so conversations cannot be rendered")
-    return model, tokenizer
+    if options.adapter is None:
+        return model, tokenizer
+    try:
+        # as TRL makes new ones: ZeRO-3 gathers parameters of one dtype only
+        return train_on(model, Path(options.adapter), upcast=sharding() != "ZeRO-3"), tokenizer
+    except ModelError as error:
+        raise ModelError(f"model.adapter: {error}") from error
 
 
 def final_metrics(trainer: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo"
     return recipe_for_job(
         method=method,
         hyperparameters=hyperparameters,
-        model_path=Path("models/base"),
+        start=ModelSource("models/base"),
         train_file=Path("train"),
         validation_file=Path("validation"),
         train_rows=rows,

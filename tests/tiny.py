@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -91,4 +92,19 @@ def teach(directory: Path, texts: list[str], steps: int = 60) -> Path:
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(directory)
+    return directory
+
+
+def build_tiny_adapter(
+    base: Path, directory: Path, *, rank: int = 4, alpha: float = 8.0, seed: int = 2
+) -> Path:
+    """Save a LoRA adapter of the model in `base` whose every matrix is random, so that it changes answers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+    adapted.save_pretrained(directory)
     return directory

@@ -84,6 +84,8 @@ def resident(models: Mapping[str, Model], layout: Layout) -> Bytes:
         size = weight_bytes(model, layout)
         if not stage.offload:
             held["weights" if role == "policy" else role] += size // share
+        if model.use.keeps_start and not stage.offload:
+            held["reference"] += model.shape.trained_bytes // share
         held["gathered"] += _gathered(model, layout)
         if model.use.trains and not stage.offload:
             held["optimizer"] += _optimizer(model, layout)

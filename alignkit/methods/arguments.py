@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def lora_config(recipe: "Recipe") -> Any:
-    """peft's configuration of the trained model, or None for training all weights."""
-    return peft_config(recipe.lora)
+    """peft's configuration of new adapters; None where all weights train, or the model comes with one."""
+    return None if recipe.model.adapter else peft_config(recipe.lora)
 
 
 def peft_config(lora: LoraSection | None) -> Any:
@@ -37,7 +37,13 @@ def policy_use(recipe: "Recipe") -> ModelUse:
     """The recipe's model, as it trains."""
     model = recipe.model
     return ModelUse(
-        model.path, model.dtype, "model.path", trains=True, lora=recipe.lora, quantization=model.quantization
+        model.path,
+        model.dtype,
+        "model.path",
+        trains=True,
+        lora=recipe.lora,
+        keeps_start=model.adapter is not None,
+        quantization=model.quantization,
     )
 
 

@@ -23,6 +23,15 @@ class ModelSource:
     path: str
     adapter: str | None = None
     """Folder of the peft adapter over it, for a fine-tuned model."""
+    fully_trained: bool = False
+    """Whether it is a fine-tuned model of which all weights were trained."""
+
+    @property
+    def trained_weights(self) -> str | None:
+        """How it was trained, as the hyperparameter says it; None for a base model."""
+        if self.adapter is not None:
+            return "lora"
+        return "all" if self.fully_trained else None
 
 
 ResolveModel = Callable[[str], ModelSource]

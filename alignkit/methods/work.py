@@ -21,6 +21,8 @@ class ModelUse:
     trains: bool = False
     lora: LoraSection | None = None
     """With `trains`: adapters; None trains all weights."""
+    keeps_start: bool = False
+    """Whether a frozen copy of those adapters stays beside them."""
     quantization: str | None = None
     """How frozen linear layers are stored, by the recipe's name."""
 

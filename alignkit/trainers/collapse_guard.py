@@ -131,7 +131,7 @@ class CollapseGuard(TrainerCallback):
         return measure(
             [answer.tokens for answer in drawn],
             token_logps(self._trainer, drawn) or [],
-            token_logps(self._trainer, drawn, reference=True),
+            token_logps(self._trainer, drawn, "reference"),
             token_logps(self._trainer, good) if good else None,
         )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from alignkit.adapters import keep_start
 from alignkit.errors import ModelError
 from alignkit.kernels.linear_confidence import linear_confidence
 from alignkit.kernels.linear_divergence import Divergences
@@ -93,6 +94,8 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
         """
         if args is None:
             raise ValueError(f"{type(self).__name__} needs args, found None")
+        if is_peft_model(model):
+            keep_start(model)
         super().__init__(model=model, args=args, **kwargs)
         teacher_trains: bool = getattr(args, "teacher_trains", False)
         if teacher_peft_config is not None and not teacher_trains:

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import rotate_checkpoints
 
+from alignkit.adapters import START
 from alignkit.checkpoints import ASIDE, seal
 from alignkit.pausing import EvaluationCut
 from alignkit.trainers.metrics import ItemMetrics
@@ -103,11 +104,13 @@ class ExactResume:
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The Trainer's; a weight that is another one as well, such as a head that is the embedding, is written once.
 
-        FSDP2 gathers it under both names.
+        FSDP2 gathers it under both names. Nor is the frozen copy written of an adapter that the run trains on from.
         """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         whole = {name: value for name, value in (state_dict or {}).items() if name not in tied}
         super()._save(output_dir, whole if state_dict else state_dict)  # type: ignore[misc]
+        if self.args.should_save:
+            shutil.rmtree(Path(output_dir or self.args.output_dir) / START, ignore_errors=True)
 
     def _name_the_best(self, folder: Path, name: str) -> None:
         """The Trainer may have taken the checkpoint for the best one, under the name that it is about to lose."""

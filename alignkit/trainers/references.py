@@ -11,6 +11,7 @@ from torch import Tensor
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
 
+from alignkit.adapters import start_of
 from alignkit.errors import ModelError
 from alignkit.kernels.model_head import fuse_head
 
@@ -18,8 +19,9 @@ from alignkit.kernels.model_head import fuse_head
 class References:
     """No reference stays in memory: each is opened to score by, and closed.
 
-    The start is the adapter switched off under LoRA; with all weights trained, the policy itself before its first
-    step and the folder it was loaded from afterwards. A refresh keeps the trained weights on the CPU and in `folder`.
+    The start is the adapter switched off under LoRA, or as it was where the run trains on from one. With all weights
+    trained it is the policy itself before its first step, and the folder it was loaded from afterwards. A refresh
+    keeps the trained weights on the CPU and in `folder`.
     """
 
     def __init__(self, trainer: Any, folder: Path, report: Callable[[str], None]) -> None:
@@ -46,7 +48,7 @@ class References:
             with self._swapped(self._snapshot):
                 yield self.policy()
         elif is_peft_model(self._unwrapped()):
-            with use_adapter(self._unwrapped(), adapter_name=None):
+            with use_adapter(self._unwrapped(), adapter_name=start_of(self._unwrapped())):
                 yield self.policy()
         elif self._trainer.state.global_step == 0:
             yield self.policy()

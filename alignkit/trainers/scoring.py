@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import is_peft_model
@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
 
+from alignkit.adapters import start_of
 from alignkit.data.completions import IGNORED
 
 
@@ -57,12 +58,16 @@ def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, see
     ]
 
 
-def token_logps(trainer: Any, answers: Sequence[Answer], *, reference: bool = False) -> list[Tensor] | None:
-    """Log-probs [length] in nats of each answer's tokens, float32 on the CPU; under the reference if asked.
+Under = Literal["policy", "reference", "base"]
+"""What scores: the model as it is, as it was before training, or without any adapter."""
 
-    None where the trainer has no reference: all weights are trained and no copy was kept. Collective.
+
+def token_logps(trainer: Any, answers: Sequence[Answer], under: Under = "policy") -> list[Tensor] | None:
+    """Log-probs [length] in nats of each answer's tokens, float32 on the CPU.
+
+    None where the trainer has no such model: all weights are trained and no copy was kept. Collective.
     """
-    model, switched = _model(trainer, reference=reference)
+    model, switched = _model(trainer, under)
     if model is None:
         return None
     width = max(len(answer.prompt) + len(answer.tokens) for answer in answers)
@@ -102,13 +107,14 @@ def _generator(model: Any, accelerator: Any) -> Any:
     return published(model, accelerator).generate
 
 
-def _model(trainer: Any, *, reference: bool) -> tuple[Any, AbstractContextManager[None]]:
-    """The model to call, and what makes it the reference meanwhile."""
-    if not reference:
+def _model(trainer: Any, under: Under) -> tuple[Any, AbstractContextManager[None]]:
+    """The model to call, and what makes it the one that is asked for meanwhile."""
+    if under == "policy":
         return trainer.model, nullcontext()
     policy = published(trainer.model, trainer.accelerator)
     if is_peft_model(policy):
-        return trainer.model, use_adapter(policy, adapter_name=None)
+        name = start_of(policy) if under == "reference" else None
+        return trainer.model, use_adapter(policy, adapter_name=name)
     return getattr(trainer, "ref_model", None), nullcontext()
 
 

@@ -7,6 +7,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from trl import SFTTrainer
 
+from alignkit.adapters import keep_start
 from alignkit.data.completions import IGNORED
 from alignkit.kernels.model_head import fuse_head
 from alignkit.trainers.exact_resume import ExactResume
@@ -26,8 +27,10 @@ class SupervisedTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
 
     _tag_names = ["trl", "sft", "alignkit"]  # noqa: RUF012 - TRL's protocol
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
+        if is_peft_model(model):
+            keep_start(model)
+        super().__init__(model, *args, **kwargs)
         self._refuse_options()
         policy = self.accelerator.unwrap_model(self.model)
         fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)

@@ -17,6 +17,7 @@ from server.files.schemas import FINE_TUNE
 from server.ids import JOB, new_id
 from server.jobs.schemas import MAX_SEED, JobRequest
 from server.keys.service import Principal
+from server.models.catalog import TrainableModel
 from server.services import Report, Services
 
 SUPERVISED = "supervised"
@@ -29,6 +30,11 @@ class PreparedJob:
 
     id: str
     request: JobRequest
+    base_model: str
+    start_model: str | None
+    """The fine-tuned model that it trains on from."""
+    fine_tuned_models: tuple[str, ...]
+    """All that it needs until it has finished."""
     seed: int
     method: str
     hyperparameters: dict[str, Any]
@@ -48,8 +54,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
 
     Reading big data files takes seconds, so no transaction is held meanwhile.
     """
-    if services.catalog.base(request.model) is None:
-        raise _no_model(request.model, services.catalog.bases())
+    model = _model(request.model, project, services)
     trackers = _trackers(request)
     method, given = _method(request)
     training = _data("training_file", request.training_file, method, project, services)
@@ -62,7 +67,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         spec = services.make_recipe(
             method=method,
             hyperparameters=given,
-            model_path=services.catalog.path(request.model),
+            start=model.source,
             train_file=training.path,
             validation_file=validation.path if validation else None,
             train_rows=training.report.rows,
@@ -80,6 +85,9 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
     return PreparedJob(
         id=job_id,
         request=request,
+        base_model=model.base_model,
+        start_model=None if request.model == model.base_model else request.model,
+        fine_tuned_models=_fine_tuned(services, request.model, spec.hyperparameters.get("teacher")),
         seed=seed,
         method=method,
         hyperparameters=spec.hyperparameters,
@@ -109,7 +117,7 @@ def _resolver(project: Principal, services: Services) -> ResolveModel:
 
     def resolve(name: str) -> ModelSource:
         try:
-            return services.catalog.source(name, project.project_id)
+            return services.catalog.trainable(name, project.project_id).source
         except ApiError as error:
             raise ModelError(error.detail.message) from error
 
@@ -127,6 +135,20 @@ def _require_servable(recipe: Any, method: str, services: Services) -> None:
             param=param,
             code="invalid_hyperparameters",
         )
+
+
+def _model(name: str, project: Principal, services: Services) -> TrainableModel:
+    """The model to train; 404 where there is none, or it is not ready."""
+    try:
+        return services.catalog.trainable(name, project.project_id)
+    except ApiError as error:
+        if error.detail.code != "model_not_found":
+            raise
+        raise _no_model(name, services.catalog.bases()) from error
+
+
+def _fine_tuned(services: Services, *names: str | None) -> tuple[str, ...]:
+    return tuple({name for name in names if name and services.catalog.base(name) is None})
 
 
 def _no_model(name: str, bases: list[str]) -> ApiError:

@@ -20,7 +20,7 @@ def present_job(job: Job, organization: str, queue_position: int | None) -> JobO
         fine_tuned_model=job.fine_tuned_model,
         finished_at=job.finished_at,
         hyperparameters={name: resolved[name] for name in OPENAI_HYPERPARAMETERS if name in resolved},
-        model=job.base_model,
+        model=job.start_model or job.base_model,
         organization_id=organization,
         result_files=job.result_files,
         seed=job.seed,

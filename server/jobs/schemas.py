@@ -66,7 +66,9 @@ class JobRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    model: Name = Field(description="name of a base model")
+    model: Name = Field(
+        description="name of a base model, or of a model or checkpoint that a job of the project made"
+    )
     training_file: Name = Field(description="id of a file uploaded with the purpose fine-tune")
     validation_file: Name | None = None
     method: MethodRequest | None = Field(None, description="supervised where it is left out, as at OpenAI")

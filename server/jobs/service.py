@@ -26,6 +26,7 @@ from server.jobs.tables import Event, Job
 from server.jobs.turns import places
 from server.keys.service import Principal
 from server.limits.quotas import require_job
+from server.models.repository import ModelRepository
 from server.pagination import CursorListObject, ListObject, PageQuery
 from server.services import Services
 from server.webhooks.repository import announce
@@ -52,6 +53,8 @@ class JobService:
         self._hold_file("training_file", request.training_file)
         if request.validation_file is not None:
             self._hold_file("validation_file", request.validation_file)
+        for name in prepared.fine_tuned_models:
+            self._hold_model(name)
         job = Job(
             id=prepared.id,
             created_at=now(),
@@ -59,7 +62,8 @@ class JobService:
             attempt=1,
             idempotency_key=idempotency.key if idempotency else None,
             request_hash=idempotency.request_hash if idempotency else None,
-            base_model=request.model,
+            base_model=prepared.base_model,
+            start_model=prepared.start_model,
             training_file=request.training_file,
             validation_file=request.validation_file,
             suffix=request.suffix,
@@ -168,6 +172,11 @@ class JobService:
         """Make sure that the file was not deleted since it was checked, and is not before the job is stored."""
         if FileRepository(self._session, self._project.project_id).lock(file_id) is None:
             raise not_found("file", file_id, param=param)
+
+    def _hold_model(self, name: str) -> None:
+        """As for a file."""
+        if ModelRepository(self._session, self._project.project_id).lock(name) is None:
+            raise not_found("model", name, param="model")
 
     def _report(self, job: Job, level: str, message: str) -> None:
         event = Event(

@@ -23,6 +23,8 @@ class Job(Owned, Base):
 
     status: Mapped[str] = mapped_column(String(32), index=True)
     base_model: Mapped[str] = mapped_column(String(96))
+    start_model: Mapped[str | None] = mapped_column(String(255))
+    """The fine-tuned model that it trains on from; null where that is the base model itself."""
     training_file: Mapped[str] = mapped_column(String(64))
     validation_file: Mapped[str | None] = mapped_column(String(64))
     suffix: Mapped[str | None] = mapped_column(String(64))

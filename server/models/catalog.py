@@ -34,6 +34,14 @@ class ResolvedModel:
         return self.name if self.kind == FULL else self.base_model
 
 
+@dataclass(frozen=True, slots=True)
+class TrainableModel:
+    """A model that a job may train or learn from: its base model's name, and where its weights are."""
+
+    base_model: str
+    source: ModelSource
+
+
 class ModelCatalog:
     """Finds models by name. Thread-safe."""
 
@@ -64,15 +72,15 @@ class ModelCatalog:
         with self._database.reading() as session:
             return fine_tuned(session, name, project_id)
 
-    def source(self, name: str, project_id: str) -> ModelSource:
-        """Where the weights of that model are; an ApiError with status 404 says why there is none."""
+    def trainable(self, name: str, project_id: str) -> TrainableModel:
+        """A base model, or a fine-tuned one of the project; an ApiError with status 404 says why there is none."""
         if self.base(name) is not None:
-            return ModelSource(str(self.path(name)))
+            return TrainableModel(name, ModelSource(str(self.path(name))))
         with self._database.reading() as session:
             model = own_model(session, name, project_id)
-        if model.kind != ADAPTER:
-            return ModelSource(model.path)
-        return ModelSource(str(self.path(model.base_model)), model.path)
+        if model.kind == FULL:
+            return TrainableModel(model.base_model, ModelSource(model.path, fully_trained=True))
+        return TrainableModel(model.base_model, ModelSource(str(self.path(model.base_model)), model.path))
 
 
 def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:

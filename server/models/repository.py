@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Select, or_, select
 
 from server.checkpoints.tables import Permission
+from server.jobs.status import UNFINISHED
 from server.jobs.tables import Job
 from server.keys.tables import Project
 from server.models.tables import FineTunedModel
@@ -31,6 +32,16 @@ class ModelRepository(ScopedRepository[FineTunedModel]):
         found = self._session.execute(_described(self.select()).where(FineTunedModel.name == name))
         row = found.one_or_none()
         return None if row is None else FoundModel(*row)
+
+    def lock(self, name: str) -> FineTunedModel | None:
+        """The model, which until the end of the transaction nobody else can delete or start to use."""
+        return self._session.scalar(self.select().where(FineTunedModel.name == name).with_for_update())
+
+    def user_of(self, name: str) -> str | None:
+        """The id of a job that has not finished and trains on from the model, or is taught by it."""
+        uses = or_(Job.start_model == name, Job.hyperparameters["teacher"].as_string() == name)
+        active = select(Job.id).where(Job.project_id == self._project_id, Job.status.in_(UNFINISHED))
+        return self._session.scalar(active.where(uses).limit(1))
 
 
 class UsableModels(ModelRepository):

@@ -40,7 +40,7 @@ def retrieve_model(model: str, models: ModelServiceDep) -> ModelObject:
     return models.get(model)
 
 
-@router.delete("/{model:path}", responses=documented(403, 404))
+@router.delete("/{model:path}", responses=documented(403, 404, 409))
 def delete_model(model: str, models: ModelServiceDep) -> ModelDeleted:
     """Delete a fine-tuned model."""
     return models.delete(model)

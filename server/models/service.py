@@ -56,7 +56,10 @@ class ModelService:
             ) from error
 
     def delete(self, name: str) -> ModelDeleted:
-        """Remove a fine-tuned model and take it out of serving; 403 for a base model or another project's."""
+        """Remove a fine-tuned model and take it out of serving.
+
+        403 for a base model or another project's, 409 while a job that has not finished needs it.
+        """
         model = self._find(name)
         if model.kind == BASE:
             raise ApiError(
@@ -68,6 +71,15 @@ class ModelService:
         if found is None:
             raise ApiError(
                 403, f"{name!r} belongs to the project {model.owner}: only that can delete it.", param="model"
+            )
+        self._models.lock(name)
+        job_id = self._models.user_of(name)
+        if job_id is not None:
+            raise ApiError(
+                409,
+                f"The model {name!r} is used by the job {job_id}, which has not finished: wait for it or cancel it.",
+                param="model",
+                code="model_in_use",
             )
         self._models.delete(found.model)
         after_commit(self._session, lambda: self._services.unpublish(name, model.base_model))

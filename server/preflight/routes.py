@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 async def preview_job(body: PreviewRequest, project: ProjectDep, services: ServicesDep) -> PreviewObject:
     """Show rows of the training file as the job would see them, and which tokens carry loss."""
     return await services.checks.run(
-        project.project_id, lambda: service.preview(body, prepare(body, project, services), services)
+        project.project_id, lambda: service.preview(body, prepare(body, project, services))
     )
 
 

@@ -28,9 +28,9 @@ SAMPLE_ROWS = 2000
 """Rows whose tokens are counted: enough for a mean, little enough for a request."""
 
 
-def preview(request: PreviewRequest, prepared: PreparedJob, services: Services) -> PreviewObject:
+def preview(request: PreviewRequest, prepared: PreparedJob) -> PreviewObject:
     """The rows asked for, rendered."""
-    tokenizer = _tokenizer(services.catalog.path(request.model))
+    tokenizer = _tokenizer(prepared, request.model)
     max_length = int(prepared.recipe["data"]["max_length"])
     schema, shown = schema_for(prepared.method), []
     for index, row in islice(_rows(prepared), request.offset, request.offset + request.rows):
@@ -48,7 +48,7 @@ def preview(request: PreviewRequest, prepared: PreparedJob, services: Services) 
 def estimate(prepared: PreparedJob, project: Principal, services: Services) -> EstimateObject:
     """Tokens counted in a sample of the rows; memory by the library; time by what earlier jobs took."""
     recipe, rows = Recipe.parse(prepared.recipe), prepared.train_rows
-    rendered = _rendered(prepared, _tokenizer(services.catalog.path(prepared.request.model)))
+    rendered = _rendered(prepared, _tokenizer(prepared, prepared.request.model))
     lengths = library.count_lengths(rendered, recipe.data.max_length, len(rendered) / rows)
     kept = (lengths.rows or 0) if lengths else 0
     steps, passes = library.run_steps(kept, recipe.training)
@@ -58,7 +58,7 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
         tokens = found.tokens  # what the method draws is trained on too
     with services.database.reading() as session:
         jobs = JobRepository(session, project.project_id)
-        rates = jobs.rates(prepared.request.model, prepared.method)
+        rates = jobs.rates(prepared.base_model, prepared.method)
         place = waiting(session) + 1
     return EstimateObject(
         rows=rows,
@@ -112,12 +112,13 @@ def _rows(prepared: PreparedJob) -> Iterator[tuple[int, Any]]:
     yield from enumerate(Inspection(schema).rows(iter_lines(Path(prepared.recipe["data"]["train"]))))
 
 
-def _tokenizer(model: Path) -> Any:
+def _tokenizer(prepared: PreparedJob, name: str) -> Any:
+    folder = Path(prepared.recipe["model"]["path"])
     try:
-        return _load_tokenizer(model, (model / "config.json").stat().st_mtime_ns)
+        return _load_tokenizer(folder, (folder / "config.json").stat().st_mtime_ns)
     except ModelError as error:
-        message = f"The model {model.name!r} cannot render conversations: {error}"
-        raise ApiError(400, message.replace(str(model), model.name), param="model") from error
+        message = f"The model {name!r} cannot render conversations: {error}"
+        raise ApiError(400, message.replace(str(folder), name), param="model") from error
 
 
 @lru_cache(maxsize=8)

@@ -20,7 +20,7 @@ class Case:
 
     method: str
     kind: str
-    """`lora` or `full`."""
+    """`lora`, `full`, or `adapter`, which trains on from one."""
     tied: bool = False
     """Whether of both models the head is the embedding."""
 
@@ -42,9 +42,7 @@ class Lab:
         missing = [one for one in wanted if not self._path(config, one).exists()]
         if missing:
             recipes = [
-                write_recipe(
-                    self._inputs[one.tied], self._path(config, one), one.method, lora=one.kind == "lora"
-                )
+                write_recipe(self._inputs[one.tied], self._path(config, one), one.method, kind=one.kind)
                 for one in missing
             ]
             self._output = launch(

@@ -19,7 +19,7 @@ from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from tests.completion import write_completions
 from tests.preference import write_pairs
-from tests.tiny import build_tiny_model
+from tests.tiny import build_tiny_adapter, build_tiny_model
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 METHODS = ("f_dpo", "d2o", "sinkd", "bd_kd", "supervised")
@@ -98,8 +98,9 @@ def _tensors(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def build_inputs(folder: Path, *, tied: bool = False, rows: int = 16) -> Path:
-    """A student, a teacher and each method's rows. `tied`: of both models the head is the embedding."""
+    """A student, its adapter, a teacher and rows. `tied`: of both models the head is the embedding."""
     build_tiny_model(folder / "model", tied=tied)
+    build_tiny_adapter(folder / "model", folder / "adapter")
     build_tiny_model(folder / "teacher", seed=1, tied=tied)
     for name, count, start in (("train", rows, 0), ("validation", 5, 100)):
         write_pairs(folder / f"pairs-{name}.jsonl", count, start)
@@ -138,22 +139,25 @@ def write_recipe(
     output: Path,
     method: str,
     *,
-    lora: bool,
+    kind: str = "lora",
     dropout: float = 0.0,
     options: dict[str, Any] | None = None,
     **training: Any,
 ) -> Path:
-    """A recipe of a few steps, each of two micro-batches on each of two processes. `options`: the method's."""
+    """A recipe of a few steps, each of two micro-batches on each of two processes. `options`: the method's.
+
+    `kind`: `lora`, `full`, or `adapter`, which trains on from one.
+    """
     rows = _ROWS.get(method, "completions")
-    values = {
-        "model": {"path": str(inputs / "model")},
+    values: dict[str, Any] = {
+        "model": {"path": str(inputs / "model")}
+        | ({"adapter": str(inputs / "adapter")} if kind == "adapter" else {}),
         "data": {
             "train": str(inputs / f"{rows}-train.jsonl"),
             "validation": str(inputs / f"{rows}-validation.jsonl"),
             "max_length": 128,
         },
         "method": method_section(inputs, method) | (options or {}),
-        "lora": {"r": 4, "dropout": dropout} if lora else None,
         "training": {
             "max_steps": STEPS,
             "batch_size": 8,
@@ -168,6 +172,8 @@ def write_recipe(
         "seed": 5,
         "output_dir": str(output),
     }
+    if kind != "adapter":
+        values["lora"] = {"r": 4, "dropout": dropout} if kind == "lora" else None
     path = output.with_suffix(".yaml")
     path.write_text(Recipe.parse(values).to_yaml(), encoding="utf-8")
     return path

@@ -41,7 +41,7 @@ def descended(inputs: Path, name: str, config: str, methods: tuple[str, ...], mi
             inputs,
             output,
             method,
-            lora=False,
+            kind="full",
             options=OPTIONS.get(method),
             **{**DESCENT, "micro_batch_size": micro},
         )

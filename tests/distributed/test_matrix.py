@@ -12,8 +12,8 @@ from tests.distributed.launching import METHODS, STEPS
 
 CONFIGS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 SHORT = [Case("sinkd", "lora"), Case("f_dpo", "full", tied=True)]
-EVERYTHING = [Case(method, kind) for method in METHODS for kind in ("lora", "full")]
-TIED = [Case(case.method, case.kind, tied=True) for case in EVERYTHING]
+EVERYTHING = [Case(method, kind) for method in METHODS for kind in ("lora", "full", "adapter")]
+TIED = [Case(case.method, case.kind, tied=True) for case in EVERYTHING if case.kind != "adapter"]
 
 Record = Callable[[str, object], None]
 

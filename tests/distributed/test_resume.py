@@ -24,7 +24,7 @@ SCHEDULE: dict[str, Any] = {
     "eval_steps": 3,
     "eval_on_start": True,
 }
-EVERYTHING = [Case(method, kind) for method in METHODS for kind in ("lora", "full")]
+EVERYTHING = [Case(method, kind) for method in METHODS for kind in ("lora", "full", "adapter")]
 SAMPLED = {"d2o": {"resample_every": 3, "ref_refresh_every": 4, "samples_per_prompt": 2, "max_tokens": 4}}
 DRAWS = {"single", "ddp", "zero1", "zero2"}
 """What D2O can draw from its policy under."""
@@ -73,9 +73,8 @@ class Lab:
     def _write(self, output: Path, place: str, goes_on: str, case: Case) -> Path:
         dropout = 0.1 if place == "single" == goes_on and case.kind == "lora" else 0.0
         drawn = SAMPLED.get(case.method) if place in DRAWS and place == goes_on else None
-        lora = case.kind == "lora"
         return write_recipe(
-            self._inputs, output, case.method, lora=lora, dropout=dropout, options=drawn, **SCHEDULE
+            self._inputs, output, case.method, kind=case.kind, dropout=dropout, options=drawn, **SCHEDULE
         )
 
     def _path(self, place: str, goes_on: str, case: Case, name: str) -> Path:
@@ -123,9 +122,7 @@ def test_a_killed_run_goes_on_exactly(inputs: Path) -> None:
     """
     step = random.randrange(2 * SAVE_STEPS, STEPS)
     killed, alone, done, whole = (
-        write_recipe(
-            inputs, inputs / name, "f_dpo", lora=True, dropout=0.1, **{**SCHEDULE, "max_steps": steps}
-        )
+        write_recipe(inputs, inputs / name, "f_dpo", dropout=0.1, **{**SCHEDULE, "max_steps": steps})
         for name, steps in (("killed", STEPS), ("alone", STEPS), ("done", 5), ("whole", 5))
     )
     first = start("single", [alone, whole, f"{killed}:kill={step}", f"{done}:kill=finish"])
@@ -170,7 +167,7 @@ def test_another_number_of_processes_goes_on(lab: Lab, change: tuple[str, str], 
 
 @pytest.mark.slow
 def test_shares_of_two_are_not_taken_up_by_one(inputs: Path) -> None:
-    path = write_recipe(inputs, inputs / "shares", "supervised", lora=False, **SCHEDULE)
+    path = write_recipe(inputs, inputs / "shares", "supervised", kind="full", **SCHEDULE)
     assert start("zero2", [f"{path}:kill=3"]).returncode == 0
     done = start("zero2-alone", [f"{path}:resume"])
     result = RunFolder(path.with_suffix("")).read_result()

@@ -56,7 +56,7 @@ def terminate(process: subprocess.Popen[str], folder: Path, words: str) -> str:
 def test_it_saves_and_ends_and_goes_on(inputs: Path, config: str) -> None:
     schedule = {"max_steps": STEPS, "save_steps": 1000, "eval_steps": 1000}
     stopped, alone = (
-        write_recipe(inputs, inputs / f"{config}-{name}", "f_dpo", lora=False, **schedule)
+        write_recipe(inputs, inputs / f"{config}-{name}", "f_dpo", kind="full", **schedule)
         for name in ("stopped", "alone")
     )
     folder = Path(Recipe.load(stopped).output_dir)
@@ -79,7 +79,7 @@ def test_an_evaluation_is_cut_short_and_made_when_the_run_goes_on(inputs: Path) 
     """One that takes longer than anybody waits: of 1,000 rows, one at a time."""
     rows = (inputs / "pairs-validation.jsonl").read_text(encoding="utf-8")
     (inputs / "many.jsonl").write_text(rows * 200, encoding="utf-8")
-    path = write_recipe(inputs, inputs / "evaluating", "f_dpo", lora=True, max_steps=3, eval_batch_size=1)
+    path = write_recipe(inputs, inputs / "evaluating", "f_dpo", max_steps=3, eval_batch_size=1)
     recipe = Recipe.load(path, [f"data.validation={inputs / 'many.jsonl'}", "collapse_guard=null"])
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     folder = Path(recipe.output_dir)
@@ -96,7 +96,7 @@ def test_an_evaluation_is_cut_short_and_made_when_the_run_goes_on(inputs: Path) 
 
 @pytest.mark.slow
 def test_before_the_first_step_it_ends_at_once(inputs: Path) -> None:
-    path = write_recipe(inputs, inputs / "early", "f_dpo", lora=True, eval_on_start=True)
+    path = write_recipe(inputs, inputs / "early", "f_dpo", eval_on_start=True)
     folder = Path(Recipe.load(path).output_dir)
     terminate(start(path, "single"), folder, "Training started")
     assert RunFolder(folder).read_result() == {"status": "paused", "steps": 0}

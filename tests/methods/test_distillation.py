@@ -38,7 +38,7 @@ def spec(method: str, **hyperparameters: Any) -> JobSpec:
     return recipe_for_job(
         method=method,
         hyperparameters=hyperparameters,
-        model_path=Path("models/base"),
+        start=ModelSource("models/base"),
         train_file=Path("train"),
         validation_file=Path("validation"),
         train_rows=240,

@@ -1,0 +1,79 @@
+"""Training on from an adapter: reading its folder, loading it to train, and keeping it as it was beside it.
+
+The copy is what every reference means by the model before training. TRL's DPOTrainer makes it itself, under the same
+name; `keep_start` does it for the other trainers.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import ModelError
+from alignkit.methods.sections import LoraSection
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+START = "ref"
+"""The name of the frozen copy, as TRL has it."""
+
+
+def lora_of(folder: Path) -> LoraSection:
+    """What the adapter in `folder` is made of; raises ModelError unless it is a LoRA that can train on."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{folder} holds no {CONFIG_FILE}: expected the folder of a peft adapter") from error
+    except ValueError as error:
+        raise ModelError(f"{folder}: {CONFIG_FILE} is not JSON") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(f"{folder}: expected a LoRA adapter")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ModelError(f"{folder} holds no {WEIGHTS_FILE}; pickled weights are not accepted")
+    targets = config.get("target_modules")
+    try:
+        return LoraSection(
+            r=config.get("r"),
+            alpha=config.get("lora_alpha"),
+            dropout=config.get("lora_dropout", 0.0),
+            target_modules=targets if isinstance(targets, str) else sorted(targets or ()),
+        )
+    except (ValueError, TypeError) as error:  # pydantic's is a ValueError
+        raise ModelError(f"{folder}: {CONFIG_FILE} is of no LoRA that can train on: {error}") from error
+
+
+def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
+    """`model` (a causal LM) under the adapter in `folder`, which trains; raises ModelError where it does not fit.
+
+    `upcast`: hold an adapter of 16 bits in float32.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    lora_of(folder)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast)
+        with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
+            written = set(weights.keys())
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load the adapter {folder} onto the model: {error}") from error
+    # What does not match by name peft leaves out with no more than a warning.
+    if differing := written ^ get_peft_model_state_dict(adapted).keys():
+        names = ", ".join(sorted(differing)[:3])
+        raise ModelError(f"the adapter {folder} is of another model: it does not match in {names}")
+    return adapted
+
+
+def keep_start(model: Any) -> None:
+    """Give a peft model that trains on from its adapter a frozen copy of it, unless it has one."""
+    if START in model.peft_config:
+        return
+    model.add_adapter(START, model.peft_config[model.active_adapter])
+    own = f".{model.active_adapter}."
+    for name, weight in list(model.named_parameters()):
+        if own in name:
+            model.get_parameter(name.replace(own, f".{START}.")).data.copy_(weight.data)
+
+
+def start_of(model: Any) -> str | None:
+    """The adapter under which a peft model is what it was before training; None: no adapter."""
+    return START if START in model.peft_config else None
