@@ -25,6 +25,7 @@ from server.services import Services
 from server.settings import Settings
 
 BASE_MODEL = "tiny-llama"
+ADAPTER_RANK = 8
 DEADLINE_SECONDS = 10.0
 
 
@@ -138,6 +139,20 @@ def add_base_model(home: Path, name: str) -> None:
     folder = home / "models" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}", encoding="utf-8")
+
+
+def write_adapter(folder: Path) -> Path:
+    """What the service reads of a job's adapter; it has no weights."""
+    folder.mkdir(parents=True)
+    config = {
+        "peft_type": "LORA",
+        "r": ADAPTER_RANK,
+        "lora_alpha": 24,
+        "target_modules": ["q_proj", "v_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
 
 
 def wait_until(condition: Callable[[], object], seconds: float = DEADLINE_SECONDS) -> None:

@@ -21,7 +21,7 @@ import pytest
 from server.models.names import model_name
 from server.webhooks.sender import sign
 from tests.server.shapes import conforms
-from tests.server.support import BASE_MODEL, Running, create_job, pairs, serve
+from tests.server.support import BASE_MODEL, Running, create_job, pairs, serve, write_adapter
 from tests.tiny import build_tiny_tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
@@ -110,8 +110,7 @@ def names(
     """What the page's examples take for granted."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.jsonl").write_bytes(pairs(20))
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    write_adapter(tmp_path / "adapter")
     with service.client(key) as client:
         job = create_job(client)
     tuned = model_name(BASE_MODEL, project, "demo", job.id)

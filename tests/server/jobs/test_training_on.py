@@ -1,6 +1,5 @@
 """A job that trains on from what another job made: its model, a checkpoint of it, or all of its weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,8 @@ import pytest
 from openai import OpenAI
 
 from server.models.names import model_name
-from tests.server.support import BASE_MODEL, Running, create_job
-
-RANK = 8
-
-
-def write_adapter(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 24, "target_modules": ["q_proj", "v_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_bytes(b"")
-    return folder
+from tests.server.support import ADAPTER_RANK as RANK
+from tests.server.support import BASE_MODEL, Running, create_job, write_adapter
 
 
 @pytest.fixture
