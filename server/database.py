@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+from anyio import to_thread
 from sqlalchemy import (
     BigInteger,
     Connection,
@@ -21,6 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 BUSY_SECONDS = 30.0
 """How long SQLite waits for another writer."""
 _AFTER_COMMIT = "after_commit"
+Answer = TypeVar("Answer")
 
 
 class Base(DeclarativeBase):
@@ -74,6 +76,16 @@ class Database:
         with self._read() as session:
             yield session
 
+    async def ask(self, query: Callable[..., Answer], *arguments: Any) -> Answer:
+        """What `query`, which only reads, finds; called from the event loop.
+
+        SQLite's readers wait for nobody, and crossing a thread costs more than they do: a quarter of a chat request's
+        processor time. Another database is a network away.
+        """
+        if self.engine.dialect.name == "sqlite":
+            return query(*arguments)
+        return await to_thread.run_sync(query, *arguments)
+
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
@@ -89,10 +101,12 @@ def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
 
     `foreign_keys` says whether SQLite enforces them: not while a migration rebuilds a table.
     """
+    is_sqlite = url.startswith("sqlite")
     engine = create_engine(
         url,
         hide_parameters=True,
-        pool_pre_ping=not url.startswith("sqlite"),
+        pool_pre_ping=not is_sqlite,
+        max_overflow=-1 if is_sqlite else 10,  # `ask` must never wait for a connection
         json_serializer=_to_json,
     )
     if engine.dialect.name == "sqlite":

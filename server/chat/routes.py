@@ -3,7 +3,6 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from server.chat.body import read_body
 from server.chat.gateway import ChatGateway
@@ -49,5 +48,5 @@ async def create_completion(request: Request, services: ServicesDep, caller: Pro
 async def _answer(request: Request, path: str, services: ServicesDep, caller: ProjectDep) -> Response:
     gateway: ChatGateway = request.app.state.chat
     body = await read_body(request)
-    model = await run_in_threadpool(services.catalog.resolve, body.model, caller.project_id)
+    model = await services.database.ask(services.catalog.resolve, body.model, caller.project_id)
     return await gateway.forward(request, path, body.raw, model.engine)

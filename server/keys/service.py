@@ -6,12 +6,13 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from anyio import to_thread
 from sqlalchemy.orm import Session
 
 from server.clock import now
 from server.database import Database
 from server.ids import KEY, PROJECT, new_id
-from server.keys.repository import KeyRepository
+from server.keys.repository import FoundKey, KeyRepository
 from server.keys.scopes import PROJECT_SCOPES
 from server.keys.tables import ApiKey, Project
 
@@ -63,20 +64,24 @@ def issue_key(
     return token
 
 
-def authenticate(database: Database, token: str) -> Principal | None:
+async def authenticate(database: Database, token: str) -> Principal | None:
     """Whose key it is, or None. The time it takes tells nothing of the keys that exist: they are found by hash."""
     digest = _digest(token)
-    with database.reading() as session:
-        found = KeyRepository(session).by_hash(digest)
+    found = await database.ask(_by_hash, database, digest)
     if found is None or not hmac.compare_digest(found.hash, digest):
         return None
     if found.expires_at is not None and found.expires_at <= now():
         return None
     if found.last_used_at is None or now() - found.last_used_at >= USED_RESOLUTION:
-        _mark_used(database, found.id)
+        await to_thread.run_sync(_mark_used, database, found.id)
     return Principal(
         found.project_id, found.project_name, found.id, frozenset(found.scopes), found.limits or {}
     )
+
+
+def _by_hash(database: Database, digest: str) -> FoundKey | None:
+    with database.reading() as session:
+        return KeyRepository(session).by_hash(digest)
 
 
 def _mark_used(database: Database, key_id: str) -> None:

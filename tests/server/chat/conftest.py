@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from server import errors
 from server.chat.gateway import ChatGateway
 from server.chat.routes import router
+from server.database import Database
 from server.dependencies import get_principal, get_services
 from server.engines.manager import EngineManager
 from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
@@ -60,7 +61,8 @@ class Service:
         errors.install(app)
         app.include_router(router)
         catalog = SimpleNamespace(resolve=self._resolve)
-        app.dependency_overrides[get_services] = lambda: SimpleNamespace(catalog=catalog)
+        database = Database("sqlite:///never-opened")
+        app.dependency_overrides[get_services] = lambda: SimpleNamespace(catalog=catalog, database=database)
         app.dependency_overrides[get_principal] = lambda: SimpleNamespace(project_id="mine")
         return app
 

@@ -1,5 +1,6 @@
 """Who gets in: the first key, what a key opens, and what is open without one."""
 
+import asyncio
 import stat
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_the_first_key_is_shown_once_and_opens(
     shown = capsys.readouterr().out
     assert token in shown
     assert str(file) in shown
-    principal = authenticate(database, token)
+    principal = asyncio.run(authenticate(database, token))
     assert principal is not None
     assert principal.project_name == "mine"
     file.unlink()
@@ -63,8 +64,8 @@ def test_a_start_without_a_usable_admin_s_key_makes_one(
     ensure_first_key(database, settings)
     second = file.read_text().strip()
     assert second != first
-    assert authenticate(database, first) is None
-    principal = authenticate(database, second)
+    assert asyncio.run(authenticate(database, first)) is None
+    principal = asyncio.run(authenticate(database, second))
     assert principal is not None
     assert principal.scopes == frozenset(SCOPES)
     assert second in capsys.readouterr().out
@@ -90,11 +91,11 @@ def test_the_use_of_a_key_is_noted(database: Database) -> None:
     query = text("SELECT last_used_at FROM api_keys")
     with database.reading() as session:
         assert session.scalar(query) is None
-    assert authenticate(database, token)
+    assert asyncio.run(authenticate(database, token))
     with database.reading() as session:
         first = session.scalar(query)
     assert first
-    assert authenticate(database, token + "x") is None
+    assert asyncio.run(authenticate(database, token + "x")) is None
 
 
 @pytest.mark.parametrize("given", ["sk-wrong", "sk-", "x" * 5000])
