@@ -10,7 +10,7 @@ import torch
 
 from tests.distributed.launching import Run, build_inputs, launch, write_recipe
 
-SHARDS_WEIGHTS = {"zero3", "zero3_offload", "fsdp2"}
+SHARDS_WEIGHTS = {"zero3", "zero3_offload", "zero3_multinode", "fsdp2"}
 WHOLE_STATES = {"ddp"}
 
 

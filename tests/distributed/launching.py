@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,25 +185,35 @@ def launch(
 ) -> subprocess.CompletedProcess[str]:
     """`accelerate launch --config_file recipes/accelerate/CONFIG.yaml` over the recipes, one after the other.
 
-    A recipe may have an option of `tests.distributed.worker` behind its path.
+    A recipe may have an option of `tests.distributed.worker` behind its path. `zero3_multinode` is launched as on two
+    nodes, each with a process. The result has what all launchers wrote, and the worst of their exit statuses.
     """
-    command = [
+    nodes = 2 if config == "zero3_multinode" else 1
+    common = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         f"--config_file={CONFIGS / config}.yaml",
         f"--num_processes={processes}",
         f"--main_process_port={_free_ports(len(recipes) + 1)}",
-        *("-m", "tests.distributed.worker"),
-        *map(str, recipes),
     ]
-    return subprocess.run(
-        command,
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    work = ["-m", "tests.distributed.worker", *map(str, recipes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with ThreadPoolExecutor(nodes) as pool:
+        done = list(
+            pool.map(
+                lambda rank: subprocess.run(
+                    [*common, f"--machine_rank={rank}", *work],
+                    check=False,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    timeout=timeout,
+                    env=environment,
+                ),
+                range(nodes),
+            )
+        )
+    status = max(done, key=lambda one: abs(one.returncode)).returncode
+    return subprocess.CompletedProcess(common, status, "".join(one.stdout for one in done))
 
 
 def _free_ports(count: int) -> int:

@@ -14,6 +14,7 @@ CONFIGS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 SHORT = [Case("sinkd", "lora"), Case("f_dpo", "full", tied=True)]
 EVERYTHING = [Case(method, kind) for method in METHODS for kind in ("lora", "full", "adapter")]
 TIED = [Case(case.method, case.kind, tied=True) for case in EVERYTHING if case.kind != "adapter"]
+FURTHER = [Case("f_dpo", "adapter"), Case("d2o", "full"), Case("bd_kd", "lora")]
 
 Record = Callable[[str, object], None]
 
@@ -54,3 +55,15 @@ def test_a_head_that_is_the_embedding(
     lab: Lab, config: str, case: Case, what: str, record_property: Record
 ) -> None:
     check(lab, config, TIED, case, what, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("what", CHECKS)
+@pytest.mark.parametrize("case", FURTHER, ids=str)
+@pytest.mark.parametrize("config", ["zero3_offload", "zero3_multinode"])
+def test_offloaded_and_on_two_nodes(
+    lab: Lab, config: str, case: Case, what: str, record_property: Record
+) -> None:
+    """Both nodes are this machine, each with a launcher of its own."""
+    check(lab, config, FURTHER, case, what, record_property)
