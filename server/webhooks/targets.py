@@ -60,6 +60,8 @@ def _parse(url: str, *, private: bool) -> httpx.URL:
     schemes = ("https", "http") if private else ("https",)
     if parsed.scheme not in schemes or not parsed.host:
         raise TargetError(f"expected a URL that begins with {' or '.join(schemes)}://, found {shorten(url)}")
+    if parsed.port is not None and not 0 < parsed.port < 2**16:
+        raise TargetError(f"expected a port of 1 to 65535, found {parsed.port}")
     if parsed.userinfo:
         raise TargetError("expected no name and password in the URL: events are signed instead")
     return parsed

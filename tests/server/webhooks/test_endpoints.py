@@ -50,6 +50,8 @@ def test_an_endpoint_is_added_changed_and_removed(client: OpenAI) -> None:
         ({"url": "http://example.com"}, "url"),
         ({"url": "ftp://example.com"}, "url"),
         ({"url": "https://user:secret@example.com"}, "url"),
+        ({"url": "https://example.com:99999"}, "url"),
+        ({"url": "https://example.com:0"}, "url"),
         ({"url": "https://127.0.0.1/"}, "url"),
         ({"url": "https://[::1]/"}, "url"),
         ({"url": "https://10.1.2.3/"}, "url"),
