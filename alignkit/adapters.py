@@ -27,6 +27,8 @@ def lora_of(folder: Path) -> LoraSection:
         raise ModelError(f"{folder}: {CONFIG_FILE} is not JSON") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder}: expected a LoRA adapter")
+    if config.get("modules_to_save"):  # a head among them the fused one would not see
+        raise ModelError(f"{folder}: expected LoRA alone, found modules_to_save {config['modules_to_save']}")
     if not (folder / WEIGHTS_FILE).is_file():
         raise ModelError(f"{folder} holds no {WEIGHTS_FILE}; pickled weights are not accepted")
     targets = config.get("target_modules")

@@ -52,6 +52,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "holds no adapter_config.json"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "is not JSON"),
     "no LoRA": (lambda folder: change_config(folder, peft_type="IA3"), "expected a LoRA adapter"),
+    "whole modules": (lambda folder: change_config(folder, modules_to_save=["lm_head"]), "modules_to_save"),
     "no rank": (lambda folder: change_config(folder, r=None), "is of no LoRA that can train on"),
     "the head": (lambda folder: change_config(folder, target_modules=["lm_head"]), "lm_head"),
     "pickled": (pickle_weights, "pickled weights are not accepted"),
