@@ -5,6 +5,7 @@ name; `keep_start` does it for the other trainers.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 START = "ref"
 """The name of the frozen copy, as TRL has it."""
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""peft's named initialisations that leave the base weights alone; the others change what is under the adapter."""
+
+_REFUSED = ("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens")
+"""What in a config is more than LoRA: a copy beside the adapter would change the model, or not be one."""
+_PARTS = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".lora_magnitude_vector")
+_HEADS = {"lm_head", "embed_tokens"}
 
 
 def lora_of(folder: Path) -> LoraSection:
@@ -27,10 +35,7 @@ def lora_of(folder: Path) -> LoraSection:
         raise ModelError(f"{folder}: {CONFIG_FILE} is not JSON") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder}: expected a LoRA adapter")
-    if config.get("modules_to_save"):  # a head among them the fused one would not see
-        raise ModelError(f"{folder}: expected LoRA alone, found modules_to_save {config['modules_to_save']}")
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise ModelError(f"{folder} holds no {WEIGHTS_FILE}; pickled weights are not accepted")
+    _require_plain(folder, config)
     targets = config.get("target_modules")
     try:
         return LoraSection(
@@ -43,25 +48,55 @@ def lora_of(folder: Path) -> LoraSection:
         raise ModelError(f"{folder}: {CONFIG_FILE} is of no LoRA that can train on: {error}") from error
 
 
+def _require_plain(folder: Path, config: dict[str, Any]) -> None:
+    """Raise ModelError unless the adapter is matrices of layers inside the model, over the base as it is."""
+    init = config.get("init_lora_weights", True)
+    for name in _REFUSED:
+        if config.get(name):
+            raise ModelError(f"{folder}: expected LoRA alone, found {name} {config[name]}")
+    if config.get("bias", "none") != "none":
+        raise ModelError(f"{folder}: expected bias 'none', found {config['bias']!r}")
+    if isinstance(init, str) and init.lower() not in PLAIN_INITS:
+        raise ModelError(f"{folder}: init_lora_weights {init!r} changes the weights under the adapter")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ModelError(f"{folder} holds no {WEIGHTS_FILE}; pickled weights are not accepted")
+    for name in _written(folder):
+        if not name.endswith(_PARTS) or _HEADS & set(name.split(".")):
+            raise ModelError(f"{folder}: expected LoRA of layers inside the model, found {name}")
+
+
+def _written(folder: Path) -> set[str]:
+    """The names of an adapter's weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
+            return set(weights.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder}: {WEIGHTS_FILE} is no safetensors file ({error})") from error
+
+
 def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
     """`model` (a causal LM) under the adapter in `folder`, which trains; raises ModelError where it does not fit.
 
     `upcast`: hold an adapter of 16 bits in float32.
     """
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
 
     lora_of(folder)
     try:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast)
-        with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
-            written = set(weights.keys())
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load the adapter {folder} onto the model: {error}") from error
     # What does not match by name peft leaves out with no more than a warning.
-    if differing := written ^ get_peft_model_state_dict(adapted).keys():
+    held = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if differing := _written(folder) ^ held:
         names = ", ".join(sorted(differing)[:3])
         raise ModelError(f"the adapter {folder} is of another model: it does not match in {names}")
+    # A published adapter names the service's base, which peft would look for on the hub whenever it saves.
+    adapted.peft_config[adapted.active_adapter].base_model_name_or_path = model.name_or_path
+    # The frozen copy, TRL's too, must be of the same dtype.
+    adapted.add_adapter = partial(adapted.add_adapter, autocast_adapter_dtype=upcast)
     return adapted
 
 

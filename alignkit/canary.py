@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 
+from alignkit.adapters import start_of
 from alignkit.trainers.scoring import Answer, answer_of, published, token_logps
 
 MAX_TOKENS = 256
@@ -15,7 +16,8 @@ CANDIDATES = 8
 
 
 def measure(trainer: Any) -> dict[str, Any] | None:
-    """Per-token log-probs of an answer under the trained weights and, where they are an adapter's, under the base.
+    """Per-token log-probs of an answer under the trained weights and, where they are an adapter's, under the base and
+    the model that training began with, which is the base unless it went on from an adapter.
 
     The answer is a good one or, where the data has none, a dispreferred one. Of the first rows of the validation
     (else training) set, the one that training moved most (without a base, the first), cut to 256 tokens. None where
@@ -36,20 +38,23 @@ def _candidate(row: dict[str, Any]) -> Answer:
 
 
 def _difference(canary: dict[str, Any]) -> float:
-    if canary["base_logprobs"] is None:
+    if canary["start_logprobs"] is None:
         return 0.0
-    pairs = zip(canary["adapter_logprobs"], canary["base_logprobs"], strict=True)
-    return max(abs(adapter - base) for adapter, base in pairs)
+    pairs = zip(canary["adapter_logprobs"], canary["start_logprobs"], strict=True)
+    return max(abs(adapter - start) for adapter, start in pairs)
 
 
 def _measure(trainer: Any, answer: Answer, *, has_base: bool) -> dict[str, Any]:
     (trained,) = token_logps(trainer, [answer]) or []
     (base,) = (token_logps(trainer, [answer], "base") or [None]) if has_base else [None]
     model = published(trainer.model, trainer.accelerator)
+    trains_on = has_base and start_of(model) is not None
+    (start,) = (token_logps(trainer, [answer], "reference") or [None]) if trains_on else [base]
     return {
         "prompt_token_ids": answer.prompt,
         "completion_token_ids": answer.tokens,
         "adapter_logprobs": trained.tolist(),
         "base_logprobs": None if base is None else base.tolist(),
+        "start_logprobs": None if start is None else start.tolist(),
         "dtype": str(model.dtype).removeprefix("torch."),
     }

@@ -92,10 +92,13 @@ def _as_it_was_trained(given: Hyperparameters, start: ModelSource, prefix: str) 
         except ModelError as error:
             raise RecipeError([FieldIssue("model", "its adapter cannot be read")]) from error
         own |= {"lora_rank": lora.r, "lora_alpha": lora.alpha}
+    elif not (Path(start.path) / "config.json").is_file():
+        raise RecipeError([FieldIssue("model", "its weights cannot be read")])
     issues = [
         FieldIssue(
             f"{prefix}.{name}",
-            f"expected {own.get(name)!r}, as the model that is trained on has it, found {getattr(given, name)!r}",
+            f"expected {own.get(name, 'none')!r}, as the model that is trained on has it, "
+            f"found {getattr(given, name)!r}",
         )
         for name in ("trained_weights", "lora_rank", "lora_alpha")
         if name in given.model_fields_set and getattr(given, name) not in {None, own.get(name)}

@@ -148,7 +148,7 @@ class Recipe(Section):
         given = self.lora.model_fields_set if "lora" in self.model_fields_set else ()
         for name in sorted(given):
             expected, found = getattr(own, name), getattr(self.lora, name)
-            if expected != found:
+            if not _agree(expected, found):
                 raise ValueError(f"lora.{name}: expected {expected}, as model.adapter has it, found {found}")
         self.lora = own
         return self
@@ -180,6 +180,13 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The whole recipe, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _agree(own: Any, given: Any) -> bool:
+    """Whether a LoRA option is an adapter's own: peft writes modules one by one, in any order."""
+    if isinstance(own, list):
+        return given == "all-linear" or (isinstance(given, list) and set(given) == set(own))
+    return bool(own == given)
 
 
 def _without_tag(issues: list[FieldIssue]) -> list[FieldIssue]:

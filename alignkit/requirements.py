@@ -135,6 +135,15 @@ def _quantization(recipe: "Recipe") -> Iterator[FieldIssue]:
         yield FieldIssue(field, f"{wanted} needs the package bitsandbytes, which is not installed")
 
 
+def _sampler(recipe: "Recipe") -> Iterator[FieldIssue]:
+    """The server must draw from the model that the run begins with, and that is not what it calls its base."""
+    method = recipe.method
+    if method.type == "d2o" and method.sampler_url and recipe.model.adapter and not method.sampler_model:
+        yield FieldIssue(
+            "method.sampler_model", "is required with model.adapter: the name that the server has for it"
+        )
+
+
 def _sharded(recipe: "Recipe") -> Iterator[FieldIssue]:
     yield from refused_under(sharding(), recipe)
 
@@ -153,5 +162,6 @@ CHECKS: tuple[Callable[["Recipe"], Iterator[FieldIssue]], ...] = (
     _attention,
     _optimizer,
     _quantization,
+    _sampler,
     _sharded,
 )

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from alignkit.adapters import keep_start, lora_of, start_of, train_on
 from alignkit.errors import ModelError, RecipeError
 from alignkit.recipe import Recipe
+from alignkit.requirements import require
 from alignkit.run_folder import RunFolder
 from alignkit.train import build_trainer, main
 from alignkit.trainers.scoring import Answer, token_logps
@@ -48,11 +49,25 @@ def pickle_weights(folder: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
 
 
+def add_embedding(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.ones(4, 8)
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "holds no adapter_config.json"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "is not JSON"),
     "no LoRA": (lambda folder: change_config(folder, peft_type="IA3"), "expected a LoRA adapter"),
     "whole modules": (lambda folder: change_config(folder, modules_to_save=["lm_head"]), "modules_to_save"),
+    "its own base": (lambda folder: change_config(folder, init_lora_weights="pissa"), "'pissa' changes"),
+    "repeated layers": (
+        lambda folder: change_config(folder, layer_replication=[[0, 2]]),
+        "layer_replication",
+    ),
+    "biases": (lambda folder: change_config(folder, bias="all"), "expected bias 'none'"),
+    "embeddings": (add_embedding, "layers inside the model, found .*embed_tokens"),
+    "damaged": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "no safetensors"),
     "no rank": (lambda folder: change_config(folder, r=None), "is of no LoRA that can train on"),
     "the head": (lambda folder: change_config(folder, target_modules=["lm_head"]), "lm_head"),
     "pickled": (pickle_weights, "pickled weights are not accepted"),
@@ -87,6 +102,42 @@ def test_an_adapter_of_another_model_is_refused(inputs: Path, tmp_path: Path) ->
     save_file(wide, folder / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="cannot load the adapter"):
         train_on(load(inputs / "model"), folder)
+
+
+def test_the_recipe_of_the_run_before_goes_on(inputs: Path, tmp_path: Path) -> None:
+    """It has every default written out, where peft names each module in the adapter."""
+    values = Recipe.load(write_recipe(inputs, tmp_path / "run", "f_dpo", kind="adapter")).model_dump()
+    modules = values["lora"]["target_modules"]
+    for given in ("all-linear", modules[::-1]):
+        values["lora"] = {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": given}
+        assert Recipe.parse(values).lora == lora_of(inputs / "adapter")
+    for wrong, words in (
+        ({"r": 8}, "lora.r: expected 4"),
+        ({"target_modules": modules[1:]}, "target_modules"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            Recipe.parse({**values, "lora": wrong})
+    with pytest.raises(RecipeError, match="null trains all weights"):
+        Recipe.parse({**values, "lora": None})
+
+
+def test_a_server_draws_from_the_model_with_its_adapter(inputs: Path, tmp_path: Path) -> None:
+    options = {"sampler_url": "http://127.0.0.1:1"}
+    recipe = Recipe.load(write_recipe(inputs, tmp_path / "run", "d2o", kind="adapter", options=options))
+    with pytest.raises(RecipeError, match=r"^method\.sampler_model: is required with model\.adapter"):
+        require(recipe)
+
+
+def test_the_copy_has_the_adapters_dtype(inputs: Path) -> None:
+    """Under ZeRO-3 nothing is held in float32 beside a model of 16 bits; TRL adds its copy itself."""
+    half = AutoModelForCausalLM.from_pretrained(inputs / "model", dtype=torch.bfloat16)
+    model = train_on(half, inputs / "adapter", upcast=False)
+    model.add_adapter("ref", model.peft_config["default"])
+    found = {weight.dtype for name, weight in model.named_parameters() if "lora_" in name}
+    assert found == {torch.bfloat16}
+    assert model.peft_config["default"].base_model_name_or_path == str(inputs / "model"), (
+        "not looked for elsewhere"
+    )
 
 
 def test_the_copy_is_frozen_and_the_adapter_trains(inputs: Path) -> None:
@@ -142,6 +193,10 @@ def test_what_is_saved_is_one_adapter_of_the_same_make(inputs: Path, tmp_path: P
         assert lora_of(folder).r == 4
         weights = load_file(folder / "adapter_model.safetensors")
         assert weights.keys() == load_file(inputs / "adapter" / "adapter_model.safetensors").keys()
+    canary = json.loads((run / "canary.json").read_text())
+    kinds = [canary[f"{name}_logprobs"] for name in ("base", "start", "adapter")]
+    assert all(kinds)
+    assert kinds[0] != kinds[1] != kinds[2]
     losses = [json.loads(line)["data"] for line in (run / "events.jsonl").read_text().splitlines()]
     first = next(data for data in losses if "train_logratios_chosen" in data)
     assert first["train_logratios_chosen"] == pytest.approx(0, abs=1e-4), "the reference is where it began"

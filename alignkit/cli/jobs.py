@@ -61,7 +61,7 @@ def client_error(error: Exception) -> str | None:
 @app.command()
 def submit(
     training_file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    model: Annotated[str, typer.Option(help="base model")],
+    model: Annotated[str, typer.Option(help="base model, or one that a job made")],
     method: Annotated[str, typer.Option(help="such as f_dpo or supervised")] = "f_dpo",
     validation_file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     param: Annotated[

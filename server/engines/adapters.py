@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 from safetensors import SafetensorError, safe_open
 
+from alignkit.adapters import PLAIN_INITS
 from alignkit.models import NAME_PATTERN
 from server.engines.errors import AdapterError
 from server.settings import Settings
@@ -26,8 +27,6 @@ __all__ = ["AdapterError", "publish", "refuse_unservable", "unpublish"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""peft's named initialisations that leave the base weights alone; after the others the base is not the served one."""
 UNLOAD_SECONDS = 10.0
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,249}")
 """One path component in every case."""

@@ -61,7 +61,7 @@ class OverBase:
     base: Difference
     """The engine's base model against the trainer's."""
     trained_shift: Difference
-    """The trainer's adapter against the trainer's base: what training changed."""
+    """The trainer's adapter against what the trainer began with: what training changed."""
     served_shift: Difference
     """The engine's adapter against the engine's base: what of that is served."""
 
@@ -108,10 +108,11 @@ def check(
     with httpx.Client(base_url=endpoint, trust_env=False, timeout=REQUEST_SECONDS) as client:
         served = _logprobs(client, model_name, prompt, completion)
         if trained_base is not None:
+            start = canary.get("start_logprobs") or trained_base
             served_base = _logprobs(client, base_model, prompt, completion)
             over_base = OverBase(
                 base=Difference.between(served_base, trained_base),
-                trained_shift=Difference.between(trained, trained_base),
+                trained_shift=Difference.between(trained, start),
                 served_shift=Difference.between(served, served_base),
             )
     full = canary.get("dtype") == "float32" and engine_dtype == "float32"

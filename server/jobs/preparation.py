@@ -148,7 +148,8 @@ def _model(name: str, project: Principal, services: Services) -> TrainableModel:
 
 
 def _fine_tuned(services: Services, *names: str | None) -> tuple[str, ...]:
-    return tuple({name for name in names if name and services.catalog.base(name) is None})
+    """Sorted, so that two requests lock them in the same order."""
+    return tuple(sorted({name for name in names if name and services.catalog.base(name) is None}))
 
 
 def _no_model(name: str, bases: list[str]) -> ApiError:

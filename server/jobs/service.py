@@ -195,13 +195,16 @@ class JobService:
 
 
 def _without_paths(value: Any, root: Path) -> Any:
-    """`value` with the last part of every path under `root` alone: a model's name, a file's or a job's id."""
+    """`value` with the last part of every path under `root` alone: a model's name, a file's or a job's id.
+
+    A model's as its archive's folder has it.
+    """
     if isinstance(value, dict):
         return {key: _without_paths(item, root) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_paths(item, root) for item in value]
     if isinstance(value, str) and value.startswith(f"{root}/"):
-        return Path(value).name
+        return Path(value).name.replace(":", "_")
     return value
 
 

@@ -47,7 +47,17 @@ def test_supervised_then_dpo_on_its_checkpoint(service: Service, tmp_path: Path)
         service,
         checkpoint,
         service.home / "train.jsonl",
-        {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1, "batch_size": 4, "max_steps": 3}}},
+        {
+            "type": "dpo",
+            "dpo": {
+                "hyperparameters": {
+                    "beta": 0.1,
+                    "batch_size": 4,
+                    "max_steps": 3,
+                    "learning_rate_multiplier": 50,
+                }
+            },
+        },
     )
     assert second.model == checkpoint
     assert canary_of(service, second.id)["conclusive"]

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import uvicorn
 from openai import OpenAI
+from safetensors.numpy import save_file
 
 from server.app import ROUTERS, create_app
 from server.chat.gateway import ChatGateway, Engines
@@ -142,7 +144,7 @@ def add_base_model(home: Path, name: str) -> None:
 
 
 def write_adapter(folder: Path) -> Path:
-    """What the service reads of a job's adapter; it has no weights."""
+    """What the service reads of a job's adapter; its weights fit nothing."""
     folder.mkdir(parents=True)
     config = {
         "peft_type": "LORA",
@@ -151,7 +153,8 @@ def write_adapter(folder: Path) -> Path:
         "target_modules": ["q_proj", "v_proj"],
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_bytes(b"")
+    zeros = np.zeros((ADAPTER_RANK, 8), dtype=np.float32)
+    save_file({"base_model.model.q_proj.lora_A.weight": zeros}, folder / "adapter_model.safetensors")
     return folder
 
 

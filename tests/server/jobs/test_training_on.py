@@ -139,3 +139,25 @@ def test_files_that_are_gone_are_told_without_a_path(client: OpenAI, tuned: str,
     )
     assert str(tmp_path) not in str(refused.value)
     assert refused.value.param == "model"
+
+
+def test_weights_that_are_gone_are_told_too(
+    service: Running, client: OpenAI, key: str, full: str, tmp_path: Path
+) -> None:
+    file = client.fine_tuning.jobs.list(limit=1).data[0].training_file
+    (tmp_path / "weights").unlink()
+    body = {"model": full, "training_file": file, "method": dpo()}
+    with service.http(key) as http:
+        for path in ("preview", "jobs/estimate", "jobs"):
+            answer = http.post(f"/v1/fine_tuning/{path}", json=body)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model"), answer.text
+            assert "its weights cannot be read" in answer.text
+
+
+def test_its_recipe_names_the_adapter_as_its_archive_does(
+    client: OpenAI, service: Running, key: str, tuned: str
+) -> None:
+    job = create_job(client, model=tuned, method=dpo())
+    with service.http(key) as http:
+        recipe = http.get(f"/v1/fine_tuning/jobs/{job.id}/recipe").text
+    assert ":" not in recipe.split("adapter: ")[1].split("\n")[0]
