@@ -11,13 +11,12 @@ from typing import Any
 
 from alignkit.errors import ModelError
 from alignkit.methods.sections import LoraSection
+from alignkit.models import PLAIN_INITS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 START = "ref"
 """The name of the frozen copy, as TRL has it."""
-PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""peft's named initialisations that leave the base weights alone; the others change what is under the adapter."""
 
 _REFUSED = ("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens")
 """What in a config is more than LoRA: a copy beside the adapter would change the model, or not be one."""

@@ -18,8 +18,7 @@ from typing import Any
 import httpx
 from safetensors import SafetensorError, safe_open
 
-from alignkit.adapters import PLAIN_INITS
-from alignkit.models import NAME_PATTERN
+from alignkit.models import NAME_PATTERN, PLAIN_INITS
 from server.engines.errors import AdapterError
 from server.settings import Settings
 
