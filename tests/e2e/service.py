@@ -15,7 +15,7 @@ from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
 
 FINISHED = {"succeeded", "failed", "cancelled"}
-DEADLINE = 180.0
+DEADLINE = 300.0
 
 
 @dataclass

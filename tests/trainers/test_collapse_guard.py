@@ -146,7 +146,7 @@ def test_log_probs_are_what_the_plain_model_says(trainer: FDPOTrainer, workplace
     answers = [Answer([5, 6, 7], [8, 9]), Answer([11], [12, 13, 14, 15])]
     base = AutoModelForCausalLM.from_pretrained(workplace / "model")
     for reference in (False, True):
-        found = token_logps(trainer, answers, reference=reference)
+        found = token_logps(trainer, answers, "reference" if reference else "policy")
         assert found is not None
         model = base if reference else trainer.model
         for answer, logps in zip(answers, found, strict=True):
