@@ -1,31 +1,37 @@
 """Training on from an adapter: reading its folder, loading it to train, and keeping it as it was beside it.
 
 The copy is what every reference means by the model before training. TRL's DPOTrainer makes it itself, under the same
-name; `keep_start` does it for the other trainers.
+name; `keep_start` does it for the other trainers. Importing this imports neither torch nor peft.
 """
 
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import ModelError
-from alignkit.methods.sections import LoraSection
-from alignkit.models import PLAIN_INITS
+
+if TYPE_CHECKING:
+    from alignkit.methods.sections import LoraSection
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 START = "ref"
 """The name of the frozen copy, as TRL has it."""
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""peft's named initialisations that leave the base weights alone; the others change what is under the adapter."""
+HEAD_MODULES = frozenset({"lm_head", "embed_tokens"})
+"""What no adapter may change: the fused heads would not see it, and vLLM would not serve it."""
 
 _REFUSED = ("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens")
 """What in a config is more than LoRA: a copy beside the adapter would change the model, or not be one."""
 _PARTS = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".lora_magnitude_vector")
-_HEADS = {"lm_head", "embed_tokens"}
 
 
-def lora_of(folder: Path) -> LoraSection:
+def lora_of(folder: Path) -> "LoraSection":
     """What the adapter in `folder` is made of; raises ModelError unless it is a LoRA that can train on."""
+    from alignkit.methods.sections import LoraSection
+
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except OSError as error:
@@ -60,7 +66,7 @@ def _require_plain(folder: Path, config: dict[str, Any]) -> None:
     if not (folder / WEIGHTS_FILE).is_file():
         raise ModelError(f"{folder} holds no {WEIGHTS_FILE}; pickled weights are not accepted")
     for name in _written(folder):
-        if not name.endswith(_PARTS) or _HEADS & set(name.split(".")):
+        if not name.endswith(_PARTS) or HEAD_MODULES & set(name.split(".")):
             raise ModelError(f"{folder}: expected LoRA of layers inside the model, found {name}")
 
 

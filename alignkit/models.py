@@ -21,9 +21,6 @@ from alignkit.errors import ModelError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
-PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""peft's named initialisations that leave the base weights alone; the others change what is under the adapter."""
-
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:

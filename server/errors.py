@@ -55,6 +55,16 @@ def not_found(kind: str, id: str, *, param: str | None = None, code: str | None 
     return ApiError(404, f"No such {kind}: {id!r}.", param=param, code=code)
 
 
+def in_use(kind: str, name: str, job_id: str, *, param: str) -> ApiError:
+    """409 for a thing that a job needs until it has finished."""
+    return ApiError(
+        409,
+        f"The {kind} {name} is used by the job {job_id}, which has not finished: wait for it or cancel it.",
+        param=param,
+        code=f"{kind}_in_use",
+    )
+
+
 def envelope(error: ApiError) -> dict[str, Any]:
     """The error as a client reads it."""
     detail = error.detail

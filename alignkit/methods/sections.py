@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from alignkit.adapters import HEAD_MODULES
 from alignkit.schema import Section
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -23,7 +24,7 @@ class LoraSection(Section):
     @classmethod
     def _no_head(cls, value: str | list[str]) -> str | list[str]:
         names = [value] if isinstance(value, str) else value
-        if refused := {"lm_head", "embed_tokens"} & set(names):
+        if refused := HEAD_MODULES & set(names):
             raise ValueError(f"{', '.join(sorted(refused))} cannot be served as an adapter; leave it out")
         return value
 

@@ -18,14 +18,13 @@ from typing import Any
 import httpx
 from safetensors import SafetensorError, safe_open
 
-from alignkit.models import NAME_PATTERN, PLAIN_INITS
+from alignkit.adapters import CONFIG_FILE, HEAD_MODULES, PLAIN_INITS, WEIGHTS_FILE
+from alignkit.models import NAME_PATTERN
 from server.engines.errors import AdapterError
 from server.settings import Settings
 
 __all__ = ["AdapterError", "publish", "refuse_unservable", "unpublish"]
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 UNLOAD_SECONDS = 10.0
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,249}")
 """One path component in every case."""
@@ -39,7 +38,6 @@ _UNSUPPORTED = {
     "trainable_token_indices": "trained token embeddings (trainable_token_indices)",
     "use_qalora": "QALoRA (use_qalora)",
 }
-_HEAD_MODULES = ("lm_head", "embed_tokens")
 _WEIGHT_SUFFIXES = (".lora_A.weight", ".lora_B.weight")
 
 logger = logging.getLogger(__name__)
@@ -116,7 +114,7 @@ def refuse_unservable(config: dict[str, Any], weights: Path, *, max_rank: int) -
         )
     shapes = _shapes(weights)
     for name, shape in shapes.items():
-        if any(part in _HEAD_MODULES for part in name.split(".")):
+        if HEAD_MODULES & set(name.split(".")):
             raise AdapterError(
                 f"the adapter cannot be served: vLLM has no LoRA for heads and embeddings, found {name}"
             )

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, or_
 
 from server.clock import now
 from server.files.tables import File
-from server.jobs.status import UNFINISHED
+from server.jobs.repository import JobRepository
 from server.jobs.tables import Job
 from server.pagination import Page, PageQuery
 from server.scoped import ScopedRepository
@@ -33,9 +33,8 @@ class FileRepository(ScopedRepository[File]):
 
     def user_of(self, id: str) -> str | None:  # noqa: A002 - the column's name
         """The id of a job that has not finished and uses the file."""
-        uses = or_(Job.training_file == id, Job.validation_file == id)
-        active = select(Job.id).where(Job.project_id == self._project_id, Job.status.in_(UNFINISHED))
-        return self._session.scalar(active.where(uses).limit(1))
+        jobs = JobRepository(self._session, self._project_id)
+        return jobs.unfinished(or_(Job.training_file == id, Job.validation_file == id))
 
     def expired(self) -> Sequence[File]:
         """The project's expired files that no unfinished job uses."""

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from server.clock import now
 from server.database import after_commit
 from server.dependencies import ProjectDep, ServicesDep, SessionDep
-from server.errors import ApiError, shorten
+from server.errors import ApiError, in_use, shorten
 from server.files.repository import FileRepository
 from server.files.schemas import PURPOSES, FileDeleted, FileObject
 from server.files.tables import File
@@ -96,12 +96,7 @@ class FileService:
         file = self._files.get(file_id)
         job_id = self._files.user_of(file_id)
         if job_id is not None:
-            raise ApiError(
-                409,
-                f"The file {file_id} is used by the job {job_id}, which has not finished: wait for it or cancel it.",
-                param="file_id",
-                code="file_in_use",
-            )
+            raise in_use("file", file_id, job_id, param="file_id")
         self._remove(file)
         return FileDeleted(id=file_id)
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import ColumnElement, func, update
 
 from server.clock import now
+from server.jobs.status import UNFINISHED
 from server.jobs.tables import Checkpoint, Event, Job
 from server.pagination import Page, PageQuery
 from server.scoped import ScopedRepository
@@ -53,6 +54,11 @@ class JobRepository(ScopedRepository[Job]):
             for job in jobs
             if job.trained_tokens and job.started_at and job.finished_at and job.finished_at > job.started_at
         ]
+
+    def unfinished(self, which: ColumnElement[bool]) -> str | None:
+        """The id of a job that has not finished and for which `which` holds."""
+        query = self.select().with_only_columns(Job.id).where(Job.status.in_(UNFINISHED), which)
+        return self._session.scalar(query.limit(1))
 
     def by_idempotency_key(self, key: str) -> Job | None:
         """The job that was created under that key."""

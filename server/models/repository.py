@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Select, or_, select
 
 from server.checkpoints.tables import Permission
-from server.jobs.status import UNFINISHED
+from server.jobs.repository import JobRepository
 from server.jobs.tables import Job
 from server.keys.tables import Project
 from server.models.tables import FineTunedModel
@@ -39,9 +39,10 @@ class ModelRepository(ScopedRepository[FineTunedModel]):
 
     def user_of(self, name: str) -> str | None:
         """The id of a job that has not finished and trains on from the model, or is taught by it."""
-        uses = or_(Job.start_model == name, Job.hyperparameters["teacher"].as_string() == name)
-        active = select(Job.id).where(Job.project_id == self._project_id, Job.status.in_(UNFINISHED))
-        return self._session.scalar(active.where(uses).limit(1))
+        jobs = JobRepository(self._session, self._project_id)
+        return jobs.unfinished(
+            or_(Job.start_model == name, Job.hyperparameters["teacher"].as_string() == name)
+        )
 
 
 class UsableModels(ModelRepository):

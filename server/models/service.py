@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from server.database import after_commit
 from server.dependencies import ProjectDep, ServicesDep, SessionDep
-from server.errors import ApiError
+from server.errors import ApiError, in_use
 from server.keys.service import Principal
 from server.models.archive import Archive
 from server.models.catalog import BASE, ResolvedModel, fine_tuned, own_model
@@ -75,12 +75,7 @@ class ModelService:
         self._models.lock(name)
         job_id = self._models.user_of(name)
         if job_id is not None:
-            raise ApiError(
-                409,
-                f"The model {name!r} is used by the job {job_id}, which has not finished: wait for it or cancel it.",
-                param="model",
-                code="model_in_use",
-            )
+            raise in_use("model", repr(name), job_id, param="model")
         self._models.delete(found.model)
         after_commit(self._session, lambda: self._services.unpublish(name, model.base_model))
         return ModelDeleted(id=name)
