@@ -12,10 +12,10 @@ from alignkit.data.messages import (
     Message,
     parse_content,
     parse_message,
-    parse_tools,
     with_system,
 )
 from alignkit.data.nodes import Node
+from alignkit.data.tools import TOOLS, parse_tools
 
 WEIGHT = frozenset({"weight"})
 REJECTED = frozenset({"rejected", "non_preferred_output"})
@@ -37,7 +37,7 @@ def _openai(row: Node) -> CompletionRow:
     messages = [parse_message(turn, WEIGHT if _is_assistant(turn) else frozenset()) for turn in turns]
     _require_answer(turns, messages, MESSAGES.role_key)
     weighted = tuple(turn for turn in _answers(messages) if _weight(turns[turn].at("weight")))
-    return CompletionRow(messages, weighted, parse_tools(row.at("tools")))
+    return CompletionRow(messages, weighted, parse_tools(row))
 
 
 def _is_assistant(turn: Node) -> bool:
@@ -55,7 +55,7 @@ def _weight(node: Node) -> bool:
 def _trl(row: Node) -> CompletionRow:
     """TRL's prompt and completion; turns of the assistant inside the prompt are context."""
     prompt, answer = trl_prompt(row.at("prompt")), trl_answer(row.at("completion"))
-    return _answered(prompt, answer, parse_tools(row.at("tools")))
+    return _answered(prompt, answer, parse_tools(row))
 
 
 def _alpaca(row: Node) -> CompletionRow:
@@ -93,7 +93,7 @@ def _sharegpt(row: Node) -> CompletionRow:
     messages = [TURNS.parse(turn) for turn in turns]
     _require_answer(turns, messages, TURNS.role_key)
     messages = with_system(row.at("system"), turns, messages)
-    return CompletionRow(messages, _answers(messages), parse_tools(row.at("tools")))
+    return CompletionRow(messages, _answers(messages), parse_tools(row))
 
 
 def _require_answer(turns: Sequence[Node], messages: list[Message], role_key: str) -> None:
@@ -131,10 +131,10 @@ def _preferred(form: Form[PreferenceRow]) -> Form[CompletionRow]:
 
 
 COMPLETION_FORMS: tuple[Form[CompletionRow], ...] = (
-    Form("OpenAI", frozenset({"messages"}), frozenset({"tools"}), _openai),
-    Form("TRL", frozenset({"prompt", "completion"}), frozenset({"tools"}), _trl),
+    Form("OpenAI", frozenset({"messages"}), TOOLS, _openai),
+    Form("TRL", frozenset({"prompt", "completion"}), TOOLS, _trl),
     Form("Alpaca", frozenset({"instruction", "output"}), frozenset({"input", "system", "history"}), _alpaca),
     *map(_preferred, PREFERENCE_FORMS),
-    Form("ShareGPT", frozenset({"conversations"}), frozenset({"system", "tools"}), _sharegpt),
+    Form("ShareGPT", frozenset({"conversations"}), frozenset({"system"}) | TOOLS, _sharegpt),
 )
 """In the order they are tried: one whose keys contain another's comes first."""

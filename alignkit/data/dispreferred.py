@@ -13,11 +13,11 @@ from alignkit.data.messages import (
     parse_answer,
     parse_content,
     parse_prompt,
-    parse_tools,
     with_system,
 )
 from alignkit.data.nodes import Node
 from alignkit.data.tokens import TokenSequence, render_messages
+from alignkit.data.tools import TOOLS, parse_tools
 
 MAX_SAMPLES = 1024
 
@@ -67,12 +67,12 @@ def render_dispreferred(row: DispreferredRow, tokenizer: Any) -> list[TokenSeque
 
 
 def _openai(row: Node) -> DispreferredRow:
-    body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages", "tools"}))
+    body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages"}) | TOOLS)
     return DispreferredRow(
         prompt=parse_prompt(_turns(body.at("messages")), MESSAGES),
         rejected=parse_answer(_turns(row.at("non_preferred_output")), MESSAGES),
         samples=_samples(row.at("samples"), MESSAGES),
-        tools=parse_tools(body.at("tools")),
+        tools=parse_tools(body),
     )
 
 
@@ -81,7 +81,7 @@ def _trl(row: Node) -> DispreferredRow:
         prompt=trl_prompt(row.at("prompt")),
         rejected=_answer(row.at("rejected"), MESSAGES),
         samples=_samples(row.at("samples"), MESSAGES),
-        tools=parse_tools(row.at("tools")),
+        tools=parse_tools(row),
     )
 
 
@@ -97,7 +97,7 @@ def _trl_implicit(row: Node) -> DispreferredRow:
         prompt=parse_prompt(turns[:end], MESSAGES),
         rejected=parse_answer(turns[end:], MESSAGES),
         samples=_samples(row.at("samples"), MESSAGES),
-        tools=parse_tools(row.at("tools")),
+        tools=parse_tools(row),
     )
 
 
@@ -134,7 +134,7 @@ _SAMPLES = frozenset({"samples"})
 DISPREFERRED_FORMS: tuple[Form[DispreferredRow], ...] = (
     Form("OpenAI", frozenset({"input", "non_preferred_output"}), _SAMPLES, _openai),
     Form("ShareGPT", frozenset({"conversations", "rejected"}), _SAMPLES | {"system"}, _sharegpt),
-    Form("TRL", frozenset({"prompt", "rejected"}), _SAMPLES | {"tools"}, _trl),
-    Form("TRL (without prompt)", frozenset({"rejected"}), _SAMPLES | {"tools"}, _trl_implicit),
+    Form("TRL", frozenset({"prompt", "rejected"}), _SAMPLES | TOOLS, _trl),
+    Form("TRL (without prompt)", frozenset({"rejected"}), _SAMPLES | TOOLS, _trl_implicit),
 )
 """In the order they are tried: one whose keys contain another's comes first."""

@@ -11,10 +11,10 @@ from alignkit.data.messages import (
     parse_answer,
     parse_content,
     parse_prompt,
-    parse_tools,
     with_system,
 )
 from alignkit.data.nodes import Node, RowError
+from alignkit.data.tools import TOOLS, parse_tools
 
 __all__ = ["PREFERENCE_FORMS", "Message", "PreferenceRow", "RowError", "parse_preference"]
 
@@ -38,12 +38,12 @@ def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceR
 
 
 def _openai(row: Node) -> PreferenceRow:
-    body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages", "tools"}))
+    body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages"}) | TOOLS)
     return PreferenceRow(
         prompt=parse_prompt(_turns(body.at("messages")), MESSAGES),
         chosen=parse_answer(_turns(row.at("preferred_output")), MESSAGES),
         rejected=parse_answer(_turns(row.at("non_preferred_output")), MESSAGES),
-        tools=parse_tools(body.at("tools")),
+        tools=parse_tools(body),
     )
 
 
@@ -52,7 +52,7 @@ def _trl(row: Node) -> PreferenceRow:
         prompt=trl_prompt(row.at("prompt")),
         chosen=trl_answer(row.at("chosen")),
         rejected=trl_answer(row.at("rejected")),
-        tools=parse_tools(row.at("tools")),
+        tools=parse_tools(row),
     )
 
 
@@ -87,7 +87,7 @@ def _trl_implicit(row: Node) -> PreferenceRow:
         prompt=parse_prompt(chosen[:shared], MESSAGES),
         chosen=parse_answer(chosen[shared:], MESSAGES),
         rejected=parse_answer(rejected[shared:], MESSAGES),
-        tools=parse_tools(row.at("tools")),
+        tools=parse_tools(row),
     )
 
 
@@ -117,7 +117,7 @@ def _turns(node: Node) -> list[Node]:
 PREFERENCE_FORMS: tuple[Form[PreferenceRow], ...] = (
     Form("OpenAI", frozenset({"input", "preferred_output", "non_preferred_output"}), frozenset(), _openai),
     Form("ShareGPT", frozenset({"conversations", "chosen", "rejected"}), frozenset({"system"}), _sharegpt),
-    Form("TRL", frozenset({"prompt", "chosen", "rejected"}), frozenset({"tools"}), _trl),
-    Form("TRL (without prompt)", frozenset({"chosen", "rejected"}), frozenset({"tools"}), _trl_implicit),
+    Form("TRL", frozenset({"prompt", "chosen", "rejected"}), TOOLS, _trl),
+    Form("TRL (without prompt)", frozenset({"chosen", "rejected"}), TOOLS, _trl_implicit),
 )
 """In the order they are tried: one whose keys contain another's comes first."""

@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.data.decoding import decode_text
-from alignkit.data.nodes import Node, RowError
+from alignkit.data.nodes import Node
+from alignkit.data.tools import CALLS, parse_calls
 
 Message = dict[str, Any]
 """{"role": …, "content": …}, and where given "name", "tool_calls" and "tool_call_id"."""
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
-PART_KEYS = frozenset({"type", "text"})
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+MESSAGE_KEYS = frozenset({"role", "content", "name", "refusal", "tool_call_id"}) | CALLS
+PART_KINDS = ("text", "refusal")
+"""The types of part, each with its text under the key of its own name."""
 TURN_KEYS = frozenset({"from", "value"})
 SHAREGPT_ROLES = {
     "human": "user",
@@ -70,16 +71,19 @@ def parse_message(node: Node, more_keys: frozenset[str] = frozenset()) -> Messag
     role = node.at("role")
     if role.value not in ROLES:
         raise role.refuse(f"one of {', '.join(ROLES)}")
-    message: Message = {"role": role.value}
-    calls = node.at("tool_calls")
-    if role.value == "assistant" and calls.given and calls.value != []:
-        content = node.at("content")
+    # OpenAI's models before tools: a function's result was a message of the role `function`
+    message: Message = {"role": "tool" if role.value == "function" else role.value}
+    calls = parse_calls(node) if role.value == "assistant" else None
+    content = node.at("content")
+    if calls is not None:
         message["content"] = parse_content(content) if content.given and content.value not in ("", []) else ""
-        message["tool_calls"] = _tool_calls(calls)
+        message["tool_calls"] = calls
+    elif role.value == "assistant" and not content.given and node.has("refusal"):
+        message["content"] = node.at("refusal").text()
     else:
-        message["content"] = parse_content(node.at("content"))
+        message["content"] = parse_content(content)
     for key in ("name", "tool_call_id"):
-        if node.at(key).given:
+        if node.has(key):
             message[key] = node.at(key).text()
     return message
 
@@ -98,47 +102,19 @@ def parse_content(node: Node) -> str:
     if not isinstance(node.value, list):
         return node.text("text that is not blank, or an array of text parts")
     joined = "".join(_part(part) for part in node.entries("text, or an array of text parts"))
-    return Node(joined, node.pointer, node.unused).text()
+    return node.holding(joined).text()
 
 
 def _part(node: Node) -> str:
-    expected = 'a part {"type": "text", "text": …}'
-    part = node.as_object(expected, PART_KEYS)
-    if part.at("type").value != "text":
-        raise part.at("type").refuse("'text', the only type of part there is")
-    text = part.at("text")
+    """A part's text. A refusal is what the assistant says, whatever OpenAI calls it."""
+    part = node.as_object('a part {"type": "text", "text": …}', frozenset({"type", *PART_KINDS}))
+    kind = part.at("type")
+    if kind.value not in PART_KINDS:
+        raise kind.refuse("'text' or 'refusal', the types of part that can be learned")
+    text = part.at(kind.value)
     if not isinstance(text.value, str):
         raise text.refuse("text")
     return text.value
-
-
-def parse_tools(node: Node) -> list[dict[str, Any]] | None:
-    """The tools of a conversation: an array of objects, also as JSON text as TRL allows; None if there are none."""
-    expected = "an array of tools"
-    if isinstance(node.value, str) and node.value:
-        try:
-            node = Node(decode_text(node.value), node.pointer, node.unused)
-        except RowError as error:
-            raise node.refuse(expected, error.found) from None
-    if not node.given or node.value in ([], ""):
-        return None
-    for tool in node.entries(expected):
-        if not isinstance(tool.value, dict):
-            raise tool.refuse("a tool, which is an object")
-    tools: list[dict[str, Any]] = node.plain()
-    return tools
-
-
-def _tool_calls(node: Node) -> list[dict[str, Any]]:
-    for call in node.entries("an array of tool calls"):
-        if not isinstance(call.value, dict):
-            raise call.refuse('a tool call {"type": "function", "function": …}')
-        function = call.at("function")
-        if not isinstance(function.value, dict):
-            raise function.refuse('{"name": …, "arguments": …}')
-        function.at("name").text("the name of a function")
-    calls: list[dict[str, Any]] = node.plain()
-    return calls
 
 
 MESSAGES = Style(parse_message, "role")

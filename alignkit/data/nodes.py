@@ -45,11 +45,17 @@ def describe(value: object) -> str:
 
 @dataclass(slots=True)
 class Node:
-    """A JSON value, its pointer from the row's root, and the keys of the row that nothing used."""
+    """A JSON value, its place in the row, and the keys of the row that nothing used."""
 
     value: Any
-    pointer: str = ""
+    inside: "Node | None" = None
+    key: str | int = ""
     unused: set[str] = field(default_factory=set)
+
+    @property
+    def pointer(self) -> str:
+        """The JSON pointer from the row's root. Made when it is asked for: few of a good file's values are."""
+        return "" if self.inside is None else f"{self.inside.pointer}/{self.key}"
 
     @property
     def given(self) -> bool:
@@ -75,13 +81,21 @@ class Node:
 
     def at(self, key: str) -> "Node":
         """The value under `key` of an object; ABSENT if there is none."""
-        return Node(self.value.get(key, ABSENT), f"{self.pointer}/{key}", self.unused)
+        return Node(self.value.get(key, ABSENT), self, key, self.unused)
+
+    def has(self, key: str) -> bool:
+        """Whether an object has a value other than null under `key`."""
+        return self.value.get(key) is not None
+
+    def holding(self, value: Any) -> "Node":
+        """The same place with `value`, which was made of what stands there."""
+        return Node(value, self.inside, self.key, self.unused)
 
     def entries(self, expected: str) -> list["Node"]:
         """The elements of an array that has some."""
         if not isinstance(self.value, list) or not self.value:
             raise self.refuse(expected)
-        return [Node(value, f"{self.pointer}/{index}", self.unused) for index, value in enumerate(self.value)]
+        return [Node(value, self, index, self.unused) for index, value in enumerate(self.value)]
 
     def text(self, expected: str = "text that is not blank") -> str:
         """A string that is not blank and that UTF-8 can write."""

@@ -11,7 +11,7 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 """Text that every database can look for: the pattern also refuses halves of surrogate pairs."""
-Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]{0,63}$")]
 
 
 class MethodRequest(BaseModel):

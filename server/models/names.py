@@ -8,7 +8,9 @@ ID_LENGTH = 8
 def model_name(base: str, project: str, suffix: str | None, job_id: str, step: int | None = None) -> str:
     """The name under which a job's model, or its checkpoint at `step`, is served.
 
-    The first eight characters of the job's id make it unlike any other, so that a name is never used again.
+    Blanks of the suffix become hyphens. The first eight characters of the job's id make it unlike any other, so
+    that a name is never used again.
     """
-    name = f"ft:{base}:{project}:{suffix or ''}:{job_id.removeprefix(JOB)[:ID_LENGTH]}"
+    label = (suffix or "").replace(" ", "-")
+    name = f"ft:{base}:{project}:{label}:{job_id.removeprefix(JOB)[:ID_LENGTH]}"
     return name if step is None else f"{name}:ckpt-step-{step}"

@@ -1,6 +1,7 @@
 """The forms of preference rows: each parses to the same row, and what is wrong is named by JSON pointer."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -115,7 +116,7 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (
             OPENAI | spoken(("robot", "Hi")),
             "/input/messages/0/role",
-            "assistant, tool, found the text 'robot'",
+            "tool, function, found the text 'robot'",
         ),
         (
             OPENAI | {"input": {"messages": [{"content": "Hi"}]}},
@@ -134,7 +135,7 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (
             OPENAI | spoken(("user", [{"type": "image_url", "image_url": {}}])),
             "/input/messages/0/content/0/type",
-            "expected 'text', the only type of part there is, found the text 'image_url'",
+            "expected 'text' or 'refusal', the types of part that can be learned, found the text 'image_url'",
         ),
         (
             OPENAI | spoken(("user", [{"type": "text", "text": "a"}, {"type": "text"}])),
@@ -239,8 +240,17 @@ def nested(depth: int) -> Any:
     ("key", "value", "pointer", "sentence"),
     [
         ("name", 5, "name", "found the number 5"),
+        (
+            "content",
+            [{"type": "refusal", "text": "No."}],
+            "content/0/refusal",
+            "expected text, found no such",
+        ),
         ("tool_calls", "add", "tool_calls", "expected an array of tool calls, found the text 'add'"),
         ("tool_calls", ["add"], "tool_calls/0", 'expected a tool call {"type": "function"'),
+        ("function_call", "add", "function_call", 'expected {"name": …, "arguments": …}, found the text'),
+        ("function_call", {}, "function_call/name", "the name of a function, found no such key"),
+        ("function_call", {"name": "add", "odd": nested(80)}, "function_call", "at most 64 levels"),
         ("tool_calls", [{}], "tool_calls/0/function", 'expected {"name": …, "arguments": …}, found no such'),
         ("tool_calls", [{"function": {}}], "tool_calls/0/function/name", "the name of a function, found no"),
         (
@@ -282,6 +292,57 @@ def test_tools_and_tool_calls_are_kept() -> None:
     answer = parse_preference(TRL | {"chosen": [calls[1], calls[2], message("assistant", "2")]}).chosen
     assert [one["role"] for one in answer] == ["assistant", "tool", "assistant"]
     assert parse_preference(TRL | {"tools": []}).tools is None
+
+
+def test_functions_are_tools_and_their_results_a_tools() -> None:
+    add = {"name": "add", "parameters": {"type": "object"}}
+    call = {"name": "add", "arguments": '{"a": 1}'}
+    before = [
+        message("user", "1 + 1?"),
+        {"role": "assistant", "content": None, "function_call": call},
+        message("function", "2") | {"name": "add"},
+    ]
+    body = {"messages": before, "functions": [add]}
+    row = parse_preference(OPENAI | {"input": body})
+    assert row.tools == [{"type": "function", "function": add}]
+    assert row.prompt[1]["tool_calls"] == [{"type": "function", "function": call}]
+    assert row.prompt[2] == {"role": "tool", "content": "2", "name": "add"}
+    assert parse_preference(OPENAI | {"input": body | {"functions": json.dumps([add])}}) == row
+
+
+@pytest.mark.parametrize(
+    ("functions", "tools", "sentence"),
+    [
+        (
+            [{"name": "add"}],
+            [{"type": "function"}],
+            "/input/functions: expected tools or functions, not both",
+        ),
+        ([{}], None, "/input/functions/0/name: expected the name of a function, found no such key"),
+        (["add"], [], "/input/functions/0: expected a tool, which is an object"),
+    ],
+)
+def test_what_is_wrong_in_functions_is_named(functions: Any, tools: Any, sentence: str) -> None:
+    body = OPENAI["input"] | {"functions": functions, "tools": tools}
+    with pytest.raises(RowError, match=re.escape(sentence)):
+        parse_preference(OPENAI | {"input": body})
+
+
+def test_a_refusal_is_what_the_assistant_says() -> None:
+    logged = {
+        "role": "assistant",
+        "content": None,
+        "refusal": "No.",
+        "tool_calls": None,
+        "function_call": None,
+    }
+    parts = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    unused: set[str] = set()
+    for answer in (logged, parts, message("assistant", "No.") | {"refusal": None}):
+        assert parse_preference(TRL | {"chosen": [answer]}, unused).chosen == [message("assistant", "No.")]
+    assert not unused
+    with pytest.raises(RowError, match="/prompt/0/content"):
+        parse_preference(TRL | {"prompt": [{"role": "user", "refusal": "No."}]})
 
 
 def test_plain_text_is_one_turn_each() -> None:

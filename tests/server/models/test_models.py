@@ -20,6 +20,7 @@ def publish(service: Running, job_id: str, name: str, *, status: str = "succeede
 def test_names() -> None:
     job_id = "ftjob-AbCd1234EfGh5678IjKl9012"
     assert model_name("base", "mine", "demo", job_id) == "ft:base:mine:demo:AbCd1234"
+    assert model_name("base", "mine", "my first", job_id) == "ft:base:mine:my-first:AbCd1234"
     assert model_name("base", "mine", None, job_id) == "ft:base:mine::AbCd1234"
     assert model_name("base", "mine", "demo", job_id, 40) == "ft:base:mine:demo:AbCd1234:ckpt-step-40"
 
