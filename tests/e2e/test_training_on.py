@@ -65,3 +65,20 @@ def test_supervised_then_dpo_on_its_checkpoint(service: Service, tmp_path: Path)
     steps = [data for line in lines if "train_logratios_chosen" in (data := json.loads(line)["data"])]
     assert steps[0]["train_logratios_chosen"] == pytest.approx(0, abs=1e-4), "it begins as its reference"
     assert ask(service, "tiny") != ask(service, second.fine_tuned_model)
+
+
+@pytest.mark.slow
+def test_a_fully_trained_model_goes_on_with_all_weights(service: Service, tmp_path: Path) -> None:
+    taught = tmp_path / "completions.jsonl"
+    write_completions(taught, 24)
+    options = {"batch_size": 4, "max_steps": 3, "learning_rate_multiplier": 1000}
+    whole = {"hyperparameters": options | {"trained_weights": "all"}}
+    first = create(service, "tiny", taught, {"type": "supervised", "supervised": whole})
+    pairs = service.home / "train.jsonl"
+    second = create(
+        service, first.fine_tuned_model, pairs, {"type": "dpo", "dpo": {"hyperparameters": options}}
+    )
+    assert service.client.models.retrieve(second.fine_tuned_model).to_dict()["kind"] == "full"
+    assert canary_of(service, second.id)["conclusive"]
+    answers = {ask(service, model) for model in ("tiny", first.fine_tuned_model, second.fine_tuned_model)}
+    assert len(answers) == 3
