@@ -57,9 +57,9 @@ def measured(
     identity = next(filter(None, map(Identity.load, home.glob("engines/*.json"))))
     clients = {"directly": client(f"http://127.0.0.1:{identity.port}"), "through": through}
     alone: dict[str, list[float]] = {"directly": [], "through": []}
-    for _ in range(requests):
-        for name, way in clients.items():
-            alone[name].append(timed(lambda way=way: ask(way, single)))  # type: ignore[misc]
+    for turn in range(requests):
+        for name in sorted(clients, reverse=turn % 2 == 1):  # neither is always the one that asks second
+            alone[name].append(timed(lambda way=clients[name]: ask(way, single)))  # type: ignore[misc]
     at_once: dict[str, list[float]] = {"directly": [], "through": []}
     for turn in range(2 * ROUNDS):
         name = ("directly", "through")[turn % 2]
