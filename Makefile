@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # cuda where a GPU is present, else cpu; override with EXTRA=…
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/.installed-$(EXTRA)
-EXTRAS := $(EXTRA),ray,trackers,otel,redis,dev
+EXTRAS := $(EXTRA),quantized,ray,trackers,otel,redis,dev
 ifeq ($(EXTRA),cpu)
 EXTRAS := $(EXTRAS),trackio
 CONSTRAINTS := -c constraints-cpu.txt

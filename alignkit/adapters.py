@@ -5,6 +5,7 @@ name; `keep_start` does it for the other trainers. Importing this imports neithe
 """
 
 import json
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,9 +101,35 @@ def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
         raise ModelError(f"the adapter {folder} is of another model: it does not match in {names}")
     # A published adapter names the service's base, which peft would look for on the hub whenever it saves.
     adapted.peft_config[adapted.active_adapter].base_model_name_or_path = model.name_or_path
-    # The frozen copy, TRL's too, must be of the same dtype.
-    adapted.add_adapter = partial(adapted.add_adapter, autocast_adapter_dtype=upcast)
+    _hold_as_trl(adapted)
+    adapted.add_adapter = partial(_add_alike, adapted, adapted.add_adapter, upcast)
     return adapted
+
+
+def _hold_as_trl(model: Any) -> None:
+    """Over quantised weights TRL casts adapters to bfloat16: here already, so that a copy is of that dtype too."""
+    import torch
+
+    if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
+        return
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and "lora_magnitude_vector" not in name:
+            weight.data = weight.data.to(torch.bfloat16)
+
+
+def _add_alike(model: Any, add: Callable[..., None], upcast: bool, name: str, config: Any) -> None:  # noqa: FBT001
+    """peft's `add_adapter` for a copy of the active adapter: of another dtype it would differ by rounding."""
+    add(name, config, autocast_adapter_dtype=upcast)
+    for copy, own in _pairs(model, name):
+        copy.data = copy.data.to(own.dtype)
+
+
+def _pairs(model: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """The weights of the adapter `name`, each beside the active adapter's."""
+    active = f".{model.active_adapter}."
+    for place, own in list(model.named_parameters()):
+        if active in place:
+            yield model.get_parameter(place.replace(active, f".{name}.")), own
 
 
 def keep_start(model: Any) -> None:
@@ -110,10 +137,8 @@ def keep_start(model: Any) -> None:
     if START in model.peft_config:
         return
     model.add_adapter(START, model.peft_config[model.active_adapter])
-    own = f".{model.active_adapter}."
-    for name, weight in list(model.named_parameters()):
-        if own in name:
-            model.get_parameter(name.replace(own, f".{START}.")).data.copy_(weight.data)
+    for copy, own in _pairs(model, START):
+        copy.data.copy_(own.data)
 
 
 def start_of(model: Any) -> str | None:
