@@ -7,7 +7,8 @@ both go on from the last whole checkpoint, `training_restarts` times from the sa
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 import yaml
@@ -26,6 +27,15 @@ TOLERATED_SECONDS = 3.0
 """For which an executor may be silent before the job's events say so."""
 MARKER = "attempt"
 """The file that says which start of the job the run in its folder is of."""
+INPUTS = (
+    ("model", "path"),
+    ("model", "adapter"),
+    ("method", "teacher", "path"),
+    ("method", "teacher", "adapter"),
+    ("data", "train"),
+    ("data", "validation"),
+)
+"""Where a job's recipe names files and folders of this server."""
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -90,6 +100,7 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     folder = folder_of(job_id)
     folder.path.mkdir(parents=True, exist_ok=True)
     if _prepare(folder, job, f"{attempt}.{start.number}"):
+        _require_inputs(job)
         # A run that has reported anything goes on in its own folder; with no checkpoint yet, from the beginning.
         resume = attempt > 1 or folder.events.exists()
         answered(job_id, lambda: services.executor.start(folder.path, resume=resume))
@@ -100,6 +111,19 @@ def goes_on(job_id: str, attempt: int) -> bool:
     """Whether this attempt is still what the job is at."""
     job = use().ledger.get(job_id)
     return job.status == "running" and job.attempt == attempt
+
+
+def _require_inputs(job: JobRecord) -> None:
+    """Fail a job whose files somebody took from the disk while it waited: its trainer could not say why it ended."""
+    for place in INPUTS:
+        value: Any = job.recipe
+        for key in place:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and not Path(value).exists():
+            message = (
+                f"{'.'.join(place)} is no longer on this server's disk: bring it back, or create another job."
+            )
+            raise JobFailedError("input_gone", message)
 
 
 def _prepare(folder: RunFolder, job: JobRecord, start: str) -> bool:

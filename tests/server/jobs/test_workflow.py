@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from alignkit.checkpoints import seal
 from alignkit.run_folder import RunFolder, write_json
@@ -135,6 +136,22 @@ def test_a_job_cancelled_in_the_queue_never_starts(
     ledger.transition(job_id, "cancelled", only_from=("queued", "running", "validating_files"))
     assert not training.launch(job_id)
     assert services.executor.started == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("place", ["model.adapter", "data.train", "method.teacher.path"])
+def test_what_a_job_needs_was_taken_from_the_disk(
+    services: JobServices, ledger: JobLedger, job_id: str, tmp_path: Path, place: str
+) -> None:
+    recipe: Any = str(tmp_path / "gone")
+    for key in reversed(place.split(".")):
+        recipe = {key: recipe}
+    with ledger._database.writing() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(recipe=recipe))
+    with pytest.raises(JobFailedError) as caught:
+        training.launch(job_id)
+    assert str(caught.value).startswith(f"{place} is no longer on this server's disk")
+    assert str(tmp_path) not in str(caught.value)
+    assert not services.executor.started  # type: ignore[attr-defined]
 
 
 def test_a_death_without_a_result_brings_the_log_without_paths(
