@@ -52,7 +52,7 @@ class ApiError(Exception):
 
 def not_found(kind: str, id: str, *, param: str | None = None, code: str | None = None) -> ApiError:  # noqa: A002
     """404 for a thing that is not there, or not this project's."""
-    return ApiError(404, f"No such {kind}: {id!r}.", param=param, code=code)
+    return ApiError(404, f"No such {kind}: {shorten(id)}.", param=param, code=code)
 
 
 def in_use(kind: str, name: str, job_id: str, *, param: str) -> ApiError:
@@ -98,6 +98,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+UNREADABLE = "There was an error parsing the body"
+"""FastAPI's words for what is neither JSON nor a sentence about why not, such as bytes that are not UTF-8."""
+
+
 def install(app: FastAPI) -> None:
     """Let `app` answer every error with the envelope."""
 
@@ -111,6 +115,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.detail == UNREADABLE:
+            return error_response(ApiError(400, "The body is not valid JSON.", code="invalid_json"))
         messages = {
             404: f"Unknown request URL: {request.method} {request.url.path}.",
             405: f"{request.method} is not allowed on {request.url.path}.",
@@ -141,6 +147,8 @@ def _issue(error: dict[str, Any], body: object) -> tuple[str | None, str, str | 
     """(param, sentence, code) of one of pydantic's errors."""
     path = ".".join(_path(error["loc"][1:], body)) or None
     kind, text = error["type"], error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], bytes) and path is None:
+        return None, "Expected a JSON body, with the header Content-Type: application/json.", "invalid_json"
     if kind == "json_invalid":
         return None, f"The body is not valid JSON: {error['ctx']['error']}.", "invalid_json"
     if kind == "extra_forbidden":

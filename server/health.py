@@ -19,12 +19,14 @@ class Health(BaseModel):
     status: Literal["ok", "ready"]
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 def healthz() -> Health:
     """Say that the process is up."""
     return Health(status="ok")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": ErrorEnvelope, "description": "Not ready"}})
 def readyz(services: ServicesDep) -> Health:
     """Say whether the database answers and jobs are worked on."""

@@ -53,7 +53,7 @@ class ScopedRepository(Generic[Row]):
         """The rows of `statement` (made from `select()`) that follow `query.after`."""
         column: Any = self.table.seq
         if query.after is not None:
-            last = self._session.scalar(statement.where(self.table.id == query.after))
+            last = self.find(query.after)  # whatever `statement` leaves out: it is a position
             if last is None:
                 raise not_found(self.kind, query.after, param="after")
             statement = statement.where(column > last.seq if query.order == "asc" else column < last.seq)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.data.messages import Message
-from alignkit.data.tokens import TokenSequence, render_messages, render_rows
+from alignkit.data.tokens import TokenSequence, render_messages, render_rows, require_writable
 from alignkit.errors import DataError
 
 IGNORED = -100
@@ -28,6 +28,11 @@ class CompletionRow:
     def prompt(self) -> list[Message]:
         """What comes before the first turn that carries loss."""
         return self.messages[: self.learned[0]] if self.learned else self.messages
+
+    @property
+    def taught(self) -> list[Message]:
+        """The turns that carry loss."""
+        return [self.messages[turn] for turn in self.learned]
 
 
 def tokenise(rows: Sequence[CompletionRow], tokenizer: Any, max_length: int) -> Any:
@@ -78,6 +83,7 @@ def render_completion(row: CompletionRow, tokenizer: Any) -> list[TokenSequence]
     learned turn, each as the model sees it when that turn is its to give. Raises DataError where the template
     refuses the conversation, or changes what comes before an answer once the answer follows.
     """
+    require_writable(row, tokenizer)
     whole = _ids(row, tokenizer, len(row.messages))
     spans = [_span(row, turn, whole, tokenizer) for turn in row.learned]
     if all(span is not None for span in spans):

@@ -8,13 +8,21 @@ from alignkit.data.dispreferred import DispreferredRow
 from alignkit.data.formats import PreferenceRow
 from alignkit.data.reading import iter_lines
 from alignkit.data.schemas import Row, RowSchema, schema_for
+from alignkit.data.tokens import render_rows, require_writable
 from alignkit.data.validation import Inspection
 from alignkit.errors import DataError
 
 
-def load_rows(path: Path, method: str) -> list[Any]:
-    """Every row of `path`, of the method's kind; raises DataError with the whole report if one cannot be used."""
-    return read_rows(path, schema_for(method))
+def load_rows(path: Path, method: str, tokenizer: Any = None) -> list[Any]:
+    """Every row of `path`, of the method's kind; raises DataError with the whole report if one cannot be used.
+
+    With the model's tokenizer, also where its chat template cannot write what a row teaches.
+    """
+    rows = read_rows(path, schema_for(method))
+    if tokenizer is not None:
+        for _ in render_rows(rows, tokenizer, require_writable):
+            pass
+    return rows
 
 
 def read_rows(path: Path, schema: RowSchema[Row]) -> list[Row]:

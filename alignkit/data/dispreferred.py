@@ -16,7 +16,7 @@ from alignkit.data.messages import (
     with_system,
 )
 from alignkit.data.nodes import Node
-from alignkit.data.tokens import TokenSequence, render_messages
+from alignkit.data.tokens import TokenSequence, render_messages, require_writable
 from alignkit.data.tools import TOOLS, parse_tools
 
 MAX_SAMPLES = 1024
@@ -30,6 +30,11 @@ class DispreferredRow:
     rejected: list[Message]
     samples: list[list[Message]] | None = None
     tools: list[dict[str, Any]] | None = None
+
+    @property
+    def taught(self) -> list[Message]:
+        """The messages that carry loss."""
+        return [message for answer in (self.rejected, *(self.samples or [])) for message in answer]
 
 
 def parse_dispreferred(row: object, unused: set[str] | None = None) -> DispreferredRow:
@@ -53,6 +58,7 @@ def render_dispreferred(row: DispreferredRow, tokenizer: Any) -> list[TokenSeque
     """
     from trl.data_utils import common_prefix_length
 
+    require_writable(row, tokenizer)
     prompt = render_messages(row.prompt, row.tools, tokenizer, add_generation_prompt=True)
     samples = row.samples or []
     names = ["rejected", *(f"sample {number}" for number in range(1, len(samples) + 1))]

@@ -28,6 +28,11 @@ class PreferenceRow:
     rejected: list[Message]
     tools: list[dict[str, Any]] | None = None
 
+    @property
+    def taught(self) -> list[Message]:
+        """The messages that carry loss."""
+        return self.chosen + self.rejected
+
 
 def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceRow:
     """A row in OpenAI's, TRL's or ShareGPT's form; raises RowError.

@@ -11,7 +11,11 @@ Message = dict[str, Any]
 """{"role": …, "content": …}, and where given "name", "tool_calls" and "tool_call_id"."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-MESSAGE_KEYS = frozenset({"role", "content", "name", "refusal", "tool_call_id"}) | CALLS
+AS_TEMPLATES_SAY = {"developer": "system", "function": "tool"}
+"""What OpenAI calls otherwise than chat templates do; vLLM makes a developer the system too."""
+ANSWER_KEYS = CALLS | {"refusal"}
+"""The keys that only an assistant's message may use."""
+MESSAGE_KEYS = ANSWER_KEYS | {"role", "content", "name", "tool_call_id"}
 PART_KINDS = ("text", "refusal")
 """The types of part, each with its text under the key of its own name."""
 TURN_KEYS = frozenset({"from", "value"})
@@ -71,21 +75,28 @@ def parse_message(node: Node, more_keys: frozenset[str] = frozenset()) -> Messag
     role = node.at("role")
     if role.value not in ROLES:
         raise role.refuse(f"one of {', '.join(ROLES)}")
-    # OpenAI's models before tools: a function's result was a message of the role `function`
-    message: Message = {"role": "tool" if role.value == "function" else role.value}
-    calls = parse_calls(node) if role.value == "assistant" else None
-    content = node.at("content")
-    if calls is not None:
-        message["content"] = parse_content(content) if content.given and content.value not in ("", []) else ""
-        message["tool_calls"] = calls
-    elif role.value == "assistant" and not content.given and node.has("refusal"):
-        message["content"] = node.at("refusal").text()
+    message: Message = {"role": AS_TEMPLATES_SAY.get(role.value, role.value)}
+    if role.value == "assistant" and not ANSWER_KEYS.isdisjoint(node.value):
+        message |= _answer(node)
     else:
-        message["content"] = parse_content(content)
+        node.leave(ANSWER_KEYS)
+        message["content"] = parse_content(node.at("content"))
     for key in ("name", "tool_call_id"):
         if node.has(key):
             message[key] = node.at(key).text()
     return message
+
+
+def _answer(node: Node) -> Message:
+    """What an assistant says and the calls that it makes; a refusal is what it says where there is nothing else."""
+    content, calls = node.at("content"), parse_calls(node)
+    empty = not content.given or content.value in ("", [])
+    if calls is None and empty and node.has("refusal"):
+        return {"content": node.at("refusal").text()}
+    node.leave(frozenset({"refusal"}))
+    if calls is None:
+        return {"content": parse_content(content)}
+    return {"content": "" if empty else parse_content(content), "tool_calls": calls}
 
 
 def parse_turn(node: Node) -> Message:

@@ -87,6 +87,11 @@ class Node:
         """Whether an object has a value other than null under `key`."""
         return self.value.get(key) is not None
 
+    def leave(self, keys: frozenset[str]) -> None:
+        """Remember as unused those of `keys` under which there is something."""
+        if not keys.isdisjoint(self.value) and (left := {key for key in keys if self.value.get(key)}):
+            self._remember(left)
+
     def holding(self, value: Any) -> "Node":
         """The same place with `value`, which was made of what stands there."""
         return Node(value, self.inside, self.key, self.unused)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from alignkit.data.formats import Message, PreferenceRow
 from alignkit.errors import DataError, ModelError
@@ -12,9 +12,29 @@ NO_TEMPLATE = (
     "no chat template, so conversations cannot be rendered: use an instruct model, "
     "or put a chat_template.jinja into the model's folder"
 )
-
+NO_CALLS = (
+    "the answer calls a tool, which the model's chat template does not write, so an empty answer would be learned: "
+    "use a model whose template has tools"
+)
 
 Row = TypeVar("Row")
+Rendered = TypeVar("Rendered")
+
+
+class Taught(Protocol):
+    """A row of any kind."""
+
+    @property
+    def taught(self) -> list[Message]:
+        """The messages that carry loss."""
+
+
+def require_writable(row: Taught, tokenizer: Any) -> None:
+    """Raise DataError where the model's chat template leaves out what a row teaches."""
+    if any("tool_calls" in message for message in row.taught) and "tool_calls" not in str(
+        tokenizer.chat_template
+    ):
+        raise DataError(NO_CALLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +93,7 @@ def render_pair(row: PreferenceRow, tokenizer: Any) -> PairTokens:
     """
     from trl.data_utils import common_prefix_length
 
+    require_writable(row, tokenizer)
     prompt = render_messages(row.prompt, row.tools, tokenizer, add_generation_prompt=True)
     chosen = render_messages(row.prompt + row.chosen, row.tools, tokenizer)
     rejected = render_messages(row.prompt + row.rejected, row.tools, tokenizer)
@@ -81,8 +102,8 @@ def render_pair(row: PreferenceRow, tokenizer: Any) -> PairTokens:
 
 
 def render_rows(
-    rows: Iterable[Row], tokenizer: Any, render: Callable[[Row, Any], list[TokenSequence]]
-) -> Iterator[list[TokenSequence]]:
+    rows: Iterable[Row], tokenizer: Any, render: Callable[[Row, Any], Rendered]
+) -> Iterator[Rendered]:
     """The sequences of each row; a DataError of `render` is raised with the row's number, from 1."""
     for number, row in enumerate(rows, start=1):
         try:

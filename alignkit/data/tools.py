@@ -42,23 +42,40 @@ def _array(node: Node, expected: str) -> Node | None:
 
 
 def parse_calls(message: Node) -> list[dict[str, Any]] | None:
-    """The calls that an assistant's message makes; None if it makes none. A `function_call` becomes a tool's."""
-    if not message.has("function_call"):
-        return _tool_calls(message.at("tool_calls")) if message.has("tool_calls") else None
-    call = message.at("function_call")
-    _require_name(call)
-    return [{"type": "function", "function": call.plain()}]
+    """The calls that an assistant's message makes; None if it makes none.
+
+    A `function_call` becomes a tool's. Arguments, which OpenAI writes as the text of an object, become the object:
+    vLLM renders them so, and chat templates write text a second time as a string.
+    """
+    before = message.at("function_call")
+    calls = message.at("tool_calls")
+    if not calls.given or calls.value == []:
+        return [{"type": "function", "function": _function(before)}] if before.given else None
+    if before.given:
+        raise before.refuse("tool_calls or a function_call, not both")
+    return [_call(call) for call in calls.entries("an array of tool calls")]
 
 
-def _tool_calls(node: Node) -> list[dict[str, Any]] | None:
-    if node.value == []:
-        return None
-    for call in node.entries("an array of tool calls"):
-        if not isinstance(call.value, dict):
-            raise call.refuse('a tool call {"type": "function", "function": …}')
-        _require_name(call.at("function"))
-    calls: list[dict[str, Any]] = node.plain()
-    return calls
+def _call(node: Node) -> dict[str, Any]:
+    if not isinstance(node.value, dict):
+        raise node.refuse('a tool call {"type": "function", "function": …}')
+    return {**node.plain(), "function": _function(node.at("function"))}
+
+
+def _function(node: Node) -> dict[str, Any]:
+    """The function's name and arguments; none given are an object without entries, as in vLLM."""
+    _require_name(node)
+    expected, arguments = "a JSON object, or the text of one", node.at("arguments")
+    if not arguments.given or (isinstance(arguments.value, str) and not arguments.value.strip()):
+        arguments = arguments.holding({})
+    elif isinstance(arguments.value, str):
+        try:
+            arguments = arguments.holding(decode_text(arguments.value))
+        except RowError as error:
+            raise arguments.refuse(expected, error.found) from None
+    if not isinstance(arguments.value, dict):
+        raise arguments.refuse(expected)
+    return {**node.plain(), "arguments": arguments.plain()}
 
 
 def _require_name(function: Node) -> None:

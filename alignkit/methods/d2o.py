@@ -113,13 +113,16 @@ def build(context: RunContext) -> Any:
             print(message, flush=True)
             folder.emit(message)
 
+    def dataset(file: str) -> Any:
+        return to_dispreferred(load_rows(Path(file), method.type, context.tokenizer))
+
     held_out = recipe.data.validation
     return D2OTrainer(
         model=context.model,
         args=config,
         processing_class=context.tokenizer,
-        train_dataset=to_dispreferred(load_rows(Path(recipe.data.train), method.type)),
-        eval_dataset=to_dispreferred(load_rows(Path(held_out), method.type)) if held_out else None,
+        train_dataset=dataset(recipe.data.train),
+        eval_dataset=dataset(held_out) if held_out else None,
         peft_config=lora_config(recipe),
         callbacks=context.callbacks,
         report=report,

@@ -117,13 +117,17 @@ def build(context: RunContext) -> Any:
         length_normalization=method.length_normalization,
         sft_weight=method.sft_weight,
     )
+
+    def dataset(file: str) -> Any:
+        return to_trl(load_rows(Path(file), method.type, context.tokenizer))
+
     held_out = recipe.data.validation
     return FDPOTrainer(
         model=context.model,
         args=config,
         processing_class=context.tokenizer,
-        train_dataset=to_trl(load_rows(Path(recipe.data.train), method.type)),
-        eval_dataset=to_trl(load_rows(Path(held_out), method.type)) if held_out else None,
+        train_dataset=dataset(recipe.data.train),
+        eval_dataset=dataset(held_out) if held_out else None,
         peft_config=lora_config(recipe),
         callbacks=context.callbacks,
     )

@@ -50,7 +50,12 @@ def parse_body(raw: bytes) -> CompletionBody:
     try:
         body = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from error
+        why = (
+            error
+            if isinstance(error, json.JSONDecodeError)
+            else "it is not UTF-8, nests or counts without end"
+        )
+        raise ApiError(400, f"The body is not valid JSON: {why}.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError(400, "The body: expected a JSON object.")
     model = body.get("model")

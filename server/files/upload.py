@@ -77,6 +77,10 @@ class _Form:
     def on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
+        if not self._part:
+            raise ApiError(400, "Expected a name for every part of the form, found a part without one.")
+        if self._part in self.fields:
+            raise ApiError(400, f"Expected {self._part} once, found it again.", param=self._part)
         if self._part == self.file_field:
             if self.filename is not None:
                 raise ApiError(400, "Expected one file, found several.", param=self.file_field)
@@ -204,7 +208,7 @@ def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         found = shorten(request.headers.get("content-type"))
-        raise ApiError(400, f"Expected a body of type multipart/form-data, found {found}.")
+        raise ApiError(400, f"Expected a body of type multipart/form-data with a boundary, found {found}.")
     return options[b"boundary"]
 
 
@@ -217,7 +221,7 @@ def too_large(max_bytes: int, param: str = "file") -> ApiError:
     """413."""
     return ApiError(
         413,
-        f"The {param} is larger than the limit of {max_bytes} bytes.",
+        f"{param}: larger than the limit of {max_bytes} bytes.",
         param=param,
         code="file_too_large",
     )

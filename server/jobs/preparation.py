@@ -200,8 +200,8 @@ def _object(path: str, value: object) -> dict[str, Any]:
 
 
 def _refuse_others(path: str, given: dict[str, Any], only: str) -> None:
-    for key in given:
-        if key != only:
+    for key, value in given.items():
+        if key != only and value is not None:  # a client's own objects name what they do not have, too
             raise ApiError(
                 400,
                 f"Unknown parameter: {f'{path}.{key}'!r}; expected only {only!r} there.",

@@ -114,6 +114,6 @@ class CheckpointRepository(ScopedRepository[Checkpoint]):
     kind = "checkpoint"
 
     def list(self, job_id: str, query: PageQuery) -> Page[Checkpoint]:
-        """A page of a job's checkpoints that can be used: those that are published."""
+        """A page of a job's checkpoints that were published; a model of theirs may be deleted since."""
         published = self.select().where(Checkpoint.job_id == job_id, Checkpoint.model_name.is_not(None))
         return self.page(published, query)

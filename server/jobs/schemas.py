@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from alignkit.tracking import MAX_TRACKERS, MLflowRun, TrackedRun, WandbRun, each_once
 
 MAX_SEED = 2**31 - 1
-Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^"\\\x00]*$')]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^"\\\x00-\x1f]*$')]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 """Text that every database can look for: the pattern also refuses halves of surrogate pairs."""

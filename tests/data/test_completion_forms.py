@@ -113,7 +113,8 @@ def test_tools_and_their_turns() -> None:
     answer = {"role": "tool", "content": "3", "tool_call_id": "x"}
     row = parse_completion({"messages": [HI, asked, answer, A], "tools": [TOOL]})
     assert (row.learned, row.tools) == ((1, 3), [TOOL])
-    assert row.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    called = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    assert row.messages[1] == {"role": "assistant", "content": "", "tool_calls": [called]}
     turns = sharegpt(CompletionRow([HI, A], (1,))) | {"tools": json.dumps([TOOL])}
     assert parse_completion(turns).tools == [TOOL]
     unused: set[str] = set()

@@ -1,7 +1,6 @@
 """The forms of preference rows: each parses to the same row, and what is wrong is named by JSON pointer."""
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,15 @@ from tests.data.strategies import ANY_TEXT, FORMS, JSON, message, openai, rows, 
 
 ROW = PreferenceRow([message("user", "Hi")], [message("assistant", "a")], [message("assistant", "b")])
 OPENAI, TRL, IMPLICIT, SHAREGPT = openai(ROW), trl(ROW), trl_implicit(ROW), sharegpt(ROW)
-CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+
+
+def calling(arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "add", "arguments": arguments}}
+
+
+CALL, CALLED = calling('{"a": 1}'), calling({"a": 1})
+"""As OpenAI writes it, and as chat templates take it."""
+ARGUMENTS = "tool_calls/0/function/arguments"
 
 
 @given(rows(), st.sampled_from(FORMS))
@@ -248,6 +255,11 @@ def nested(depth: int) -> Any:
         ),
         ("tool_calls", "add", "tool_calls", "expected an array of tool calls, found the text 'add'"),
         ("tool_calls", ["add"], "tool_calls/0", 'expected a tool call {"type": "function"'),
+        ("tool_calls", [calling('{"a": 1')], ARGUMENTS, "the text of one, found a line cut off after 7 char"),
+        ("tool_calls", [calling("[1]")], ARGUMENTS, "a JSON object, or the text of one, found an array"),
+        ("tool_calls", [calling("null")], ARGUMENTS, "a JSON object, or the text of one, found null"),
+        ("tool_calls", [calling(5)], ARGUMENTS, "a JSON object, or the text of one, found the number 5"),
+        ("tool_calls", [calling(f'{{"a": {2**64}}}')], ARGUMENTS, "numbers that 64 bits hold"),
         ("function_call", "add", "function_call", 'expected {"name": …, "arguments": …}, found the text'),
         ("function_call", {}, "function_call/name", "the name of a function, found no such key"),
         ("function_call", {"name": "add", "odd": nested(80)}, "function_call", "at most 64 levels"),
@@ -256,16 +268,16 @@ def nested(depth: int) -> Any:
         (
             "tool_calls",
             [CALL | {"odd": nested(80)}],
-            "tool_calls",
+            "tool_calls/0",
             "at most 64 levels of nesting, found more",
         ),
-        ("tool_calls", [CALL | {"odd": nested(900)}], "tool_calls", "at most 64 levels of nesting"),
-        ("tool_calls", [CALL | {"odd": "\udfff"}], "tool_calls", "expected valid Unicode, found half of a"),
-        ("tool_calls", [CALL | {"\udfff": 1}], "tool_calls", "expected valid Unicode, found half of a"),
+        ("tool_calls", [CALL | {"odd": nested(900)}], "tool_calls/0", "at most 64 levels of nesting"),
+        ("tool_calls", [CALL | {"odd": "\udfff"}], "tool_calls/0", "expected valid Unicode, found half of a"),
+        ("tool_calls", [CALL | {"\udfff": 1}], "tool_calls/0", "expected valid Unicode, found half of a"),
         (
             "tool_calls",
             [CALL | {"odd": 2**64}],
-            "tool_calls",
+            "tool_calls/0",
             "numbers that 64 bits hold, found the number 1",
         ),
     ],
@@ -279,53 +291,22 @@ def test_what_is_wrong_in_an_assistants_other_keys_is_named(
     assert sentence in str(caught.value)
 
 
-def test_tools_and_tool_calls_are_kept() -> None:
-    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
-    calls = [
-        message("user", "1 + 1?"),
-        {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        message("tool", "2") | {"tool_call_id": "1"},
-    ]
-    row = parse_preference({"prompt": calls, "chosen": "2", "rejected": "3", "tools": json.dumps(tools)})
-    assert row.tools == tools
-    assert row.prompt == [calls[0], calls[1] | {"content": ""}, calls[2]]
-    answer = parse_preference(TRL | {"chosen": [calls[1], calls[2], message("assistant", "2")]}).chosen
-    assert [one["role"] for one in answer] == ["assistant", "tool", "assistant"]
-    assert parse_preference(TRL | {"tools": []}).tools is None
+def test_a_developer_is_the_system() -> None:
+    row = parse_preference(TRL | {"prompt": [message("developer", "Be brief."), message("user", "Hi")]})
+    assert row.prompt[0] == message("system", "Be brief.")
 
 
-def test_functions_are_tools_and_their_results_a_tools() -> None:
-    add = {"name": "add", "parameters": {"type": "object"}}
-    call = {"name": "add", "arguments": '{"a": 1}'}
-    before = [
-        message("user", "1 + 1?"),
-        {"role": "assistant", "content": None, "function_call": call},
-        message("function", "2") | {"name": "add"},
-    ]
-    body = {"messages": before, "functions": [add]}
-    row = parse_preference(OPENAI | {"input": body})
-    assert row.tools == [{"type": "function", "function": add}]
-    assert row.prompt[1]["tool_calls"] == [{"type": "function", "function": call}]
-    assert row.prompt[2] == {"role": "tool", "content": "2", "name": "add"}
-    assert parse_preference(OPENAI | {"input": body | {"functions": json.dumps([add])}}) == row
-
-
-@pytest.mark.parametrize(
-    ("functions", "tools", "sentence"),
-    [
-        (
-            [{"name": "add"}],
-            [{"type": "function"}],
-            "/input/functions: expected tools or functions, not both",
-        ),
-        ([{}], None, "/input/functions/0/name: expected the name of a function, found no such key"),
-        (["add"], [], "/input/functions/0: expected a tool, which is an object"),
-    ],
-)
-def test_what_is_wrong_in_functions_is_named(functions: Any, tools: Any, sentence: str) -> None:
-    body = OPENAI["input"] | {"functions": functions, "tools": tools}
-    with pytest.raises(RowError, match=re.escape(sentence)):
-        parse_preference(OPENAI | {"input": body})
+def test_keys_of_an_answer_elsewhere_are_named_as_unused() -> None:
+    unused: set[str] = set()
+    user = message("user", "Hi") | {"refusal": "No.", "function_call": {"name": "add"}, "tool_calls": []}
+    answer = message("assistant", "a") | {"refusal": "No."}
+    parse_preference(TRL | {"prompt": [user], "chosen": [answer]}, unused)
+    assert unused == {"/prompt/*/refusal", "/prompt/*/function_call", "/chosen/*/refusal"}
+    both = message("assistant", "") | {"tool_calls": [CALL], "function_call": CALL["function"]}
+    with pytest.raises(
+        RowError, match="/chosen/0/function_call: expected tool_calls or a function_call, not"
+    ):
+        parse_preference(TRL | {"chosen": [both]})
 
 
 def test_a_refusal_is_what_the_assistant_says() -> None:
@@ -338,7 +319,7 @@ def test_a_refusal_is_what_the_assistant_says() -> None:
     }
     parts = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
     unused: set[str] = set()
-    for answer in (logged, parts, message("assistant", "No.") | {"refusal": None}):
+    for answer in (logged, logged | {"content": ""}, parts, message("assistant", "No.") | {"refusal": None}):
         assert parse_preference(TRL | {"chosen": [answer]}, unused).chosen == [message("assistant", "No.")]
     assert not unused
     with pytest.raises(RowError, match="/prompt/0/content"):

@@ -1,6 +1,7 @@
 """Tokens of a pair are those that TRL's trainer makes, whatever the chat template does."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from alignkit.data.dataset import to_trl
+from alignkit.data.dataset import load_rows, to_trl
 from alignkit.data.formats import PreferenceRow
+from alignkit.data.schemas import COMPLETION, schema_for
 from alignkit.data.tokens import load_tokenizer, render_pair
 from alignkit.errors import DataError, ModelError
 from tests.data.strategies import message
@@ -47,6 +49,36 @@ ROWS = [
 ]
 
 
+def test_a_template_that_leaves_calls_out_is_refused_where_they_are_taught(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    calls = [message("assistant", "") | {"tool_calls": [CALL]}]
+    context = [message("user", "Hi"), *calls, message("tool", "1.5")]
+    answer = [message("assistant", "1.5")]
+    rows = {
+        "f_dpo": {"prompt": context[:1], "chosen": calls, "rejected": answer},
+        "d2o": {"prompt": context[:1], "rejected": answer, "samples": [calls]},
+        "supervised": {"messages": context[:1] + calls},
+    }
+    able = copy.deepcopy(tokenizer)
+    able.chat_template = WITH_TOOLS
+    for method, row in rows.items():
+        (tmp_path / "rows.jsonl").write_text("\n" + json.dumps(row), encoding="utf-8")
+        assert load_rows(tmp_path / "rows.jsonl", method, able)
+        with pytest.raises(
+            DataError, match="row 1: the answer calls a tool, which the model's chat template"
+        ):
+            load_rows(tmp_path / "rows.jsonl", method, tokenizer)
+        schema = schema_for(method)
+        with pytest.raises(DataError, match="the answer calls a tool"):
+            schema.render(schema.parse(row, set()), tokenizer)
+    learned = {"messages": [*context, *answer]}
+    learned["messages"][1] = calls[0] | {"weight": 0}
+    assert COMPLETION.render(COMPLETION.parse(learned, set()), tokenizer), (
+        "what is context is written as at serving"
+    )
+
+
 @pytest.mark.parametrize(
     "template", [CHAT_TEMPLATE, THINKING, WITH_TOOLS], ids=["plain", "thinking", "tools"]
 )
@@ -55,14 +87,15 @@ def test_tokens_are_those_of_trls_trainer(
 ) -> None:
     mine = copy.deepcopy(tokenizer)
     mine.chat_template = template
+    rows = ROWS if template == WITH_TOOLS else [row for row in ROWS if row.tools is None]
     config = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_dir),
         args=config,
         processing_class=mine,
-        train_dataset=to_trl(ROWS),
+        train_dataset=to_trl(rows),
     )
-    for row, prepared in zip(ROWS, trainer.train_dataset, strict=True):
+    for row, prepared in zip(rows, trainer.train_dataset, strict=True):
         pair = render_pair(row, mine)
         assert (pair.prompt, pair.chosen, pair.rejected) == (
             prepared["prompt_ids"],

@@ -74,6 +74,7 @@ def test_health_needs_no_key(service: Running) -> None:
     with service.http(None) as http:
         assert http.get("/healthz").json() == {"status": "ok"}
         assert http.get("/readyz").json() == {"status": "ready"}
+        assert [http.head(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
         service.services.runner_started = False
         try:
             answer = http.get("/readyz")

@@ -42,6 +42,11 @@ def test_pages_follow_each_other_in_both_orders(client: OpenAI) -> None:
     assert not client.files.list(limit=2, after=ids[1]).has_more
 
 
+def test_a_page_goes_on_after_a_file_that_the_list_leaves_out(client: OpenAI) -> None:
+    older, other = upload(client), upload(client, b"x", purpose="user_data")
+    assert [file.id for file in client.files.list(purpose="fine-tune", after=other)] == [older]
+
+
 def test_a_list_is_narrowed_to_a_purpose(client: OpenAI) -> None:
     upload(client)
     other = upload(client, b"x", purpose="user_data")
@@ -131,6 +136,8 @@ END = b"--b--\r\n"
         (FILE + END, "'purpose'", "purpose"),
         (PURPOSE + FILE, "ends before", None),
         (PURPOSE + FILE + FILE + END, "several", "file"),
+        (PURPOSE + PURPOSE + FILE + END, "purpose once", "purpose"),
+        (PART % (b"", b"", b"red") + END, "a part without one", None),
         (PART % (b"colour", b"", b"red") + END, "'colour'", "colour"),
         (PART % (b"purpose", b"", b"x" * 2000) + END, "at most 1024 bytes", "purpose"),
         (b"nothing like it", "not valid multipart", None),

@@ -54,6 +54,14 @@ def test_a_job_is_stored_told_and_handed_to_the_runner(
     }
 
 
+def test_a_job_is_repeated_by_its_own_method(client: OpenAI) -> None:
+    first = create_job(client, method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3}}})
+    given = first.method.model_dump()
+    assert None in given.values(), "the client names the methods that it is not, too"
+    again = create_job(client, method=given)
+    assert again.method == first.method
+
+
 def test_integrations_are_echoed_and_in_the_recipe(
     service: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

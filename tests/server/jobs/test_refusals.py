@@ -191,6 +191,8 @@ def test_a_deleted_file(client: OpenAI) -> None:
         (b'{"model": "\\ud800", "training_file": "f"}', "model"),
         (b'{"\\ud800": 1, "model": "m", "training_file": "f"}', "unicode"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"\xff", "The body is not valid JSON."),
+        (b'{"seed": ' + b"1" * 5000 + b"}", "The body is not valid JSON."),
     ],
 )
 def test_a_body_that_is_no_job(service: Running, key: str, body: bytes, message: str) -> None:
@@ -199,3 +201,12 @@ def test_a_body_that_is_no_job(service: Running, key: str, body: bytes, message:
         answer = http.post("/v1/fine_tuning/jobs", content=body, headers=headers)
     assert answer.status_code == 400, answer.text
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_does_not_say_it_is_json(service: Running, key: str, kind: str) -> None:
+    with service.http(key) as http:
+        answer = http.post("/v1/fine_tuning/jobs", content=b'{"model": "m"}', headers={"content-type": kind})
+    assert answer.status_code == 400
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
