@@ -152,7 +152,7 @@ def test_ray_train_pauses_resumes_and_outlives_a_node(cluster: Cluster, tmp_path
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     folder = RunFolder(tmp_path / "several")
-    recipe = write_recipe(build_inputs(inputs), folder.path, "f_dpo", lora=True, max_steps=60, save_steps=5)
+    recipe = write_recipe(build_inputs(inputs), folder.path, "f_dpo", max_steps=60, save_steps=5)
     folder.path.mkdir()
     recipe.rename(folder.recipe)
     settings = RaySettings(address=cluster.address, python=sys.executable, nodes=2)
