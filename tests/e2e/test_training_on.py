@@ -68,6 +68,7 @@ def test_supervised_then_dpo_on_its_checkpoint(service: Service, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_fully_trained_model_goes_on_with_all_weights(service: Service, tmp_path: Path) -> None:
     taught = tmp_path / "completions.jsonl"
     write_completions(taught, 24)
