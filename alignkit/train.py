@@ -8,6 +8,7 @@ goes on from its last whole checkpoint instead. SIGTERM pauses a run: see alignk
 
 import errno
 import os
+import re
 import shutil
 import sys
 import time
@@ -260,24 +261,40 @@ def report_pause(folder: RunFolder) -> None:
 def report_failure(folder: RunFolder, error: Exception) -> None:
     """Tell of the failure, and write it where the service looks. A trace is for what no sentence explains.
 
-    A run that was not taken up, and a full disk, leave what is in the folder.
+    The process that fails says why, whichever it is. One that fails for want of another says nothing that lasts: the
+    run counts as killed, and goes on. A run that was not taken up, and a full disk, leave what is in the folder.
     """
     place = "" if is_main_process() else f" in process {os.environ['RANK']}"
     if not folder.path.is_dir():
         gone = f"The run's folder {folder.path} is gone: {RESUME} goes on once it is back."
         print(f"error{place}: {gone}", file=sys.stderr, flush=True)
         return
+    if lost_a_peer(error):
+        gone = f"another process of the run is gone: {RESUME} goes on from the last checkpoint"
+        print(f"error{place}: {gone} ({error})", file=sys.stderr, flush=True)
+        return
     code, message = explain(error)
     if code == UNEXPLAINED:
         traceback.print_exception(error)
     print(f"error{place}: {message}", file=sys.stderr, flush=True)
-    if not is_main_process() or folder.result.exists():
+    if folder.result.exists():
         return
     try:
-        folder.emit(message, level="error", data={"code": code})
+        if is_main_process():  # which alone writes events
+            folder.emit(message, level="error", data={"code": code})
         write_json(folder.result, {"status": "failed", "error": {"code": code, "message": message}})
     except OSError as full:
         print(f"error: the result could not be written: {full}", file=sys.stderr, flush=True)
+
+
+PEER_GONE = re.compile(r"closed by peer|reset by peer|remote process exited|ncclRemoteError|Broken pipe")
+
+
+def lost_a_peer(error: Exception) -> bool:
+    """Whether gloo or NCCL says that another process, or its machine, went away."""
+    text = str(error)
+    by_the_network = re.search("gloo|nccl", text, re.IGNORECASE) is not None
+    return isinstance(error, RuntimeError) and by_the_network and PEER_GONE.search(text) is not None
 
 
 UNEXPLAINED = "training_failed"

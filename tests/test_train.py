@@ -200,6 +200,35 @@ def test_a_run_that_is_not_taken_up_stays_as_it_was(
     assert {name: (finished / name).read_bytes() for name in kept} == kept
 
 
+GLOO = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:62122."
+NCCL = "NCCL error: remote process exited or there was a network error, ncclRemoteError"
+
+
+@pytest.mark.parametrize("message", [GLOO, NCCL])
+def test_a_process_that_loses_another_leaves_the_run_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], message: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    train.report_failure(folder, RuntimeError(message))
+    assert not folder.result.exists()
+    assert not folder.events.exists()
+    assert "another process of the run is gone: --resume goes on" in capsys.readouterr().err
+    train.report_failure(folder, RuntimeError("NCCL error: invalid usage, Duplicate GPU detected"))
+    assert folder.result.exists()
+
+
+def test_any_process_that_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    monkeypatch.setenv("RANK", "1")
+    train.report_failure(folder, MemoryError("no more"))
+    monkeypatch.setenv("RANK", "0")
+    train.report_failure(folder, RuntimeError(GLOO))
+    assert (folder.read_result() or {})["error"]["code"] == "out_of_memory"
+    assert "error in process 1: Out of memory" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_gone_is_told(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
