@@ -12,7 +12,7 @@ Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 AS_TEMPLATES_SAY = {"developer": "system", "function": "tool"}
-"""What OpenAI calls otherwise than chat templates do; vLLM makes a developer the system too."""
+"""What OpenAI calls otherwise than chat templates do; so does vLLM, with a developer where a template has none."""
 ANSWER_KEYS = CALLS | {"refusal"}
 """The keys that only an assistant's message may use."""
 MESSAGE_KEYS = ANSWER_KEYS | {"role", "content", "name", "tool_call_id"}

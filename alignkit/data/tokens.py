@@ -31,9 +31,8 @@ class Taught(Protocol):
 
 def require_writable(row: Taught, tokenizer: Any) -> None:
     """Raise DataError where the model's chat template leaves out what a row teaches."""
-    if any("tool_calls" in message for message in row.taught) and "tool_calls" not in str(
-        tokenizer.chat_template
-    ):
+    calls = any("tool_calls" in message for message in row.taught)
+    if calls and "tool_calls" not in str(tokenizer.chat_template):
         raise DataError(NO_CALLS)
 
 
@@ -104,7 +103,7 @@ def render_pair(row: PreferenceRow, tokenizer: Any) -> PairTokens:
 def render_rows(
     rows: Iterable[Row], tokenizer: Any, render: Callable[[Row, Any], Rendered]
 ) -> Iterator[Rendered]:
-    """The sequences of each row; a DataError of `render` is raised with the row's number, from 1."""
+    """What `render` makes of each row; a DataError of its is raised with the row's number, from 1."""
     for number, row in enumerate(rows, start=1):
         try:
             yield render(row, tokenizer)

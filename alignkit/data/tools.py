@@ -29,10 +29,7 @@ def parse_tools(conversation: Node) -> list[dict[str, Any]] | None:
 
 def _array(node: Node, expected: str) -> Node | None:
     if isinstance(node.value, str) and node.value:
-        try:
-            node = node.holding(decode_text(node.value))
-        except RowError as error:
-            raise node.refuse(expected, error.found) from None
+        node = _decoded(node, expected)
     if not node.given or node.value in ([], ""):
         return None
     for entry in node.entries(expected):
@@ -69,13 +66,18 @@ def _function(node: Node) -> dict[str, Any]:
     if not arguments.given or (isinstance(arguments.value, str) and not arguments.value.strip()):
         arguments = arguments.holding({})
     elif isinstance(arguments.value, str):
-        try:
-            arguments = arguments.holding(decode_text(arguments.value))
-        except RowError as error:
-            raise arguments.refuse(expected, error.found) from None
+        arguments = _decoded(arguments, expected)
     if not isinstance(arguments.value, dict):
         raise arguments.refuse(expected)
     return {**node.plain(), "arguments": arguments.plain()}
+
+
+def _decoded(node: Node, expected: str) -> Node:
+    """The same place with the value of the JSON text that stands there."""
+    try:
+        return node.holding(decode_text(node.value))
+    except RowError as error:
+        raise node.refuse(expected, error.found) from None
 
 
 def _require_name(function: Node) -> None:
