@@ -8,12 +8,10 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignkit.errors import ModelError
-
-if TYPE_CHECKING:
-    from alignkit.methods.sections import LoraSection
+from alignkit.sections import HEAD_MODULES, LoraSection
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -21,18 +19,14 @@ START = "ref"
 """The name of the frozen copy, as TRL has it."""
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """peft's named initialisations that leave the base weights alone; the others change what is under the adapter."""
-HEAD_MODULES = frozenset({"lm_head", "embed_tokens"})
-"""What no adapter may change: the fused heads would not see it, and vLLM would not serve it."""
 
 _REFUSED = ("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens")
 """What in a config is more than LoRA: a copy beside the adapter would change the model, or not be one."""
 _PARTS = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".lora_magnitude_vector")
 
 
-def lora_of(folder: Path) -> "LoraSection":
+def lora_of(folder: Path) -> LoraSection:
     """What the adapter in `folder` is made of; raises ModelError unless it is a LoRA that can train on."""
-    from alignkit.methods.sections import LoraSection
-
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except OSError as error:

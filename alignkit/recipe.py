@@ -7,7 +7,7 @@ into every job's folder, so that the same line repeats the job.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -18,97 +18,10 @@ from alignkit.methods import METHODS
 from alignkit.methods.bd_kd import BDKDSection
 from alignkit.methods.d2o import D2OSection
 from alignkit.methods.f_dpo import FDPOSection
-from alignkit.methods.sections import Dtype, LoraSection
 from alignkit.methods.sinkd import SinKDSection
 from alignkit.methods.supervised import SupervisedSection
 from alignkit.schema import Section, field_issues
-from alignkit.tracking import MAX_TRACKERS, Tracker, each_once
-
-
-class ModelSection(Section):
-    """Which model is trained."""
-
-    path: str = Field(min_length=1, description="folder in Hugging Face format, or a hub id")
-    adapter: str | None = Field(
-        None, min_length=1, description="folder of a peft LoRA adapter over it, which trains on"
-    )
-    dtype: Dtype = Field("float32", description="dtype the weights are loaded in")
-    attn_implementation: str | None = Field(None, description="transformers' attn_implementation")
-    quantization: Literal["nf4", "int8"] | None = Field(
-        None, description="QLoRA: how frozen weights are stored; needs lora, and bitsandbytes"
-    )
-
-
-class DataSection(Section):
-    """Rows of the kind that the method takes (alignkit.data.schemas), JSON Lines."""
-
-    train: str = Field(min_length=1, description="training file")
-    validation: str | None = Field(
-        None, description="held-out file, evaluated every eval_steps and at the end"
-    )
-    max_length: int = Field(1024, ge=16, le=1_048_576, description="tokens of prompt and answer together")
-
-
-class TrainingSection(Section):
-    """Optimisation, and when to log, evaluate and save. Steps are optimizer steps."""
-
-    epochs: float = Field(1.0, gt=0, le=1000)
-    max_steps: int | None = Field(None, ge=1, description="overrides epochs")
-    batch_size: int = Field(8, ge=1, le=65536, description="rows an optimizer step, over all processes")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="rows a forward and process; default: batch_size"
-    )
-    learning_rate: float = Field(2e-4, gt=0, le=1)
-    lr_scheduler: str = Field("linear", description="transformers' lr_scheduler_type")
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    optimizer: str = Field("adamw_torch", description="transformers' optim")
-    gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    logging_steps: int = Field(1, ge=1)
-    eval_steps: int | None = Field(None, ge=1, description="default: at the end only")
-    eval_on_start: bool = Field(False, description="evaluate the untrained model too")
-    eval_batch_size: int = Field(8, ge=1)
-    save_steps: int | None = Field(None, ge=1, description="default: at the end of each epoch")
-    report_to: list[Tracker] = Field(
-        default_factory=list, max_length=MAX_TRACKERS, description="trackers; tensorboard by its name alone"
-    )
-
-    @field_validator("report_to", mode="before")
-    @classmethod
-    def _by_name(cls, value: object) -> object:
-        if not isinstance(value, list):
-            return value
-        return [{"type": tracker} if isinstance(tracker, str) else tracker for tracker in value]
-
-    @field_validator("report_to")
-    @classmethod
-    def _each_once(cls, trackers: list[Tracker]) -> list[Tracker]:
-        return each_once(trackers)
-
-
-class CollapseGuardSection(Section):
-    """A few answers drawn at each evaluation and compared with the untrained model's; `collapse_guard: null` is off.
-
-    The limits are ours; docs/collapse_guard.md says on what they were tried.
-    """
-
-    on_collapse: Literal["warn", "stop", "rollback"] = Field(
-        "warn", description="stop ends the run as failed, rollback goes back to the last sound evaluation"
-    )
-    prompts: int = Field(4, ge=1, le=64, description="held-out prompts answered")
-    max_new_tokens: int = Field(48, ge=8, le=1024)
-    reference_logp_drop: float = Field(
-        2.5, gt=0, description="nats a token that the answers' log-prob under the reference may fall by"
-    )
-    repetition_rise: float = Field(
-        0.5, gt=0, le=1, description="by which the share of repeated 4-grams may rise"
-    )
-    good_logp_drop: float = Field(
-        2.0, gt=0, description="nats a token that the log-prob of known good answers may fall by"
-    )
-
+from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, ModelSection, TrainingSection
 
 MethodSection = Annotated[
     FDPOSection | SupervisedSection | D2OSection | SinKDSection | BDKDSection, Field(discriminator="type")

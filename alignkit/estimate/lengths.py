@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from alignkit.data.tokens import TokenSequence
 
 if TYPE_CHECKING:
-    from alignkit.recipe import Recipe, TrainingSection
+    from alignkit.recipe import Recipe
+    from alignkit.sections import TrainingSection
 
 SAMPLE_ROWS = 2000
 

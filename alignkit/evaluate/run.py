@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import DataError, FieldIssue, RecipeError
-from alignkit.recipe import CollapseGuardSection, Recipe
+from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
+from alignkit.sections import CollapseGuardSection
 
 
 @dataclass(frozen=True, slots=True)

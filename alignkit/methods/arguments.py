@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.errors import FieldIssue, RecipeError
-from alignkit.methods.sections import LoraSection
 from alignkit.methods.work import ModelUse
 from alignkit.requirements import sharding
+from alignkit.sections import LoraSection
 
 if TYPE_CHECKING:
-    from alignkit.recipe import Recipe, TrainingSection
+    from alignkit.recipe import Recipe
+    from alignkit.sections import TrainingSection
 
 
 def lora_config(recipe: "Recipe") -> Any:

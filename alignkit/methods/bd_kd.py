@@ -14,9 +14,9 @@ from alignkit.methods.distillation import (
     section_values,
     trainer_arguments,
 )
-from alignkit.methods.sections import LoraSection, TeacherSection
 from alignkit.methods.work import Plan
 from alignkit.schema import Section
+from alignkit.sections import LoraSection, TeacherSection
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe

@@ -9,8 +9,8 @@ from pydantic import Field
 from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.methods.arguments import lora_config, policy_use, training_arguments
 from alignkit.methods.base import Hyperparameters, ResolveModel, RunContext
-from alignkit.methods.sections import LoraSection, TeacherSection
 from alignkit.methods.work import NO_HEAD, Batch, HeadCost, ModelUse, Pass, Plan, Work
+from alignkit.sections import LoraSection, TeacherSection
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe

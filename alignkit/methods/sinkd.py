@@ -12,9 +12,9 @@ from alignkit.methods.distillation import (
     section_values,
     trainer_arguments,
 )
-from alignkit.methods.sections import TeacherSection
 from alignkit.methods.work import NO_HEAD, Batch, HeadCost, Plan
 from alignkit.schema import Section
+from alignkit.sections import TeacherSection
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe

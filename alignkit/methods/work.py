@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from alignkit.methods.sections import LoraSection
+from alignkit.sections import LoraSection
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignkit.errors import CollapseError
 from alignkit.evaluate import AnswerQuality, Limits, measure, reasons
-from alignkit.recipe import CollapseGuardSection
 from alignkit.run_folder import RunFolder, write_json
+from alignkit.sections import CollapseGuardSection
 from alignkit.trainers.scoring import Answer, answer_of, draw, load_weights, token_logps
 
 MAX_PROMPT_TOKENS = 512

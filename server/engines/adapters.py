@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 from safetensors import SafetensorError, safe_open
 
-from alignkit.adapters import CONFIG_FILE, HEAD_MODULES, PLAIN_INITS, WEIGHTS_FILE
+from alignkit.adapters import CONFIG_FILE, PLAIN_INITS, WEIGHTS_FILE
 from alignkit.models import NAME_PATTERN
+from alignkit.sections import HEAD_MODULES
 from server.engines.errors import AdapterError
 from server.settings import Settings
 

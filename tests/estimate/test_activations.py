@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from alignkit.estimate.activations import Activations, Forward, measure
 from alignkit.estimate.devices import EstimateError
 from alignkit.methods.arguments import peft_config
-from alignkit.methods.sections import LoraSection
 from alignkit.methods.work import ModelUse
+from alignkit.sections import LoraSection
 from tests.estimate.small import build_small_model
 
 SEQUENCES, LENGTH, LAYERS = 4, 64, 4

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from alignkit.estimate import EstimateError
 from alignkit.estimate.shapes import known_models, known_name, read_shape
 from alignkit.methods.arguments import peft_config
-from alignkit.methods.sections import LoraSection
 from alignkit.methods.work import ModelUse
+from alignkit.sections import LoraSection
 from tests.estimate.small import build_small_model
 
 

@@ -17,10 +17,10 @@ from alignkit.jobspec import JobSpec, recipe_for_job
 from alignkit.launch import launch_command
 from alignkit.methods import ModelSource
 from alignkit.methods.distillation import load_teacher
-from alignkit.methods.sections import TeacherSection
 from alignkit.models import prune_model
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
+from alignkit.sections import TeacherSection
 from tests.completion import write_completions
 from tests.tiny import build_tiny_model
 
