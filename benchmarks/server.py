@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert, select, text, update
 
+from alignkit_server.clock import now
+from alignkit_server.database import Database
+from alignkit_server.jobs.tables import Job
+from alignkit_server.keys.tables import Project
 from benchmarks import serving
 from benchmarks.heads import cpu_name
 from benchmarks.serving import Figures, timed
-from server.clock import now
-from server.database import Database
-from server.jobs.tables import Job
-from server.keys.tables import Project
 from tests.server.jobs.killing import Rig
 from tests.server.postgres import postgres
 from tests.server.support import pairs

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from alignkit.models import import_model
-from server.engines.process import Identity
+from alignkit_server.engines.process import Identity
 from tests.e2e.service import Service
 
 STREAMS = 16

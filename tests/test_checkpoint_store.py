@@ -12,7 +12,7 @@ import pytest
 from alignkit.checkpoint_store import CheckpointStore, inside
 from alignkit.checkpoints import ASIDE, damage, seal
 from alignkit.errors import AlignkitError
-from server.engines.process import free_port
+from alignkit_server.engines.process import free_port
 
 S3 = Path(sys.prefix) / "s3"
 """moto's server with what it needs, apart from the environment: it wants an older python-dateutil."""

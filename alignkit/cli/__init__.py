@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from alignkit import __version__
 from alignkit.cli import data, estimates, jobs, keys, models, output, projects
 from alignkit.errors import AlignkitError
 
@@ -48,8 +49,17 @@ def _sentence(error: Exception) -> str | None:
     return jobs.client_error(error)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"alignkit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
 ) -> None:
     """Options of every command."""
@@ -108,8 +118,8 @@ def serve(
     home: Annotated[Path | None, typer.Option(help="where everything is kept; ALIGNKIT_HOME")] = None,
 ) -> None:
     """Start the service."""
-    from server.main import serve as run_server
-    from server.settings import Settings
+    from alignkit_server.main import serve as run_server
+    from alignkit_server.settings import Settings
 
     given = {"host": host, "port": port, "home": home}
     run_server(Settings(**{name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]

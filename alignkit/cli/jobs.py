@@ -36,7 +36,7 @@ def connect() -> Any:
 
 
 def _first_key() -> str:
-    from server.settings import Settings
+    from alignkit_server.settings import Settings
 
     path = Settings().root / "first-key"
     try:

@@ -12,7 +12,7 @@ Home = Annotated[Path | None, typer.Option(help="where the service keeps things;
 
 def models_dir(home: Path | None) -> Path:
     """The folder of base models under `home` (default: the service's)."""
-    from server.settings import Settings
+    from alignkit_server.settings import Settings
 
     return (Settings(home=home) if home else Settings()).models_dir
 

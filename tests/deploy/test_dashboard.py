@@ -11,8 +11,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.metrics.collector import ENGINE_STATES, ServiceCollector
-from server.metrics.routes import PATH
+from alignkit_server.metrics.collector import ENGINE_STATES, ServiceCollector
+from alignkit_server.metrics.routes import PATH
 from tests.deploy.rendering import DEPLOY, composed
 from tests.server.support import create_job, serve
 

@@ -12,8 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from alignkit.models import PACKAGED_MODELS
-from server.app import create_app
-from server.settings import Settings
+from alignkit_server.app import create_app
+from alignkit_server.settings import Settings
 from tests.deploy.rendering import DEPLOY, OVERLAYS, ROOT, composed, pods, program, rendered
 
 TEXT = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)

@@ -12,9 +12,9 @@ import yaml
 from pydantic import BaseModel
 from safetensors.numpy import save_file
 
-from server.engines import command
-from server.engines.command import vllm_command
-from server.settings import Settings
+from alignkit_server.engines import command
+from alignkit_server.engines.command import vllm_command
+from alignkit_server.settings import Settings
 from tests.deploy.rendering import (
     COMPOSITIONS,
     DEPLOY,

@@ -10,8 +10,8 @@ import openai
 import psutil
 import pytest
 
-from server.engines.command import adaptable_modules, runs_on_gpu
-from server.engines.process import free_port
+from alignkit_server.engines.command import adaptable_modules, runs_on_gpu
+from alignkit_server.engines.process import free_port
 from tests.e2e.service import Service
 from tests.e2e.test_main_job import ask
 

@@ -7,8 +7,8 @@ import openai
 import psutil
 import pytest
 
-from server.engines.process import Identity
-from server.engines.weights import file_name
+from alignkit_server.engines.process import Identity
+from alignkit_server.engines.weights import file_name
 from tests.e2e.service import Service, wait_for
 from tests.e2e.test_main_job import ask
 

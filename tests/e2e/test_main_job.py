@@ -12,7 +12,7 @@ import openai
 import psutil
 import pytest
 
-from server.engines.process import Identity
+from alignkit_server.engines.process import Identity
 from tests.e2e.service import Service, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]

@@ -15,16 +15,16 @@ import uvicorn
 from openai import OpenAI
 from safetensors.numpy import save_file
 
-from server.app import ROUTERS, create_app
-from server.chat.gateway import ChatGateway, Engines
-from server.chat.routes import router as chat
-from server.engines.errors import EngineError
-from server.jobs.ledger import JobLedger, JobRecord
-from server.keys.scopes import PROJECT_SCOPES
-from server.keys.service import issue_key
-from server.main import listen
-from server.services import Services
-from server.settings import Settings
+from alignkit_server.app import ROUTERS, create_app
+from alignkit_server.chat.gateway import ChatGateway, Engines
+from alignkit_server.chat.routes import router as chat
+from alignkit_server.engines.errors import EngineError
+from alignkit_server.jobs.ledger import JobLedger, JobRecord
+from alignkit_server.keys.scopes import PROJECT_SCOPES
+from alignkit_server.keys.service import issue_key
+from alignkit_server.main import listen
+from alignkit_server.services import Services
+from alignkit_server.settings import Settings
 
 BASE_MODEL = "tiny-llama"
 ADAPTER_RANK = 8

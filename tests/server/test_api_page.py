@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from server.models.names import model_name
-from server.webhooks.sender import sign
+from alignkit_server.models.names import model_name
+from alignkit_server.webhooks.sender import sign
 from tests.server.shapes import conforms
 from tests.server.support import BASE_MODEL, Running, create_job, pairs, serve, write_adapter
 from tests.tiny import build_tiny_tokenizer

@@ -13,7 +13,7 @@ import pytest
 from openai import OpenAI
 
 from alignkit.data.validation import check_file
-from server.engines.command import vllm_command
+from alignkit_server.engines.command import vllm_command
 from tests.server.engines.support import make_settings
 from tests.server.support import Running, create_job, method, upload
 from tests.tiny import build_tiny_model

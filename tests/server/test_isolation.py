@@ -14,8 +14,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from server.main import build_app
-from server.settings import Settings
+from alignkit_server.main import build_app
+from alignkit_server.settings import Settings
 from tests.server.support import BASE_MODEL, Running, create_job, upload
 from tests.server.support import method as method_of_job
 

@@ -10,11 +10,11 @@ from sqlalchemy import MetaData, func, insert, inspect, select
 
 from alignkit.data.validation import check_file
 from alignkit.jobspec import recipe_for_job
-from server.app import open_services
-from server.database import Database, open_engine
-from server.migrate import migrate, migration_config
-from server.settings import Settings
-from server.tables import ApiKey, Base, Job, Project
+from alignkit_server.app import open_services
+from alignkit_server.database import Database, open_engine
+from alignkit_server.migrate import migrate, migration_config
+from alignkit_server.settings import Settings
+from alignkit_server.tables import ApiKey, Base, Job, Project
 
 OWNED = {"project_id": "proj_a", "created_at": 1}
 JOB = OWNED | {

@@ -17,18 +17,18 @@ from sqlalchemy import select
 
 from alignkit.data.validation import check_file
 from alignkit.jobspec import recipe_for_job
-from server.app import ROUTERS, create_app, open_services
-from server.chat.gateway import ChatGateway
-from server.chat.routes import router as chat
-from server.clock import now
-from server.engines.errors import EngineError
-from server.files.tables import File
-from server.keys.tables import ApiKey, Project
-from server.services import Services
-from server.settings import Settings
-from server.uploads.tables import Upload
-from server.webhooks.sender import new_secret
-from server.webhooks.tables import Endpoint
+from alignkit_server.app import ROUTERS, create_app, open_services
+from alignkit_server.chat.gateway import ChatGateway
+from alignkit_server.chat.routes import router as chat
+from alignkit_server.clock import now
+from alignkit_server.engines.errors import EngineError
+from alignkit_server.files.tables import File
+from alignkit_server.keys.tables import ApiKey, Project
+from alignkit_server.services import Services
+from alignkit_server.settings import Settings
+from alignkit_server.uploads.tables import Upload
+from alignkit_server.webhooks.sender import new_secret
+from alignkit_server.webhooks.tables import Endpoint
 from tests.server.jobs.test_ledger import store_job
 from tests.server.support import BASE_MODEL, RecordingRunner, add_base_model
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from server import tracing
-from server.jobs import context, training
-from server.jobs.context import JobFailedError, JobServices
-from server.settings import Settings
+from alignkit_server import tracing
+from alignkit_server.jobs import context, training
+from alignkit_server.jobs.context import JobFailedError, JobServices
+from alignkit_server.settings import Settings
 from tests.server.jobs.test_workflow import LAST, FakeEngines, FakeExecutor
 from tests.server.support import Running, create_job, serve
 

@@ -21,7 +21,7 @@ from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from alignkit.tracking import installed, without_secrets
 from alignkit.tracking.callbacks import tracker_callbacks
-from server.engines.process import free_port
+from alignkit_server.engines.process import free_port
 from tests.preference import write_pairs
 from tests.server.support import wait_until
 from tests.tiny import build_tiny_model

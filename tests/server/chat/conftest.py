@@ -11,12 +11,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from server import errors
-from server.chat.gateway import ChatGateway
-from server.chat.routes import router
-from server.database import Database
-from server.dependencies import get_principal, get_services
-from server.engines.manager import EngineManager
+from alignkit_server import errors
+from alignkit_server.chat.gateway import ChatGateway
+from alignkit_server.chat.routes import router
+from alignkit_server.database import Database
+from alignkit_server.dependencies import get_principal, get_services
+from alignkit_server.engines.manager import EngineManager
 from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
 
 TUNED = "ft:tiny:default:demo:a1b2c3d4"

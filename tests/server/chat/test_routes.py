@@ -6,8 +6,8 @@ import httpx
 import openai
 import pytest
 
-from server.chat.body import MAX_BODY_BYTES
-from server.chat.errors import with_errors_told
+from alignkit_server.chat.body import MAX_BODY_BYTES
+from alignkit_server.chat.errors import with_errors_told
 from tests.server.chat.conftest import TUNED, Service
 from tests.server.engines.support import wait_until
 

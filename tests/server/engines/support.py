@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from server.engines.command import EngineCommand
-from server.settings import Settings
+from alignkit_server.engines.command import EngineCommand
+from alignkit_server.settings import Settings
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 

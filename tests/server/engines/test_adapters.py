@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from server.engines.adapters import publish, unpublish
-from server.engines.errors import AdapterError
-from server.engines.manager import EngineManager
-from server.settings import Settings
+from alignkit_server.engines.adapters import publish, unpublish
+from alignkit_server.engines.errors import AdapterError
+from alignkit_server.engines.manager import EngineManager
+from alignkit_server.settings import Settings
 from tests.server.engines.support import FakeEngines, make_settings
 
 NAME = "ft:tiny:default:demo:a1b2c3d4"
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("server.engines.adapters.shutil.copyfile", full)
+    monkeypatch.setattr("alignkit_server.engines.adapters.shutil.copyfile", full)
     with pytest.raises(OSError, match="No space left"):
         publish(settings, adapter, model_name=NAME, base_model="tiny")
     assert published(settings) == []

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from server.engines.canary import CanaryReport, check
-from server.engines.errors import CanaryError, EngineError
-from server.engines.manager import EngineManager
+from alignkit_server.engines.canary import CanaryReport, check
+from alignkit_server.engines.errors import CanaryError, EngineError
+from alignkit_server.engines.manager import EngineManager
 from tests.server.engines.support import FakeEngines, make_settings
 
 BASE = [-2.0, -3.0, -4.0]

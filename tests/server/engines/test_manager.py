@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.engines import command, engine
-from server.engines.command import vllm_command
-from server.engines.engine import telling_lines
-from server.engines.errors import EngineError, scrub_paths
-from server.engines.manager import EngineManager
-from server.settings import Settings
+from alignkit_server.engines import command, engine
+from alignkit_server.engines.command import vllm_command
+from alignkit_server.engines.engine import telling_lines
+from alignkit_server.engines.errors import EngineError, scrub_paths
+from alignkit_server.engines.manager import EngineManager
+from alignkit_server.settings import Settings
 from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -138,9 +138,9 @@ def test_nothing_is_left_in_the_engines_folder_after_shutdown(settings: Settings
 SERVER = """
 import sys
 from pathlib import Path
-from server.engines.manager import EngineManager
+from alignkit_server.engines.manager import EngineManager
 from tests.server.engines.support import FakeEngines
-from server.settings import Settings
+from alignkit_server.settings import Settings
 manager = EngineManager(Settings(home=Path(sys.argv[1])), build_command=FakeEngines(Path(sys.argv[2]), "--child"))
 print(manager.endpoint("tiny"), flush=True)
 sys.stdin.read()
@@ -265,7 +265,7 @@ def test_the_vllm_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_manager_never_imports_vllm() -> None:
-    code = "import sys, server.engines.manager; sys.exit(bool({'vllm', 'torch'} & set(sys.modules)))"
+    code = "import sys, alignkit_server.engines.manager; sys.exit(bool({'vllm', 'torch'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

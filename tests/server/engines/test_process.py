@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.engines.process import Identity, ManagedProcess, child_environment
+from alignkit_server.engines.process import Identity, ManagedProcess, child_environment
 from tests.server.engines.support import gone, wait_until
 
 SLEEP = "import time; time.sleep(600)"

@@ -16,12 +16,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from server.engines.adapters import publish, unpublish
-from server.engines.canary import check
-from server.engines.errors import CanaryError
-from server.engines.manager import EngineManager
-from server.engines.weights import publish_weights
-from server.settings import Settings
+from alignkit_server.engines.adapters import publish, unpublish
+from alignkit_server.engines.canary import check
+from alignkit_server.engines.errors import CanaryError
+from alignkit_server.engines.manager import EngineManager
+from alignkit_server.engines.weights import publish_weights
+from alignkit_server.settings import Settings
 from tests.server.engines.support import gone
 from tests.tiny import build_tiny_model
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server.engines.command import vllm_command
-from server.engines.errors import AdapterError
-from server.engines.weights import publish_weights, unpublish_weights, weights_folder
-from server.settings import Settings
+from alignkit_server.engines.command import vllm_command
+from alignkit_server.engines.errors import AdapterError
+from alignkit_server.engines.weights import publish_weights, unpublish_weights, weights_folder
+from alignkit_server.settings import Settings
 from tests.server.engines.support import make_settings
 
 NAME = "ft:tiny:default:demo:a1b2c3d4:ckpt-step-2"

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import psutil
 
-from server.engines.process import free_port
+from alignkit_server.engines.process import free_port
+from tests.tree import PYTHONPATH
 
-ROOT = Path(__file__).parents[3]
 RAY = Path(sys.executable).with_name("ray")
 HERE = Path(__file__).parent
 
@@ -30,7 +30,7 @@ class Node:
         self.token = f"{log}"
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": PYTHONPATH,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # after which a node without a head ends itself
             "RAY_health_check_period_ms": "1000",
@@ -170,7 +170,7 @@ def stub_python(folder: Path) -> str:
     program.write_text(
         "#!/bin/sh\n"
         'case "$2" in\n'
-        f'server.*) exec {sys.executable} {HERE / "as_python.py"} "$0" "$2" "$@";;\n'
+        f'alignkit_server.*) exec {sys.executable} {HERE / "as_python.py"} "$0" "$2" "$@";;\n'
         f'*) exec {sys.executable} -S {stub} "$@";;\n'
         "esac\n"
     )

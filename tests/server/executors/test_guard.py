@@ -13,9 +13,10 @@ import pytest
 
 from alignkit.checkpoint_store import CheckpointStore
 from alignkit.run_folder import RunFolder
-from server.executors.ray import guard
-from server.executors.ray.submission import Order, Submission, begin, marks, read
-from tests.server.executors.ray_cluster import ROOT, stub_python, until
+from alignkit_server.executors.ray import guard
+from alignkit_server.executors.ray.submission import Order, Submission, begin, marks, read
+from tests.server.executors.ray_cluster import stub_python, until
+from tests.tree import PYTHONPATH
 
 
 def order(storage: Path | None = None, *, resume: bool = False) -> Order:
@@ -40,8 +41,14 @@ class Node:
 
     def start(self, submission: Submission) -> subprocess.Popen[bytes]:
         entry = subprocess.Popen(
-            [self.python, "-m", "server.executors.ray.entry", str(self.folder), str(submission.number)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            [
+                self.python,
+                "-m",
+                "alignkit_server.executors.ray.entry",
+                str(self.folder),
+                str(submission.number),
+            ],
+            env=os.environ | {"PYTHONPATH": PYTHONPATH},
         )
         self.entries.append(entry)
         return entry

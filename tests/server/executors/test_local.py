@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.engines.process import Identity
-from server.executors.local import LocalExecutor
+from alignkit_server.engines.process import Identity
+from alignkit_server.executors.local import LocalExecutor
 
 DEADLINE = 20.0
 

@@ -11,8 +11,8 @@ import pytest
 
 from alignkit.checkpoints import read_manifest
 from alignkit.run_folder import RunFolder
-from server.executors.ray.executor import RayExecutor
-from server.settings import RaySettings
+from alignkit_server.executors.ray.executor import RayExecutor
+from alignkit_server.settings import RaySettings
 from tests.distributed.launching import build_inputs, write_recipe
 from tests.server.executors.ray_cluster import Cluster, stub_python, until
 from tests.server.jobs.killing import Rig

@@ -7,9 +7,9 @@ import openai
 import pytest
 from openai import OpenAI
 
-from server.clock import now
-from server.files.service import safe_filename
-from server.files.tables import File
+from alignkit_server.clock import now
+from alignkit_server.files.service import safe_filename
+from alignkit_server.files.tables import File
 from tests.server.support import Running, create_job, pairs, upload, wait_until
 
 

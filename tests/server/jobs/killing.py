@@ -15,11 +15,11 @@ import httpx
 import psutil
 from openai import OpenAI
 
-from server.engines.process import TOKEN_VARIABLE, Identity
+from alignkit_server.engines.process import TOKEN_VARIABLE, Identity
 from tests.server.support import pairs
+from tests.tree import PYTHONPATH, ROOT
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 FINISHED = {"succeeded", "failed", "cancelled"}
 
 
@@ -41,7 +41,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)} | self.environment,
+                env=os.environ | {"PYTHONPATH": PYTHONPATH} | self.environment,
             )
         self.url = ""
         return self

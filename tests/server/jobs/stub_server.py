@@ -6,11 +6,11 @@ Other settings are in the environment. Its engines are fake, and training runs t
 import sys
 from pathlib import Path
 
-from server.engines.manager import EngineManager
-from server.executors.choice import executor_of
-from server.executors.local import LocalExecutor
-from server.main import build_app, serve
-from server.settings import Settings
+from alignkit_server.engines.manager import EngineManager
+from alignkit_server.executors.choice import executor_of
+from alignkit_server.executors.local import LocalExecutor
+from alignkit_server.main import build_app, serve
+from alignkit_server.settings import Settings
 from tests.server.engines.support import FakeEngines
 
 

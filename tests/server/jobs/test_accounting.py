@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from server.database import Database
-from server.jobs.ledger import JobLedger
-from server.jobs.tables import Job
-from server.keys.service import issue_key
-from server.limits.repository import UsageRepository
-from server.migrate import migrate
+from alignkit_server.database import Database
+from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.jobs.tables import Job
+from alignkit_server.keys.service import issue_key
+from alignkit_server.limits.repository import UsageRepository
+from alignkit_server.migrate import migrate
 from tests.server.jobs.test_ledger import store_job
 from tests.server.support import Running, create_job
 
@@ -27,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("server.jobs.repository", "server.limits.repository"):
+    for module in ("alignkit_server.jobs.repository", "alignkit_server.limits.repository"):
         monkeypatch.setattr(f"{module}.now", clock)
     return clock
 

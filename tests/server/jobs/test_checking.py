@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from server.jobs.checking import AT_ONCE, OF_A_PROJECT
+from alignkit_server.jobs.checking import AT_ONCE, OF_A_PROJECT
 from tests.server.support import BASE_MODEL, Running, method, upload, wait_until
 
 SHARED_THREADS = 40

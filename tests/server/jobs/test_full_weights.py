@@ -5,7 +5,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from server.engines.weights import file_name
+from alignkit_server.engines.weights import file_name
 from tests.server.jobs.killing import Rig
 
 

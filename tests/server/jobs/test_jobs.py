@@ -65,7 +65,7 @@ def test_a_job_is_repeated_by_its_own_method(client: OpenAI) -> None:
 def test_integrations_are_echoed_and_in_the_recipe(
     service: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.jobs.preparation.installed", lambda _: True)
+    monkeypatch.setattr("alignkit_server.jobs.preparation.installed", lambda _: True)
     wandb = {"project": "p", "name": "n", "entity": None, "tags": ["a"]}
     asked = [
         {"type": "wandb", "wandb": wandb},

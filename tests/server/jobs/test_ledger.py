@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server.clock import now
-from server.database import Database
-from server.ids import JOB, new_id
-from server.jobs.ledger import JobLedger
-from server.jobs.tables import Checkpoint, Event, Job
-from server.keys.service import issue_key
-from server.keys.tables import Project
-from server.migrate import migrate
-from server.models.tables import FineTunedModel
+from alignkit_server.clock import now
+from alignkit_server.database import Database
+from alignkit_server.ids import JOB, new_id
+from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.jobs.tables import Checkpoint, Event, Job
+from alignkit_server.keys.service import issue_key
+from alignkit_server.keys.tables import Project
+from alignkit_server.migrate import migrate
+from alignkit_server.models.tables import FineTunedModel
 
 THREADS = 8
 

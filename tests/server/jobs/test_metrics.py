@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai import OpenAI
 
 from alignkit.recipe import Recipe
-from server.jobs.metrics import Point, downsample
+from alignkit_server.jobs.metrics import Point, downsample
 from tests.server.jobs.test_stream import finish, listen
 from tests.server.support import BASE_MODEL, Running, create_job, upload
 

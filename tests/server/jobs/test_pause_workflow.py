@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from dbos import DBOS
 
-from server.database import Database
-from server.executors.local import LocalExecutor
-from server.jobs import dbos_runner
-from server.jobs.context import JobServices
-from server.jobs.dbos_runner import DBOSRunner
-from server.jobs.ledger import JobLedger
-from server.jobs.tables import Job
-from server.keys.service import issue_key
-from server.migrate import migrate
-from server.settings import Settings
+from alignkit_server.database import Database
+from alignkit_server.executors.local import LocalExecutor
+from alignkit_server.jobs import dbos_runner
+from alignkit_server.jobs.context import JobServices
+from alignkit_server.jobs.dbos_runner import DBOSRunner
+from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.jobs.tables import Job
+from alignkit_server.keys.service import issue_key
+from alignkit_server.migrate import migrate
+from alignkit_server.settings import Settings
 from tests.server.jobs.test_ledger import store_job
 from tests.server.jobs.test_workflow import FakeEngines
 

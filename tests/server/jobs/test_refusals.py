@@ -166,7 +166,7 @@ def test_a_file_of_another_purpose(client: OpenAI) -> None:
 
 @pytest.mark.usefixtures("untouched")
 def test_a_tracker_that_the_server_lacks(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.jobs.preparation.installed", lambda name: name == "tensorboard")
+    monkeypatch.setattr("alignkit_server.jobs.preparation.installed", lambda name: name == "tensorboard")
     error = refusal(client, integrations=[WANDB, {"type": "tensorboard"}])
     assert isinstance(error, openai.BadRequestError)
     assert (error.param, error.code) == ("integrations", "integration_unavailable")

@@ -134,7 +134,7 @@ def test_many_events_come_whole_and_in_order(service: Running, client: OpenAI, h
 def test_quiet_streams_are_kept_alive(
     service: Running, client: OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.jobs.stream.KEEP_ALIVE_SECONDS", 0.0)
+    monkeypatch.setattr("alignkit_server.jobs.stream.KEEP_ALIVE_SECONDS", 0.0)
     job = create_job(client)
     with http.stream("GET", f"/v1/fine_tuning/jobs/{job.id}/events?stream=true") as answer:
         assert any(line == ": keep-alive" for line in answer.iter_lines())

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, select, text, update
 
-from server.clock import now
-from server.database import Database
-from server.ids import JOB, new_id
-from server.jobs.context import JobServices
-from server.jobs.dbos_runner import DBOSRunner
-from server.jobs.ledger import JobLedger
-from server.jobs.tables import Job
-from server.jobs.turns import Dispatcher, Turns, places, waiting
-from server.keys.service import issue_key
-from server.keys.tables import Project
-from server.migrate import migrate
-from server.settings import Limits, Settings
+from alignkit_server.clock import now
+from alignkit_server.database import Database
+from alignkit_server.ids import JOB, new_id
+from alignkit_server.jobs.context import JobServices
+from alignkit_server.jobs.dbos_runner import DBOSRunner
+from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.jobs.tables import Job
+from alignkit_server.jobs.turns import Dispatcher, Turns, places, waiting
+from alignkit_server.keys.service import issue_key
+from alignkit_server.keys.tables import Project
+from alignkit_server.migrate import migrate
+from alignkit_server.settings import Limits, Settings
 from tests.server.jobs.test_workflow import FakeEngines, FakeExecutor
 from tests.server.support import wait_until
 

@@ -12,22 +12,22 @@ from sqlalchemy import update
 
 from alignkit.checkpoints import seal
 from alignkit.run_folder import RunFolder, write_json
-from server.database import Database
-from server.engines.canary import FULL_PRECISION, CanaryReport, Difference
-from server.engines.errors import CanaryError, EngineError
-from server.executors.protocol import ExecutorUnavailableError
-from server.files.tables import File
-from server.jobs import context, publishing, training, workflow
-from server.jobs.context import JobFailedError, JobServices, folder_of
-from server.jobs.ledger import JobLedger
-from server.jobs.reader import EventReader
-from server.jobs.repository import EventRepository
-from server.jobs.tables import Job
-from server.jobs.training import Ending, Start
-from server.keys.service import issue_key
-from server.migrate import migrate
-from server.pagination import PageQuery
-from server.settings import Settings
+from alignkit_server.database import Database
+from alignkit_server.engines.canary import FULL_PRECISION, CanaryReport, Difference
+from alignkit_server.engines.errors import CanaryError, EngineError
+from alignkit_server.executors.protocol import ExecutorUnavailableError
+from alignkit_server.files.tables import File
+from alignkit_server.jobs import context, publishing, training, workflow
+from alignkit_server.jobs.context import JobFailedError, JobServices, folder_of
+from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.jobs.reader import EventReader
+from alignkit_server.jobs.repository import EventRepository
+from alignkit_server.jobs.tables import Job
+from alignkit_server.jobs.training import Ending, Start
+from alignkit_server.keys.service import issue_key
+from alignkit_server.migrate import migrate
+from alignkit_server.pagination import PageQuery
+from alignkit_server.settings import Settings
 from tests.server.jobs.test_ledger import store_job
 
 LAST = Start(3, 0, 3)
@@ -183,7 +183,7 @@ def test_a_killed_trainer_goes_on_from_its_last_whole_checkpoint(
         (written / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
         if whole:
             seal(written, path, {})
-    ending = training.watch(job_id)
+    ending = Ending(*training.watch(job_id))
     assert training.watch(job_id) == ending == Ending("killed", 4), "and a repeat tells it once"
     start = Start().after(ending.step)
     assert start == Start(1, 4, 1)

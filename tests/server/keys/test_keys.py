@@ -9,17 +9,17 @@ import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy import text, update
 
-from server.app import create_app
-from server.clock import now
-from server.database import Database
-from server.keys.bootstrap import ensure_first_key
-from server.keys.guard import OPEN_PATHS
-from server.keys.redaction import without_keys
-from server.keys.scopes import SCOPES, scopes_for
-from server.keys.service import authenticate, issue_key
-from server.keys.tables import ApiKey
-from server.migrate import migrate
-from server.settings import Settings
+from alignkit_server.app import create_app
+from alignkit_server.clock import now
+from alignkit_server.database import Database
+from alignkit_server.keys.bootstrap import ensure_first_key
+from alignkit_server.keys.guard import OPEN_PATHS
+from alignkit_server.keys.redaction import without_keys
+from alignkit_server.keys.scopes import SCOPES, scopes_for
+from alignkit_server.keys.service import authenticate, issue_key
+from alignkit_server.keys.tables import ApiKey
+from alignkit_server.migrate import migrate
+from alignkit_server.settings import Settings
 from tests.server.support import Running
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.errors import ApiError
-from server.limits.body import MAX_DEPTH, refuse_deep
+from alignkit_server.errors import ApiError
+from alignkit_server.limits.body import MAX_DEPTH, refuse_deep
 from tests.server.support import BASE_MODEL, Running, serve
 
 JOBS = "/v1/fine_tuning/jobs"

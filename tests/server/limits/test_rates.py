@@ -9,9 +9,9 @@ import openai
 import pytest
 
 from alignkit.errors import AlignkitError
-from server.app import create_app
-from server.engines.process import free_port
-from server.settings import Limits, Settings
+from alignkit_server.app import create_app
+from alignkit_server.engines.process import free_port
+from alignkit_server.settings import Limits, Settings
 from tests.server.support import Running, serve
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.keys.scopes import SCOPES
+from alignkit_server.keys.scopes import SCOPES
 from tests.server.support import Running, create_job, serve
 
 
@@ -65,7 +65,7 @@ def test_the_pace_knows_of_no_pause_and_of_no_step_twice(
     with own.client(own.new_key("paced")) as client:
         job_id = create_job(client).id
     ledger, time = own.ledger, own.ledger.get(job_id).created_at
-    monkeypatch.setattr("server.jobs.repository.now", lambda: time)
+    monkeypatch.setattr("alignkit_server.jobs.repository.now", lambda: time)
 
     def report(at: int, step: int) -> None:
         ledger.add_event(
@@ -94,7 +94,7 @@ def test_requests_are_counted_by_route_and_never_by_id(own: Running) -> None:
 
 
 def test_engines_by_state(tmp_path: Path) -> None:
-    from server.metrics.collector import ServiceCollector
+    from alignkit_server.metrics.collector import ServiceCollector
 
     with serve(tmp_path) as running:
         collector = ServiceCollector(running.services.database, lambda: {"tiny": "ready"})

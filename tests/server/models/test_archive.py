@@ -8,7 +8,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from server.models.archive import Archive
+from alignkit_server.models.archive import Archive
 from tests.server.support import BASE_MODEL, Running, create_job
 
 

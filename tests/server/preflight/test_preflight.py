@@ -14,7 +14,7 @@ from alignkit.data.schemas import schema_for
 from alignkit.data.tokens import load_tokenizer, render_pair
 from alignkit.estimate import at_hand, estimate, lengths_of
 from alignkit.recipe import Recipe
-from server.jobs.tables import Job
+from alignkit_server.jobs.tables import Job
 from tests.server.support import BASE_MODEL, Running, add_base_model, create_job, method, pairs, serve, upload
 from tests.tiny import build_tiny_tokenizer
 
@@ -159,7 +159,7 @@ def test_an_estimate_of_time_is_what_earlier_jobs_took(
 
 
 def test_a_large_file_is_sampled(client: OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.preflight.service.SAMPLE_ROWS", 5)
+    monkeypatch.setattr("alignkit_server.preflight.service.SAMPLE_ROWS", 5)
     row = json.loads(pairs(1))
     content = "".join(json.dumps(row) + "\n" for _ in range(30)).encode()
     once = method(n_epochs=1)

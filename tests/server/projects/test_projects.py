@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from server.keys.tables import ApiKey
+from alignkit_server.keys.tables import ApiKey
 from tests.server.support import Running, create_job, upload
 
 
@@ -108,9 +108,9 @@ def test_a_key_expires(
     project_id = admin.create(name=project).id
     made = make_key(http, project_id, expires_in_seconds=60)
     assert made["expires_at"] == made["created_at"] + 60
-    monkeypatch.setattr("server.keys.service.now", lambda: made["expires_at"] - 1)
+    monkeypatch.setattr("alignkit_server.keys.service.now", lambda: made["expires_at"] - 1)
     assert opens(service, made["value"])
-    monkeypatch.setattr("server.keys.service.now", lambda: made["expires_at"])
+    monkeypatch.setattr("alignkit_server.keys.service.now", lambda: made["expires_at"])
     assert not opens(service, made["value"])
 
 

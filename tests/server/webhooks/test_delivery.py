@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dbos import DBOS
 from openai import OpenAI
 from sqlalchemy import select
 
-from server.clock import now
-from server.database import Database
-from server.ids import WEBHOOK, new_id
-from server.jobs.context import JobServices
-from server.jobs.dbos_runner import DBOSRunner
-from server.jobs.ledger import JobLedger
-from server.jobs.tables import Job
-from server.keys.service import issue_key
-from server.migrate import migrate
-from server.settings import Settings
-from server.webhooks import delivery
-from server.webhooks.sender import new_secret
-from server.webhooks.tables import Delivery, Endpoint
+from alignkit_server.clock import now
+from alignkit_server.database import Database
+from alignkit_server.ids import WEBHOOK, new_id
+from alignkit_server.jobs import dbos_runner
+from alignkit_server.jobs.context import JobServices
+from alignkit_server.jobs.dbos_runner import DBOSRunner
+from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.jobs.tables import Job
+from alignkit_server.keys.service import issue_key
+from alignkit_server.migrate import migrate
+from alignkit_server.settings import Settings
+from alignkit_server.webhooks import delivery
+from alignkit_server.webhooks.sender import new_secret
+from alignkit_server.webhooks.tables import Delivery, Endpoint
 from tests.server.jobs.test_ledger import store_job
 from tests.server.jobs.test_workflow import FakeEngines, FakeExecutor
 from tests.server.support import wait_until
@@ -159,6 +161,24 @@ def test_an_event_survives_restarts(
         wait_until(lambda: statuses(ledger) == ["delivered"])
         check_event(receiver, endpoint, deliveries(ledger)[0].job_id)
         assert deliveries(ledger)[0].attempts > 1
+
+
+def test_an_event_that_an_older_version_queued_is_sent_with_its_attempts_kept(
+    settings: Settings, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "BACK_OFF_SECONDS", (0.1, 3600.0))
+    with receiving() as receiver, monkeypatch.context() as older:
+        older.setattr(dbos_runner, "WORKFLOW_VERSION", "1")
+        receiver.status = 503
+        with running(settings, ledger) as runner:
+            add_endpoint(ledger, receiver.url, SUCCEEDED)
+            end(ledger, runner)
+            wait_until(lambda: deliveries(ledger)[0].attempts == 2)
+        port = receiver.port
+    with receiving(port), running(settings, ledger):
+        wait_until(lambda: statuses(ledger) == ["delivered"])
+        assert deliveries(ledger)[0].attempts == 3
+        assert not DBOS.list_workflows(app_version="1", status=["PENDING", "ENQUEUED", "DELAYED"])
 
 
 def test_a_deleted_endpoint_gets_nothing_more(

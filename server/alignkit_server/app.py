@@ -1,0 +1,167 @@
+"""The application: its parts are made when it starts, in order, and closed in reverse."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from alignkit.data.validation import check_file
+from alignkit.jobspec import recipe_for_job
+from alignkit_server import errors, health, logs, tracing
+from alignkit_server.checkpoints.routes import router as checkpoints
+from alignkit_server.database import Database
+from alignkit_server.dependencies import require_scope
+from alignkit_server.files.routes import router as files
+from alignkit_server.files.upload import remove_leftovers
+from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.jobs.routes import router as jobs
+from alignkit_server.jobs.runner import JobRunner, Unpublish
+from alignkit_server.keys.bootstrap import ensure_first_key
+from alignkit_server.keys.guard import KeyGuard
+from alignkit_server.limits.body import BodyLimit
+from alignkit_server.limits.rates import RateLimit, open_storage
+from alignkit_server.methods.routes import router as methods
+from alignkit_server.metrics.collector import EngineStates, RequestMetrics, ServiceCollector
+from alignkit_server.metrics.routes import PATH as METRICS_PATH
+from alignkit_server.metrics.routes import router as metrics
+from alignkit_server.migrate import migrate, start_lock
+from alignkit_server.models.catalog import ModelCatalog
+from alignkit_server.models.routes import router as models
+from alignkit_server.preflight.routes import router as preflight
+from alignkit_server.projects.routes import router as projects
+from alignkit_server.request_log import RequestLog
+from alignkit_server.services import FileCheck, RecipeMaker, Services
+from alignkit_server.settings import Settings
+from alignkit_server.uploads.routes import router as uploads
+from alignkit_server.webhooks.routes import router as webhooks
+
+ROUTERS: tuple[APIRouter, ...] = (
+    files,
+    uploads,
+    methods,
+    preflight,
+    jobs,
+    checkpoints,
+    models,
+    webhooks,
+    projects,
+)
+"""What needs a key, and a scope."""
+RunnerFactory = Callable[[JobLedger], JobRunner]
+
+
+def create_app(
+    settings: Settings,
+    *,
+    runner: RunnerFactory | None = None,
+    unpublish: Unpublish = lambda _name, _base: None,
+    routers: Sequence[APIRouter] = ROUTERS,
+    check: FileCheck = check_file,
+    make_recipe: RecipeMaker = recipe_for_job,
+    engine_states: EngineStates = dict,
+) -> FastAPI:
+    """The service. Without a `runner` jobs are accepted and wait, and /readyz says so.
+
+    `unpublish` takes a deleted model out of serving; `engine_states` is what /metrics tells of engines.
+    """
+    logs.configure()
+    requests = RequestMetrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with open_services(settings, runner, unpublish, check, make_recipe) as services:
+            app.state.services = services
+            collector = ServiceCollector(services.database, engine_states)
+            requests.registry.register(collector)
+            try:
+                yield
+            finally:
+                requests.registry.unregister(collector)
+        stop_tracing()
+
+    app = FastAPI(
+        title="alignkit",
+        description="Alignment fine-tuning behind OpenAI's API.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.request_metrics = requests
+    app.include_router(health.router)
+    admin_only = [] if settings.metrics_open else [Depends(require_scope)]
+    app.include_router(metrics, dependencies=admin_only)
+    for router in routers:
+        app.include_router(router, dependencies=[Depends(require_scope)])
+    errors.install(app)
+    # The last one added meets a request first.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))
+    also_open = frozenset({METRICS_PATH} if settings.metrics_open else ())
+    app.add_middleware(KeyGuard, also_open=also_open)
+    app.add_middleware(RequestLog, observe=requests.observe)
+    stop_tracing = tracing.install(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@contextmanager
+def open_services(
+    settings: Settings,
+    runner: RunnerFactory | None,
+    unpublish: Unpublish,
+    check: FileCheck,
+    make_recipe: RecipeMaker,
+) -> Iterator[Services]:
+    """The running service's parts: folders, schema, first key, runner; closed in reverse."""
+    for folder in (
+        settings.root,
+        settings.files_dir,
+        settings.uploads_dir,
+        settings.jobs_dir,
+        settings.models_dir,
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+    for folder in (settings.files_dir, settings.uploads_dir):
+        remove_leftovers(folder)
+    with start_lock(settings):
+        migrate(settings.sqlalchemy_url)
+        database = Database(settings.sqlalchemy_url)
+        ensure_first_key(database, settings)
+    ledger = JobLedger(database)
+    services = Services(
+        settings=settings,
+        database=database,
+        ledger=ledger,
+        catalog=ModelCatalog(settings, database),
+        check_file=check,
+        make_recipe=make_recipe,
+        runner=runner(ledger) if runner else None,
+        unpublisher=unpublish,
+    )
+    try:
+        if services.runner is not None:
+            services.runner.start()
+            services.runner_started = True
+        yield services
+    finally:
+        services.runner_started = False
+        if services.runner is not None:
+            services.runner.stop()
+        database.close()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description, without the 422 that it assumes: a refused request is answered with 400."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation.get("responses", {}).pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schema.get("components", {}).get("schemas", {}).pop(unused, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

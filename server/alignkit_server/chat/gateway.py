@@ -1,0 +1,168 @@
+"""The way from a client to an engine and back: bytes in, bytes out, nothing held longer than needed."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack, closing
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import aiohttp
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from alignkit_server.chat.errors import as_event, engine_error, engine_lost, engine_refused, with_errors_told
+from alignkit_server.engines.errors import EngineError
+from alignkit_server.errors import ApiError
+
+CONNECT_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 2.0
+"""Shorter than vLLM's five: else a request could go out on a connection that is just being closed."""
+EVENT_STREAM = "text/event-stream"
+CLIENT_GONE = 499
+ENGINE_LOST = (aiohttp.ClientError, TimeoutError)
+"""What aiohttp raises where the other side is not there, or no longer."""
+
+logger = logging.getLogger(__name__)
+
+
+class Engines(Protocol):
+    """What the gateway needs of the EngineManager."""
+
+    def running_endpoint(self, base_model: str) -> str | None:
+        """The URL of the engine where it is ready now; never blocks."""
+
+    def endpoint(self, base_model: str) -> str:
+        """The URL of the engine, started where needed; blocks. Raises EngineError."""
+
+    def hold(self, base_model: str) -> None:
+        """Keep the engine from being ended for want of use, until `release`."""
+
+    def release(self, base_model: str) -> None:
+        """Undo one `hold`."""
+
+
+class ChatGateway:
+    """Passes completion requests to the engines. Made with the application, closed after its last request.
+
+    aiohttp, not httpx: it took 0.12 instead of 0.55 ms of processor time for an answer read whole, and 2.6 instead of
+    7.0 for a stream of 64 events.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._waiting: dict[str, asyncio.Task[str]] = {}
+
+    @cached_property
+    def _client(self) -> aiohttp.ClientSession:
+        """Made at the first request, since it belongs to the event loop."""
+        return aiohttp.ClientSession(
+            # An answer takes as long as it takes: a client that no longer wants it hangs up.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections to the engines."""
+        await self._client.close()
+
+    async def forward(self, request: Request, path: str, raw: bytes, base_model: str) -> Response:
+        """The engine's answer to `raw` sent to `path`. Raises ApiError; starts the engine where needed."""
+        with ExitStack() as using:
+            self._engines.hold(base_model)
+            using.callback(self._engines.release, base_model)
+            answer = await _unless_gone(request, self._open(path, raw, base_model))
+            if isinstance(answer, aiohttp.ClientResponse):
+                return EngineStream(answer, engine_lost(base_model), using.pop_all())
+            return answer or Response(status_code=CLIENT_GONE)
+
+    async def _open(self, path: str, raw: bytes, base_model: str) -> aiohttp.ClientResponse | Response:
+        """The engine's answer: an event stream at its beginning, any other whole."""
+        url = self._engines.running_endpoint(base_model) or await self._endpoint(base_model)
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        try:
+            answer = await self._client.post(f"{url}{path}", data=raw, headers=headers, allow_redirects=False)
+            media_type = answer.headers.get("content-type", "application/json")
+            if answer.ok and media_type.startswith(EVENT_STREAM):
+                return answer
+            with closing(answer):
+                content = await answer.read()
+        except ENGINE_LOST as error:
+            raise engine_lost(base_model) from error
+        if not answer.ok:
+            raise engine_refused(answer.status, content)
+        return Response(content, answer.status, media_type=media_type)
+
+    async def _endpoint(self, base_model: str) -> str:
+        """The engine's URL. However many requests wait for a start, one thread does."""
+        task = self._waiting.get(base_model)
+        if task is None:
+            task = asyncio.create_task(asyncio.to_thread(self._engines.endpoint, base_model))
+            self._waiting[base_model] = task
+            task.add_done_callback(lambda done: self._forget(base_model, done))
+        try:
+            return await asyncio.shield(task)
+        except EngineError as error:
+            raise engine_error(error) from error
+
+    def _forget(self, base_model: str, task: asyncio.Task[str]) -> None:
+        self._waiting.pop(base_model, None)
+        if not task.cancelled():
+            task.exception()  # seen, also where every request that waited has gone
+
+
+class EngineStream(StreamingResponse):
+    """An engine's event stream, passed on as it comes; leaving it in any way closes the engine's side and `using`."""
+
+    def __init__(self, upstream: aiohttp.ClientResponse, lost: ApiError, using: ExitStack) -> None:
+        self._upstream = upstream
+        self._using = using
+        headers = {"content-type": upstream.headers["content-type"], "cache-control": "no-cache"}
+        super().__init__(relay_events(upstream, lost), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._using.close()
+            self._upstream.close()
+
+
+async def relay_events(upstream: aiohttp.ClientResponse, lost: ApiError) -> AsyncIterator[bytes]:
+    """Whole events as they come, errors among them as ours; where the engine is lost midway, `lost` is the last."""
+    pending = b""
+    try:
+        async for chunk in upstream.content.iter_any():
+            whole, separator, pending = (pending + chunk).rpartition(b"\n\n")
+            if separator:
+                yield with_errors_told(whole + separator)
+    except ENGINE_LOST:
+        # The half event is dropped: a client could not read it.
+        yield as_event(lost)
+        return
+    if pending:
+        yield with_errors_told(pending)
+
+
+Answer = TypeVar("Answer")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """The result of `work`, or None, with `work` cancelled, where the client hangs up before."""
+    doing = asyncio.create_task(work)
+    watching = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return await doing if doing.done() else None
+    finally:
+        for task in (doing, watching):
+            task.cancel()
+        await asyncio.gather(doing, watching, return_exceptions=True)
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,95 @@
+"""Permissions on a project's checkpoints: give, list, take back."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.orm import Session
+
+from alignkit_server.checkpoints.repository import PermissionRepository
+from alignkit_server.checkpoints.schemas import PermissionDeleted, PermissionObject
+from alignkit_server.checkpoints.tables import Permission
+from alignkit_server.clock import now
+from alignkit_server.dependencies import ProjectDep, SessionDep
+from alignkit_server.errors import ApiError, not_found
+from alignkit_server.ids import PERMISSION, new_id
+from alignkit_server.keys.service import Principal
+from alignkit_server.models.catalog import own_model
+from alignkit_server.pagination import CursorListObject, PageQuery
+
+
+class PermissionService:
+    """The permissions that one project gives on its models."""
+
+    def __init__(self, session: Session, project: Principal) -> None:
+        self._session = session
+        self._project = project
+        self._permissions = PermissionRepository(session, project.project_id)
+
+    def create(self, checkpoint: str, project_ids: Sequence[str]) -> CursorListObject[PermissionObject]:
+        """Let projects use a checkpoint; one that may already keeps the permission it has."""
+        model_id = self._model(checkpoint)
+        if self._project.project_id in project_ids:
+            raise ApiError(
+                400,
+                f"project_ids: {self._project.project_id!r} owns the checkpoint and needs no permission.",
+                param="project_ids",
+                code="invalid_value",
+            )
+        unknown = self._permissions.unknown(project_ids)
+        if unknown is not None:
+            raise not_found("project", unknown, param="project_ids")
+        return _page([self._grant(model_id, id) for id in dict.fromkeys(project_ids)])  # noqa: A001
+
+    def list(
+        self, checkpoint: str, project_id: str | None, query: PageQuery
+    ) -> CursorListObject[PermissionObject]:
+        """A page of the permissions on a checkpoint."""
+        page = self._permissions.list(self._model(checkpoint), project_id, query)
+        return _page(page.items, has_more=page.has_more)
+
+    def delete(self, checkpoint: str, permission_id: str) -> PermissionDeleted:
+        """Take a permission back."""
+        model_id = self._model(checkpoint)
+        permission = self._permissions.get(permission_id)
+        if permission.model_id != model_id:
+            raise not_found("checkpoint permission", permission_id)
+        self._permissions.delete(permission)
+        return PermissionDeleted(id=permission_id)
+
+    def _grant(self, model_id: str, project_id: str) -> Permission:
+        permission = self._permissions.of(model_id, project_id)
+        if permission is None:
+            permission = Permission(
+                id=new_id(PERMISSION),
+                model_id=model_id,
+                grantee_id=project_id,
+                created_by=self._project.key_id,
+                created_at=now(),
+            )
+            self._permissions.add(permission)
+        return permission
+
+    def _model(self, checkpoint: str) -> str:
+        return own_model(self._session, checkpoint, self._project.project_id).id
+
+
+def _page(permissions: Sequence[Permission], *, has_more: bool = False) -> CursorListObject[PermissionObject]:
+    data = [
+        PermissionObject(id=row.id, created_at=row.created_at, project_id=row.grantee_id)
+        for row in permissions
+    ]
+    return CursorListObject(
+        data=data,
+        has_more=has_more,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+    )
+
+
+async def get_service(session: SessionDep, project: ProjectDep) -> PermissionService:
+    """The service for one request."""
+    return PermissionService(session, project)
+
+
+PermissionServiceDep = Annotated[PermissionService, Depends(get_service)]

@@ -1,0 +1,64 @@
+"""What routes ask for: the services, the caller's project and right to ask, and a transaction.
+
+What waits for nothing is `async`: a plain function FastAPI would send through a thread, and a chat through three.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
+from sqlalchemy.orm import Session
+
+from alignkit_server.errors import ApiError, not_found
+from alignkit_server.keys.scopes import READING, scopes_for
+from alignkit_server.keys.service import Principal
+from alignkit_server.services import Services
+
+bearer = HTTPBearer(auto_error=False, description="A key of this service: sk-…")
+"""For the documentation; the key itself is checked by `alignkit_server.keys.guard`."""
+
+
+async def get_services(request: Request) -> Services:
+    """The running service's parts."""
+    services: Services = request.app.state.services
+    return services
+
+
+async def get_principal(request: Request, _: Annotated[object, Security(bearer)]) -> Principal:
+    """Who asks; there is always one behind the guard."""
+    principal: Principal = request.state.principal
+    return principal
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+ProjectDep = Annotated[Principal, Depends(get_principal)]
+
+
+async def require_scope(request: Request, principal: ProjectDep) -> None:
+    """Refuse what the request's key has no scope for: with 403, or 404 for a project that is not the key's.
+
+    A dependency of every route behind the guard; the application adds it.
+    """
+    needed = scopes_for(request.method, request.scope["route"].path)
+    if needed & principal.scopes:
+        return
+    project_id = request.path_params.get("project_id", principal.project_id)
+    if project_id != principal.project_id:
+        raise not_found("project", project_id)
+    raise ApiError(
+        403,
+        f"This key may not do that: expected one with the scope {' or '.join(sorted(needed))}, "
+        f"found {', '.join(sorted(principal.scopes))}.",
+        code="missing_scope",
+    )
+
+
+def get_session(request: Request, services: ServicesDep) -> Iterator[Session]:
+    """The request's transaction, committed when the route returns and before the answer leaves."""
+    database = services.database
+    with database.reading() if request.method in READING else database.writing() as session:
+        yield session
+
+
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]

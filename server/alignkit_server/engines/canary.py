@@ -1,0 +1,183 @@
+"""The proof that an engine answers with an adapter: its log-probs against the trainer's own, token by token.
+
+vLLM loads an adapter whose module names do not match without an error and goes on answering as the base model, so a
+successful request proves nothing; numbers do.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+
+from alignkit_server.engines.errors import CanaryError, EngineError, scrub_paths
+
+__all__ = ["CanaryError", "CanaryReport", "check"]
+
+REQUEST_SECONDS = 120.0
+"""The first request to an adapter loads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far two computations of the same log-probs may lie apart, in nats."""
+
+    maximum: float
+    mean: float
+    visible: float
+    """A trainer's shift from base to adapter that the engine must show at least a trace of."""
+
+
+FULL_PRECISION = Tolerance(maximum=0.05, mean=0.01, visible=0.001)
+HALF_PRECISION = Tolerance(maximum=0.35, mean=0.08, visible=0.35)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Largest and mean absolute difference of two lists of log-probs, in nats."""
+
+    maximum: float
+    mean: float
+
+    @classmethod
+    def between(cls, left: Sequence[float], right: Sequence[float]) -> "Difference":
+        gaps = [abs(a - b) for a, b in zip(left, right, strict=True)]
+        if not all(math.isfinite(gap) for gap in gaps):
+            return cls(math.inf, math.inf)
+        return cls(max(gaps), sum(gaps) / len(gaps))
+
+    def within(self, tolerance: Tolerance) -> bool:
+        return self.maximum <= tolerance.maximum and self.mean <= tolerance.mean
+
+    def __str__(self) -> str:
+        return f"at most {self.maximum:.2g}, {self.mean:.2g} on average"
+
+
+@dataclass(frozen=True, slots=True)
+class OverBase:
+    """What an adapter does to its base, by the trainer's numbers and the engine's."""
+
+    base: Difference
+    """The engine's base model against the trainer's."""
+    trained_shift: Difference
+    """The trainer's adapter against what the trainer began with: what training changed."""
+    served_shift: Difference
+    """The engine's adapter against the engine's base: what of that is served."""
+
+    def __str__(self) -> str:
+        moved = f"training moved them by {self.trained_shift}, serving by {self.served_shift}"
+        return f"(base model: {self.base}); {moved}"
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryReport:
+    """What the canary measured; differences are of log-probs a completion token, in nats."""
+
+    tokens: int
+    adapter: Difference
+    """The engine's adapter, or fully trained model, against the trainer's."""
+    tolerance: Tolerance
+    over_base: "OverBase | None"
+    """What an adapter changes; None where all weights were trained, and so the engine knows no base."""
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether training changed enough for the numbers to tell adapter from base."""
+        return self.over_base is None or self.over_base.trained_shift.maximum > self.tolerance.visible
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, ready for JSON."""
+        return asdict(self) | {"conclusive": self.conclusive}
+
+    def __str__(self) -> str:
+        trained = f"{self.tokens} tokens; log-probs differ from the trainer's by {self.adapter}"
+        return f"{trained} {self.over_base}" if self.over_base else trained
+
+
+def check(
+    endpoint: str, *, base_model: str, model_name: str, canary: dict[str, Any], engine_dtype: str = "float32"
+) -> CanaryReport:
+    """Compare the engine at `endpoint` with the trainer's numbers in `canary` (a job's canary.json).
+
+    Tolerances are those of full precision where trainer and engine both use float32. Raises CanaryError where the
+    engine does not answer as trained, EngineError where it does not answer at all.
+    """
+    prompt, completion, trained_base, trained = _parts(canary)
+    over_base = None
+    with httpx.Client(base_url=endpoint, trust_env=False, timeout=REQUEST_SECONDS) as client:
+        served = _logprobs(client, model_name, prompt, completion)
+        if trained_base is not None:
+            start = canary.get("start_logprobs") or trained_base
+            served_base = _logprobs(client, base_model, prompt, completion)
+            over_base = OverBase(
+                base=Difference.between(served_base, trained_base),
+                trained_shift=Difference.between(trained, start),
+                served_shift=Difference.between(served, served_base),
+            )
+    full = canary.get("dtype") == "float32" and engine_dtype == "float32"
+    report = CanaryReport(
+        tokens=len(completion),
+        adapter=Difference.between(served, trained),
+        tolerance=FULL_PRECISION if full else HALF_PRECISION,
+        over_base=over_base,
+    )
+    if (complaint := _complaint(report)) is not None:
+        raise CanaryError(f"{complaint}: {report}")
+    return report
+
+
+def _complaint(report: CanaryReport) -> str | None:
+    tolerance, over_base = report.tolerance, report.over_base
+    if over_base is not None and not over_base.base.within(tolerance):
+        return "vLLM's base model is not the one that was trained"
+    if over_base is not None and report.conclusive and over_base.served_shift.maximum == 0:
+        return "vLLM answers as the base model: the adapter has no effect there"
+    if report.adapter.within(tolerance):
+        return None
+    if over_base is None:
+        return "vLLM's model does not answer as it was trained"
+    if over_base.served_shift.maximum < over_base.trained_shift.maximum / 10:
+        return "vLLM answers as the base model"
+    return "vLLM's adapter does not answer as it was trained"
+
+
+def _parts(canary: dict[str, Any]) -> tuple[list[int], list[int], list[float] | None, list[float]]:
+    """Prompt, completion, and the trainer's log-probs of it: the base's, if there is one, and the result's."""
+    try:
+        prompt, completion = list(canary["prompt_token_ids"]), list(canary["completion_token_ids"])
+        base = None if canary["base_logprobs"] is None else list(canary["base_logprobs"])
+        adapter = list(canary["adapter_logprobs"])
+    except (KeyError, TypeError) as error:
+        raise CanaryError(f"the trainer's canary cannot be read: {error} is missing") from error
+    known = len(adapter if base is None else base)
+    if not prompt or not completion or not len(completion) == known == len(adapter):
+        raise CanaryError(
+            "the trainer's canary cannot be used: expected a prompt and one log-prob for each completion token, "
+            f"found {len(prompt)} prompt tokens, {len(completion)} completion tokens, {known} and {len(adapter)} "
+            "log-probs"
+        )
+    return prompt, completion, base, adapter
+
+
+def _logprobs(client: httpx.Client, model: str, prompt: list[int], completion: list[int]) -> list[float]:
+    """The engine's log-prob of each completion token. vLLM bypasses its prefix cache for such a request."""
+    tokens = prompt + completion
+    request = {"model": model, "prompt": tokens, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    try:
+        response = client.post("/v1/completions", json=request)
+    except httpx.HTTPError as error:
+        raise EngineError(
+            "engine_failed", f"vLLM did not answer the canary request for {model}: {error}"
+        ) from error
+    try:
+        body = response.json()
+        if response.is_error:
+            message = scrub_paths(str(body["error"]["message"]))
+            raise CanaryError(f"vLLM refused the canary request for {model}: {message}")
+        entries = body["choices"][0]["prompt_logprobs"][len(prompt) :]
+        return [float(entry[str(token)]["logprob"]) for entry, token in zip(entries, completion, strict=True)]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CanaryError(
+            f"vLLM's answer to the canary request for {model} has no log-probs (status {response.status_code})"
+        ) from error

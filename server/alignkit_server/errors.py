@@ -1,0 +1,200 @@
+"""Every error leaves as OpenAI's envelope: {"error": {message, type, param, code}}."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from alignkit_server.keys.redaction import without_keys
+
+FOUND_LENGTH = 80
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, for people and for programs."""
+
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = Field(None, description="the refused parameter's dotted path")
+    code: str | None = None
+
+
+class ErrorEnvelope(BaseModel):
+    """The body of every response with a status of 400 or more."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An answer other than success; `message` says what was expected and what was found."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        type: str = "invalid_request_error",  # noqa: A002 - OpenAI's name
+        param: str | None = None,
+        code: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.detail = ErrorDetail(message=message, type=type, param=param, code=code)
+
+
+def not_found(kind: str, id: str, *, param: str | None = None, code: str | None = None) -> ApiError:  # noqa: A002
+    """404 for a thing that is not there, or not this project's."""
+    return ApiError(404, f"No such {kind}: {shorten(id)}.", param=param, code=code)
+
+
+def in_use(kind: str, name: str, job_id: str, *, param: str) -> ApiError:
+    """409 for a thing that a job needs until it has finished."""
+    return ApiError(
+        409,
+        f"The {kind} {name} is used by the job {job_id}, which has not finished: wait for it or cancel it.",
+        param=param,
+        code=f"{kind}_in_use",
+    )
+
+
+def envelope(error: ApiError) -> dict[str, Any]:
+    """The error as a client reads it."""
+    detail = error.detail
+    shown = {"message": _printable(detail.message), "param": _printable(detail.param)}
+    return {"error": detail.model_dump() | shown}
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The answer. A conflict or a defect is not mended by asking again, so clients are told not to."""
+    headers = {"x-should-retry": "false"} if error.status in {409, 500, 507} else {}
+    headers.update(error.headers)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(envelope(error), error.status, headers)
+
+
+def server_error(request_id: str) -> ApiError:
+    """What a client learns of a defect; the log has the rest under the same id."""
+    return ApiError(
+        500,
+        f"The server failed while answering; its log has the details under request id {request_id}.",
+        type="server_error",
+    )
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses` of a route: these statuses, and those of any request with a key, with the envelope."""
+    return {
+        status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
+        for status in sorted({400, 401, 403, 413, 429, *statuses})
+    }
+
+
+UNREADABLE = "There was an error parsing the body"
+"""FastAPI's words for what is neither JSON nor a sentence about why not, such as bytes that are not UTF-8."""
+
+
+def install(app: FastAPI) -> None:
+    """Let `app` answer every error with the envelope."""
+
+    @app.exception_handler(ApiError)
+    def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(_invalid(error.errors(), error.body))
+
+    @app.exception_handler(HTTPException)
+    def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.detail == UNREADABLE:
+            return error_response(ApiError(400, "The body is not valid JSON.", code="invalid_json"))
+        messages = {
+            404: f"Unknown request URL: {request.method} {request.url.path}.",
+            405: f"{request.method} is not allowed on {request.url.path}.",
+        }
+        plain = ApiError(error.status_code, messages.get(error.status_code, f"{error.detail}."))
+        response = error_response(plain)
+        response.headers.update(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names those of one route only
+            response.headers["allow"] = ", ".join(sorted(_allowed(app, request.url.path)))
+        return response
+
+
+def _allowed(app: FastAPI, path: str) -> set[str]:
+    """The methods that are taken on `path`, by the routes of the first template that fits it."""
+    routes = [route for route in app.routes if isinstance(route, Route) and route.path_regex.match(path)]
+    return {method for route in routes if route.path == routes[0].path for method in route.methods or ()}
+
+
+def _invalid(errors: Sequence[Any], body: object) -> ApiError:
+    """One sentence a refused field; `param` and `code` are the first one's."""
+    issues = [_issue(error, body) for error in errors]
+    return ApiError(
+        400, "\n".join(message for _, message, _ in issues), param=issues[0][0], code=issues[0][2]
+    )
+
+
+def _issue(error: dict[str, Any], body: object) -> tuple[str | None, str, str | None]:
+    """(param, sentence, code) of one of pydantic's errors."""
+    path = ".".join(_path(error["loc"][1:], body)) or None
+    kind, text = error["type"], error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], bytes) and path is None:
+        return None, "Expected a JSON body, with the header Content-Type: application/json.", "invalid_json"
+    if kind == "json_invalid":
+        return None, f"The body is not valid JSON: {error['ctx']['error']}.", "invalid_json"
+    if kind == "extra_forbidden":
+        return path, f"Unknown parameter: {path!r}.", "unknown_parameter"
+    if kind == "missing":
+        what = f"Missing required parameter: {path!r}." if path else "The request needs a JSON body."
+        return path, what, "missing_required_parameter"
+    if kind == "value_error":
+        return path, f"{path}: {text}", "invalid_value"
+    return (
+        path,
+        f"{path or 'body'}: {text[:1].lower()}{text[1:]}, found {shorten(error['input'])}.",
+        "invalid_value",
+    )
+
+
+def _path(location: Sequence[str | int], body: object) -> Iterator[str]:
+    """The parts of `location` by which the client would find the place in its `body`.
+
+    pydantic has more: it tells a key from its value, and at a choice between models, which the client makes by
+    `type`, it names the choice.
+    """
+    here, chosen = body, False
+    for part in location:
+        if part == "[key]":
+            continue
+        if isinstance(here, dict) and here.get("type") == part and not chosen:
+            chosen = True
+            continue
+        yield str(part)
+        here, chosen = _inside(here, part), False
+
+
+def _inside(value: Any, part: str | int) -> object:
+    try:
+        return value[part]
+    except (LookupError, TypeError):
+        return None
+
+
+def shorten(value: object) -> str:
+    """`value` as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= FOUND_LENGTH else f"{text[: FOUND_LENGTH - 1]}…"
+
+
+def _printable(text: str | None) -> str | None:
+    """JSON can carry half a surrogate pair, UTF-8 cannot; and nobody's key is said back."""
+    return without_keys(text.encode("utf-8", "replace").decode("utf-8")) if text is not None else None

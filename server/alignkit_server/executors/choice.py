@@ -1,0 +1,23 @@
+"""The executors by the name that selects one."""
+
+from collections.abc import Callable
+
+from alignkit_server.executors.local import LocalExecutor
+from alignkit_server.executors.protocol import Executor
+from alignkit_server.executors.ray.executor import RayExecutor
+from alignkit_server.settings import Settings
+
+EXECUTORS: dict[str, Callable[[Settings], Executor]] = {
+    "local": lambda settings: LocalExecutor(grace_seconds=settings.stop_grace_seconds),
+    "ray": RayExecutor.connect,
+}
+
+
+def executor_of(settings: Settings) -> Executor:
+    """The executor that the settings name; raises AlignkitError where it cannot be used."""
+    return EXECUTORS[settings.executor](settings)
+
+
+def trains_on_gpu(settings: Settings) -> bool | None:
+    """Whether jobs train on a GPU that need not be this machine's; None where this machine trains them."""
+    return settings.ray.gpus > 0 if settings.executor == "ray" else None

@@ -1,0 +1,43 @@
+"""What a training process finds in its environment: little, and of the secrets here only what its trackers need."""
+
+import os
+from pathlib import Path
+
+import yaml
+
+from alignkit.run_folder import RunFolder
+from alignkit_server.engines.process import child_environment
+
+ALWAYS = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+NETWORK = ("HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+TRACKER_VARIABLES = {
+    "tensorboard": (),
+    "wandb": ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", *NETWORK),
+    "trackio": ("TRACKIO_DIR", "TRACKIO_SERVER_URL", "TRACKIO_WRITE_TOKEN", *NETWORK),
+    "mlflow": (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        *NETWORK,
+    ),
+}
+"""By tracker, the variables of this server that a run which reports to it is given."""
+
+
+def training_environment(folder: Path) -> dict[str, str]:
+    """The environment of the run in `folder`, whose recipe names its trackers."""
+    recipe = yaml.safe_load(RunFolder(folder).recipe.read_text(encoding="utf-8"))
+    trackers = [tracker["type"] for tracker in (recipe.get("training") or {}).get("report_to", [])]
+    given = {
+        name: os.environ[name]
+        for tracker in trackers
+        for name in TRACKER_VARIABLES[tracker]
+        if name in os.environ
+    }
+    return child_environment(ALWAYS | given)

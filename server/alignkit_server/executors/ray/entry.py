@@ -1,0 +1,47 @@
+"""What a Ray job of the service runs: `python -m alignkit_server.executors.ray.entry FOLDER NUMBER`."""
+
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from alignkit.checkpoint_store import CheckpointStore
+from alignkit.run_folder import RunFolder
+from alignkit_server.executors.ray.guard import guarded
+from alignkit_server.executors.ray.submission import Submission, read
+
+
+def main() -> int:
+    """Run the folder's run, on this node or over several; the exit status is the trainer's."""
+    folder, number = Path(sys.argv[1]), int(sys.argv[2])
+    submission = read(folder)
+    if submission is None:
+        print(
+            f"{folder} is not on the node {socket.gethostname()}: "
+            "the service's home must lie on storage that all nodes see under the same path"
+        )
+        return 2
+    if submission.number != number or submission.ended or submission.pausing():
+        print(f"submission {number} of {folder.name} was ended before it began")
+        return 0
+    submission = replace(submission, order=replace(submission.order, resume=_goes_on(submission)))
+    if submission.order.nodes == 1:
+        return guarded(submission)
+    from alignkit_server.executors.ray.several import run  # Ray Train, which a run on one node does without
+
+    return run(submission)
+
+
+def _goes_on(submission: Submission) -> bool:
+    """Whether the run goes on, decided once for all nodes. What has reported anything goes on in its own folder, if
+    from the beginning: without --resume it would begin another beside it."""
+    order = submission.order
+    return (
+        order.resume
+        or RunFolder(submission.folder).events.exists()
+        or (order.storage is not None and bool(CheckpointStore(order.storage).steps()))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""A run over several nodes: Ray Train finds them all at once, accelerate and DeepSpeed train over them."""
+
+import os
+import threading
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util import get_node_ip_address
+
+from alignkit.launch import Machine
+from alignkit_server.engines.process import free_port
+from alignkit_server.executors.ray.guard import BEAT_SECONDS, guarded
+from alignkit_server.executors.ray.submission import Submission, marks
+
+
+def run(submission: Submission) -> int:
+    """Run the submission on as many nodes as it orders; 0 where every node's processes ended well."""
+    order = submission.order
+    ray.init()  # the cluster whose job this is, as Ray tells it in the environment
+    _give_up_while_waiting(submission)
+    trainer = DataParallelTrainer(
+        _on_node,
+        train_loop_config={"submission": submission},
+        scaling_config=ScalingConfig(
+            num_workers=order.nodes,
+            use_gpu=order.gpus > 0,
+            resources_per_worker={"CPU": order.cpus} | ({"GPU": order.gpus} if order.gpus else {}),
+            placement_strategy="STRICT_SPREAD",
+        ),
+        # What failed is begun again by the service, from the last whole checkpoint: one rule for one node and many.
+        run_config=RunConfig(
+            name=submission.id,
+            storage_path=str(marks(submission.folder)),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        print(f"the run over {order.nodes} nodes failed: {error}", flush=True)
+        return 1
+    return 0
+
+
+def _on_node(config: dict[str, Submission]) -> None:
+    """What each node's worker does: the node's part of the run."""
+    submission, rank = config["submission"], get_context().get_world_rank()
+    address, port = broadcast_from_rank_zero((get_node_ip_address(), free_port("")) if rank == 0 else None)
+    machine = Machine(rank=rank, total=submission.order.nodes, address=address, port=port)
+    status = guarded(submission, machine)
+    if status:
+        raise RuntimeError(f"the training processes of node {rank} ended with status {status}")
+
+
+def _give_up_while_waiting(submission: Submission) -> None:
+    """End this process if the run is paused, or over, before its nodes were found: nothing is there to be saved."""
+
+    def watch() -> None:
+        while True:
+            threading.Event().wait(BEAT_SECONDS)
+            begun = any(marks(submission.folder).glob(f"alive-{submission.number}-*"))
+            if not begun and (submission.pausing() or not submission.current()):
+                os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,27 @@
+"""Takes a job out of Ray's queue: `python -m alignkit_server.executors.ray.withdraw SUBMISSION_ID`, itself a Ray job.
+
+Ray runs a job by an actor that waits for the job's resources; a job that is PENDING is such an actor, not yet placed.
+"""
+
+import sys
+
+import ray
+from ray.dashboard.modules.job.common import JOB_ACTOR_NAME_TEMPLATE, SUPERVISOR_ACTOR_RAY_NAMESPACE
+from ray.util.state import list_actors
+
+WAITING = frozenset({"DEPENDENCIES_UNREADY", "PENDING_CREATION"})
+
+
+def main() -> None:
+    """Remove the job's actor if it still waits; Ray then calls the job FAILED."""
+    (submission_id,) = sys.argv[1:]
+    ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+    name = JOB_ACTOR_NAME_TEMPLATE.format(job_id=submission_id)
+    states = {actor.state for actor in list_actors(filters=[("name", "=", name)])}
+    if states & WAITING:
+        ray.kill(ray.get_actor(name, namespace=SUPERVISOR_ACTOR_RAY_NAMESPACE))
+        print(f"{submission_id} is withdrawn")
+
+
+if __name__ == "__main__":
+    main()

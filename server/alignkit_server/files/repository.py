@@ -1,0 +1,42 @@
+"""Queries on files."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Select, or_
+
+from alignkit_server.clock import now
+from alignkit_server.files.tables import File
+from alignkit_server.jobs.repository import JobRepository
+from alignkit_server.jobs.tables import Job
+from alignkit_server.pagination import Page, PageQuery
+from alignkit_server.scoped import ScopedRepository
+
+
+class FileRepository(ScopedRepository[File]):
+    """One project's files; those that expired are not there any more."""
+
+    table = File
+    kind = "file"
+
+    def select(self) -> Select[File]:
+        """The project's files that have not expired."""
+        return super().select().where(or_(File.expires_at.is_(None), File.expires_at > now()))
+
+    def list(self, purpose: str | None, query: PageQuery) -> Page[File]:
+        """A page of the files, of one purpose if one is given."""
+        statement = self.select()
+        return self.page(statement if purpose is None else statement.where(File.purpose == purpose), query)
+
+    def lock(self, id: str) -> File | None:  # noqa: A002 - the column's name
+        """The file, which until the end of the transaction nobody else can delete or start to use."""
+        return self._session.scalar(self.select().where(File.id == id).with_for_update())
+
+    def user_of(self, id: str) -> str | None:  # noqa: A002 - the column's name
+        """The id of a job that has not finished and uses the file."""
+        jobs = JobRepository(self._session, self._project_id)
+        return jobs.unfinished(or_(Job.training_file == id, Job.validation_file == id))
+
+    def expired(self) -> Sequence[File]:
+        """The project's expired files that no unfinished job uses."""
+        gone = super().select().where(File.expires_at <= now())
+        return [file for file in self._session.scalars(gone) if self.user_of(file.id) is None]

@@ -1,0 +1,176 @@
+"""Files of a project: bytes on disk under the file's id, the rest in the database."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+from fastapi import Depends
+from sqlalchemy.orm import Session
+
+from alignkit_server.clock import now
+from alignkit_server.database import after_commit
+from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
+from alignkit_server.errors import ApiError, in_use, shorten
+from alignkit_server.files.repository import FileRepository
+from alignkit_server.files.schemas import PURPOSES, FileDeleted, FileObject
+from alignkit_server.files.tables import File
+from alignkit_server.files.upload import Upload, missing
+from alignkit_server.ids import FILE, new_id
+from alignkit_server.keys.service import Principal
+from alignkit_server.limits.quotas import require_bytes
+from alignkit_server.pagination import CursorListObject, PageQuery
+from alignkit_server.services import Services
+
+EXPIRY_SECONDS = (3600, 2592000)
+"""OpenAI's bounds: an hour, thirty days."""
+DEFAULT_EXPIRY_SECONDS = {"batch": 2592000}
+"""By purpose; the others are kept until they are deleted."""
+FILENAME_LENGTH = 255
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+log = structlog.get_logger()
+
+
+class FileService:
+    """The files of one project."""
+
+    def __init__(self, session: Session, project: Principal, services: Services) -> None:
+        self._session = session
+        self._project = project
+        self._limits = services.settings.limits
+        self._folder = services.settings.files_dir
+        self._files = FileRepository(session, project.project_id)
+
+    def create(self, upload: Upload) -> FileObject:
+        """Keep an upload. Raises ApiError where a field of it is refused; the upload stays the caller's to remove."""
+        purpose = _purpose(upload.fields)
+        seconds = _expiry_seconds(upload.fields)
+        return self.keep(upload.path, upload.filename, purpose, upload.size, seconds)
+
+    def keep(self, path: Path, filename: str, purpose: str, size: int, seconds: int | None) -> FileObject:
+        """Make the file at `path`, which is moved, one of the project's; it expires after `seconds`, if any.
+
+        429 where the project's files would hold too much.
+        """
+        created_at = now()
+        if seconds is None:
+            seconds = DEFAULT_EXPIRY_SECONDS.get(purpose)
+        file = File(
+            id=new_id(FILE),
+            filename=safe_filename(filename),
+            purpose=purpose,
+            bytes=size,
+            created_at=created_at,
+            expires_at=None if seconds is None else created_at + seconds,
+        )
+        self._purge_expired()
+        require_bytes(self._session, self._project.project_id, self._limits, size)
+        self._files.add(file)
+        path.replace(self._path(file.id))
+        return present(file)
+
+    def list(self, purpose: str | None, query: PageQuery) -> CursorListObject[FileObject]:
+        """A page of files."""
+        page = self._files.list(purpose, query)
+        data = [present(file) for file in page.items]
+        return CursorListObject(
+            data=data,
+            has_more=page.has_more,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+        )
+
+    def get(self, file_id: str) -> FileObject:
+        """One file."""
+        return present(self._files.get(file_id))
+
+    def content(self, file_id: str) -> tuple[Path, str]:
+        """Where the file's bytes are, and the name it was uploaded under."""
+        file = self._files.get(file_id)
+        return self._path(file.id), file.filename
+
+    def delete(self, file_id: str) -> FileDeleted:
+        """Remove a file; 409 while a job that has not finished uses it."""
+        self._files.lock(file_id)
+        file = self._files.get(file_id)
+        job_id = self._files.user_of(file_id)
+        if job_id is not None:
+            raise in_use("file", file_id, job_id, param="file_id")
+        self._remove(file)
+        return FileDeleted(id=file_id)
+
+    def _purge_expired(self) -> None:
+        for file in self._files.expired():
+            log.info("file expired", file_id=file.id)
+            self._remove(file)
+
+    def _remove(self, file: File) -> None:
+        path = self._path(file.id)
+        self._files.delete(file)
+        after_commit(self._session, lambda: path.unlink(missing_ok=True))
+
+    def _path(self, file_id: str) -> Path:
+        return self._folder / file_id
+
+
+def present(file: File) -> FileObject:
+    """The file as the API gives it."""
+    return FileObject(
+        id=file.id,
+        bytes=file.bytes,
+        created_at=file.created_at,
+        expires_at=file.expires_at,
+        filename=file.filename,
+        purpose=file.purpose,
+    )
+
+
+def safe_filename(given: str) -> str:
+    """The last part of a path of any system, printable, at most 255 characters; "file" where nothing is left."""
+    last = _UNPRINTABLE.sub("", re.split(r"[/\\]", given)[-1]).strip(" .")
+    return last[:FILENAME_LENGTH] or "file"
+
+
+def _purpose(fields: dict[str, str]) -> str:
+    if "purpose" not in fields:
+        raise missing("purpose")
+    if fields["purpose"] not in PURPOSES:
+        raise ApiError(
+            400,
+            f"purpose: expected one of {', '.join(PURPOSES)}, found {shorten(fields['purpose'])}.",
+            param="purpose",
+            code="invalid_value",
+        )
+    return fields["purpose"]
+
+
+def _expiry_seconds(fields: dict[str, str]) -> int | None:
+    """How long the file is kept, from `expires_after[anchor]` and `expires_after[seconds]`."""
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise ApiError(
+            400,
+            f"expires_after.anchor: expected 'created_at', found {shorten(anchor)}.",
+            param="expires_after.anchor",
+            code="invalid_value",
+        )
+    least, most = EXPIRY_SECONDS
+    if seconds is None or not re.fullmatch(r"[0-9]{1,9}", seconds) or not least <= int(seconds) <= most:
+        raise ApiError(
+            400,
+            f"expires_after.seconds: expected a whole number from {least} to {most}, found {shorten(seconds)}.",
+            param="expires_after.seconds",
+            code="invalid_value",
+        )
+    return int(seconds)
+
+
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> FileService:
+    """The service for one request."""
+    return FileService(session, project, services)
+
+
+FileServiceDep = Annotated[FileService, Depends(get_service)]

@@ -1,0 +1,241 @@
+"""Receives a multipart upload straight into a file of the service's own folder, within its limit.
+
+Starlette's form parser would spool the whole body elsewhere before a route could look at its size.
+"""
+
+import errno
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from alignkit_server.errors import ApiError, shorten
+
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+FIELD_BYTES = 1024
+OVERHEAD_BYTES = 64 * 2**10
+"""What a body may hold beside the file."""
+DRAIN_BYTES = 64 * 2**20
+"""How much of a refused body is still read, so that its sender gets to the answer."""
+WRITE_BYTES = 2**20
+PREFIX = ".upload-"
+LEFTOVER_SECONDS = 3600.0
+"""No upload pauses this long; another server of the same home may be receiving the younger ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A received file, synced to disk, and the form's other fields."""
+
+    path: Path
+    filename: str
+    size: int
+    fields: dict[str, str]
+
+
+class _Form:
+    """What the parser has found so far; `pending` is file content to be written."""
+
+    def __init__(self, max_bytes: int, file_field: str, known_fields: Sequence[str]) -> None:
+        self.file_field = file_field
+        self._known_fields = known_fields
+        self.fields: dict[str, bytearray] = {}
+        self.filename: str | None = None
+        self.size = 0
+        self.pending = bytearray()
+        self.ended = False
+        self._max_bytes = max_bytes
+        self._header = (bytearray(), bytearray())
+        self._disposition = b""
+        self._part = ""
+
+    def on_part_begin(self) -> None:
+        self._disposition = b""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header[0].extend(data[start:end])
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1].extend(data[start:end])
+
+    def on_header_end(self) -> None:
+        name, value = (bytes(part) for part in self._header)
+        if name.lower() == b"content-disposition":
+            self._disposition = value
+        self._header = (bytearray(), bytearray())
+
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._part = options.get(b"name", b"").decode("utf-8", "replace")
+        if not self._part:
+            raise ApiError(400, "Expected a name for every part of the form, found a part without one.")
+        if self._part in self.fields:
+            raise ApiError(400, f"Expected {self._part} once, found it again.", param=self._part)
+        if self._part == self.file_field:
+            if self.filename is not None:
+                raise ApiError(400, "Expected one file, found several.", param=self.file_field)
+            self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+        elif self._part in self._known_fields:
+            self.fields[self._part] = bytearray()
+        else:
+            raise ApiError(
+                400, f"Unknown parameter: {shorten(self._part)}.", param=self._part, code="unknown_parameter"
+            )
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._part == self.file_field:
+            self.size += end - start
+            if self.size > self._max_bytes:
+                raise too_large(self._max_bytes, self.file_field)
+            self.pending.extend(data[start:end])
+            return
+        field = self.fields[self._part]
+        field.extend(data[start:end])
+        if len(field) > FIELD_BYTES:
+            raise ApiError(
+                400, f"{self._part}: expected at most {FIELD_BYTES} bytes, found more.", param=self._part
+            )
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+@asynccontextmanager
+async def receive(
+    request: Request,
+    folder: Path,
+    max_bytes: int,
+    *,
+    file_field: str = "file",
+    fields: Sequence[str] = FIELDS,
+) -> AsyncIterator[Upload]:
+    """The request's upload, in a temporary file of `folder` that is gone at the end unless it was renamed.
+
+    The form holds one file under the name `file_field`, and of other fields only those named in `fields`.
+    """
+    boundary = _boundary(request)
+    body = request.stream()
+    descriptor, name = await to_thread.run_sync(lambda: tempfile.mkstemp(prefix=PREFIX, dir=folder))
+    path = Path(name)
+    try:
+        try:
+            if _declared_length(request) > max_bytes + OVERHEAD_BYTES:
+                raise too_large(max_bytes, file_field)
+            form = _Form(max_bytes, file_field, fields)
+            await _parse(body, boundary, descriptor, form)
+            await to_thread.run_sync(os.fsync, descriptor)
+        except ApiError:
+            await _drain(body)
+            raise
+        finally:
+            os.close(descriptor)
+        found = {key: bytes(value).decode("utf-8", "replace") for key, value in form.fields.items()}
+        yield Upload(path, form.filename or "", form.size, found)
+    finally:
+        await to_thread.run_sync(lambda: path.unlink(missing_ok=True))
+
+
+async def _parse(body: AsyncIterator[bytes], boundary: bytes, descriptor: int, form: _Form) -> None:
+    names = (
+        "part_begin",
+        "header_field",
+        "header_value",
+        "header_end",
+        "headers_finished",
+        "part_data",
+        "end",
+    )
+    callbacks: Any = {f"on_{name}": getattr(form, f"on_{name}") for name in names}
+    try:
+        parser = MultipartParser(boundary, callbacks)  # refuses a boundary that is too long
+        async for chunk in body:
+            parser.write(chunk)
+            if len(form.pending) >= WRITE_BYTES:
+                await _flush(form, descriptor)
+        parser.finalize()
+    except FormParserError as error:
+        raise ApiError(400, f"The body is not valid multipart/form-data: {error}.") from error
+    except ClientDisconnect as error:
+        raise ApiError(400, "The connection ended before the upload did.") from error
+    await _flush(form, descriptor)
+    if not form.ended:
+        raise ApiError(400, "The body ends before its multipart/form-data does.")
+    if form.filename is None:
+        raise missing(form.file_field)
+
+
+async def _flush(form: _Form, descriptor: int) -> None:
+    data, form.pending = form.pending, bytearray()
+    await to_thread.run_sync(write_all, descriptor, data)
+
+
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
+    """Write all of `data`; a full disk is 507."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        message = "The service's disk is full: delete files that are no longer needed, then upload again."
+        raise ApiError(507, message, type="server_error", code="disk_full") from error
+
+
+async def _drain(body: AsyncIterator[bytes]) -> None:
+    """Read on, a while: closing a connection that still has data to read can take the answer with it."""
+    left = DRAIN_BYTES
+    try:
+        async for chunk in body:
+            left -= len(chunk)
+            if left < 0:
+                return
+    except ClientDisconnect:
+        return
+
+
+def _boundary(request: Request) -> bytes:
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+        found = shorten(request.headers.get("content-type"))
+        raise ApiError(400, f"Expected a body of type multipart/form-data with a boundary, found {found}.")
+    return options[b"boundary"]
+
+
+def _declared_length(request: Request) -> int:
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0
+
+
+def too_large(max_bytes: int, param: str = "file") -> ApiError:
+    """413."""
+    return ApiError(
+        413,
+        f"{param}: larger than the limit of {max_bytes} bytes.",
+        param=param,
+        code="file_too_large",
+    )
+
+
+def missing(param: str) -> ApiError:
+    """400."""
+    return ApiError(
+        400, f"Missing required parameter: {param!r}.", param=param, code="missing_required_parameter"
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what servers that were killed had half received."""
+    for path in folder.glob(f"{PREFIX}*"):
+        if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+            path.unlink(missing_ok=True)

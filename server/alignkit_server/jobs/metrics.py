@@ -1,0 +1,58 @@
+"""A job's metrics as series over its steps, few enough points to draw."""
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from alignkit_server.jobs.schemas import JobMetrics, MetricSeries
+
+NOT_METRICS = frozenset({"step", "total_steps", "seconds_remaining"})
+Point = tuple[int, float | None]
+
+
+def collect(
+    job_id: str, reports: Iterable[dict[str, Any]], names: Collection[str], max_points: int | None
+) -> JobMetrics:
+    """The series of what `reports` hold, in the order they were made; all, or those of `names`.
+
+    A step that was reported again, after a resume, has the later value.
+    """
+    found: dict[str, dict[int, float | None]] = {}
+    for report in reports:
+        step = report.get("step")
+        if not isinstance(step, int):
+            continue
+        for name, value in report.items():
+            wanted = name in names if names else name not in NOT_METRICS
+            if wanted and (value is None or isinstance(value, int | float)):
+                found.setdefault(name, {})[step] = value
+    return JobMetrics(
+        job_id=job_id,
+        series={name: _series(sorted(points.items()), max_points) for name, points in sorted(found.items())},
+    )
+
+
+def _series(points: list[Point], max_points: int | None) -> MetricSeries:
+    kept = points if max_points is None else downsample(points, max_points)
+    return MetricSeries(
+        steps=[step for step, _ in kept], values=[value for _, value in kept], total_points=len(points)
+    )
+
+
+def downsample(points: list[Point], most: int) -> list[Point]:
+    """At most `most` (even, at least 4) of the points: the first, the last, and of each stretch between them the
+    lowest and the highest, so that no spike is lost. A value of None, which was not finite, counts as highest."""
+    if len(points) <= most:
+        return points
+    inner, stretches = points[1:-1], (most - 2) // 2
+    kept = [points[0]]
+    for number in range(stretches):
+        begin, end = (len(inner) * edge // stretches for edge in (number, number + 1))
+        stretch = inner[begin:end]
+        extremes = {min(stretch, key=_height), max(stretch, key=_height)}
+        kept.extend(sorted(extremes, key=lambda point: point[0]))
+    return [*kept, points[-1]]
+
+
+def _height(point: Point) -> float:
+    return math.inf if point[1] is None else point[1]

@@ -1,0 +1,235 @@
+"""From a request to a job that can run: every refusal there is happens here, before anything is stored.
+
+model -> trackers -> method -> files -> what is in them -> recipe
+"""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit.errors import ModelError, RecipeError
+from alignkit.methods import METHODS, ModelSource, ResolveModel
+from alignkit.tracking import how_to_install, installed
+from alignkit_server.errors import ApiError, shorten
+from alignkit_server.files.repository import FileRepository
+from alignkit_server.files.schemas import FINE_TUNE
+from alignkit_server.ids import JOB, new_id
+from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
+from alignkit_server.keys.service import Principal
+from alignkit_server.models.catalog import TrainableModel
+from alignkit_server.services import Report, Services
+
+SUPERVISED = "supervised"
+"""What OpenAI does where no method is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job whose model, files and hyperparameters are all in order."""
+
+    id: str
+    request: JobRequest
+    base_model: str
+    start_model: str | None
+    """The fine-tuned model that it trains on from."""
+    fine_tuned_models: tuple[str, ...]
+    """All that it needs until it has finished."""
+    seed: int
+    method: str
+    hyperparameters: dict[str, Any]
+    recipe: dict[str, Any]
+    train_rows: int
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    path: Path
+    report: Report
+
+
+def prepare(request: JobRequest, project: Principal, services: Services) -> PreparedJob:
+    """The job of a request; raises ApiError with the parameter at fault.
+
+    Reading big data files takes seconds, so no transaction is held meanwhile.
+    """
+    model = _model(request.model, project, services)
+    trackers = _trackers(request)
+    method, given = _method(request)
+    training = _data("training_file", request.training_file, method, project, services)
+    validation = None
+    if request.validation_file is not None:
+        validation = _data("validation_file", request.validation_file, method, project, services)
+    job_id = new_id(JOB)
+    seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    try:
+        spec = services.make_recipe(
+            method=method,
+            hyperparameters=given,
+            start=model.source,
+            train_file=training.path,
+            validation_file=validation.path if validation else None,
+            train_rows=training.report.rows,
+            seed=seed,
+            output_dir=services.settings.jobs_dir / job_id,
+            resolve_model=_resolver(project, services),
+            report_to=trackers,
+        )
+    except RecipeError as error:
+        message, param = str(error), error.issues[0].path or "method"
+        if request.method is None:  # name the place where the values were given
+            message, param = (text.replace(f"method.{method}.", "") for text in (message, param))
+        raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
+    _require_servable(spec.recipe, method, services)
+    return PreparedJob(
+        id=job_id,
+        request=request,
+        base_model=model.base_model,
+        start_model=None if request.model == model.base_model else request.model,
+        fine_tuned_models=_fine_tuned(services, request.model, spec.hyperparameters.get("teacher")),
+        seed=seed,
+        method=method,
+        hyperparameters=spec.hyperparameters,
+        recipe=spec.recipe.model_dump(mode="json"),
+        train_rows=training.report.rows,
+        notices=_notices(training, validation),
+    )
+
+
+def _trackers(request: JobRequest) -> list[dict[str, Any]]:
+    """The integrations as the recipe's trackers; 400 where one is not installed on this server."""
+    asked = [integration.model_dump() for integration in request.integrations or []]
+    if missing := [tracker["type"] for tracker in asked if not installed(tracker["type"])]:
+        commands = " and ".join(f"`{command}`" for command in sorted(set(map(how_to_install, missing))))
+        raise ApiError(
+            400,
+            f"integrations: {', '.join(missing)} {'are' if missing[1:] else 'is'} not installed on this server; "
+            f"leave it out, or ask its operator for {commands}.",
+            param="integrations",
+            code="integration_unavailable",
+        )
+    return [{"type": tracker["type"]} | tracker.get(tracker["type"], {}) for tracker in asked]
+
+
+def _resolver(project: Principal, services: Services) -> ResolveModel:
+    """Finds the models that hyperparameters name, among those that the project may use."""
+
+    def resolve(name: str) -> ModelSource:
+        try:
+            return services.catalog.trainable(name, project.project_id).source
+        except ApiError as error:
+            raise ModelError(error.detail.message) from error
+
+    return resolve
+
+
+def _require_servable(recipe: Any, method: str, services: Services) -> None:
+    """Refuse what would train for hours and then not be served."""
+    most = services.settings.engine.max_lora_rank
+    if recipe.lora is not None and recipe.lora.r > most:
+        param = f"method.{method}.hyperparameters.lora_rank"
+        raise ApiError(
+            400,
+            f"{param}: expected at most {most}, the rank that this server serves, found {recipe.lora.r}.",
+            param=param,
+            code="invalid_hyperparameters",
+        )
+
+
+def _model(name: str, project: Principal, services: Services) -> TrainableModel:
+    """The model to train; 404 where there is none, or it is not ready."""
+    try:
+        return services.catalog.trainable(name, project.project_id)
+    except ApiError as error:
+        if error.detail.code != "model_not_found":
+            raise
+        raise _no_model(name, services.catalog.bases()) from error
+
+
+def _fine_tuned(services: Services, *names: str | None) -> tuple[str, ...]:
+    """Sorted, so that two requests lock them in the same order."""
+    return tuple(sorted({name for name in names if name and services.catalog.base(name) is None}))
+
+
+def _no_model(name: str, bases: list[str]) -> ApiError:
+    there_are = f"the base models here are {', '.join(bases)}" if bases else "no base model is imported yet"
+    return ApiError(
+        404,
+        f"The model {shorten(name)} does not exist or cannot be fine-tuned: {there_are}.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _method(request: JobRequest) -> tuple[str, dict[str, Any]]:
+    """The method's name and the hyperparameters as given; without a method, supervised as at OpenAI."""
+    method, known = request.method, ", ".join(METHODS)
+    if method is None:
+        return SUPERVISED, request.hyperparameters or {}
+    if request.hyperparameters is not None:
+        raise ApiError(
+            400,
+            f"hyperparameters: beside `method`, expected under method.{method.type}.hyperparameters.",
+            param="hyperparameters",
+            code="invalid_value",
+        )
+    if method.type not in METHODS:
+        raise ApiError(
+            400,
+            f"method.type: expected one of {known}, found {shorten(method.type)}.",
+            param="method.type",
+            code="invalid_value",
+        )
+    _refuse_others("method", method.model_extra or {}, method.type)
+    section = (method.model_extra or {}).get(method.type)
+    given = _object(f"method.{method.type}", section)
+    _refuse_others(f"method.{method.type}", given, "hyperparameters")
+    return method.type, _object(f"method.{method.type}.hyperparameters", given.get("hyperparameters"))
+
+
+def _object(path: str, value: object) -> dict[str, Any]:
+    """A part of the request that may be absent."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ApiError(
+            400, f"{path}: expected an object, found {shorten(value)}.", param=path, code="invalid_value"
+        )
+    return value
+
+
+def _refuse_others(path: str, given: dict[str, Any], only: str) -> None:
+    for key, value in given.items():
+        if key != only and value is not None:  # a client's own objects name what they do not have, too
+            raise ApiError(
+                400,
+                f"Unknown parameter: {f'{path}.{key}'!r}; expected only {only!r} there.",
+                param=f"{path}.{key}",
+                code="unknown_parameter",
+            )
+
+
+def _data(param: str, file_id: str, method: str, project: Principal, services: Services) -> _Data:
+    """A data file that the method can use."""
+    with services.database.reading() as session:
+        file = FileRepository(session, project.project_id).get(file_id, param=param)
+    if file.purpose != FINE_TUNE:
+        raise ApiError(
+            400,
+            f"{param}: expected a file of purpose {FINE_TUNE!r}, found {file.purpose!r}.",
+            param=param,
+            code="invalid_file_purpose",
+        )
+    path = services.settings.files_dir / file.id
+    report = services.check_file(path, method, max_line_bytes=services.settings.max_line_bytes)
+    if not report.ok:
+        message = f"The {param.replace('_', ' ')} {file.filename!r} cannot be used.\n{report.summary()}"
+        raise ApiError(400, message, param=param, code=f"invalid_{param}")
+    return _Data(path, report)
+
+
+def _notices(training: _Data, validation: _Data | None) -> tuple[str, ...]:
+    """What is odd about the files without being wrong."""
+    named = [("training", training.report)] + ([("validation", validation.report)] if validation else [])
+    return tuple(f"In the {name} file: {notice}" for name, report in named for notice in report.notices)

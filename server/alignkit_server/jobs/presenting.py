@@ -1,0 +1,70 @@
+"""Rows of jobs, events and checkpoints as the API gives them."""
+
+from typing import Any
+
+from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobError, JobObject, MethodObject
+from alignkit_server.jobs.tables import Checkpoint, Event, Job
+
+OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+"""Those that a job of OpenAI's repeats at its top level."""
+
+
+def present_job(job: Job, organization: str, queue_position: int | None) -> JobObject:
+    """A job; `organization` is its project's name, `queue_position` its place among those that wait."""
+    resolved = job.hyperparameters
+    method = {"type": job.method_type, job.method_type: {"hyperparameters": resolved}}
+    return JobObject(
+        id=job.id,
+        created_at=job.created_at,
+        error=JobError(**job.error) if job.error else None,
+        fine_tuned_model=job.fine_tuned_model,
+        finished_at=job.finished_at,
+        hyperparameters={name: resolved[name] for name in OPENAI_HYPERPARAMETERS if name in resolved},
+        model=job.start_model or job.base_model,
+        organization_id=organization,
+        result_files=job.result_files,
+        seed=job.seed,
+        status=job.status,
+        trained_tokens=job.trained_tokens,
+        training_file=job.training_file,
+        validation_file=job.validation_file,
+        # A run that is being stopped still reports how long it would have taken.
+        estimated_finish=job.estimated_finish if job.status == "running" else None,
+        queue_position=queue_position,
+        integrations=_integrations(job),
+        metadata=job.labels,
+        method=MethodObject.model_validate(method),
+    )
+
+
+def _integrations(job: Job) -> list[Any] | None:
+    """The recipe's trackers as they were asked for."""
+    found = []
+    for tracker in (job.recipe.get("training") or {}).get("report_to", []):
+        settings = {name: value for name, value in tracker.items() if name != "type"}
+        found.append({"type": tracker["type"]} | ({tracker["type"]: settings} if settings else {}))
+    return found or None
+
+
+def present_event(event: Event) -> EventObject:
+    """An event."""
+    return EventObject(
+        id=event.id,
+        created_at=event.created_at,
+        level=event.level,
+        message=event.message,
+        type=event.type,
+        data=event.data,
+    )
+
+
+def present_checkpoint(checkpoint: Checkpoint) -> CheckpointObject:
+    """A published checkpoint."""
+    return CheckpointObject(
+        id=checkpoint.id,
+        created_at=checkpoint.created_at,
+        fine_tuned_model_checkpoint=checkpoint.model_name or "",
+        fine_tuning_job_id=checkpoint.job_id,
+        metrics=checkpoint.metrics | {"step": checkpoint.step},
+        step_number=checkpoint.step,
+    )

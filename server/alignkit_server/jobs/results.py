@@ -1,0 +1,31 @@
+"""A finished job's metrics as a file of the project: CSV, one row a step, as OpenAI's result files are."""
+
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from alignkit_server.ids import FILE, JOB
+from alignkit_server.jobs.metrics import collect
+
+FILENAME = "step_metrics.csv"
+PURPOSE = "fine-tune-results"
+
+
+def result_file_id(job_id: str) -> str:
+    """The file's id: always the same for a job, so that making it twice makes one."""
+    return FILE + job_id.removeprefix(JOB)
+
+
+def results_csv(job_id: str, reports: Iterable[dict[str, Any]]) -> bytes:
+    """The metrics by step; a cell is empty where a metric has no finite value at a step."""
+    series = collect(job_id, reports, (), max_points=None).series
+    by_step: dict[int, dict[str, float | None]] = {}
+    for name, points in series.items():
+        for step, value in zip(points.steps, points.values, strict=True):
+            by_step.setdefault(step, {})[name] = value
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["step", *series], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"step": step, **by_step[step]} for step in sorted(by_step))
+    return text.getvalue().encode()

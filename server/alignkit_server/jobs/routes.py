@@ -1,0 +1,178 @@
+"""/v1/fine_tuning/jobs."""
+
+import re
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse
+
+from alignkit_server.dependencies import ProjectDep, ServicesDep
+from alignkit_server.errors import ApiError, documented
+from alignkit_server.jobs.idempotency import Idempotency, created_before
+from alignkit_server.jobs.preparation import prepare
+from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject, JobRequest
+from alignkit_server.jobs.service import JobServiceDep
+from alignkit_server.jobs.stream import EventStream
+from alignkit_server.pagination import After, CursorListObject, ListObject, PageQuery
+
+EVENT_STREAM = "text/event-stream"
+YAML = "application/yaml"
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Stream = Annotated[bool, Query(description="events as they come, oldest first, to the job's end")]
+LastEventId = Annotated[str | None, Header(description="go on after this event")]
+RECIPE_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {YAML: {"schema": {"type": "object"}}}}}
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {EVENT_STREAM: {}}, "description": "A page, or with ?stream=true a stream, of events"},
+    204: {"description": "The job is over and its last event was seen"},
+}
+_LABEL = re.compile(r"metadata\[([^\"\\\x00]{1,64})\]")
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+
+@router.post("", responses=documented(404, 409))
+async def create_job(
+    body: JobRequest,
+    project: ProjectDep,
+    services: ServicesDep,
+    jobs: JobServiceDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(pattern=r"^[\x21-\x7e]{1,255}$", description="the same key and body give the same job again"),
+    ] = None,
+) -> JobObject:
+    """Create a fine-tuning job. Refused whole where the model, a file or a hyperparameter is not in order."""
+    idempotency = Idempotency.of(idempotency_key, body) if idempotency_key is not None else None
+    if idempotency and (known := await to_thread.run_sync(created_before, idempotency, project, services)):
+        return await to_thread.run_sync(jobs.get, known)
+    prepared = await services.checks.run(project.project_id, lambda: prepare(body, project, services))
+    return await to_thread.run_sync(jobs.create, prepared, idempotency)
+
+
+@router.get("", responses=documented(404))
+def list_jobs(
+    request: Request,
+    jobs: JobServiceDep,
+    after: After = None,
+    limit: Limit = 20,
+    metadata: Annotated[
+        str | None,
+        Query(
+            description="`metadata[key]=value` for jobs that carry it, `metadata=null` for those with none"
+        ),
+    ] = None,
+) -> ListObject[JobObject]:
+    """List fine-tuning jobs, newest first."""
+    labels = _labels(request)
+    if metadata not in {None, "", "null"} or (metadata == "null" and labels):
+        raise ApiError(
+            400, "metadata: expected metadata[key]=value, or metadata=null alone.", param="metadata"
+        )
+    return jobs.list(None if metadata == "null" else labels, PageQuery(after, limit))
+
+
+@router.get("/{job_id}", responses=documented(404))
+def retrieve_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Retrieve a fine-tuning job."""
+    return jobs.get(job_id)
+
+
+@router.post("/{job_id}/cancel", responses=documented(404))
+def cancel_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Cancel a fine-tuning job that has not finished."""
+    return jobs.cancel(job_id)
+
+
+@router.post("/{job_id}/pause", responses=documented(404))
+def pause_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Pause a fine-tuning job: it saves its state, frees its place, and can be resumed."""
+    return jobs.pause(job_id)
+
+
+@router.post("/{job_id}/resume", responses=documented(404))
+def resume_job(job_id: str, jobs: JobServiceDep) -> JobObject:
+    """Resume a paused fine-tuning job from its last checkpoint, once there is a place for it."""
+    return jobs.resume(job_id)
+
+
+@router.get(
+    "/{job_id}/events",
+    responses=documented(404) | STREAM_RESPONSES,
+    response_model=ListObject[EventObject],
+)
+def list_events(
+    *,
+    job_id: str,
+    project: ProjectDep,
+    services: ServicesDep,
+    jobs: JobServiceDep,
+    after: After = None,
+    limit: Limit = 20,
+    stream: Stream = False,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    last_event_id: LastEventId = None,
+) -> Any:
+    """List a job's events, newest first, or listen to them."""
+    if not stream and EVENT_STREAM not in accept:
+        return jobs.events(job_id, PageQuery(after, limit))
+    return _stream(
+        EventStream.open(services.database, project.project_id, job_id, last_event_id), last_event_id
+    )
+
+
+@router.get("/{job_id}/metrics", responses=documented(404) | STREAM_RESPONSES, response_model=JobMetrics)
+def retrieve_metrics(
+    *,
+    job_id: str,
+    project: ProjectDep,
+    services: ServicesDep,
+    jobs: JobServiceDep,
+    names: Annotated[str | None, Query(description="such as train_loss,valid_loss; all by default")] = None,
+    max_points: Annotated[
+        int, Query(ge=4, le=10_000, description="of each series; lows and highs are kept")
+    ] = 1000,
+    stream: Stream = False,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    last_event_id: LastEventId = None,
+) -> Any:
+    """Retrieve a job's metrics as series over its steps, or listen to its metrics events."""
+    if not stream and EVENT_STREAM not in accept:
+        return jobs.metrics(job_id, names.split(",") if names else (), max_points)
+    database, project_id = services.database, project.project_id
+    return _stream(EventStream.open(database, project_id, job_id, last_event_id, "metrics"), last_event_id)
+
+
+@router.get("/{job_id}/recipe", responses=documented(404) | RECIPE_RESPONSE, response_class=Response)
+def retrieve_recipe(job_id: str, jobs: JobServiceDep) -> Response:
+    """Download the recipe that the job runs, to run it elsewhere."""
+    headers = {"content-disposition": f'attachment; filename="{job_id}.yaml"'}
+    return Response(jobs.recipe(job_id), media_type=YAML, headers=headers)
+
+
+@router.get("/{job_id}/checkpoints", responses=documented(404))
+def list_checkpoints(
+    job_id: str, jobs: JobServiceDep, after: After = None, limit: Limit = 10
+) -> CursorListObject[CheckpointObject]:
+    """List the checkpoints of a job that can be used, newest first."""
+    return jobs.checkpoints(job_id, PageQuery(after, limit))
+
+
+def _stream(events: EventStream, last_event_id: str | None) -> Response:
+    if last_event_id and events.exhausted():
+        return Response(status_code=204)
+    return EventSourceResponse(
+        events.chunks(), headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+    )
+
+
+def _labels(request: Request) -> dict[str, str]:
+    """The `metadata[key]=value` pairs of the query."""
+    labels = {}
+    for name, value in request.query_params.items():
+        if name.startswith("metadata["):
+            match = _LABEL.fullmatch(name)
+            if match is None:
+                raise ApiError(400, f"{name!r}: expected metadata[key]=value.", param="metadata")
+            labels[match[1]] = value
+    return labels

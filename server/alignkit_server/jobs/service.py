@@ -1,0 +1,216 @@
+"""Jobs of a project: create, look at, pause, resume, cancel. Stores what `preparation` has accepted."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from fastapi import Depends
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from alignkit_server.clock import now
+from alignkit_server.database import after_commit
+from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
+from alignkit_server.errors import ApiError, not_found
+from alignkit_server.files.repository import FileRepository
+from alignkit_server.ids import EVENT, new_id
+from alignkit_server.jobs.idempotency import Idempotency
+from alignkit_server.jobs.metrics import collect
+from alignkit_server.jobs.preparation import PreparedJob
+from alignkit_server.jobs.presenting import present_checkpoint, present_event, present_job
+from alignkit_server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
+from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject
+from alignkit_server.jobs.status import ACTIVE, FINISHED, PAUSED, UNFINISHED
+from alignkit_server.jobs.tables import Event, Job
+from alignkit_server.jobs.turns import places
+from alignkit_server.keys.service import Principal
+from alignkit_server.limits.quotas import require_job
+from alignkit_server.models.repository import ModelRepository
+from alignkit_server.pagination import CursorListObject, ListObject, PageQuery
+from alignkit_server.services import Services
+from alignkit_server.webhooks.repository import announce
+
+
+class JobService:
+    """The jobs of one project."""
+
+    def __init__(self, session: Session, project: Principal, services: Services) -> None:
+        self._session = session
+        self._project = project
+        self._services = services
+        self._jobs = JobRepository(session, project.project_id)
+        self._events = EventRepository(session, project.project_id)
+        self._checkpoints = CheckpointRepository(session, project.project_id)
+
+    def create(self, prepared: PreparedJob, idempotency: Idempotency | None = None) -> JobObject:
+        """Store the job, and hand it to the runner once it is committed; 429 where the project's quota is used up.
+
+        Where another request with the same idempotency key was faster, its job is the answer.
+        """
+        require_job(self._session, self._project.project_id, self._services.settings.limits)
+        request = prepared.request
+        self._hold_file("training_file", request.training_file)
+        if request.validation_file is not None:
+            self._hold_file("validation_file", request.validation_file)
+        for name in prepared.fine_tuned_models:
+            self._hold_model(name)
+        job = Job(
+            id=prepared.id,
+            created_at=now(),
+            status="queued",
+            attempt=1,
+            idempotency_key=idempotency.key if idempotency else None,
+            request_hash=idempotency.request_hash if idempotency else None,
+            base_model=prepared.base_model,
+            start_model=prepared.start_model,
+            training_file=request.training_file,
+            validation_file=request.validation_file,
+            suffix=request.suffix,
+            seed=prepared.seed,
+            method_type=prepared.method,
+            hyperparameters=prepared.hyperparameters,
+            recipe=prepared.recipe,
+            labels=request.metadata or None,
+            result_files=[],
+        )
+        first = self._add(job, idempotency)
+        if first is not job:
+            return self._present(first)
+        self._report(job, "info", f"Created fine-tuning job: {job.id}")
+        for notice in prepared.notices:
+            self._report(job, "warn", notice)
+        self._report(job, "info", "Files validated, job queued")
+        after_commit(self._session, lambda: self._services.enqueue(prepared.id))
+        return self._present(job)
+
+    def list(self, labels: Mapping[str, str] | None, query: PageQuery) -> ListObject[JobObject]:
+        """A page of jobs, newest first; see JobRepository.list for `labels`."""
+        page = self._jobs.list(labels, query)
+        found = places(self._session, page.items)
+        data = [present_job(job, self._project.project_name, found.get(job.id)) for job in page.items]
+        return ListObject(data=data, has_more=page.has_more)
+
+    def get(self, job_id: str) -> JobObject:
+        """One job."""
+        return self._present(self._jobs.get(job_id))
+
+    def cancel(self, job_id: str) -> JobObject:
+        """End a job that has not finished; 400 for one that has."""
+        job = self._jobs.get(job_id)
+        ended = {"finished_at": now(), "estimated_finish": None}
+        self._change(job, "cancelled", UNFINISHED, "cancelled", **ended)
+        announce(self._session, job, job.status)
+        after_commit(self._session, lambda: self._services.cancel(job_id))
+        return self._present(job)
+
+    def pause(self, job_id: str) -> JobObject:
+        """Stop a job so that it can go on later: its run saves its state and frees its place. 400 if it is over."""
+        job = self._jobs.get(job_id)
+        self._change(job, PAUSED, ACTIVE, "paused", estimated_finish=None)
+        return self._present(job)
+
+    def resume(self, job_id: str) -> JobObject:
+        """Let a paused job wait for a turn again; it goes on from its last checkpoint. 400 for any other."""
+        job = self._jobs.get(job_id)
+        again = {"attempt": job.attempt + 1, "turn": None}
+        self._change(job, "queued", (PAUSED,), "resumed", **again)
+        after_commit(self._session, lambda: self._services.enqueue(job_id))
+        return self._present(job)
+
+    def events(self, job_id: str, query: PageQuery) -> ListObject[EventObject]:
+        """A page of a job's events, newest first."""
+        page = self._events.list(self._jobs.get(job_id).id, query)
+        return ListObject(data=[present_event(event) for event in page.items], has_more=page.has_more)
+
+    def checkpoints(self, job_id: str, query: PageQuery) -> CursorListObject[CheckpointObject]:
+        """A page of a job's published checkpoints, newest first."""
+        page = self._checkpoints.list(self._jobs.get(job_id).id, query)
+        data = [present_checkpoint(checkpoint) for checkpoint in page.items]
+        return CursorListObject(
+            data=data,
+            has_more=page.has_more,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+        )
+
+    def metrics(self, job_id: str, names: Collection[str], max_points: int) -> JobMetrics:
+        """A job's metrics as series of at most `max_points`."""
+        return collect(job_id, self._events.metrics(self._jobs.get(job_id).id), names, max_points)
+
+    def recipe(self, job_id: str) -> str:
+        """The job's recipe as YAML, with names in place of this server's paths."""
+        root = self._services.settings.root
+        recipe = _without_paths(self._jobs.get(job_id).recipe, root)
+        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+
+    def _add(self, job: Job, idempotency: Idempotency | None) -> Job:
+        """Store the job, or return the one that has its idempotency key already."""
+        try:
+            with self._session.begin_nested():
+                self._jobs.add(job)
+        except IntegrityError:
+            first = self._jobs.by_idempotency_key(idempotency.key) if idempotency else None
+            if idempotency is None or first is None:
+                raise
+            idempotency.refuse_another(first)
+            return first
+        return job
+
+    def _change(self, job: Job, status: str, only_from: Sequence[str], done: str, **values: Any) -> None:
+        if not self._jobs.change(job, status, only_from=only_from, **values):
+            over = job.status in FINISHED
+            raise ApiError(
+                400,
+                f"The job {job.id} {'has already finished: its' if over else 'stays as it is: its'} "
+                f"status is {job.status!r}, so it cannot be {done}.",
+                code="job_already_finished" if over else "invalid_job_status",
+            )
+        self._report(job, "info", f"The job was {done}")
+
+    def _hold_file(self, param: str, file_id: str) -> None:
+        """Make sure that the file was not deleted since it was checked, and is not before the job is stored."""
+        if FileRepository(self._session, self._project.project_id).lock(file_id) is None:
+            raise not_found("file", file_id, param=param)
+
+    def _hold_model(self, name: str) -> None:
+        """As for a file."""
+        if ModelRepository(self._session, self._project.project_id).lock(name) is None:
+            raise not_found("model", name, param="model")
+
+    def _report(self, job: Job, level: str, message: str) -> None:
+        event = Event(
+            id=new_id(EVENT),
+            job_id=job.id,
+            created_at=now(),
+            level=level,
+            message=message,
+            type="message",
+        )
+        self._events.add(event)
+
+    def _present(self, job: Job) -> JobObject:
+        place = places(self._session, [job]).get(job.id)
+        return present_job(job, self._project.project_name, place)
+
+
+def _without_paths(value: Any, root: Path) -> Any:
+    """`value` with the last part of every path under `root` alone: a model's name, a file's or a job's id.
+
+    A model's as its archive's folder has it.
+    """
+    if isinstance(value, dict):
+        return {key: _without_paths(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item, root) for item in value]
+    if isinstance(value, str) and value.startswith(f"{root}/"):
+        return Path(value).name.replace(":", "_")
+    return value
+
+
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> JobService:
+    """The service for one request."""
+    return JobService(session, project, services)
+
+
+JobServiceDep = Annotated[JobService, Depends(get_service)]

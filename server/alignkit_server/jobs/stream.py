@@ -1,0 +1,85 @@
+"""A job's events as server-sent events: from the start or after the last one seen, until the job has finished."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import anyio
+from anyio import to_thread
+from fastapi.sse import format_sse_event
+
+from alignkit_server.database import Database
+from alignkit_server.errors import ApiError
+from alignkit_server.jobs.presenting import present_event
+from alignkit_server.jobs.repository import EventRepository, JobRepository
+from alignkit_server.jobs.status import FINISHED
+from alignkit_server.jobs.tables import Event
+
+POLL_SECONDS = 0.5
+KEEP_ALIVE_SECONDS = 15.0
+BATCH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """One listener to one job. Every look at the database is short and off the event loop."""
+
+    database: Database
+    project_id: str
+    job_id: str
+    position: int
+    type: str | None = None
+    """Which events: message or metrics; all of them by default."""
+
+    @classmethod
+    def open(
+        cls,
+        database: Database,
+        project_id: str,
+        job_id: str,
+        last_event_id: str | None,
+        type: str | None = None,  # noqa: A002 - OpenAI's name
+    ) -> "EventStream":
+        """Begin after `last_event_id`; 404 where the project has no such job, 400 where it has no such event."""
+        with database.reading() as session:
+            JobRepository(session, project_id).get(job_id)
+            position: int | None = 0
+            if last_event_id:
+                position = EventRepository(session, project_id).position(job_id, last_event_id)
+        if position is None:
+            raise ApiError(
+                400,
+                f"Last-Event-ID: expected the id of an event of the job {job_id}, found {last_event_id!r}.",
+                param="Last-Event-ID",
+            )
+        return cls(database, project_id, job_id, position, type)
+
+    def exhausted(self) -> bool:
+        """Whether the job is over and its last event was seen: a listener need not come back."""
+        events, over = self._look(self.position)
+        return over and not events
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The stream's bytes: events as they come, comments while none do."""
+        position, quiet_since = self.position, time.monotonic()
+        while True:
+            events, over = await to_thread.run_sync(self._look, position)
+            for event in events:
+                yield format_sse_event(data_str=present_event(event).model_dump_json(), id=event.id)
+                position, quiet_since = event.seq, time.monotonic()
+            if len(events) == BATCH:
+                continue
+            if over:
+                return
+            if time.monotonic() - quiet_since >= KEEP_ALIVE_SECONDS:
+                yield format_sse_event(comment="keep-alive")
+                quiet_since = time.monotonic()
+            await anyio.sleep(POLL_SECONDS)
+
+    def _look(self, position: int) -> tuple[Sequence[Event], bool]:
+        """The next events, and whether none can follow them any more."""
+        with self.database.reading() as session:
+            # In this order: a finished job is given no further events, so those looked for after it are all.
+            over = JobRepository(session, self.project_id).get(self.job_id).status in FINISHED
+            events = EventRepository(session, self.project_id)
+            return events.following(self.job_id, position, BATCH, self.type), over

@@ -1,0 +1,105 @@
+"""Puts the service together and starts it as a process, on a socket that is ours before anything else starts."""
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from alignkit.errors import AlignkitError
+from alignkit.jobspec import recipe_for_job
+from alignkit_server.app import ROUTERS, create_app
+from alignkit_server.chat.gateway import ChatGateway
+from alignkit_server.chat.routes import router as chat
+from alignkit_server.engines.adapters import unpublish
+from alignkit_server.engines.manager import EngineManager
+from alignkit_server.engines.weights import unpublish_weights
+from alignkit_server.executors.choice import executor_of, trains_on_gpu
+from alignkit_server.executors.protocol import Executor
+from alignkit_server.jobs.context import JobServices
+from alignkit_server.jobs.dbos_runner import DBOSRunner
+from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.settings import Settings
+
+
+def build_app(
+    settings: Settings, engines: EngineManager | None = None, executor: Executor | None = None
+) -> FastAPI:
+    """The whole service: the API, the durable queue, what runs the training and vLLM engines."""
+    engines = engines or EngineManager(settings)
+    executor = executor or executor_of(settings)
+    stopping = threading.Event()
+
+    def make_runner(ledger: JobLedger) -> DBOSRunner:
+        return DBOSRunner(JobServices(settings, ledger, executor, engines, stopping))
+
+    def take_down(name: str, base_model: str) -> None:
+        url = engines.running_endpoint(base_model)
+        unpublish(settings, model_name=name, base_model=base_model, engine_url=url)
+        engines.stop(name)
+        unpublish_weights(settings, model_name=name)
+
+    app = create_app(
+        settings,
+        runner=make_runner,
+        unpublish=take_down,
+        routers=(chat, *ROUTERS),  # tried in order, and chats come most often
+        engine_states=engines.statuses,
+        make_recipe=partial(recipe_for_job, on_gpu=trains_on_gpu(settings)),
+    )
+    serve_requests = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        await asyncio.to_thread(engines.cleanup_leftovers)
+        app.state.chat = ChatGateway(engines)
+        async with serve_requests(app) as state:
+            try:
+                yield state
+            finally:  # engines first: a job that waits for one must let go before the queue can stop
+                stopping.set()
+                await app.state.chat.aclose()
+                await asyncio.to_thread(engines.shutdown)
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def serve(settings: Settings, app: FastAPI | None = None) -> None:
+    """Run `app`, or the whole service, until SIGINT or SIGTERM.
+
+    Raises AlignkitError where the port is taken, or what is to run the training does not answer.
+    """
+    listener = listen(settings.host, settings.port)
+    app = app or build_app(settings)
+    host, port = listener.getsockname()[:2]
+    settings.root.mkdir(parents=True, exist_ok=True)
+    address = settings.root / "address"
+    address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
+    print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        address.unlink(missing_ok=True)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a taken port is told before a database is touched."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise AlignkitError(f"port {port} of {host} {reason}: choose another with --port") from error
+    return listener

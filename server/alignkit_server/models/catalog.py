@@ -1,0 +1,114 @@
+"""What models there are: base models are folders, fine-tuned ones rows of the project that made them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from alignkit.methods import ModelSource
+from alignkit.models import NAME_PATTERN, available
+from alignkit_server.database import Database
+from alignkit_server.errors import ApiError
+from alignkit_server.models.repository import FoundModel, ModelRepository, UsableModels
+from alignkit_server.models.tables import FineTunedModel
+from alignkit_server.settings import Settings
+
+BASE = "base"
+ADAPTER = "adapter"
+FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that can answer: `kind` is "base", "adapter" or "full", `owner` the project that made it."""
+
+    name: str
+    base_model: str
+    kind: str
+    created_at: int
+    owner: str = "alignkit"
+
+    @property
+    def engine(self) -> str:
+        """The model whose engine answers: its own where all weights were trained, else its base's."""
+        return self.name if self.kind == FULL else self.base_model
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableModel:
+    """A model that a job may train or learn from: its base model's name, and where its weights are."""
+
+    base_model: str
+    source: ModelSource
+
+
+class ModelCatalog:
+    """Finds models by name. Thread-safe."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._folder = settings.models_dir
+        self._database = database
+
+    def bases(self) -> list[str]:
+        """Names of the base models, sorted."""
+        return [name for name in available(self._folder) if NAME_PATTERN.fullmatch(name)]
+
+    def base(self, name: str) -> ResolvedModel | None:
+        """The base model of that name."""
+        if not NAME_PATTERN.fullmatch(name) or not (self.path(name) / "config.json").is_file():
+            return None
+        created = int((self.path(name) / "config.json").stat().st_mtime)
+        return ResolvedModel(name, base_model=name, kind=BASE, created_at=created)
+
+    def path(self, base: str) -> Path:
+        """The folder of a base model."""
+        return self._folder / base
+
+    def resolve(self, name: str, project_id: str) -> ResolvedModel:
+        """The model of that name that the project may use; an ApiError with status 404 says why there is none."""
+        base = self.base(name)
+        if base is not None:
+            return base
+        with self._database.reading() as session:
+            return fine_tuned(session, name, project_id)
+
+    def trainable(self, name: str, project_id: str) -> TrainableModel:
+        """A base model, or a fine-tuned one of the project; an ApiError with status 404 says why there is none."""
+        if self.base(name) is not None:
+            return TrainableModel(name, ModelSource(str(self.path(name))))
+        with self._database.reading() as session:
+            model = own_model(session, name, project_id)
+        if model.kind == FULL:
+            return TrainableModel(model.base_model, ModelSource(model.path, fully_trained=True))
+        return TrainableModel(model.base_model, ModelSource(str(self.path(model.base_model)), model.path))
+
+
+def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
+    """The fine-tuned model of that name that the project may use; 404 where there is none, or it is not ready."""
+    found = _ready(UsableModels(session, project_id).by_name(name), name)
+    model = found.model
+    return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner)
+
+
+def own_model(session: Session, name: str, project_id: str) -> FineTunedModel:
+    """The project's own fine-tuned model of that name; 404 where there is none, or it is not ready."""
+    return _ready(ModelRepository(session, project_id).by_name(name), name).model
+
+
+def _ready(found: FoundModel | None, name: str) -> FoundModel:
+    if found is None:
+        raise ApiError(
+            404,
+            f"The model {name!r} does not exist or you do not have access to it. "
+            "GET /v1/models lists the models you can use.",
+            param="model",
+            code="model_not_found",
+        )
+    if found.status != "succeeded":
+        raise ApiError(
+            404,
+            f"The model {name!r} is not ready: its job {found.model.job_id} is {found.status}.",
+            param="model",
+            code="model_not_ready",
+        )
+    return found

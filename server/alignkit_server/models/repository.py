@@ -1,0 +1,69 @@
+"""Queries on fine-tuned models."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Select, or_, select
+
+from alignkit_server.checkpoints.tables import Permission
+from alignkit_server.jobs.repository import JobRepository
+from alignkit_server.jobs.tables import Job
+from alignkit_server.keys.tables import Project
+from alignkit_server.models.tables import FineTunedModel
+from alignkit_server.scoped import ScopedRepository
+
+
+class FoundModel(NamedTuple):
+    """A model, its job's status, and the name of the project that made it."""
+
+    model: FineTunedModel
+    status: str
+    owner: str
+
+
+class ModelRepository(ScopedRepository[FineTunedModel]):
+    """One project's fine-tuned models."""
+
+    table = FineTunedModel
+    kind = "model"
+
+    def by_name(self, name: str) -> FoundModel | None:
+        """The model of that name."""
+        found = self._session.execute(_described(self.select()).where(FineTunedModel.name == name))
+        row = found.one_or_none()
+        return None if row is None else FoundModel(*row)
+
+    def lock(self, name: str) -> FineTunedModel | None:
+        """The model, which until the end of the transaction nobody else can delete or start to use."""
+        return self._session.scalar(self.select().where(FineTunedModel.name == name).with_for_update())
+
+    def user_of(self, name: str) -> str | None:
+        """The id of a job that has not finished and trains on from the model, or is taught by it."""
+        jobs = JobRepository(self._session, self._project_id)
+        return jobs.unfinished(
+            or_(Job.start_model == name, Job.hyperparameters["teacher"].as_string() == name)
+        )
+
+
+class UsableModels(ModelRepository):
+    """The models that one project may use: its own, and those that others let it use."""
+
+    def select(self) -> Select[FineTunedModel]:
+        """The models that the project may use."""
+        permitted = select(Permission.model_id).where(Permission.grantee_id == self._project_id)
+        own = FineTunedModel.project_id == self._project_id
+        return select(FineTunedModel).where(or_(own, FineTunedModel.id.in_(permitted)))
+
+    def ready(self) -> Sequence[FoundModel]:
+        """The models of jobs that succeeded, newest first."""
+        query = _described(self.select()).where(Job.status == "succeeded")
+        rows = self._session.execute(query.order_by(FineTunedModel.seq.desc()))
+        return [FoundModel(*row) for row in rows]
+
+
+def _described(statement: Select[FineTunedModel]) -> Select[FineTunedModel, str, str]:
+    return (
+        statement.add_columns(Job.status, Project.name)
+        .join(Job, FineTunedModel.job_id == Job.id)
+        .join(Project, FineTunedModel.project_id == Project.id)
+    )

@@ -1,0 +1,103 @@
+"""Models of a project: what can answer, and taking one out."""
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.orm import Session
+
+from alignkit_server.database import after_commit
+from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
+from alignkit_server.errors import ApiError, in_use
+from alignkit_server.keys.service import Principal
+from alignkit_server.models.archive import Archive
+from alignkit_server.models.catalog import BASE, ResolvedModel, fine_tuned, own_model
+from alignkit_server.models.repository import ModelRepository, UsableModels
+from alignkit_server.models.schemas import ModelDeleted, ModelList, ModelObject
+from alignkit_server.services import Services
+
+
+class ModelService:
+    """The models that one project may use."""
+
+    def __init__(self, session: Session, project: Principal, services: Services) -> None:
+        self._session = session
+        self._project = project
+        self._services = services
+        self._models = ModelRepository(session, project.project_id)
+        self._usable = UsableModels(session, project.project_id)
+
+    def list(self) -> ModelList:
+        """Base models, then those that the project made or may use, newest first."""
+        catalog = self._services.catalog
+        bases = [base for name in catalog.bases() if (base := catalog.base(name))]
+        tuned = [
+            ResolvedModel(row.name, row.base_model, row.kind, row.created_at, owner)
+            for row, _, owner in self._usable.ready()
+        ]
+        return ModelList(data=[_present(model) for model in (*bases, *tuned)])
+
+    def get(self, name: str) -> ModelObject:
+        """One model; 404 where there is none or it is not ready."""
+        return _present(self._find(name))
+
+    def archive(self, name: str) -> Archive:
+        """The files of a model that the project made; 403 for a base model."""
+        if self._services.catalog.base(name) is not None:
+            raise ApiError(
+                403, f"{name!r} is a base model: only fine-tuned models can be downloaded.", param="model"
+            )
+        model = own_model(self._session, name, self._project.project_id)
+        try:
+            return Archive(Path(model.path), name.replace(":", "_"))
+        except FileNotFoundError as error:
+            raise ApiError(
+                404, f"The files of the model {name!r} are gone.", param="model", code="model_not_found"
+            ) from error
+
+    def delete(self, name: str) -> ModelDeleted:
+        """Remove a fine-tuned model and take it out of serving.
+
+        403 for a base model or another project's, 409 while a job that has not finished needs it.
+        """
+        model = self._find(name)
+        if model.kind == BASE:
+            raise ApiError(
+                403,
+                f"{name!r} is a base model of this service: only fine-tuned models can be deleted.",
+                param="model",
+            )
+        found = self._models.by_name(name)
+        if found is None:
+            raise ApiError(
+                403, f"{name!r} belongs to the project {model.owner}: only that can delete it.", param="model"
+            )
+        self._models.lock(name)
+        job_id = self._models.user_of(name)
+        if job_id is not None:
+            raise in_use("model", repr(name), job_id, param="model")
+        self._models.delete(found.model)
+        after_commit(self._session, lambda: self._services.unpublish(name, model.base_model))
+        return ModelDeleted(id=name)
+
+    def _find(self, name: str) -> ResolvedModel:
+        base = self._services.catalog.base(name)
+        return base or fine_tuned(self._session, name, self._project.project_id)
+
+
+def _present(model: ResolvedModel) -> ModelObject:
+    return ModelObject(
+        id=model.name,
+        created=model.created_at,
+        owned_by=model.owner,
+        parent=None if model.kind == BASE else model.base_model,
+        kind=model.kind,
+    )
+
+
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> ModelService:
+    """The service for one request."""
+    return ModelService(session, project, services)
+
+
+ModelServiceDep = Annotated[ModelService, Depends(get_service)]

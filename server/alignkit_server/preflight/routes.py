@@ -1,0 +1,28 @@
+"""/v1/fine_tuning/preview and /v1/fine_tuning/jobs/estimate: a job's request, without a job."""
+
+from fastapi import APIRouter
+
+from alignkit_server.dependencies import ProjectDep, ServicesDep
+from alignkit_server.errors import documented
+from alignkit_server.jobs.preparation import prepare
+from alignkit_server.jobs.schemas import JobRequest
+from alignkit_server.preflight import service
+from alignkit_server.preflight.schemas import EstimateObject, PreviewObject, PreviewRequest
+
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+
+
+@router.post("/preview", responses=documented(404))
+async def preview_job(body: PreviewRequest, project: ProjectDep, services: ServicesDep) -> PreviewObject:
+    """Show rows of the training file as the job would see them, and which tokens carry loss."""
+    return await services.checks.run(
+        project.project_id, lambda: service.preview(body, prepare(body, project, services))
+    )
+
+
+@router.post("/jobs/estimate", responses=documented(404))
+async def estimate_job(body: JobRequest, project: ProjectDep, services: ServicesDep) -> EstimateObject:
+    """Estimate a job's tokens, steps, time and memory, and whether it fits the device that jobs run on."""
+    return await services.checks.run(
+        project.project_id, lambda: service.estimate(prepare(body, project, services), project, services)
+    )

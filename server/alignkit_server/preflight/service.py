@@ -1,0 +1,136 @@
+"""Looks at a job before it is created: its rows as the trainer sees them, its tokens, steps and memory."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from alignkit import estimate as library
+from alignkit.data.preview import preview_row
+from alignkit.data.reading import iter_lines
+from alignkit.data.schemas import schema_for
+from alignkit.data.tokens import TokenSequence, load_tokenizer
+from alignkit.data.validation import Inspection
+from alignkit.errors import DataError, ModelError
+from alignkit.recipe import Recipe
+from alignkit_server.errors import ApiError
+from alignkit_server.jobs.preparation import PreparedJob
+from alignkit_server.jobs.repository import JobRepository
+from alignkit_server.jobs.turns import waiting
+from alignkit_server.keys.service import Principal
+from alignkit_server.preflight.schemas import (
+    EstimateObject,
+    MemoryObject,
+    PreviewObject,
+    PreviewRequest,
+    PreviewRow,
+)
+from alignkit_server.services import Services
+
+SAMPLE_ROWS = 2000
+"""Rows whose tokens are counted: enough for a mean, little enough for a request."""
+
+
+def preview(request: PreviewRequest, prepared: PreparedJob) -> PreviewObject:
+    """The rows asked for, rendered."""
+    tokenizer = _tokenizer(prepared, request.model)
+    max_length = int(prepared.recipe["data"]["max_length"])
+    schema, shown = schema_for(prepared.method), []
+    for index, row in islice(_rows(prepared), request.offset, request.offset + request.rows):
+        try:
+            found = preview_row(row, tokenizer, schema, max_length=max_length)
+        except DataError as error:
+            raise _refused(index, error) from error
+        sequences = {name: [asdict(part) for part in parts] for name, parts in found.sequences.items()}
+        shown.append(
+            PreviewRow.model_validate({"index": index, "dropped": found.dropped, "sequences": sequences})
+        )
+    return PreviewObject(model=request.model, method=prepared.method, max_length=max_length, rows=shown)
+
+
+def estimate(prepared: PreparedJob, project: Principal, services: Services) -> EstimateObject:
+    """Tokens counted in a sample of the rows; memory by the library; time by what earlier jobs took."""
+    recipe, rows = Recipe.parse(prepared.recipe), prepared.train_rows
+    rendered = _rendered(prepared, _tokenizer(prepared, prepared.request.model))
+    lengths = library.count_lengths(rendered, recipe.data.max_length, len(rendered) / rows)
+    kept = (lengths.rows or 0) if lengths else 0
+    steps, passes = library.run_steps(kept, recipe.training)
+    found = _on_this_machine(recipe, lengths) if lengths else None
+    tokens = round(lengths.mean * lengths.sequences * kept * passes) if lengths else 0
+    if found is not None and found.tokens is not None:
+        tokens = found.tokens  # what the method draws is trained on too
+    with services.database.reading() as session:
+        jobs = JobRepository(session, project.project_id)
+        rates = jobs.rates(prepared.base_model, prepared.method)
+        place = waiting(session) + 1
+    return EstimateObject(
+        rows=rows,
+        sampled_rows=len(rendered),
+        dropped_rows=rows - kept,
+        steps=steps or 0,
+        tokens=tokens,
+        seconds=round(tokens / median(rates), 1) if rates else None,
+        based_on_jobs=len(rates),
+        queue_position=place,
+        memory=_memory(found) if found else None,
+        fits=found.fits if found else None,
+    )
+
+
+def _on_this_machine(recipe: Recipe, lengths: library.Lengths) -> library.Estimate | None:
+    """By one process, as jobs are trained; None for a model that the library makes no estimate of."""
+    try:
+        return library.estimate(recipe, lengths, device=library.at_hand())
+    except library.EstimateError:
+        return None
+
+
+def _memory(found: library.Estimate) -> MemoryObject:
+    held = {kind: size for kind, size in found.memory.kinds.items() if size}
+    return MemoryObject(
+        device=found.device.name,
+        available_bytes=found.device.usable,
+        peak_bytes=found.memory.peak,
+        peak_during=found.memory.moment,
+        bytes_by_kind=held,
+        trainable_parameters=found.trainable,
+        checkpoint_bytes=found.disk.checkpoint,
+    )
+
+
+def _rendered(prepared: PreparedJob, tokenizer: Any) -> list[list[TokenSequence]]:
+    """The sequences of a sample of the rows."""
+    schema, rendered = schema_for(prepared.method), []
+    for index, row in islice(_rows(prepared), 0, None, max(1, prepared.train_rows // SAMPLE_ROWS)):
+        try:
+            rendered.append(schema.render(row, tokenizer))
+        except DataError as error:
+            raise _refused(index, error) from error
+    return rendered
+
+
+def _rows(prepared: PreparedJob) -> Iterator[tuple[int, Any]]:
+    """(index, row) of the training file, which is known to be in order."""
+    schema: Any = schema_for(prepared.method)
+    yield from enumerate(Inspection(schema).rows(iter_lines(Path(prepared.recipe["data"]["train"]))))
+
+
+def _tokenizer(prepared: PreparedJob, name: str) -> Any:
+    folder = Path(prepared.recipe["model"]["path"])
+    try:
+        return _load_tokenizer(folder, (folder / "config.json").stat().st_mtime_ns)
+    except ModelError as error:
+        message = f"The model {name!r} cannot render conversations: {error}"
+        raise ApiError(400, message.replace(str(folder), name), param="model") from error
+
+
+@lru_cache(maxsize=8)
+def _load_tokenizer(model: Path, _changed: int) -> Any:
+    return load_tokenizer(model)
+
+
+def _refused(index: int, error: DataError) -> ApiError:
+    return ApiError(400, f"Row {index} of the training file: {error}", param="training_file")

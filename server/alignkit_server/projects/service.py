@@ -1,0 +1,168 @@
+"""What an admin does with projects and keys. A key's value leaves here once, in the answer that made it."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends
+
+from alignkit_server.clock import now
+from alignkit_server.database import after_commit
+from alignkit_server.dependencies import ServicesDep, SessionDep
+from alignkit_server.errors import ApiError
+from alignkit_server.ids import PROJECT, new_id
+from alignkit_server.keys.repository import ProjectKeyRepository
+from alignkit_server.keys.service import new_key
+from alignkit_server.keys.tables import ApiKey, Project
+from alignkit_server.limits.quotas import limits_of
+from alignkit_server.limits.repository import UsageRepository
+from alignkit_server.pagination import CursorListObject, PageQuery
+from alignkit_server.projects.repository import ProjectRepository
+from alignkit_server.projects.schemas import (
+    KeyDeleted,
+    KeyObject,
+    KeyRequest,
+    KeyRotation,
+    KeyUpdate,
+    NewKeyObject,
+    ProjectLimits,
+    ProjectObject,
+    UsageObject,
+)
+
+log = structlog.get_logger()
+
+
+class ProjectService:
+    """Every project, and what it may use."""
+
+    def __init__(self, session: SessionDep, services: ServicesDep) -> None:
+        self._session = session
+        self._defaults = services.settings.limits
+        self._projects = ProjectRepository(session)
+
+    def create(self, name: str) -> ProjectObject:
+        """Make a project; 409 where the name is taken."""
+        project = Project(id=new_id(PROJECT), name=name, created_at=now())
+        self._projects.add(project)
+        return self._present(project)
+
+    def list(self, query: PageQuery) -> CursorListObject[ProjectObject]:
+        """A page of projects, newest first."""
+        page = self._projects.page(query)
+        data = [self._present(project) for project in page.items]
+        return CursorListObject(
+            data=data,
+            has_more=page.has_more,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+        )
+
+    def get(self, project_id: str) -> ProjectObject:
+        """One project."""
+        return self._present(self._projects.get(project_id))
+
+    def limit(self, project_id: str, changes: ProjectLimits) -> ProjectObject:
+        """Change the project's own limits."""
+        project = self._projects.lock(project_id)
+        changed = (project.limits or {}) | changes.model_dump(exclude_unset=True)
+        project.limits = {name: value for name, value in changed.items() if value is not None}
+        self._session.flush()
+        return self._present(project)
+
+    def _present(self, project: Project) -> ProjectObject:
+        usage = UsageRepository(self._session, project.id).usage()
+        return ProjectObject(
+            id=project.id,
+            name=project.name,
+            created_at=project.created_at,
+            limits=limits_of(project.limits or {}, self._defaults),
+            usage=UsageObject.model_validate(usage, from_attributes=True),
+        )
+
+
+class KeyService:
+    """The keys of one project, which must exist."""
+
+    def __init__(self, project_id: str, session: SessionDep) -> None:
+        self._session = session
+        self._project = ProjectRepository(session).get(project_id)
+        self._keys = ProjectKeyRepository(session, project_id)
+
+    def create(self, request: KeyRequest) -> NewKeyObject:
+        """Make a key."""
+        return self._issue(request.name, request.scopes, _expiry(request.expires_in_seconds))
+
+    def list(self, query: PageQuery) -> CursorListObject[KeyObject]:
+        """A page of keys, newest first."""
+        page = self._keys.list(query)
+        data = [KeyObject(**_fields(key)) for key in page.items]
+        return CursorListObject(
+            data=data,
+            has_more=page.has_more,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+        )
+
+    def get(self, key_id: str) -> KeyObject:
+        """One key."""
+        return KeyObject(**_fields(self._keys.get(key_id)))
+
+    def update(self, key_id: str, changes: KeyUpdate) -> KeyObject:
+        """Change what a key may do, or for how long."""
+        key = self._unexpired(key_id)
+        if changes.scopes is not None:
+            key.scopes = list(changes.scopes)
+        if changes.expires_in_seconds is not None:
+            key.expires_at = _expiry(changes.expires_in_seconds)
+        self._session.flush()
+        return KeyObject(**_fields(key))
+
+    def rotate(self, key_id: str, rotation: KeyRotation) -> NewKeyObject:
+        """Make a key that may do the same for as long as the old one; the old one ends after the grace period."""
+        old = self._unexpired(key_id)
+        new = self._issue(old.name, old.scopes, old.expires_at)
+        end = now() + rotation.grace_seconds
+        old.expires_at = end if old.expires_at is None else min(old.expires_at, end)
+        self._session.flush()
+        return new
+
+    def delete(self, key_id: str) -> KeyDeleted:
+        """Revoke a key: it opens nothing from the next request on."""
+        self._keys.delete(self._keys.get(key_id))
+        after_commit(self._session, lambda: log.info("key revoked", key_id=key_id))
+        return KeyDeleted(id=key_id)
+
+    def _issue(self, name: str, scopes: Sequence[str], expires_at: int | None) -> NewKeyObject:
+        key, token = new_key(name, scopes, expires_at)
+        self._keys.add(key)
+        log.info("key made", key_id=key.id, project=self._project.name, scopes=key.scopes)
+        return NewKeyObject(**_fields(key), value=token)
+
+    def _unexpired(self, key_id: str) -> ApiKey:
+        key = self._keys.get(key_id)
+        if key.expires_at is not None and key.expires_at <= now():
+            raise ApiError(
+                400, f"The key {key_id} has expired: make a new one.", param="key_id", code="key_expired"
+            )
+        return key
+
+
+def _expiry(seconds: int | None) -> int | None:
+    return None if seconds is None else now() + seconds
+
+
+def _fields(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "redacted_value": f"sk-…{key.hint}",
+        "scopes": key.scopes,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "last_used_at": key.last_used_at,
+    }
+
+
+ProjectServiceDep = Annotated[ProjectService, Depends()]
+KeyServiceDep = Annotated[KeyService, Depends()]

@@ -1,0 +1,67 @@
+"""Uploads in parts as OpenAI's API gives and takes them."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignkit_server.files.schemas import FileObject, Purpose
+from alignkit_server.jobs.schemas import Name
+
+MAX_PARTS = 10_000
+
+
+class ExpiresAfter(BaseModel):
+    """How long the file is kept once the upload is complete."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2592000)]
+
+
+class UploadRequest(BaseModel):
+    """A new upload."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    bytes: Annotated[int, Field(ge=0, description="how many bytes the whole file has")]
+    filename: Annotated[Name, Field(min_length=1)]
+    mime_type: Annotated[
+        str, Field(description="taken as it is: what a file holds is checked where it is used")
+    ]
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteRequest(BaseModel):
+    """Which parts make the file, in order."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    part_ids: Annotated[list[Name], Field(max_length=MAX_PARTS)]
+    md5: Annotated[
+        str | None, Field(pattern=r"^[0-9a-fA-F]{32}$", description="of the whole file, in hexadecimal")
+    ] = None
+
+
+class UploadObject(BaseModel):
+    """An upload; `file` is there once it is complete."""
+
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: Literal["pending", "completed", "cancelled", "expired"]
+    file: FileObject | None
+
+
+class PartObject(BaseModel):
+    """A part of an upload."""
+
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str

@@ -1,0 +1,236 @@
+"""Uploads of a project: opened, filled part by part, and turned into a file or thrown away."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.orm import Session
+
+from alignkit_server.clock import now
+from alignkit_server.database import after_commit
+from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
+from alignkit_server.errors import ApiError
+from alignkit_server.files.repository import FileRepository
+from alignkit_server.files.service import FileService, present, safe_filename
+from alignkit_server.files.upload import PREFIX, too_large, write_all
+from alignkit_server.files.upload import Upload as Received
+from alignkit_server.ids import PART, UPLOAD, new_id
+from alignkit_server.keys.service import Principal
+from alignkit_server.limits.quotas import require_bytes
+from alignkit_server.services import Services
+from alignkit_server.uploads.repository import PartRepository, UploadRepository
+from alignkit_server.uploads.schemas import (
+    MAX_PARTS,
+    CompleteRequest,
+    PartObject,
+    UploadObject,
+    UploadRequest,
+)
+from alignkit_server.uploads.tables import Upload, UploadPart
+
+LIFETIME_SECONDS = 3600
+"""OpenAI's: an upload expires an hour after it was opened."""
+COPY_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The parts of an upload put together, in a temporary file; an upload's bytes and its parts' agree."""
+
+    path: Path
+    upload_id: str
+
+
+class UploadService:
+    """The uploads of one project."""
+
+    def __init__(self, session: Session, project: Principal, services: Services) -> None:
+        self._session = session
+        self._project = project
+        self._services = services
+        self._settings = services.settings
+        self._uploads = UploadRepository(session, project.project_id)
+        self._parts = PartRepository(session, project.project_id)
+
+    def create(self, request: UploadRequest) -> UploadObject:
+        """Open an upload; 429 where the project's files would hold too much with it."""
+        if request.bytes > self._settings.max_upload_bytes:
+            raise too_large(self._settings.max_upload_bytes, "bytes")
+        require_bytes(self._session, self._project.project_id, self._settings.limits, request.bytes)
+        for upload_id in self._uploads.expire():
+            self._drop_parts(upload_id)
+        created_at = now()
+        upload = Upload(
+            id=new_id(UPLOAD),
+            filename=safe_filename(request.filename),
+            purpose=request.purpose,
+            bytes=request.bytes,
+            status="pending",
+            created_at=created_at,
+            expires_at=created_at + LIFETIME_SECONDS,
+            file_seconds=request.expires_after.seconds if request.expires_after else None,
+        )
+        self._uploads.add(upload)
+        return self._present(upload)
+
+    def add_part(self, upload_id: str, received: Received) -> PartObject:
+        """Keep a part. Parts may come in any order and at the same time."""
+        upload = self._uploads.lock(upload_id)
+        _require_open(upload)
+        count, size = self._parts.totals(upload_id)
+        if size + received.size > self._settings.max_upload_bytes:
+            raise too_large(self._settings.max_upload_bytes, "data")
+        if count >= MAX_PARTS:
+            raise ApiError(
+                400, f"The upload {upload_id} has {MAX_PARTS} parts, which is the most.", param="data"
+            )
+        part = UploadPart(id=new_id(PART), upload_id=upload_id, bytes=received.size, created_at=now())
+        self._parts.add(part)
+        target = self._folder(upload_id) / part.id
+        target.parent.mkdir(parents=True, exist_ok=True)
+        received.path.replace(target)
+        return PartObject(id=part.id, created_at=part.created_at, upload_id=upload_id)
+
+    def complete(self, assembled: Assembled) -> UploadObject:
+        """Make the assembled parts a file of the project, unless the upload was closed meanwhile."""
+        upload = self._uploads.lock(assembled.upload_id)
+        _require_open(upload)
+        files = FileService(self._session, self._project, self._services)
+        file = files.keep(assembled.path, upload.filename, upload.purpose, upload.bytes, upload.file_seconds)
+        if not self._uploads.close(upload, "completed", file.id):
+            raise _closed(upload)
+        self._drop_parts(upload.id)
+        return self._present(upload)
+
+    def cancel(self, upload_id: str) -> UploadObject:
+        """Throw an open upload away."""
+        upload = self._uploads.lock(upload_id)
+        _require_open(upload)
+        if not self._uploads.close(upload, "cancelled"):
+            raise _closed(upload)
+        self._drop_parts(upload_id)
+        return self._present(upload)
+
+    def _drop_parts(self, upload_id: str) -> None:
+        for part in self._parts.of(upload_id):
+            self._parts.delete(part)
+        folder = self._folder(upload_id)
+        after_commit(self._session, lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def _folder(self, upload_id: str) -> Path:
+        return self._settings.uploads_dir / upload_id
+
+    def _present(self, upload: Upload) -> UploadObject:
+        file = None
+        if upload.file_id is not None:
+            file = FileRepository(self._session, self._project.project_id).find(upload.file_id)
+        return UploadObject(
+            id=upload.id,
+            bytes=upload.bytes,
+            created_at=upload.created_at,
+            expires_at=upload.expires_at,
+            filename=upload.filename,
+            purpose=upload.purpose,
+            status=status_of(upload),
+            file=present(file) if file else None,
+        )
+
+
+def assemble(upload_id: str, request: CompleteRequest, project: Principal, services: Services) -> Assembled:
+    """Put the named parts together, in order; raises ApiError where they are not the file that was announced.
+
+    Copying gigabytes takes a while, so no transaction is held meanwhile. The caller removes the result's path.
+    """
+    with services.database.reading() as session:
+        upload = UploadRepository(session, project.project_id).get(upload_id)
+        parts = {part.id: part for part in PartRepository(session, project.project_id).of(upload_id)}
+    _require_open(upload)
+    _require_parts(upload, parts.keys(), request.part_ids)
+    size = sum(parts[part_id].bytes for part_id in request.part_ids)
+    if size != upload.bytes:
+        raise ApiError(
+            400,
+            f"part_ids: expected parts of {upload.bytes} bytes together, as announced, found {size}.",
+            param="part_ids",
+            code="upload_size_mismatch",
+        )
+    folder = services.settings.uploads_dir / upload_id
+    path, digest = _join([folder / part_id for part_id in request.part_ids], services.settings.files_dir)
+    if request.md5 is not None and request.md5.lower() != digest:
+        path.unlink(missing_ok=True)
+        raise ApiError(
+            400,
+            f"md5: the parts together have the checksum {digest}, not {request.md5.lower()}.",
+            param="md5",
+            code="upload_checksum_mismatch",
+        )
+    return Assembled(path, upload_id)
+
+
+def _require_parts(upload: Upload, known: Collection[str], part_ids: Sequence[str]) -> None:
+    for number, part_id in enumerate(part_ids):
+        if part_id not in known:
+            raise ApiError(
+                400,
+                f"part_ids.{number}: the upload {upload.id} has no part {part_id!r}.",
+                param=f"part_ids.{number}",
+                code="invalid_value",
+            )
+    if len(set(part_ids)) < len(part_ids):
+        raise ApiError(400, "part_ids: a part is named twice.", param="part_ids", code="invalid_value")
+
+
+def _join(parts: Sequence[Path], folder: Path) -> tuple[Path, str]:
+    """A synced temporary file of `folder` with the bytes of all parts, and their MD5."""
+    digest = hashlib.md5(usedforsecurity=False)
+    descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
+    path = Path(name)
+    try:
+        try:
+            for part in parts:
+                with part.open("rb") as file:
+                    while chunk := file.read(COPY_BYTES):
+                        digest.update(chunk)
+                        write_all(descriptor, chunk)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as error:  # cancelled or completed meanwhile
+        path.unlink(missing_ok=True)
+        raise ApiError(400, "The upload was closed while it was completed.", code="upload_closed") from error
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path, digest.hexdigest()
+
+
+def status_of(upload: Upload) -> str:
+    """The status now: an open upload whose time is over has expired."""
+    return "expired" if upload.status == "pending" and upload.expires_at <= now() else upload.status
+
+
+def _require_open(upload: Upload) -> None:
+    if status_of(upload) != "pending":
+        raise _closed(upload)
+
+
+def _closed(upload: Upload) -> ApiError:
+    return ApiError(
+        400,
+        f"The upload {upload.id} is {status_of(upload)}: expected one that is pending.",
+        code="upload_closed",
+    )
+
+
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> UploadService:
+    """The service for one request."""
+    return UploadService(session, project, services)
+
+
+UploadServiceDep = Annotated[UploadService, Depends(get_service)]

@@ -1,0 +1,114 @@
+"""Sends events durably: each attempt is a DBOS workflow, and one that fails puts the next into the queue, delayed.
+
+So an event that waits for its next attempt costs a row, not a thread, and survives any restart. An endpoint may get
+an event twice; its `webhook-id` tells.
+"""
+
+from dataclasses import dataclass
+
+import structlog
+from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
+from sqlalchemy import select
+
+from alignkit_server.database import Database
+from alignkit_server.settings import Settings
+from alignkit_server.webhooks.repository import PENDING
+from alignkit_server.webhooks.sender import active_secrets, send
+from alignkit_server.webhooks.tables import Delivery, Endpoint
+from alignkit_server.webhooks.targets import TargetError
+
+QUEUE = "webhooks"
+SENT_AT_ONCE = 8
+HOUR = 3600.0
+BACK_OFF_SECONDS = (5.0, 30.0, 120.0, 600.0, HOUR, 4 * HOUR, 12 * HOUR, 24 * HOUR, 24 * HOUR)
+"""Between attempts; about three days in all, as OpenAI does."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """Where events wait, and how they may be sent."""
+
+    database: Database
+    settings: Settings
+    version: str
+    """The application's, part of every workflow's id: an older version's workflows are cancelled at the start."""
+
+
+_outbox: Outbox | None = None
+
+
+def start(outbox: Outbox) -> None:
+    """Resume what the last server left. Call it once DBOS runs."""
+    global _outbox  # noqa: PLW0603 - DBOS workflows are module functions
+    _outbox = outbox
+    DBOS.register_queue(
+        QUEUE, worker_concurrency=SENT_AT_ONCE, polling_interval_sec=0.5, on_conflict="always_update"
+    )
+    with outbox.database.reading() as session:
+        query = select(Delivery.id, Delivery.attempts).where(Delivery.status == PENDING)
+        waiting = session.execute(query.order_by(Delivery.seq)).all()
+    for delivery_id, attempts in waiting:
+        enqueue(delivery_id, attempts + 1)
+
+
+def enqueue(delivery_id: str, attempt: int = 1, *, delay: float | None = None) -> None:
+    """Queue an attempt; once, however often it is called."""
+    workflow_id = f"{delivery_id}-{attempt}-v{_use().version}"
+    with SetWorkflowID(workflow_id), SetEnqueueOptions(delay_seconds=delay):
+        DBOS.enqueue_workflow(QUEUE, deliver, delivery_id, attempt)
+
+
+def pending(job_id: str) -> list[str]:
+    """Ids of the job's events that no endpoint has taken yet."""
+    query = select(Delivery.id).where(Delivery.status == PENDING, Delivery.job_id == job_id)
+    query = query.order_by(Delivery.seq)
+    with _use().database.reading() as session:
+        return list(session.scalars(query))
+
+
+def _use() -> Outbox:
+    if _outbox is None:
+        raise RuntimeError("the runner is not started")
+    return _outbox
+
+
+@DBOS.workflow(name="deliver_webhook")
+def deliver(delivery_id: str, attempt: int) -> None:
+    """Try to send an event, and see to the next attempt where it fails and there is one."""
+    if not try_to_send(delivery_id, attempt) and attempt <= len(BACK_OFF_SECONDS):
+        enqueue(delivery_id, attempt + 1, delay=BACK_OFF_SECONDS[attempt - 1])
+
+
+@DBOS.step(name="try_to_send_webhook")
+def try_to_send(delivery_id: str, attempt: int) -> bool:
+    """Send the event once; whether it needs no further attempt."""
+    outbox = _use()
+    query = select(Delivery, Endpoint).join(Endpoint, Delivery.endpoint_id == Endpoint.id)
+    with outbox.database.reading() as session:
+        found = session.execute(query.where(Delivery.id == delivery_id)).one_or_none()
+    if (
+        found is None or found[0].status != PENDING
+    ):  # the endpoint was deleted, or a crash came after the answer
+        return True
+    delivery, endpoint = found
+    delivered, answer = _attempt(delivery, endpoint, private=outbox.settings.webhook_private_targets)
+    given_up = not delivered and attempt > len(BACK_OFF_SECONDS)
+    with outbox.database.writing() as session:
+        row = session.get(Delivery, delivery.seq)
+        if row is not None:
+            row.attempts, row.last_answer = attempt, answer
+            row.status = "delivered" if delivered else "given_up" if given_up else PENDING
+    if not delivered:
+        log.warning("webhook not delivered", delivery_id=delivery_id, attempt=attempt, answer=answer)
+    return delivered or given_up
+
+
+def _attempt(delivery: Delivery, endpoint: Endpoint, *, private: bool) -> tuple[bool, str]:
+    """Whether the endpoint took the event, and what it said."""
+    try:
+        status = send(endpoint.url, active_secrets(endpoint), delivery.payload, private=private)
+    except TargetError as error:
+        return False, str(error)
+    return 200 <= status < 300, f"status {status}"

@@ -1,0 +1,71 @@
+"""Queries on endpoints, and the events on their way to them."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from alignkit_server.clock import now
+from alignkit_server.ids import DELIVERY, new_id
+from alignkit_server.jobs.tables import Job
+from alignkit_server.pagination import Page, PageQuery
+from alignkit_server.scoped import ScopedRepository
+from alignkit_server.webhooks.tables import Delivery, Endpoint
+
+PENDING = "pending"
+
+
+class EndpointRepository(ScopedRepository[Endpoint]):
+    """One project's endpoints."""
+
+    table = Endpoint
+    kind = "webhook endpoint"
+
+    def list(self, query: PageQuery) -> Page[Endpoint]:
+        """A page of the endpoints."""
+        return self.page(self.select(), query)
+
+    def all(self) -> Sequence[Endpoint]:
+        """Every endpoint."""
+        return self._session.scalars(self.select()).all()
+
+    def count(self) -> int:
+        """How many there are."""
+        return self._session.scalar(select(func.count()).select_from(self.select().subquery())) or 0
+
+
+def announce(session: Session, job: Job, status: str) -> None:
+    """Note that `job` ended, for every endpoint that wants to know: in the transaction that ends it.
+
+    So that neither is ever without the other, whatever crashes.
+    """
+    event_type = f"fine_tuning.job.{status}"
+    for endpoint in EndpointRepository(session, job.project_id).all():
+        if event_type in endpoint.event_types:
+            session.add(_delivery(endpoint, job, event_type))
+
+
+def _delivery(endpoint: Endpoint, job: Job, event_type: str) -> Delivery:
+    event_id, created_at = new_id(DELIVERY), now()
+    return Delivery(
+        id=event_id,
+        project_id=job.project_id,
+        created_at=created_at,
+        endpoint_id=endpoint.id,
+        job_id=job.id,
+        event_type=event_type,
+        payload=event(event_id, event_type, job.id, created_at),
+        status=PENDING,
+        attempts=0,
+    )
+
+
+def event(event_id: str, event_type: str, job_id: str, created_at: int) -> dict[str, object]:
+    """An event as OpenAI sends it."""
+    return {
+        "id": event_id,
+        "object": "event",
+        "created_at": created_at,
+        "type": event_type,
+        "data": {"id": job_id},
+    }

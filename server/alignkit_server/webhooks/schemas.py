@@ -1,0 +1,98 @@
+"""Webhook endpoints as OpenAI's API gives and takes them."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from alignkit_server.jobs.schemas import Name
+
+EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
+
+EventTypes = Annotated[
+    list[EventType], Field(min_length=1), AfterValidator(lambda given: list(dict.fromkeys(given)))
+]
+EndpointName = Annotated[Name, Field(min_length=1, max_length=255)]
+Url = Annotated[
+    str, Field(min_length=1, max_length=2048, description="https, and no address of a private network")
+]
+
+
+class EndpointRequest(BaseModel):
+    """A new endpoint."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: EndpointName
+    url: Url
+    event_types: EventTypes
+
+
+class EndpointUpdate(BaseModel):
+    """What is to change; the rest stays."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: EndpointName | None = None
+    url: Url | None = None
+    event_types: EventTypes | None = None
+
+
+class RotateRequest(BaseModel):
+    """How to change a signing secret."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    keep_old_secret_active_for_24_hours: bool = False
+
+
+class TestRequest(BaseModel):
+    """Which sample to send."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    event_type: EventType
+
+
+class EndpointObject(BaseModel):
+    """An endpoint."""
+
+    id: str
+    object: Literal["webhook_endpoint"] = "webhook_endpoint"
+    created_at: int
+    updated_at: int
+    name: str
+    url: str
+    event_types: list[str]
+    signing_secret_hint: str = Field(description="the secret's last four characters")
+
+
+class EndpointWithSecret(EndpointObject):
+    """An endpoint whose secret was just made; no other answer shows it."""
+
+    signing_secret: str
+
+
+class EndpointDeleted(BaseModel):
+    """Says that an endpoint is gone."""
+
+    id: str
+    object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
+    deleted: bool = True
+
+
+class TestResult(BaseModel):
+    """What an endpoint answered to a sample."""
+
+    object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
+    webhook_endpoint_id: str
+    event_type: str
+    status_code: int
+    success: Literal[True] = True
+
+
+class EventTypeList(BaseModel):
+    """The events there are."""
+
+    object: Literal["list"] = "list"
+    data: list[str]

@@ -1,0 +1,65 @@
+"""Signs an event as standard-webhooks says, which is what OpenAI does, and sends it."""
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from alignkit_server.clock import now
+from alignkit_server.webhooks.tables import Endpoint
+from alignkit_server.webhooks.targets import TargetError, resolve
+
+PREFIX = "whsec_"
+SECRET_BYTES = 32
+TIMEOUT_SECONDS = 10.0
+USER_AGENT = "alignkit-webhooks/1"
+
+
+def new_secret() -> str:
+    """A new signing secret."""
+    return PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+
+
+def active_secrets(endpoint: Endpoint) -> list[str]:
+    """The endpoint's secret, and the one before while it is still good."""
+    old = endpoint.old_secret
+    return [endpoint.secret, *([old] if old and now() < (endpoint.old_secret_until or 0) else [])]
+
+
+def sign(signing: Sequence[str], event_id: str, timestamp: int, body: str) -> str:
+    """The signature header: v1 and the HMAC-SHA256 of `id.timestamp.body`, once a secret."""
+    content = f"{event_id}.{timestamp}.{body}".encode()
+    keys = [base64.b64decode(secret.removeprefix(PREFIX)) for secret in signing]
+    return " ".join(
+        f"v1,{base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()}" for key in keys
+    )
+
+
+def send(url: str, signing: Sequence[str], payload: dict[str, Any], *, private: bool) -> int:
+    """The status that the endpoint answers with. Raises TargetError where it cannot be reached."""
+    target = resolve(url, private=private)
+    body, timestamp = json.dumps(payload), int(time.time())
+    headers = {
+        "host": target.host,
+        "content-type": "application/json",
+        "user-agent": USER_AGENT,
+        "webhook-id": payload["id"],
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": sign(signing, payload["id"], timestamp, body),
+    }
+    # The certificate must be the name's, though the connection is the address's.
+    extensions = {"sni_hostname": target.server_name}
+    try:
+        with (
+            httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client,
+            client.stream("POST", target.url, content=body, headers=headers, extensions=extensions) as answer,
+        ):
+            return answer.status_code
+    except httpx.HTTPError as error:
+        raise TargetError(f"it cannot be reached: {type(error).__name__}") from error

@@ -1,0 +1,94 @@
+"""Where webhooks may go: by default to public addresses over https only.
+
+Otherwise whoever may add an endpoint could make the server ask its own machine, or its neighbours, for things. A name
+is resolved when an event is sent, every address it has must be public, and the connection goes to the very address
+that was looked at, so that a name which changes its mind in between gains nothing. Redirects are not followed.
+"""
+
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+import httpx
+
+from alignkit_server.errors import ApiError, shorten
+
+NAT64 = IPv6Network("64:ff9b::/96")
+
+
+class TargetError(Exception):
+    """An event cannot go to a URL; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request goes: the URL with an address in place of the name, and the name."""
+
+    url: httpx.URL
+    host: str
+    server_name: str
+
+
+def check_url(url: str, *, private: bool) -> None:
+    """Refuse a URL that could never be sent to. Raises ApiError (400)."""
+    try:
+        parsed = _parse(url, private=private)
+        _literal(parsed.host, private=private)
+    except TargetError as error:
+        raise ApiError(400, f"url: {error}.", param="url", code="invalid_value") from error
+
+
+def resolve(url: str, *, private: bool) -> Target:
+    """The address that `url` stands for now. Raises TargetError where it has none, or one that is not allowed."""
+    parsed = _parse(url, private=private)
+    port = parsed.port or {"https": 443, "http": 80}[parsed.scheme]
+    try:
+        found = socket.getaddrinfo(parsed.host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise TargetError(f"the name {parsed.host!r} cannot be resolved") from error
+    addresses = [ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    for address in addresses:
+        _require_allowed(address, private=private)
+    return Target(parsed.copy_with(host=str(addresses[0])), parsed.netloc.decode(), parsed.host)
+
+
+def _parse(url: str, *, private: bool) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise TargetError(f"expected a URL, found {shorten(url)}") from error
+    schemes = ("https", "http") if private else ("https",)
+    if parsed.scheme not in schemes or not parsed.host:
+        raise TargetError(f"expected a URL that begins with {' or '.join(schemes)}://, found {shorten(url)}")
+    if parsed.port is not None and not 0 < parsed.port < 2**16:
+        raise TargetError(f"expected a port of 1 to 65535, found {parsed.port}")
+    if parsed.userinfo:
+        raise TargetError("expected no name and password in the URL: events are signed instead")
+    return parsed
+
+
+def _literal(host: str, *, private: bool) -> None:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return
+    _require_allowed(address, private=private)
+
+
+def _require_allowed(address: IPv4Address | IPv6Address, *, private: bool) -> None:
+    if private or public(address):
+        return
+    raise TargetError(
+        f"{address} is no public address; the setting ALIGNKIT_WEBHOOK_PRIVATE_TARGETS allows others"
+    )
+
+
+def public(address: IPv4Address | IPv6Address) -> bool:
+    """Whether anybody's network leads there, and not this machine's own; what stands for an IPv4 address is that."""
+    if isinstance(address, IPv6Address):
+        if address.sixtofour or address.teredo:
+            return False
+        embedded = IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else address.ipv4_mapped
+        if embedded is not None:
+            return public(embedded)
+    return address.is_global and not address.is_multicast
