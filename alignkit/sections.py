@@ -35,7 +35,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Rows of the kind that the method takes (alignkit.data.schemas), JSON Lines."""
+    """Rows of the kind that the method takes (alignkit.data.rows), JSON Lines."""
 
     train: Annotated[str, CONTENT_MATTERS] = Field(min_length=1, description="training file")
     validation: Annotated[str | None, CONTENT_MATTERS, MAY_CHANGE] = Field(

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from alignkit.data.rows import PreferenceRow
 
 
 def row(index: int) -> dict[str, Any]:
@@ -25,3 +27,19 @@ def write_pairs(path: Path, count: int = 12, start: int = 0) -> Path:
         "".join(json.dumps(row(index)) + "\n" for index in range(start, start + count)), encoding="utf-8"
     )
     return path
+
+
+class PairIds(NamedTuple):
+    """Token ids of a pair: what both answers share, and either answer."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def pair_ids(row: PreferenceRow, tokenizer: Any) -> PairIds:
+    """The ids of a pair as they are trained."""
+    chosen, rejected = row.render(tokenizer)
+    start = chosen.prompt_length
+    assert rejected.ids[:start] == chosen.ids[:start]
+    return PairIds(chosen.ids[:start], chosen.ids[start:], rejected.ids[start:])

@@ -28,8 +28,8 @@ def check(
     """Check every row; with --model, count tokens too. Exits with 1 if a row cannot be used."""
     from alignkit.data.dataset import load_rows
     from alignkit.data.rendering import render_report, render_statistics
+    from alignkit.data.report import describe_rows
     from alignkit.data.schemas import schema_for
-    from alignkit.data.statistics import describe_rows
     from alignkit.data.tokens import load_tokenizer
     from alignkit.data.validation import check_file
 
@@ -42,8 +42,8 @@ def check(
     if model:
         held_out = load_rows(validation, method) if validation else []
         tokenizer = load_tokenizer(_model_path(model, home))
-        rows, schema = load_rows(file, method), schema_for(method)
-        found = describe_rows(rows, tokenizer, schema, max_length=max_length, held_out=held_out)
+        rows, kind = load_rows(file, method), schema_for(method)
+        found = describe_rows(rows, tokenizer, kind, max_length=max_length, held_out=held_out)
         console.print(render_statistics(found))
 
 
@@ -58,14 +58,13 @@ def preview(
 ) -> None:
     """Show how the first rows are rendered and which tokens carry loss."""
     from alignkit.data.dataset import load_rows
-    from alignkit.data.preview import preview_row
     from alignkit.data.rendering import render_preview
-    from alignkit.data.schemas import schema_for
+    from alignkit.data.report import preview_row
     from alignkit.data.tokens import load_tokenizer
 
-    tokenizer, schema = load_tokenizer(_model_path(model, home)), schema_for(method)
+    tokenizer = load_tokenizer(_model_path(model, home))
     for number, row in enumerate(load_rows(file, method)[:rows], start=1):
-        preview = preview_row(row, tokenizer, schema, max_length=max_length)
+        preview = preview_row(row, tokenizer, max_length=max_length)
         Console().print(render_preview(f"row {number}", preview))
 
 

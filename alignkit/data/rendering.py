@@ -5,8 +5,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from alignkit.data.preview import RowPreview, Segment
-from alignkit.data.statistics import DatasetStatistics
+from alignkit.data.report import DatasetStatistics, RowPreview, Segment
 from alignkit.data.validation import FileReport, count
 
 CONTEXT, LOSS, CUT = "dim", "green", "strike red"
@@ -35,7 +34,7 @@ def render_statistics(found: DatasetStatistics) -> RenderableType:
         lengths,
         _line(f"cut at {found.max_length:,} tokens", found.truncated, found.truncated_share),
         _line("dropped, nothing that carries loss is left", found.dropped, found.dropped_share),
-        _line(found.idle_words, found.idle),
+        _line(found.no_signal_words, found.no_signal),
         _line("repeating an earlier row", found.duplicates),
         _line("with the prompt of an earlier row", found.duplicate_prompts),
         _line("rows the validation file has too", found.overlap),

@@ -1,72 +1,29 @@
-"""What the rows of each method are. A method with other rows is another schema and an entry in SCHEMAS."""
+"""The kind of row that each method takes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from alignkit.data.completion_forms import parse_completion
-from alignkit.data.completions import CompletionRow, render_completion
-from alignkit.data.dispreferred import (
-    DispreferredRow,
-    is_idle,
-    parse_dispreferred,
-    render_dispreferred,
-)
-from alignkit.data.formats import PreferenceRow, parse_preference
-from alignkit.data.messages import Message
-from alignkit.data.tokens import TokenSequence, render_pair
+from alignkit.data.rows import RowKind, row_kind
 from alignkit.errors import DataError
 
-Row = TypeVar("Row")
-
-
-@dataclass(frozen=True, slots=True)
-class RowSchema(Generic[Row]):
-    """How a line's value becomes a row, when a row teaches nothing, and what a tokenizer makes of it."""
-
-    parse: Callable[[object, set[str]], Row]
-    """Raises RowError; adds the names of keys that play no part to the set."""
-    idle: Callable[[Row], bool]
-    idle_words: str
-    """Completes "12 of 300 rows have …"."""
-    prompt: Callable[[Row], list[Message]]
-    render: Callable[[Row, Any], list[TokenSequence]]
-    """The sequences it is trained on, by a tokenizer's chat template; raises DataError."""
-
-
-PREFERENCE: RowSchema[PreferenceRow] = RowSchema(
-    parse=parse_preference,
-    idle=lambda row: row.chosen == row.rejected,
-    idle_words="chosen equal to rejected",
-    prompt=lambda row: row.prompt,
-    render=lambda row, tokenizer: render_pair(row, tokenizer).sequences(),
-)
-COMPLETION: RowSchema[CompletionRow] = RowSchema(
-    parse=parse_completion,
-    idle=lambda row: not row.learned,
-    idle_words="no turn that carries loss",
-    prompt=lambda row: row.prompt,
-    render=render_completion,
-)
-DISPREFERRED: RowSchema[DispreferredRow] = RowSchema(
-    parse=parse_dispreferred,
-    idle=is_idle,
-    idle_words="no sample but the dispreferred answer itself",
-    prompt=lambda row: row.prompt,
-    render=render_dispreferred,
-)
-SCHEMAS: dict[str, RowSchema[Any]] = {
-    "f_dpo": PREFERENCE,
-    "dpo": PREFERENCE,
-    "d2o": DISPREFERRED,
-    "supervised": COMPLETION,
-    "sinkd": COMPLETION,
-    "bd_kd": COMPLETION,
+ROWS_OF_METHODS = {
+    "f_dpo": "preference",
+    "dpo": "preference",
+    "d2o": "dispreferred",
+    "supervised": "completion",
+    "sinkd": "completion",
+    "bd_kd": "completion",
 }
 
 
-def schema_for(method: str) -> RowSchema[Any]:
-    """The rows of a method; raises DataError for an unknown one."""
-    if method not in SCHEMAS:
-        raise DataError(f"unknown method {method!r}: expected one of {', '.join(SCHEMAS)}")
-    return SCHEMAS[method]
+def schema_for(method: Any) -> RowKind[Any]:
+    """The kind of row that a method takes, given its name or its class; raises DataError for an unknown one."""
+    if not isinstance(method, str):
+        return row_kind(method.rows)
+    if method not in ROWS_OF_METHODS:
+        raise DataError(f"unknown method {method!r}: expected one of {', '.join(ROWS_OF_METHODS)}")
+    return row_kind(ROWS_OF_METHODS[method])
+
+
+def methods_taking(kind: str) -> list[str]:
+    """The methods whose rows are of a kind, given its name."""
+    return [method for method, rows in ROWS_OF_METHODS.items() if rows == kind]

@@ -1,12 +1,15 @@
-"""A row as the trainer sees it: token ids by the model's own chat template; a pair's exactly as TRL makes them."""
+"""Token sequences: a conversation as the model's own chat template writes it, and which tokens carry loss."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from alignkit.data.formats import Message, PreferenceRow
+from alignkit.data.messages import Message
 from alignkit.errors import DataError, ModelError
+
+IGNORED = -100
+"""The label of a token without loss, as in torch and TRL."""
 
 NO_TEMPLATE = (
     "no chat template, so conversations cannot be rendered: use an instruct model, "
@@ -21,55 +24,45 @@ Row = TypeVar("Row")
 Rendered = TypeVar("Rendered")
 
 
-class Taught(Protocol):
-    """A row of any kind."""
-
-    @property
-    def taught(self) -> list[Message]:
-        """The messages that carry loss."""
-
-
-def require_writable(row: Taught, tokenizer: Any) -> None:
-    """Raise DataError where the model's chat template leaves out what a row teaches."""
-    calls = any("tool_calls" in message for message in row.taught)
-    if calls and "tool_calls" not in str(tokenizer.chat_template):
-        raise DataError(NO_CALLS)
-
-
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
     """One of the sequences that a row becomes: its name among them, its ids, and which of these carry loss."""
 
     name: str
     ids: list[int]
-    learned: tuple[tuple[int, int], ...]
+    loss_spans: tuple[tuple[int, int], ...]
     """Start and end of every run of tokens that carry loss, ascending."""
+    cut: int = 0
+    """Tokens past max_length that were cut off the end."""
 
     @property
-    def prompt(self) -> int:
+    def prompt_length(self) -> int:
         """Tokens before the first that carries loss."""
-        return self.learned[0][0] if self.learned else len(self.ids)
+        return self.loss_spans[0][0] if self.loss_spans else len(self.ids)
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids, IGNORED where no loss falls."""
+        labels = [IGNORED] * len(self.ids)
+        for start, end in self.loss_spans:
+            labels[start:end] = self.ids[start:end]
+        return labels
 
     def dropped_at(self, max_length: int) -> bool:
         """Whether a trainer leaves it out: nothing that carries loss is within `max_length`."""
-        return not self.learned or self.prompt >= max_length
+        return not self.loss_spans or self.prompt_length >= max_length
 
-
-@dataclass(frozen=True, slots=True)
-class PairTokens:
-    """Token ids of one pair: the shared prompt, and the two answers that carry loss."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-    def sequences(self) -> list[TokenSequence]:
-        """Prompt with either answer; the trainer drops the pair where the prompt alone fills max_length."""
-        start = len(self.prompt)
-        return [
-            TokenSequence(name, self.prompt + answer, ((start, start + len(answer)),))
-            for name, answer in (("chosen", self.chosen), ("rejected", self.rejected))
-        ]
+    def cut_to(self, max_length: int | None) -> "TokenSequence":
+        """The first `max_length` tokens; None keeps all."""
+        if max_length is None or len(self.ids) <= max_length:
+            return self
+        spans = tuple((start, min(end, max_length)) for start, end in self.loss_spans if start < max_length)
+        return replace(
+            self,
+            ids=self.ids[:max_length],
+            loss_spans=spans,
+            cut=self.cut + len(self.ids) - max_length,
+        )
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -85,25 +78,41 @@ def load_tokenizer(path: str | Path) -> Any:
     return tokenizer
 
 
-def render_pair(row: PreferenceRow, tokenizer: Any) -> PairTokens:
-    """Tokens of `row`; the answers start where prompt and whole conversation diverge, as in TRL.
+def require_writable(loss_turns: Iterable[Message], tokenizer: Any) -> None:
+    """Raise DataError where the model's chat template leaves out what the answers say."""
+    calls = any("tool_calls" in message for message in loss_turns)
+    if calls and "tool_calls" not in str(tokenizer.chat_template):
+        raise DataError(NO_CALLS)
 
-    Raises DataError where the tokenizer has no chat template or the template refuses the conversation.
+
+def render_answers(
+    prompt: list[Message],
+    answers: dict[str, list[Message]],
+    tools: list[dict[str, Any]] | None,
+    tokenizer: Any,
+) -> list[TokenSequence]:
+    """The prompt with each answer, by the answer's name; every token of an answer carries loss.
+
+    The answers start where prompt and whole conversation diverge, the earliest of them, so that all share their
+    prompt's ids, as in TRL. Raises DataError where the tokenizer has no chat template or the template refuses the
+    conversation.
     """
     from trl.data_utils import common_prefix_length
 
-    require_writable(row, tokenizer)
-    prompt = render_messages(row.prompt, row.tools, tokenizer, add_generation_prompt=True)
-    chosen = render_messages(row.prompt + row.chosen, row.tools, tokenizer)
-    rejected = render_messages(row.prompt + row.rejected, row.tools, tokenizer)
-    shared = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
-    return PairTokens(prompt[:shared], chosen[shared:], rejected[shared:])
+    require_writable((turn for answer in answers.values() for turn in answer), tokenizer)
+    begin = render_messages(prompt, tools, tokenizer, add_generation_prompt=True)
+    rendered = [render_messages(prompt + answer, tools, tokenizer) for answer in answers.values()]
+    start = min(common_prefix_length(begin, ids) for ids in rendered)
+    return [
+        TokenSequence(name, ids, ((start, len(ids)),) if start < len(ids) else ())
+        for name, ids in zip(answers, rendered, strict=True)
+    ]
 
 
 def render_rows(
     rows: Iterable[Row], tokenizer: Any, render: Callable[[Row, Any], Rendered]
 ) -> Iterator[Rendered]:
-    """What `render` makes of each row; a DataError of its is raised with the row's number, from 1."""
+    """The result of `render` for each row; its DataError is raised with the row's number, from 1."""
     for number, row in enumerate(rows, start=1):
         try:
             yield render(row, tokenizer)

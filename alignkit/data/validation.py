@@ -13,7 +13,8 @@ from alignkit.data.reading import (
     Line,
     iter_lines,
 )
-from alignkit.data.schemas import Row, RowSchema, schema_for
+from alignkit.data.rows import Row, RowKind
+from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError
 
 MAX_ISSUES = 20
@@ -102,11 +103,11 @@ def check_file(
 class Inspection(Generic[Row]):
     """One pass over a file: gives its good rows and keeps account of all."""
 
-    schema: RowSchema[Row]
+    kind: RowKind[Row]
     max_issues: int = MAX_ISSUES
     _seen: int = 0
     _bad: int = 0
-    _idle: int = 0
+    _no_signal: int = 0
     _issues: list[LineIssue] = field(default_factory=list)
     _unused: set[str] = field(default_factory=set)
     _problem: str | None = None
@@ -118,7 +119,7 @@ class Inspection(Generic[Row]):
                 self._seen += 1
                 row = self._parse(line)
                 if row is not None:
-                    self._idle += self.schema.idle(row)
+                    self._no_signal += row.has_no_signal
                     yield row
                 elif self._bad >= MAX_BAD_ROWS:  # half a gigabyte of bad lines would take minutes to count
                     self._problem = f"the first {count(self._seen)} hold {MAX_BAD_ROWS:,} that cannot be used"
@@ -130,7 +131,7 @@ class Inspection(Generic[Row]):
         try:
             if line.error is not None:
                 raise line.error
-            return self.schema.parse(line.value, self._unused)
+            return self.kind.parse(line.value, self._unused)
         except RowError as error:
             self._bad += 1
             if len(self._issues) < self.max_issues:
@@ -142,14 +143,16 @@ class Inspection(Generic[Row]):
         problem = self._problem
         if problem is None and self._seen == 0:
             problem = "the file is empty: expected one JSON object a line"
-        if problem is None and self._idle == self._seen:
-            problem = f"every row has {self.schema.idle_words}, so there is nothing to learn"
+        if problem is None and self._no_signal == self._seen:
+            problem = f"every row has {self.kind.no_signal_words}, so there is nothing to learn"
         return FileReport(self._seen, self._bad, tuple(self._issues), tuple(self._notices()), problem)
 
     def _notices(self) -> Iterator[str]:
-        if 0 < self._idle < self._seen:
-            verb, end = ("has", "teaches") if self._idle == 1 else ("have", "teach")
-            yield (f"{self._idle:,} of {self._seen:,} rows {verb} {self.schema.idle_words} and {end} nothing")
+        if 0 < self._no_signal < self._seen:
+            verb, end = ("has", "teaches") if self._no_signal == 1 else ("have", "teach")
+            yield (
+                f"{self._no_signal:,} of {self._seen:,} rows {verb} {self.kind.no_signal_words} and {end} nothing"
+            )
         if self._unused:
             names = sorted(self._unused)
             more = len(names) - MAX_NAMES_SHOWN

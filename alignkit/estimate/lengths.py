@@ -83,7 +83,6 @@ def read(recipe: "Recipe", rows: int | None = None) -> Lengths:
     A file's rows count unless `rows` are given. Raises DataError for a file that cannot be used.
     """
     from alignkit.data.dataset import load_rows
-    from alignkit.data.schemas import schema_for
     from alignkit.data.tokens import load_tokenizer, render_rows
 
     file, folder, most = Path(recipe.data.train), Path(recipe.model.path), recipe.data.max_length
@@ -91,11 +90,11 @@ def read(recipe: "Recipe", rows: int | None = None) -> Lengths:
         return assumed(most, rows)
     found = load_rows(file, recipe.method.type)
     sample = list(islice(found, 0, None, max(1, len(found) // SAMPLE_ROWS)))
-    rendered = render_rows(sample, load_tokenizer(folder), schema_for(recipe.method.type).render)
+    rendered = render_rows(sample, load_tokenizer(folder), lambda row, by: row.render(by))
     counted = count(rendered, most, len(sample) / (rows or len(found)))
     return counted or assumed(most, rows or len(found))
 
 
 def _cut(sequence: TokenSequence, max_length: int) -> tuple[int, int, int]:
-    learned = sum(max(0, min(end, max_length) - start) for start, end in sequence.learned)
-    return min(len(sequence.ids), max_length), learned, min(sequence.prompt, max_length)
+    learned = sum(max(0, min(end, max_length) - start) for start, end in sequence.loss_spans)
+    return min(len(sequence.ids), max_length), learned, min(sequence.prompt_length, max_length)

@@ -1,7 +1,6 @@
 """D2O: alignment from dispreferred answers alone."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
@@ -94,9 +93,10 @@ class D2OHyperparameters(Hyperparameters):
 
 def build(context: RunContext) -> Any:
     """A D2OTrainer for the recipe; draws what samples the data does not bring."""
-    from alignkit.data.dataset import load_rows, to_dispreferred
+    from alignkit.data.dataset import run_datasets
     from alignkit.run_folder import RunFolder
     from alignkit.trainers import D2OConfig, D2OTrainer
+    from alignkit.trainers.d2o_rows import tokenise
 
     recipe = context.recipe
     method = cast(D2OSection, recipe.method)
@@ -113,16 +113,22 @@ def build(context: RunContext) -> Any:
             print(message, flush=True)
             folder.emit(message)
 
-    def dataset(file: str) -> Any:
-        return to_dispreferred(load_rows(Path(file), method.type, context.tokenizer))
+    def dataset(name: str, rows: list[Any]) -> Any:
+        return tokenise(
+            rows,
+            context.tokenizer,
+            instructions=method.instruction_pool,
+            max_length=recipe.data.max_length,
+            report=lambda message: report(f"{name}: {message}"),
+        )
 
-    held_out = recipe.data.validation
+    train, held_out = run_datasets(recipe.data, method.type, context.tokenizer, dataset)
     return D2OTrainer(
         model=context.model,
         args=config,
         processing_class=context.tokenizer,
-        train_dataset=dataset(recipe.data.train),
-        eval_dataset=dataset(held_out) if held_out else None,
+        train_dataset=train,
+        eval_dataset=held_out,
         peft_config=lora_config(recipe),
         callbacks=context.callbacks,
         report=report,

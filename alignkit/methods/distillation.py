@@ -1,7 +1,6 @@
 """What the recipes and jobs of both distillation methods share: the teacher, and the data as tokens."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -34,24 +33,19 @@ def section_values(resolved: Mapping[str, Any], resolve_model: ResolveModel) -> 
 
 def trainer_arguments(context: RunContext, teacher: TeacherSection) -> dict[str, Any]:
     """What both trainers are made of beside their config: models, tokenizers, rows, callbacks."""
-    from alignkit.data.completions import tokenise
-    from alignkit.data.dataset import load_rows
+    from alignkit.data.dataset import run_datasets
 
     recipe = context.recipe
 
-    def dataset(file: str) -> Any:
-        rows = load_rows(Path(file), recipe.method.type)
-        return tokenise(rows, context.tokenizer, recipe.data.max_length)
-
     teacher_model, teacher_tokenizer = load_teacher(recipe, teacher)
-    held_out = recipe.data.validation
+    train, held_out = run_datasets(recipe.data, recipe.method.type, context.tokenizer)
     return {
         "model": context.model,
         "teacher_model": teacher_model,
         "processing_class": context.tokenizer,
         "teacher_processing_class": teacher_tokenizer,
-        "train_dataset": dataset(recipe.data.train),
-        "eval_dataset": dataset(held_out) if held_out else None,
+        "train_dataset": train,
+        "eval_dataset": held_out,
         "peft_config": lora_config(recipe),
         "callbacks": context.callbacks,
     }

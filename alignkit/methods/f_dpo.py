@@ -1,7 +1,6 @@
 """f-DPO, and OpenAI's `dpo`, which is f-DPO under the reverse KL."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -100,7 +99,7 @@ class FDPOHyperparameters(DPOHyperparameters):
 
 def build(context: RunContext) -> Any:
     """An FDPOTrainer for the recipe."""
-    from alignkit.data.dataset import load_rows, to_trl
+    from alignkit.data.dataset import run_datasets
     from alignkit.trainers import FDPOConfig, FDPOTrainer
 
     recipe = context.recipe
@@ -118,16 +117,13 @@ def build(context: RunContext) -> Any:
         sft_weight=method.sft_weight,
     )
 
-    def dataset(file: str) -> Any:
-        return to_trl(load_rows(Path(file), method.type, context.tokenizer))
-
-    held_out = recipe.data.validation
+    train, held_out = run_datasets(recipe.data, method.type, context.tokenizer)
     return FDPOTrainer(
         model=context.model,
         args=config,
         processing_class=context.tokenizer,
-        train_dataset=dataset(recipe.data.train),
-        eval_dataset=dataset(held_out) if held_out else None,
+        train_dataset=train,
+        eval_dataset=held_out,
         peft_config=lora_config(recipe),
         callbacks=context.callbacks,
     )

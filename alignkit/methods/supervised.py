@@ -1,6 +1,5 @@
 """Supervised fine-tuning, OpenAI's default method: the answers of the data, learned by their likelihood."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit.methods.arguments import lora_config, policy_use, training_arguments
@@ -22,28 +21,23 @@ def build(context: RunContext) -> Any:
     """A SupervisedTrainer for the recipe."""
     from trl import SFTConfig
 
-    from alignkit.data.completions import tokenise
-    from alignkit.data.dataset import load_rows
+    from alignkit.data.dataset import run_datasets
     from alignkit.trainers.supervised import SupervisedTrainer
 
     recipe = context.recipe
-
-    def dataset(file: str) -> Any:
-        rows = load_rows(Path(file), recipe.method.type)
-        return tokenise(rows, context.tokenizer, recipe.data.max_length)
 
     config = SFTConfig(
         **training_arguments(recipe, context.checkpoints),
         dataset_kwargs={"skip_prepare_dataset": True},  # tokenised above
         router_aux_loss_coef=0.0,
     )
-    held_out = recipe.data.validation
+    train, held_out = run_datasets(recipe.data, recipe.method.type, context.tokenizer)
     return SupervisedTrainer(
         model=context.model,
         args=config,
         processing_class=context.tokenizer,
-        train_dataset=dataset(recipe.data.train),
-        eval_dataset=dataset(held_out) if held_out else None,
+        train_dataset=train,
+        eval_dataset=held_out,
         peft_config=lora_config(recipe),
         callbacks=context.callbacks,
     )

@@ -13,13 +13,13 @@ from torch import Tensor
 from trl import DPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
-from alignkit.data.dispreferred import parse_dispreferred
 from alignkit.data.nodes import RowError
+from alignkit.data.rows import DispreferredRow, parse_dispreferred
 from alignkit.errors import DataError
 from alignkit.kernels.model_head import fuse_head
 from alignkit.sampling import LocalSampler, Sampler, SampleStore, SamplingOptions, ServerSampler, digest
 from alignkit.trainers.d2o_config import D2OConfig
-from alignkit.trainers.d2o_rows import D2ORow, D2ORows, make_row
+from alignkit.trainers.d2o_rows import SAMPLING_PROMPTS, D2ORow, D2ORows, tokenise
 from alignkit.trainers.references import References
 
 
@@ -47,29 +47,32 @@ class D2OPreparation(DPOTrainer):
             raise TypeError(f"{dataset_name}: expected a datasets.Dataset, found {type(dataset).__name__}")
         if "row" in dataset.column_names:
             return dataset
+        tokenised = dataset
+        if SAMPLING_PROMPTS not in dataset.column_names:
+            tokenised = self._tokenise(dataset, processing_class, args, dataset_name)
         columns: dict[str, list[Any]] = {"row": [], "prompt_ids": [], "rejected_ids": []}
-        for number, example in enumerate(dataset, start=1):
-            try:
-                row = make_row(
-                    parse_dispreferred(example),
-                    processing_class,
-                    instructions=args.instruction_pool,
-                    max_length=args.max_length,
-                )
-            except (RowError, DataError) as error:
-                raise DataError(f"{dataset_name}, row {number}: {error}") from error
-            if row is None:
-                continue
+        for example in tokenised:
             columns["row"].append(len(self._prepared))
-            columns["prompt_ids"].append(row.rejected.ids[: row.rejected.prompt])
-            columns["rejected_ids"].append(row.rejected.ids[row.rejected.prompt :])
-            self._prepared.append(row)
-        dropped = len(dataset) - len(columns["row"])
-        if dropped:
-            self.report(f"{dataset_name}: {dropped:,} rows dropped, max_length leaves no room for an answer")
+            columns["prompt_ids"].append(example["prompt_ids"])
+            columns["rejected_ids"].append(example["rejected_ids"])
+            self._prepared.append(D2ORow.of(example))
         if not columns["row"]:
             raise DataError(f"{dataset_name}: no row is left, as max_length leaves no room for any answer")
         return Dataset.from_dict(columns)
+
+    def _tokenise(self, dataset: Dataset, tokenizer: Any, args: D2OConfig, name: str) -> Dataset:
+        """The tokens of a dataset in one of `parse_dispreferred`'s forms."""
+        try:
+            rows = [_parse(number, example) for number, example in enumerate(dataset, start=1)]
+            return tokenise(
+                rows,
+                tokenizer,
+                instructions=args.instruction_pool,
+                max_length=args.max_length,
+                report=lambda message: self.report(f"{name}: {message}"),
+            )
+        except DataError as error:
+            raise DataError(f"{name}, {error}") from error
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:  # noqa: ARG002 - TRL's hook
         """Draw the samples that the data does not bring, and score all by the references."""
@@ -203,6 +206,13 @@ class D2OPreparation(DPOTrainer):
 
     def _unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
+
+
+def _parse(number: int, example: dict[str, Any]) -> DispreferredRow:
+    try:
+        return parse_dispreferred(example)
+    except RowError as error:
+        raise DataError(f"row {number}: {error}") from error
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -1,20 +1,23 @@
 """D2O's rows: their samples, given or drawn, and the references' log-probs of both; each computed once and kept."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
 
-from alignkit.data.dispreferred import DispreferredRow, render_dispreferred
 from alignkit.data.messages import Message
-from alignkit.data.tokens import TokenSequence, render_messages
+from alignkit.data.rows.dispreferred import DISPREFERRED, DispreferredRow
+from alignkit.data.tokens import TokenSequence, render_messages, render_rows
 from alignkit.sampling import Sampler, SampleStore, SamplingOptions, SamplingPrompt, digest, draw
-from alignkit.trainers.sequences import Reduction, cut, parts_of, sequence_logps, shares
+from alignkit.trainers.sequences import Reduction, parts_of, sequence_logps, shares
 
+SAMPLING_PROMPTS = "sampling_prompt_ids"
+"""Column of a tokenised dataset: the prompts that samples are drawn after, with each instruction in front."""
 BLOCK = 64
 """Prompts that are drawn, and written, at a time: what an interrupted run loses at most."""
 
@@ -35,33 +38,68 @@ class D2ORow:
     ref_rejected: float = 0.0
     ref_samples: list[float] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, columns: Mapping[str, Any]) -> "D2ORow":
+        """The row of `tokenise`'s columns."""
+        context = list(columns["prompt_ids"])
 
-def make_row(
-    row: DispreferredRow, tokenizer: Any, *, instructions: Sequence[str], max_length: int | None
-) -> D2ORow | None:
-    """The tokens of a row; None where the prompt leaves no room for an answer, or the answer has no token.
+        def sequence(name: str, answer: Sequence[int]) -> TokenSequence:
+            ids = [*context, *answer]
+            return TokenSequence(name, ids, ((len(context), len(ids)),))
 
-    Raises DataError where the chat template refuses the conversation.
+        return cls(
+            prompt=SamplingPrompt(
+                renderings=tuple(map(tuple, columns[SAMPLING_PROMPTS])), unwanted=columns["rejected_text"]
+            ),
+            begin=list(columns["begin_ids"]),
+            rejected=sequence("rejected", columns["rejected_ids"]),
+            samples=[
+                sequence(f"sample {number}", answer)
+                for number, answer in enumerate(columns["sample_ids"], start=1)
+            ],
+            given=columns["given"],
+            text=columns["text"],
+        )
+
+
+def tokenise(
+    rows: Iterable[DispreferredRow],
+    tokenizer: Any,
+    *,
+    instructions: Sequence[str] = (),
+    max_length: int | None,
+    report: Callable[[str], None],
+) -> Dataset:
+    """The tokenised dataset that D2OTrainer takes: every row as `alignkit.data.render` gives it, and its prompts.
+
+    A row is dropped where its prompt leaves no room for an answer within `max_length`, or the answer has no token;
+    `report` takes how many. Raises DataError, naming the row from 1, where the chat template refuses a conversation.
     """
+    found = list(render_rows(rows, tokenizer, lambda row, by: _columns(row, by, instructions, max_length)))
+    kept = [columns for columns in found if columns is not None]
+    if len(kept) < len(found):
+        report(f"{len(found) - len(kept):,} rows dropped, max_length leaves no room for an answer")
+    return Dataset.from_list(kept)
+
+
+def _columns(
+    row: DispreferredRow, tokenizer: Any, instructions: Sequence[str], max_length: int | None
+) -> dict[str, Any] | None:
     begin = render_messages(row.prompt, row.tools, tokenizer, add_generation_prompt=True)
-    rejected, *given = (cut(one, max_length) for one in render_dispreferred(row, tokenizer))
-    if not rejected.learned or (max_length is not None and len(begin) >= max_length):
+    sequences = [one.cut_to(max_length) for one in row.render(tokenizer)]
+    if not sequences[0].loss_spans or (max_length is not None and len(begin) >= max_length):
         return None
     asked = [row.prompt] if not instructions else [_instructed(row.prompt, text) for text in instructions]
-    return D2ORow(
-        prompt=SamplingPrompt(
-            renderings=tuple(
-                tuple(render_messages(prompt, row.tools, tokenizer, add_generation_prompt=True))
-                for prompt in asked
-            ),
-            unwanted=str(row.rejected[-1]["content"]),
-        ),
-        begin=begin,
-        rejected=rejected,
-        samples=[one for one in given if one.learned],
-        given=row.samples is not None,
-        text=str(row.prompt[-1]["content"])[:80],
-    )
+    (columns,) = DISPREFERRED.columns([sequences[0], *(one for one in sequences[1:] if one.loss_spans)])
+    return columns | {
+        "begin_ids": begin,
+        SAMPLING_PROMPTS: [
+            render_messages(prompt, row.tools, tokenizer, add_generation_prompt=True) for prompt in asked
+        ],
+        "given": row.samples is not None,
+        "rejected_text": str(row.rejected[-1]["content"]),
+        "text": str(row.prompt[-1]["content"])[:80],
+    }
 
 
 def _instructed(prompt: list[Message], instruction: str) -> list[Message]:
@@ -162,9 +200,8 @@ class D2ORows:
         start = len(row.begin)
         if answers:
             row.samples = [
-                cut(
-                    TokenSequence("sample", row.begin + ids, ((start, start + len(ids)),)),
-                    self._max_length,
+                TokenSequence("sample", row.begin + ids, ((start, start + len(ids)),)).cut_to(
+                    self._max_length
                 )
                 for ids in answers
             ]
@@ -205,7 +242,7 @@ class D2ORows:
                 *(self.rows[number].samples if samples else []),
             )
         ]
-        key = digest(identity, reduction, [[one.ids, one.learned] for one in sequences])
+        key = digest(identity, reduction, [[one.ids, one.loss_spans] for one in sequences])
         values = _first_process([self._store.read("scores", key)])[0]
         if values is None:
             with open_model() as model:

@@ -14,6 +14,7 @@ from alignkit.losses import PreferenceLoss, f_dpo_loss
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import record_items
+from alignkit.trainers.tokenised import TakesTokenised
 from alignkit.trainers.whole_steps import WholeRowSteps
 
 _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
@@ -68,7 +69,7 @@ class FDPOConfig(DPOConfig):
             raise ValueError(f"label_smoothing must be in [0, 0.5), found {self.label_smoothing}")
 
 
-class FDPOTrainer(ItemLog, ExactResume, WholeRowSteps, DPOTrainer):
+class FDPOTrainer(ItemLog, ExactResume, WholeRowSteps, TakesTokenised, DPOTrainer):
     """DPOTrainer whose loss is `losses.f_dpo_loss` under `args.divergence`.
 
     Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and

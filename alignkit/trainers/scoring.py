@@ -15,7 +15,7 @@ from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_ge
 from trl.trainer.utils import use_adapter
 
 from alignkit.adapters import start_of
-from alignkit.data.completions import IGNORED
+from alignkit.data.tokens import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +149,12 @@ def _ended(tokens: list[int], end: int) -> list[int]:
 def answer_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
     """(prompt, good answer) of a row of a trainer's dataset, in token ids; the answer is empty where it has none.
 
-    Rows are TRL's preference rows, or `input_ids` with `labels`, whose first stretch that carries loss is the answer.
+    Rows are TRL's tokenised preference or labelled rows, or `input_ids` with `labels`, whose first stretch that
+    carries loss is the answer.
     """
     if "prompt_ids" in row:
-        return list(row["prompt_ids"]), list(row.get("chosen_ids", []))
+        good = row.get("completion_ids", []) if row.get("label") else row.get("chosen_ids", [])
+        return list(row["prompt_ids"]), list(good)
     ids, learned = row["input_ids"], [label != IGNORED for label in row["labels"]]
     start = learned.index(True)
     end = learned.index(False, start) if False in learned[start:] else len(ids)

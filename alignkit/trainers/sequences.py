@@ -24,14 +24,6 @@ class SequenceLogps:
     """[n] of them."""
 
 
-def cut(sequence: TokenSequence, max_length: int | None) -> TokenSequence:
-    """The first `max_length` tokens of a sequence."""
-    if max_length is None or len(sequence.ids) <= max_length:
-        return sequence
-    learned = tuple((start, min(end, max_length)) for start, end in sequence.learned if start < max_length)
-    return TokenSequence(sequence.name, sequence.ids[:max_length], learned)
-
-
 def parts_of(sequences: Sequence[TokenSequence], size: int, at_least: int = 0) -> list[list[int]]:
     """Indices of `sequences` in parts of at most `size`, those of like length together.
 
@@ -54,7 +46,7 @@ def sequence_logps(
         ids = torch.tensor(one.ids)
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
-        for start, end in one.learned:
+        for start, end in one.loss_spans:
             labels[row, start:end] = ids[start:end]
     outputs = model(
         input_ids=input_ids.to(device),

@@ -8,7 +8,7 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from alignkit.adapters import keep_start
-from alignkit.data.completions import IGNORED
+from alignkit.data.tokens import IGNORED
 from alignkit.kernels.model_head import fuse_head
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog

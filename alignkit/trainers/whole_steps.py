@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit.data.completions import IGNORED
+from alignkit.data.tokens import IGNORED
 from alignkit.trainers.metrics import part_of_last_round
 
 COUNTED = "counted"

@@ -5,7 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from alignkit.data.completions import CompletionRow
+from alignkit.data.rows import CompletionRow
 from tests.data.strategies import TEXT, message
 
 Form = Callable[[CompletionRow], dict[str, Any]]
@@ -28,7 +28,7 @@ def answers(messages: list[dict[str, Any]]) -> tuple[int, ...]:
 def openai(row: CompletionRow) -> dict[str, Any]:
     """Chat rows; a turn that is not learned has weight 0."""
     weighed = [
-        one | ({"weight": int(index in row.learned)} if one["role"] == "assistant" else {})
+        one | ({"weight": int(index in row.loss_positions)} if one["role"] == "assistant" else {})
         for index, one in enumerate(row.messages)
     ]
     return {"messages": weighed} | ({"tools": row.tools} if row.tools else {})

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from alignkit.data.formats import PreferenceRow
+from alignkit.data.rows import PreferenceRow
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
 ANY_TEXT = st.text(max_size=8)

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignkit.data.dataset import load_rows, to_trl
-from alignkit.data.formats import PreferenceRow, parse_preference
 from alignkit.data.nodes import RowError
+from alignkit.data.rows import PreferenceRow, parse_preference
 from alignkit.errors import DataError
 from tests.data.strategies import EXACT_JSON, rows, trl
 from tests.preference import write_pairs

@@ -5,17 +5,12 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from alignkit.data.completion_forms import parse_completion
-from alignkit.data.completions import render_completion
-from alignkit.data.formats import PreferenceRow, parse_preference
-from alignkit.data.preview import Segment, preview_row
 from alignkit.data.rendering import render_preview, render_report, render_statistics, visible
-from alignkit.data.schemas import COMPLETION, PREFERENCE
-from alignkit.data.statistics import describe_rows
-from alignkit.data.tokens import render_pair
+from alignkit.data.report import Segment, describe_rows, preview_row
+from alignkit.data.rows import COMPLETION, PREFERENCE, PreferenceRow, parse_completion, parse_preference
 from alignkit.data.validation import FileReport, LineIssue
 from tests.data.strategies import message
-from tests.preference import row
+from tests.preference import pair_ids, row
 
 ROW = parse_preference(row(1))
 
@@ -35,7 +30,7 @@ CONTEXT, LOSS, CUT = (False, False), (True, False), (False, True)
 
 
 def test_loss_and_cut_fall_where_training_puts_them(tokenizer: Any) -> None:
-    pair = render_pair(ROW, tokenizer)
+    pair = pair_ids(ROW, tokenizer)
     prompt, whole = len(pair.prompt), len(pair.prompt) + len(pair.chosen)
     expected = {
         whole: [CONTEXT, LOSS],
@@ -45,7 +40,7 @@ def test_loss_and_cut_fall_where_training_puts_them(tokenizer: Any) -> None:
         prompt - 2: [CONTEXT, CUT],
     }
     for limit, segments in expected.items():
-        preview = preview_row(ROW, tokenizer, PREFERENCE, max_length=limit)
+        preview = preview_row(ROW, tokenizer, max_length=limit)
         assert marks(preview.sequences["chosen"]) == segments
         assert preview.dropped == (limit <= prompt)
         assert sum(segment.tokens for segment in preview.sequences["chosen"]) == whole
@@ -57,8 +52,8 @@ def test_the_segments_are_the_text(tokenizer: Any, limit: int) -> None:
     spaced = PreferenceRow(
         [message("user", "naïve ?")], [message("assistant", "  two  spaces , naïve")], ROW.rejected
     )
-    preview = preview_row(spaced, tokenizer, PREFERENCE, max_length=limit)
-    pair = render_pair(spaced, tokenizer)
+    preview = preview_row(spaced, tokenizer, max_length=limit)
+    pair = pair_ids(spaced, tokenizer)
     assert "".join(segment.text for segment in preview.sequences["chosen"]) == tokenizer.decode(
         pair.prompt + pair.chosen
     )
@@ -66,15 +61,13 @@ def test_the_segments_are_the_text(tokenizer: Any, limit: int) -> None:
 
 def test_a_preview_on_a_terminal(tokenizer: Any) -> None:
     wild = PreferenceRow([message("user", "[bold]a\x1b[2Jb")], ROW.chosen, ROW.rejected)
-    text = shown(render_preview("row 1", preview_row(wild, tokenizer, PREFERENCE, max_length=400)))
+    text = shown(render_preview("row 1", preview_row(wild, tokenizer, max_length=400)))
     assert "row 1 · chosen" in text
     assert "row 1 · rejected" in text
     assert "[bold]a\\x1b[2Jb" in text
     assert "context, " in text
     assert "dropped" not in text
-    assert "row 1 is dropped" in shown(
-        render_preview("row 1", preview_row(wild, tokenizer, PREFERENCE, max_length=16))
-    )
+    assert "row 1 is dropped" in shown(render_preview("row 1", preview_row(wild, tokenizer, max_length=16)))
 
 
 def test_statistics_on_a_terminal(tokenizer: Any) -> None:
@@ -107,13 +100,13 @@ def test_visible_keeps_what_can_be_read() -> None:
 def test_turns_with_and_without_loss_alternate(tokenizer: Any) -> None:
     turns = [message(role, text) for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
     row = parse_completion({"messages": turns})
-    (sequence,) = render_completion(row, tokenizer)
-    preview = preview_row(row, tokenizer, COMPLETION, max_length=512)
+    (sequence,) = row.render(tokenizer)
+    preview = preview_row(row, tokenizer, max_length=512)
     (segments,) = preview.sequences.values()
     assert marks(segments) == [CONTEXT, LOSS, CONTEXT, LOSS, CONTEXT]
     assert [segment.text for segment in segments if segment.carries_loss] == ["b<|im_end|>", "d<|im_end|>"]
     assert "".join(segment.text for segment in segments) == tokenizer.decode(sequence.ids)
-    short = preview_row(row, tokenizer, COMPLETION, max_length=sequence.prompt)
+    short = preview_row(row, tokenizer, max_length=sequence.prompt_length)
     assert marks(short.sequences["answer"])[:2] == [CONTEXT, CUT]
     assert short.dropped
     text = shown(render_statistics(describe_rows([row], tokenizer, COMPLETION, max_length=512)))

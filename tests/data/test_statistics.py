@@ -5,15 +5,18 @@ from typing import Any
 
 import pytest
 
-from alignkit.data.completion_forms import parse_completion
-from alignkit.data.completions import CompletionRow, render_completion
-from alignkit.data.formats import PreferenceRow, parse_preference
-from alignkit.data.schemas import COMPLETION, PREFERENCE
-from alignkit.data.statistics import Lengths, describe_rows, percentiles
-from alignkit.data.tokens import render_pair
+from alignkit.data.report import Lengths, describe_rows, percentiles
+from alignkit.data.rows import (
+    COMPLETION,
+    PREFERENCE,
+    CompletionRow,
+    PreferenceRow,
+    parse_completion,
+    parse_preference,
+)
 from alignkit.errors import DataError
 from tests import completion
-from tests.preference import row
+from tests.preference import pair_ids, row
 
 ROWS = [parse_preference(row(index)) for index in range(6)]
 EQUAL = PreferenceRow(ROWS[0].prompt, ROWS[0].chosen, ROWS[0].chosen)
@@ -24,7 +27,7 @@ def test_repeats_and_overlap(tokenizer: Any) -> None:
     found = describe_rows(
         [*ROWS, ROWS[1], EQUAL], tokenizer, PREFERENCE, max_length=512, held_out=[ROWS[2], EQUAL, same_prompt]
     )
-    assert (found.rows, found.idle, found.duplicates, found.duplicate_prompts) == (8, 1, 1, 2)
+    assert (found.rows, found.no_signal, found.duplicates, found.duplicate_prompts) == (8, 1, 1, 2)
     assert found.overlap == 2  # row 2 and the equal one
     assert found.prompt_overlap == 4  # and rows 0 and 3 by their prompts
     tools = PreferenceRow(ROWS[0].prompt, ROWS[0].chosen, ROWS[0].rejected, tools=[{"type": "function"}])
@@ -33,8 +36,8 @@ def test_repeats_and_overlap(tokenizer: Any) -> None:
 
 def test_lengths_and_truncation(tokenizer: Any) -> None:
     long = PreferenceRow([{"role": "user", "content": "long " * 200}], ROWS[0].chosen, ROWS[0].rejected)
-    pairs = [render_pair(one, tokenizer) for one in [*ROWS, long]]
-    longest = [max(len(sequence.ids) for sequence in pair.sequences()) for pair in pairs]
+    pairs = [pair_ids(one, tokenizer) for one in [*ROWS, long]]
+    longest = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
     limit = max(longest[:-1]) - 1
     found = describe_rows([*ROWS, long], tokenizer, PREFERENCE, max_length=limit)
     assert found.truncated == sum(length > limit for length in longest) > 1
@@ -65,16 +68,16 @@ def test_a_row_that_the_template_refuses_is_named(tokenizer: Any) -> None:
 def test_completion_rows(tokenizer: Any) -> None:
     rows = [parse_completion(completion.row(index)) for index in range(5)]
     idle = CompletionRow(rows[0].messages, ())
-    sequences = [render_completion(one, tokenizer)[0] for one in rows]
-    limit = sequences[0].prompt
+    sequences = [one.render(tokenizer)[0] for one in rows]
+    limit = sequences[0].prompt_length
     found = describe_rows([*rows, rows[1], idle], tokenizer, COMPLETION, max_length=limit, held_out=rows[2:3])
-    assert (found.rows, found.idle, found.duplicates, found.overlap) == (7, 1, 1, 1)
-    assert found.idle_words == "no turn that carries loss"
-    assert found.dropped == 2 + sum(sequence.prompt >= limit for sequence in sequences[1:]) + (
-        sequences[1].prompt >= limit
+    assert (found.rows, found.no_signal, found.duplicates, found.overlap) == (7, 1, 1, 1)
+    assert found.no_signal_words == "no turn that carries loss"
+    assert found.dropped == 2 + sum(sequence.prompt_length >= limit for sequence in sequences[1:]) + (
+        sequences[1].prompt_length >= limit
     )
     assert found.truncated == 7
     assert list(found.answers) == ["answer"]
     assert found.total.maximum == max(len(sequence.ids) for sequence in sequences)
-    longest = max(len(sequence.ids) - sequence.prompt for sequence in sequences)
+    longest = max(len(sequence.ids) - sequence.prompt_length for sequence in sequences)
     assert found.answers["answer"].maximum == longest

@@ -1,20 +1,22 @@
 """Tokens of a pair are those that TRL's trainer makes, whatever the chat template does."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from alignkit.data.dataset import load_rows, to_trl
-from alignkit.data.formats import PreferenceRow
-from alignkit.data.schemas import COMPLETION, schema_for
-from alignkit.data.tokens import load_tokenizer, render_pair
+from alignkit.data import RowError, render, tokenise
+from alignkit.data.dataset import to_trl
+from alignkit.data.rows import PreferenceRow
+from alignkit.data.schemas import schema_for
+from alignkit.data.tokens import load_tokenizer
 from alignkit.errors import DataError, ModelError
 from tests.data.strategies import message
+from tests.preference import pair_ids
 from tests.tiny import CHAT_TEMPLATE
 
 THINKING = CHAT_TEMPLATE.replace("<|im_start|>assistant\n' }}", "<|im_start|>assistant\n<think></think>' }}")
@@ -49,9 +51,7 @@ ROWS = [
 ]
 
 
-def test_a_template_that_leaves_calls_out_is_refused_where_they_are_taught(
-    tmp_path: Path, tokenizer: Any
-) -> None:
+def test_a_template_that_leaves_calls_out_is_refused_where_they_carry_loss(tokenizer: Any) -> None:
     calls = [message("assistant", "") | {"tool_calls": [CALL]}]
     context = [message("user", "Hi"), *calls, message("tool", "1.5")]
     answer = [message("assistant", "1.5")]
@@ -61,22 +61,16 @@ def test_a_template_that_leaves_calls_out_is_refused_where_they_are_taught(
         "supervised": {"messages": context[:1] + calls},
     }
     able = copy.deepcopy(tokenizer)
-    able.chat_template = WITH_TOOLS
+    able.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
     for method, row in rows.items():
-        (tmp_path / "rows.jsonl").write_text("\n" + json.dumps(row), encoding="utf-8")
-        assert load_rows(tmp_path / "rows.jsonl", method, able)
-        with pytest.raises(
-            DataError, match="row 1: the answer calls a tool, which the model's chat template"
-        ):
-            load_rows(tmp_path / "rows.jsonl", method, tokenizer)
-        schema = schema_for(method)
-        with pytest.raises(DataError, match="the answer calls a tool"):
-            schema.render(schema.parse(row, set()), tokenizer)
-    learned = {"messages": [*context, *answer]}
-    learned["messages"][1] = calls[0] | {"weight": 0}
-    assert COMPLETION.render(COMPLETION.parse(learned, set()), tokenizer), (
-        "what is context is written as at serving"
-    )
+        assert render(row, able, method=method)
+        with pytest.raises(DataError, match=r"^the answer calls a tool, which the model's chat template"):
+            render(row, tokenizer, method=method)
+        with pytest.raises(DataError, match=r"^row 1: the answer calls a tool"):
+            tokenise([schema_for(method).parse(row)], tokenizer, method, 512)
+    weighted: dict[str, Any] = {"messages": [*context, *answer]}
+    weighted["messages"][1] = calls[0] | {"weight": 0}
+    assert render(weighted, tokenizer, method="supervised"), "what is context is written as at serving"
 
 
 @pytest.mark.parametrize(
@@ -95,26 +89,59 @@ def test_tokens_are_those_of_trls_trainer(
         processing_class=mine,
         train_dataset=to_trl(rows),
     )
-    for row, prepared in zip(rows, trainer.train_dataset, strict=True):
-        pair = render_pair(row, mine)
-        assert (pair.prompt, pair.chosen, pair.rejected) == (
-            prepared["prompt_ids"],
-            prepared["chosen_ids"],
-            prepared["rejected_ids"],
-        )
-        assert pair.chosen
+    ours = tokenise(rows, mine, "f_dpo", 512)
+    assert ours.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
+    for own, theirs in zip(ours, trainer.train_dataset, strict=True):
+        assert own == {name: theirs[name] for name in own}
+        assert own["chosen_ids"]
 
 
 def test_prompt_and_answer_are_the_whole_conversation(tokenizer: Any) -> None:
     row = ROWS[0]
-    pair = render_pair(row, tokenizer)
+    pair = pair_ids(row, tokenizer)
     assert tokenizer.decode(pair.prompt) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(pair.rejected) == "no, never<|im_end|>\n"
-    sequence = pair.sequences()[1]
+    sequence = row.render(tokenizer)[1]
     assert (sequence.name, sequence.ids) == ("rejected", pair.prompt + pair.rejected)
-    assert sequence.learned == ((len(pair.prompt), len(sequence.ids)),)
+    assert sequence.loss_spans == ((len(pair.prompt), len(sequence.ids)),)
     assert sequence.dropped_at(len(pair.prompt))
     assert not sequence.dropped_at(len(pair.prompt) + 1)
+
+
+def test_a_rows_sequences_are_the_same_from_its_json_and_from_its_record(tokenizer: Any) -> None:
+    written = {"prompt": "Hi", "chosen": "yes", "rejected": "no, never"}
+    assert render(written, tokenizer, method="f_dpo") == render(ROWS[0], tokenizer, method="dpo")
+    with pytest.raises(
+        TypeError, match=r"expected a JSON object or a CompletionRow for 'supervised', found Pref"
+    ):
+        render(ROWS[0], tokenizer, method="supervised")
+    with pytest.raises(RowError, match="/rejected: expected the key of a row in TRL's form"):
+        render({"prompt": "Hi", "chosen": "yes"}, tokenizer, method="f_dpo")
+    with pytest.raises(DataError, match="unknown method 'ppo': expected one of f_dpo, dpo, d2o"):
+        render(written, tokenizer, method="ppo")
+
+
+def test_a_rendered_sequence_is_cut_at_max_length_and_says_by_how_much(tokenizer: Any) -> None:
+    whole = render(ROWS[0], tokenizer, method="f_dpo")[1]
+    cut = render(ROWS[0], tokenizer, method="f_dpo", max_length=len(whole.ids) - 2)[1]
+    assert (cut.ids, cut.cut, whole.cut) == (whole.ids[:-2], 2, 0)
+    assert cut.loss_spans == ((whole.prompt_length, len(whole.ids) - 2),)
+
+
+def test_a_method_may_be_given_by_its_class(tokenizer: Any) -> None:
+    own = type("Margin", (), {"rows": "preference"})
+    assert render(ROWS[0], tokenizer, method=own) == render(ROWS[0], tokenizer, method="f_dpo")
+    with pytest.raises(
+        DataError, match="unknown kind of row 'triples': expected one of preference, completion"
+    ):
+        render(ROWS[0], tokenizer, method=type("Odd", (), {"rows": "triples"}))
+
+
+def test_a_pair_whose_prompt_fills_max_length_is_left_out(tokenizer: Any) -> None:
+    long = PreferenceRow([message("user", "long " * 100)], ROWS[0].chosen, ROWS[0].rejected)
+    assert len(tokenise([ROWS[0], long], tokenizer, "f_dpo", 64)) == 1
+    with pytest.raises(DataError, match="none of 1 rows has a token that carries loss within max_length 64"):
+        tokenise([long], tokenizer, "f_dpo", 64)
 
 
 def test_a_template_that_is_missing_or_refuses_is_told(tokenizer: Any) -> None:
@@ -123,10 +150,10 @@ def test_a_template_that_is_missing_or_refuses_is_told(tokenizer: Any) -> None:
     with pytest.raises(
         DataError, match=r"no chat template, so .*: use an instruct model, or put a chat_template"
     ):
-        render_pair(ROWS[0], bare)
+        ROWS[0].render(bare)
     bare.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(DataError, match="chat template refuses the conversation: System role not supported"):
-        render_pair(ROWS[0], bare)
+        ROWS[0].render(bare)
 
 
 def test_a_model_without_template_or_tokenizer(tmp_path: Path, tokenizer: Any) -> None:

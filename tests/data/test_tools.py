@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from alignkit.data.formats import parse_preference
 from alignkit.data.nodes import RowError
+from alignkit.data.rows import parse_preference
+from tests.data.rows.test_preference import CALL, CALLED, OPENAI, TRL, calling
 from tests.data.strategies import message
-from tests.data.test_formats import CALL, CALLED, OPENAI, TRL, calling
 
 
 def test_tools_and_tool_calls_are_kept() -> None:

@@ -400,7 +400,7 @@ def test_an_instruction_is_there_for_drawing_only(tmp_path: Path, model_dir: Pat
     for sample in row.samples:
         text = tokenizer.decode(sample.ids)
         assert "Be " not in text[: text.index("assistant")]
-        assert sample.ids[: sample.prompt] == row.begin
+        assert sample.ids[: sample.prompt_length] == row.begin
 
 
 def test_online_draws_from_the_policy_and_scores_by_the_refreshed_reference(
@@ -509,7 +509,7 @@ def test_a_batch_without_a_token_that_counts_is_a_differentiable_zero(
     trainer = shaken(build(model_dir, config(tmp_path), rows(2)))
     for row in trainer.rows.rows:
         for sequence in [row.rejected, *row.samples]:
-            object.__setattr__(sequence, "learned", ())
+            object.__setattr__(sequence, "loss_spans", ())
     trainer.score([0, 1])
     loss = trainer.training_step(trainer.model, {"row": torch.tensor([0, 1])})
     assert float(loss) == pytest.approx(math.log(2))

@@ -10,6 +10,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+from alignkit.data import parse_preference, tokenise
+from alignkit.errors import DataError
 from alignkit.kernels.torch import linear_logprob as tiled
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from alignkit.trainers.metrics import ItemMetrics, bradley_terry_ece
@@ -200,3 +202,35 @@ def test_item_metrics_weigh_items_and_tokens() -> None:
     store.add_ratio("b", 0.0, 8.0)
     assert store.take() == {"a": pytest.approx(0.8), "b": pytest.approx(0.25)}
     assert store.take() == {}
+
+
+def built(folder: Path, model_dir: Path, dataset: Dataset) -> FDPOTrainer:
+    return FDPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model_dir),
+        args=FDPOConfig(**settings(folder)),
+        processing_class=AutoTokenizer.from_pretrained(model_dir),
+        train_dataset=dataset,
+    )
+
+
+def test_a_tokenised_dataset_is_trained_as_it_is_and_equals_a_conversational_one(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    conversations = pairs(4)
+    rows = [parse_preference(dict(row)) for row in conversations]
+    tokens = tokenise(rows, AutoTokenizer.from_pretrained(model_dir), "f_dpo", 128)
+    ours = built(tmp_path, model_dir, tokens)
+    assert ours.train_dataset is tokens
+    theirs = built(tmp_path, model_dir, conversations).train_dataset
+    for name in tokens.column_names:
+        assert tokens[name][:] == theirs[name][:]
+
+
+def test_a_dataset_without_the_columns_is_refused_in_one_sentence(tmp_path: Path, model_dir: Path) -> None:
+    texts = Dataset.from_list([{"messages": [{"role": "user", "content": "Hi"}]}])
+    expected = (
+        "train dataset: expected the columns chosen and rejected, with or without prompt, or chosen_ids, "
+        "prompt_ids, rejected_ids; found messages"
+    )
+    with pytest.raises(DataError, match=f"^{expected}$"):
+        built(tmp_path, model_dir, texts)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.data.tokens import TokenSequence
-from alignkit.trainers.sequences import cut, parts_of, shares
+from alignkit.trainers.sequences import parts_of, shares
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 
@@ -37,8 +37,10 @@ def test_processes_share_all_parts_and_take_equally_many(lengths: list[int], siz
 @given(st.integers(1, 30), st.integers(0, 29), st.integers(1, 40))
 def test_a_cut_sequence_learns_what_is_left(length: int, start: int, most: int) -> None:
     learned = ((start, length),) if start < length else ()
-    found = cut(TokenSequence("x", list(range(length)), learned), most)
+    whole = TokenSequence("x", list(range(length)), learned)
+    found = whole.cut_to(most)
     assert found.ids == list(range(min(length, most)))
-    kept = [index for first, last in found.learned for index in range(first, last)]
+    kept = [index for first, last in found.loss_spans for index in range(first, last)]
     assert kept == list(range(start, min(length, most)))
-    assert cut(found, None) is found
+    assert found.cut == max(0, length - most)
+    assert found.cut_to(None) is found

@@ -10,13 +10,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from alignkit import canary
-from alignkit.data.completion_forms import parse_completion
-from alignkit.data.completions import IGNORED, tokenise
+from alignkit.data.dataset import tokenise
+from alignkit.data.rows import parse_completion
+from alignkit.data.tokens import IGNORED
 from alignkit.trainers import SupervisedTrainer
 from tests.completion import row
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def rows(indices: range, tokenizer: Any) -> Any:
+    return tokenise([parse_completion(row(index)) for index in indices], tokenizer, "supervised", 128)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +56,8 @@ def made(
         model=AutoModelForCausalLM.from_pretrained(model_dir),
         args=config,
         processing_class=tokenizer,
-        train_dataset=tokenise([parse_completion(row(index)) for index in range(8)], tokenizer, 128),
-        eval_dataset=tokenise([parse_completion(row(index)) for index in range(20, 25)], tokenizer, 128),
+        train_dataset=rows(range(8), tokenizer),
+        eval_dataset=rows(range(20, 25), tokenizer),
         peft_config=peft,
     )
 

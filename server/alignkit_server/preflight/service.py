@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any
 
 from alignkit import estimate as library
-from alignkit.data.preview import preview_row
 from alignkit.data.reading import iter_lines
+from alignkit.data.report import preview_row
 from alignkit.data.schemas import schema_for
 from alignkit.data.tokens import TokenSequence, load_tokenizer
 from alignkit.data.validation import Inspection
@@ -38,10 +38,10 @@ def preview(request: PreviewRequest, prepared: PreparedJob) -> PreviewObject:
     """The rows asked for, rendered."""
     tokenizer = _tokenizer(prepared, request.model)
     max_length = int(prepared.recipe["data"]["max_length"])
-    schema, shown = schema_for(prepared.method), []
+    shown = []
     for index, row in islice(_rows(prepared), request.offset, request.offset + request.rows):
         try:
-            found = preview_row(row, tokenizer, schema, max_length=max_length)
+            found = preview_row(row, tokenizer, max_length=max_length)
         except DataError as error:
             raise _refused(index, error) from error
         sequences = {name: [asdict(part) for part in parts] for name, parts in found.sequences.items()}
@@ -103,10 +103,10 @@ def _memory(found: library.Estimate) -> MemoryObject:
 
 def _rendered(prepared: PreparedJob, tokenizer: Any) -> list[list[TokenSequence]]:
     """The sequences of a sample of the rows."""
-    schema, rendered = schema_for(prepared.method), []
+    rendered = []
     for index, row in islice(_rows(prepared), 0, None, max(1, prepared.train_rows // SAMPLE_ROWS)):
         try:
-            rendered.append(schema.render(row, tokenizer))
+            rendered.append(row.render(tokenizer))
         except DataError as error:
             raise _refused(index, error) from error
     return rendered
@@ -114,8 +114,8 @@ def _rendered(prepared: PreparedJob, tokenizer: Any) -> list[list[TokenSequence]
 
 def _rows(prepared: PreparedJob) -> Iterator[tuple[int, Any]]:
     """(index, row) of the training file, which is known to be in order."""
-    schema: Any = schema_for(prepared.method)
-    yield from enumerate(Inspection(schema).rows(iter_lines(Path(prepared.recipe["data"]["train"]))))
+    kind: Any = schema_for(prepared.method)
+    yield from enumerate(Inspection(kind).rows(iter_lines(Path(prepared.recipe["data"]["train"]))))
 
 
 def _tokenizer(prepared: PreparedJob, name: str) -> Any:

@@ -9,12 +9,12 @@ import pytest
 from openai import OpenAI
 
 from alignkit.data.dataset import load_rows
-from alignkit.data.preview import preview_row
-from alignkit.data.schemas import schema_for
-from alignkit.data.tokens import load_tokenizer, render_pair
+from alignkit.data.report import preview_row
+from alignkit.data.tokens import load_tokenizer
 from alignkit.estimate import at_hand, estimate, lengths_of
 from alignkit.recipe import Recipe
 from alignkit_server.jobs.tables import Job
+from tests.preference import pair_ids
 from tests.server.support import BASE_MODEL, Running, add_base_model, create_job, method, pairs, serve, upload
 from tests.tiny import build_tiny_tokenizer
 
@@ -50,7 +50,7 @@ def test_a_preview_is_what_the_library_shows(service: Running, client: OpenAI, h
     rows = load_rows(service.settings.files_dir / file_id, "f_dpo")
     assert [row["index"] for row in shown["rows"]] == [3, 4]
     for found in shown["rows"]:
-        expected = preview_row(rows[found["index"]], tokenizer, schema_for("f_dpo"), max_length=16)
+        expected = preview_row(rows[found["index"]], tokenizer, max_length=16)
         assert found["dropped"] == expected.dropped
         assert [segment["text"] for segment in found["sequences"]["chosen"]] == [
             segment.text for segment in expected.sequences["chosen"]
@@ -83,7 +83,7 @@ def test_an_estimate_counts_tokens_and_steps(service: Running, client: OpenAI, h
     tokenizer = load_tokenizer(service.settings.models_dir / BASE_MODEL)
     counted = 0
     for row in load_rows(service.settings.files_dir / file_id, "f_dpo"):
-        pair = render_pair(row, tokenizer)
+        pair = pair_ids(row, tokenizer)
         counted += 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
     options: Any = {"n_epochs": 2, "batch_size": 4}
     found = ask(http, "jobs/estimate", training_file=file_id, method=method(**options))

@@ -1,13 +1,14 @@
-"""What a file holds, by the model's tokenizer: lengths, truncation, repeats, overlap with the held-out file."""
+"""Statistics of a file and previews of its rows, both of the token sequences that are trained."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
-from alignkit.data.schemas import Row, RowSchema
+from alignkit.data.rows import Record, Row, RowKind
 from alignkit.data.tokens import TokenSequence, render_rows
 from alignkit.errors import DataError
 
@@ -37,9 +38,9 @@ class DatasetStatistics:
     """Rows of which at least one sequence is cut, dropped ones included."""
     dropped: int
     """Rows of which no sequence has a token with loss within max_length; the trainer leaves them out."""
-    idle: int
-    """Rows that teach nothing, for the reason in `idle_words`."""
-    idle_words: str
+    no_signal: int
+    """Rows that change nothing, for the reason in `no_signal_words`."""
+    no_signal_words: str
     duplicates: int
     """Rows that repeat an earlier one whole."""
     duplicate_prompts: int
@@ -63,7 +64,7 @@ class DatasetStatistics:
 def describe_rows(
     rows: Sequence[Row],
     tokenizer: Any,
-    schema: RowSchema[Row],
+    kind: RowKind[Row],
     *,
     max_length: int,
     held_out: Sequence[Row] = (),
@@ -71,10 +72,10 @@ def describe_rows(
     """Statistics of `rows`; raises DataError where there are none, or the chat template refuses one."""
     if not rows:
         raise DataError("statistics need at least one row")
-    rendered = render_rows(rows, tokenizer, schema.render)
+    rendered = render_rows(rows, tokenizer, lambda row, by: row.render(by))
     sizes = [_Size.of(sequences, max_length) for sequences in rendered]
-    keys, prompts = [_row_key(row) for row in rows], [_key(schema.prompt(row)) for row in rows]
-    other_keys, other_prompts = set(map(_row_key, held_out)), {_key(schema.prompt(row)) for row in held_out}
+    keys, prompts = [_row_key(row) for row in rows], [_key(row.prompt) for row in rows]
+    other_keys, other_prompts = set(map(_row_key, held_out)), {_key(row.prompt) for row in held_out}
     return DatasetStatistics(
         rows=len(rows),
         prompt=percentiles([size.prompt for size in sizes]),
@@ -83,8 +84,8 @@ def describe_rows(
         max_length=max_length,
         truncated=sum(size.total > max_length for size in sizes),
         dropped=sum(size.dropped for size in sizes),
-        idle=sum(map(schema.idle, rows)),
-        idle_words=schema.idle_words,
+        no_signal=sum(row.has_no_signal for row in rows),
+        no_signal_words=kind.no_signal_words,
         duplicates=len(keys) - len(set(keys)),
         duplicate_prompts=len(prompts) - len(set(prompts)),
         overlap=sum(key in other_keys for key in keys),
@@ -111,8 +112,8 @@ class _Size:
     @classmethod
     def of(cls, sequences: list[TokenSequence], max_length: int) -> "_Size":
         return cls(
-            min(sequence.prompt for sequence in sequences),
-            {sequence.name: len(sequence.ids) - sequence.prompt for sequence in sequences},
+            min(sequence.prompt_length for sequence in sequences),
+            {sequence.name: len(sequence.ids) - sequence.prompt_length for sequence in sequences},
             max(len(sequence.ids) for sequence in sequences),
             all(sequence.dropped_at(max_length) for sequence in sequences),
         )
@@ -133,3 +134,61 @@ def _row_key(row: Any) -> bytes:
 def _key(value: Any) -> bytes:
     """A digest of a JSON value, equal for equal values."""
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens treated alike."""
+
+    text: str
+    tokens: int
+    carries_loss: bool
+    cut: bool
+    """Whether it lies beyond max_length."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowPreview:
+    """The sequences that a row is trained on, by name."""
+
+    sequences: dict[str, list[Segment]]
+    dropped: bool = False
+    """Whether the trainer leaves the row out, since nothing that carries loss is within max_length."""
+
+
+def preview_row(row: Record, tokenizer: Any, *, max_length: int) -> RowPreview:
+    """Segments of every sequence of `row`; raises DataError as the row's render does."""
+    sequences = row.render(tokenizer)
+    return RowPreview(
+        {sequence.name: list(_segments(sequence, max_length, tokenizer)) for sequence in sequences},
+        dropped=all(sequence.dropped_at(max_length) for sequence in sequences),
+    )
+
+
+def _segments(sequence: TokenSequence, max_length: int, tokenizer: Any) -> Iterator[Segment]:
+    """The sequence, split where loss starts and ends and where truncation cuts."""
+    ids = sequence.ids
+    kept = min(max_length, len(ids))
+    edges = {edge for run in sequence.loss_spans for edge in run if edge < kept}
+    bounds = sorted({0, kept, len(ids), *edges})
+    whole = _decode(ids, tokenizer)
+    shown = 0
+    for begin, end in pairwise(bounds):
+        # Decoded from the first token on, as a tokenizer may render a token otherwise at a text's start. A
+        # character whose bytes lie on both sides belongs to the later segment.
+        until = _shared(_decode(ids[:end], tokenizer), whole)
+        cut = begin >= kept
+        with_loss = any(start <= begin < stop for start, stop in sequence.loss_spans)
+        yield Segment(whole[shown:until], end - begin, with_loss and not cut, cut)
+        shown = until
+
+
+def _shared(part: str, whole: str) -> int:
+    """How many characters both begin with."""
+    differing = (index for index, (one, other) in enumerate(zip(part, whole, strict=False)) if one != other)
+    return next(differing, min(len(part), len(whole)))
+
+
+def _decode(ids: list[int], tokenizer: Any) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.data.formats import PreferenceRow, RowError, parse_preference
+from alignkit.data.nodes import RowError
+from alignkit.data.rows import PreferenceRow, parse_preference
 from tests.data.strategies import ANY_TEXT, FORMS, JSON, message, openai, rows, sharegpt, trl, trl_implicit
 
 ROW = PreferenceRow([message("user", "Hi")], [message("assistant", "a")], [message("assistant", "b")])

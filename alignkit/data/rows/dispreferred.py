@@ -1,10 +1,9 @@
-"""Rows of a prompt with one dispreferred answer, and the model's own answers where the file brings them."""
+"""Dispreferred rows: a prompt with one dispreferred answer, and the model's own answers where the file has them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.data.formats import trl_prompt
-from alignkit.data.forms import Form, parse_row
 from alignkit.data.messages import (
     MESSAGES,
     TURNS,
@@ -16,7 +15,9 @@ from alignkit.data.messages import (
     with_system,
 )
 from alignkit.data.nodes import Node
-from alignkit.data.tokens import TokenSequence, render_messages, require_writable
+from alignkit.data.rows.preference import trl_prompt
+from alignkit.data.rows.recognise import Form, RowKind
+from alignkit.data.tokens import TokenSequence, render_answers
 from alignkit.data.tools import TOOLS, parse_tools
 
 MAX_SAMPLES = 1024
@@ -32,9 +33,19 @@ class DispreferredRow:
     tools: list[dict[str, Any]] | None = None
 
     @property
-    def taught(self) -> list[Message]:
+    def loss_turns(self) -> list[Message]:
         """The messages that carry loss."""
         return [message for answer in (self.rejected, *(self.samples or [])) for message in answer]
+
+    @property
+    def has_no_signal(self) -> bool:
+        """Whether all its samples are the dispreferred answer, so that push and pull cancel."""
+        return self.samples is not None and all(sample == self.rejected for sample in self.samples)
+
+    def render(self, tokenizer: Any) -> list[TokenSequence]:
+        """`rejected`, then `sample 1`, … as the file has them, each after the prompt; raises DataError."""
+        samples = {f"sample {number}": sample for number, sample in enumerate(self.samples or [], start=1)}
+        return render_answers(self.prompt, {"rejected": self.rejected, **samples}, self.tools, tokenizer)
 
 
 def parse_dispreferred(row: object, unused: set[str] | None = None) -> DispreferredRow:
@@ -42,34 +53,7 @@ def parse_dispreferred(row: object, unused: set[str] | None = None) -> Disprefer
 
     The names of keys that play no part, a preferred answer among them, are added to `unused`.
     """
-    return parse_row(row, unused, DISPREFERRED_FORMS, "dispreferred")
-
-
-def is_idle(row: DispreferredRow) -> bool:
-    """Whether all its samples are the dispreferred answer: what is pushed down is pulled up again."""
-    return row.samples is not None and all(sample == row.rejected for sample in row.samples)
-
-
-def render_dispreferred(row: DispreferredRow, tokenizer: Any) -> list[TokenSequence]:
-    """Prompt with the dispreferred answer, then with each sample that the file brings.
-
-    The answers start where prompt and whole conversation diverge, as in TRL. Raises DataError where the tokenizer
-    has no chat template or the template refuses the conversation.
-    """
-    from trl.data_utils import common_prefix_length
-
-    require_writable(row, tokenizer)
-    prompt = render_messages(row.prompt, row.tools, tokenizer, add_generation_prompt=True)
-    samples = row.samples or []
-    names = ["rejected", *(f"sample {number}" for number in range(1, len(samples) + 1))]
-    rendered = [
-        render_messages(row.prompt + answer, row.tools, tokenizer) for answer in (row.rejected, *samples)
-    ]
-    start = min(common_prefix_length(prompt, ids) for ids in rendered)
-    return [
-        TokenSequence(name, ids, ((start, len(ids)),) if start < len(ids) else ())
-        for name, ids in zip(names, rendered, strict=True)
-    ]
+    return DISPREFERRED.parse(row, unused)
 
 
 def _openai(row: Node) -> DispreferredRow:
@@ -144,3 +128,32 @@ DISPREFERRED_FORMS: tuple[Form[DispreferredRow], ...] = (
     Form("TRL (without prompt)", frozenset({"rejected"}), _SAMPLES | TOOLS, _trl_implicit),
 )
 """In the order they are tried: one whose keys contain another's comes first."""
+
+
+def _has_no_signal(sequences: Sequence[TokenSequence]) -> bool:
+    rejected, *samples = sequences
+    return bool(samples) and all(sample.ids == rejected.ids for sample in samples)
+
+
+def _columns(sequences: Sequence[TokenSequence]) -> list[dict[str, Any]]:
+    """The prompt, the dispreferred answer and the samples, token ids each."""
+    rejected, *samples = sequences
+    start = rejected.prompt_length
+    return [
+        {
+            "prompt_ids": rejected.ids[:start],
+            "rejected_ids": rejected.ids[start:],
+            "sample_ids": [sample.ids[start:] for sample in samples],
+        }
+    ]
+
+
+DISPREFERRED: RowKind[DispreferredRow] = RowKind(
+    "dispreferred",
+    DispreferredRow,
+    DISPREFERRED_FORMS,
+    no_signal_words="no sample but the dispreferred answer itself",
+    has_no_signal=_has_no_signal,
+    columns=_columns,
+    together=True,
+)

@@ -1,9 +1,9 @@
-"""The forms a preference row may have, recognised by their keys and turned into one."""
+"""Preference rows: one prompt with a preferred and a dispreferred answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.data.forms import Form, parse_row
 from alignkit.data.messages import (
     MESSAGES,
     TURNS,
@@ -14,9 +14,9 @@ from alignkit.data.messages import (
     with_system,
 )
 from alignkit.data.nodes import Node, RowError
+from alignkit.data.rows.recognise import Form, RowKind
+from alignkit.data.tokens import TokenSequence, render_answers
 from alignkit.data.tools import TOOLS, parse_tools
-
-__all__ = ["PREFERENCE_FORMS", "Message", "PreferenceRow", "RowError", "parse_preference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,19 @@ class PreferenceRow:
     tools: list[dict[str, Any]] | None = None
 
     @property
-    def taught(self) -> list[Message]:
+    def loss_turns(self) -> list[Message]:
         """The messages that carry loss."""
         return self.chosen + self.rejected
+
+    @property
+    def has_no_signal(self) -> bool:
+        """Whether both answers are the same."""
+        return self.chosen == self.rejected
+
+    def render(self, tokenizer: Any) -> list[TokenSequence]:
+        """`chosen` and `rejected`, each after the prompt, whose ids they share; raises DataError."""
+        answers = {"chosen": self.chosen, "rejected": self.rejected}
+        return render_answers(self.prompt, answers, self.tools, tokenizer)
 
 
 def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceRow:
@@ -39,7 +49,7 @@ def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceR
 
     The names of keys that play no part are added to `unused`.
     """
-    return parse_row(row, unused, PREFERENCE_FORMS, "preference")
+    return PREFERENCE.parse(row, unused)
 
 
 def _openai(row: Node) -> PreferenceRow:
@@ -126,3 +136,27 @@ PREFERENCE_FORMS: tuple[Form[PreferenceRow], ...] = (
     Form("TRL (without prompt)", frozenset({"chosen", "rejected"}), TOOLS, _trl_implicit),
 )
 """In the order they are tried: one whose keys contain another's comes first."""
+
+
+def _columns(sequences: Sequence[TokenSequence]) -> list[dict[str, Any]]:
+    """TRL's tokenised columns of a pair."""
+    chosen, rejected = sequences
+    start = min(chosen.prompt_length, rejected.prompt_length)
+    return [
+        {
+            "prompt_ids": chosen.ids[:start],
+            "chosen_ids": chosen.ids[start:],
+            "rejected_ids": rejected.ids[start:],
+        }
+    ]
+
+
+PREFERENCE: RowKind[PreferenceRow] = RowKind(
+    "preference",
+    PreferenceRow,
+    PREFERENCE_FORMS,
+    no_signal_words="chosen equal to rejected",
+    has_no_signal=lambda sequences: sequences[0].ids == sequences[1].ids,
+    columns=_columns,
+    together=True,
+)

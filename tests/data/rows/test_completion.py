@@ -9,8 +9,9 @@ import pytest
 import trl
 from hypothesis import HealthCheck, given, settings
 
-from alignkit.data.completions import IGNORED, CompletionRow, labels, render_completion, tokenise
-from alignkit.data.tokens import TokenSequence
+from alignkit.data.dataset import tokenise
+from alignkit.data.rows import CompletionRow
+from alignkit.data.tokens import IGNORED, TokenSequence
 from alignkit.errors import DataError
 from tests.data.completion_strategies import answers, completion_rows
 from tests.data.strategies import message
@@ -40,13 +41,13 @@ def templated(tokenizer: Any, template: str) -> Any:
 
 
 def learned(sequence: TokenSequence, tokenizer: Any) -> list[str]:
-    return [tokenizer.decode(sequence.ids[start:end]) for start, end in sequence.learned]
+    return [tokenizer.decode(sequence.ids[start:end]) for start, end in sequence.loss_spans]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(completion_rows())
 def test_the_assistants_tokens_are_those_that_transformers_masks(tokenizer: Any, row: CompletionRow) -> None:
-    (sequence,) = render_completion(row, tokenizer)
+    (sequence,) = row.render(tokenizer)
     marked = templated(tokenizer, MARKED).apply_chat_template(
         row.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -55,17 +56,17 @@ def test_the_assistants_tokens_are_those_that_transformers_masks(tokenizer: Any,
         token if mask else IGNORED
         for token, mask in zip(marked["input_ids"], marked["assistant_masks"], strict=True)
     ]
-    assert labels(sequence) == expected
+    assert sequence.labels == expected
 
 
 def test_only_the_learned_turns_carry_loss_with_their_end_token(tokenizer: Any) -> None:
-    (both,) = render_completion(ROW, tokenizer)
+    (both,) = ROW.render(tokenizer)
     assert learned(both, tokenizer) == ["one  word<|im_end|>", "two<|im_end|>"]
-    (last,) = render_completion(CompletionRow(MESSAGES, (3,)), tokenizer)
+    (last,) = CompletionRow(MESSAGES, (3,)).render(tokenizer)
     assert learned(last, tokenizer) == ["two<|im_end|>"]
     assert last.ids == both.ids
-    (none,) = render_completion(CompletionRow(MESSAGES, ()), tokenizer)
-    assert set(labels(none)) == {IGNORED}
+    (none,) = CompletionRow(MESSAGES, ()).render(tokenizer)
+    assert set(none.labels) == {IGNORED}
     assert none.dropped_at(10_000)
 
 
@@ -81,46 +82,46 @@ def test_only_the_learned_turns_carry_loss_with_their_end_token(tokenizer: Any) 
 def test_templates_of_real_models(tokenizer: Any, name: str, ends: str, last: str) -> None:
     real = templated(tokenizer, (TEMPLATES / f"{name}.jinja").read_text())
     real.add_special_tokens({"additional_special_tokens": [ends]})
-    (sequence,) = render_completion(ROW, real)
+    (sequence,) = ROW.render(real)
     assert [text.strip() for text in learned(sequence, real)] == [f"one  word{ends}", f"two{ends}{last}"]
     assert sequence.ids == real.apply_chat_template(MESSAGES, tokenize=True, return_dict=True)["input_ids"]
 
 
 def test_a_template_that_rewrites_earlier_turns_gives_one_sequence_a_turn(tokenizer: Any) -> None:
     qwen3 = templated(tokenizer, (TEMPLATES / "qwen3.jinja").read_text())
-    first, last = render_completion(ROW, qwen3)
+    first, last = ROW.render(qwen3)
     assert (first.name, last.name) == ("message 2", "message 4")
     assert learned(first, qwen3)[0].endswith("one  word<|im_end|>")
     assert learned(last, qwen3)[0].endswith("two<|im_end|>")
-    assert "one  word" in qwen3.decode(last.ids[: last.prompt])
-    (only_last,) = render_completion(CompletionRow(MESSAGES, (3,)), qwen3)
+    assert "one  word" in qwen3.decode(last.ids[: last.prompt_length])
+    (only_last,) = CompletionRow(MESSAGES, (3,)).render(qwen3)
     assert only_last.ids == last.ids
 
 
 def test_a_template_whose_answer_changes_the_prompt_is_refused(tokenizer: Any) -> None:
     count = templated(tokenizer, "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(DataError, match="renders what comes before message 2 otherwise"):
-        render_completion(ROW, count)
+        ROW.render(count)
     with pytest.raises(DataError, match=r"^row 1: the model's chat template renders"):
-        tokenise([ROW], count, 64)
+        tokenise([ROW], count, "supervised", 64)
 
 
 def test_cut_and_dropped(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    (whole,) = render_completion(ROW, tokenizer)
+    (whole,) = ROW.render(tokenizer)
     long = CompletionRow([message("user", "long " * 200), MESSAGES[1]], (1,))
     idle = CompletionRow(MESSAGES, ())
-    limit = whole.learned[1][0] + 1
+    limit = whole.loss_spans[1][0] + 1
     with caplog.at_level(logging.WARNING):
-        dataset = tokenise([ROW, long, idle], tokenizer, limit)
+        dataset = tokenise([ROW, long, idle], tokenizer, "supervised", limit)
     assert dataset["input_ids"][:] == [whole.ids[:limit]]
-    assert dataset["labels"][:] == [labels(whole)[:limit]]
+    assert dataset["labels"][:] == [whole.labels[:limit]]
     assert (
         sum(label != IGNORED for label in dataset["labels"][0])
-        == 1 + whole.learned[0][1] - whole.learned[0][0]
+        == 1 + whole.loss_spans[0][1] - whole.loss_spans[0][0]
     )
     assert "2 of 3 sequences are left out" in caplog.text
     with pytest.raises(DataError, match="none of 1 rows has a token that carries loss within max_length 16"):
-        tokenise([long], tokenizer, 16)
+        tokenise([long], tokenizer, "supervised", 16)
 
 
 def test_a_tool_call_is_learned_as_the_template_writes_it(tokenizer: Any) -> None:
@@ -133,8 +134,8 @@ def test_a_tool_call_is_learned_as_the_template_writes_it(tokenizer: Any) -> Non
         message("assistant", "Two."),
     ]
     row = CompletionRow(messages, answers(messages), [{"type": "function", "function": {"name": "add"}}])
-    (sequence,) = render_completion(row, qwen)
+    (sequence,) = row.render(qwen)
     called, answered = learned(sequence, qwen)
     assert '"name": "add"' in called
     assert answered == "Two.<|im_end|>"
-    assert "# Tools" in qwen.decode(sequence.ids[: sequence.prompt])
+    assert "# Tools" in qwen.decode(sequence.ids[: sequence.prompt_length])

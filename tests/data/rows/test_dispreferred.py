@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignkit.data.dataset import load_rows, to_dispreferred
-from alignkit.data.dispreferred import DispreferredRow, parse_dispreferred, render_dispreferred
 from alignkit.data.nodes import RowError
+from alignkit.data.rows import DispreferredRow, parse_dispreferred
 from alignkit.data.validation import check_file
 from alignkit.errors import DataError
+from tests.data.rows.test_preference import NEAR
 from tests.data.strategies import FORMS, TEXT, message, rows
-from tests.data.test_formats import NEAR
 
 HI, NO = [message("user", "Hi")], [message("assistant", "no")]
 TRL = {"prompt": "Hi", "rejected": "no"}
@@ -155,13 +155,13 @@ def test_rows_reach_the_dataset_unchanged(drawn: list[DispreferredRow]) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dispreferred())
 def test_rendered_sequences_are_prompt_and_answer(tokenizer: Any, row: DispreferredRow) -> None:
-    sequences = render_dispreferred(row, tokenizer)
+    sequences = row.render(tokenizer)
     answers = [row.rejected, *(row.samples or [])]
     assert [one.name for one in sequences][:2] == ["rejected", "sample 1"][: len(answers)]
     for sequence, answer in zip(sequences, answers, strict=True):
         whole = tokenizer.apply_chat_template(row.prompt + answer, tokenize=False)
         assert tokenizer.decode(sequence.ids, clean_up_tokenization_spaces=False) == whole
-        ((start, end),) = sequence.learned
+        ((start, end),) = sequence.loss_spans
         context = tokenizer.decode(sequence.ids[:start], clean_up_tokenization_spaces=False)
         prompt = tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True, tokenize=False)
         assert prompt.startswith(context)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.data.completion_forms import parse_completion
-from alignkit.data.completions import CompletionRow
 from alignkit.data.nodes import RowError
+from alignkit.data.rows import CompletionRow, parse_completion
 from tests.data import strategies
 from tests.data.completion_strategies import FORMS, Form, answers, completion_rows, openai, sharegpt, trl
 from tests.data.strategies import JSON, message
@@ -33,14 +32,14 @@ def test_every_form_gives_the_same_row(row: CompletionRow, form: Form) -> None:
 
 @given(completion_rows(), st.data())
 def test_weight_zero_takes_the_loss_from_a_turn(row: CompletionRow, data: st.DataObject) -> None:
-    kept = data.draw(st.sets(st.sampled_from(row.learned)).map(sorted).map(tuple))
+    kept = data.draw(st.sets(st.sampled_from(row.loss_positions)).map(sorted).map(tuple))
     expected = CompletionRow(row.messages, kept)
     assert parse_completion(openai(expected)) == expected
 
 
 @given(completion_rows())
 def test_of_prompt_and_completion_only_the_completion_is_learned(row: CompletionRow) -> None:
-    expected = CompletionRow(row.messages, row.learned[-1:])
+    expected = CompletionRow(row.messages, row.loss_positions[-1:])
     assert parse_completion(trl(row)) == expected
     texts = {"prompt": "Hi", "completion": "a"}
     assert parse_completion(texts) == CompletionRow([HI, A], (1,))
@@ -51,10 +50,10 @@ def test_of_a_pair_the_preferred_answer_is_learned(pair: Any, form: Any) -> None
     unused: set[str] = set()
     written = form(pair)
     row = parse_completion(written, unused)
-    assert row.messages[row.learned[0] :][0]["role"] == "assistant"
+    assert row.messages[row.loss_positions[0] :][0]["role"] == "assistant"
     assert unused == {"rejected", "non_preferred_output"} & written.keys()
     if "prompt" in written or "input" in written or "conversations" in written:
-        assert (row.messages, row.learned) == (pair.prompt + pair.chosen, (len(pair.prompt),))
+        assert (row.messages, row.loss_positions) == (pair.prompt + pair.chosen, (len(pair.prompt),))
 
 
 ROW_KEYS = ["messages", "prompt", "completion", "instruction", "output", "history", "conversations", "chosen"]
@@ -83,7 +82,7 @@ def test_anything_is_a_row_or_a_row_error_that_points_into_it(value: Any) -> Non
         assert str(found).encode()
         assert found.pointer == "" or found.pointer.startswith("/")
     else:
-        assert set(found.learned) <= set(answers(found.messages))
+        assert set(found.loss_positions) <= set(answers(found.messages))
         assert found.messages[-1]["role"] == "assistant"
         json.dumps(found.messages, ensure_ascii=False).encode()
 
@@ -105,14 +104,14 @@ def test_alpacas_input_and_history() -> None:
         message("user", "Add.\n1 2"),
         message("assistant", "3"),
     ]
-    assert row.learned == (2, 4)
+    assert row.loss_positions == (2, 4)
 
 
 def test_tools_and_their_turns() -> None:
     asked = {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 1}
     answer = {"role": "tool", "content": "3", "tool_call_id": "x"}
     row = parse_completion({"messages": [HI, asked, answer, A], "tools": [TOOL]})
-    assert (row.learned, row.tools) == ((1, 3), [TOOL])
+    assert (row.loss_positions, row.tools) == ((1, 3), [TOOL])
     called = {"type": "function", "function": {"name": "add", "arguments": {}}}
     assert row.messages[1] == {"role": "assistant", "content": "", "tool_calls": [called]}
     turns = sharegpt(CompletionRow([HI, A], (1,))) | {"tools": json.dumps([TOOL])}

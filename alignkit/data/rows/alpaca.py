@@ -1,0 +1,36 @@
+"""Alpaca's way to write a prompt, which completions, pairs and labelled rows share."""
+
+from alignkit.data.messages import Message
+from alignkit.data.nodes import Node
+
+PROMPT_KEYS = frozenset({"input", "system", "history"})
+"""The keys that may stand beside `instruction`."""
+
+
+def alpaca_prompt(row: Node) -> list[Message]:
+    """System text, earlier rounds and the instruction; its input goes on a line of its own, as in LLaMA-Factory."""
+    asked = row.at("instruction").text()
+    if row.at("input").given and row.at("input").value != "":
+        asked = f"{asked}\n{row.at('input').text()}"
+    messages: list[Message] = [*_history(row.at("history")), {"role": "user", "content": asked}]
+    system = row.at("system")
+    if system.given and system.value != "":
+        messages.insert(0, {"role": "system", "content": system.text()})
+    return messages
+
+
+def _history(node: Node) -> list[Message]:
+    """Earlier rounds, [[question, answer], …]."""
+    if not node.given or node.value == []:
+        return []
+    messages: list[Message] = []
+    for round_ in node.entries("an array of rounds"):
+        texts = round_.entries("a round [question, answer]")
+        if len(texts) != 2:
+            raise round_.refuse("a round [question, answer]", f"an array of {len(texts)}")
+        question, answer = texts
+        messages += [
+            {"role": "user", "content": question.text()},
+            {"role": "assistant", "content": answer.text()},
+        ]
+    return messages
