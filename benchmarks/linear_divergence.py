@@ -1,8 +1,7 @@
 """kernels.linear_divergence against materialised logits, TRL's JSD and Liger's.
 
-The peers make one generalised JSD (beta 0.5). `alignkit` makes both KLs and both entropies, weighed by BD-KD's gate;
-`alignkit, jsd` makes what they make. `materialised` is that JSD of all logits at once, `materialised, both KLs` what
-`alignkit` makes.
+The peers make one generalised JSD (beta 0.5). `alignkit` makes both KLs and both entropies, weighed by BD-KD's gate.
+`materialised` is that JSD of all logits at once, `materialised, both KLs` what `alignkit` makes.
 """
 
 from collections.abc import Callable
@@ -100,18 +99,10 @@ def alignkit(**operands: Tensor) -> Tensor:
     return linear_divergence(**operands, objective=objective).loss.sum()  # type: ignore[union-attr]
 
 
-def alignkit_jsd(**operands: Tensor) -> Tensor:
-    """kernels.linear_divergence, the JSD alone with gradient."""
-    from alignkit.kernels import linear_divergence
-
-    return linear_divergence(**operands, jsd_beta=0.5, gradients=("jsd",)).jsd.sum()  # type: ignore[union-attr]
-
-
 CONTENDERS: dict[str, Callable[..., Tensor]] = {
     "materialised": materialised,
     "materialised, both KLs": materialised_kls,
     "trl": trl,
     "liger": liger,
     "alignkit": alignkit,
-    "alignkit, jsd": alignkit_jsd,
 }

@@ -1,17 +1,9 @@
-"""What the fused heads cost: the buffers of alignkit/kernels and the operations of docs/kernels.md.
+"""What the fused heads cost: the buffers that each op's `cost` allows, and the operations of docs/kernels.md."""
 
-Kept free of torch's GPU parts: what Triton's kernels allow themselves is repeated here, and a test compares.
-"""
-
+from alignkit.kernels.linear_divergence import cost as divergence_cost
+from alignkit.kernels.linear_logprob import cost as logprob_cost
 from alignkit.methods.work import HeadCost, HeadSize
 
-TILE_BYTES = 8 * 2**20
-KEPT_BYTES = 320 * 2**20
-"""Of `linear_logprob` in PyTorch."""
-PRODUCTS_BYTES = 640 * 2**20
-"""Of `linear_logprob` in Triton."""
-CHUNK_BYTES = {False: 24 * 2**20, True: 256 * 2**20}
-"""Of `linear_divergence`, on a CPU and on a GPU."""
 FLOAT = 4
 
 
@@ -19,14 +11,18 @@ def log_probs(tokens: int, head: HeadSize, *, gpu: bool) -> HeadCost:
     """`linear_logprob` with entropy and top-1, as the trainers call it."""
     states = tokens * head.hidden * head.itemsize
     logits = tokens * head.vocabulary
-    buffer = min(PRODUCTS_BYTES, logits * head.itemsize) if gpu else 2 * min(TILE_BYTES, logits * FLOAT)
+    buffer = (
+        min(logprob_cost.BUFFER_BYTES, logits * head.itemsize)
+        if gpu
+        else 2 * min(logprob_cost.TILE_BYTES, logits * FLOAT)
+    )
     unit = 2.0 * tokens * head.hidden * head.vocabulary
     if not head.has_gradient:
         return HeadCost(0, states + buffer, 0, unit)
-    direction = states if gpu else states + min(tokens, 2048) * head.hidden * FLOAT
+    direction = states if gpu else states + min(tokens, logprob_cost.TOKENS) * head.hidden * FLOAT
     if not head.trains:
         return HeadCost(states, direction + buffer, states, 2 * unit)
-    shelf = 0 if gpu else min(KEPT_BYTES, logits * FLOAT)
+    shelf = 0 if gpu else min(logprob_cost.KEPT_BYTES, logits * FLOAT)
     gradient = _weight_gradient(head)
     again = unit * (1 if gpu else max(0.0, 1 - shelf / max(1, logits * FLOAT)))
     # kept tiles leave as the gradient's rows are written, so the two do not add up
@@ -39,7 +35,7 @@ def divergence(tokens: int, student: HeadSize, teacher: HeadSize, *, gpu: bool) 
     sides = (student, teacher)
     trained = [side for side in sides if side.has_gradient]
     vocabulary = min(side.vocabulary for side in sides)
-    chunk = min(tokens * vocabulary * FLOAT, CHUNK_BYTES[gpu])
+    chunk = min(tokens * vocabulary * FLOAT, divergence_cost.chunk_bytes(gpu=gpu))
     elements = chunk // FLOAT
     products = sum(elements * (FLOAT if gpu else side.itemsize) for side in sides)
     rooms = sum(elements * side.itemsize for side in trained)

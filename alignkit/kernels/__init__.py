@@ -1,6 +1,7 @@
-"""Fused logit heads: from hidden states and head weight to what a loss needs, never a [tokens, vocabulary] tensor.
+"""Fused logit heads: from hidden states and a head's weight to what a loss needs, never [tokens, vocabulary] logits.
 
-And `sinkhorn`, which takes what one of them makes.
+And `sinkhorn`, which transports the costs that `pairwise_l1` makes. Each op is a package: `records` (what goes in and
+out), `fused` (the autograd function), `torch` and `triton` (its engines), `reference` (the oracle), `cost` (buffers).
 """
 
 from alignkit.kernels.linear_divergence import Divergences, linear_divergence

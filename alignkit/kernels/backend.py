@@ -1,13 +1,15 @@
-"""Which implementation of a head runs: Triton on GPUs, chunked PyTorch elsewhere, a materialised reference for tests.
+"""Which implementation of an op runs: Triton on GPUs, chunked PyTorch elsewhere, a materialised reference for tests.
 
 Chosen by the tensor's device, or forced by an argument or by ALIGNKIT_KERNELS. A forced implementation that cannot
-run here is an error: nothing falls back unsaid.
+run here is an error, never a silent fallback. An op is a package with a module per implementation: `torch` and
+`triton` hold an `ENGINE`, `reference` a function.
 """
 
+import importlib
 import importlib.util
 import os
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -32,6 +34,11 @@ def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
             "TRITON_INTERPRET=1 set before the first import"
         )
     return name
+
+
+def engine(op: str, implementation: Implementation) -> Any:
+    """The ENGINE of the package `op`; imported on demand, since Triton is not installed everywhere."""
+    return importlib.import_module(f"{op}.{implementation}").ENGINE
 
 
 @cache

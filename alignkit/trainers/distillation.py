@@ -14,8 +14,8 @@ from trl import SFTConfig, SFTTrainer
 
 from alignkit.adapters import keep_start
 from alignkit.errors import ModelError
-from alignkit.kernels.linear_confidence import linear_confidence
 from alignkit.kernels.linear_divergence import Divergences
+from alignkit.kernels.linear_logprob.confidence import linear_confidence
 from alignkit.kernels.model_head import fuse_head
 from alignkit.run_folder import SAVED_TEACHER
 from alignkit.trainers.exact_resume import ExactResume

@@ -1,12 +1,8 @@
-"""The heads' costs: the kernels' own constants, and the operations of docs/kernels.md."""
-
-import sys
+"""The heads' costs: the operations of docs/kernels.md."""
 
 import pytest
 
-import alignkit.kernels.torch.linear_logprob as torch_log_probs
 from alignkit.estimate import heads
-from alignkit.kernels import divergence_chunks
 from alignkit.methods.work import HeadSize
 
 N, H, V = 4096, 512, 32_000
@@ -15,23 +11,6 @@ UNIT = float(N * H * V)
 
 def size(*, gradient: bool = True, trains: bool = False, itemsize: int = 4) -> HeadSize:
     return HeadSize(H, V, itemsize, gradient, trains)
-
-
-def test_buffers_are_the_kernels() -> None:
-    assert torch_log_probs.TILE_BYTES == heads.TILE_BYTES
-    assert torch_log_probs.KEPT_BYTES == heads.KEPT_BYTES
-    assert heads.CHUNK_BYTES == {
-        False: divergence_chunks.CPU_CHUNK_BYTES,
-        True: divergence_chunks.GPU_CHUNK_BYTES,
-    }
-
-
-def test_buffers_are_tritons() -> None:
-    pytest.importorskip("triton")
-    import alignkit.kernels.triton.linear_logprob  # noqa: F401 - the package's name is the function
-
-    module = sys.modules["alignkit.kernels.triton.linear_logprob"]
-    assert module.BUFFER_BYTES == heads.PRODUCTS_BYTES
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -11,12 +11,12 @@ import pytest
 from alignkit.kernels.backend import interpreted
 
 pytestmark = pytest.mark.skipif(interpreted(), reason="this is that process")
-FILES = ("test_linear_logprob.py", "test_linear_divergence.py", "test_pairwise_l1.py", "test_sinkhorn.py")
+OPS = ("linear_logprob", "linear_divergence", "pairwise_l1", "sinkhorn")
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_the_same_tests_pass_in_triton(name: str) -> None:
-    file = Path(__file__).with_name(name)
+@pytest.mark.parametrize("op", OPS)
+def test_the_same_tests_pass_in_triton(op: str) -> None:
+    file = Path(__file__).with_name(op) / "test_values.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", str(file)]
     done = subprocess.run(
         command,

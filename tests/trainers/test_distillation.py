@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.errors import ModelError
-from alignkit.kernels import divergence_chunks, linear_confidence
+from alignkit.kernels.linear_divergence import cost as divergence_cost
+from alignkit.kernels.linear_logprob import cost as logprob_cost
 from alignkit.trainers import BDKDConfig, BDKDTrainer, SinKDConfig, SinKDTrainer
 from alignkit.trainers.pair import TeacherStudentPair
 from tests.distillation import batch_of, made, settings, tokenised
@@ -123,8 +124,8 @@ def test_no_logits_over_the_vocabulary_are_made(
     tmp_path: Path, models: tuple[Path, Path], kind: Any, config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Chunks smaller than these few tokens
-    monkeypatch.setattr(divergence_chunks, "CPU_CHUNK_BYTES", 2**18)
-    monkeypatch.setattr(linear_confidence, "CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(divergence_cost, "CPU_CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(logprob_cost, "TILE_BYTES", 2**18)
     given = {"teacher_peft_config": TEACHER_LORA} if config is BDKDConfig else {}
     own = {"max_rows": 32} if config is SinKDConfig else {}
     trainer = made(kind, config(**settings(tmp_path), **own), *models, peft_config=LORA, **given)

@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 
 from alignkit.data import parse_preference, tokenise
 from alignkit.errors import DataError
-from alignkit.kernels.torch import linear_logprob as tiled
+from alignkit.kernels.linear_logprob import cost
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from alignkit.trainers.metrics import ItemMetrics, bradley_terry_ece
 from tests.kernels.no_logits import forbid_logits
@@ -168,8 +168,8 @@ def test_no_logits_over_the_vocabulary_are_made(
 
     What the head may hold at a time is a constant, which this small batch would fit into: so it is made smaller.
     """
-    monkeypatch.setattr(tiled, "TILE_BYTES", 4 * 512 * 16)
-    monkeypatch.setattr(tiled, "KEPT_BYTES", 4 * 512 * 64)
+    monkeypatch.setattr(cost, "TILE_BYTES", 4 * 512 * 16)
+    monkeypatch.setattr(cost, "KEPT_BYTES", 4 * 512 * 64)
     options = settings(tmp_path, per_device_train_batch_size=8, per_device_eval_batch_size=8, max_steps=1)
     trainer = trained(FDPOTrainer, FDPOConfig(**options), model_dir, peft)
     vocabulary = trainer.model.get_output_embeddings().weight.size(0)

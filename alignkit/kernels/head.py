@@ -1,0 +1,124 @@
+"""A linear language-model head: its operands, and how its products become logits."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LogitTransform(NamedTuple):
+    """How a product z = h W^T + b becomes a logit: softcap tanh(scale z / softcap) / temperature.
+
+    Without a soft cap: scale z / temperature. `head_triton` does the same in Triton's kernels.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    @property
+    def factor(self) -> float:
+        """d logit / d product, apart from the soft cap's slope."""
+        return self.scale / self.temperature
+
+    def __call__(self, products: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Logits of h W^T [N, V] and the bias [V], differentiable by autograd."""
+        x = (products if bias is None else products + bias.to(products.dtype)) * self.scale
+        x = x if self.softcap is None else self.softcap * torch.tanh(x / self.softcap)
+        return x / self.temperature
+
+    def apply_(
+        self, x: Tensor, bias: Tensor | None = None, *, slope: bool = False, clamp: bool = False
+    ) -> Tensor | None:
+        """Turn h W^T [c, v], at least float32, into logits in place.
+
+        Returns d logit / d product / `factor` [c, v] if `slope` asks for it and there is a soft cap, else None.
+        `clamp` replaces -inf by a very small number, so that 0 * -inf never arises; NaN stays NaN.
+        """
+        if bias is not None:
+            x += bias.to(x.dtype)
+        steepness = None
+        if self.softcap is not None:
+            torch.tanh_(x.mul_(self.scale / self.softcap))
+            if slope:
+                steepness = torch.addcmul(x.new_ones(()), x, x, value=-1)
+            x *= self.softcap / self.temperature
+        elif self.factor != 1.0:
+            x *= self.factor
+        if clamp:
+            x.clamp_(min=torch.finfo(x.dtype).min / 4)
+        return steepness
+
+    def slope_at(self, logits: Tensor) -> Tensor:
+        """d logit / d product / `factor` where the logits are `logits`; ones without a soft cap."""
+        if self.softcap is None:
+            return torch.ones_like(logits)
+        return 1 - (logits * (self.temperature / self.softcap)).square()
+
+
+class Operands(NamedTuple):
+    """One model's head and the hidden states that meet it."""
+
+    hidden: Tensor
+    """[N, H]"""
+    weight: Tensor
+    """[V, H]"""
+    bias: Tensor | None
+    """[V]"""
+    transform: LogitTransform
+
+    @property
+    def train(self) -> bool:
+        """Whether a gradient to any of them will be asked for; only known outside an autograd function."""
+        return trains(self.hidden, self.weight, self.bias)
+
+
+def check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None, side: str = "") -> None:
+    """Raise ValueError unless `hidden` is [N, H], `weight` [V, H] and `bias` [V]; `side` prefixes their names."""
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.size(1) != weight.size(1):
+        raise ValueError(
+            f"expected {side}hidden [rows, H] and {side}weight [V, H], "
+            f"found {list(hidden.shape)} and {list(weight.shape)}"
+        )
+    if not weight.size(0):
+        raise ValueError(f"expected {side}weight [V, H] with V >= 1, found {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{side}bias must have shape {[weight.size(0)]}, found {list(bias.shape)}")
+
+
+def autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype in which a linear layer would multiply them here."""
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return hidden.to(dtype), weight.to(dtype)
+
+
+def first_columns(operands: Operands, vocabulary: int) -> Operands:
+    """The operands under autocast, with the first `vocabulary` columns alone."""
+    hidden, weight, bias, transform = operands
+    if weight.size(0) > vocabulary:  # else no slice: its backward would copy the gradient
+        weight, bias = weight[:vocabulary], None if bias is None else bias[:vocabulary]
+    return Operands(*autocast(hidden, weight), bias, transform)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of softmax and sums: float32, or float64 for float64 input."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def trains(*tensors: Tensor | None) -> bool:
+    """Whether a gradient will be asked for; inside an autograd function's forward this can no longer be seen."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def gathered(*parameters: Tensor | None) -> AbstractContextManager[Any]:
+    """A context within which parameters that ZeRO-3 partitioned are whole.
+
+    A head is called in one (`model_head`), which is left before the backward: the backward must enter its own.
+    """
+    if not any(hasattr(parameter, "ds_status") for parameter in parameters):
+        return nullcontext()
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    return maybe_gather_lm_head_ctx(*parameters)

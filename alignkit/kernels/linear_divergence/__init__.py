@@ -1,0 +1,140 @@
+"""Divergences of two models' next-token distributions from their hidden states and heads, in token chunks.
+
+p = teacher, q = student, both softmax(logits / temperature); the equations are in `linear_divergence.torch`. One pass
+over both heads gives every value. Two ways to the gradients:
+
+- Both heads frozen (LoRA): the gradient of each differentiable output is made in the forward, [N, H] each, and the
+  backward only adds them up, weighted by what comes from above. What comes from above is not known in the forward,
+  since a loss's weights may depend on the values; with an `objective` it is, and one gradient a side is enough.
+- Else the backward makes each chunk's logits again; weight and bias gradients are added up in float32.
+
+Multiply-adds count two. With H the width of both models and k differentiable outputs, forward and backward take
+
+    values only                            4 N H V
+    frozen heads, k gradients in the forward   (4 + 2 k) N H V     6 N H V with an `objective` over the student only
+    frozen heads, recomputed               10 N H V                12 where both sides have gradients
+    student's head trained                 12 N H V                16 where the teacher's trains as well
+
+and the cheaper one is taken where the heads are frozen.
+"""
+
+from collections.abc import Mapping
+
+# Not `import torch`: in a package with a module of that name, the module would take the name's place.
+from torch import Tensor, autocast, long
+
+from alignkit import checks
+from alignkit.kernels.backend import Implementation, choose, engine
+from alignkit.kernels.head import LogitTransform, Operands, check_shapes, first_columns
+from alignkit.kernels.linear_divergence.fused import fused
+from alignkit.kernels.linear_divergence.records import DIFFERENTIABLE, Divergences, Name, Objective, Request
+from alignkit.kernels.linear_divergence.reference import materialised
+
+__all__ = ["Divergences", "Objective", "linear_divergence"]
+
+
+def linear_divergence(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    labels: Tensor | None = None,
+    *,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    temperature: float = 1.0,
+    tempered_entropy: bool = True,
+    top1: bool = False,
+    objective: Objective | None = None,
+    ignore_index: int = -100,
+    implementation: Implementation | None = None,
+) -> Divergences:
+    """Divergences of student_hidden [N, Hs] student_weight [Vs, Hs]^T and the teacher's alike, without [N, V] logits.
+
+    Any float dtype (products run in it, or in autocast's; sums in float32). Vocabularies that differ by padding
+    share their first min(Vs, Vt) columns; the others count for nothing. -inf in both biases removes a column, in one
+    it makes a KL infinite, as it is. Rows whose label is `ignore_index` are removed before any work. The soft cap
+    is applied after the scale and before the temperature. `tempered_entropy=False` takes the entropies at
+    temperature 1.
+
+    With frozen heads each differentiable output costs a product. `objective` makes a loss [n] of n rows' Divergences,
+    row by row; then `.loss` alone carries gradient, at the cost of one output. It is called for a few rows at a time.
+
+    Raises ValueError for shapes that do not fit, labels outside the shared vocabulary, and options out of range.
+    """
+    checks.positive("temperature", temperature)
+    check_shapes(student_hidden, student_weight, student_bias, "student_")
+    check_shapes(teacher_hidden, teacher_weight, teacher_bias, "teacher_")
+    if len(student_hidden) != len(teacher_hidden):
+        raise ValueError(
+            f"student and teacher must have the same rows, found {len(student_hidden)} and {len(teacher_hidden)}"
+        )
+    vocabulary = min(student_weight.size(0), teacher_weight.size(0))
+    keep = _kept(labels, student_hidden, vocabulary, ignore_index)
+    of_student = LogitTransform(student_logit_scale, student_softcap)
+    of_teacher = LogitTransform(teacher_logit_scale, teacher_softcap)
+    student, teacher = (
+        first_columns(operands, vocabulary)
+        for operands in (
+            Operands(student_hidden[keep], student_weight, student_bias, of_student),
+            Operands(teacher_hidden[keep], teacher_weight, teacher_bias, of_teacher),
+        )
+    )
+    trains: dict[Name, bool] = {"student": student.train, "teacher": teacher.train}
+    outputs = _outputs(labelled=labels is not None, top1=top1, teacher_trains=trains["teacher"])
+    request = Request(
+        temperature=temperature,
+        tempered_entropy=tempered_entropy,
+        has_masked_columns=_has_masked_columns(student) or _has_masked_columns(teacher),
+        outputs=outputs,
+        differentiable=tuple(
+            name
+            for side, names in DIFFERENTIABLE.items()
+            if trains[side]
+            for name in names
+            if name in outputs
+        ),
+        objective=None if objective is None else lambda values: objective(Divergences(**values)),
+    )
+    targets = student.hidden.new_zeros(len(student.hidden), dtype=long) if labels is None else labels[keep]
+    name = choose(student.weight, implementation)
+    with autocast(student.hidden.device.type, enabled=False):
+        if name == "reference":
+            values: Mapping[str, Tensor] = materialised(student, teacher, targets, request)
+        else:
+            values = fused(student, teacher, targets, request, engine(__name__, name))
+    return Divergences(**{name: _spread(value, keep) for name, value in values.items()})
+
+
+def _kept(labels: Tensor | None, hidden: Tensor, vocabulary: int, ignore_index: int) -> Tensor | slice:
+    """Which rows count: all, where no label is ignored."""
+    if labels is None:
+        return slice(None)
+    checks.shaped("labels", labels, (hidden.size(0),))
+    keep = labels != ignore_index
+    wrong = labels[keep & ((labels < 0) | (labels >= vocabulary))]
+    if wrong.numel():
+        raise ValueError(f"labels must be below the shared vocabulary of {vocabulary}, found {int(wrong[0])}")
+    return slice(None) if bool(keep.all()) else keep
+
+
+def _spread(values: Tensor, keep: Tensor | slice) -> Tensor:
+    """[n] -> [N], zero or False in the rows that do not count."""
+    return values if isinstance(keep, slice) else values.new_zeros(keep.shape).masked_scatter(keep, values)
+
+
+def _has_masked_columns(operands: Operands) -> bool:
+    return operands.bias is not None and bool(operands.bias.isneginf().any())
+
+
+def _outputs(*, labelled: bool, top1: bool, teacher_trains: bool) -> tuple[str, ...]:
+    if top1 and not labelled:
+        raise ValueError("top1 compares with labels, found labels=None")
+    names = ["forward_kl", "reverse_kl", "student_entropy", "teacher_entropy"]
+    names += ["teacher_reverse_kl"] if teacher_trains else []
+    names += ["student_ce", "teacher_ce"] if labelled else []
+    return (*names, "student_top1", "teacher_top1") if top1 else tuple(names)

@@ -1,0 +1,246 @@
+"""Chunk by chunk through two heads: the values of `linear_divergence`, and their gradients to both sides."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from alignkit.kernels.head import LogitTransform, Operands, compute_dtype, gathered
+from alignkit.kernels.linear_divergence import cost
+from alignkit.kernels.linear_divergence.records import DIFFERENTIABLE, HeadProduct, Name, Request, RowBlock
+from alignkit.kernels.products import add_product, project
+
+Visit = Callable[[dict[str, Tensor], slice], Mapping[str, Tensor]]
+
+
+def fused(
+    student: Operands, teacher: Operands, labels: Tensor, request: Request, engine: type[RowBlock]
+) -> dict[str, Tensor]:
+    """The values named in `request.returned`, [N] each; those in `request.with_gradient` with gradient."""
+    transforms = student.transform, teacher.transform
+    values = _LinearDivergence.apply(*student[:3], *teacher[:3], labels, transforms, request, engine)
+    return dict(zip(request.returned, values, strict=True))
+
+
+class _LinearDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_hidden: Tensor,
+        student_weight: Tensor,
+        student_bias: Tensor | None,
+        teacher_hidden: Tensor,
+        teacher_weight: Tensor,
+        teacher_bias: Tensor | None,
+        labels: Tensor,
+        transforms: tuple[LogitTransform, LogitTransform],
+        request: Request,
+        engine: type[RowBlock],
+    ) -> tuple[Tensor, ...]:
+        sides: dict[Name, Operands] = {
+            "student": Operands(student_hidden, student_weight, student_bias, transforms[0]),
+            "teacher": Operands(teacher_hidden, teacher_weight, teacher_bias, transforms[1]),
+        }
+        needs = ctx.needs_input_grad
+        heads_frozen = not (needs[1] or needs[2] or needs[4] or needs[5])
+        products = _forward_products(request, heads_frozen=heads_frozen)
+        outputs, slopes, visit = _recorder(request, labels, compute_dtype(student_weight))
+        gradients = [torch.empty_like(sides[product.side].hidden) for product in products]
+        for part, of_logits in _sweep(sides, labels, request, engine, products, visit):
+            for product, logit_gradient, gradient in zip(products, of_logits, gradients, strict=True):
+                torch.mm(logit_gradient, sides[product.side].weight, out=gradient[part])
+        ctx.set_materialize_grads(False)
+        ctx.products, ctx.request, ctx.engine, ctx.transforms = products, request, engine, transforms
+        operands = (*sides["student"][:3], *sides["teacher"][:3], labels)
+        ctx.save_for_backward(*(gradients or (*operands, *slopes.values())))
+        ctx.mark_non_differentiable(*(outputs[n] for n in request.returned if n not in request.with_gradient))
+        return tuple(outputs[name] for name in request.returned)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+        given = {n: g for n, g in zip(ctx.request.returned, upstream, strict=True) if g is not None}
+        found = _add_up(ctx, given) if ctx.products else _recompute(ctx, given)
+        return (*found, None, None, None, None)
+
+
+def _head_products(request: Request) -> list[HeadProduct]:
+    """One for each side that has gradients, of all its outputs."""
+    products = [
+        HeadProduct(side, tuple(name for name in request.differentiable if name in names))
+        for side, names in DIFFERENTIABLE.items()
+    ]
+    return [product for product in products if product.outputs]
+
+
+def _forward_products(request: Request, *, heads_frozen: bool) -> list[HeadProduct]:
+    """The gradients to make in the forward: none where a head trains, or where the backward makes them for less.
+
+    In units of 2 N H V, one made in the forward costs 1; recomputed, both heads' logits cost 2 and each side 1.
+    """
+    together = _head_products(request)
+    if not heads_frozen:
+        return []
+    if request.objective is not None:
+        return together
+    apart = [HeadProduct(product.side, (name,)) for product in together for name in product.outputs]
+    return apart if len(apart) <= 2 + len(together) else []
+
+
+def _recorder(
+    request: Request, labels: Tensor, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Visit]:
+    """The outputs, the objective's slopes if there is one, and the forward's `visit`, which fills both."""
+    outputs = {
+        name: labels.new_empty(labels.shape, dtype=torch.bool if name.endswith("top1") else dtype)
+        for name in request.returned
+    }
+    slopes = (
+        {}
+        if request.objective is None
+        else {name: labels.new_empty(labels.shape, dtype=dtype) for name in request.differentiable}
+    )
+
+    def visit(values: dict[str, Tensor], part: slice) -> Mapping[str, Tensor]:
+        if request.objective is None:
+            factors = dict.fromkeys(request.differentiable, torch.ones_like(values["forward_kl"]))
+        else:
+            seen = {name: values[name] for name in request.outputs}
+            values["loss"], factors = _differentiate(request.objective, seen, request.differentiable)
+        for name, slope in slopes.items():
+            slope[part] = factors[name]
+        for name, output in outputs.items():
+            output[part] = values[name]
+        return factors
+
+    return outputs, slopes, visit
+
+
+def _differentiate(
+    objective: Callable[[Mapping[str, Tensor]], Tensor],
+    values: Mapping[str, Tensor],
+    differentiable: tuple[str, ...],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective's losses [c] and their slopes in each differentiable output."""
+    with torch.enable_grad():
+        leaves = {name: values[name].detach().requires_grad_() for name in differentiable}
+        loss = objective({**values, **leaves})
+        if loss.shape != values["forward_kl"].shape:
+            raise ValueError(
+                f"the objective must make one loss a row, [{values['forward_kl'].numel()}], found {list(loss.shape)}"
+            )
+        if not loss.requires_grad:
+            return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        slopes = torch.autograd.grad(
+            loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+    return loss.detach(), dict(zip(differentiable, slopes, strict=True))
+
+
+def _sweep(
+    sides: dict[Name, Operands],
+    labels: Tensor,
+    request: Request,
+    engine: type[RowBlock],
+    head_products: list[HeadProduct],
+    visit: Visit,
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Each chunk's tokens and, for each head product, gradients to the logits' products [c, V] in the weight's dtype.
+
+    `visit` sees a few rows' values and returns the factors [rows] of their outputs' gradients.
+    """
+    count, vocabulary = labels.numel(), sides["student"].weight.size(0)
+    size = min(count, max(1, cost.chunk_bytes(gpu=labels.is_cuda) // (4 * vocabulary)))
+    in_cache = engine.small_blocks and not labels.is_cuda
+    block = max(1, cost.CPU_BLOCK_BYTES // (4 * vocabulary)) if in_cache else max(1, size)
+    products = {name: _products_buffer(side.weight, size) for name, side in sides.items()}
+    rooms = [sides[product.side].weight.new_empty(size, vocabulary) for product in head_products]
+    for start in range(0, count, size or 1):
+        stop = min(start + size, count)
+        for name, side in sides.items():
+            project(side.hidden[start:stop], side.weight, products[name][: stop - start])
+        for low in range(start, stop, block):
+            outer = slice(low, min(low + block, stop))
+            inner = slice(low - start, outer.stop - start)
+            few = engine({name: z[inner] for name, z in products.items()}, labels[outer], sides, request)
+            factors = visit(few.values, outer)
+            for product, room in zip(head_products, rooms, strict=True):
+                weights = {name: factors[name] for name in product.outputs if name in factors}
+                few.gradient(product.side, weights, room[inner])
+        yield slice(start, stop), [room[: stop - start] for room in rooms]
+
+
+def _products_buffer(weight: Tensor, rows: int) -> Tensor:
+    """Room for the products of `rows` tokens. A GPU leaves their float32 sums unrounded; a CPU rounds them to the
+    dtype of the operands."""
+    dtype = compute_dtype(weight) if weight.is_cuda else weight.dtype
+    return weight.new_empty(rows, weight.size(0), dtype=dtype)
+
+
+def _add_up(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
+    """The gradients made in the forward, weighted by what comes from above."""
+    found: dict[Name, Tensor] = {}
+    for product, gradient in zip(ctx.products, ctx.saved_tensors, strict=True):
+        factor = given.get("loss" if ctx.request.objective is not None else product.outputs[0])
+        if factor is None:
+            continue
+        weighted = gradient * factor[:, None]
+        side = product.side
+        found[side] = weighted if side not in found else found[side].add_(weighted)
+    dtypes = {p.side: gradient.dtype for p, gradient in zip(ctx.products, ctx.saved_tensors, strict=True)}
+    hidden = {side: gradient.to(dtypes[side]) for side, gradient in found.items()}
+    return [hidden.get("student"), None, None, hidden.get("teacher"), None, None]
+
+
+def _recompute(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
+    """Every chunk's logits once more, and from them all gradients that are needed."""
+    _, student_weight, student_bias, _, teacher_weight, teacher_bias = ctx.saved_tensors[:6]
+    with gathered(student_weight, student_bias, teacher_weight, teacher_bias):
+        return _recompute_whole(ctx, given)
+
+
+def _recompute_whole(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
+    operands, labels, slopes = ctx.saved_tensors[:6], ctx.saved_tensors[6], ctx.saved_tensors[7:]
+    request: Request = ctx.request
+    sides: dict[Name, Operands] = {
+        "student": Operands(operands[0], operands[1], operands[2], ctx.transforms[0]),
+        "teacher": Operands(operands[3], operands[4], operands[5], ctx.transforms[1]),
+    }
+    if request.objective is not None:
+        named = zip(request.differentiable, slopes, strict=True)
+        given = {name: slope * given["loss"] for name, slope in named if "loss" in given}
+    products = [p for p in _head_products(request) if any(name in given for name in p.outputs)]
+    found: dict[Name, list[Tensor | None]] = {"student": [None] * 3, "teacher": [None] * 3}
+    for product in products:
+        needed = ctx.needs_input_grad[:3] if product.side == "student" else ctx.needs_input_grad[3:6]
+        found[product.side] = _empty_gradients(sides[product.side], needed)
+
+    def visit(_: dict[str, Tensor], part: slice) -> Mapping[str, Tensor]:
+        return {name: gradient[part] for name, gradient in given.items()}
+
+    for part, of_logits in _sweep(sides, labels, request, ctx.engine, products, visit) if products else ():
+        for product, logit_gradient in zip(products, of_logits, strict=True):
+            side = sides[product.side]
+            hidden, weight, bias = found[product.side]
+            if hidden is not None:
+                torch.mm(logit_gradient, side.weight, out=hidden[part])
+            if weight is not None:
+                add_product(weight, logit_gradient.T, side.hidden[part])
+            if bias is not None:
+                bias += logit_gradient.sum(dim=0, dtype=bias.dtype)
+    return [
+        None if gradient is None else gradient.to(operand.dtype)
+        for gradient, operand in zip((*found["student"], *found["teacher"]), operands, strict=True)
+    ]
+
+
+def _empty_gradients(side: Operands, needed: tuple[bool, ...]) -> list[Tensor | None]:
+    """Room for the gradients to hidden, weight and bias; the last two are sums, at least in float32."""
+    dtype = compute_dtype(side.weight)
+    return [
+        torch.empty_like(side.hidden) if needed[0] else None,
+        torch.zeros_like(side.weight, dtype=dtype) if needed[1] else None,
+        torch.zeros_like(side.bias, dtype=dtype) if needed[2] and side.bias is not None else None,
+    ]

@@ -1,0 +1,110 @@
+"""A few rows of both models' logits in PyTorch: their divergences, and the gradients of those.
+
+With x, y the tempered logits, log q = log_softmax(x) for the student, log p = log_softmax(y) for the teacher:
+
+    forward = sum p (log p - log q)        d/dx = q - p
+    reverse = sum q (log q - log p)        d/dx = q (log q - log p - reverse)         d/dy = p - q
+    ce      = -log q1[label]               d/dx = q1 - [v = label],  q1 at temperature 1
+
+so every weighted sum of them has a gradient of one shape, `records.LogitGradient`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from alignkit.kernels.head import Operands
+from alignkit.kernels.linear_divergence.records import DIFFERENTIABLE, Name, Request, logit_gradient
+
+
+class TorchRows:
+    """`records.RowBlock` in PyTorch."""
+
+    small_blocks: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        products: Mapping[Name, Tensor],
+        labels: Tensor,
+        sides: Mapping[Name, Operands],
+        request: Request,
+    ) -> None:
+        self.labels, self.request = labels[:, None], request
+        self.student, self.teacher = (
+            _Distribution(products[name], sides[name], self.labels, request) for name in DIFFERENTIABLE
+        )
+        self.values = self._values()
+
+    def _values(self) -> dict[str, Tensor]:
+        q, p, request = self.student, self.teacher, self.request
+        self.gap = p.log - q.log
+        values = {
+            "forward_kl": self._expect(p.prob, self.gap),
+            "reverse_kl": -self._expect(q.prob, self.gap),
+        }
+        values["teacher_reverse_kl"] = values["reverse_kl"]
+        for name, side in (("student", q), ("teacher", p)):
+            log, prob = (side.log_one, side.prob_one()) if request.separate_entropy else (side.log, side.prob)
+            values[f"{name}_entropy"] = -self._expect(prob, log)
+            if request.labelled:
+                values[f"{name}_ce"] = -side.log_one.gather(1, self.labels).squeeze(1)
+            if side.hits is not None:
+                values[f"{name}_top1"] = side.hits
+        return values
+
+    def _expect(self, prob: Tensor, value: Tensor) -> Tensor:
+        """sum prob * value of each row; where prob is 0 the term is 0."""
+        if self.request.has_masked_columns:
+            value = value.masked_fill(prob == 0, 0.0)
+        return torch.linalg.vecdot(prob, value)
+
+    def gradient(self, side: Name, weights: Mapping[str, Tensor], out: Tensor) -> None:
+        """See `RowBlock.gradient`."""
+        own, other = (self.student, self.teacher) if side == "student" else (self.teacher, self.student)
+        constant, toward, away, label = (
+            None if weight is None else weight[:, None]
+            for weight in logit_gradient(side, weights, self.values)
+        )
+        inner: Any = constant
+        if away is not None:
+            inner = torch.addcmul(inner, self.gap, away, value=-1)
+        total = own.prob * inner
+        if self.request.has_masked_columns:
+            total.masked_fill_(own.prob == 0, 0.0)
+        if toward is not None:
+            total.addcmul_(other.prob, toward, value=-1)
+        if not self.request.plain:
+            total /= self.request.temperature
+        if label is not None:
+            total.addcmul_(own.prob_one(), label).scatter_add_(1, self.labels, -label)
+        if own.slope is not None:
+            total *= own.slope
+        if own.scale != 1.0:
+            total *= own.scale
+        out.copy_(total)
+
+
+class _Distribution:
+    """One model's rows: log-probabilities and probabilities at the temperature, and log-probabilities at 1."""
+
+    def __init__(self, products: Tensor, side: Operands, labels: Tensor, request: Request) -> None:
+        x = products.to(torch.promote_types(products.dtype, torch.float32))
+        self.slope = side.transform.apply_(x, side.bias, slope=bool(request.differentiable))
+        self.scale = side.transform.scale
+        self.hits = x.argmax(dim=1) == labels.squeeze(1) if request.top1 else None
+        self.log = torch.log_softmax(x if request.plain else x.div_(request.temperature), dim=1)
+        self.prob = self.log.exp()
+        self.plain = request.plain
+        self.log_one = self.log
+        if not request.plain and (request.labelled or request.separate_entropy):
+            # log_softmax does not see a shift, so the tempered log-probabilities are logits too
+            self.log_one = torch.log_softmax(self.log * request.temperature, dim=1)
+
+    def prob_one(self) -> Tensor:
+        """Probabilities at temperature 1."""
+        return self.prob if self.plain else self.log_one.exp()
+
+
+ENGINE = TorchRows

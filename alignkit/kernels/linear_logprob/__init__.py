@@ -1,0 +1,81 @@
+"""Log-probability of a label under a linear head.
+
+With x = softcap * tanh(scale * (h W^T + b) / softcap) / temperature and lse = logsumexp(x):
+
+    logp = x[label] - lse            entropy = lse - sum_v p_v x_v        dlogp/dx_v = [v = label] - p_v
+
+The gradient to each hidden state needs nothing from above but a factor, so the forward makes it while the
+probabilities are at hand and the backward only scales it: 4 N H V flops with a frozen head (LoRA). A head that trains
+costs 2 N H V more for its own gradient, and up to 2 N H V for the logits that the forward could not keep.
+"""
+
+# Not `import torch`: in a package with a module of that name, the module would take the name's place.
+from torch import Tensor, stack
+
+from alignkit import checks
+from alignkit.kernels.backend import choose, engine
+from alignkit.kernels.head import LogitTransform, Operands, autocast, check_shapes, trains
+from alignkit.kernels.linear_logprob.fused import fused
+from alignkit.kernels.linear_logprob.records import LogProbs, Request
+from alignkit.kernels.linear_logprob.reference import materialised
+
+__all__ = ["LogProbs", "linear_logprob"]
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    top1: bool = False,
+    confidence: bool = False,
+    ignore_index: int = -100,
+    implementation: str | None = None,
+) -> LogProbs:
+    """Log-probs in nats of `labels` [N] under softmax(`hidden` [N, H] `weight` [V, H]^T + `bias` [V]).
+
+    Any float dtype (products run in it, sums in float32); N and V need divide by nothing; N may be 0. Rows whose
+    label is `ignore_index` are removed before any work. The soft cap is applied after the scale and before the
+    temperature, as the models that cap define it. Gradients to hidden, weight and bias, as far as they require them.
+    `entropy`, `top1` and `confidence` ask for the fields of LogProbs of these names.
+    `implementation` is one of `backend.IMPLEMENTATIONS`, None for the device's.
+    Raises ValueError for shapes that do not fit, temperature <= 0, labels outside [0, V), and an implementation that
+    is unknown or cannot run here.
+    """
+    check_shapes(hidden, weight, bias)
+    checks.positive("temperature", temperature)
+    if labels.shape != hidden.shape[:1]:
+        raise ValueError(f"expected labels [{hidden.size(0)}], found {tuple(labels.shape)}")
+    name = choose(hidden, implementation)
+    keep = labels != ignore_index
+    everything = bool(keep.all())
+    targets = labels if everything else labels[keep]
+    _check_labels(targets, weight.size(0))
+    rows, matrix = autocast(hidden if everything else hidden[keep], weight)
+    operands = Operands(rows, matrix, bias, LogitTransform(logit_scale, softcap, temperature))
+    wanted = {"entropy": entropy, "top1": top1, "confidence": confidence}
+    request = Request(
+        tuple(output for output, asked in wanted.items() if asked),
+        hidden_gradient=trains(rows),
+        head_gradient=trains(matrix, bias),
+    )
+    if name == "reference":
+        values = materialised(operands, targets, request)
+    else:
+        values = fused(operands, targets, request, engine(__name__, name))
+    if not everything:
+        values = {n: x.new_zeros(labels.shape).masked_scatter(keep, x) for n, x in values.items()}
+    return LogProbs(**values)
+
+
+def _check_labels(labels: Tensor, vocabulary: int) -> None:
+    if labels.numel() == 0:
+        return
+    low, high = stack(labels.aminmax()).tolist()
+    if low < 0 or high >= vocabulary:
+        raise ValueError(f"labels must be in [0, {vocabulary}) or ignored, found {low if low < 0 else high}")

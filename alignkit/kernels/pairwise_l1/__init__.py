@@ -1,0 +1,76 @@
+"""L1 distances between the softmax rows of two heads, over blocks of the vocabulary.
+
+With q_i and p_j the student's and the teacher's rows, softmax(logits / temperature), and s_ijv = sign(q_iv - p_jv):
+
+    D_ij = sum_v |q_iv - p_jv|          R_ij = sum_v q_iv s_ijv
+
+and for an upstream gradient U = dL/dD, at each side's own logits x over the temperature,
+
+    student   dL/dx_iv =  q_iv (sum_j U_ij s_ijv - sum_j U_ij R_ij)
+    teacher   dL/dx_jv = -p_jv (sum_i U_ij s_ijv - sum_i U_ij (R_ij - D_ij))
+
+since sum_v p_jv s_ijv = R_ij - D_ij. R is what a softmax's gradient needs summed over the whole vocabulary; made in
+the forward beside D, it leaves the backward a single pass. The forward takes two: log-sum-exps, then distances. A
+block of each side's probabilities is all that exists of them at a time.
+"""
+
+# Not `import torch`: in a package with a module of that name, the module would take the name's place.
+from torch import Tensor, autocast
+
+from alignkit import checks
+from alignkit.kernels.backend import Implementation, choose, engine
+from alignkit.kernels.head import LogitTransform, Operands, check_shapes, first_columns
+from alignkit.kernels.pairwise_l1.fused import fused
+from alignkit.kernels.pairwise_l1.reference import materialised
+
+__all__ = ["pairwise_l1"]
+
+
+def pairwise_l1(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    *,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    temperature: float = 2.0,
+    implementation: Implementation | None = None,
+) -> Tensor:
+    """D [n, m], the L1 distance (0 to 2) of each student row's softmax(logits / temperature) to each teacher row's.
+
+    Student hidden [n, Hs] and weight [Vs, Hs], teacher hidden [m, Ht] and weight [Vt, Ht], biases [Vs] and [Vt]; any
+    float dtype (operands are rounded to it, or to autocast's; sums in float32, or float64 for float64 input).
+    Vocabularies that differ by padding share their first min(Vs, Vt) columns; the others count for nothing. A bias
+    of -inf removes a column. The soft cap is applied after the scale and before the temperature.
+
+    Exact gradients to whatever requires them, of either side: give a frozen teacher without gradient. Where two
+    probabilities are equal the subgradient is 0. Distances of a set to itself: pass the student's tensors on both
+    sides, which does the work once. Raises ValueError for shapes that do not fit and temperature <= 0.
+    """
+    checks.positive("temperature", temperature)
+    check_shapes(student_hidden, student_weight, student_bias, "student_")
+    check_shapes(teacher_hidden, teacher_weight, teacher_bias, "teacher_")
+    of_student = LogitTransform(student_logit_scale, student_softcap, temperature)
+    of_teacher = LogitTransform(teacher_logit_scale, teacher_softcap, temperature)
+    given = (
+        Operands(student_hidden, student_weight, student_bias, of_student),
+        Operands(teacher_hidden, teacher_weight, teacher_bias, of_teacher),
+    )
+    vocabulary = min(student_weight.size(0), teacher_weight.size(0))
+    student = first_columns(given[0], vocabulary)
+    teacher = student if _same(*given) else first_columns(given[1], vocabulary)
+    name = choose(student_hidden, implementation)
+    with autocast(student_hidden.device.type, enabled=False):
+        if name == "reference":
+            return materialised(student, teacher)
+        return fused(student, teacher, engine(__name__, name))
+
+
+def _same(one: Operands, other: Operands) -> bool:
+    tensors = zip(one[:3], other[:3], strict=True)
+    return all(left is right for left, right in tensors) and one.transform == other.transform

@@ -1,0 +1,144 @@
+"""The autograd function of `pairwise_l1`: both sides' softmax rows a block of columns at a time, and the way back."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from alignkit.kernels.head import Operands, compute_dtype, gathered
+from alignkit.kernels.pairwise_l1 import cost
+from alignkit.kernels.pairwise_l1.records import Engine
+from alignkit.kernels.products import add_product
+
+
+def fused(student: Operands, teacher: Operands, engine: Engine) -> Tensor:
+    """D [n, m]. `teacher` may be `student` itself: then all gradient goes through the student's arguments."""
+    return _PairwiseL1.apply(*student, *teacher, engine, teacher is student)
+
+
+class _SoftmaxRows:
+    """One side's softmax rows, a block of columns at a time."""
+
+    def __init__(self, operands: Operands, lse: Tensor | None = None) -> None:
+        self.operands, self.dtype = operands, compute_dtype(operands.weight)
+        self.lse = (
+            torch.full_like(operands.hidden[:, 0], -torch.inf, dtype=self.dtype) if lse is None else lse
+        )
+
+    def logits(self, columns: slice, *, slope: bool) -> tuple[Tensor, Tensor | None]:
+        """x / temperature [rows, b], and the soft cap's slope if asked for and where there is a cap."""
+        hidden, weight, bias, transform = self.operands
+        block = weight[columns]
+        x = block.new_empty(hidden.size(0), block.size(0), dtype=self.dtype)
+        add_product(x, hidden, block.T, fresh=True)  # unrounded sums: a rounded logit can flip a sign
+        steepness = transform.apply_(x, None if bias is None else bias[columns], slope=slope, clamp=True)
+        return x, steepness
+
+    def measure(self, columns: slice) -> None:
+        """Add a block to the log-sum-exps; after the last, `probabilities` may be asked for."""
+        torch.logaddexp(self.lse, self.logits(columns, slope=False)[0].logsumexp(dim=1), out=self.lse)
+
+    def probabilities(self, columns: slice, *, slope: bool) -> tuple[Tensor, Tensor | None]:
+        """Softmax rows [rows, b], and the soft cap's slope as in `logits`."""
+        x, steepness = self.logits(columns, slope=slope)
+        return x.sub_(self.lse[:, None]).exp_(), steepness
+
+
+class _Gradients:
+    """The gradients to one side's hidden states, weight and bias; each only if it is needed."""
+
+    def __init__(self, operands: Operands, needs: tuple[bool, ...], row_terms: Tensor) -> None:
+        hidden, weight, bias, _ = operands
+        self.operands, self.row_terms, self.needed = operands, row_terms[:, None], any(needs)
+        self.hidden = torch.zeros_like(hidden, dtype=compute_dtype(weight)) if needs[0] else None
+        self.weight = torch.empty_like(weight) if needs[1] else None
+        self.bias = torch.empty_like(bias) if needs[2] and bias is not None else None
+
+    def add(self, columns: slice, signs: Tensor, q: Tensor, slope: Tensor | None) -> None:
+        """A block's gradient to the products h W^T: q (signs - row term) * slope * scale / temperature; overwrites
+        `signs`. No other block touches the weight's and the bias's part."""
+        hidden, weight, _, transform = self.operands
+        gradient = signs.sub_(self.row_terms).mul_(q)
+        if slope is not None:
+            gradient *= slope
+        gradient *= transform.factor
+        low = gradient.to(weight.dtype)
+        if self.hidden is not None:
+            add_product(self.hidden, low, weight[columns])
+        if self.weight is not None:
+            torch.mm(low.T, hidden, out=self.weight[columns])
+        if self.bias is not None:
+            self.bias[columns] = gradient.sum(dim=0).to(self.bias.dtype)
+
+    def result(self) -> tuple[Tensor | None, ...]:
+        """To hidden states, weight and bias."""
+        hidden = None if self.hidden is None else self.hidden.to(self.operands.hidden.dtype)
+        return hidden, self.weight, self.bias
+
+
+def _blocks(student: Operands, teacher: Operands) -> Iterator[slice]:
+    """Columns of one block after the other."""
+    rows = max(student.hidden.size(0), teacher.hidden.size(0))
+    size = cost.block_columns(rows, compute_dtype(student.weight).itemsize, gpu=student.weight.is_cuda)
+    return (slice(start, start + size) for start in range(0, student.weight.size(0), size))
+
+
+class _PairwiseL1(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """Arguments: the student's Operands, the teacher's, engine, whether the sides are the same."""
+        student, teacher = Operands(*arguments[:4]), Operands(*arguments[4:8])
+        engine, same = arguments[8:]
+        q_rows = _SoftmaxRows(student)
+        p_rows = q_rows if same else _SoftmaxRows(teacher)
+        for columns in _blocks(student, teacher):
+            for rows in (q_rows,) if same else (q_rows, p_rows):
+                rows.measure(columns)
+        names = ("distance", "mass") if any(ctx.needs_input_grad) else ("distance",)
+        shape = (student.hidden.size(0), teacher.hidden.size(0))
+        sums = {name: q_rows.lse.new_zeros(shape) for name in names}
+        for columns in _blocks(student, teacher):
+            q, _ = q_rows.probabilities(columns, slope=False)
+            p = q if same else p_rows.probabilities(columns, slope=False)[0]
+            for name, share in engine.sums(q, p, names).items():
+                sums[name] += share
+        ctx.transforms, ctx.engine, ctx.same = (student.transform, teacher.transform), engine, same
+        ctx.save_for_backward(*student[:3], *teacher[:3], q_rows.lse, p_rows.lse, *sums.values())
+        return sums["distance"]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, other_hidden, other_weight, other_bias, *found = ctx.saved_tensors
+        student = Operands(hidden, weight, bias, ctx.transforms[0])
+        teacher = Operands(other_hidden, other_weight, other_bias, ctx.transforms[1])
+        with gathered(weight, bias, other_weight, other_bias):
+            of_student, of_teacher = _pull_back(ctx, student, teacher, found, upstream)
+        return *of_student, None, *of_teacher, None, None, None
+
+
+def _pull_back(
+    ctx: Any, student: Operands, teacher: Operands, found: list[Tensor], upstream: Tensor
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """The gradients to both sides' hidden states, weights and biases."""
+    engine, same = ctx.engine, ctx.same
+    q_lse, p_lse, distances, mass = found
+    upstream = upstream.to(distances.dtype)
+    if same:  # each row stands on both sides
+        upstream = upstream + upstream.T
+    forth, back = upstream.contiguous(), upstream.T.contiguous()
+    q_rows, p_rows = _SoftmaxRows(student, q_lse), _SoftmaxRows(teacher, p_lse)
+    of_student = _Gradients(student, ctx.needs_input_grad[:3], (forth * mass).sum(dim=1))
+    of_teacher = _Gradients(teacher, ctx.needs_input_grad[4:7], (forth * (distances - mass)).sum(dim=0))
+    for columns in _blocks(student, teacher):
+        q, q_slope = q_rows.probabilities(columns, slope=of_student.needed)
+        p, p_slope = q, q_slope
+        if not same:
+            p, p_slope = p_rows.probabilities(columns, slope=of_teacher.needed)
+        if of_student.needed:
+            of_student.add(columns, engine.sign_sums(forth, q, p), q, q_slope)
+        if of_teacher.needed and not same:
+            of_teacher.add(columns, engine.sign_sums(back, p, q), p, p_slope)
+    return of_student.result(), (None, None, None) if same else of_teacher.result()

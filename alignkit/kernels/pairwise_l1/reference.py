@@ -1,0 +1,17 @@
+"""`pairwise_l1` with all probabilities at once and autograd's gradients: short, for tests and for reading."""
+
+import torch
+from torch import Tensor
+
+from alignkit.kernels.head import Operands, compute_dtype
+
+
+def materialised(student: Operands, teacher: Operands) -> Tensor:
+    """D [n, m]."""
+    return torch.cdist(_probabilities(student), _probabilities(teacher), p=1)
+
+
+def _probabilities(operands: Operands) -> Tensor:
+    dtype = compute_dtype(operands.weight)
+    products = operands.hidden.to(dtype) @ operands.weight.to(dtype).T
+    return torch.softmax(operands.transform(products, operands.bias), dim=1)

@@ -1,0 +1,67 @@
+"""Entropic optimal transport with marginals of ones, in the log domain; exact gradients from the potentials alone.
+
+With scores S = -cost / epsilon, g_0 = 0 and t = 1 .. T:
+
+    f_t = -logsumexp_j(S_ij + g_t-1,j)      rows to sum one
+    g_t = -logsumexp_i(S_ij + f_t,i)        columns to sum one
+    P = exp(S + f_T + g_T)
+
+The gradient of logsumexp is a softmax, which the potentials give back: with A_t = exp(S + f_t + g_t) and
+B_t = exp(S + f_t + g_t-1), whose columns and rows sum to one, the chain rule reads, from t = T down,
+
+    dS -= A_t dg_t    df_t -= A_t dg_t (summed over j)    dS -= df_t B_t    dg_t-1 = -df_t B_t (summed over i)
+
+from dS = P dP, df_T and dg_T its row and column sums. So T n numbers a side are kept, not T matrices.
+"""
+
+# Not `import torch`: in a package with a module of that name, the module would take the name's place.
+from torch import Tensor, float32, promote_types
+
+from alignkit import checks
+from alignkit.kernels.backend import Implementation, choose, engine
+from alignkit.kernels.sinkhorn.fused import fused
+from alignkit.kernels.sinkhorn.records import GRADIENTS, Gradient, Plan
+from alignkit.kernels.sinkhorn.reference import materialised
+
+__all__ = ["GRADIENTS", "Gradient", "Plan", "sinkhorn"]
+
+
+def sinkhorn(
+    cost: Tensor,
+    *,
+    epsilon: float,
+    iterations: int,
+    gradient: Gradient = "unrolled",
+    implementation: Implementation | None = None,
+) -> Plan:
+    """The Sinkhorn plan of `cost` [..., n, n], independent problems in the leading dimensions.
+
+    P starts as exp(-cost / epsilon) and takes `iterations` times: rows to sum one, then columns to sum one.
+
+    `gradient="unrolled"` is exact through the cost and every iteration; "envelope" takes P as a constant, so that
+    `.cost` has gradient P: exact for sum P cost + epsilon sum P ln P at its optimum. n = 0 gives a differentiable
+    zero. Raises ValueError for a cost that is not square, since rows and columns of ones then cannot both hold, and
+    for options out of range.
+    """
+    _check(cost, epsilon, iterations, gradient)
+    cost = cost.to(promote_types(cost.dtype, float32))
+    if not cost.numel():
+        zero = cost.sum(dim=(-2, -1))
+        return Plan(cost.detach(), zero.detach(), zero)
+    name = choose(cost, implementation)
+    fixed = cost.detach() if gradient == "envelope" else cost
+    if name == "reference":
+        plan = materialised(fixed, epsilon, iterations)
+    else:
+        plan = fused(fixed, epsilon, iterations, engine(__name__, name))
+    residual = (plan.detach().sum(dim=-1) - 1).abs().amax(dim=-1)
+    return Plan(plan, residual, (plan * cost).sum(dim=(-2, -1)))
+
+
+def _check(cost: Tensor, epsilon: float, iterations: int, gradient: str) -> None:
+    if cost.dim() < 2 or cost.size(-1) != cost.size(-2):
+        raise ValueError(f"cost must be [..., n, n], found shape {list(cost.shape)}")
+    checks.positive("epsilon", epsilon)
+    if iterations < 1:
+        raise ValueError(f"iterations must be >= 1, found {iterations}")
+    checks.one_of("gradient", gradient, GRADIENTS)

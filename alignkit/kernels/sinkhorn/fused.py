@@ -1,0 +1,42 @@
+"""The autograd function of `sinkhorn`, over an engine's two loops."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from alignkit.kernels.sinkhorn.records import Engine
+
+
+def fused(cost: Tensor, epsilon: float, iterations: int, engine: Engine) -> Tensor:
+    """The plan [..., n, n], differentiable through every iteration."""
+    return _Sinkhorn.apply(cost, epsilon, iterations, engine)
+
+
+def _scores(cost: Tensor, epsilon: float) -> Tensor:
+    """S [b, n, n], less each row's largest: the first row step takes any such constant out again, and small numbers
+    keep their digits."""
+    scores = cost.reshape(-1, *cost.shape[-2:]) / -epsilon
+    return scores - scores.amax(dim=2, keepdim=True)
+
+
+class _Sinkhorn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor, epsilon: float, iterations: int, engine: Engine) -> Tensor:
+        scores = _scores(cost, epsilon)
+        f, g = engine.potentials(scores, iterations)
+        # a softmax, not exp(S + f + g): the columns' sums are then exact even where S is huge
+        plan = torch.softmax(scores.add_(f[-1, :, :, None]), dim=1).view(cost.shape)
+        ctx.epsilon, ctx.engine = epsilon, engine
+        ctx.save_for_backward(cost, plan, f, g)
+        return plan
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        cost, plan, f, g = ctx.saved_tensors
+        scores = _scores(cost, ctx.epsilon)
+        weighted = (upstream * plan).view(scores.shape)
+        gradient = ctx.engine.pull_back(scores, f, g, weighted)
+        return gradient.div_(-ctx.epsilon).view(cost.shape), None, None, None

@@ -1,0 +1,31 @@
+"""What goes into `sinkhorn` and comes out of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Gradient = Literal["unrolled", "envelope"]
+GRADIENTS: tuple[Gradient, ...] = ("unrolled", "envelope")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The results of `sinkhorn`; float32 (float64 for float64 input)."""
+
+    plan: Tensor
+    """P [..., n, n], columns summing to one; differentiable, detached under `gradient="envelope"`."""
+    residual: Tensor
+    """[...], the largest error of a row's sum, detached."""
+    cost: Tensor
+    """[...], sum_ij P_ij cost_ij, differentiable."""
+
+
+class Engine(NamedTuple):
+    """The two loops over the iterations, for scores [b, n, n]."""
+
+    potentials: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    """(scores, iterations) -> f [iterations, b, n] and g [iterations + 1, b, n], whose first is g_0 = 0."""
+    pull_back: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """(scores, f, g, P dP) -> gradient to the scores."""
