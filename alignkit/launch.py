@@ -12,6 +12,7 @@ from typing import NamedTuple
 import psutil
 import yaml
 
+from alignkit import extras
 from alignkit.errors import AlignkitError
 
 
@@ -25,7 +26,10 @@ class Machine(NamedTuple):
 
 
 def require_configuration(file: Path) -> None:
-    """Raise AlignkitError where `file` is not a mapping in YAML, as accelerate's configurations are."""
+    """Check the file of --config-file before anything starts.
+
+    Raises AlignkitError where it is no configuration of accelerate's, or asks for DeepSpeed without it installed.
+    """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -37,6 +41,8 @@ def require_configuration(file: Path) -> None:
             f"--config-file: expected accelerate's configuration, such as recipes/accelerate/zero3.yaml, "
             f"found {type(values).__name__} in {file}"
         )
+    if values.get("distributed_type") == "DEEPSPEED":
+        extras.require("deepspeed", extra="deepspeed", purpose=f"--config-file: {file}")
 
 
 def launch_command(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit import extras
 from alignkit.errors import ModelError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -206,6 +207,7 @@ def _dequantise(gguf: Path) -> tuple[Any, Any]:
     The model that `from_pretrained` returns remembers that it was quantised and refuses to be saved, so its
     weights are copied into a fresh one.
     """
+    extras.require("gguf", extra="gguf", purpose=f"converting {gguf.name}")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

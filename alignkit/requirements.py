@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from alignkit.errors import FieldIssue, RecipeError
+from alignkit.extras import missing
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
@@ -124,7 +125,10 @@ def _optimizer(recipe: "Recipe") -> Iterator[FieldIssue]:
         yield FieldIssue(field, f"expected one of {', '.join(names)}, found {wanted!r}")
         return
     if any(part in wanted for part in _IN_BITSANDBYTES) and "torch" not in wanted and not _bitsandbytes():
-        yield FieldIssue(field, f"{wanted} needs the package bitsandbytes, which is not installed")
+        yield FieldIssue(
+            field,
+            missing("bitsandbytes", extra="quantized", purpose=wanted),
+        )
 
 
 def _quantization(recipe: "Recipe") -> Iterator[FieldIssue]:
@@ -132,7 +136,10 @@ def _quantization(recipe: "Recipe") -> Iterator[FieldIssue]:
     if wanted is None:
         return
     if not _bitsandbytes():
-        yield FieldIssue(field, f"{wanted} needs the package bitsandbytes, which is not installed")
+        yield FieldIssue(
+            field,
+            missing("bitsandbytes", extra="quantized", purpose=wanted),
+        )
 
 
 def _sampler(recipe: "Recipe") -> Iterator[FieldIssue]:

@@ -115,7 +115,8 @@ def test_an_optimizer_that_cannot_be_sharded(monkeypatch: pytest.MonkeyPatch, st
 def test_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "bitsandbytes")
     assert refused(model={"quantization": "nf4"}) == (
-        "model.quantization: nf4 needs the package bitsandbytes, which is not installed"
+        "model.quantization: nf4 needs the package bitsandbytes, which is not installed: "
+        "pip install 'alignkit[quantized]'"
     )
     monkeypatch.setattr(requirements, "_installed", lambda _: True)
     requirements.require(recipe(model={"quantization": "nf4"}))

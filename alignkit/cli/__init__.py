@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignkit import __version__
+from alignkit import __version__, extras
 from alignkit.cli import data, estimates, jobs, keys, models, output, projects
 from alignkit.errors import AlignkitError
 
@@ -118,8 +118,9 @@ def serve(
     home: Annotated[Path | None, typer.Option(help="where everything is kept; ALIGNKIT_HOME")] = None,
 ) -> None:
     """Start the service."""
-    from alignkit_server.main import serve as run_server
-    from alignkit_server.settings import Settings
+    with extras.needed("serve", purpose="alignkit serve"):
+        from alignkit_server.main import serve as run_server
+        from alignkit_server.settings import Settings
 
     given = {"host": host, "port": port, "home": home}
     run_server(Settings(**{name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]

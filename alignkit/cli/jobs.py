@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alignkit.cli import output
 from alignkit.errors import AlignkitError
+from alignkit.home import service_home
 
 app = typer.Typer(help="Fine-tuning jobs of a running service.", no_args_is_help=True)
 console = Console()
@@ -36,9 +37,7 @@ def connect() -> Any:
 
 
 def _first_key() -> str:
-    from alignkit_server.settings import Settings
-
-    path = Settings().root / "first-key"
+    path = service_home() / "first-key"
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError:

@@ -6,15 +6,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from alignkit.home import service_home
+
 app = typer.Typer(help="Base models: import and list.", no_args_is_help=True)
 Home = Annotated[Path | None, typer.Option(help="where the service keeps things; ALIGNKIT_HOME")]
 
 
 def models_dir(home: Path | None) -> Path:
     """The folder of base models under `home` (default: the service's)."""
-    from alignkit_server.settings import Settings
-
-    return (Settings(home=home) if home else Settings()).models_dir
+    return service_home(home) / "models"
 
 
 @app.command("import")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from alignkit import extras
 from alignkit.schema import Section
 
 MAX_TRACKERS = 5
@@ -87,8 +88,7 @@ def installed(tracker: str) -> bool:
 
 def how_to_install(tracker: str) -> str:
     """The command that installs the tracker's package."""
-    extra = "trackio" if tracker == "trackio" else "trackers"
-    return f"pip install 'alignkit[{extra}]'"
+    return extras.how_to_install("trackio" if tracker == "trackio" else "trackers")
 
 
 def without_secrets(text: str) -> str:

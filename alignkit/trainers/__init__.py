@@ -1,5 +1,9 @@
 """TRL trainer subclasses, one a method."""
 
+from alignkit import versions
+
+versions.warn_if_untested()  # first: an untested version may break the imports below
+
 from alignkit.trainers.bd_kd import BDKDConfig, BDKDTrainer
 from alignkit.trainers.d2o import D2OTrainer
 from alignkit.trainers.d2o_config import D2OConfig

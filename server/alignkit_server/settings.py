@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from alignkit.home import DEFAULT_HOME
+
 
 class Limits(BaseModel):
     """What one project may use; null is no limit. A project may have its own (POST /v1/organization/projects/…)."""
@@ -77,9 +79,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ALIGNKIT_", env_nested_delimiter="__", extra="forbid")
 
-    home: Path = Field(
-        Path("~/.alignkit"), description="database, files, jobs, models and adapters live here"
-    )
+    home: Path = Field(DEFAULT_HOME, description="database, files, jobs, models and adapters live here")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite under home by default")

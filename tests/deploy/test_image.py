@@ -3,26 +3,21 @@
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
-
-import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from alignkit.models import PACKAGED_MODELS
 from alignkit_server.app import create_app
 from alignkit_server.settings import Settings
 from tests.deploy.rendering import DEPLOY, OVERLAYS, ROOT, composed, pods, program, rendered
+from tests.packaging.environment import pins
 
 TEXT = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
 LINES = re.sub(r"\\\n\s*", " ", TEXT).splitlines()
 TARGETS = ("cpu", "cuda")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 INSTALLED = {
-    "cpu": ("ray", "redis", "trackers", "otel"),
-    "cuda": ("ray", "redis", "trackers", "otel", "quantized"),
+    "cpu": ("serve", "gguf", "deepspeed", "ray", "redis", "trackers", "otel"),
+    "cuda": ("serve", "gguf", "deepspeed", "ray", "redis", "trackers", "otel", "quantized"),
 }
 """The extras of each build, beside its own."""
 
@@ -30,12 +25,6 @@ INSTALLED = {
 def instructions(name: str) -> list[str]:
     """What follows each instruction of that name."""
     return [line.split(maxsplit=1)[1] for line in LINES if line.startswith(f"{name} ")]
-
-
-def pins(target: str) -> dict[str, str]:
-    """The version of each package that a build's constraints name."""
-    lines = (ROOT / f"constraints-{target}.txt").read_text().split()
-    return {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
 
 
 def test_the_linter_finds_nothing() -> None:
@@ -63,41 +52,6 @@ def test_it_installs_what_the_project_names() -> None:
         assert f"pip install --constraint constraints-{target}.txt '.[{extras}]'" in TEXT
         assert {target, *INSTALLED[target]} <= EXTRAS.keys()
     assert {"torch", "vllm", "ray", "transformers", "psycopg-binary"} <= pins("cuda").keys()
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_what_the_project_pins_is_pinned_the_same(target: str) -> None:
-    for extra in INSTALLED[target]:
-        for need in map(Requirement, EXTRAS[extra]):
-            assert str(need.specifier) == f"=={pins(target).get(canonicalize_name(need.name))}", need.name
-
-
-@pytest.mark.parametrize("extra", ["ray", "redis", "trackers", "otel"])
-def test_what_an_extra_pulls_in_is_pinned(extra: str) -> None:
-    try:
-        needed = set(_needed([Requirement(text) for text in EXTRAS[extra]]))
-    except PackageNotFoundError as missing:
-        pytest.skip(f"what {extra} needs is read from its packages, and {missing.name} is not installed")
-    for target in TARGETS:
-        assert needed <= pins(target).keys(), f"constraints-{target}.txt"
-
-
-def _needed(requirements: list[Requirement]) -> Iterator[str]:
-    """The names of packages that these need here, theirs included."""
-    done: set[tuple[str, frozenset[str]]] = set()
-    left = list(requirements)
-    while left:
-        need = left.pop()
-        name = canonicalize_name(need.name)
-        if (name, frozenset(need.extras)) in done:
-            continue
-        done.add((name, frozenset(need.extras)))
-        yield name
-        for text in requires(name) or ():
-            further = Requirement(text)
-            wanted = need.extras or {""}
-            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in wanted):
-                left.append(further)
 
 
 def test_the_packaged_model_is_in_both() -> None:

@@ -5,7 +5,6 @@ templates are checked as Kubernetes' own, and the rest by the checks below.
 """
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import yaml
 from tests.deploy.rendering import (
     KUBERNETES,
     OVERLAYS,
-    ROOT,
     Object,
     find,
     pods,
@@ -25,6 +23,7 @@ from tests.deploy.rendering import (
     run,
     with_components,
 )
+from tests.packaging.environment import pins
 
 VERSIONS = ("1.34", "1.37")
 """The oldest and the newest Kubernetes that the manifests are checked for."""
@@ -71,8 +70,7 @@ def test_the_ray_cluster_is_one(overlay: str) -> None:
         assert group["minReplicas"] == group["replicas"] == group["maxReplicas"], "nothing grows the cluster"
     for part in (head, *groups):
         assert all(isinstance(value, str) for value in part["rayStartParams"].values())
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert any(requirement.endswith(f"=={cluster['spec']['rayVersion']}") for requirement in extras["ray"])
+    assert {pins(target)["ray"] for target in ("cpu", "cuda")} == {cluster["spec"]["rayVersion"]}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

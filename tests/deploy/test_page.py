@@ -49,7 +49,7 @@ def test_the_overlay_that_it_shows_renders(tmp_path: Path) -> None:
     assert find(objects, "PersistentVolumeClaim", "home")["spec"]["storageClassName"] == "shared"
     assert find(objects, "NetworkPolicy", "ray-outside")
     ours = {item["image"] for pod in pods(objects) for item in pod.containers if "alignkit" in item["image"]}
-    assert ours == {f"registry.example/alignkit-{target}:0.1.0" for target in ("cpu", "cuda")}
+    assert ours == {f"registry.example/alignkit-{target}:0.2.0" for target in ("cpu", "cuda")}
 
 
 def test_the_policy_that_it_shows_is_valid_and_speaks_of_pods_that_are_there() -> None:

@@ -5,7 +5,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from alignkit import extras
 from alignkit.checkpoint_store import CheckpointStore
+from alignkit.errors import AlignkitError
 from alignkit.run_folder import RunFolder
 from alignkit_server.executors.ray.guard import guarded
 from alignkit_server.executors.ray.submission import Submission, read
@@ -27,7 +29,12 @@ def main() -> int:
     submission = replace(submission, order=replace(submission.order, resume=_goes_on(submission)))
     if submission.order.nodes == 1:
         return guarded(submission)
-    from alignkit_server.executors.ray.several import run  # Ray Train, which a run on one node does without
+    try:
+        with extras.needed("ray", purpose="a run over several nodes"):
+            from alignkit_server.executors.ray.several import run  # Ray Train; a run on one node needs none
+    except AlignkitError as error:
+        print(error)
+        return 2
 
     return run(submission)
 
