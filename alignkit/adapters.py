@@ -138,3 +138,18 @@ def keep_start(model: Any) -> None:
 def start_of(model: Any) -> str | None:
     """The adapter under which a peft model is what it was before training; None: no adapter."""
     return START if START in model.peft_config else None
+
+
+def peft_config(lora: LoraSection | None) -> Any:
+    """peft's LoraConfig of a recipe's section; None for None."""
+    if lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )

@@ -20,6 +20,10 @@ class DivergenceError(AlignkitError):
     """A divergence is unknown or does not qualify for f-DPO; the message names the condition."""
 
 
+class MethodError(AlignkitError):
+    """A method is unknown, cannot be imported, or is declared wrongly; the message says what was expected."""
+
+
 class CollapseError(AlignkitError):
     """A run was ended because its model no longer answers sensibly."""
 

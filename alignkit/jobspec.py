@@ -13,9 +13,11 @@ from pydantic import ValidationError
 from alignkit.adapters import lora_of
 from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.hardware import has_gpu
-from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel
+from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
+from alignkit.methods.hyperparameters import in_jobs, job_name
+from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import Recipe
-from alignkit.schema import Section, field_issues
+from alignkit.schema import field_issues
 
 ALL_WEIGHTS_RATE = 0.01
 """Of the learning rate with LoRA: what is sound for an adapter ruins a model whose every weight it moves."""
@@ -56,7 +58,7 @@ def recipe_for_job(
         )
     spec, prefix = METHODS[method], f"method.{method}.hyperparameters"
     try:
-        given = spec.hyperparameters.model_validate(hyperparameters)
+        given = hyperparameters_of(spec).model_validate(hyperparameters)
     except ValidationError as error:
         raise RecipeError(_plain_auto(field_issues(error, prefix))) from error
     values = given.model_dump() | _as_it_was_trained(given, start, prefix)
@@ -124,7 +126,9 @@ def _plain_auto(issues: list[FieldIssue]) -> list[FieldIssue]:
     return [FieldIssue(path, message) for path, message in merged.items()]
 
 
-def _resolve_auto(values: dict[str, Any], spec: Method, rows: int, *, has_validation: bool) -> dict[str, Any]:
+def _resolve_auto(
+    values: dict[str, Any], spec: type[Method], rows: int, *, has_validation: bool
+) -> dict[str, Any]:
     resolved = dict(values)
     batch = resolved["batch_size"]
     if batch == "auto":
@@ -133,7 +137,11 @@ def _resolve_auto(values: dict[str, Any], spec: Method, rows: int, *, has_valida
         "n_epochs": max(1, min(3, round(200 * batch / max(rows, 1)))),
         "learning_rate_multiplier": 1.0,
         "max_length": 1024,
-        **spec.auto,
+        **{
+            name: field.default
+            for name, field in spec.own_options().items()
+            if (mark := mark_of(field, InJobs)) is not None and mark.auto
+        },
     }
     for name, value in defaults.items():
         if resolved[name] == "auto":
@@ -175,12 +183,24 @@ def _training_section(resolved: dict[str, Any], learning_rate: float) -> dict[st
 
 
 def _method_section(
-    resolved: dict[str, Any], spec: Method, prefix: str, resolve_model: ResolveModel
-) -> Section:
-    own = {name: resolved[name] for name in spec.section.model_fields if name in resolved}
+    resolved: dict[str, Any], spec: type[Method], prefix: str, resolve_model: ResolveModel
+) -> Method:
+    """The recipe's section of the method, from the hyperparameters by the marks on its fields."""
+    context = JobContext(resolved, resolve_model, spec.learning_rate)
+    options = {name: field for name, field in spec.own_options().items() if in_jobs(field)}
+    values = {}
+    for name, field in options.items():
+        given = job_name(name, field)
+        mark = mark_of(field, GivenAs)
+        try:
+            values[name] = resolved[given] if mark is None else mark.convert(resolved[given], context)
+        except ModelError as error:
+            raise RecipeError([FieldIssue(f"{prefix}.{given}", str(error))]) from error
     try:
-        return spec.section.model_validate(own | spec.section_values(resolved, resolve_model))
+        return spec.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(field_issues(error, prefix)) from error
-    except RecipeError as error:
-        raise RecipeError([FieldIssue(f"{prefix}.{i.path}", i.message) for i in error.issues]) from error
+        renamed = {name: job_name(name, field) for name, field in options.items()}
+        issues = [
+            FieldIssue(renamed.get(issue.path, issue.path), issue.message) for issue in field_issues(error)
+        ]
+        raise RecipeError([FieldIssue(f"{prefix}.{i.path}", i.message) for i in issues]) from error

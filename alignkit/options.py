@@ -84,13 +84,6 @@ def mark_of(field: FieldInfo, kind: type[_Kind]) -> _Kind | None:
     return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
 
 
-def marked_paths(section: BaseModel, prefix: str = "") -> Iterator[tuple[tuple[str, ...], str]]:
-    """(keys, value) of every given option under `section` that names a file or folder."""
-    for keys, field, value in walk(section):
-        if CONTENT_MATTERS in field.metadata and value is not None:
-            yield (prefix, *keys) if prefix else keys, value
-
-
 def walk(section: BaseModel, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo, Any]]:
     """(keys, field, value) of every option under `section`, those of its sub-sections one by one.
 

@@ -5,43 +5,20 @@ and of the recipe everything that the rest of the run depends on. What may chang
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_jsonable_python
+
 from alignkit.checkpoints import FORMAT
+from alignkit.options import CONTENT_MATTERS, MAY_CHANGE, walk
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
 
-_SECTIONS = {"model", "data", "method", "lora", "training", "seed"}
-"""Of a recipe, what makes the result; the others watch it."""
-
-_MAY_CHANGE = (
-    "data.validation",
-    "model.attn_implementation",
-    "method.sampler_url",
-    "method.sampling_batch_size",
-    "method.sequence_batch_size",
-    "training.epochs",
-    "training.max_steps",
-    "training.micro_batch_size",
-    "training.gradient_checkpointing",
-    "training.logging_steps",
-    "training.eval_",
-    "training.save_steps",
-)
-_PATHS = (
-    "model.path",
-    "model.adapter",
-    "data.train",
-    "method.teacher.path",
-    "method.teacher.adapter",
-    "method.sample_reference",
-    "method.rejected_reference",
-)
-"""Folders and files, which are the same by what is in them, not by where they are."""
-
+_DIGEST = re.compile("[0-9a-f]{64}")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 """So much is read of each file of weights: another training of a model of the same shape differs everywhere."""
@@ -52,10 +29,8 @@ RESHARDED = ("whole", "fsdp2")
 
 def origin_of(recipe: "Recipe", accelerator: Any) -> dict[str, Any]:
     """What the checkpoints of this run say of it."""
-    from alignkit.methods import method_of
-
-    facts = dict(_facts(recipe.model_dump(mode="json", include=_SECTIONS)))
-    if method_of(recipe.method).plan(recipe).micro_batch_matters:
+    facts = _facts(recipe)
+    if recipe.method.micro_batch_matters:
         facts["training.micro_batch_size"] = recipe.training.micro_batch_size
     return {
         "format": FORMAT,
@@ -96,21 +71,20 @@ def refusal(name: str, written: Mapping[str, Any], ours: Mapping[str, Any]) -> s
 
 
 def _difference(key: str, theirs: Any, ours: Any) -> str:
-    if key in _PATHS and theirs and ours:
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (theirs, ours)):
         return f"{key} has other contents now"
     return f"{key} was {theirs!r}, now {ours!r}"
 
 
-def _facts(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of what must not change."""
-    for name, value in values.items():
-        key = prefix + name
-        if key.startswith(_MAY_CHANGE):
+def _facts(recipe: "Recipe") -> dict[str, Any]:
+    """The options that determine the trained weights, by dotted key; files and folders by their contents."""
+    facts: dict[str, Any] = {}
+    for keys, field, value in walk(recipe):
+        if MAY_CHANGE in field.metadata:
             continue
-        if isinstance(value, dict):
-            yield from _facts(value, f"{key}.")
-        else:
-            yield key, _contents(Path(value)) if key in _PATHS and value is not None else value
+        by_content = CONTENT_MATTERS in field.metadata and value is not None
+        facts[".".join(keys)] = _contents(Path(value)) if by_content else to_jsonable_python(value)
+    return facts
 
 
 def _contents(path: Path) -> str:

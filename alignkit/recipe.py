@@ -4,29 +4,36 @@
 into every job's folder, so that the same line repeats the job.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from alignkit.adapters import lora_of
-from alignkit.errors import FieldIssue, ModelError, RecipeError
-from alignkit.methods import METHODS
-from alignkit.methods.bd_kd import BDKDSection
-from alignkit.methods.d2o import D2OSection
-from alignkit.methods.f_dpo import FDPOSection
-from alignkit.methods.sinkd import SinKDSection
-from alignkit.methods.supervised import SupervisedSection
-from alignkit.schema import Section, field_issues
+from alignkit.data.schemas import schema_for
+from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, RecipeError
+from alignkit.methods import METHODS, Method, get
+from alignkit.options import CONTENT_MATTERS, MAY_CHANGE
+from alignkit.schema import Section, field_issues, refused
 from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, ModelSection, TrainingSection
 
-MethodSection = Annotated[
-    FDPOSection | SupervisedSection | D2OSection | SinKDSection | BDKDSection, Field(discriminator="type")
-]
-SECTION_TYPES = tuple(str(m.section.model_fields["type"].default) for m in METHODS.values())
+
+def _method(value: object) -> object:
+    """The method that a mapping's `type` names, with its options; other values are left to pydantic to refuse."""
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get("type")
+    try:
+        method = get(name)
+        schema_for(method)
+    except (MethodError, DataError) as error:
+        raise refused("type", str(error), name) from error
+    section = method.model_validate(value)
+    if name not in METHODS:
+        section.try_out()
+    return section
 
 
 class Recipe(Section):
@@ -34,18 +41,16 @@ class Recipe(Section):
 
     model: ModelSection
     data: DataSection
-    method: MethodSection
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
     lora: LoraSection | None = Field(default_factory=LoraSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
-    collapse_guard: CollapseGuardSection | None = Field(default_factory=CollapseGuardSection)
+    collapse_guard: Annotated[CollapseGuardSection | None, MAY_CHANGE] = Field(
+        default_factory=CollapseGuardSection
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    output_dir: str = Field(min_length=1, description="folder for everything the run writes")
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def _typed(cls, value: object) -> object:
-        """Without this, the error about a missing type would not name those there are."""
-        return {"type": None, **value} if isinstance(value, Mapping) else value
+    output_dir: Annotated[str, MAY_CHANGE] = Field(
+        min_length=1, description="folder for everything the run writes"
+    )
 
     @model_validator(mode="after")
     def _an_adapter_trains_on_as_it_is(self) -> Self:
@@ -80,7 +85,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise RecipeError(_without_tag(field_issues(error))) from error
+            raise RecipeError(field_issues(error)) from error
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
@@ -95,17 +100,35 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def paths_of(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(keys, path) of every option of a recipe, given as nested values, that names a file or a folder.
+
+    Nothing is read from the disk, so that it can be asked of a recipe whose files are gone.
+    """
+    yield from _paths(Recipe, values)
+
+
+def _paths(section: type[Section], values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name, field in section.model_fields.items():
+        value = values.get(name)
+        if isinstance(value, Mapping):
+            below = get(value.get("type")) if name == "method" else _section_in(field.annotation)
+            yield from (((name, *keys), path) for keys, path in _paths(below, value))
+        elif isinstance(value, str) and CONTENT_MATTERS in field.metadata:
+            yield (name,), value
+
+
+def _section_in(annotation: Any) -> type[Section]:
+    """The section of an annotation such as `LoraSection | None`; `Section` itself for a plain mapping."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), Section)
+
+
 def _agree(own: Any, given: Any) -> bool:
     """Whether a LoRA option is an adapter's own: peft writes modules one by one, in any order."""
     if isinstance(own, list):
         return given == "all-linear" or (isinstance(given, list) and set(given) == set(own))
     return bool(own == given)
-
-
-def _without_tag(issues: list[FieldIssue]) -> list[FieldIssue]:
-    """pydantic puts the chosen method into the path, `method.f_dpo.beta`, where a recipe has none."""
-    tag = re.compile(rf"^method\.(?:{'|'.join(SECTION_TYPES)})(?=\.|$)")
-    return [FieldIssue(tag.sub("method", issue.path), issue.message) for issue in issues]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

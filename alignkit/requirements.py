@@ -6,10 +6,11 @@ Each check looks at one part and gives the fields that cannot be had here, with 
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.extras import missing
+from alignkit.sharding import SHARES_WEIGHTS, sharding
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
@@ -18,20 +19,9 @@ ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers whose step of a weight depends on that weight's gradients alone, so that a part of a matrix can be
 stepped without the rest. ZeRO would take the others too, and train something else."""
 
-SHARES_WEIGHTS = frozenset({"ZeRO-3", "FSDP"})
-"""Under which no process has a weight whole."""
-
 _IN_BITSANDBYTES = ("8bit", "bnb", "paged", "lion")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-
-
-class Online(Protocol):
-    """What of D2O's section, or of its trainer's configuration, happens in the middle of a run."""
-
-    resample_every: int | None
-    ref_refresh_every: int | None
-    sampler_url: str | None
 
 
 def require(recipe: "Recipe") -> None:
@@ -41,42 +31,20 @@ def require(recipe: "Recipe") -> None:
         raise RecipeError(issues)
 
 
-def sharding() -> str | None:
-    """`ZeRO-1` to `ZeRO-3` or `FSDP`, as accelerate's launcher tells its processes; None where nothing is sharded."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return f"ZeRO-{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-    return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
-
-
 def refused_under(sharded: str | None, recipe: "Recipe") -> Iterator[FieldIssue]:
-    """What cannot be trained under `sharded`, which is named as `sharding` does."""
+    """The options that cannot be had under `sharded`, one of `alignkit.sharding.sharding`'s results."""
+    yield from recipe.method.refusals(recipe, sharded)
     if sharded is None:
         return
-    optimizer, method = recipe.training.optimizer, recipe.method
+    optimizer = recipe.training.optimizer
     if optimizer not in ELEMENTWISE:
         yield FieldIssue(
             "training.optimizer",
-            f"{sharded} shards only what steps each weight alone, {', '.join(ELEMENTWISE)}: found {optimizer}",
+            f"{optimizer} cannot be sharded under {sharded}; expected one of {', '.join(ELEMENTWISE)}",
         )
     if recipe.model.quantization is not None and sharded in SHARES_WEIGHTS:
         yield FieldIssue(
             "model.quantization", f"expected ddp, zero1 or zero2 with quantised weights, found {sharded}"
-        )
-    if method.type == "d2o":
-        yield from refused_online(sharded, method)
-
-
-def refused_online(sharded: str | None, options: Online) -> Iterator[FieldIssue]:
-    """What D2O cannot do in the middle of a run under `sharded`."""
-    if options.resample_every and not options.sampler_url and sharded in SHARES_WEIGHTS:
-        yield FieldIssue(
-            "method.resample_every",
-            f"expected a sampler_url, or ddp, zero1 or zero2, to draw from the policy with, found {sharded}",
-        )
-    if options.ref_refresh_every and sharded == "FSDP":
-        yield FieldIssue(
-            "method.ref_refresh_every",
-            "expected ddp or ZeRO, found FSDP, under which no process can copy the policy",
         )
 
 
@@ -142,15 +110,6 @@ def _quantization(recipe: "Recipe") -> Iterator[FieldIssue]:
         )
 
 
-def _sampler(recipe: "Recipe") -> Iterator[FieldIssue]:
-    """The server must draw from the model that the run begins with, and that is not what it calls its base."""
-    method = recipe.method
-    if method.type == "d2o" and method.sampler_url and recipe.model.adapter and not method.sampler_model:
-        yield FieldIssue(
-            "method.sampler_model", "is required with model.adapter: the name that the server has for it"
-        )
-
-
 def _sharded(recipe: "Recipe") -> Iterator[FieldIssue]:
     yield from refused_under(sharding(), recipe)
 
@@ -169,6 +128,5 @@ CHECKS: tuple[Callable[["Recipe"], Iterator[FieldIssue]], ...] = (
     _attention,
     _optimizer,
     _quantization,
-    _sampler,
     _sharded,
 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from alignkit.errors import FieldIssue
 
@@ -12,6 +13,14 @@ class Section(BaseModel):
     """Base of every part of a recipe: unknown keys are refused, values are not coerced across kinds."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def refused(key: str, message: str, found: object) -> ValidationError:
+    """The error that a validator of a mapping raises to refuse one of its keys."""
+    kind = PydanticCustomError("value_error", "{reason}", {"reason": message})
+    return ValidationError.from_exception_data(
+        "section", [InitErrorDetails(type=kind, loc=(key,), input=found)]
+    )
 
 
 def field_issues(error: ValidationError, prefix: str = "") -> list[FieldIssue]:
@@ -24,7 +33,7 @@ def field_issues(error: ValidationError, prefix: str = "") -> list[FieldIssue]:
 
 
 def _location(item: Mapping[str, Any]) -> tuple[str | int, ...]:
-    """Where the mistake is. pydantic places a wrong choice between sections at the section, not at its `type`."""
+    """The place of the mistake. pydantic places a wrong choice between sections at the section, not at its `type`."""
     found: tuple[str | int, ...] = item["loc"]
     return (*found, "type") if item["type"] == "union_tag_invalid" else found
 

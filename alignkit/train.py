@@ -122,16 +122,16 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     """The method's trainer over the recipe's model and data."""
     from transformers import PrinterCallback, set_seed
 
-    from alignkit.methods import RunContext, method_of
     from alignkit.origin import origin_of
     from alignkit.progress import ProgressCallback
     from alignkit.tracking.callbacks import tracker_callbacks
+    from alignkit.trainers.building import RunContext, build
 
     set_seed(recipe.seed)
     callbacks = [ProgressCallback(folder), *(tracker_callbacks(recipe, folder) if is_main_process() else [])]
     model, tokenizer = load_model(recipe)
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, callbacks)
-    trainer = method_of(recipe.method).build(context)
+    trainer = build(context)
     require_processes(trainer)
     trainer.origin = origin_of(recipe, trainer.accelerator)
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
@@ -181,7 +181,7 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """The model and its tokenizer, which must have a chat template."""
     from alignkit.adapters import train_on
     from alignkit.models import load_causal_lm
-    from alignkit.requirements import sharding
+    from alignkit.sharding import sharding
 
     path, options = recipe.model.path, recipe.model
     model, tokenizer = load_causal_lm(

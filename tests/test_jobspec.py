@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alignkit.errors import RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
-from alignkit.methods import ModelSource
+from alignkit.losses import PairLogps
+from alignkit.methods import FDPO, METHODS, ModelSource
 
 PREFIX = "method.f_dpo.hyperparameters"
 
@@ -118,17 +120,25 @@ def test_an_integer_will_do_for_a_number() -> None:
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:
-    with pytest.raises(
-        RecipeError,
-        match=r"method\.type: expected one of f_dpo, dpo, supervised, d2o, sinkd, bd_kd, found 'ppo'",
-    ):
+    with pytest.raises(RecipeError) as caught:
         spec({}, method="ppo")
+    assert str(caught.value) == f"method.type: expected one of {', '.join(METHODS)}, found 'ppo'"
+
+
+def test_a_job_cannot_name_a_method_by_import_path() -> None:
+    """Importing it would run its code on the server."""
+    with pytest.raises(RecipeError, match=r"method\.type: expected one of f_dpo"):
+        spec({}, method="tests.methods.own:Margin")
 
 
 def test_openais_dpo_is_f_dpo_under_the_reverse_kl() -> None:
     resolved = spec({"beta": 0.3, "n_epochs": 1}, method="dpo")
-    assert (resolved.recipe.method.type, resolved.recipe.method.divergence) == ("f_dpo", "reverse_kl")
-    assert resolved.recipe.method.beta == 0.3
+    dpo = resolved.recipe.method
+    assert (dpo.type, dpo.beta) == ("dpo", 0.3)
+    logps = torch.tensor([[-5.0, -9.0], [-8.0, -7.0], [-6.0, -8.5], [-7.5, -7.0]])
+    pairs = PairLogps(*logps, *torch.ones(2, 2))
+    same = FDPO(beta=0.3, divergence="reverse_kl").loss(pairs)
+    assert torch.equal(dpo.loss(pairs).losses, same.losses)
     assert "divergence" not in resolved.hyperparameters
     with pytest.raises(RecipeError, match=r"method\.dpo\.hyperparameters\.divergence: unknown key"):
         spec({"divergence": "jeffreys"}, method="dpo")

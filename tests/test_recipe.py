@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.errors import RecipeError
+from alignkit.methods import METHODS
 from alignkit.recipe import Recipe
 
 MINIMAL = """
@@ -65,12 +66,12 @@ def test_the_written_recipe_reads_back_equal(file: Path, tmp_path: Path) -> None
         (
             "method={beta: 0.1}",
             "method.type",
-            "expected one of f_dpo, supervised, d2o, sinkd, bd_kd, found None",
+            f"expected one of {', '.join(METHODS)}, or package.module:Class, found None",
         ),
         (
             "method.type=ppo",
             "method.type",
-            "expected one of f_dpo, supervised, d2o, sinkd, bd_kd, found 'ppo'",
+            f"expected one of {', '.join(METHODS)}, or package.module:Class, found 'ppo'",
         ),
         ("method={type: supervised, beta: 0.1}", "method.beta", "unknown key"),
         ("method=3", "method", "dictionary"),
@@ -108,7 +109,7 @@ def test_what_is_wrong_is_named(file: Path, override: str, path: str, words: str
         (
             "method.type=ppo",
             "method.type",
-            "expected one of f_dpo, supervised, d2o, sinkd, bd_kd, found 'ppo'",
+            f"expected one of {', '.join(METHODS)}, or package.module:Class, found 'ppo'",
         ),
     ],
 )

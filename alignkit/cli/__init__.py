@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from alignkit import __version__, extras
-from alignkit.cli import data, estimates, jobs, keys, models, output, projects
+from alignkit.cli import data, estimates, jobs, keys, methods, models, output, projects
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")
 app.command("estimate")(estimates.estimate)
+app.command("methods")(methods.methods)
 
 
 def main() -> None:

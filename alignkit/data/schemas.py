@@ -2,28 +2,24 @@
 
 from typing import Any
 
-from alignkit.data.rows import RowKind, row_kind
-from alignkit.errors import DataError
-
-ROWS_OF_METHODS = {
-    "f_dpo": "preference",
-    "dpo": "preference",
-    "d2o": "dispreferred",
-    "supervised": "completion",
-    "sinkd": "completion",
-    "bd_kd": "completion",
-}
+from alignkit.data.rows import ROW_KINDS, RowKind, row_kind
+from alignkit.errors import DataError, MethodError
+from alignkit.methods import METHODS, Method, get
 
 
-def schema_for(method: Any) -> RowKind[Any]:
-    """The kind of row that a method takes, given its name or its class; raises DataError for an unknown one."""
-    if not isinstance(method, str):
-        return row_kind(method.rows)
-    if method not in ROWS_OF_METHODS:
-        raise DataError(f"unknown method {method!r}: expected one of {', '.join(ROWS_OF_METHODS)}")
-    return row_kind(ROWS_OF_METHODS[method])
+def schema_for(method: str | type[Method]) -> RowKind[Any]:
+    """The kind of row that a method takes, given as class or by name; raises DataError for an unknown one."""
+    try:
+        found = get(method) if isinstance(method, str) else method
+    except MethodError as error:
+        raise DataError(f"unknown method {method!r}: {error}") from error
+    if found.rows not in ROW_KINDS:
+        raise DataError(
+            f"{found.__name__}: expected `rows` to be one of {', '.join(ROW_KINDS)}, found {found.rows!r}"
+        )
+    return row_kind(found.rows)
 
 
 def methods_taking(kind: str) -> list[str]:
     """The methods whose rows are of a kind, given its name."""
-    return [method for method, rows in ROWS_OF_METHODS.items() if rows == kind]
+    return [name for name, method in METHODS.items() if method.rows == kind]

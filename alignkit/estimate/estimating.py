@@ -13,7 +13,6 @@ from alignkit.estimate.lengths import steps as run_steps
 from alignkit.estimate.memory import Layout, Memory, Model, peak
 from alignkit.estimate.shapes import read_shape
 from alignkit.estimate.timing import Seconds
-from alignkit.methods import method_of
 from alignkit.methods.work import Batch, HeadSize, Pass, Plan, Work
 from alignkit.requirements import refused_under
 
@@ -109,7 +108,7 @@ class _Estimating:
 
     def __init__(self, recipe: "Recipe", lengths: Lengths, device: Device) -> None:
         self.recipe, self.lengths, self.device = recipe, lengths, device
-        self.plan: Plan = method_of(recipe.method).plan(recipe)
+        self.plan: Plan = recipe.method.plan(recipe)
         self.models = {role: Model(use, read_shape(use)) for role, use in self.plan.models.items()}
         self._require_positions()
         self.most = min(MOST_DEVICES, recipe.training.batch_size)

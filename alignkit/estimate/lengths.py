@@ -88,7 +88,7 @@ def read(recipe: "Recipe", rows: int | None = None) -> Lengths:
     file, folder, most = Path(recipe.data.train), Path(recipe.model.path), recipe.data.max_length
     if not file.is_file() or not folder.is_dir():
         return assumed(most, rows)
-    found = load_rows(file, recipe.method.type)
+    found = load_rows(file, type(recipe.method))
     sample = list(islice(found, 0, None, max(1, len(found) // SAMPLE_ROWS)))
     rendered = render_rows(sample, load_tokenizer(folder), lambda row, by: row.render(by))
     counted = count(rendered, most, len(sample) / (rows or len(found)))

@@ -144,7 +144,7 @@ def build(config: Any, use: ModelUse) -> Any:
         if use.trains and use.lora is not None:
             from peft import get_peft_model
 
-            from alignkit.methods.arguments import peft_config
+            from alignkit.adapters import peft_config
 
             model = get_peft_model(model, peft_config(use.lora))
             if use.quantization is not None:  # as TRL makes them

@@ -3,12 +3,14 @@
 from alignkit.losses.bd_kd import balance, bd_kd_loss
 from alignkit.losses.d2o import D2OCoefficients, d2o_coefficients, d2o_loss
 from alignkit.losses.f_dpo import f_dpo_loss
+from alignkit.losses.odds import log_odds
 from alignkit.losses.sinkd import SelfCosts, sinkd_loss, transport_loss
-from alignkit.losses.types import BalancedLoss, PreferenceLoss, SinkhornLoss
+from alignkit.losses.types import BalancedLoss, PairLogps, PreferenceLoss, SinkhornLoss
 
 __all__ = [
     "BalancedLoss",
     "D2OCoefficients",
+    "PairLogps",
     "PreferenceLoss",
     "SelfCosts",
     "SinkhornLoss",
@@ -17,6 +19,7 @@ __all__ = [
     "d2o_coefficients",
     "d2o_loss",
     "f_dpo_loss",
+    "log_odds",
     "sinkd_loss",
     "transport_loss",
 ]

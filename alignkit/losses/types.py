@@ -1,8 +1,36 @@
-"""What the loss functions return."""
+"""Records that the loss functions take and return."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class PairLogps(NamedTuple):
+    """Log-probs of B preference pairs: of each answer given its prompt, summed over the answer's tokens, in nats."""
+
+    chosen: Tensor
+    """[B], of the chosen answer under the policy, float32, differentiable."""
+    rejected: Tensor
+    """[B], of the rejected answer under the policy, float32, differentiable."""
+    ref_chosen: Tensor
+    """[B], of the chosen answer under the reference. None for a method whose `uses_reference` is False."""
+    ref_rejected: Tensor
+    """[B], of the rejected answer under the reference. None for a method whose `uses_reference` is False."""
+    chosen_tokens: Tensor
+    """[B], tokens of the chosen answer, at least 1."""
+    rejected_tokens: Tensor
+    """[B], tokens of the rejected answer, at least 1."""
+
+    def averaged(self) -> "PairLogps":
+        """The same pairs with each log-prob divided by its answer's number of tokens."""
+        chosen, rejected = self.chosen_tokens, self.rejected_tokens
+        return self._replace(
+            chosen=self.chosen / chosen,
+            rejected=self.rejected / rejected,
+            ref_chosen=self.ref_chosen if self.ref_chosen is None else self.ref_chosen / chosen,
+            ref_rejected=self.ref_rejected if self.ref_rejected is None else self.ref_rejected / rejected,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +43,10 @@ class PreferenceLoss:
     """[B], implicit rewards of the preferred side, detached."""
     rejected_rewards: Tensor
     """[B], implicit rewards of the dispreferred side, detached."""
+
+    def plus(self, further: Tensor) -> "PreferenceLoss":
+        """The same rewards, with `further` [B] added to the losses."""
+        return replace(self, losses=self.losses + further)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,41 @@
-"""The methods: one file each, one entry each. Importing this imports neither torch's trainers nor TRL."""
+"""The methods: one file each. `METHODS` has them by name; a recipe may also name a class by import path."""
 
-from alignkit.methods.base import Hyperparameters, Method, ModelSource, ResolveModel, RunContext
-from alignkit.methods.bd_kd import BD_KD
+from alignkit.methods.base import Method, ModelSource, ResolveModel
+from alignkit.methods.bd_kd import BDKD
 from alignkit.methods.d2o import D2O
-from alignkit.methods.f_dpo import DPO, F_DPO
-from alignkit.methods.sinkd import SINKD
-from alignkit.methods.supervised import SUPERVISED
-from alignkit.schema import Section
+from alignkit.methods.distillation import DistillMethod
+from alignkit.methods.f_dpo import DPO, FDPO
+from alignkit.methods.hyperparameters import Hyperparameters, hyperparameters_of, names_of_models
+from alignkit.methods.ipo import IPO
+from alignkit.methods.orpo import ORPO
+from alignkit.methods.preference import PairMethod
+from alignkit.methods.registry import METHODS, get, register
+from alignkit.methods.simpo import SimPO
+from alignkit.methods.sinkd import SinKD
+from alignkit.methods.supervised import Supervised
 
-METHODS: dict[str, Method] = {method.name: method for method in (F_DPO, DPO, SUPERVISED, D2O, SINKD, BD_KD)}
-"""By `method.type` of a job. A recipe's `method.type` is the `type` of the method's section."""
+for _method in (FDPO, DPO, Supervised, D2O, SinKD, BDKD, SimPO, ORPO, IPO):
+    register(_method)
 
-__all__ = ["METHODS", "Hyperparameters", "Method", "ModelSource", "ResolveModel", "RunContext", "method_of"]
-
-
-def method_of(section: Section) -> Method:
-    """The method whose part of a recipe this is."""
-    return next(method for method in METHODS.values() if isinstance(section, method.section))
+__all__ = [
+    "BDKD",
+    "D2O",
+    "DPO",
+    "FDPO",
+    "IPO",
+    "METHODS",
+    "ORPO",
+    "DistillMethod",
+    "Hyperparameters",
+    "Method",
+    "ModelSource",
+    "PairMethod",
+    "ResolveModel",
+    "SimPO",
+    "SinKD",
+    "Supervised",
+    "get",
+    "hyperparameters_of",
+    "names_of_models",
+    "register",
+]

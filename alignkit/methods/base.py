@@ -1,19 +1,17 @@
-"""What a method is: its part of a recipe, its hyperparameters in a job, and the trainer it builds."""
+"""Method: the base of every method, which is its section of a recipe and the loss it trains with."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import model_validator
 
+from alignkit.errors import FieldIssue
 from alignkit.schema import Section
 
 if TYPE_CHECKING:
     from alignkit.methods.work import Plan
     from alignkit.recipe import Recipe
-
-Auto = Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,74 +25,62 @@ class ModelSource:
     """Whether it is a fine-tuned model of which all weights were trained."""
 
     @property
-    def trained_weights(self) -> str | None:
-        """How it was trained, as the hyperparameter says it; None for a base model."""
+    def trained_weights(self) -> Literal["lora", "all"] | None:
+        """The hyperparameter `trained_weights` that it was made with; None for a base model."""
         if self.adapter is not None:
             return "lora"
         return "all" if self.fully_trained else None
 
 
 ResolveModel = Callable[[str], ModelSource]
-"""From a model's name in a job; raises ModelError where the project has no such model."""
+"""From a model's name in a job to its source; raises ModelError where the project has no such model."""
 
 
-class Hyperparameters(Section):
-    """What every method takes in a job: OpenAI's three, and the run's own. JSON's types are taken as they are."""
+class Method(Section):
+    """A training method: its options are its fields, its class attributes say what it needs.
 
-    model_config = ConfigDict(strict=True)
+    Recipe, job, `GET /v1/fine_tuning/methods`, command line, estimate and trainer follow from the declaration.
+    A field's marks (`alignkit.options`) say how a job may give it. The class's docstring says what the method is for.
+    """
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
-    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = "auto"
-    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    micro_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
-    max_length: Auto | Annotated[int, Field(ge=16, le=131_072)] = "auto"
-    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    eval_interval: Auto | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
-    checkpoint_interval: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
-    trained_weights: Literal["lora", "all"] = "lora"
-    lora_rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = None
+    type: str = ""
+    """The method's name in recipes and jobs; of a class that is named by import path, that path."""
+
+    rows: ClassVar[str] = ""
+    """Kind of row that it trains on, a name of `alignkit.data.rows.ROW_KINDS`."""
+    learning_rate: ClassVar[float] = 1e-4
+    """The learning rate that a job's `learning_rate_multiplier` of 1 stands for, with LoRA."""
+    micro_batch_matters: ClassVar[bool] = False
+    """Whether the micro-batch is part of the method, so that another one would be another training."""
 
     @model_validator(mode="after")
-    def _no_rank_without_lora(self) -> Self:
-        given = {"lora_rank", "lora_alpha"} & self.model_fields_set
-        if self.trained_weights == "all" and given:
-            names = ", ".join(sorted(given))
-            raise ValueError(
-                f"{names}: expected only with trained_weights 'lora', found trained_weights 'all'"
-            )
+    def _name_own_class(self) -> Self:
+        if not self.type:
+            self.type = import_path(type(self))
         return self
 
+    def plan(self, recipe: "Recipe") -> "Plan":
+        """The models, passes and heads that a step takes, for `alignkit.estimate`."""
+        raise NotImplementedError
 
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What building a trainer needs beside the recipe."""
+    def refusals(self, _recipe: "Recipe", _sharded: str | None) -> Iterator[FieldIssue]:
+        """The options that cannot be had in this run, sharded as `alignkit.sharding.sharding` says."""
+        return iter(())
 
-    recipe: "Recipe"
-    model: Any
-    tokenizer: Any
-    checkpoints: Path
-    callbacks: list[Any]
+    def try_out(self) -> None:
+        """Raise ValueError unless the method's code works on a small example; run for a user's own class."""
+
+    @classmethod
+    def summary(cls) -> str:
+        """What the method is for: the first paragraph of its docstring."""
+        return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+
+    @classmethod
+    def own_options(cls) -> dict[str, Any]:
+        """The method's options by name, `type` left out."""
+        return {name: field for name, field in cls.model_fields.items() if name != "type"}
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A method by its name in a job (`method.type`)."""
-
-    name: str
-    section: type[Section]
-    """Its part of a recipe; has `type`, the recipe's name of the method."""
-    hyperparameters: type[Hyperparameters]
-    build: Callable[[RunContext], Any]
-    """The trainer for a recipe with this section. Imports torch and TRL itself: a registry must not."""
-    plan: Callable[["Recipe"], "Plan"]
-    """What training with this section asks of a machine, for `alignkit.estimate`."""
-    learning_rate: float
-    """What a job's learning_rate_multiplier of 1 means, with LoRA; without, a hundredth of it."""
-    auto: Mapping[str, Any] = field(default_factory=dict)
-    """What "auto" becomes, for the method's own hyperparameters."""
-    section_values: Callable[[Mapping[str, Any], ResolveModel], dict[str, Any]] = lambda *_: {}
-    """From a job's resolved hyperparameters, what the section names or means otherwise; the rest goes over by name.
-    Raises RecipeError with the hyperparameter's path."""
+def import_path(method: type[Method]) -> str:
+    """`package.module:Class`, the name under which a recipe finds a class that is not registered."""
+    return f"{method.__module__}:{method.__qualname__}"

@@ -5,9 +5,12 @@ Each method says it by its own `plan`; `alignkit.estimate` adds it up. Nothing h
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from alignkit.sections import LoraSection
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +141,17 @@ class Plan:
     work: Callable[[Batch], Work]
     micro_batch_matters: bool = False
     """Whether the micro-batch is part of the method, so that another one would be another training."""
+
+
+def policy_use(recipe: "Recipe") -> ModelUse:
+    """The recipe's model, as it trains."""
+    model = recipe.model
+    return ModelUse(
+        model.path,
+        model.dtype,
+        "model.path",
+        trains=True,
+        lora=recipe.lora,
+        keeps_start=model.adapter is not None,
+        quantization=model.quantization,
+    )

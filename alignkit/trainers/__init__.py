@@ -1,13 +1,15 @@
-"""TRL trainer subclasses, one a method."""
+"""TRL trainer subclasses, one a kind of row, and a named one for each published method."""
 
 from alignkit import versions
 
 versions.warn_if_untested()  # first: an untested version may break the imports below
 
 from alignkit.trainers.bd_kd import BDKDConfig, BDKDTrainer
+from alignkit.trainers.configs import FDPOConfig
 from alignkit.trainers.d2o import D2OTrainer
 from alignkit.trainers.d2o_config import D2OConfig
-from alignkit.trainers.f_dpo import FDPOConfig, FDPOTrainer
+from alignkit.trainers.f_dpo import FDPOTrainer
+from alignkit.trainers.preference import PreferenceTrainer
 from alignkit.trainers.sinkd import SinKDConfig, SinKDTrainer
 from alignkit.trainers.supervised import SupervisedTrainer
 
@@ -18,6 +20,7 @@ __all__ = [
     "D2OTrainer",
     "FDPOConfig",
     "FDPOTrainer",
+    "PreferenceTrainer",
     "SinKDConfig",
     "SinKDTrainer",
     "SupervisedTrainer",

@@ -21,8 +21,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
 from alignkit.losses import PreferenceLoss, d2o_coefficients, d2o_loss
+from alignkit.methods.d2o import refused_online
 from alignkit.origin import sharding_of
-from alignkit.requirements import refused_online
 from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.d2o_preparation import D2OPreparation
 from alignkit.trainers.d2o_rounds import Rounds

@@ -15,6 +15,9 @@ OWN: dict[str, dict[str, Any]] = {
     "d2o": {"samples_per_prompt": 2, "max_tokens": 8},
     "sinkd": {"teacher": "tiny-teacher", "max_rows": 16},
     "bd_kd": {"teacher": "tiny-teacher", "gate": "soft"},
+    "simpo": {"margin": 0.5},
+    "orpo": {},
+    "ipo": {"beta": 0.5},
 }
 """Hyperparameters beside those of every method. A new method is missing here until it is entered."""
 MEASURED = {
@@ -24,6 +27,9 @@ MEASURED = {
     "d2o": "valid_logratios_rejected",
     "sinkd": "valid_transport_cost",
     "bd_kd": "valid_teacher_ece",
+    "simpo": "valid_rewards_margins",
+    "orpo": "valid_logps_chosen",
+    "ipo": "valid_logratios_chosen",
 }
 """A metric of each that only its own trainer makes."""
 

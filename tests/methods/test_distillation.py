@@ -16,11 +16,11 @@ from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
 from alignkit.launch import launch_command
 from alignkit.methods import ModelSource
-from alignkit.methods.distillation import load_teacher
 from alignkit.models import prune_model
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from alignkit.sections import TeacherSection
+from alignkit.trainers.building import load_teacher
 from tests.completion import write_completions
 from tests.tiny import build_tiny_model
 
@@ -124,7 +124,7 @@ def test_a_trained_teacher_of_a_job_has_adapters_and_a_rate() -> None:
     assert (own.teacher_lora.r, own.teacher_learning_rate) == (4, pytest.approx(5e-5))
     frozen = spec("bd_kd", teacher="big", teacher_trains=False).recipe.method
     assert frozen.teacher_lora is None
-    with pytest.raises(RecipeError, match="teacher_lora_rank: is of no use where the teacher is frozen"):
+    with pytest.raises(RecipeError, match="teacher_lora_rank: only allowed with teacher_trains: true"):
         spec("bd_kd", teacher="big", teacher_trains=False, teacher_lora_rank=4)
 
 

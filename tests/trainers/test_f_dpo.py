@@ -132,7 +132,7 @@ def test_rewards_are_of_the_divergence_and_metrics_count_items(tmp_path: Path, m
 
 def test_match_curvature_divides_beta(tmp_path: Path, model_dir: Path) -> None:
     config = FDPOConfig(**settings(tmp_path, max_steps=1), divergence="js_divergence", match_curvature=True)
-    assert trained(FDPOTrainer, config, model_dir, LORA).effective_beta == pytest.approx(1.0)
+    assert trained(FDPOTrainer, config, model_dir, LORA).method.effective_beta == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

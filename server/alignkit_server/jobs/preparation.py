@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ModelError, RecipeError
-from alignkit.methods import METHODS, ModelSource, ResolveModel
+from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.errors import ApiError, shorten
 from alignkit_server.files.repository import FileRepository
@@ -87,7 +87,9 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         request=request,
         base_model=model.base_model,
         start_model=None if request.model == model.base_model else request.model,
-        fine_tuned_models=_fine_tuned(services, request.model, spec.hyperparameters.get("teacher")),
+        fine_tuned_models=_fine_tuned(
+            services, request.model, *map(spec.hyperparameters.get, names_of_models(METHODS[method]))
+        ),
         seed=seed,
         method=method,
         hyperparameters=spec.hyperparameters,

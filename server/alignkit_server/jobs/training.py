@@ -8,12 +8,13 @@ both go on from the last whole checkpoint, `training_restarts` times from the sa
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 import yaml
 from dbos import DBOS
 
+from alignkit.recipe import paths_of
 from alignkit.run_folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.executors.protocol import ExecutorUnavailableError
@@ -27,16 +28,6 @@ TOLERATED_SECONDS = 3.0
 """For which an executor may be silent before the job's events say so."""
 MARKER = "attempt"
 """The file that says which start of the job the run in its folder is of."""
-INPUTS = (
-    ("model", "path"),
-    ("model", "adapter"),
-    ("method", "teacher", "path"),
-    ("method", "teacher", "adapter"),
-    ("data", "train"),
-    ("data", "validation"),
-)
-"""Where a job's recipe names files and folders of this server."""
-
 log = structlog.get_logger()
 T = TypeVar("T")
 
@@ -115,13 +106,10 @@ def goes_on(job_id: str, attempt: int) -> bool:
 
 def _require_inputs(job: JobRecord) -> None:
     """Fail a job whose files somebody took from the disk while it waited: its trainer could not say why it ended."""
-    for place in INPUTS:
-        value: Any = job.recipe
-        for key in place:
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None and not Path(value).exists():
+    for keys, value in paths_of(job.recipe):
+        if not Path(value).exists():
             message = (
-                f"{'.'.join(place)} is no longer on this server's disk: bring it back, or create another job."
+                f"{'.'.join(keys)} is no longer on this server's disk: bring it back, or create another job."
             )
             raise JobFailedError("input_gone", message)
 

@@ -10,6 +10,8 @@ class MethodDescription(BaseModel):
 
     id: str
     object: Literal["fine_tuning.method"] = "fine_tuning.method"
+    description: str = Field(description="What the method is for")
+    rows: str = Field(description="Kind of row that its files hold, such as preference or completion")
     hyperparameters: dict[str, Any] = Field(
         description="JSON Schema of method.<type>.hyperparameters: types, bounds and defaults"
     )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Select, or_, select
 
+from alignkit.methods import METHODS, names_of_models
 from alignkit_server.checkpoints.tables import Permission
 from alignkit_server.jobs.repository import JobRepository
 from alignkit_server.jobs.tables import Job
@@ -40,9 +41,9 @@ class ModelRepository(ScopedRepository[FineTunedModel]):
     def user_of(self, name: str) -> str | None:
         """The id of a job that has not finished and trains on from the model, or is taught by it."""
         jobs = JobRepository(self._session, self._project_id)
-        return jobs.unfinished(
-            or_(Job.start_model == name, Job.hyperparameters["teacher"].as_string() == name)
-        )
+        named = {option for method in METHODS.values() for option in names_of_models(method)}
+        by_name = (Job.hyperparameters[option].as_string() == name for option in sorted(named))
+        return jobs.unfinished(or_(Job.start_model == name, *by_name))
 
 
 class UsableModels(ModelRepository):

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from alignkit.methods import METHODS, Hyperparameters
+from alignkit.methods import METHODS, Hyperparameters, hyperparameters_of
 from tests.server.support import BASE_MODEL, Running, create_job, method, upload
 
 
@@ -63,6 +63,6 @@ def test_the_divergences_described_are_those_taken(service: Running, client: Ope
 def test_the_services_page_names_what_each_method_takes_of_its_own(name: str) -> None:
     page = (Path(__file__).parents[3] / "docs" / "service.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip(): line.split("|")[2] for line in page.splitlines() if line[:3] == "| `"}
-    own = set(METHODS[name].hyperparameters.model_fields) - set(Hyperparameters.model_fields)
-    shared = set(METHODS["dpo"].hyperparameters.model_fields) & own if name == "f_dpo" else set()
+    own = set(hyperparameters_of(METHODS[name]).model_fields) - set(Hyperparameters.model_fields)
+    shared = set(hyperparameters_of(METHODS["dpo"]).model_fields) & own if name == "f_dpo" else set()
     assert set(re.findall(r"`(\w+)`", rows[f"`{name}`"])) == own - shared

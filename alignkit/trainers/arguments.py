@@ -1,57 +1,25 @@
-"""What every method's trainer takes from a recipe: TrainingArguments, adapters and data."""
+"""TrainingArguments and adapters of a recipe, as every trainer takes them."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from alignkit.adapters import peft_config
 from alignkit.errors import FieldIssue, RecipeError
-from alignkit.methods.work import ModelUse
-from alignkit.requirements import sharding
-from alignkit.sections import LoraSection
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
-    from alignkit.sections import TrainingSection
+from alignkit.recipe import Recipe
+from alignkit.sections import TrainingSection
+from alignkit.sharding import sharding
 
 
-def lora_config(recipe: "Recipe") -> Any:
+def lora_config(recipe: Recipe) -> Any:
     """peft's configuration of new adapters; None where all weights train, or the model comes with one."""
     return None if recipe.model.adapter else peft_config(recipe.lora)
 
 
-def peft_config(lora: LoraSection | None) -> Any:
-    """peft's configuration of a section, or None."""
-    if lora is None:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-
-
-def policy_use(recipe: "Recipe") -> ModelUse:
-    """The recipe's model, as it trains."""
-    model = recipe.model
-    return ModelUse(
-        model.path,
-        model.dtype,
-        "model.path",
-        trains=True,
-        lora=recipe.lora,
-        keeps_start=model.adapter is not None,
-        quantization=model.quantization,
-    )
-
-
-def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:
+def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
     """The recipe's training section as transformers' TrainingArguments."""
-    import torch
-
     training = recipe.training
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     has_gpu = torch.cuda.is_available()
@@ -91,7 +59,7 @@ def training_arguments(recipe: "Recipe", checkpoints: Path) -> dict[str, Any]:
     }
 
 
-def split_batch(training: "TrainingSection", world_size: int) -> tuple[int, int]:
+def split_batch(training: TrainingSection, world_size: int) -> tuple[int, int]:
     """(rows a forward and process, forwards a step) that make `batch_size` over `world_size` processes."""
     per_process, rest = divmod(training.batch_size, world_size)
     micro = training.micro_batch_size or per_process

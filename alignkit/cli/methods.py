@@ -1,0 +1,33 @@
+"""`alignkit methods`."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from alignkit.cli import output
+
+
+def methods(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="All options with types, bounds and defaults.")
+    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/methods.md.")] = False,
+) -> None:
+    """List the training methods and what each is for."""
+    from alignkit.methods.describe import described
+    from alignkit.methods.describe import markdown as page
+
+    if as_json:
+        print(json.dumps(described(), indent=2))
+    elif markdown:
+        print(page(), end="")
+    else:
+        table = output.table("type", "rows", "for")
+        for method in described():
+            table.add_row(method["type"], method["rows"], method["description"])
+        output.show(table)
+        Console(stderr=True).print(
+            "Options of each: docs/methods.md, or alignkit methods --json", highlight=False
+        )

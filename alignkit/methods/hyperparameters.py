@@ -1,0 +1,136 @@
+"""What a job gives: the hyperparameters that every method takes, and a method's own, made from its options."""
+
+from functools import cache
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, ConfigDict, Field, create_model, model_validator
+from pydantic.fields import FieldInfo
+
+from alignkit.methods.base import Method
+from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mark_of
+from alignkit.schema import Section
+
+Auto = Literal["auto"]
+_BOUNDS = {"ge": Ge, "gt": Gt, "le": Le, "lt": Lt}
+_LOWER, _UPPER = (Ge, Gt), (Le, Lt)
+
+
+class Hyperparameters(Section):
+    """Hyperparameters of a job that every method takes: OpenAI's three, and the run's. JSON's types, unconverted."""
+
+    model_config = ConfigDict(strict=True)
+
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field("auto", description="passes over the file")
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = Field("auto", description="rows a step")
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
+        "auto", description="multiplies the method's learning rate"
+    )
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="optimizer steps, in place of n_epochs"
+    )
+    micro_batch_size: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None, description="rows a forward and process; default: as many as fit"
+    )
+    max_length: Auto | Annotated[int, Field(ge=16, le=131_072)] = Field(
+        "auto", description="tokens of prompt and answer together; the rest is cut"
+    )
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0, description="steps over which the learning rate rises from 0"
+    )
+    eval_interval: Auto | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        "auto", description="steps between evaluations of the validation file"
+    )
+    checkpoint_interval: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="steps between checkpoints; default: one an epoch"
+    )
+    on_collapse: Literal["warn", "stop", "rollback"] = Field(
+        "warn", description="what happens when the answers collapse: see the collapse guard"
+    )
+    trained_weights: Literal["lora", "all"] = Field("lora", description="adapters, or every weight")
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="rank of the adapters")
+    lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = Field(
+        None, description="scale of the adapters is lora_alpha / lora_rank; default: 2 x lora_rank"
+    )
+
+    @model_validator(mode="after")
+    def _no_rank_without_lora(self) -> Self:
+        given = {"lora_rank", "lora_alpha"} & self.model_fields_set
+        if self.trained_weights == "all" and given:
+            names = ", ".join(sorted(given))
+            raise ValueError(
+                f"{names}: expected only with trained_weights 'lora', found trained_weights 'all'"
+            )
+        return self
+
+
+@cache
+def hyperparameters_of(method: type[Method]) -> type[Hyperparameters]:
+    """The hyperparameters that a job of the method takes, as a pydantic model."""
+    fields: dict[str, Any] = {}
+    for name, field in method.own_options().items():
+        if in_jobs(field):
+            given, annotation, info = _as_given(name, field)
+            fields[given] = (annotation, info)
+    made: type[Hyperparameters] = create_model(
+        f"{method.__name__}Hyperparameters",
+        __base__=Hyperparameters,
+        __doc__=f"Hyperparameters of a {method.model_fields['type'].default} job.",
+        **fields,
+    )
+    return made
+
+
+def in_jobs(field: FieldInfo) -> bool:
+    """Whether a job may give the option."""
+    if mark_of(field, GivenAs) is not None:
+        return True
+    return RECIPES_ONLY not in field.metadata and CONTENT_MATTERS not in field.metadata
+
+
+def job_name(name: str, field: FieldInfo) -> str:
+    """The name under which a job gives the option."""
+    mark = mark_of(field, GivenAs)
+    return name if mark is None else mark.name
+
+
+def names_of_models(method: type[Method]) -> tuple[str, ...]:
+    """The hyperparameters of the method's jobs that name a model of the service."""
+    marks = (mark_of(field, GivenAs) for field in method.own_options().values())
+    return tuple(mark.name for mark in marks if mark is not None and mark.names_a_model)
+
+
+def _as_given(name: str, field: FieldInfo) -> tuple[str, Any, Any]:
+    """(name, annotation, field) of the job's option for a recipe's option."""
+    given = mark_of(field, GivenAs)
+    if given is not None:
+        description = given.description or field.description
+        return given.name, given.annotation, Field(given.default, description=description)
+    mark = mark_of(field, InJobs) or InJobs()
+    constraints = _constraints(field, mark)
+    annotation: Any = Annotated[field.annotation, *constraints] if constraints else field.annotation
+    schema: Any = mark.schema
+    if mark.auto:
+        return name, Auto | annotation, Field("auto", description=field.description)
+    if field.default_factory is not None:
+        factory: Any = field.default_factory
+        return name, annotation, Field(default_factory=factory, description=field.description)
+    default = ... if field.is_required() else field.default
+    return name, annotation, Field(default, description=field.description, json_schema_extra=schema)
+
+
+def _constraints(field: FieldInfo, mark: InJobs) -> list[Any]:
+    """The option's constraints, its bounds replaced by the narrower ones of the mark."""
+    narrower = [_BOUNDS[name](bound) for name, bound in mark.bounds.items()]
+    replaced = tuple(
+        kind
+        for side in (_LOWER, _UPPER)
+        if any(isinstance(bound, side) for bound in narrower)
+        for kind in side
+    )
+    kept = [
+        item
+        for item in field.metadata
+        if not isinstance(item, (InJobs, *replaced)) and type(item).__module__ != "alignkit.options"
+    ]
+    return [*kept, *narrower, *([AfterValidator(mark.check)] if mark.check else [])]

@@ -1,0 +1,78 @@
+"""Methods that train on preference pairs: a loss over the log-probs of both answers."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from alignkit.losses import PairLogps, PreferenceLoss
+from alignkit.methods.base import Method
+from alignkit.methods.work import Batch, Pass, Plan, Work, policy_use
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
+
+
+class PairMethod(Method):
+    """A method on preference pairs. A subclass declares its options as fields and defines `loss`."""
+
+    rows: ClassVar[str] = "preference"
+    uses_reference: ClassVar[bool] = True
+    """Whether the loss reads the reference's log-probs. Where it does not, no reference is loaded nor run."""
+
+    def loss(self, pairs: PairLogps) -> PreferenceLoss:
+        """Losses and rewards of B pairs; the trainer takes the mean over the pairs of a whole step."""
+        raise NotImplementedError
+
+    def plan(self, recipe: "Recipe") -> Plan:
+        """Both answers in one forward, then the reference: the adapter switched off, or a second model."""
+        policy = policy_use(recipe)
+        models = {"policy": policy}
+        if self.uses_reference and policy.lora is None:
+            models["reference"] = replace(policy, trains=False)
+
+        def work(batch: Batch) -> Work:
+            from alignkit.estimate import heads  # the estimate imports the methods
+
+            sequences = 2 * batch.rows
+            tokens, size = batch.tokens(sequences), batch.heads["policy"]
+            head = heads.log_probs(tokens, size, gpu=batch.gpu)
+            train = Pass("policy", sequences, batch.length, trains=True, head=head)
+            if not self.uses_reference:
+                return Work((train,))
+            frozen = heads.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu)
+            reference = "reference" if "reference" in models else "policy"
+            score = Pass(reference, sequences, batch.length, head=frozen, purpose="reference")
+            return Work((train, score))
+
+        return Plan(models, work)
+
+    def try_out(self) -> None:
+        """Run the loss on four pairs; raises ValueError unless it gives each a finite, differentiable loss."""
+        policy = torch.tensor([[-9.0, -8.0, -7.0, -6.0], [-5.0, -6.0, -7.0, -8.0]], requires_grad=True)
+        reference: Any = (policy.detach() - 0.5).unbind() if self.uses_reference else (None, None)
+        lengths = torch.tensor([[4, 3, 2, 1], [1, 2, 3, 4]])
+        pairs = PairLogps(policy[0], policy[1], reference[0], reference[1], lengths[0], lengths[1])
+        try:
+            found = self.loss(pairs)
+        except Exception as error:  # the method is the user's, and may raise anything
+            absent = "" if self.uses_reference else ", with ref_chosen and ref_rejected None (uses_reference)"
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{type(self).__name__}.loss fails on four pairs{absent}: {reason}") from error
+        if problem := _problem(found):
+            raise ValueError(f"{type(self).__name__}.loss: {problem}")
+
+
+def _problem(found: object) -> str | None:
+    """What is wrong with the result of a loss over four pairs."""
+    if not isinstance(found, PreferenceLoss):
+        return f"expected a PreferenceLoss, found {type(found).__name__}"
+    for name in ("losses", "chosen_rewards", "rejected_rewards"):
+        shape = list(getattr(found, name).shape)
+        if shape != [4]:
+            return f"expected {name} of shape [4] for four pairs, found {shape}"
+    if not found.losses.requires_grad:
+        return "expected losses with a gradient to the policy's log-probs, found none"
+    if not bool(torch.isfinite(found.losses).all()):
+        return f"expected finite losses, found {found.losses.tolist()}"
+    return None

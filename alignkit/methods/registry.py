@@ -1,0 +1,66 @@
+"""The methods by name: those that come with alignkit, those registered, and a user's own by import path."""
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from alignkit.errors import MethodError
+from alignkit.methods.base import Method
+from alignkit.methods.hyperparameters import Hyperparameters, in_jobs, job_name
+
+_METHODS: dict[str, type[Method]] = {}
+METHODS: Mapping[str, type[Method]] = MappingProxyType(_METHODS)
+"""The registered methods by `method.type`; each can be trained by a recipe and by a job."""
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Add a method under its `type`; raises MethodError if it is declared wrongly, or its name is taken."""
+    require_sound(method)
+    name = method.model_fields["type"].default
+    if not name:
+        raise MethodError(f"{method.__name__}: expected a type, such as type: Literal['margin'] = 'margin'")
+    if _METHODS.get(name, method) is not method:
+        raise MethodError(f"the type {name!r} is taken by {_METHODS[name].__name__}; choose another")
+    _METHODS[name] = method
+    return method
+
+
+def get(name: object) -> type[Method]:
+    """The method of this `type`, or the class at this import path; raises MethodError with the known names."""
+    if isinstance(name, str) and name in _METHODS:
+        return _METHODS[name]
+    if isinstance(name, str) and ":" in name:
+        return _load(name)
+    raise MethodError(f"expected one of {', '.join(_METHODS)}, or package.module:Class, found {name!r}")
+
+
+def _load(path: str) -> type[Method]:
+    """A user's own method. Its module's code runs, so only recipes come here, never jobs."""
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # the module is the user's, and may raise anything
+        raise MethodError(f"cannot import {module!r}: {type(error).__name__}: {error}") from error
+    if found is None:
+        raise MethodError(f"{module} has no {name!r}")
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise MethodError(f"{path}: expected a subclass of alignkit.methods.Method, such as PairMethod")
+    require_sound(found)
+    return found
+
+
+def require_sound(method: type[Method]) -> None:
+    """Raise MethodError unless the declaration is complete and each of its options is declared once."""
+    if not method.rows:
+        raise MethodError(f"{method.__name__}: expected `rows`, the kind of row that it trains on")
+    taken = dict.fromkeys(Hyperparameters.model_fields, "every method's hyperparameters")
+    for name, field in method.own_options().items():
+        if not in_jobs(field):
+            continue
+        given = job_name(name, field)
+        if given in taken:
+            raise MethodError(
+                f"{method.__name__}: the option {given!r} is declared twice, here and in {taken[given]}; "
+                "choose another name"
+            )
+        taken[given] = f"{method.__name__}.{name}"

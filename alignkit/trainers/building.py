@@ -1,0 +1,161 @@
+"""From a recipe to its trainer: one builder a kind of method, found by the method's base class."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl import DPOConfig, SFTConfig
+
+from alignkit.adapters import peft_config
+from alignkit.data.dataset import run_datasets
+from alignkit.errors import ModelError
+from alignkit.methods import BDKD, D2O, DistillMethod, Method, PairMethod, SinKD, Supervised
+from alignkit.models import load_causal_lm
+from alignkit.recipe import Recipe
+from alignkit.run_folder import RunFolder
+from alignkit.sections import TeacherSection
+from alignkit.trainers.arguments import lora_config, training_arguments
+from alignkit.trainers.bd_kd import BDKDConfig, BDKDTrainer
+from alignkit.trainers.d2o import D2OTrainer
+from alignkit.trainers.d2o_config import D2OConfig
+from alignkit.trainers.d2o_rows import tokenise
+from alignkit.trainers.preference import PreferenceTrainer
+from alignkit.trainers.sinkd import SinKDConfig, SinKDTrainer
+from alignkit.trainers.supervised import SupervisedTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """The parts of a run that its trainer is made of, beside the recipe."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    checkpoints: Path
+    callbacks: list[Any]
+
+
+def build(context: RunContext) -> Any:
+    """The trainer of the recipe's method."""
+    method = context.recipe.method
+    builder = next(BUILDERS[base] for base in type(method).__mro__ if base in BUILDERS)
+    return builder(context, method)
+
+
+def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTrainer:
+    """A PreferenceTrainer with the recipe's loss."""
+    recipe = context.recipe
+    return PreferenceTrainer(
+        args=DPOConfig(**training_arguments(recipe, context.checkpoints), max_length=recipe.data.max_length),
+        method=method,
+        **_common(context),
+    )
+
+
+def supervised_trainer(context: RunContext, _method: Supervised) -> SupervisedTrainer:
+    """A SupervisedTrainer for the recipe."""
+    config = SFTConfig(**_tokenised(context), router_aux_loss_coef=0.0)
+    return SupervisedTrainer(args=config, **_common(context))
+
+
+def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
+    """A D2OTrainer for the recipe; it draws the samples that the data does not bring."""
+    recipe, folder = context.recipe, RunFolder(context.checkpoints.parent)
+    config = D2OConfig(
+        **training_arguments(recipe, context.checkpoints),
+        **method.model_dump(exclude={"type"}),
+        max_length=recipe.data.max_length,
+        samples_dir=str(folder.samples),
+    )
+
+    def report(message: str) -> None:
+        if config.process_index == 0:
+            print(message, flush=True)
+            folder.emit(message)
+
+    def dataset(name: str, rows: list[Any]) -> Any:
+        return tokenise(
+            rows,
+            context.tokenizer,
+            instructions=method.instruction_pool,
+            max_length=recipe.data.max_length,
+            report=lambda message: report(f"{name}: {message}"),
+        )
+
+    return D2OTrainer(args=config, report=report, **_common(context, dataset))
+
+
+def sinkd_trainer(context: RunContext, method: SinKD) -> SinKDTrainer:
+    """A SinKDTrainer for the recipe."""
+    config = SinKDConfig(**_tokenised(context), **method.model_dump(exclude={"type", "teacher"}))
+    return SinKDTrainer(args=config, **_distilled(context, method))
+
+
+def bd_kd_trainer(context: RunContext, method: BDKD) -> BDKDTrainer:
+    """A BDKDTrainer for the recipe."""
+    own = method.model_dump(exclude={"type", "teacher", "teacher_lora"})
+    return BDKDTrainer(
+        args=BDKDConfig(**_tokenised(context), **own),
+        teacher_peft_config=peft_config(method.teacher_lora),
+        **_distilled(context, method),
+    )
+
+
+BUILDERS: Mapping[type[Method], Callable[[RunContext, Any], Any]] = {
+    PairMethod: preference_trainer,
+    Supervised: supervised_trainer,
+    D2O: d2o_trainer,
+    SinKD: sinkd_trainer,
+    BDKD: bd_kd_trainer,
+}
+"""By base class: a method takes the builder of its nearest one."""
+
+
+def _common(context: RunContext, dataset: Callable[[str, list[Any]], Any] | None = None) -> dict[str, Any]:
+    """Arguments that every trainer takes; `dataset` makes a dataset of a file's name and rows in its own way."""
+    recipe = context.recipe
+    train, held_out = run_datasets(recipe.data, type(recipe.method), context.tokenizer, dataset)
+    return {
+        "model": context.model,
+        "processing_class": context.tokenizer,
+        "train_dataset": train,
+        "eval_dataset": held_out,
+        "peft_config": lora_config(context.recipe),
+        "callbacks": context.callbacks,
+    }
+
+
+def _tokenised(context: RunContext) -> dict[str, Any]:
+    """TrainingArguments of a trainer whose rows come tokenised."""
+    arguments = training_arguments(context.recipe, context.checkpoints)
+    return {**arguments, "dataset_kwargs": {"skip_prepare_dataset": True}}
+
+
+def _distilled(context: RunContext, method: DistillMethod) -> dict[str, Any]:
+    """Arguments that every distillation trainer takes."""
+    teacher, tokenizer = load_teacher(context.recipe, method.teacher)
+    return {
+        **_common(context),
+        "teacher_model": teacher,
+        "teacher_processing_class": tokenizer,
+    }
+
+
+def load_teacher(recipe: Recipe, teacher: TeacherSection) -> tuple[Any, Any]:
+    """The teacher, its adapter merged, and its tokenizer; code from the checkpoint is never run."""
+    attention = recipe.model.attn_implementation
+    model, tokenizer = load_causal_lm(
+        teacher.path, teacher.dtype or recipe.model.dtype, attention, field="method.teacher.path"
+    )
+    if teacher.adapter is None:
+        return model, tokenizer
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, teacher.adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"method.teacher.adapter: cannot load {teacher.adapter} onto {teacher.path}: {error}"
+        ) from error
+    return adapted.merge_and_unload(), tokenizer

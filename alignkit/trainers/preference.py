@@ -1,0 +1,181 @@
+"""Preference pairs as a TRL trainer: DPOTrainer with the loss of any `PairMethod`."""
+
+from contextlib import nullcontext
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+
+from alignkit.kernels.model_head import fuse_head
+from alignkit.losses import PairLogps, PreferenceLoss
+from alignkit.methods import PairMethod
+from alignkit.trainers.exact_resume import ExactResume
+from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.metrics import record_items
+from alignkit.trainers.tokenised import TakesTokenised
+from alignkit.trainers.upstream import no_reference_model
+from alignkit.trainers.whole_steps import WholeRowSteps
+
+_NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+REFUSED_TRL_OPTIONS = {
+    "loss_type": (["sigmoid"], "the loss is the method's own"),
+    "f_divergence_type": ("reverse_kl", "use f-DPO's `divergence`, whose scores are stable"),
+    "ld_alpha": (None, "it reweights tokens, after which the log-ratio is no longer one of sequences"),
+    "use_weighting": (False, "WPO's weights are not defined under another loss"),
+}
+"""Options of DPOConfig that would be ignored: the value each must keep, and why."""
+
+
+class PreferenceTrainer(ItemLog, ExactResume, WholeRowSteps, TakesTokenised, DPOTrainer):
+    """DPOTrainer whose loss is `method.loss`, the mean over the pairs of a whole optimizer step.
+
+    Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and the
+    fused head are TRL's; a method without a reference loads and runs none. Metrics are means over pairs. Of `args`
+    the method reads nothing: its options are its own.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        args: DPOConfig | None = None,
+        *,
+        method: PairMethod,
+        **kwargs: Any,
+    ) -> None:
+        """Take `DPOTrainer`'s arguments and the method. Raises ValueError for options that have no meaning here."""
+        self.method = method
+        self._tag_names = ["trl", "dpo", method.type.replace("_", "-"), "alignkit"]
+        refuse_options(args, method.type)
+        if not method.uses_reference and ref_model is not None:
+            raise ValueError(f"ref_model is given, but {method.type} has no reference; leave it out")
+        without = nullcontext() if method.uses_reference else no_reference_model(model)
+        with without:
+            super().__init__(model, ref_model, args, **kwargs)
+        self._fuse_heads()
+        self._held_out_reference: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _fuse_heads(self) -> None:
+        """Put alignkit's head in TRL's place: completion tokens only, one pass while the head is frozen."""
+        policy = self.accelerator.unwrap_model(self.model)
+        fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
+        if self.ref_model is not None:
+            fuse_head(self.accelerator.unwrap_model(self.ref_model))
+
+    def rows_in(self, batch: dict[str, Tensor]) -> int:
+        """Pairs: of each the chosen and the rejected answer are in the batch."""
+        return len(batch["input_ids"]) // 2
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - TRL's signature
+        num_items_in_batch: Any = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """This forward's part of the mean over the step's pairs."""
+        counted = self.pop_counted(inputs)
+        outputs = self._forward(model, inputs)
+        mask = inputs["completion_mask"][:, 1:]
+        pairs = self._pairs(outputs, mask, inputs)
+        preference = self.method.loss(pairs)
+        losses = preference.losses
+        self._require_finite(losses, inputs)
+        columns = _columns(preference, pairs)
+        if self._mode == "eval":
+            columns["loss"] = losses  # in the place of the mean over batches
+        ratios = _token_ratios(outputs, mask)
+        record_items(self.accelerator, self._items[self._mode], columns, ratios, counted)
+        if self._mode == "train":
+            self._total_train_tokens += self._tokens_seen(inputs["attention_mask"], counted)
+        loss = losses @ self.shares(len(losses), counted, num_items_in_batch).to(losses)
+        return (loss, outputs) if return_outputs else loss
+
+    def _pairs(self, outputs: Any, mask: Tensor, inputs: dict[str, Tensor]) -> PairLogps:
+        """Log-probs of the batch's pairs under policy and reference."""
+        chosen, rejected = outputs.log_probs[:, -mask.size(1) :].float().sum(dim=1).chunk(2)
+        reference: Any = self._reference_logps(inputs) if self.method.uses_reference else (None, None)
+        chosen_tokens, rejected_tokens = mask.sum(dim=1).clamp(min=1).chunk(2)
+        return PairLogps(chosen, rejected, reference[0], reference[1], chosen_tokens, rejected_tokens)
+
+    def _tokens_seen(self, attention_mask: Tensor, counted: Tensor | None) -> int:
+        """Tokens of the pairs that count, over all processes."""
+        own = (
+            attention_mask
+            if counted is None
+            else attention_mask * counted.to(attention_mask).repeat(2)[:, None]
+        )
+        return int(self.accelerator.reduce(own.sum()))
+
+    def _forward(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+        """Per-token log-probs of the labels, computed inside the model's forward (ZeRO-3 gathers the head there).
+
+        `fused_lm_head=True` reaches the forward that `kernels.model_head.fuse_head` has put in the model's place.
+        """
+        model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_MODEL_INPUTS}
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        return model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
+
+    def _reference_logps(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.precompute_ref_logps:
+            return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        reference = self.model if self.ref_model is None else self.ref_model
+        shared = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self._mode == "train" or shared or self.args.sync_ref_model:
+            chosen, rejected = self.compute_ref_log_probs(reference, inputs)
+            return chosen, rejected
+        # Held-out batches come again at every evaluation. Not where the forward is a collective: a rank that finds
+        # its batch would leave the others waiting.
+        key = hash((_bytes(inputs["input_ids"]), _bytes(inputs["completion_mask"])))
+        if key not in self._held_out_reference:
+            self._held_out_reference[key] = self.compute_ref_log_probs(reference, inputs)
+        return self._held_out_reference[key]
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """TRL's, left out for a method without a reference."""
+        return (
+            super()._precompute_ref_logps(dataset, name, batch_size)
+            if self.method.uses_reference
+            else dataset
+        )
+
+
+def refuse_options(args: Any, method: str) -> None:
+    """Raise ValueError for an option of DPOConfig that has no meaning under a method's own loss."""
+    for name, (required, reason) in REFUSED_TRL_OPTIONS.items():
+        if args is not None and getattr(args, name) != required:
+            raise ValueError(f"{name}={getattr(args, name)!r} is not an option of {method}: {reason}.")
+
+
+def _columns(preference: PreferenceLoss, pairs: PairLogps) -> dict[str, Tensor]:
+    """Metrics of each pair [B]; log-ratios where there is a reference."""
+    margins = preference.chosen_rewards - preference.rejected_rewards
+    columns = {
+        "rewards/chosen": preference.chosen_rewards,
+        "rewards/rejected": preference.rejected_rewards,
+        "rewards/margins": margins,
+        "rewards/accuracies": (margins > 0).float(),
+        "logps/chosen": pairs.chosen,
+        "logps/rejected": pairs.rejected,
+    }
+    if pairs.ref_chosen is not None:
+        columns["logratios/chosen"] = pairs.chosen - pairs.ref_chosen
+        columns["logratios/rejected"] = pairs.rejected - pairs.ref_rejected
+    return columns
+
+
+def _token_ratios(outputs: Any, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """(sum, tokens) of each pair [B]: entropy over both answers, top-1 accuracy over the chosen one."""
+    length = mask.size(1)
+    entropies = (outputs.entropy[:, -length:] * mask).sum(dim=1).chunk(2)
+    chosen_tokens, rejected_tokens = mask.sum(dim=1).chunk(2)
+    right = (outputs.is_top1[:, -length:] & mask.bool()).sum(dim=1).chunk(2)[0]
+    return {
+        "entropy": (entropies[0] + entropies[1], chosen_tokens + rejected_tokens),
+        "mean_token_accuracy": (right, chosen_tokens),
+    }
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.cpu().numpy().tobytes()
