@@ -56,7 +56,8 @@ def refusal(name: str, written: Mapping[str, Any], ours: Mapping[str, Any]) -> s
             f"found {written.get('format')}; go on with that version"
         )
     if written["sharding"] != ours["sharding"]:
-        return f"{name} goes on under {written['sharding']}, as it was written, found {ours['sharding']}"
+        wrote, uses = written["sharding"], ours["sharding"]
+        return f"{name} was written under {wrote} and resumes only under it; this run uses {uses}"
     if written["processes"] != ours["processes"] and ours["sharding"] not in RESHARDED:
         return (
             f"{name} goes on with {written['processes']} processes, as under {ours['sharding']} each wrote its "
@@ -67,7 +68,9 @@ def refusal(name: str, written: Mapping[str, Any], ours: Mapping[str, Any]) -> s
     if not differing:
         return None
     shown = "; ".join(_difference(key, theirs.get(key), expected.get(key)) for key in differing[:3])
-    return f"{name} is of another recipe, and a run goes on with its own alone: {shown}"
+    return (
+        f"{name} belongs to another recipe; a run resumes only from its own checkpoints. Differences: {shown}"
+    )
 
 
 def _difference(key: str, theirs: Any, ours: Any) -> str:

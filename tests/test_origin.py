@@ -67,7 +67,7 @@ def test_shares_are_taken_up_by_as_many_processes() -> None:
         "checkpoint-4 goes on with 2 processes, as under zero2 each wrote its own share, found 4"
     )
     assert refusal("checkpoint-4", OURS, {**OURS, "sharding": "fsdp2"}) == (
-        "checkpoint-4 goes on under zero2, as it was written, found fsdp2"
+        "checkpoint-4 was written under zero2 and resumes only under it; this run uses fsdp2"
     )
 
 
@@ -108,7 +108,7 @@ def test_what_may_not(recipe: Recipe, key: str, value: Any, shown: str) -> None:
         "checkpoint-4", origin_of(recipe, process()), origin_of(_with(recipe, key, value), process())
     )
     assert message is not None
-    assert message.startswith("checkpoint-4 is of another recipe")
+    assert message.startswith("checkpoint-4 belongs to another recipe")
     assert shown in message
 
 
@@ -119,7 +119,8 @@ def test_models_and_data_are_the_same_by_their_contents(recipe: Recipe, tmp_path
     assert refusal("checkpoint-4", before, origin_of(moved, process())) is None
     (tmp_path / "moved" / "model.safetensors").write_bytes(b"others!")
     assert refusal("checkpoint-4", before, origin_of(moved, process())) == (
-        "checkpoint-4 is of another recipe, and a run goes on with its own alone: model.path has other contents now"
+        "checkpoint-4 belongs to another recipe; a run resumes only from its own checkpoints. "
+        "Differences: model.path has other contents now"
     )
     (tmp_path / "train.jsonl").write_text("{}\n{}\n")
     assert "data.train" in str(refusal("checkpoint-4", before, origin_of(moved, process())))
@@ -168,5 +169,5 @@ def test_a_run_does_not_go_on_from_a_checkpoint_of_another(recipe: Recipe) -> No
         json.loads((folder.checkpoints / "checkpoint-2" / "manifest.json").read_text())["sharding"] == "whole"
     )
     other = SimpleNamespace(origin=origin_of(_with(recipe, "seed", 7), process()))
-    with pytest.raises(RecipeError, match=r"checkpoint-2 is of another recipe.*seed was 0, now 7"):
+    with pytest.raises(RecipeError, match=r"checkpoint-2 belongs to another recipe.*seed was 0, now 7"):
         train.checkpoint_to_resume(other, folder)

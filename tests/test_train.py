@@ -194,7 +194,7 @@ def test_a_run_that_is_not_taken_up_stays_as_it_was(
     recipe = finished.with_suffix(".yaml")
     assert train.main([str(recipe), "--resume", "method.beta=0.1"]) == 1
     told = capsys.readouterr().err
-    assert "error: checkpoint-4 is of another recipe" in told
+    assert "error: checkpoint-4 belongs to another recipe" in told
     assert "method.beta was 0.5, now 0.1" in told
     assert "Traceback" not in told
     assert {name: (finished / name).read_bytes() for name in kept} == kept

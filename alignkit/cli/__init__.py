@@ -29,6 +29,9 @@ app.command("methods")(methods.methods)
 def main() -> None:
     """Entry point."""
     debug = "--debug" in sys.argv
+    sys.path.append(
+        str(Path.cwd())
+    )  # as `python -m` has it: a recipe may name a class in the user's own package
     try:
         app()
     except KeyboardInterrupt:
