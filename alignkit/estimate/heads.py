@@ -1,5 +1,6 @@
 """What the fused heads cost: the buffers that each op's `cost` allows, and the operations of docs/kernels.md."""
 
+from alignkit.kernels.gpu_plan import PARTS_SHARE
 from alignkit.kernels.linear_divergence import cost as divergence_cost
 from alignkit.kernels.linear_logprob import cost as logprob_cost
 from alignkit.methods.work import HeadCost, HeadSize
@@ -12,7 +13,7 @@ def log_probs(tokens: int, head: HeadSize, *, gpu: bool) -> HeadCost:
     states = tokens * head.hidden * head.itemsize
     logits = tokens * head.vocabulary
     buffer = (
-        min(logprob_cost.BUFFER_BYTES, logits * head.itemsize)
+        min(int(logprob_cost.BUFFER_BYTES * (1 + PARTS_SHARE)), logits * FLOAT)
         if gpu
         else 2 * min(logprob_cost.TILE_BYTES, logits * FLOAT)
     )
@@ -23,7 +24,8 @@ def log_probs(tokens: int, head: HeadSize, *, gpu: bool) -> HeadCost:
     if not head.trains:
         return HeadCost(states, direction + buffer, states, 2 * unit)
     shelf = 0 if gpu else min(logprob_cost.KEPT_BYTES, logits * FLOAT)
-    gradient = _weight_gradient(head)
+    # on a GPU each part of the gradient is one product, written in the weight's dtype
+    gradient = head.hidden * head.vocabulary * head.itemsize if gpu else _weight_gradient(head)
     again = unit * (1 if gpu else max(0.0, 1 - shelf / max(1, logits * FLOAT)))
     # kept tiles leave as the gradient's rows are written, so the two do not add up
     backward = states + buffer + max(0, gradient - shelf)

@@ -11,11 +11,13 @@ import os
 from functools import cache
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Implementation = Literal["triton", "torch", "reference"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("triton", "torch", "reference")
 VARIABLE = "ALIGNKIT_KERNELS"
+LOGITS_VARIABLE = "ALIGNKIT_LOGITS"
 
 
 def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
@@ -39,6 +41,25 @@ def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
 def engine(op: str, implementation: Implementation) -> Any:
     """The ENGINE of the package `op`; imported on demand, since Triton is not installed everywhere."""
     return importlib.import_module(f"{op}.{implementation}").ENGINE
+
+
+def logits_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which Triton's engines keep the logits of a head: at least float32.
+
+    ALIGNKIT_LOGITS=bf16 keeps them in the weight's own 16 bits: faster, with a rounding error that sums over a
+    sequence's tokens. Raises ValueError for another value than bf16 and float32.
+    """
+    asked = os.environ.get(LOGITS_VARIABLE) or "float32"
+    if asked not in {"bf16", "float32"}:
+        raise ValueError(f"{LOGITS_VARIABLE} must be bf16 or float32, found {asked!r}")
+    return weight.dtype if asked == "bf16" else torch.promote_types(weight.dtype, torch.float32)
+
+
+def processors(tensor: Tensor) -> int:
+    """Multiprocessors of the tensor's GPU; a few where Triton's interpreter stands in for one."""
+    if not tensor.is_cuda:
+        return 4
+    return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)
 
 
 @cache

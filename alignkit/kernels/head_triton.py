@@ -1,5 +1,10 @@
 """`head.LogitTransform` inside Triton's kernels."""
 
+import os
+
+# Before Triton reads it: from 3.10 on multiply-adds are fused only on request, and unfused ones cost time and digits.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 import triton
 import triton.language as tl
 

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+PART_MULTIPLE = 16
+"""Columns of a part of a split product are a multiple of this, so that each begins aligned."""
+
 
 def project(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """`out` [c, v] = `hidden` [c, H] `weight` [v, H]^T.
@@ -17,6 +20,30 @@ def project(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     if out.is_cuda:
         return torch.mm(hidden, weight.T, out_dtype=out.dtype, out=out)
     return out.copy_(hidden @ weight.T)
+
+
+def states(gradient: Tensor, weight: Tensor, out: Tensor, splits: int = 1) -> Tensor:
+    """`out` [c, H] = `gradient` [c, V] `weight` [V, H], the long V cut into `splits` parts that run side by side.
+
+    The parts are summed in float32, or in the operands' dtype if that is wider; columns that no part has follow.
+    """
+    columns = weight.size(0) // splits // PART_MULTIPLE * PART_MULTIPLE
+    if splits == 1 or not columns:
+        return torch.mm(gradient, weight, out=out)
+    whole = splits * columns
+    left = gradient[:, :whole].unflatten(1, (splits, columns)).transpose(0, 1)
+    total = _batched(left, weight[:whole].unflatten(0, (splits, columns))).sum(dim=0)
+    if whole < weight.size(0):
+        add_product(total, gradient[:, whole:], weight[whole:])
+    return out.copy_(total)
+
+
+def _batched(left: Tensor, right: Tensor) -> Tensor:
+    """`left` [S, c, v] `right` [S, v, H], at least float32."""
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    if left.is_cuda and dtype != left.dtype:
+        return torch.bmm(left, right, out_dtype=dtype)
+    return torch.bmm(left.to(dtype), right.to(dtype))
 
 
 def add_product(

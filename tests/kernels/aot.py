@@ -1,14 +1,22 @@
-"""Compiles a Triton kernel ahead of time, without a GPU, and says what it takes: registers, spills, shared memory."""
+"""Compiles a Triton kernel ahead of time, without a GPU, and measures its registers, spills and shared memory.
 
+`registers.json` holds the registers of every kernel on every target. To write it again, after a change that is meant
+to take more: `UPDATE_REGISTERS=1 python -m pytest tests/kernels -k "compile or kernel"`.
+"""
+
+import json
+import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignkit.kernels.backend import interpreted
 
+TABLE = Path(__file__).with_name("registers.json")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
@@ -22,15 +30,23 @@ class Resources:
     """What does not fit into registers: bytes stored a thread on NVIDIA, registers on AMD. Wanted: 0."""
     shared_bytes: int
     """Of one block."""
+    wide_loads: int = 0
+    """Loads of 16 bytes a thread from global memory; counted on NVIDIA alone."""
 
 
 def compile_for(
-    fn: Any, signature: dict[str, str], constexprs: dict[str, Any], target: str, **options: Any
+    fn: Any,
+    signature: dict[str, str],
+    constexprs: dict[str, Any],
+    target: str,
+    multiples: Collection[str] = (),
+    **options: Any,
 ) -> Resources:
     """Compile `fn`, a `triton.jit` function, for `target`, one of TARGETS.
 
     `signature` maps every argument that is no constexpr to Triton's type ("*bf16", "*fp32", "i32", "fp32"); pointers
-    are taken as aligned to 16 bytes, as PyTorch allocates them. `options` are those of a launch, as num_warps.
+    are taken as aligned to 16 bytes, as PyTorch allocates them, and so are the numbers named in `multiples`, as a
+    launch finds them to be. `options` are those of a launch, as num_warps.
     Raises RuntimeError under Triton's interpreter, and what Triton raises for a kernel that does not compile.
     """
     if interpreted():
@@ -40,8 +56,8 @@ def compile_for(
     types = {name: "constexpr" if name in constexprs else signature[name] for name in fn.arg_names}
     aligned = {
         (index,): [["tt.divisibility", 16]]
-        for index, kind in enumerate(types.values())
-        if kind.startswith("*")
+        for index, (name, kind) in enumerate(types.items())
+        if kind.startswith("*") or name in multiples
     }
     source = ASTSource(fn=fn, signature=types, constexprs=constexprs, attrs=aligned)
     kernel = compile(source, target=_target(target), options=options)
@@ -68,9 +84,8 @@ def _of_nvidia(ptx: str, shared: int) -> Resources:
         source.write_text(ptx)
         command = [tool.path, "-v", f"--gpu-name={found[1]}", "-o", f"{folder}/kernel.cubin", str(source)]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    return Resources(
-        _number(r"Used (\d+) registers", said), _number(r"(\d+) bytes spill stores", said), shared
-    )
+    registers, spills = _number(r"Used (\d+) registers", said), _number(r"(\d+) bytes spill stores", said)
+    return Resources(registers, spills, shared, ptx.count("ld.global.v4.b32"))
 
 
 def _of_amd(assembly: str, shared: int) -> Resources:
@@ -82,3 +97,21 @@ def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     assert found is not None, f"no {pattern!r} in:\n{text}"
     return int(found[1])
+
+
+def require_fit(kernel: str, target: str, found: Resources) -> None:
+    """Fail unless `found` spills nothing and takes no more registers than the table has for `kernel` on `target`.
+
+    The table is of one version of Triton; under another only spills count.
+    """
+    import triton
+
+    assert found.spills == 0, f"{kernel} spills on {target}: {found}"
+    table = json.loads(TABLE.read_text())
+    if os.environ.get("UPDATE_REGISTERS"):
+        table["triton"] = triton.__version__
+        table["registers"].setdefault(kernel, {})[target] = found.registers
+        table["registers"] = dict(sorted(table["registers"].items()))
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    elif table["triton"] == triton.__version__:
+        assert found.registers <= table["registers"][kernel][target], f"{kernel} on {target}: {found}"

@@ -16,8 +16,18 @@ OPS = ("linear_logprob", "linear_divergence", "pairwise_l1", "sinkhorn")
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_same_tests_pass_in_triton(op: str) -> None:
-    file = Path(__file__).with_name(op) / "test_values.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", str(file)]
+    files = Path(__file__).with_name(op).glob("test_*.py")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "triton",
+        *map(str, files),
+    ]
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1"},

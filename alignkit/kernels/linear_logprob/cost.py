@@ -7,4 +7,4 @@ TILE_BYTES = 8 * 2**20
 KEPT_BYTES = 320 * 2**20
 """Exponentials that PyTorch's forward keeps for a trained head's gradient; the backward recomputes the others."""
 BUFFER_BYTES = 640 * 2**20
-"""The products of one chunk in Triton: 2,176 rows at a vocabulary of 151,936 in bfloat16."""
+"""The logits of one chunk in Triton: 1,280 rows at a vocabulary of 128,256 in float32."""
