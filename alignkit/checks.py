@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 from torch import Tensor
 
@@ -43,3 +44,16 @@ def paired_logits(student: Tensor, teacher: Tensor) -> None:
         raise ValueError(
             f"student and teacher must have the same rows, found {student.shape[0]} and {teacher.shape[0]}"
         )
+
+
+def require_exact_head(model: Any, *, device: Any = None) -> None:
+    """Raise ModelError unless the fused head of `model` gives the log-probs of the model's own logits.
+
+    The message names the architecture and the numbers. What is compared, and how closely, stands at
+    `alignkit.exact_head.compare`, which this calls.
+    """
+    from alignkit.exact_head import (
+        compare,  # which the kernels, whose arguments are checked here, come before
+    )
+
+    compare(model, device=device)

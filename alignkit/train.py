@@ -87,6 +87,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
             checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
             if resume and is_main_process():
                 begin(recipe, folder)
+            require_exact_heads(trainer)
             guard = add_guard(trainer, recipe, folder)
             trainer.add_callback(pause)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -144,6 +145,27 @@ def require_processes(trainer: Any) -> None:
     if found != expected:
         message = f"expected {expected} processes, as the launcher started, found {found} training together"
         raise RecipeError([FieldIssue("", message)])
+
+
+def require_exact_heads(trainer: Any) -> None:
+    """Refuse, by a ModelError, a model whose log-probs would not be its own: now, or as soon as it is sharded.
+
+    Under ZeRO-3 and FSDP a model runs only once the Trainer has prepared it, which is when training begins.
+    """
+    from transformers import TrainerCallback
+
+    from alignkit.checks import require_exact_head
+    from alignkit.sharding import SHARES_WEIGHTS, sharding
+
+    class HeadCheck(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            require_exact_head(trainer.model, device=trainer.accelerator.device)
+
+    if sharding() in SHARES_WEIGHTS:
+        trainer.add_callback(HeadCheck())
+    else:
+        with trainer.accelerator.autocast():
+            require_exact_head(trainer.model)
 
 
 def checkpoint_to_resume(trainer: Any, folder: RunFolder) -> Path | None:

@@ -120,6 +120,7 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
                 "prompt learning is not supported: the losses read hidden states of the tokens alone"
             )
         fuse_head(student.get_base_model() if is_peft_model(student) else student, entropy=True, top1=True)
+        fuse_head(teacher)  # so that it can be checked as the student is
         teacher.config.use_cache = False
         if teacher_peft_config is not None:
             teacher = _with_adapter(teacher, teacher_peft_config, self.args)

@@ -5,13 +5,13 @@ The losses are made inside its forward, where ZeRO-3 has both heads whole, and n
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
-from alignkit.kernels.model_head import HeadWeights, in_head, last_hidden
+from alignkit.kernels.model_head import HeadWeights, head_states, in_head
 
 
 class Rows(NamedTuple):
@@ -66,9 +66,12 @@ Objective = Callable[[Rows, Rows, Tokens], PairOutput]
 class TeacherStudentPair(nn.Module):
     """`student` (what is published) and `teacher`, each a causal LM with or without peft's wrapper.
 
-    `pair(input_ids, labels, …)` gives a `PairOutput`; `pair(…, fused_lm_head=True)` is the student's own answer.
+    `pair(input_ids, labels, …)` gives a `PairOutput`; `pair(…, fused_lm_head=True)` is the student's own answer, and
+    `pair(…, side="teacher")` whatever the teacher itself returns.
     What else the Trainer asks of a model (its config, dtype, card) the student answers.
     """
+
+    sides = ("student", "teacher")
 
     def __init__(self, student: Any, teacher: Any, objective: Objective, *, teacher_trains: bool) -> None:
         super().__init__()
@@ -83,23 +86,26 @@ class TeacherStudentPair(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        labels: Tensor,
+        labels: Tensor | None = None,
         *,
         fused_lm_head: bool = False,
+        side: Literal["student", "teacher"] | None = None,
         seed: int = 0,
         calibrate: bool = False,
         **inputs: Any,
     ) -> Any:
         """The objective over both models; padding and prompt tokens are dropped before the heads."""
-        if fused_lm_head:
-            return self.student(input_ids=input_ids, labels=labels, fused_lm_head=True, **inputs)
+        if side is not None or labels is None or fused_lm_head:
+            if fused_lm_head:
+                inputs |= {"labels": labels, "fused_lm_head": True}
+            return getattr(self, side or "student")(input_ids=input_ids, **inputs)
         targets = labels[:, 1:]
         valid = targets != -100
         tokens = Tokens(targets[valid], valid.nonzero()[:, 0], len(labels), seed, calibrate)
         student, teacher = map(_bare, (self.student, self.teacher))
-        of_student = last_hidden(student, input_ids=input_ids, **inputs)[valid]
+        of_student = head_states(student, input_ids=input_ids, **inputs).hidden[:, :-1][valid]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.teacher_trains):
-            of_teacher = last_hidden(teacher, input_ids=input_ids, **inputs)[valid]
+            of_teacher = head_states(teacher, input_ids=input_ids, **inputs).hidden[:, :-1][valid]
 
         def in_students(head: HeadWeights, of_student: Tensor, of_teacher: Tensor) -> PairOutput:
             def in_teachers(teachers: HeadWeights, of_student: Tensor, of_teacher: Tensor) -> PairOutput:
