@@ -151,7 +151,9 @@ def is_fused(model: Any) -> bool:
 def head_module(model: Any) -> nn.Module:
     """The linear layer that makes `model`'s logits; raises ModelError where there is none."""
     module = model.get_output_embeddings()
-    is_linear = isinstance(module, nn.Module) and hasattr(module, "weight") and not isinstance(module, nn.Embedding)
+    is_linear = (
+        isinstance(module, nn.Module) and hasattr(module, "weight") and not isinstance(module, nn.Embedding)
+    )
     if not is_linear:
         raise ModelError(f"{type(model).__name__} has no linear head over its vocabulary")
     return module
