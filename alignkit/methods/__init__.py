@@ -14,7 +14,18 @@ from alignkit.methods.simpo import SimPO
 from alignkit.methods.sinkd import SinKD
 from alignkit.methods.supervised import Supervised
 
-for _method in (FDPO, DPO, Supervised, D2O, SinKD, BDKD, SimPO, ORPO, IPO):
+BUILT_IN: tuple[type[Method], ...] = (
+    FDPO,
+    DPO,
+    Supervised,
+    D2O,
+    SinKD,
+    BDKD,
+    SimPO,
+    ORPO,
+    IPO,
+)
+for _method in BUILT_IN:
     register(_method)
 
 __all__ = [

@@ -36,7 +36,7 @@ def _parameters(options: Mapping[str, Any]) -> dict[str, float]:
 
 
 class FDPO(PairMethod):
-    """Preference pairs, with any of eight f-divergences, or your own, between policy and reference."""
+    """Preference pairs, with any f-divergence, a built-in one or your own, between policy and reference."""
 
     type: Literal["f_dpo"] = "f_dpo"
     beta: Beta = Field(0.1, gt=0, le=100, description="strength of the divergence from the reference")

@@ -15,20 +15,11 @@ from torch import Tensor
 
 from alignkit.divergences import available
 from alignkit.losses import f_dpo_loss
+from tests.divergence_table import DERIVATIVES
 
 BETA = 0.5
 REWARDS = torch.tensor([0.9, 0.3, -0.2, -0.7, 0.1], dtype=torch.float64)
 REFERENCE = torch.tensor([0.1, 0.3, 0.25, 0.15, 0.2], dtype=torch.float64)
-SLOPES: dict[str, Callable[[float], float]] = {  # f'(u), written from f by hand
-    "reverse_kl": lambda u: math.log(u) + 1,
-    "forward_kl": lambda u: -1 / u,
-    "js_divergence": lambda u: math.log(2 * u / (1 + u)),
-    "alpha_divergence": lambda u: (1 - u**-0.5) / 0.5,
-    "jeffreys": lambda u: math.log(u) + 1 - 1 / u,
-    "squared_hellinger": lambda u: 1 - u**-0.5,
-    "neyman_chi2": lambda u: 1 - u**-2,
-    "chi2_kl": lambda u: u + math.log(u),
-}
 
 
 def bisect(function: Callable[[float], float], low: float, high: float) -> float:
@@ -44,7 +35,11 @@ def optimum(name: str) -> Tensor:
 
     def policy(shift: float) -> list[float]:
         ratios = [
-            math.exp(bisect(lambda z, r=reward: SLOPES[name](math.exp(z)) - (r - shift) / BETA, -60, 30))
+            math.exp(
+                bisect(
+                    lambda z, r=reward: DERIVATIVES[name](math.exp(z), math.log) - (r - shift) / BETA, -60, 30
+                )
+            )
             for reward in REWARDS.tolist()
         ]
         return [ref * ratio for ref, ratio in zip(REFERENCE.tolist(), ratios, strict=True)]

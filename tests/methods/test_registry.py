@@ -99,7 +99,7 @@ def test_an_option_that_every_job_has_is_declared_twice() -> None:
         (f"{__name__}:Rowless", "expected `rows`"),
         (f"{__name__}:OtherRows", "expected `rows` to be one of preference, completion"),
         (f"{__name__}:Twice", "declared twice"),
-        ("ppo", "expected one of f_dpo"),
+        ("ppo", "or package.module:Class, found 'ppo'"),
         (None, "found None"),
     ],
 )

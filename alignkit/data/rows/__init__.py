@@ -30,9 +30,13 @@ __all__ = [
     "row_kind",
 ]
 
-ROW_KINDS: dict[str, RowKind[Any]] = {
-    kind.name: kind for kind in (PREFERENCE, COMPLETION, DISPREFERRED, LABELLED)
-}
+KINDS: tuple[RowKind[Any], ...] = (
+    PREFERENCE,
+    COMPLETION,
+    DISPREFERRED,
+    LABELLED,
+)
+ROW_KINDS = {kind.name: kind for kind in KINDS}
 
 
 def row_kind(name: str) -> RowKind[Any]:
