@@ -11,7 +11,7 @@ from typing import Any
 from alignkit.errors import ModelError, RecipeError
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.tracking import how_to_install, installed
-from alignkit_server.errors import ApiError, shorten
+from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.files.schemas import FINE_TUNE
 from alignkit_server.ids import JOB, new_id
@@ -77,7 +77,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
             report_to=trackers,
         )
     except RecipeError as error:
-        message, param = str(error), error.issues[0].path or "method"
+        message, param = at_most([str(issue) for issue in error.issues]), error.issues[0].path or "method"
         if request.method is None:  # name the place where the values were given
             message, param = (text.replace(f"method.{method}.", "") for text in (message, param))
         raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
