@@ -35,13 +35,31 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Rows of the kind that the method takes (alignkit.data.rows), JSON Lines."""
+    """Rows of the kind that the method takes (alignkit.data.rows): JSON Lines, a JSON array, CSV or Parquet."""
 
     train: Annotated[str, CONTENT_MATTERS] = Field(min_length=1, description="training file")
-    validation: Annotated[str | None, CONTENT_MATTERS, MAY_CHANGE] = Field(
-        None, description="held-out file, evaluated every eval_steps and at the end"
+    validation: Annotated[str | float | None, CONTENT_MATTERS, MAY_CHANGE] = Field(
+        None,
+        description="held-out file, or a share of the training file's prompts, such as 0.05; evaluated every "
+        "eval_steps and at the end",
     )
     max_length: int = Field(1024, ge=16, le=1_048_576, description="tokens of prompt and answer together")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="the files' own keys or columns and what the forms call them, such as {question: prompt}",
+    )
+    skip_bad: bool | int | float = Field(
+        False,
+        ge=0,
+        description="bad rows that may be left out: a number of rows, below 1 a share of them, true for a tenth",
+    )
+
+    @field_validator("validation")
+    @classmethod
+    def _share_of_the_prompts(cls, value: str | float | None) -> str | float | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share must lie between 0 and 1")
+        return value
 
 
 class TrainingSection(Section):
