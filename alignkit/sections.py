@@ -5,7 +5,7 @@ The methods' own options are in `alignkit.methods`.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from alignkit.options import CONTENT_MATTERS, MAY_CHANGE
 from alignkit.schema import Section
@@ -62,6 +62,11 @@ class DataSection(Section):
         return value
 
 
+def _no_is_a_word(value: object) -> object:
+    """YAML reads a plain `no` as false."""
+    return "no" if value is False else value
+
+
 class TrainingSection(Section):
     """Optimisation, and when to log, evaluate and save. Steps are optimizer steps."""
 
@@ -78,7 +83,7 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     optimizer: str = Field("adamw_torch", description="transformers' optim")
     gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_a_word)] = "no"
     logging_steps: Annotated[int, MAY_CHANGE] = Field(1, ge=1)
     eval_steps: Annotated[int | None, MAY_CHANGE] = Field(None, ge=1, description="default: at the end only")
     eval_on_start: Annotated[bool, MAY_CHANGE] = Field(False, description="evaluate the untrained model too")
