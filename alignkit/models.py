@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from alignkit import extras
 from alignkit.errors import ModelError
+from alignkit.trainable import DEQUANTISED, config_of, quantization_of, require_trainable
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -67,6 +68,8 @@ def load_causal_lm(
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if quantization:
         options |= _quantized(quantization, getattr(torch, dtype))
+    else:
+        options |= _dequantising(_read_config(path, field))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
@@ -75,6 +78,29 @@ def load_causal_lm(
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{field}: cannot load {path}: {error}") from error
     return model, tokenizer
+
+
+def _read_config(path: str | Path, field: str) -> dict[str, Any]:
+    """The configuration of a model in a folder or on the hub; raises ModelError for one that cannot be trained."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path)
+        require_trainable(config)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{field}: cannot load {path}: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{field}: {path}: {error}") from error
+    return dict(config)
+
+
+def _dequantising(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What from_pretrained takes, so that a quantised checkpoint is floating point once it is loaded."""
+    from transformers import FineGrainedFP8Config, Mxfp4Config
+
+    kinds = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+    kind = kinds.get(quantization_of(config) or "")
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
@@ -119,6 +145,9 @@ def import_model(
         else:
             _from_hub(source, staging)
         _refuse_bad_weights(staging, source)
+        _require_trainable(staging, source)
+        if quantization_of(config_of(staging)) in DEQUANTISED:
+            _replace_quantised(staging, report)
     report(f"Imported {name}.")
     return target
 
@@ -213,14 +242,36 @@ def _dequantise(gguf: Path) -> tuple[Any, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    return _fresh(loaded), tokenizer
+
+
+def _fresh(loaded: Any) -> Any:
+    """A model of the same weights that remembers nothing of a quantised file."""
+    from transformers import AutoModelForCausalLM
+
     config = type(loaded.config).from_dict(loaded.config.to_dict())
     for leftover in ("quantization_config", "_name_or_path"):
         if hasattr(config, leftover):
             delattr(config, leftover)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=loaded.dtype)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    return model, tokenizer
+    return model
+
+
+def _replace_quantised(folder: Path, report: Callable[[str], None]) -> None:
+    """Write the checkpoint in `folder` in bfloat16, which trains, in place of its quantised weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(folder)
+    report(f"Its weights are quantised with {quantization_of(config)}: writing them in bfloat16 …")
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, trust_remote_code=False, **_dequantising(config)
+    )
+    for weights in folder.glob("*.safetensors*"):
+        weights.unlink()
+    _fresh(loaded).save_pretrained(folder)
 
 
 def _from_folder(source: Path, folder: Path) -> None:
@@ -229,6 +280,13 @@ def _from_folder(source: Path, folder: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}:
             shutil.copy2(path, folder / path.name)
+
+
+def _require_trainable(folder: Path, source: str) -> None:
+    try:
+        require_trainable(config_of(folder))
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from error
 
 
 def _refuse_bad_weights(folder: Path, source: str) -> None:
@@ -260,6 +318,8 @@ def _from_hub(source: str, folder: Path) -> None:
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
+        snapshot_download(source, local_dir=folder, allow_patterns=["config.json"])
+        _require_trainable(folder, source)  # before gigabytes are fetched
         snapshot_download(source, local_dir=folder, allow_patterns=patterns)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(

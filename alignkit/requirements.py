@@ -6,11 +6,13 @@ Each check looks at one part and gives the fields that cannot be had here, with 
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignkit.errors import FieldIssue, RecipeError
+from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.extras import missing
 from alignkit.sharding import SHARES_WEIGHTS, sharding
+from alignkit.trainable import config_of, require_trainable
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
@@ -46,6 +48,16 @@ def refused_under(sharded: str | None, recipe: "Recipe") -> Iterator[FieldIssue]
         yield FieldIssue(
             "model.quantization", f"expected ddp, zero1 or zero2 with quantised weights, found {sharded}"
         )
+
+
+def _model(recipe: "Recipe") -> Iterator[FieldIssue]:
+    """A model in a folder, by its configuration; one on the hub is looked at when it is loaded."""
+    folder = Path(recipe.model.path)
+    if (folder / "config.json").is_file():
+        try:
+            require_trainable(config_of(folder), all_weights=recipe.lora is None)
+        except ModelError as error:
+            yield FieldIssue("model.path", f"{folder}: {error}")
 
 
 def _devices(_recipe: "Recipe") -> Iterator[FieldIssue]:
@@ -123,6 +135,7 @@ def _installed(package: str) -> bool:
 
 
 CHECKS: tuple[Callable[["Recipe"], Iterator[FieldIssue]], ...] = (
+    _model,
     _devices,
     _precision,
     _attention,

@@ -11,6 +11,7 @@ from typing import Any
 from alignkit.errors import ModelError, RecipeError
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.tracking import how_to_install, installed
+from alignkit.trainable import config_of, require_trainable
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.files.schemas import FINE_TUNE
@@ -81,6 +82,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         if request.method is None:  # name the place where the values were given
             message, param = (text.replace(f"method.{method}.", "") for text in (message, param))
         raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
+    _require_trainable(spec.recipe, request.model, method)
     _require_servable(spec.recipe, method, services)
     return PreparedJob(
         id=job_id,
@@ -124,6 +126,20 @@ def _resolver(project: Principal, services: Services) -> ResolveModel:
             raise ModelError(error.detail.message) from error
 
     return resolve
+
+
+def _require_trainable(recipe: Any, model: str, method: str) -> None:
+    """Refuse a model, or a teacher, that would fail once it is loaded."""
+    teacher = getattr(recipe.method, "teacher", None)
+    checks = [("model", model, recipe.model.path, recipe.lora is None)]
+    if teacher is not None:
+        checks.append((f"method.{method}.hyperparameters.teacher", "teacher", teacher.path, False))
+    for param, name, path, all_weights in checks:
+        try:
+            require_trainable(config_of(Path(path)), all_weights=all_weights)
+        except ModelError as error:
+            message = f"{param}: {name} cannot be used: {error}."
+            raise ApiError(400, message, param=param, code="model_not_trainable") from error
 
 
 def _require_servable(recipe: Any, method: str, services: Services) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from typing import Any
 
 import openai
@@ -174,6 +175,26 @@ def test_a_tracker_that_the_server_lacks(client: OpenAI, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "quantised with AWQ"),
+        ({"model_type": "roberta"}, "RobertaForCausalLM is no causal language model"),
+    ],
+)
+def test_a_model_that_cannot_train(
+    service: Running, client: OpenAI, config: dict[str, Any], words: str
+) -> None:
+    folder = service.settings.models_dir / "odd"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    error = refusal(client, model="odd")
+    shutil.rmtree(folder)
+    assert (error.status_code, error.param, error.code) == (400, "model", "model_not_trainable")
+    assert words in error.message
+    assert str(service.settings.home) not in error.message
+
+
 def test_a_deleted_file(client: OpenAI) -> None:
     file_id = upload(client)
     client.files.delete(file_id)

@@ -1,0 +1,73 @@
+"""Whether a model can train, by its config.json alone: no weights and no torch are loaded.
+
+Import, job creation and every run ask the same, so that no run fails after it has waited for a device.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignkit.errors import ModelError
+
+DEQUANTISED = frozenset({"fp8", "mxfp4"})
+"""Quantisations that transformers turns back into floating point while it loads a checkpoint."""
+FROZEN_UNDER_LORA = frozenset({"bitsandbytes"})
+"""Quantisations whose weights stay as they are while adapters train."""
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The configuration in `folder`; raises ModelError where there is none, or it is no JSON object."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError("it holds no config.json: expected a model folder in Hugging Face format") from error
+    except ValueError as error:
+        raise ModelError("its config.json is not JSON") from error
+    if not isinstance(config, dict):
+        raise ModelError("its config.json is no JSON object")
+    return config
+
+
+def quantization_of(config: Mapping[str, Any]) -> str | None:
+    """The method by which a checkpoint's own weights are quantised, in lower case; None where they are not."""
+    for part in (config, config.get("text_config")):
+        found = part.get("quantization_config") if isinstance(part, Mapping) else None
+        if isinstance(found, Mapping):
+            on_load = found.get("load_in_4bit") or found.get("load_in_8bit")
+            return str(found.get("quant_method") or ("bitsandbytes" if on_load else "unknown")).lower()
+    return None
+
+
+def refusals(config: Mapping[str, Any], *, all_weights: bool = False) -> Iterator[str]:
+    """Why a model of this configuration cannot train, each reason a clause; `all_weights`: without adapters."""
+    quantization = quantization_of(config)
+    if quantization is not None and quantization not in DEQUANTISED:
+        if quantization not in FROZEN_UNDER_LORA:
+            yield (
+                f"its weights are quantised with {quantization.upper()}, which cannot be trained; take the "
+                "checkpoint that it was made from"
+            )
+        elif all_weights:
+            yield f"its weights are quantised with {quantization}, of which adapters alone can be trained"
+    name = config.get("model_type")
+    reason = architectures()["refused"].get(name)
+    if reason is not None and not config.get("is_decoder"):
+        yield f"{name} models cannot be trained: {reason}"
+
+
+def require_trainable(config: Mapping[str, Any], *, all_weights: bool = False) -> None:
+    """Raise ModelError, one sentence, where a model of this configuration cannot train."""
+    if reasons := list(refusals(config, all_weights=all_weights)):
+        raise ModelError("; ".join(reasons))
+
+
+@cache
+def architectures() -> dict[str, Any]:
+    """How each causal architecture of transformers fares: `agrees`, `refused` (with the reason) and `not_built`."""
+    file = Path(__file__).with_name("architectures.yaml")
+    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return found
