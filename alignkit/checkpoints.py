@@ -4,14 +4,14 @@ One is written aside, its files are synced and listed with sizes and digests in 
 folder get its name. What does not match its manifest is damaged, and a run goes on from the one before it.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from alignkit.disk import digest, sync
 
 FORMAT = 2
 """Of the checkpoints that this version writes and reads; in the manifest of each."""
@@ -32,15 +32,15 @@ def seal(written: Path, target: Path, origin: Mapping[str, Any]) -> None:
         )
     manifest = written / MANIFEST
     manifest.write_text(json.dumps({**origin, "files": entries}, indent=1), encoding="utf-8")
-    _sync(manifest)
+    sync(manifest)
     for folder in [*(path for path in written.rglob("*") if path.is_dir()), written]:
-        _sync(folder)
+        sync(folder)
     replaced = written.with_name(f"{target.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if target.exists():
         target.rename(replaced)
     written.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -82,8 +82,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _entry(file: Path) -> dict[str, Any]:
-    _sync(file)
-    return {"bytes": file.stat().st_size, "sha256": _digest(file)}
+    sync(file)
+    return {"bytes": file.stat().st_size, "sha256": digest(file)}
 
 
 def _difference(file: Path, entry: dict[str, Any]) -> str | None:
@@ -92,18 +92,4 @@ def _difference(file: Path, entry: dict[str, Any]) -> str | None:
     size = file.stat().st_size
     if size != entry["bytes"]:
         return f"has {size:,} bytes, expected {entry['bytes']:,}"
-    return None if _digest(file) == entry["sha256"] else "has other contents than were written"
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return None if digest(file) == entry["sha256"] else "has other contents than were written"

@@ -5,10 +5,8 @@ config and the safetensors weights. A model name is never used twice, since vLLM
 """
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -19,6 +17,7 @@ import httpx
 from safetensors import SafetensorError, safe_open
 
 from alignkit.adapters import CONFIG_FILE, PLAIN_INITS, WEIGHTS_FILE
+from alignkit.disk import digest, sync
 from alignkit.models import NAME_PATTERN
 from alignkit.sections import HEAD_MODULES
 from alignkit_server.engines.errors import AdapterError
@@ -71,12 +70,12 @@ def publish(settings: Settings, adapter_dir: Path, *, model_name: str, base_mode
         shutil.copyfile(weights, staging / WEIGHTS_FILE)
         (staging / CONFIG_FILE).write_bytes(served)
         for path in (staging / WEIGHTS_FILE, staging / CONFIG_FILE, staging):
-            _sync(path)
+            sync(path)
         staging.rename(target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     return target
 
 
@@ -160,24 +159,11 @@ def _shapes(weights: Path) -> dict[str, list[int]]:
 
 def _same(target: Path, config: bytes, weights: Path) -> bool:
     try:
-        return (target / CONFIG_FILE).read_bytes() == config and _digest(target / WEIGHTS_FILE) == _digest(
+        return (target / CONFIG_FILE).read_bytes() == config and digest(target / WEIGHTS_FILE) == digest(
             weights
         )
     except OSError:
         return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _ask_to_unload(url: str, model_name: str) -> None:
