@@ -59,6 +59,7 @@ def service() -> Iterator[str]:
     """The service on a free loopback port; yields its base URL, and ends it with everything it started."""
     HOME.mkdir(parents=True, exist_ok=True)
     log = HOME / "server.log"
+    console.print(f"Starting the service in {HOME}; its log is server.log there …", soft_wrap=True)
     address = HOME / "address"
     address.unlink(missing_ok=True)
     command = [sys.executable, "-m", "alignkit", "serve", "--port", "0", "--home", str(HOME)]
