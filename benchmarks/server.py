@@ -24,13 +24,12 @@ from sqlalchemy import insert, select, text, update
 
 from alignkit_server.clock import now
 from alignkit_server.database import Database
-from alignkit_server.jobs.tables import Job
-from alignkit_server.keys.tables import Project
+from alignkit_server.tables import Job, Project
 from benchmarks import serving
 from benchmarks.heads import cpu_name
 from benchmarks.serving import Figures, timed
-from tests.server.jobs.killing import Rig
 from tests.server.postgres import postgres
+from tests.server.runner.killing import Rig
 from tests.server.support import pairs
 
 RESULTS = Path(__file__).parent / "results"

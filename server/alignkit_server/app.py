@@ -7,19 +7,15 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from alignkit.data.validation import check_file
-from alignkit.jobspec import recipe_for_job
 from alignkit_server import errors, health, logs, tracing
 from alignkit_server.checkpoints.routes import router as checkpoints
 from alignkit_server.database import Database
 from alignkit_server.dependencies import require_scope
 from alignkit_server.files.routes import router as files
 from alignkit_server.files.upload import remove_leftovers
-from alignkit_server.jobs.ledger import JobLedger
 from alignkit_server.jobs.routes import router as jobs
-from alignkit_server.jobs.runner import JobRunner, Unpublish
+from alignkit_server.keys.authentication import KeyAuthentication
 from alignkit_server.keys.bootstrap import ensure_first_key
-from alignkit_server.keys.guard import KeyGuard
 from alignkit_server.limits.body import BodyLimit
 from alignkit_server.limits.rates import RateLimit, open_storage
 from alignkit_server.methods.routes import router as methods
@@ -32,7 +28,7 @@ from alignkit_server.models.routes import router as models
 from alignkit_server.preflight.routes import router as preflight
 from alignkit_server.projects.routes import router as projects
 from alignkit_server.request_log import RequestLog
-from alignkit_server.services import FileCheck, RecipeMaker, Services
+from alignkit_server.services import JobRunner, Services, Unpublish
 from alignkit_server.settings import Settings
 from alignkit_server.uploads.routes import router as uploads
 from alignkit_server.webhooks.routes import router as webhooks
@@ -49,7 +45,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     projects,
 )
 """What needs a key, and a scope."""
-RunnerFactory = Callable[[JobLedger], JobRunner]
+RunnerFactory = Callable[[Database], JobRunner]
 
 
 def create_app(
@@ -58,8 +54,6 @@ def create_app(
     runner: RunnerFactory | None = None,
     unpublish: Unpublish = lambda _name, _base: None,
     routers: Sequence[APIRouter] = ROUTERS,
-    check: FileCheck = check_file,
-    make_recipe: RecipeMaker = recipe_for_job,
     engine_states: EngineStates = dict,
 ) -> FastAPI:
     """The service. Without a `runner` jobs are accepted and wait, and /readyz says so.
@@ -71,7 +65,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with open_services(settings, runner, unpublish, check, make_recipe) as services:
+        with open_services(settings, runner, unpublish) as services:
             app.state.services = services
             collector = ServiceCollector(services.database, engine_states)
             requests.registry.register(collector)
@@ -99,7 +93,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))
     also_open = frozenset({METRICS_PATH} if settings.metrics_open else ())
-    app.add_middleware(KeyGuard, also_open=also_open)
+    app.add_middleware(KeyAuthentication, also_open=also_open)
     app.add_middleware(RequestLog, observe=requests.observe)
     stop_tracing = tracing.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -111,8 +105,6 @@ def open_services(
     settings: Settings,
     runner: RunnerFactory | None,
     unpublish: Unpublish,
-    check: FileCheck,
-    make_recipe: RecipeMaker,
 ) -> Iterator[Services]:
     """The running service's parts: folders, schema, first key, runner; closed in reverse."""
     for folder in (
@@ -129,15 +121,11 @@ def open_services(
         migrate(settings.sqlalchemy_url)
         database = Database(settings.sqlalchemy_url)
         ensure_first_key(database, settings)
-    ledger = JobLedger(database)
     services = Services(
         settings=settings,
         database=database,
-        ledger=ledger,
         catalog=ModelCatalog(settings, database),
-        check_file=check,
-        make_recipe=make_recipe,
-        runner=runner(ledger) if runner else None,
+        runner=runner(database) if runner else None,
         unpublisher=unpublish,
     )
     try:

@@ -3,50 +3,16 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from anyio import to_thread
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Engine,
-    ForeignKey,
-    Integer,
-    MetaData,
-    String,
-    create_engine,
-    event,
-)
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.orm import Session, sessionmaker
 
 BUSY_SECONDS = 30.0
 """How long SQLite waits for another writer."""
 _AFTER_COMMIT = "after_commit"
 Answer = TypeVar("Answer")
-
-
-class Base(DeclarativeBase):
-    """Every table. Names of constraints are fixed, so that migrations can find them."""
-
-    type_annotation_map: ClassVar = {int: BigInteger().with_variant(Integer(), "sqlite")}
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(column_0_N_label)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-
-
-class Owned:
-    """A row that belongs to a project. `seq` gives the order of creation, which `created_at` is too coarse for."""
-
-    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(64), unique=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
-    created_at: Mapped[int]
 
 
 class Database:

@@ -16,7 +16,7 @@ from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
 
 bearer = HTTPBearer(auto_error=False, description="A key of this service: sk-…")
-"""For the documentation; the key itself is checked by `alignkit_server.keys.guard`."""
+"""For the documentation; the key itself is checked by `alignkit_server.keys.authentication`."""
 
 
 async def get_services(request: Request) -> Services:

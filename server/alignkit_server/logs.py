@@ -6,7 +6,7 @@ import sys
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from alignkit_server.keys.redaction import without_keys
+from alignkit_server.redaction import without_keys
 
 HANDLER_NAME = "alignkit"
 

@@ -6,26 +6,24 @@ import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from alignkit.errors import AlignkitError
-from alignkit.jobspec import recipe_for_job
 from alignkit_server.app import ROUTERS, create_app
 from alignkit_server.chat.gateway import ChatGateway
 from alignkit_server.chat.routes import router as chat
-from alignkit_server.connections import server_config
+from alignkit_server.database import Database
 from alignkit_server.engines.adapters import unpublish
 from alignkit_server.engines.manager import EngineManager
 from alignkit_server.engines.weights import unpublish_weights
-from alignkit_server.executors.choice import executor_of, trains_on_gpu
 from alignkit_server.executors.protocol import Executor
-from alignkit_server.jobs.context import JobServices
-from alignkit_server.jobs.dbos_runner import DBOSRunner
-from alignkit_server.jobs.ledger import JobLedger
+from alignkit_server.executors.registry import executor_of
+from alignkit_server.runner.dbos import DBOSRunner
+from alignkit_server.runner.ledger import JobLedger
+from alignkit_server.runner.step_services import StepServices
 from alignkit_server.settings import Settings
 
 
@@ -37,8 +35,8 @@ def build_app(
     executor = executor or executor_of(settings)
     stopping = threading.Event()
 
-    def make_runner(ledger: JobLedger) -> DBOSRunner:
-        return DBOSRunner(JobServices(settings, ledger, executor, engines, stopping))
+    def make_runner(database: Database) -> DBOSRunner:
+        return DBOSRunner(StepServices(settings, JobLedger(database), executor, engines, stopping))
 
     def take_down(name: str, base_model: str) -> None:
         url = engines.running_endpoint(base_model)
@@ -52,7 +50,6 @@ def build_app(
         unpublish=take_down,
         routers=(chat, *ROUTERS),  # tried in order, and chats come most often
         engine_states=engines.statuses,
-        make_recipe=partial(recipe_for_job, on_gpu=trains_on_gpu(settings)),
     )
     serve_requests = app.router.lifespan_context
 
@@ -84,7 +81,7 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
     print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)
-    config = server_config(app, settings, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from alignkit_server.database import Owned
 from alignkit_server.errors import not_found
 from alignkit_server.pagination import Page, PageQuery
+from alignkit_server.tables.base import Owned
 
 Row = TypeVar("Row", bound=Owned)
 

@@ -2,49 +2,39 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
 from alignkit_server.database import Database
-from alignkit_server.jobs.checking import Checks
-from alignkit_server.jobs.ledger import JobLedger
-from alignkit_server.jobs.runner import JobRunner, Unpublish
+from alignkit_server.jobs.file_check_pool import FileCheckPool
 from alignkit_server.models.catalog import ModelCatalog
 from alignkit_server.settings import Settings
 
-
-class Report(Protocol):
-    """What checking a data file found (`alignkit.data.validation.FileReport`)."""
-
-    @property
-    def rows(self) -> int:
-        """Rows in the file."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether a job may use it."""
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What is odd but usable."""
-
-    def summary(self) -> str:
-        """The findings, line by line."""
-
-
-class FileCheck(Protocol):
-    """`alignkit.data.validation.check_file`."""
-
-    def __call__(self, path: Path, method: str, *, max_line_bytes: int) -> Report:
-        """Check the file for use with the method."""
-
-
 log = structlog.get_logger()
 
-RecipeMaker = Callable[..., Any]
-"""`alignkit.jobspec.recipe_for_job`; its result has `.recipe` (a pydantic model) and `.hyperparameters`."""
+
+class JobRunner(Protocol):
+    """A durable queue of jobs. `enqueue`, `cancel` and `announce` may be called from any thread, and twice."""
+
+    def start(self) -> None:
+        """Begin to work, first of all on the jobs that the last server left (`JobLedger.active_jobs`)."""
+
+    def stop(self) -> None:
+        """Stop working; running jobs are left to the next server."""
+
+    def enqueue(self, job_id: str) -> None:
+        """Take on a job, whose row is committed."""
+
+    def cancel(self, job_id: str) -> None:
+        """End the work on a job, whose row says cancelled already."""
+
+    def announce(self, job_id: str) -> None:
+        """Send the webhooks of a job that has ended, which are stored with its end."""
+
+
+Unpublish = Callable[[str, str], None]
+"""(model name, base model): take a deleted model out of serving."""
 
 
 @dataclass(slots=True)
@@ -53,14 +43,11 @@ class Services:
 
     settings: Settings
     database: Database
-    ledger: JobLedger
     catalog: ModelCatalog
-    check_file: FileCheck
-    make_recipe: RecipeMaker
     runner: JobRunner | None
     unpublisher: Unpublish
     runner_started: bool = False
-    checks: Checks = field(default_factory=Checks)
+    file_checks: FileCheckPool = field(default_factory=FileCheckPool)
 
     def enqueue(self, job_id: str) -> None:
         """Hand a stored job to the runner. One that it cannot take waits for the next start, which takes all."""

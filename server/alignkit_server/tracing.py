@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import structlog
 from fastapi import FastAPI
 
-from alignkit_server.keys.redaction import without_keys
+from alignkit_server.redaction import without_keys
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 UNTRACED = "healthz,readyz,metrics"

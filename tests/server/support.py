@@ -18,12 +18,12 @@ from safetensors.numpy import save_file
 from alignkit_server.app import ROUTERS, create_app
 from alignkit_server.chat.gateway import ChatGateway, Engines
 from alignkit_server.chat.routes import router as chat
-from alignkit_server.connections import server_config
+from alignkit_server.database import Database
 from alignkit_server.engines.errors import EngineError
-from alignkit_server.jobs.ledger import JobLedger, JobRecord
 from alignkit_server.keys.scopes import PROJECT_SCOPES
 from alignkit_server.keys.service import issue_key
 from alignkit_server.main import listen
+from alignkit_server.runner.ledger import JobLedger, JobRecord
 from alignkit_server.services import Services
 from alignkit_server.settings import Settings
 
@@ -36,7 +36,7 @@ DEADLINE_SECONDS = 10.0
 class RecordingRunner:
     """Records; what it enqueues it must find committed."""
 
-    ledger: JobLedger
+    database: Database
     started: bool = False
     enqueued: list[JobRecord] = field(default_factory=list)
     cancelled: list[JobRecord] = field(default_factory=list)
@@ -49,10 +49,10 @@ class RecordingRunner:
         self.started = False
 
     def enqueue(self, job_id: str) -> None:
-        self.enqueued.append(self.ledger.get(job_id))
+        self.enqueued.append(JobLedger(self.database).get(job_id))
 
     def cancel(self, job_id: str) -> None:
-        self.cancelled.append(self.ledger.get(job_id))
+        self.cancelled.append(JobLedger(self.database).get(job_id))
 
     def announce(self, job_id: str) -> None:
         self.announced.append(job_id)
@@ -91,7 +91,7 @@ class Running:
 
     @property
     def ledger(self) -> JobLedger:
-        return self.services.ledger
+        return JobLedger(self.services.database)
 
     def new_key(self, project: str, *scopes: str) -> str:
         """A key of that project, which is made if there is none; it may do what it likes there unless told."""
@@ -123,7 +123,7 @@ def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iter
     )
     app.state.chat = ChatGateway(engines or NoEngines())
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(server_config(app, settings, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

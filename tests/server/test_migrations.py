@@ -8,8 +8,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import MetaData, func, insert, inspect, select
 
-from alignkit.data.validation import check_file
-from alignkit.jobspec import recipe_for_job
 from alignkit_server.app import open_services
 from alignkit_server.database import Database, open_engine
 from alignkit_server.migrate import migrate, migration_config
@@ -101,7 +99,7 @@ def test_servers_that_start_together_make_one_key(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
 
     def start(_: int) -> int:
-        parts = open_services(settings, None, lambda *_: None, check_file, recipe_for_job)
+        parts = open_services(settings, None, lambda *_: None)
         with parts as services, services.database.reading() as session:
             return session.scalars(select(func.count(ApiKey.id))).one()
 

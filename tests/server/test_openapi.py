@@ -15,21 +15,17 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from sqlalchemy import select
 
-from alignkit.data.validation import check_file
-from alignkit.jobspec import recipe_for_job
 from alignkit_server.app import ROUTERS, create_app, open_services
 from alignkit_server.chat.gateway import ChatGateway
 from alignkit_server.chat.routes import router as chat
 from alignkit_server.clock import now
 from alignkit_server.engines.errors import EngineError
-from alignkit_server.files.tables import File
-from alignkit_server.keys.tables import ApiKey, Project
+from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.services import Services
 from alignkit_server.settings import Settings
-from alignkit_server.uploads.tables import Upload
+from alignkit_server.tables import ApiKey, Endpoint, File, Project, Upload
 from alignkit_server.webhooks.sender import new_secret
-from alignkit_server.webhooks.tables import Endpoint
-from tests.server.jobs.test_ledger import store_job
+from tests.server.runner.test_ledger import store_job
 from tests.server.support import BASE_MODEL, RecordingRunner, add_base_model
 
 UNKNOWN_HEADER = "x-schemathesis-unknown-property"
@@ -101,13 +97,13 @@ def one_of_everything(tmp_path_factory: pytest.TempPathFactory) -> None:
     add_base_model(home, BASE_MODEL)
     current.app = build(home)
     current.app.state.chat = ChatGateway(NoEngines())
-    with open_services(Settings(home=home), None, lambda *_: None, check_file, recipe_for_job) as services:
+    with open_services(Settings(home=home), None, lambda *_: None) as services:
         seed(services)
 
 
 def seed(services: Services) -> None:
     """A finished job with events, a checkpoint and a model, and a file, an upload and an endpoint."""
-    settings, ledger = services.settings, services.ledger
+    settings, ledger = services.settings, JobLedger(services.database)
     with services.database.writing() as session:
         job_id = store_job(session)
         session.flush()

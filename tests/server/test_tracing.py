@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from alignkit_server import tracing
-from alignkit_server.jobs import context, training
-from alignkit_server.jobs.context import JobFailedError, JobServices
+from alignkit_server.runner import step_services, training
+from alignkit_server.runner.step_services import JobFailedError, StepServices
 from alignkit_server.settings import Settings
-from tests.server.jobs.test_workflow import LAST, FakeEngines, FakeExecutor
+from tests.server.runner.test_workflow import LAST, FakeEngines, FakeExecutor
 from tests.server.support import Running, create_job, serve
 
 pytest.importorskip("opentelemetry.instrumentation.fastapi", reason="the extra `otel` is not installed")
@@ -61,9 +61,9 @@ def work_on_a_job(running: Running, home: Path) -> str:
         job_id: str = create_job(client).id
     executor: Any = FakeExecutor()
     engines: Any = FakeEngines()
-    services = JobServices(Settings(home=home), running.ledger, executor, engines, threading.Event())
+    services = StepServices(Settings(home=home), running.ledger, executor, engines, threading.Event())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "_services", services)
+        patch.setattr(step_services, "_services", services)
         assert training.launch(job_id)
         with pytest.raises(JobFailedError):
             training.watch(job_id, start=LAST)

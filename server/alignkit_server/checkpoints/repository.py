@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 
-from alignkit_server.checkpoints.tables import Permission
-from alignkit_server.keys.tables import Project
 from alignkit_server.pagination import Page, PageQuery
 from alignkit_server.scoped import ScopedRepository
+from alignkit_server.tables import Permission, Project
 
 
 class PermissionRepository(ScopedRepository[Permission]):

@@ -8,14 +8,14 @@ from sqlalchemy.orm import Session
 
 from alignkit_server.checkpoints.repository import PermissionRepository
 from alignkit_server.checkpoints.schemas import PermissionDeleted, PermissionObject
-from alignkit_server.checkpoints.tables import Permission
 from alignkit_server.clock import now
 from alignkit_server.dependencies import ProjectDep, SessionDep
 from alignkit_server.errors import ApiError, not_found
 from alignkit_server.ids import PERMISSION, new_id
 from alignkit_server.keys.service import Principal
 from alignkit_server.models.catalog import own_model
-from alignkit_server.pagination import CursorListObject, PageQuery
+from alignkit_server.pagination import CursorListObject, Page, PageQuery
+from alignkit_server.tables import Permission
 
 
 class PermissionService:
@@ -39,14 +39,15 @@ class PermissionService:
         unknown = self._permissions.unknown(project_ids)
         if unknown is not None:
             raise not_found("project", unknown, param="project_ids")
-        return _page([self._grant(model_id, id) for id in dict.fromkeys(project_ids)])  # noqa: A001
+        granted = [self._grant(model_id, grantee) for grantee in dict.fromkeys(project_ids)]
+        return CursorListObject.of(Page(granted, has_more=False), _present)
 
     def list(
         self, checkpoint: str, project_id: str | None, query: PageQuery
     ) -> CursorListObject[PermissionObject]:
         """A page of the permissions on a checkpoint."""
         page = self._permissions.list(self._model(checkpoint), project_id, query)
-        return _page(page.items, has_more=page.has_more)
+        return CursorListObject.of(page, _present)
 
     def delete(self, checkpoint: str, permission_id: str) -> PermissionDeleted:
         """Take a permission back."""
@@ -74,16 +75,9 @@ class PermissionService:
         return own_model(self._session, checkpoint, self._project.project_id).id
 
 
-def _page(permissions: Sequence[Permission], *, has_more: bool = False) -> CursorListObject[PermissionObject]:
-    data = [
-        PermissionObject(id=row.id, created_at=row.created_at, project_id=row.grantee_id)
-        for row in permissions
-    ]
-    return CursorListObject(
-        data=data,
-        has_more=has_more,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
+def _present(permission: Permission) -> PermissionObject:
+    return PermissionObject(
+        id=permission.id, created_at=permission.created_at, project_id=permission.grantee_id
     )
 
 

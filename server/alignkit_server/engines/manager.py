@@ -10,8 +10,8 @@ from alignkit_server.engines.adapters import MODEL_NAME_PATTERN
 from alignkit_server.engines.command import CommandBuilder, vllm_command
 from alignkit_server.engines.engine import OWNER_MARK, Engine, EngineStatus
 from alignkit_server.engines.errors import EngineError
-from alignkit_server.engines.places import Places
 from alignkit_server.engines.process import ManagedProcess
+from alignkit_server.engines.slots import Slots
 from alignkit_server.settings import Settings
 
 __all__ = ["EngineError", "EngineManager"]
@@ -34,7 +34,7 @@ class EngineManager:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
-        self._places = Places(settings.engine.max_engines, self._end, self._stopping)
+        self._slots = Slots(settings.engine.max_engines, self._end, self._stopping)
         self._reaper = threading.Thread(target=self._reap, name="engine-reaper", daemon=True)
 
     def endpoint(self, model: str) -> str:
@@ -47,20 +47,20 @@ class EngineManager:
             return url.rstrip("/")
         engine = self._engine(model)
         with self.held(model):
-            self._places.take(model, self._settings.engine.start_timeout_seconds)
+            self._slots.take(model, self._settings.engine.start_timeout_seconds)
             try:
                 return engine.endpoint()
             except EngineError:
-                self._places.give_back(model)
+                self._slots.give_back(model)
                 raise
 
     def hold(self, model: str) -> None:
         """Keep `model`'s engine from being ended for want of use, until as many calls of `release`."""
-        self._places.hold(model)
+        self._slots.hold(model)
 
     def release(self, model: str) -> None:
         """Undo one `hold`."""
-        self._places.release(model)
+        self._slots.release(model)
 
     @contextmanager
     def held(self, model: str) -> Iterator[None]:
@@ -76,7 +76,7 @@ class EngineManager:
         if (url := self._settings.engine.urls.get(model)) is not None:
             return url.rstrip("/")
         engine = self._engines.get(model)
-        return engine.running_endpoint() if engine and not self._places.is_ending(model) else None
+        return engine.running_endpoint() if engine and not self._slots.is_ending(model) else None
 
     def status(self, model: str) -> EngineStatus:
         """Where `model`'s engine stands."""
@@ -100,7 +100,7 @@ class EngineManager:
             engine = self._engines.pop(model, None)
         if engine is not None:
             engine.stop()
-            self._places.give_back(model)
+            self._slots.give_back(model)
 
     def shutdown(self) -> None:
         """End every engine, those still starting included; from then on `endpoint` refuses."""
@@ -144,4 +144,4 @@ class EngineManager:
     def _reap(self) -> None:
         seconds = self._settings.engine.idle_seconds or 0.0
         while not self._stopping.wait(min(REAP_SECONDS, max(seconds / 4, 0.01))):
-            self._places.end_idle(seconds)
+            self._slots.end_idle(seconds)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from sqlalchemy import Select, or_
 
 from alignkit_server.clock import now
-from alignkit_server.files.tables import File
 from alignkit_server.jobs.repository import JobRepository
-from alignkit_server.jobs.tables import Job
 from alignkit_server.pagination import Page, PageQuery
 from alignkit_server.scoped import ScopedRepository
+from alignkit_server.tables import File, Job
 
 
 class FileRepository(ScopedRepository[File]):

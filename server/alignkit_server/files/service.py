@@ -14,13 +14,13 @@ from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError, in_use, shorten
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.files.schemas import PURPOSES, FileDeleted, FileObject
-from alignkit_server.files.tables import File
 from alignkit_server.files.upload import Upload, missing
 from alignkit_server.ids import FILE, new_id
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_bytes
 from alignkit_server.pagination import CursorListObject, PageQuery
 from alignkit_server.services import Services
+from alignkit_server.tables import File
 
 EXPIRY_SECONDS = (3600, 2592000)
 """OpenAI's bounds: an hour, thirty days."""
@@ -72,14 +72,7 @@ class FileService:
 
     def list(self, purpose: str | None, query: PageQuery) -> CursorListObject[FileObject]:
         """A page of files."""
-        page = self._files.list(purpose, query)
-        data = [present(file) for file in page.items]
-        return CursorListObject(
-            data=data,
-            has_more=page.has_more,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-        )
+        return CursorListObject.of(self._files.list(purpose, query), present)
 
     def get(self, file_id: str) -> FileObject:
         """One file."""

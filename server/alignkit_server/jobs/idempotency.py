@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from alignkit_server.errors import ApiError
 from alignkit_server.jobs.repository import JobRepository
 from alignkit_server.jobs.schemas import JobRequest
-from alignkit_server.jobs.tables import Job
 from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
+from alignkit_server.tables import Job
 
 HEADER = "Idempotency-Key"
 

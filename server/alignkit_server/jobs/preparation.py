@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit.data.validation import FileReport, check_file
 from alignkit.errors import ModelError, RecipeError
+from alignkit.jobspec import recipe_for_job
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.tracking import how_to_install, installed
 from alignkit.trainable import config_of, require_trainable
-from alignkit_server.errors import ApiError, at_most, shorten
+from alignkit_server.errors import ApiError, shorten
+from alignkit_server.executors.registry import trains_on_gpu
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.files.schemas import FINE_TUNE
 from alignkit_server.ids import JOB, new_id
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
 from alignkit_server.models.catalog import TrainableModel
-from alignkit_server.services import Report, Services
+from alignkit_server.services import Services
 
 SUPERVISED = "supervised"
 """What OpenAI does where no method is named."""
@@ -47,7 +50,7 @@ class PreparedJob:
 @dataclass(frozen=True, slots=True)
 class _Data:
     path: Path
-    report: Report
+    report: FileReport
 
 
 def prepare(request: JobRequest, project: Principal, services: Services) -> PreparedJob:
@@ -65,7 +68,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
     job_id = new_id(JOB)
     seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
     try:
-        spec = services.make_recipe(
+        spec = recipe_for_job(
             method=method,
             hyperparameters=given,
             start=model.source,
@@ -76,9 +79,10 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
             output_dir=services.settings.jobs_dir / job_id,
             resolve_model=_resolver(project, services),
             report_to=trackers,
+            on_gpu=trains_on_gpu(services.settings),
         )
     except RecipeError as error:
-        message, param = at_most([str(issue) for issue in error.issues]), error.issues[0].path or "method"
+        message, param = str(error), error.issues[0].path or "method"
         if request.method is None:  # name the place where the values were given
             message, param = (text.replace(f"method.{method}.", "") for text in (message, param))
         raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
@@ -240,7 +244,7 @@ def _data(param: str, file_id: str, method: str, project: Principal, services: S
             code="invalid_file_purpose",
         )
     path = services.settings.files_dir / file.id
-    report = services.check_file(path, method, max_line_bytes=services.settings.max_line_bytes)
+    report = check_file(path, method, max_line_bytes=services.settings.max_line_bytes)
     if not report.ok:
         message = f"The {param.replace('_', ' ')} {file.filename!r} cannot be used.\n{report.summary()}"
         raise ApiError(400, message, param=param, code=f"invalid_{param}")

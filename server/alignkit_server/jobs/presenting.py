@@ -3,7 +3,7 @@
 from typing import Any
 
 from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobError, JobObject, MethodObject
-from alignkit_server.jobs.tables import Checkpoint, Event, Job
+from alignkit_server.tables import Checkpoint, Event, Job
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 """Those that a job of OpenAI's repeats at its top level."""

@@ -7,9 +7,9 @@ from sqlalchemy import ColumnElement, func, update
 
 from alignkit_server.clock import now
 from alignkit_server.jobs.status import UNFINISHED
-from alignkit_server.jobs.tables import Checkpoint, Event, Job
 from alignkit_server.pagination import Page, PageQuery
 from alignkit_server.scoped import ScopedRepository
+from alignkit_server.tables import Checkpoint, Event, Job
 
 RATES = 20
 """Former jobs that an estimate looks at."""

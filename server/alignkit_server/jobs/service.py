@@ -19,16 +19,16 @@ from alignkit_server.jobs.idempotency import Idempotency
 from alignkit_server.jobs.metrics import collect
 from alignkit_server.jobs.preparation import PreparedJob
 from alignkit_server.jobs.presenting import present_checkpoint, present_event, present_job
+from alignkit_server.jobs.queue import places
 from alignkit_server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
 from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject
 from alignkit_server.jobs.status import ACTIVE, FINISHED, PAUSED, UNFINISHED
-from alignkit_server.jobs.tables import Event, Job
-from alignkit_server.jobs.turns import places
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_job
 from alignkit_server.models.repository import ModelRepository
 from alignkit_server.pagination import CursorListObject, ListObject, PageQuery
 from alignkit_server.services import Services
+from alignkit_server.tables import Event, Job
 from alignkit_server.webhooks.repository import announce
 
 
@@ -126,13 +126,7 @@ class JobService:
     def checkpoints(self, job_id: str, query: PageQuery) -> CursorListObject[CheckpointObject]:
         """A page of a job's published checkpoints, newest first."""
         page = self._checkpoints.list(self._jobs.get(job_id).id, query)
-        data = [present_checkpoint(checkpoint) for checkpoint in page.items]
-        return CursorListObject(
-            data=data,
-            has_more=page.has_more,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-        )
+        return CursorListObject.of(page, present_checkpoint)
 
     def metrics(self, job_id: str, names: Collection[str], max_points: int) -> JobMetrics:
         """A job's metrics as series of at most `max_points`."""

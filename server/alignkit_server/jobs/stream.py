@@ -13,7 +13,7 @@ from alignkit_server.errors import ApiError
 from alignkit_server.jobs.presenting import present_event
 from alignkit_server.jobs.repository import EventRepository, JobRepository
 from alignkit_server.jobs.status import FINISHED
-from alignkit_server.jobs.tables import Event
+from alignkit_server.tables import Event
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 15.0

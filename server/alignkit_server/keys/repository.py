@@ -7,9 +7,9 @@ from sqlalchemy import bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from alignkit_server.clock import now
-from alignkit_server.keys.tables import ApiKey, Project
 from alignkit_server.pagination import Page, PageQuery
 from alignkit_server.scoped import ScopedRepository
+from alignkit_server.tables import ApiKey, Project
 
 
 class FoundKey(NamedTuple):

@@ -14,7 +14,7 @@ from alignkit_server.database import Database
 from alignkit_server.ids import KEY, PROJECT, new_id
 from alignkit_server.keys.repository import FoundKey, KeyRepository
 from alignkit_server.keys.scopes import PROJECT_SCOPES
-from alignkit_server.keys.tables import ApiKey, Project
+from alignkit_server.tables import ApiKey, Project
 
 TOKEN_BYTES = 32
 HINT_LENGTH = 4

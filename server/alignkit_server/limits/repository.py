@@ -6,10 +6,8 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from alignkit_server.clock import now
-from alignkit_server.files.tables import File
 from alignkit_server.jobs.status import WAITING
-from alignkit_server.jobs.tables import Job
-from alignkit_server.keys.tables import Project
+from alignkit_server.tables import File, Job, Project
 
 GPU_WINDOW = 30 * 24 * 3600
 """Seconds for which a job counts after it first started."""

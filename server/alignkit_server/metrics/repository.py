@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.jobs.status import ACTIVE, FINISHED, PAUSED, WAITING
-from alignkit_server.jobs.tables import Event, Job
+from alignkit_server.tables import Event, Job
 
 REPORTS = 20
 """A running job's last reports, over which its pace is measured."""

@@ -10,8 +10,8 @@ from alignkit.models import NAME_PATTERN, available
 from alignkit_server.database import Database
 from alignkit_server.errors import ApiError
 from alignkit_server.models.repository import FoundModel, ModelRepository, UsableModels
-from alignkit_server.models.tables import FineTunedModel
 from alignkit_server.settings import Settings
+from alignkit_server.tables import FineTunedModel
 
 BASE = "base"
 ADAPTER = "adapter"

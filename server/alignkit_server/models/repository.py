@@ -6,12 +6,9 @@ from typing import NamedTuple
 from sqlalchemy import Select, or_, select
 
 from alignkit.methods import METHODS, names_of_models
-from alignkit_server.checkpoints.tables import Permission
 from alignkit_server.jobs.repository import JobRepository
-from alignkit_server.jobs.tables import Job
-from alignkit_server.keys.tables import Project
-from alignkit_server.models.tables import FineTunedModel
 from alignkit_server.scoped import ScopedRepository
+from alignkit_server.tables import FineTunedModel, Job, Permission, Project
 
 
 class FoundModel(NamedTuple):

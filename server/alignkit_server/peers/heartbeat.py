@@ -18,7 +18,7 @@ from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.engines.process import runs
 from alignkit_server.ids import SERVER, new_id
-from alignkit_server.peers.tables import Peer
+from alignkit_server.tables import Peer
 
 BEAT_SECONDS = 2.0
 TIMEOUT_SECONDS = 30

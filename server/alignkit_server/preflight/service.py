@@ -18,8 +18,8 @@ from alignkit.errors import DataError, ModelError
 from alignkit.recipe import Recipe
 from alignkit_server.errors import ApiError
 from alignkit_server.jobs.preparation import PreparedJob
+from alignkit_server.jobs.queue import waiting
 from alignkit_server.jobs.repository import JobRepository
-from alignkit_server.jobs.turns import waiting
 from alignkit_server.keys.service import Principal
 from alignkit_server.preflight.schemas import (
     EstimateObject,

@@ -5,8 +5,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from alignkit_server.errors import ApiError, not_found
-from alignkit_server.keys.tables import Project
 from alignkit_server.pagination import Page, PageQuery
+from alignkit_server.tables import Project
 
 
 class ProjectRepository:

@@ -13,7 +13,6 @@ from alignkit_server.errors import ApiError
 from alignkit_server.ids import PROJECT, new_id
 from alignkit_server.keys.repository import ProjectKeyRepository
 from alignkit_server.keys.service import new_key
-from alignkit_server.keys.tables import ApiKey, Project
 from alignkit_server.limits.quotas import limits_of
 from alignkit_server.limits.repository import UsageRepository
 from alignkit_server.pagination import CursorListObject, PageQuery
@@ -29,6 +28,7 @@ from alignkit_server.projects.schemas import (
     ProjectObject,
     UsageObject,
 )
+from alignkit_server.tables import ApiKey, Project
 
 log = structlog.get_logger()
 
@@ -49,14 +49,7 @@ class ProjectService:
 
     def list(self, query: PageQuery) -> CursorListObject[ProjectObject]:
         """A page of projects, newest first."""
-        page = self._projects.page(query)
-        data = [self._present(project) for project in page.items]
-        return CursorListObject(
-            data=data,
-            has_more=page.has_more,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-        )
+        return CursorListObject.of(self._projects.page(query), self._present)
 
     def get(self, project_id: str) -> ProjectObject:
         """One project."""
@@ -95,14 +88,7 @@ class KeyService:
 
     def list(self, query: PageQuery) -> CursorListObject[KeyObject]:
         """A page of keys, newest first."""
-        page = self._keys.list(query)
-        data = [KeyObject(**_fields(key)) for key in page.items]
-        return CursorListObject(
-            data=data,
-            has_more=page.has_more,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-        )
+        return CursorListObject.of(self._keys.list(query), lambda key: KeyObject(**_fields(key)))
 
     def get(self, key_id: str) -> KeyObject:
         """One key."""

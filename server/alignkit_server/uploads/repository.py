@@ -6,7 +6,7 @@ from sqlalchemy import func, select, update
 
 from alignkit_server.clock import now
 from alignkit_server.scoped import ScopedRepository
-from alignkit_server.uploads.tables import Upload, UploadPart
+from alignkit_server.tables import Upload, UploadPart
 
 
 class UploadRepository(ScopedRepository[Upload]):

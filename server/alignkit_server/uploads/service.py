@@ -24,6 +24,7 @@ from alignkit_server.ids import PART, UPLOAD, new_id
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_bytes
 from alignkit_server.services import Services
+from alignkit_server.tables import Upload, UploadPart
 from alignkit_server.uploads.repository import PartRepository, UploadRepository
 from alignkit_server.uploads.schemas import (
     MAX_PARTS,
@@ -32,7 +33,6 @@ from alignkit_server.uploads.schemas import (
     UploadObject,
     UploadRequest,
 )
-from alignkit_server.uploads.tables import Upload, UploadPart
 
 LIFETIME_SECONDS = 3600
 """OpenAI's: an upload expires an hour after it was opened."""

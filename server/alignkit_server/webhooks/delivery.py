@@ -12,9 +12,9 @@ from sqlalchemy import select
 
 from alignkit_server.database import Database
 from alignkit_server.settings import Settings
+from alignkit_server.tables import Delivery, Endpoint
 from alignkit_server.webhooks.repository import PENDING
 from alignkit_server.webhooks.sender import active_secrets, send
-from alignkit_server.webhooks.tables import Delivery, Endpoint
 from alignkit_server.webhooks.targets import TargetError
 
 QUEUE = "webhooks"

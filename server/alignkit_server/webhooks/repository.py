@@ -7,10 +7,9 @@ from sqlalchemy.orm import Session
 
 from alignkit_server.clock import now
 from alignkit_server.ids import DELIVERY, new_id
-from alignkit_server.jobs.tables import Job
 from alignkit_server.pagination import Page, PageQuery
 from alignkit_server.scoped import ScopedRepository
-from alignkit_server.webhooks.tables import Delivery, Endpoint
+from alignkit_server.tables import Delivery, Endpoint, Job
 
 PENDING = "pending"
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from alignkit_server.clock import now
-from alignkit_server.webhooks.tables import Endpoint
+from alignkit_server.tables import Endpoint
 from alignkit_server.webhooks.targets import TargetError, resolve
 
 PREFIX = "whsec_"

@@ -12,6 +12,7 @@ from alignkit_server.ids import DELIVERY, WEBHOOK, new_id
 from alignkit_server.keys.service import Principal
 from alignkit_server.pagination import CursorListObject, PageQuery
 from alignkit_server.services import Services
+from alignkit_server.tables import Endpoint
 from alignkit_server.webhooks.repository import EndpointRepository, event
 from alignkit_server.webhooks.schemas import (
     EndpointDeleted,
@@ -22,7 +23,6 @@ from alignkit_server.webhooks.schemas import (
     TestResult,
 )
 from alignkit_server.webhooks.sender import active_secrets, new_secret, send
-from alignkit_server.webhooks.tables import Endpoint
 from alignkit_server.webhooks.targets import TargetError, check_url
 
 MAX_ENDPOINTS = 20
@@ -56,14 +56,7 @@ class WebhookService:
 
     def list(self, query: PageQuery) -> CursorListObject[EndpointObject]:
         """A page of endpoints, newest first."""
-        page = self._endpoints.list(query)
-        data = [_present(endpoint) for endpoint in page.items]
-        return CursorListObject(
-            data=data,
-            has_more=page.has_more,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-        )
+        return CursorListObject.of(self._endpoints.list(query), _present)
 
     def get(self, endpoint_id: str) -> EndpointObject:
         """One endpoint."""

@@ -166,7 +166,7 @@ class Cluster:
 def stub_python(folder: Path) -> str:
     """Stands in for the nodes' interpreter: the service's own modules are real, training is the stub's."""
     program = folder / "node-python"
-    stub = HERE.parent / "jobs" / "stub_trainer.py"
+    stub = HERE.parent / "runner" / "stub_trainer.py"
     program.write_text(
         "#!/bin/sh\n"
         'case "$2" in\n'

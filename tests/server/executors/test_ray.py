@@ -10,10 +10,10 @@ import pytest
 from alignkit.errors import AlignkitError
 from alignkit.run_folder import RunFolder
 from alignkit_server.engines.process import free_port
-from alignkit_server.executors.choice import executor_of
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 from alignkit_server.executors.ray import executor as module
 from alignkit_server.executors.ray.executor import RayExecutor
+from alignkit_server.executors.registry import executor_of
 from alignkit_server.settings import RaySettings, Settings
 from tests.server.executors.ray_cluster import Cluster, stub_python, until
 

@@ -15,7 +15,7 @@ from alignkit_server.executors.ray.executor import RayExecutor
 from alignkit_server.settings import RaySettings
 from tests.distributed.launching import build_inputs, write_recipe
 from tests.server.executors.ray_cluster import Cluster, stub_python, until
-from tests.server.jobs.killing import Rig
+from tests.server.runner.killing import Rig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

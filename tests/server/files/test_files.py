@@ -9,7 +9,7 @@ from openai import OpenAI
 
 from alignkit_server.clock import now
 from alignkit_server.files.service import safe_filename
-from alignkit_server.files.tables import File
+from alignkit_server.tables import File
 from tests.server.support import Running, create_job, pairs, upload, wait_until
 
 

@@ -12,14 +12,14 @@ from sqlalchemy import text, update
 from alignkit_server.app import create_app
 from alignkit_server.clock import now
 from alignkit_server.database import Database
+from alignkit_server.keys.authentication import OPEN_PATHS
 from alignkit_server.keys.bootstrap import ensure_first_key
-from alignkit_server.keys.guard import OPEN_PATHS
-from alignkit_server.keys.redaction import without_keys
 from alignkit_server.keys.scopes import SCOPES, scopes_for
 from alignkit_server.keys.service import authenticate, issue_key
-from alignkit_server.keys.tables import ApiKey
 from alignkit_server.migrate import migrate
+from alignkit_server.redaction import without_keys
 from alignkit_server.settings import Settings
+from alignkit_server.tables import ApiKey
 from tests.server.support import Running
 
 

@@ -11,14 +11,13 @@ from openai import OpenAI
 from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.errors import ApiError
-from alignkit_server.files.tables import File
 from alignkit_server.ids import FILE, new_id
 from alignkit_server.keys.service import issue_key
-from alignkit_server.keys.tables import Project
 from alignkit_server.limits.quotas import require_bytes
 from alignkit_server.limits.repository import GPU_WINDOW
 from alignkit_server.migrate import migrate
 from alignkit_server.settings import Limits
+from alignkit_server.tables import File, Project
 from tests.server.support import Running, create_job, upload
 
 THREADS = 8

@@ -13,7 +13,7 @@ from alignkit.data.report import preview_row
 from alignkit.data.tokens import load_tokenizer
 from alignkit.estimate import at_hand, estimate, lengths_of
 from alignkit.recipe import Recipe
-from alignkit_server.jobs.tables import Job
+from alignkit_server.tables import Job
 from tests.preference import pair_ids
 from tests.server.support import BASE_MODEL, Running, add_base_model, create_job, method, pairs, serve, upload
 from tests.tiny import build_tiny_tokenizer

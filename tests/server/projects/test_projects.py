@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from alignkit_server.keys.tables import ApiKey
+from alignkit_server.tables import ApiKey
 from tests.server.support import Running, create_job, upload
 
 

@@ -9,7 +9,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from alignkit_server.clock import now
-from alignkit_server.uploads.tables import Upload
+from alignkit_server.tables import Upload
 from tests.server.shapes import conforms
 from tests.server.support import Running, create_job, pairs
 

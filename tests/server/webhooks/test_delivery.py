@@ -14,19 +14,18 @@ from sqlalchemy import select
 from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.ids import WEBHOOK, new_id
-from alignkit_server.jobs import dbos_runner
-from alignkit_server.jobs.context import JobServices
-from alignkit_server.jobs.dbos_runner import DBOSRunner
-from alignkit_server.jobs.ledger import JobLedger
-from alignkit_server.jobs.tables import Job
 from alignkit_server.keys.service import issue_key
 from alignkit_server.migrate import migrate
+from alignkit_server.runner import dbos as dbos_runner
+from alignkit_server.runner.dbos import DBOSRunner
+from alignkit_server.runner.ledger import JobLedger
+from alignkit_server.runner.step_services import StepServices
 from alignkit_server.settings import Settings
+from alignkit_server.tables import Delivery, Endpoint, Job
 from alignkit_server.webhooks import delivery
 from alignkit_server.webhooks.sender import new_secret
-from alignkit_server.webhooks.tables import Delivery, Endpoint
-from tests.server.jobs.test_ledger import store_job
-from tests.server.jobs.test_workflow import FakeEngines, FakeExecutor
+from tests.server.runner.test_ledger import store_job
+from tests.server.runner.test_workflow import FakeEngines, FakeExecutor
 from tests.server.support import wait_until
 from tests.server.webhooks.receiver import Receiver, receiving
 
@@ -54,7 +53,7 @@ def ledger(settings: Settings) -> Iterator[JobLedger]:
 def running(settings: Settings, ledger: JobLedger) -> Iterator[DBOSRunner]:
     """The durable queue; its jobs are not what is tested, so there is neither trainer nor engine."""
     engines: Any = FakeEngines()
-    runner = DBOSRunner(JobServices(settings, ledger, FakeExecutor(), engines, threading.Event()))
+    runner = DBOSRunner(StepServices(settings, ledger, FakeExecutor(), engines, threading.Event()))
     runner.start()
     try:
         yield runner

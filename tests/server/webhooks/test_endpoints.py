@@ -9,8 +9,8 @@ from openai import InvalidWebhookSignatureError, OpenAI
 from openai.types.webhooks import WebhookEndpointTestResult
 
 from alignkit_server.clock import now
+from alignkit_server.tables import Endpoint
 from alignkit_server.webhooks import targets
-from alignkit_server.webhooks.tables import Endpoint
 from tests.server.shapes import conforms
 from tests.server.support import Running, create_job
 from tests.server.webhooks.receiver import receiving

@@ -1,1 +1,1 @@
-"""Training on a Ray cluster: the server's half (executor, jobs), and the half that runs on nodes (entry, guard)."""
+"""Training on a Ray cluster: the server's half (executor, jobs) and the nodes' half (entry, supervisor)."""

@@ -9,8 +9,8 @@ from alignkit import extras
 from alignkit.checkpoint_store import CheckpointStore
 from alignkit.errors import AlignkitError
 from alignkit.run_folder import RunFolder
-from alignkit_server.executors.ray.guard import guarded
 from alignkit_server.executors.ray.submission import Submission, read
+from alignkit_server.executors.ray.supervisor import supervise
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
         return 0
     submission = replace(submission, order=replace(submission.order, resume=_goes_on(submission)))
     if submission.order.nodes == 1:
-        return guarded(submission)
+        return supervise(submission)
     try:
         with extras.needed("ray", purpose="a run over several nodes"):
             from alignkit_server.executors.ray.several import run  # Ray Train; a run on one node needs none

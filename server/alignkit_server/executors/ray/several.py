@@ -11,8 +11,8 @@ from ray.util import get_node_ip_address
 
 from alignkit.launch import Machine
 from alignkit_server.engines.process import free_port
-from alignkit_server.executors.ray.guard import BEAT_SECONDS, guarded
 from alignkit_server.executors.ray.submission import Submission, marks
+from alignkit_server.executors.ray.supervisor import BEAT_SECONDS, supervise
 
 
 def run(submission: Submission) -> int:
@@ -49,7 +49,7 @@ def _on_node(config: dict[str, Submission]) -> None:
     submission, rank = config["submission"], get_context().get_world_rank()
     address, port = broadcast_from_rank_zero((get_node_ip_address(), free_port("")) if rank == 0 else None)
     machine = Machine(rank=rank, total=submission.order.nodes, address=address, port=port)
-    status = guarded(submission, machine)
+    status = supervise(submission, machine)
     if status:
         raise RuntimeError(f"the training processes of node {rank} ended with status {status}")
 

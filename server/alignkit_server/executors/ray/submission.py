@@ -2,7 +2,7 @@
 
 ray.json          the last submission, written before Ray hears of it
 ray/pause         the id of the submission that is to save its state and end
-ray/alive-I-R     counted up by the guard of process group R of submission I, for as long as it may still write
+ray/alive-I-R     counted up by the supervisor of process group R of submission I, for as long as it may still write
 """
 
 import json

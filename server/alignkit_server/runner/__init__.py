@@ -1,0 +1,1 @@
+"""The durable workflow of a job: its queue, its training, its publishing."""

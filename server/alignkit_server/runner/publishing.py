@@ -1,0 +1,158 @@
+"""From a trained run to a model that answers: publish, prove, finish."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS
+
+from alignkit.run_folder import RunFolder
+from alignkit_server import tracing
+from alignkit_server.engines.adapters import publish
+from alignkit_server.engines.canary import CanaryReport, check
+from alignkit_server.engines.command import engine_dtype
+from alignkit_server.engines.engine import BACK_OFF_SECONDS
+from alignkit_server.engines.errors import AdapterError, CanaryError, EngineError
+from alignkit_server.engines.weights import publish_weights
+from alignkit_server.models.catalog import ADAPTER, FULL
+from alignkit_server.models.names import model_name
+from alignkit_server.runner.ledger import JobRecord
+from alignkit_server.runner.result_csv import FILENAME, PURPOSE, result_file_id, results_csv
+from alignkit_server.runner.step_services import Detached, JobFailedError, StepServices, folder_of, use
+
+PROOFS = 3
+"""How often an engine may fail, or be killed, before a trained job fails with it."""
+
+PASSING = ("engine_failed", "engine_busy")
+
+
+@DBOS.step(name="publish")
+@tracing.stage("publish")
+def publish_models(job_id: str) -> None:
+    """Put the result and every checkpoint where an engine finds them."""
+    services, folder = use(), folder_of(job_id)
+    job = services.ledger.get(job_id)
+    checkpoints = {step_of(path): path for path in folder.checkpoints.glob("checkpoint-*")}
+    for step, path in sorted(checkpoints.items()):
+        _publish(services, job, path, step)
+    _publish(services, job, folder.model if kind_of(job) == FULL else folder.adapter, None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _publish(services: StepServices, job: JobRecord, path: Path, step: int | None) -> None:
+    name, kind = name_of(job, step), kind_of(job)
+    try:
+        if kind == FULL:
+            published = publish_weights(services.settings, path, model_name=name)
+        else:
+            published = publish(services.settings, path, model_name=name, base_model=job.base_model)
+    except AdapterError as error:
+        raise JobFailedError("not_servable", str(error)) from error
+    services.ledger.add_model(
+        job.id, name=name, base_model=job.base_model, kind=kind, path=str(published), step=step
+    )
+    if step is not None:
+        services.ledger.add_checkpoint(
+            job.id, step=step, model_name=name, metrics={}, path=f"checkpoints/{path.name}"
+        )
+
+
+def kind_of(job: JobRecord) -> str:
+    """What the job makes: an adapter, or a whole model."""
+    return ADAPTER if job.recipe.get("lora", True) else FULL
+
+
+def name_of(job: JobRecord, step: int | None = None) -> str:
+    """The name a job's model is served under."""
+    return model_name(job.base_model, job.project_name, job.suffix, job.id, step)
+
+
+@DBOS.step(name="canary")
+@tracing.stage("canary")
+def prove(job_id: str) -> None:
+    """Let the engine show that it answers as the trained model."""
+    services = use()
+    message = "Checking that the served model answers as trained"
+    services.ledger.add_event(job_id, level="info", message=message, once="canary")
+    try:
+        report = _report(services, services.ledger.get(job_id), folder_of(job_id))
+    except CanaryError as error:
+        raise JobFailedError(
+            "canary_failed", f"The model was trained but is not served as trained: {error}"
+        ) from error
+    level = "info" if report.conclusive else "warn"
+    services.ledger.add_event(
+        job_id, level=level, message=str(report), data={"canary": report.to_dict()}, once="canary report"
+    )
+
+
+def _report(services: StepServices, job: JobRecord, folder: RunFolder) -> CanaryReport:
+    """The canary's report; an engine that was killed meanwhile is started again, one run elsewhere is waited for."""
+    engine = name_of(job) if kind_of(job) == FULL else job.base_model
+    elsewhere = engine in services.settings.engine.urls
+    patience = services.settings.engine.start_timeout_seconds if elsewhere else 0.0
+    deadline = time.monotonic() + patience
+    proofs = 0
+    while True:
+        proofs += 1
+        try:
+            with services.engines.held(engine):
+                return check(
+                    services.engines.endpoint(engine),
+                    base_model=job.base_model,
+                    model_name=name_of(job),
+                    canary=_canary(folder),
+                    engine_dtype=engine_dtype(services.settings),
+                )
+        except EngineError as error:
+            if services.stopping.is_set():
+                raise Detached from error
+            if error.code not in PASSING or (proofs >= PROOFS and time.monotonic() >= deadline):
+                message = f"The model was trained but cannot be served: {error}"
+                raise JobFailedError(error.code, message) from error
+        if services.stopping.wait(BACK_OFF_SECONDS):
+            raise Detached
+
+
+def _canary(folder: RunFolder) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(folder.canary.read_text(encoding="utf-8"))
+    return value
+
+
+@DBOS.step(name="finish")
+@tracing.stage("finish")
+def finish(job_id: str) -> None:
+    """Name the model and close the job."""
+    services = use()
+    result = folder_of(job_id).read_result() or {}
+    name = name_of(services.ledger.get(job_id))
+    result_file = _keep_results(services, job_id)
+    services.ledger.transition(
+        job_id,
+        "succeeded",
+        only_from=("running",),
+        events=[
+            ("info", f"New fine-tuned model created: {name}"),
+            ("info", "The job has successfully completed"),
+        ],
+        fine_tuned_model=name,
+        trained_tokens=result.get("trained_tokens"),
+        result_files=[result_file],
+        finished_at=int(time.time()),
+        estimated_finish=None,
+    )
+
+
+def _keep_results(services: StepServices, job_id: str) -> str:
+    """Make the job's metrics a file of its project; the file's id."""
+    file_id, content = result_file_id(job_id), results_csv(job_id, services.ledger.metrics(job_id))
+    path = services.settings.files_dir / file_id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    services.ledger.add_file(job_id, id=file_id, filename=FILENAME, purpose=PURPOSE, size=len(content))
+    return file_id

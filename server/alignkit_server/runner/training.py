@@ -1,0 +1,236 @@
+"""The training of one attempt at a job: started, followed, and started again where it was killed.
+
+A trainer that fails says so in result.json, and its job fails. One that is gone without a word was killed (by
+SIGKILL, for want of memory, with its machine), and one that says "paused" though nobody asked was ended from outside:
+both go on from the last whole checkpoint, `training_restarts` times from the same one.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import structlog
+import yaml
+from dbos import DBOS
+
+from alignkit.recipe import paths_of
+from alignkit.run_folder import RunFolder
+from alignkit_server import tracing
+from alignkit_server.executors.protocol import ExecutorUnavailableError
+from alignkit_server.jobs.status import PAUSED
+from alignkit_server.runner.event_follower import EventFollower
+from alignkit_server.runner.ledger import JobRecord
+from alignkit_server.runner.step_services import Detached, JobFailedError, folder_of, use, with_log
+
+POLL_SECONDS = 0.5
+TOLERATED_SECONDS = 3.0
+"""For which an executor may be silent before the job's events say so."""
+MARKER = "attempt"
+"""The file that says which start of the job the run in its folder is of."""
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Start(NamedTuple):
+    """One of the starts of an attempt: the first, or a repeat after its trainer was killed."""
+
+    number: int = 0
+    from_step: int = 0
+    fruitless: int = 0
+    """How many starts from that step ended there."""
+
+    def after(self, step: int) -> "Start":
+        """The next start, from the checkpoint at `step`."""
+        fruitless = 1 if step > self.from_step else self.fruitless + 1
+        return Start(self.number + 1, step, fruitless)
+
+
+FIRST = Start()
+
+
+class Ending(NamedTuple):
+    """How a run ended: "trained", "left" (paused, cancelled) or "killed"; and its last whole checkpoint's step."""
+
+    outcome: str
+    step: int = 0
+
+
+def train(job_id: str, attempt: int) -> bool:
+    """Train until there is a result; False where the job was paused or cancelled. Part of the workflow.
+
+    Raises JobFailedError where there will be none.
+    """
+    start = FIRST
+    while launch(job_id, attempt, start):
+        ending = Ending(*watch(job_id, attempt, start))
+        if ending.outcome != "killed":
+            return ending.outcome == "trained"
+        start = start.after(ending.step)
+    return False
+
+
+@DBOS.step(name="launch")
+@tracing.stage("launch")
+def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
+    """Write the recipe and start training; False if the job was paused or cancelled meanwhile."""
+    services = use()
+    job = services.ledger.get(job_id)
+    if job.attempt != attempt:
+        return False
+    begins = services.ledger.transition(
+        job_id,
+        "running",
+        only_from=("validating_files", "queued"),
+        events=[("info", "Fine-tuning job started" if attempt == 1 else "Fine-tuning job resumed")],
+    )
+    if begins and attempt == 1:
+        tracing.queued(job_id, job.created_at)
+    if not goes_on(job_id, attempt):
+        return False
+    folder = folder_of(job_id)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if _prepare(folder, job, f"{attempt}.{start.number}"):
+        _require_inputs(job)
+        # A run that has reported anything goes on in its own folder; with no checkpoint yet, from the beginning.
+        resume = attempt > 1 or folder.events.exists()
+        answered(job_id, lambda: services.executor.start(folder.path, resume=resume))
+    return True
+
+
+def goes_on(job_id: str, attempt: int) -> bool:
+    """Whether this attempt is still what the job is at."""
+    job = use().ledger.get(job_id)
+    return job.status == "running" and job.attempt == attempt
+
+
+def _require_inputs(job: JobRecord) -> None:
+    """Fail a job whose files somebody took from the disk while it waited: its trainer could not say why it ended."""
+    for keys, value in paths_of(job.recipe):
+        if not Path(value).exists():
+            message = (
+                f"{'.'.join(keys)} is no longer on this server's disk: bring it back, or create another job."
+            )
+            raise JobFailedError("input_gone", message)
+
+
+def _prepare(folder: RunFolder, job: JobRecord, start: str) -> bool:
+    """Make the folder ready for this start, once; whether there is anything left to train."""
+    marker = folder.path / MARKER
+    if not marker.exists() or marker.read_text(encoding="utf-8") != start:
+        _wind_down(job.id, folder)  # the attempt before may still be saving its state
+        if (folder.read_result() or {}).get("status") == "succeeded":
+            return False
+        folder.result.unlink(missing_ok=True)
+        folder.recipe.write_text(
+            yaml.safe_dump(job.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        _end_last_line(folder)
+        marker.write_text(start, encoding="utf-8")
+    return True
+
+
+def _end_last_line(folder: RunFolder) -> None:
+    """Close an event that a killed trainer had half written: the next one must begin a line."""
+    try:
+        with folder.events.open("r+b") as file:
+            if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                file.write(b"\n")
+    except FileNotFoundError:
+        return
+
+
+@DBOS.step(name="watch")
+@tracing.stage("train")
+def watch(job_id: str, attempt: int = 1, start: Start = FIRST) -> tuple[str, int]:
+    """Follow the run until its process is gone; returns the fields of an `Ending`.
+
+    DBOS records them as plain values, so that moving a class does not make records unreadable.
+    Raises JobFailedError where the run failed, or was killed once too often.
+    """
+    outcome, step = _follow(job_id, attempt, start)
+    return outcome, step
+
+
+def _follow(job_id: str, attempt: int, start: Start) -> Ending:
+    services, folder = use(), folder_of(job_id)
+    reader = EventFollower(services.ledger, job_id, folder)
+    while answered(job_id, lambda: services.executor.running(folder.path), meanwhile=reader.read):
+        reader.read()
+        if not goes_on(job_id, attempt):
+            _wind_down(job_id, folder)
+        elif services.stopping.wait(POLL_SECONDS):
+            raise Detached
+    reader.read()
+    if not goes_on(job_id, attempt):
+        return Ending("left")
+    result = folder.read_result() or {}
+    if result.get("status") == "succeeded":
+        return Ending("trained")
+    if result.get("status") == "failed":
+        raise JobFailedError(result["error"]["code"], with_log(result["error"]["message"], folder))
+    return _killed(job_id, folder, start, interrupted=result.get("status") == PAUSED)
+
+
+def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) -> Ending:
+    """What becomes of a run that was ended from outside: it starts again, unless that did not help before."""
+    services = use()
+    checkpoint = folder.last_checkpoint()
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    following, most = start.after(step), services.settings.training_restarts
+    if following.fruitless > most:
+        if not interrupted:
+            times = f"{following.fruitless} times at the same place" if most else "once"
+            raise JobFailedError("training_died", with_log(f"The training process died {times}.", folder))
+        message = "Training was interrupted from outside: resume the job to go on"
+        services.ledger.transition(job_id, PAUSED, only_from=("running",), events=[("warn", message)])
+        return Ending("left")
+    ended = "was interrupted from outside" if interrupted else "died"
+    whence = f"from the checkpoint at step {step}" if step else "from the beginning"
+    services.ledger.add_event(
+        job_id,
+        level="warn",
+        message=f"The training process {ended}; it goes on {whence}",
+        data={"step": step, "restart": following.number},
+        once=f"{services.ledger.get(job_id).attempt}.{following.number}",
+    )
+    log.warning("training restarts", job_id=job_id, step=step, restart=following.number)
+    return Ending("killed", step)
+
+
+def _wind_down(job_id: str, folder: RunFolder) -> None:
+    """End the run, with its state saved if the job is to go on and the saving does not take too long."""
+    services = use()
+    answered(job_id, lambda: services.executor.interrupt(folder.path))
+    deadline = time.monotonic() + services.settings.pause_grace_seconds
+    while answered(job_id, lambda: services.executor.running(folder.path)):
+        if services.ledger.get(job_id).status == "cancelled" or time.monotonic() > deadline:
+            answered(job_id, lambda: services.executor.stop(folder.path))
+        elif services.stopping.wait(POLL_SECONDS):
+            raise Detached
+
+
+def answered(job_id: str, ask: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
+    """What the executor answers to `ask`, however long it does not: an event says so, and so when it does again.
+
+    `meanwhile` is called now and then until it answers.
+    """
+    services, began, told = use(), time.time(), False
+
+    def tell(level: str, message: str) -> None:
+        services.ledger.add_event(job_id, level=level, message=message, once=f"{message} {began}")
+
+    while True:
+        try:
+            answer = ask()
+        except ExecutorUnavailableError as error:
+            if not told and time.time() - began > TOLERATED_SECONDS:
+                told = True
+                tell("warn", f"{error}. The job waits for it; nothing is lost")
+            meanwhile()
+            if services.stopping.wait(POLL_SECONDS):
+                raise Detached from error
+        else:
+            if told:
+                tell("info", "What runs the training answers again")
+            return answer

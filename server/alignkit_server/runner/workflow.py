@@ -1,0 +1,69 @@
+"""A job's way from the queue to an answering model, as a durable DBOS workflow.
+
+    launch -> watch -> publish -> canary -> succeeded
+
+Each step may be repeated after a crash: starting finds a run that goes on already, events are stored once a line,
+publishing replaces whole folders, and every change of status is a compare-and-set. The training itself is an
+external process that a restarted server finds again.
+"""
+
+import time
+
+import structlog
+from dbos import DBOS
+
+from alignkit_server.runner.publishing import finish, prove, publish_models
+from alignkit_server.runner.step_services import JobFailedError, use
+from alignkit_server.runner.training import train
+from alignkit_server.webhooks import delivery
+
+WORKFLOW_VERSION = "3"
+"""Raised when a running workflow could not resume under the new code; otherwise an upgrade adopts running jobs.
+
+2 -> 3: the records of 2 name classes of a package that was called `server`.
+"""
+
+log = structlog.get_logger()
+
+
+@DBOS.workflow(name="fine_tune", max_recovery_attempts=None)  # however often its servers are killed
+def fine_tune(job_id: str, attempt: int = 1) -> None:
+    """Run one job to its end, or until it is paused; every outcome is in the ledger.
+
+    A job that was resumed is another `attempt`, a workflow of its own.
+    """
+    with structlog.contextvars.bound_contextvars(job_id=job_id):
+        try:
+            if not train(job_id, attempt):
+                return
+            publish_models(job_id)
+            prove(job_id)
+            finish(job_id)
+        except JobFailedError as error:
+            fail(job_id, error.code, str(error))
+        except Exception as error:
+            log.exception("job crashed")
+            message = f"The server failed while working on the job: {type(error).__name__}"
+            fail(job_id, "internal_error", message)
+        for delivery_id in webhooks(job_id):
+            delivery.enqueue(delivery_id)
+
+
+@DBOS.step(name="webhooks")
+def webhooks(job_id: str) -> list[str]:
+    """The events that tell of the job's end."""
+    return delivery.pending(job_id)
+
+
+@DBOS.step(name="fail")
+def fail(job_id: str, code: str, message: str) -> None:
+    """Close a job that cannot go on; a cancelled one stays cancelled."""
+    use().ledger.transition(
+        job_id,
+        "failed",
+        only_from=("validating_files", "queued", "running"),
+        events=[("error", message)],
+        error={"code": code, "message": message, "param": None},
+        finished_at=int(time.time()),
+        estimated_finish=None,
+    )

@@ -1,0 +1,29 @@
+"""Every table; nothing but tables is imported here, so that every other package may import them."""
+
+from alignkit_server.tables.base import Base, Owned
+from alignkit_server.tables.files import File
+from alignkit_server.tables.jobs import Checkpoint, Event, Job
+from alignkit_server.tables.models import FineTunedModel
+from alignkit_server.tables.peers import Peer
+from alignkit_server.tables.permissions import Permission
+from alignkit_server.tables.projects import ApiKey, Project
+from alignkit_server.tables.uploads import Upload, UploadPart
+from alignkit_server.tables.webhooks import Delivery, Endpoint
+
+__all__ = [
+    "ApiKey",
+    "Base",
+    "Checkpoint",
+    "Delivery",
+    "Endpoint",
+    "Event",
+    "File",
+    "FineTunedModel",
+    "Job",
+    "Owned",
+    "Peer",
+    "Permission",
+    "Project",
+    "Upload",
+    "UploadPart",
+]

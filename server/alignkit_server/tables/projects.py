@@ -1,0 +1,30 @@
+"""Projects and the keys that open them."""
+
+from sqlalchemy import JSON, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from alignkit_server.tables.base import Base, Owned
+
+
+class Project(Base):
+    """What every other row belongs to; `limits` are those that differ from the service's."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(32), unique=True)
+    created_at: Mapped[int]
+    limits: Mapped[dict[str, int] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class ApiKey(Owned, Base):
+    """A key, known by its hash only; `hint` is the end of it, by which people tell keys apart."""
+
+    __tablename__ = "api_keys"
+
+    name: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    hint: Mapped[str] = mapped_column(String(8))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    expires_at: Mapped[int | None]
+    last_used_at: Mapped[int | None]

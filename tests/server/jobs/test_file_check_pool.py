@@ -1,0 +1,89 @@
+"""Requests that read data files wait for one another, and no other request waits for them."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from alignkit.data.validation import check_file
+from alignkit_server.jobs.file_check_pool import AT_ONCE, OF_A_PROJECT
+from tests.server.support import BASE_MODEL, Running, method, upload, wait_until
+
+SHARED_THREADS = 40
+"""anyio's, which all plain functions of FastAPI take turns for."""
+ROUTES = ("jobs", "preview", "jobs/estimate")
+
+
+class SlowCheck:
+    """A check of a file that lasts until it is let go, in place of the service's own."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self._lock = threading.Lock()
+        self.gate = threading.Event()
+        self.running = 0
+        self.most = 0
+
+    def __call__(self, path: Path, method: str, *, max_line_bytes: int) -> Any:
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        assert self.gate.wait(30)
+        with self._lock:
+            self.running -= 1
+        return self._real(path, method, max_line_bytes=max_line_bytes)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowCheck]:
+    slow = SlowCheck(check_file)
+    monkeypatch.setattr("alignkit_server.jobs.preparation.check_file", slow)
+    yield slow
+    slow.gate.set()
+
+
+def ask(service: Running, key: str, route: str, file_id: str) -> httpx.Response:
+    body = {"model": BASE_MODEL, "training_file": file_id, "method": method()}
+    with service.http(key) as http:
+        return http.post(f"/v1/fine_tuning/{route}", json=body, timeout=60)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_however_many_files_are_read_other_requests_are_answered(
+    service: Running, client: OpenAI, key: str, slow: SlowCheck, route: str
+) -> None:
+    file_id = upload(client)
+    with ThreadPoolExecutor(SHARED_THREADS + 5) as pool:
+        answers: list[Future[httpx.Response]] = [
+            pool.submit(ask, service, key, route, file_id) for _ in range(SHARED_THREADS + 5)
+        ]
+        try:
+            wait_until(lambda: slow.running == OF_A_PROJECT)
+            assert [model.id for model in client.models.list()] == [BASE_MODEL]
+            assert not any(answer.done() for answer in answers)
+        finally:
+            slow.gate.set()
+        statuses = {answer.result().status_code for answer in answers}
+    assert slow.most == OF_A_PROJECT
+    assert statuses == ({200} if route == "jobs" else {400})  # this base model has no tokenizer
+
+
+def test_one_projects_files_leave_places_for_anothers(service: Running, slow: SlowCheck) -> None:
+    keys = [service.new_key(f"reads-{number}") for number in range(3)]
+    files = {}
+    for key in keys:
+        with service.client(key) as client:
+            files[key] = upload(client)
+    with ThreadPoolExecutor(12) as pool:
+        first = [pool.submit(ask, service, keys[0], "jobs", files[keys[0]]) for _ in range(4)]
+        wait_until(lambda: slow.running == OF_A_PROJECT)
+        others = [pool.submit(ask, service, key, "jobs", files[key]) for key in keys[1:] for _ in range(4)]
+        wait_until(lambda: slow.running == AT_ONCE)
+        slow.gate.set()
+        assert {answer.result().status_code for answer in [*first, *others]} == {200}
+    assert slow.most == AT_ONCE

@@ -1,0 +1,28 @@
+"""The real server as a process, but for what takes minutes: `stub_server.py HOME TRAINER`.
+
+Other settings are in the environment. Its engines are fake, and training runs the program TRAINER in place of Python.
+"""
+
+import sys
+from pathlib import Path
+
+from alignkit_server.engines.manager import EngineManager
+from alignkit_server.executors.local import LocalExecutor
+from alignkit_server.executors.registry import executor_of
+from alignkit_server.main import build_app, serve
+from alignkit_server.settings import Settings
+from tests.server.engines.support import FakeEngines
+
+
+def main() -> None:
+    home, trainer = Path(sys.argv[1]), sys.argv[2]
+    settings = Settings(home=home, port=0, stop_grace_seconds=2)
+    fakes = FakeEngines(home, "--canaries", str(settings.jobs_dir))
+    engines = EngineManager(settings, build_command=fakes)
+    local = LocalExecutor(grace_seconds=2, python=trainer)
+    executor = executor_of(settings) if settings.executor == "ray" else local
+    serve(settings, build_app(settings, engines, executor))
+
+
+if __name__ == "__main__":
+    main()
