@@ -23,12 +23,13 @@ def log_probs(tokens: int, head: HeadSize, *, gpu: bool) -> HeadCost:
     direction = states if gpu else states + min(tokens, logprob_cost.TOKENS) * head.hidden * FLOAT
     if not head.trains:
         return HeadCost(states, direction + buffer, states, 2 * unit)
-    shelf = 0 if gpu else min(logprob_cost.KEPT_BYTES, logits * FLOAT)
+    whole = logits * (head.itemsize if gpu else FLOAT)
+    shelf = min(logprob_cost.GPU_KEPT_BYTES if gpu else logprob_cost.KEPT_BYTES, whole)
     # on a GPU each part of the gradient is one product, written in the weight's dtype
     gradient = head.hidden * head.vocabulary * head.itemsize if gpu else _weight_gradient(head)
-    again = unit * (1 if gpu else max(0.0, 1 - shelf / max(1, logits * FLOAT)))
-    # kept tiles leave as the gradient's rows are written, so the two do not add up
-    backward = states + buffer + max(0, gradient - shelf)
+    again = unit * (1 - shelf / max(1, whole))
+    # on a CPU kept tiles leave as the gradient's rows are written, so the two do not add up
+    backward = states + buffer + (gradient if gpu else max(0, gradient - shelf))
     return HeadCost(2 * states + shelf, direction + buffer, backward, 3 * unit + again)
 
 

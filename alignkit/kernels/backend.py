@@ -55,6 +55,11 @@ def logits_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype if asked == "bf16" else torch.promote_types(weight.dtype, torch.float32)
 
 
+def memory(tensor: Tensor) -> int | None:
+    """Bytes of the tensor's GPU in all; None on a CPU."""
+    return int(torch.cuda.get_device_properties(tensor.device).total_memory) if tensor.is_cuda else None
+
+
 def processors(tensor: Tensor) -> int:
     """Multiprocessors of the tensor's GPU; a few where Triton's interpreter stands in for one."""
     if not tensor.is_cuda:

@@ -3,6 +3,7 @@
 import pytest
 
 from alignkit.estimate import heads
+from alignkit.kernels.linear_logprob import cost as logprob_cost
 from alignkit.methods.work import HeadSize
 
 N, H, V = 4096, 512, 32_000
@@ -18,8 +19,15 @@ def test_log_probs_take_the_documented_operations(gpu: bool) -> None:
     assert heads.log_probs(N, size(gradient=False), gpu=gpu).flops == 2 * UNIT
     assert heads.log_probs(N, size(), gpu=gpu).flops == 4 * UNIT
     trained = heads.log_probs(N, size(trains=True), gpu=gpu).flops
-    assert 6 * UNIT < trained <= 8 * UNIT
-    assert trained == 8 * UNIT or not gpu
+    assert trained == 6 * UNIT if gpu else 6 * UNIT < trained < 8 * UNIT
+
+
+@pytest.mark.parametrize(("gpu", "budget"), [(False, "KEPT_BYTES"), (True, "GPU_KEPT_BYTES")])
+def test_a_trained_head_that_keeps_nothing_takes_its_logits_again(
+    gpu: bool, budget: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprob_cost, budget, 0)
+    assert heads.log_probs(N, size(trains=True), gpu=gpu).flops == 8 * UNIT
 
 
 def test_divergences_take_the_documented_operations() -> None:

@@ -2,8 +2,9 @@
 
 `gpu_plan` chooses the chunk, and into how many parts the product with the long vocabulary is split. The logits are
 float32 unless ALIGNKIT_LOGITS says otherwise; the kernel reads a row, and turns it in place into its gradient, which
-multiplies the head again. A head that trains takes the logits once more in the backward, a block of columns of all
-tokens at a time, so that each part of its gradient is one product, written once.
+multiplies the head again. For a head that trains, the gradients of the first rows are kept, as many as fit; for the
+others the backward takes the logits once more, a block of columns of all tokens at a time, so that each part of the
+head's gradient is few products, written once.
 """
 
 from typing import Any
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from alignkit.kernels.backend import logits_dtype, processors
+from alignkit.kernels.backend import logits_dtype, memory, processors
 from alignkit.kernels.gpu_plan import Chunks, Device, Work, padded, plan
-from alignkit.kernels.head import Operands
+from alignkit.kernels.head import Operands, compute_dtype
 from alignkit.kernels.linear_logprob import cost
 from alignkit.kernels.linear_logprob.records import OPTIONAL, Engine, Found, Request, Swept
 from alignkit.kernels.linear_logprob.row_kernels import block_kernel, row_kernel
@@ -27,7 +28,7 @@ BLOCK, BLOCK_WARPS = 2048, 8
 LONG_ROW = 100_000
 """Columns from which one row a processor, and not two, is all that the cache holds."""
 MOST_TOKENS = 2**16
-"""Rows of one product of a trained head's gradient; of more, products are added up in float32."""
+"""Rows of one product of a trained head's gradient; products are added up in float32."""
 NARROWEST_BLOCK = 512
 """Columns of a block of a trained head's gradient at least."""
 
@@ -51,11 +52,13 @@ def sweep(operands: Operands, labels: Tensor, request: Request) -> Swept:
         torch.empty_like(hidden, memory_format=torch.contiguous_format) if request.hidden_gradient else None
     )
     plan_ = chunks(weight, gradient=request.hidden_gradient)
+    kept = _room_to_keep(weight, hidden.size(0), plan_.rows) if request.head_gradient else None
     buffer = _buffer(weight, min(plan_.rows, hidden.size(0)), weight.size(0))
     bias = _padded(bias, buffer.size(1))
     for part in plan_.spans(hidden.size(0)):
         logits = buffer[: part.stop - part.start]
-        gradient = logits.view(weight.dtype)
+        keep = kept is not None and part.stop <= kept.size(0)
+        gradient = kept[part] if kept is not None and keep else logits.view(weight.dtype)
         project(hidden[part], weight, logits[:, : weight.size(0)])
         rows = logits.size(0)
         row_kernel[(min(rows, processors(weight) * (1 if weight.size(0) > LONG_ROW else 2)),)](
@@ -70,42 +73,70 @@ def sweep(operands: Operands, labels: Tensor, request: Request) -> Swept:
             logits.size(1),
             **{name.upper(): name in values for name in OPTIONAL},
             **_of_head(operands),
-            GRADIENT=to_hidden is not None,
+            GRADIENT=keep or to_hidden is not None,
             LANES=LANES,
             VECTOR=16 // logits.element_size(),
             num_warps=WARPS,
         )
         if to_hidden is not None:
             states(gradient[:, : weight.size(0)], weight, to_hidden[part], plan_.splits)
-    return Swept(values, Found(picked, lse), to_hidden)
+    return Swept(values, Found(picked, lse, kept), to_hidden)
 
 
 def head_gradient(
     operands: Operands, labels: Tensor, found: Found, upstream: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """The logits again, as gradients, times the hidden states; see `Engine.head_gradient`."""
+    """What was kept, and the logits of other tokens again, times the hidden states; see `Engine.head_gradient`."""
     hidden, weight, bias, _ = operands
     count, vocabulary = hidden.size(0), weight.size(0)
-    tokens = [slice(start, min(start + MOST_TOKENS, count)) for start in range(0, count, MOST_TOKENS)]
-    # one product a block is written in the weight's own dtype, several are added up
-    dtype = weight.dtype if len(tokens) == 1 else torch.promote_types(weight.dtype, torch.float32)
-    grad_weight = (torch.empty_like if tokens else torch.zeros_like)(weight, dtype=dtype)
+    kept = found.kept[:, :vocabulary]
+    # the factor of a row goes to its hidden states, so that what was kept enters the product unchanged
+    scaled = (hidden[: len(kept)] * upstream[: len(kept), None]).to(weight.dtype)
+    tokens = [slice(at, min(at + MOST_TOKENS, count)) for at in range(len(kept), count, MOST_TOKENS)]
+    products = len(tokens) + bool(len(kept))
+    most = max((part.stop - part.start for part in tokens), default=0)
+    width = _block_width(weight, most if bias is None else max(most, len(kept)))
+    buffer = _buffer(weight, min(count - len(kept), MOST_TOKENS), width)
+    total = weight.new_empty(width if products > 1 else 0, hidden.size(1), dtype=compute_dtype(weight))
+    grad_weight = (torch.empty_like if products else torch.zeros_like)(weight)
     grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-    rows = min(count, MOST_TOKENS)
-    width = max(NARROWEST_BLOCK, cost.BUFFER_BYTES // max(1, rows * logits_dtype(weight).itemsize))
-    width = min(padded(vocabulary), width // padded(1) * padded(1))
-    buffer = _buffer(weight, rows, width)
+
+    def add(columns: slice, gradient: Tensor, states: Tensor, *, first: bool) -> None:
+        if products == 1:
+            torch.mm(gradient.T, states, out=grad_weight[columns])
+        else:
+            add_product(total[: columns.stop - columns.start], gradient.T, states, fresh=first)
+
     for start in range(0, vocabulary, width):
         columns = slice(start, min(start + width, vocabulary))
+        if len(kept):
+            add(columns, kept[:, columns], scaled, first=True)
+            if grad_bias is not None:
+                grad_bias[columns] += kept[:, columns].float().T @ upstream[: len(kept)]
         for part in tokens:
             gradient = _block_gradient(operands, labels, found.lse, upstream, part, columns, buffer)
-            if len(tokens) == 1:
-                torch.mm(gradient.T, hidden, out=grad_weight[columns])
-            else:
-                add_product(grad_weight[columns], gradient.T, hidden[part], fresh=part.start == 0)
+            add(columns, gradient, hidden[part], first=part.start == 0)
             if grad_bias is not None:
                 grad_bias[columns] += gradient.sum(dim=0, dtype=torch.float32)
+        if products > 1:
+            grad_weight[columns] = total[: columns.stop - columns.start]
     return grad_weight, grad_bias
+
+
+def _room_to_keep(weight: Tensor, count: int, chunk: int) -> Tensor:
+    """Room for the logits' gradients of whole chunks of rows, as many as fit, none where one does not."""
+    whole = memory(weight)
+    budget = cost.GPU_KEPT_BYTES
+    budget = budget if whole is None else min(budget, int(whole * cost.GPU_KEPT_SHARE))
+    fitting = budget // (padded(weight.size(0)) * weight.element_size())
+    rows = count if count <= fitting else fitting // chunk * chunk
+    return weight.new_empty(rows, padded(weight.size(0)))
+
+
+def _block_width(weight: Tensor, rows: int) -> int:
+    """Columns of a block of a trained head's gradient, `rows` those that are in float32 at a time."""
+    fitting = cost.BUFFER_BYTES // max(1, rows * logits_dtype(weight).itemsize)
+    return min(padded(weight.size(0)), max(NARROWEST_BLOCK, fitting) // padded(1) * padded(1))
 
 
 def _block_gradient(

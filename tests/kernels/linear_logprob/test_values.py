@@ -28,6 +28,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cost, "TILE_BYTES", 4 * 13 * 31)
     monkeypatch.setattr(cost, "KEPT_BYTES", 4 * 37 * 101 // 2)
     monkeypatch.setattr(cost, "BUFFER_BYTES", 4 * 13 * 101)
+    monkeypatch.setattr(cost, "GPU_KEPT_BYTES", 4 * 7 * 128)
     if request.param == "triton":
         from alignkit.kernels.linear_logprob import triton as engine
 
