@@ -38,10 +38,14 @@ def divergence(tokens: int, student: HeadSize, teacher: HeadSize, *, gpu: bool) 
     sides = (student, teacher)
     trained = [side for side in sides if side.has_gradient]
     vocabulary = min(side.vocabulary for side in sides)
-    chunk = min(tokens * vocabulary * FLOAT, divergence_cost.chunk_bytes(gpu=gpu))
-    elements = chunk // FLOAT
-    products = sum(elements * (FLOAT if gpu else side.itemsize) for side in sides)
-    rooms = sum(elements * side.itemsize for side in trained)
+    if gpu:  # the last gradient is written over its side's logits
+        size = 2 * FLOAT + sum(side.itemsize for side in trained[1:])
+        room = int(divergence_cost.GPU_BUFFER_BYTES * (1 + PARTS_SHARE))
+        products, rooms = min(tokens * vocabulary * size, room), 0
+    else:
+        elements = min(tokens * vocabulary, divergence_cost.CPU_CHUNK_BYTES // FLOAT)
+        products = sum(elements * side.itemsize for side in sides)
+        rooms = sum(elements * side.itemsize for side in trained)
     states = sum(tokens * side.hidden * side.itemsize for side in sides)
     pulled = sum(tokens * side.hidden * side.itemsize for side in trained)
     unit = 2.0 * tokens * vocabulary

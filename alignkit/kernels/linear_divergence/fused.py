@@ -1,16 +1,26 @@
 """Chunk by chunk through two heads: the values of `linear_divergence`, and their gradients to both sides."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from alignkit.kernels.head import LogitTransform, Operands, compute_dtype, gathered
-from alignkit.kernels.linear_divergence import cost
 from alignkit.kernels.linear_divergence.records import DIFFERENTIABLE, HeadProduct, Name, Request, RowBlock
-from alignkit.kernels.products import add_product, project
+from alignkit.kernels.products import add_product, project, states
+
+
+class Chunk(NamedTuple):
+    """Some tokens and the gradients to their products with both heads."""
+
+    part: slice
+    logit_gradients: list[Tensor]
+    """[c, V] in the weight's dtype, for each head product."""
+    splits: int
+    """As in `Layout`."""
+
 
 Visit = Callable[[dict[str, Tensor], slice], Mapping[str, Tensor]]
 
@@ -48,9 +58,9 @@ class _LinearDivergence(torch.autograd.Function):
         products = _forward_products(request, heads_frozen=heads_frozen)
         outputs, slopes, visit = _recorder(request, labels, compute_dtype(student_weight))
         gradients = [torch.empty_like(sides[product.side].hidden) for product in products]
-        for part, of_logits in _sweep(sides, labels, request, engine, products, visit):
-            for product, logit_gradient, gradient in zip(products, of_logits, gradients, strict=True):
-                torch.mm(logit_gradient, sides[product.side].weight, out=gradient[part])
+        for chunk in _sweep(sides, labels, request, engine, products, visit):
+            for product, logits, gradient in zip(products, chunk.logit_gradients, gradients, strict=True):
+                states(logits, sides[product.side].weight, gradient[chunk.part], chunk.splits)
         ctx.set_materialize_grads(False)
         ctx.products, ctx.request, ctx.engine, ctx.transforms = products, request, engine, transforms
         operands = (*sides["student"][:3], *sides["teacher"][:3], labels)
@@ -146,37 +156,30 @@ def _sweep(
     engine: type[RowBlock],
     head_products: list[HeadProduct],
     visit: Visit,
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Each chunk's tokens and, for each head product, gradients to the logits' products [c, V] in the weight's dtype.
+) -> Iterator[Chunk]:
+    """Every chunk in turn, with the gradients of the head products.
 
     `visit` sees a few rows' values and returns the factors [rows] of their outputs' gradients.
     """
-    count, vocabulary = labels.numel(), sides["student"].weight.size(0)
-    size = min(count, max(1, cost.chunk_bytes(gpu=labels.is_cuda) // (4 * vocabulary)))
-    in_cache = engine.small_blocks and not labels.is_cuda
-    block = max(1, cost.CPU_BLOCK_BYTES // (4 * vocabulary)) if in_cache else max(1, size)
-    products = {name: _products_buffer(side.weight, size) for name, side in sides.items()}
-    rooms = [sides[product.side].weight.new_empty(size, vocabulary) for product in head_products]
-    for start in range(0, count, size or 1):
-        stop = min(start + size, count)
+    count = labels.numel()
+    layout = engine.layout(sides, count, head_products)
+    for start in range(0, count, layout.rows or 1):
+        stop = min(start + layout.rows, count)
         for name, side in sides.items():
-            project(side.hidden[start:stop], side.weight, products[name][: stop - start])
-        for low in range(start, stop, block):
-            outer = slice(low, min(low + block, stop))
+            project(side.hidden[start:stop], side.weight, layout.products[name][: stop - start])
+        for low in range(start, stop, layout.block):
+            outer = slice(low, min(low + layout.block, stop))
             inner = slice(low - start, outer.stop - start)
-            few = engine({name: z[inner] for name, z in products.items()}, labels[outer], sides, request)
+            few = engine(
+                {name: z[inner] for name, z in layout.products.items()}, labels[outer], sides, request
+            )
             factors = visit(few.values, outer)
-            for product, room in zip(head_products, rooms, strict=True):
+            for product, gradient in zip(head_products, layout.gradients, strict=True):
                 weights = {name: factors[name] for name in product.outputs if name in factors}
-                few.gradient(product.side, weights, room[inner])
-        yield slice(start, stop), [room[: stop - start] for room in rooms]
-
-
-def _products_buffer(weight: Tensor, rows: int) -> Tensor:
-    """Room for the products of `rows` tokens. A GPU leaves their float32 sums unrounded; a CPU rounds them to the
-    dtype of the operands."""
-    dtype = compute_dtype(weight) if weight.is_cuda else weight.dtype
-    return weight.new_empty(rows, weight.size(0), dtype=dtype)
+                few.gradient(product.side, weights, gradient[inner])
+        yield Chunk(
+            slice(start, stop), [gradient[: stop - start] for gradient in layout.gradients], layout.splits
+        )
 
 
 def _add_up(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
@@ -220,16 +223,16 @@ def _recompute_whole(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | Non
     def visit(_: dict[str, Tensor], part: slice) -> Mapping[str, Tensor]:
         return {name: gradient[part] for name, gradient in given.items()}
 
-    for part, of_logits in _sweep(sides, labels, request, ctx.engine, products, visit) if products else ():
-        for product, logit_gradient in zip(products, of_logits, strict=True):
+    for chunk in _sweep(sides, labels, request, ctx.engine, products, visit) if products else ():
+        for product, logits in zip(products, chunk.logit_gradients, strict=True):
             side = sides[product.side]
             hidden, weight, bias = found[product.side]
             if hidden is not None:
-                torch.mm(logit_gradient, side.weight, out=hidden[part])
+                states(logits, side.weight, hidden[chunk.part], chunk.splits)
             if weight is not None:
-                add_product(weight, logit_gradient.T, side.hidden[part])
+                add_product(weight, logits.T, side.hidden[chunk.part])
             if bias is not None:
-                bias += logit_gradient.sum(dim=0, dtype=bias.dtype)
+                bias += logits.sum(dim=0, dtype=bias.dtype)
     return [
         None if gradient is None else gradient.to(operand.dtype)
         for gradient, operand in zip((*found["student"], *found["teacher"]), operands, strict=True)

@@ -1,8 +1,8 @@
 """What goes into `linear_divergence` and comes out of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -122,11 +122,24 @@ def logit_gradient(side: Name, weights: Mapping[str, Tensor], values: Mapping[st
     return LogitGradient(constant, toward, away, weights.get(f"{side}_ce"))
 
 
+class Layout(NamedTuple):
+    """The buffers of one chunk, used again for the next."""
+
+    rows: int
+    """Tokens of a chunk."""
+    block: int
+    """Rows that one `RowBlock` takes: few on a CPU, for its cache."""
+    splits: int
+    """Parts in which a product with [c, V] on the left is made; see `products.states`."""
+    products: dict[Name, Tensor]
+    """[rows, V] of each side."""
+    gradients: list[Tensor]
+    """[rows, V] in the weight's dtype, of each head product; the last may share its side's products' memory."""
+
+
 class RowBlock(Protocol):
     """Made of c rows of products [c, V]: their values, and gradients to the products. A class of it is an engine."""
 
-    small_blocks: ClassVar[bool]
-    """Whether few rows at a time are faster on a CPU, for its cache; else a chunk's are taken."""
     values: dict[str, Tensor]
     """[c] each: the outputs of `Request`."""
 
@@ -138,6 +151,10 @@ class RowBlock(Protocol):
         request: Request,
     ):
         """`products` belong to the block from here on."""
+
+    @staticmethod
+    def layout(sides: Mapping[Name, Operands], count: int, products: Sequence[HeadProduct]) -> Layout:
+        """Buffers for `count` tokens in chunks."""
 
     def gradient(self, side: Name, weights: Mapping[str, Tensor], out: Tensor) -> None:
         """`out` [c, V] = sum_k weights[k] * d output_k / d products of `side`."""

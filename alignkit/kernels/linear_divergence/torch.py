@@ -9,20 +9,26 @@ With x, y the tempered logits, log q = log_softmax(x) for the student, log p = l
 so every weighted sum of them has a gradient of one shape, `records.LogitGradient`.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignkit.kernels.head import Operands
-from alignkit.kernels.linear_divergence.records import DIFFERENTIABLE, Name, Request, logit_gradient
+from alignkit.kernels.head import Operands, compute_dtype
+from alignkit.kernels.linear_divergence import cost
+from alignkit.kernels.linear_divergence.records import (
+    DIFFERENTIABLE,
+    HeadProduct,
+    Layout,
+    Name,
+    Request,
+    logit_gradient,
+)
 
 
 class TorchRows:
     """`records.RowBlock` in PyTorch."""
-
-    small_blocks: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -36,6 +42,30 @@ class TorchRows:
             _Distribution(products[name], sides[name], self.labels, request) for name in DIFFERENTIABLE
         )
         self.values = self._values()
+
+    @staticmethod
+    def layout(sides: Mapping[Name, Operands], count: int, products: Sequence[HeadProduct]) -> Layout:
+        """See `RowBlock.layout`. A GPU leaves its products' float32 sums unrounded; a CPU rounds them to the dtype of
+        the operands."""
+        weights = {name: side.weight for name, side in sides.items()}
+        vocabulary, gpu = weights["student"].size(0), weights["student"].is_cuda
+        budget = cost.GPU_BUFFER_BYTES // 2 if gpu else cost.CPU_CHUNK_BYTES
+        rows = min(count, max(1, budget // (4 * vocabulary)))
+        block = rows if gpu else max(1, cost.CPU_BLOCK_BYTES // (4 * vocabulary))
+
+        def room(weight: Tensor, dtype: torch.dtype) -> Tensor:
+            return weight.new_empty(rows, vocabulary, dtype=dtype)
+
+        return Layout(
+            rows,
+            block,
+            1,
+            {
+                name: room(weight, compute_dtype(weight) if gpu else weight.dtype)
+                for name, weight in weights.items()
+            },
+            [room(weights[product.side], weights[product.side].dtype) for product in products],
+        )
 
     def _values(self) -> dict[str, Tensor]:
         q, p, request = self.student, self.teacher, self.request

@@ -45,6 +45,12 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, and several blocks in one, even for small inputs; the last ones short."""
     monkeypatch.setattr(cost, "CPU_CHUNK_BYTES", 4 * 41 * 5)
     monkeypatch.setattr(cost, "CPU_BLOCK_BYTES", 4 * 41 * 2)
+    monkeypatch.setattr(cost, "GPU_BUFFER_BYTES", 2 * 4 * 64 * 5)
+    if interpreted():
+        from alignkit.kernels.linear_divergence import triton as engine
+
+        monkeypatch.setattr(engine, "LANES", 64)
+        monkeypatch.setattr(engine, "GRADIENT_BLOCK", 256)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "torch"])
@@ -370,6 +376,38 @@ def test_bfloat16_is_within_a_hundredth(implementation: str, training: tuple[str
         dtype=torch.bfloat16,
         tolerance=1e-2,
     )
+
+
+@implementations
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("logits", ["float32", "bf16"])
+def test_sixteen_bits_and_an_odd_vocabulary(
+    implementation: str, dtype: torch.dtype, logits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under Triton the last gradient then lies over its side's logits."""
+    monkeypatch.setenv("ALIGNKIT_LOGITS", logits)
+    compare(
+        inputs(7, 301, widths=(16, 24), size=0.3, seed=153),
+        {"student_softcap": 30.0},
+        MUTUAL_LORA,
+        STUDENT + TEACHER,
+        implementation=implementation,
+        dtype=dtype,
+        tolerance=2e-2,
+    )
+
+
+@implementations
+@pytest.mark.parametrize("training", [LORA, NAMES])
+def test_a_vocabulary_of_128257(
+    implementation: str, training: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One added token makes it odd; the engines' own chunks and tiles."""
+    monkeypatch.undo()
+    made = inputs(1, 128_257, widths=(3, 4))
+    made.labels[0] = 128_256
+    # a gradient is a float32 sum over all columns of terms that cancel
+    compare(made, {}, training, STUDENT + TEACHER, implementation=implementation, tolerance=5e-5)
 
 
 def test_float16() -> None:
