@@ -19,6 +19,8 @@ from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import Recipe
 from alignkit.schema import field_issues
 
+EVALUATION_STEPS = 8
+"""Least steps between evaluations under "auto": each draws answers too, which takes as long as several steps."""
 ALL_WEIGHTS_RATE = 0.01
 """Of the learning rate with LoRA: what is sound for an adapter ruins a model whose every weight it moves."""
 
@@ -148,7 +150,7 @@ def _resolve_auto(
             resolved[name] = value
     steps = resolved["max_steps"] or max(1, resolved["n_epochs"] * -(-rows // batch))
     if resolved["eval_interval"] == "auto":
-        resolved["eval_interval"] = max(1, steps // 4) if has_validation else None
+        resolved["eval_interval"] = max(min(steps, EVALUATION_STEPS), steps // 4) if has_validation else None
     resolved["lora_alpha"] = resolved["lora_alpha"] or 2.0 * resolved["lora_rank"]
     return resolved
 

@@ -2,6 +2,9 @@
 
 import math
 import time
+from collections import deque
+from collections.abc import Callable
+from statistics import fmean, median
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,25 +20,39 @@ class ProgressCallback(TrainerCallback):
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._clock = _Clock()
+        self._clock = Clock()
+        self._rows_evaluated = 0
         self._saved_step = -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock and say how much there is to do."""
-        self._clock.start(state.global_step)
+        """Say how much there is to do."""
+        held_out = kwargs.get("eval_dataloader")
+        self._rows_evaluated = len(held_out.dataset) if held_out is not None else 0
         if state.is_world_process_zero:
             beginning = f"resumed after step {state.global_step}" if state.global_step else "started"
             self._folder.emit(
                 f"Training {beginning}: {state.max_steps} steps", data={"total_steps": state.max_steps}
             )
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure."""
+        self._clock.begin_step()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure."""
-        self._clock.tick()
+        self._clock.end_step()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure."""
+        self._clock.evaluated()
 
     def on_log(
         self,
@@ -50,12 +67,22 @@ class ProgressCallback(TrainerCallback):
             return
         metrics = rename(logs)
         data: dict[str, Any] = {"step": state.global_step, "total_steps": state.max_steps, **metrics}
-        seconds = self._clock.remaining(state.global_step, state.max_steps)
+        evaluated = any(name.startswith("eval_") for name in logs)
+        seconds = self._remaining(args, state, evaluated=evaluated)
         if seconds is not None:
             data["seconds_remaining"] = round(seconds)
         message = describe(data)
         print(message, flush=True)
         self._folder.emit(message, type="metrics", data=data)
+
+    def _remaining(self, args: TrainingArguments, state: TrainerState, *, evaluated: bool) -> float | None:
+        """Seconds left; a step's own evaluation is still to come unless it is `evaluated`."""
+        every = int(args.eval_steps) if args.eval_strategy == "steps" and args.eval_steps else None
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        left = evaluations_left(
+            state.global_step if evaluated else state.global_step - 1, state.max_steps, every
+        )
+        return self._clock.remaining(state.max_steps - state.global_step, left, rows, self._rows_evaluated)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -64,7 +91,7 @@ class ProgressCallback(TrainerCallback):
         if state.is_world_process_zero and state.global_step != self._saved_step:
             self._saved_step = state.global_step  # the end of an epoch may save a step again
             path = f"checkpoints/checkpoint-{state.global_step}"
-            last = next((rename(entry) for entry in reversed(state.log_history) if "loss" in entry), {})
+            last = checkpoint_metrics(state)
             self._folder.emit(
                 f"Checkpoint created at step {state.global_step}",
                 type="checkpoint",
@@ -72,26 +99,75 @@ class ProgressCallback(TrainerCallback):
             )
 
 
-class _Clock:
-    """Time left, from the mean step so far; evaluations between steps count as part of a step."""
+def checkpoint_metrics(state: TrainerState) -> dict[str, Any]:
+    """The metrics of a checkpoint: the last training log's, and those of the step's own evaluation.
 
-    def __init__(self) -> None:
-        self._started = 0.0
-        self._first_step = 0
-        self._last = 0.0
+    An evaluation is of the whole held-out file, so OpenAI's `full_valid_…` are the same values.
+    """
+    trained: dict[str, Any] = next((e for e in reversed(state.log_history) if "loss" in e), {})
+    evaluated = {
+        name: value
+        for entry in state.log_history
+        if entry.get("step") == state.global_step
+        for name, value in entry.items()
+        if name.startswith("eval_")
+    }
+    metrics: dict[str, Any] = rename({**trained, **evaluated})
+    for name in ("valid_loss", "valid_mean_token_accuracy"):
+        if name in metrics:
+            metrics[f"full_{name}"] = metrics[name]
+    return metrics
 
-    def start(self, step: int) -> None:
-        self._started = self._last = time.monotonic()
-        self._first_step = step
 
-    def tick(self) -> None:
-        self._last = time.monotonic()
+class Clock:
+    """Time left: the median of recent steps, and the mean of the pauses for evaluations, each times those to come."""
 
-    def remaining(self, step: int, total: int) -> float | None:
-        done = step - self._first_step
-        if done < 1:
+    RECENT = 25
+    """Steps that the median is over: a run's speed changes when something else takes the machine."""
+    EVALUATION_SHARE = 1 / 3
+    """Time of a row in an evaluation, which has no backward, as a share of its time in a training step."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._began = self._ended = now()
+        self._steps: deque[float] = deque(maxlen=self.RECENT)
+        self._pauses: list[float] = []
+        self._evaluating = False
+
+    def begin_step(self) -> None:
+        """Note that a step begins, which ends the pause before it."""
+        self._began = self._now()
+        if self._evaluating and self._steps:
+            self._pauses.append(self._began - self._ended)
+        self._evaluating = False
+
+    def end_step(self) -> None:
+        """Note that a step has ended."""
+        self._ended = self._now()
+        self._steps.append(self._ended - self._began)
+
+    def evaluated(self) -> None:
+        """Note that the pause since the last step is an evaluation's."""
+        self._evaluating = True
+
+    def remaining(self, steps: int, evaluations: int, rows_a_step: int, rows_evaluated: int) -> float | None:
+        """Seconds left for so many steps and evaluations; None before the first step.
+
+        Before the first evaluation was seen, its time is guessed from its rows.
+        """
+        if not self._steps:
             return None
-        return (self._last - self._started) / done * (total - step)
+        step = median(self._steps)
+        guess = step * self.EVALUATION_SHARE * rows_evaluated / max(rows_a_step, 1)
+        pause = fmean(self._pauses) if self._pauses else guess
+        return steps * step + evaluations * pause
+
+
+def evaluations_left(step: int, total: int, every: int | None) -> int:
+    """How many evaluations follow after `step`: one `every` so many steps, and one at the end."""
+    if not every or step >= total:
+        return 0
+    return total // every - step // every + (total % every != 0)
 
 
 def rename(logs: dict[str, float]) -> dict[str, float | None]:
@@ -114,11 +190,20 @@ def describe(data: dict[str, Any]) -> str:
         "train_rewards_margins": "reward margin",
         "valid_rewards_margins": "held-out reward margin",
         "valid_rewards_accuracies": "held-out accuracy",
-        "valid_answers_reference_logp": "its answers' log-prob a token under the reference",
-        "valid_answers_repetition": "repeated share",
     }
     figures = [f"{label} {data[key]:.4g}" for key, label in shown.items() if data.get(key) is not None]
+    if data.get("valid_answers_sound") is not None:
+        figures.append(_guarded(data))
     left = data.get("seconds_remaining")
     if left is not None:
         figures.append(f"{left // 60}:{left % 60:02d} left")
     return f"Step {data['step']}/{data['total_steps']}: {', '.join(figures)}"
+
+
+def _guarded(data: dict[str, Any]) -> str:
+    """The collapse guard's verdict in words; where there is no reference, without its figures."""
+    verdict = "answers are sound" if data["valid_answers_sound"] else "answers may have collapsed"
+    found, limit = data.get("valid_answers_reference_logp"), data.get("valid_answers_reference_logp_limit")
+    if found is None or limit is None:
+        return verdict
+    return f"{verdict} (log-prob a token {found:.1f}, limit {limit:.1f})"

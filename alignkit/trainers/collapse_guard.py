@@ -63,7 +63,7 @@ class CollapseGuard(TrainerCallback):
             return
         self._baseline = self._measure()
         self._checked_step = state.global_step
-        self._log(self._baseline)
+        self._log(self._baseline, [])
         self._store()
 
     def compare_now(self) -> AnswerQuality | None:
@@ -88,8 +88,8 @@ class CollapseGuard(TrainerCallback):
             return
         self._checked_step = state.global_step
         quality = self._measure()
-        self._log(quality)
         (found,) = broadcast_object_list([reasons(quality, self._baseline, self._limits)])
+        self._log(quality, found)
         rolls_back = self._options.on_collapse == "rollback"
         if not found:
             self._sound_steps.append(state.global_step)
@@ -135,8 +135,13 @@ class CollapseGuard(TrainerCallback):
             token_logps(self._trainer, good) if good else None,
         )
 
-    def _log(self, quality: AnswerQuality) -> None:
-        self._trainer.log({f"eval_{name}": value for name, value in quality.metrics().items()})
+    def _log(self, quality: AnswerQuality, found: list[str]) -> None:
+        """Log the measures, the verdict, and the limit of the log-prob under the reference."""
+        metrics = {**quality.metrics(), "answers/sound": float(not found)}
+        baseline = None if self._baseline is None else self._baseline.metrics().get("answers/reference_logp")
+        if baseline is not None:
+            metrics["answers/reference_logp_limit"] = baseline - self._options.reference_logp_drop
+        self._trainer.log({f"eval_{name}": value for name, value in metrics.items()})
 
     def _warn(self, step: int, found: list[str]) -> None:
         if not self._trainer.is_world_process_zero():
