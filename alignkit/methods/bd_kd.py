@@ -1,14 +1,18 @@
 """BD-KD: distillation balanced by the entropy gap, the teacher training beside the student or frozen."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
 
-from alignkit.methods.distillation import DistillMethod, Temperature, Weight
+from alignkit.kernels.linear_divergence import Divergences, linear_divergence
+from alignkit.losses import BalancedLoss, balance
+from alignkit.losses.bd_kd import Gate
+from alignkit.losses.distillation import PairOutput, Rows, Tokens, operands, token_metrics
+from alignkit.methods.distillation import DistillMethod, TeacherTraining, Temperature, Weight
 from alignkit.options import RECIPES_ONLY, GivenAs, JobContext
 from alignkit.sections import LoraSection
 
-Gate = Literal["hard", "soft"]
 Nu = Annotated[float, Field(ge=1, le=1e6)]
 Kappa = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -71,11 +75,50 @@ class BDKD(DistillMethod):
         return value
 
     @property
-    def trains_teacher(self) -> bool:
-        """Whether the teacher trains beside the student."""
-        return self.teacher_trains
+    def teacher_training(self) -> TeacherTraining | None:
+        """How the teacher trains beside the student; None where it is frozen."""
+        if not self.teacher_trains:
+            return None
+        return TeacherTraining(self.teacher_lora, self.teacher_learning_rate, self.save_teacher)
 
-    @property
-    def adapters_of_teacher(self) -> LoraSection | None:
-        """The adapters with which the teacher trains; None for all its weights."""
-        return self.teacher_lora
+    def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
+        """The sum over tokens of ce_weight CE + kd_weight balanced KL for the student, and likewise the teacher.
+
+        The student's KL is `losses.balance`'s; the teacher's, where it trains, is temperature^2 KL(q || p). Neither
+        sends gradient into the other (after arXiv 2212.12965).
+        """
+        found = linear_divergence(
+            labels=tokens.labels,
+            temperature=self.temperature,
+            tempered_entropy=self.tempered_entropy,
+            top1=True,
+            objective=self._of_tokens,
+            **operands(student, teacher),
+        )
+        metrics = {
+            **token_metrics(found),
+            "gate/share": found.teacher_entropy > found.student_entropy,
+            "gate/forward_weight": self._balance(found).forward_weight,
+        }
+        return PairOutput.of(tokens, cast(Tensor, found.loss), metrics)
+
+    def _of_tokens(self, found: Divergences) -> Tensor:
+        balanced = self._balance(found)
+        losses = self.ce_weight * cast(Tensor, found.student_ce) + self.kd_weight * balanced.student
+        if self.teacher_trains:
+            teacher_ce = cast(Tensor, found.teacher_ce)
+            losses = losses + self.ce_weight * teacher_ce + self.kd_weight * balanced.teacher
+        return losses
+
+    def _balance(self, found: Divergences) -> BalancedLoss:
+        return balance(
+            found.forward_kl,
+            found.reverse_kl,
+            found.student_entropy,
+            found.teacher_entropy,
+            teacher_kl=found.teacher_reverse_kl,
+            temperature=self.temperature,
+            gate=self.gate,
+            nu=self.nu,
+            kappa=self.kappa,
+        )

@@ -1,9 +1,12 @@
 """Methods that distil a teacher: a loss over student's and teacher's next-token distributions."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
+import torch
 from pydantic import Field
 
+from alignkit.kernels.model_head import HeadWeights
+from alignkit.losses.distillation import PairOutput, Rows, Tokens
 from alignkit.methods.base import Method
 from alignkit.methods.work import NO_HEAD, Batch, HeadCost, ModelUse, Pass, Plan, Work, policy_use
 from alignkit.options import GivenAs, JobContext
@@ -30,37 +33,74 @@ TEACHER = GivenAs(
 )
 
 
+class TeacherTraining(NamedTuple):
+    """How a teacher trains beside its student."""
+
+    lora: LoraSection | None
+    """Its adapters; None trains all its weights."""
+    learning_rate: float | None
+    """None for the student's."""
+    saved: bool
+    """Whether it is saved with the student in the end."""
+
+
 class DistillMethod(Method):
-    """A method that trains a student on a teacher's next-token distributions over the data's answers."""
+    """A method that trains a student on a teacher's next-token distributions over the data's answers.
+
+    A subclass declares its options as fields and defines `objective`.
+    """
 
     rows: ClassVar[str] = "completion"
 
     teacher: Annotated[TeacherSection, TEACHER] = Field(description="the model that is distilled")
 
     @property
-    def trains_teacher(self) -> bool:
-        """Whether the teacher trains beside the student."""
-        return False
-
-    @property
-    def adapters_of_teacher(self) -> LoraSection | None:
-        """The adapters with which the teacher trains; None for all its weights."""
+    def teacher_training(self) -> TeacherTraining | None:
+        """How the teacher trains beside the student; None where it is frozen."""
         return None
+
+    def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
+        """The losses and metrics of N tokens, by both models; the trainer takes the mean over a whole step's tokens.
+
+        It runs inside both models' heads, so their weights are whole however they are sharded. Nothing of shape
+        [N, V] needs to be made: see `kernels.linear_divergence`.
+        """
+        raise NotImplementedError
 
     def further_heads(self, _batch: Batch) -> HeadCost:
         """Cost of fused heads beside those of the divergences."""
         return NO_HEAD
 
+    def try_out(self) -> None:
+        """Run the objective on four tokens; raises ValueError unless its loss is finite and has a gradient."""
+        states = torch.linspace(-1, 1, 24).view(2, 4, 3)
+        heads = torch.linspace(1, -1, 30).view(2, 5, 3)
+        student, teacher = (
+            Rows(hidden, HeadWeights(weight, None, 1.0, None))
+            for hidden, weight in zip(states, heads, strict=True)
+        )
+        student.hidden.requires_grad_()
+        teacher.hidden.requires_grad_(self.teacher_training is not None)
+        tokens = Tokens(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 0, 1, 1]), 2)
+        try:
+            found = self.objective(student, teacher, tokens)
+        except Exception as error:  # the method is the user's, and may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{type(self).__name__}.objective fails on four tokens: {reason}") from error
+        if problem := _problem(found):
+            raise ValueError(f"{type(self).__name__}.objective: {problem}")
+
     def plan(self, recipe: "Recipe") -> Plan:
         """Student and teacher, each a forward, then the heads over both; the teacher's backward where it trains."""
+        training = self.teacher_training
         models = {
             "policy": policy_use(recipe),
             "teacher": ModelUse(
                 self.teacher.path,
                 self.teacher.dtype or recipe.model.dtype,
                 "method.teacher.path",
-                trains=self.trains_teacher,
-                lora=self.adapters_of_teacher,
+                trains=training is not None,
+                lora=None if training is None else training.lora,
             ),
         }
 
@@ -71,8 +111,27 @@ class DistillMethod(Method):
             both = heads.divergence(batch.tokens(batch.rows), student, teachers, gpu=batch.gpu)
             passes = (
                 Pass("policy", batch.rows, batch.length, trains=True),
-                Pass("teacher", batch.rows, batch.length, trains=self.trains_teacher, purpose="teacher"),
+                Pass("teacher", batch.rows, batch.length, trains=training is not None, purpose="teacher"),
             )
             return Work(passes, heads=both + self.further_heads(batch))
 
         return Plan(models, work, self.micro_batch_matters)
+
+
+def _problem(found: object) -> str | None:
+    """The fault of an objective's result over four tokens of two sequences."""
+    if not isinstance(found, PairOutput):
+        return f"expected a PairOutput, found {type(found).__name__}"
+    loss, sums = found.loss, found.sums
+    wrong = ", ".join(name for name, values in sums.items() if list(values.shape) != [2])
+    faults = (
+        (loss.dim() > 0, f"expected the sum of the tokens' losses, found shape {list(loss.shape)}"),
+        (bool(wrong), f"expected sums of shape [2] for two sequences, found others of {wrong}"),
+        ("loss" not in sums, "expected the sums of `loss`, as PairOutput.of makes them"),
+        (
+            not loss.requires_grad,
+            "expected a loss with a gradient to the student's hidden states, found none",
+        ),
+        (not bool(torch.isfinite(loss).all()), f"expected a finite loss, found {loss.tolist()}"),
+    )
+    return next((message for is_fault, message in faults if is_fault), None)

@@ -1,15 +1,22 @@
 """SinKD: distillation from a frozen teacher by optimal transport, beside cross-entropy and a KL."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, cast
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
+from alignkit.kernels.linear_divergence import Divergences, linear_divergence
+from alignkit.kernels.pairwise_l1 import pairwise_l1
+from alignkit.kernels.sinkhorn import Gradient
+from alignkit.losses import SelfCosts, SinkhornLoss, transport_loss
+from alignkit.losses.distillation import PairOutput, Rows, Tokens, operands, token_metrics
+from alignkit.losses.sinkd import Reduction
 from alignkit.methods.distillation import DistillMethod, Temperature, Weight
 from alignkit.methods.work import NO_HEAD, Batch, HeadCost
 
 Mode = Literal["token_set", "per_sequence"]
-Reduction = Literal["sum", "mean"]
-Gradient = Literal["unrolled", "envelope"]
 Epsilon = Annotated[float, Field(gt=0, le=100)]
 Iterations = Annotated[int, Field(ge=1, le=10_000)]
 MaxRows = Annotated[int, Field(ge=1, le=65_536)]
@@ -36,6 +43,60 @@ class SinKD(DistillMethod):
     debiased: bool = Field(False, description="subtract the transport of each side with itself")
     gradient: Gradient = Field("unrolled", description="unrolled, or envelope: the plan held fixed")
 
+    def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
+        """The sum over tokens of ce_weight CE + kl_weight KL(p || q) + sinkhorn_weight transport of their set.
+
+        After arXiv 2402.17110; the transport is `losses.transport_loss`.
+        """
+        found = linear_divergence(
+            labels=tokens.labels,
+            temperature=self.kl_temperature,
+            top1=True,
+            objective=self._of_tokens,
+            **operands(student, teacher),
+        )
+        losses, metrics = cast(Tensor, found.loss), token_metrics(found)
+        if self.sinkhorn_weight:
+            loss, *measured = self._transport(student, teacher, tokens)
+            losses = losses + self.sinkhorn_weight * loss
+            metrics |= zip(("transport/cost", "transport/residual"), measured, strict=True)
+        return PairOutput.of(tokens, losses, metrics)
+
+    def _of_tokens(self, found: Divergences) -> Tensor:
+        return self.ce_weight * cast(Tensor, found.student_ce) + self.kl_weight * found.forward_kl
+
+    def _transport(self, student: Rows, teacher: Rows, tokens: Tokens) -> Tensor:
+        """[3, N]: loss, cost a row and residual of each token's set; of a large set a sample speaks for all."""
+        parts = []
+        for members in self._sets(tokens):
+            chosen = members[_sample(len(members), self.max_rows, tokens.seed).to(members.device)]
+            result = self._match(student.take(chosen), teacher.take(chosen))
+            rows = max(len(chosen), 1) if self.reduction == "sum" else 1
+            of_set = torch.stack([result.loss, result.loss / rows, result.residual])
+            parts.append(of_set[:, None].expand(-1, len(members)))
+        return torch.cat(parts, dim=1)
+
+    def _sets(self, tokens: Tokens) -> Sequence[Tensor]:
+        """Indices of the tokens of each set; tokens come sequence by sequence."""
+        everything = torch.arange(len(tokens.labels), device=tokens.labels.device)
+        if self.mode == "token_set":
+            return [everything]
+        return everything.split(tokens.sequence.bincount(minlength=tokens.sequences).tolist())
+
+    def _match(self, student: Rows, teacher: Rows) -> SinkhornLoss:
+        def costs(left: Rows, right: Rows) -> Tensor:
+            return pairwise_l1(temperature=self.temperature, **operands(left, right))
+
+        own = SelfCosts(costs(student, student), costs(teacher, teacher)) if self.debiased else None
+        return transport_loss(
+            costs(student, teacher),
+            own,
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+            reduction=self.reduction,
+            gradient=self.gradient,
+        )
+
     def further_heads(self, batch: Batch) -> HeadCost:
         """Cost of the transport between rows of both models."""
         from alignkit.estimate import heads  # the estimate imports the methods
@@ -48,3 +109,11 @@ class SinKD(DistillMethod):
         }[self.mode]
         sizes = batch.heads["policy"], batch.heads["teacher"]
         return heads.transport(min(tokens, self.max_rows), sets, *sizes, iterations=self.iterations)
+
+
+def _sample(count: int, most: int, seed: int) -> Tensor:
+    """At most `most` of `count` positions, ascending."""
+    if count <= most:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:most].sort().values

@@ -4,13 +4,14 @@ from alignkit import versions
 
 versions.warn_if_untested()  # first: an untested version may break the imports below
 
-from alignkit.trainers.bd_kd import BDKDConfig, BDKDTrainer
-from alignkit.trainers.configs import FDPOConfig
+from alignkit.trainers.bd_kd import BDKDTrainer
+from alignkit.trainers.configs import BDKDConfig, DistillationConfig, FDPOConfig, SinKDConfig
 from alignkit.trainers.d2o import D2OTrainer
 from alignkit.trainers.d2o_config import D2OConfig
+from alignkit.trainers.distillation import DistillationTrainer
 from alignkit.trainers.f_dpo import FDPOTrainer
 from alignkit.trainers.preference import PreferenceTrainer
-from alignkit.trainers.sinkd import SinKDConfig, SinKDTrainer
+from alignkit.trainers.sinkd import SinKDTrainer
 from alignkit.trainers.supervised import SupervisedTrainer
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "BDKDTrainer",
     "D2OConfig",
     "D2OTrainer",
+    "DistillationConfig",
+    "DistillationTrainer",
     "FDPOConfig",
     "FDPOTrainer",
     "PreferenceTrainer",

@@ -10,18 +10,18 @@ from trl import DPOConfig, SFTConfig
 from alignkit.adapters import peft_config
 from alignkit.data.dataset import run_datasets
 from alignkit.errors import ModelError
-from alignkit.methods import BDKD, D2O, DistillMethod, Method, PairMethod, SinKD, Supervised
+from alignkit.methods import D2O, DistillMethod, Method, PairMethod, Supervised
 from alignkit.models import load_causal_lm
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from alignkit.sections import TeacherSection
 from alignkit.trainers.arguments import lora_config, training_arguments
-from alignkit.trainers.bd_kd import BDKDConfig, BDKDTrainer
+from alignkit.trainers.configs import DistillationConfig
 from alignkit.trainers.d2o import D2OTrainer
 from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.d2o_rows import tokenise
+from alignkit.trainers.distillation import DistillationTrainer
 from alignkit.trainers.preference import PreferenceTrainer
-from alignkit.trainers.sinkd import SinKDConfig, SinKDTrainer
 from alignkit.trainers.supervised import SupervisedTrainer
 
 
@@ -86,19 +86,17 @@ def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
     return D2OTrainer(args=config, report=report, **_common(context, dataset))
 
 
-def sinkd_trainer(context: RunContext, method: SinKD) -> SinKDTrainer:
-    """A SinKDTrainer for the recipe."""
-    config = SinKDConfig(**_tokenised(context), **method.model_dump(exclude={"type", "teacher"}))
-    return SinKDTrainer(args=config, **_distilled(context, method))
-
-
-def bd_kd_trainer(context: RunContext, method: BDKD) -> BDKDTrainer:
-    """A BDKDTrainer for the recipe."""
-    own = method.model_dump(exclude={"type", "teacher", "teacher_lora"})
-    return BDKDTrainer(
-        args=BDKDConfig(**_tokenised(context), **own),
-        teacher_peft_config=peft_config(method.teacher_lora),
-        **_distilled(context, method),
+def distillation_trainer(context: RunContext, method: DistillMethod) -> DistillationTrainer:
+    """A DistillationTrainer with the recipe's loss and its teacher."""
+    training = method.teacher_training
+    teacher, tokenizer = load_teacher(context.recipe, method.teacher)
+    return DistillationTrainer(
+        args=DistillationConfig(**_tokenised(context)),
+        method=method,
+        teacher_model=teacher,
+        teacher_processing_class=tokenizer,
+        teacher_peft_config=None if training is None else peft_config(training.lora),
+        **_common(context),
     )
 
 
@@ -106,8 +104,7 @@ BUILDERS: Mapping[type[Method], Callable[[RunContext, Any], Any]] = {
     PairMethod: preference_trainer,
     Supervised: supervised_trainer,
     D2O: d2o_trainer,
-    SinKD: sinkd_trainer,
-    BDKD: bd_kd_trainer,
+    DistillMethod: distillation_trainer,
 }
 """By base class: a method takes the builder of its nearest one."""
 
@@ -130,16 +127,6 @@ def _tokenised(context: RunContext) -> dict[str, Any]:
     """TrainingArguments of a trainer whose rows come tokenised."""
     arguments = training_arguments(context.recipe, context.checkpoints)
     return {**arguments, "dataset_kwargs": {"skip_prepare_dataset": True}}
-
-
-def _distilled(context: RunContext, method: DistillMethod) -> dict[str, Any]:
-    """Arguments that every distillation trainer takes."""
-    teacher, tokenizer = load_teacher(context.recipe, method.teacher)
-    return {
-        **_common(context),
-        "teacher_model": teacher,
-        "teacher_processing_class": tokenizer,
-    }
 
 
 def load_teacher(recipe: Recipe, teacher: TeacherSection) -> tuple[Any, Any]:

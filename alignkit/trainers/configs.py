@@ -1,37 +1,92 @@
 """The trainers' configurations: TRL's, with the options of a method added as it declares them."""
 
 from collections.abc import Mapping
-from dataclasses import field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 from pydantic.fields import FieldInfo
-from trl import DPOConfig
+from trl import DPOConfig, SFTConfig
+from trl.trainer.utils import get_config_model_id
 
-from alignkit.methods import FDPO, Method
+from alignkit.methods import BDKD, FDPO, Method, SinKD
 from alignkit.schema import Section, field_issues
-from alignkit.trainers.preference import refuse_options
+
+Refused = Mapping[str, tuple[Any, str]]
+"""Options of TRL that would be ignored: the value each must keep, and why."""
+REFUSED_OF_PAIRS: Refused = {
+    "loss_type": (["sigmoid"], "the loss is the method's own"),
+    "f_divergence_type": ("reverse_kl", "use f-DPO's `divergence`, whose scores are stable"),
+    "ld_alpha": (None, "it reweights tokens, after which the log-ratio is no longer one of sequences"),
+    "use_weighting": (False, "WPO's weights are not defined under another loss"),
+}
+REFUSED_OF_DISTILLATION: Refused = {
+    "loss_type": ("nll", "the cross-entropy is part of the loss, with a weight of its own"),
+    "packing": (False, "metrics and transport are over the sequences of a batch"),
+    "padding_free": (False, "metrics and transport are over the sequences of a batch"),
+    "label_smoothing_factor": (0.0, "it needs the logits, which are never made; the teacher smooths"),
+    "use_liger_kernel": (False, "it replaces the forward that the fused heads need"),
+    "router_aux_loss_coef": (0.0, "the routers' own loss is not added to a distillation loss"),
+}
+
+
+def refuse_options(args: Any, refused: Refused, of: str) -> None:
+    """Raise ValueError for an option of TRL's configuration that has no meaning here."""
+    for name, (required, reason) in refused.items():
+        if args is not None and getattr(args, name) != required:
+            raise ValueError(f"{name}={getattr(args, name)!r} is not an option of {of}: {reason}.")
+
+
+def require_config(args: Any, config: type[Any]) -> None:
+    """Raise TypeError unless `args` is a `config`; asked before a model is loaded."""
+    if isinstance(args, config):
+        return
+    found, home = type(args), config.__module__.partition(".")[0]
+    expected = f"{'alignkit.trainers' if home == 'alignkit' else home}.{config.__name__}"
+    more = f", which has {found.__name__}'s options and more" if issubclass(config, found) else ""
+    raise TypeError(f"args: expected {expected}{more}, found {found.__name__}")
+
+
+def own_config(config: Any, args: Any, model: Any) -> Any:
+    """`args`, or the default `config` where it is None. Raises TypeError for another configuration, such as TRL's."""
+    if args is None:
+        return config(default_folder(model, config.method_class.model_fields["type"].default))
+    require_config(args, config)
+    return args
+
+
+def default_folder(model: Any, method: str) -> str:
+    """The `output_dir` of a run without one, after model and method, as TRL names them: `SmolLM2-135M-BD-KD`."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return f"{Path(name).name}-{method.rpartition(':')[2].upper().replace('_', '-')}"
 
 
 def config_class(name: str, method: type[Method], base: type[Any], doc: str) -> Any:
     """A dataclass `name`: `base` with the method's options as fields, checked when made. `.method()` is the method.
 
-    Options that are sections, such as a teacher, are left out: a trainer is handed the model itself.
+    Options that are sections, such as a teacher, are left out: a trainer is handed the model itself, and the method
+    has None in their place.
     """
-    options = {
-        option: info for option, info in method.own_options().items() if not _is_section(info.annotation)
-    }
+    sections = {option: info for option, info in method.own_options().items() if _is_section(info.annotation)}
+    options = {option: info for option, info in method.own_options().items() if option not in sections}
     dicts = [option for option, info in options.items() if "dict" in str(info.annotation)]
+    absent: dict[str, Any] = {option: (info.annotation | None, None) for option, info in sections.items()}
+    kind = (
+        create_model(method.__name__, __base__=method, __module__=method.__module__, **absent)
+        if absent
+        else method
+    )
 
     def check(self: Any) -> None:
-        """Convert and check the fields; raises ValueError naming those out of range."""
+        """Check the fields; raises ValueError naming those out of range."""
         base.__post_init__(self)
         self.method()
 
     def made(self: Any) -> Method:
         """The method with these options."""
         try:
-            return method.model_validate({option: getattr(self, option) for option in options})
+            return kind.model_validate({option: getattr(self, option) for option in options})
         except ValidationError as error:
             raise ValueError("\n".join(map(str, field_issues(error)))) from error
 
@@ -44,6 +99,7 @@ def config_class(name: str, method: type[Method], base: type[Any], doc: str) -> 
             "__module__": __name__,
             "__post_init__": check,
             "method": made,
+            "method_class": method,
             "_VALID_DICT_FIELDS": [*base._VALID_DICT_FIELDS, *dicts],  # noqa: SLF001 - transformers' protocol
         },
     )
@@ -64,7 +120,26 @@ def _is_section(annotation: Any) -> bool:
 class _FDPOBase(DPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_options(self, "f_dpo")
+        refuse_options(self, REFUSED_OF_PAIRS, "f_dpo")
+
+
+@dataclass
+class DistillationConfig(SFTConfig):
+    """SFTConfig plus what every distillation needs; TRL's options that have no meaning here are refused."""
+
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments of from_pretrained, where the teacher is given as a string."},
+    )
+    router_aux_loss_coef: float | None = field(
+        default=0.0, metadata={"help": "Not supported: the routers' own loss is not added."}
+    )
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012, SLF001 - transformers' protocol
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_options(self, REFUSED_OF_DISTILLATION, "distillation")
 
 
 FDPOConfig = config_class(
@@ -73,4 +148,19 @@ FDPOConfig = config_class(
     _FDPOBase,
     "DPOConfig with f-DPO's options; options of TRL that have no meaning under an f-divergence are refused.\n\n"
     "`beta` multiplies f'. `label_smoothing` in [0, 0.5) is cDPO's, or robust DPO's with `robust`.",
+)
+SinKDConfig = config_class(
+    "SinKDConfig",
+    SinKD,
+    DistillationConfig,
+    "DistillationConfig with SinKD's options.\n\n"
+    "The defaults of `temperature`, `epsilon`, `iterations` and of the three weights are those of the authors'\n"
+    "published code, the weights those of its T0 run.",
+)
+BDKDConfig = config_class(
+    "BDKDConfig",
+    BDKD,
+    DistillationConfig,
+    "DistillationConfig with BD-KD's options: the gate, the weights, and how the teacher trains.\n\n"
+    "The defaults are our reading of the paper.",
 )

@@ -1,81 +1,37 @@
-"""What both distillation trainers are: TRL's SFTTrainer around a student and a teacher in one module."""
+"""Distillation as a TRL trainer: SFTTrainer around a student and a teacher in one module, with any method's loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from alignkit.adapters import keep_start
 from alignkit.errors import ModelError
-from alignkit.kernels.linear_divergence import Divergences
-from alignkit.kernels.linear_logprob.confidence import linear_confidence
 from alignkit.kernels.model_head import fuse_head
+from alignkit.losses.distillation import TOKEN_METRICS, PairOutput
+from alignkit.methods import DistillMethod
 from alignkit.run_folder import SAVED_TEACHER
+from alignkit.trainers.configs import DistillationConfig, default_folder, require_config
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
-from alignkit.trainers.metrics import calibration_bins, gather_rows, real_rows
-from alignkit.trainers.pair import Objective, PairOutput, Rows, TeacherStudentPair, Tokens, part_of_state
+from alignkit.trainers.metrics import gather_rows, real_rows
+from alignkit.trainers.pair import TeacherStudentPair, part_of_state
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
 from alignkit.trainers.whole_steps import WholeSteps
 
-TOKEN_METRICS = (
-    "student/cross_entropy",
-    "teacher/cross_entropy",
-    "student/entropy",
-    "teacher/entropy",
-    "student/accuracy",
-    "teacher/accuracy",
-    "forward_kl",
-    "reverse_kl",
-)
-"""What every distillation logs of both models."""
-
-_REFUSED_TRL_OPTIONS = {
-    "loss_type": ("nll", "the cross-entropy is part of the loss, with a weight of its own"),
-    "packing": (False, "metrics and transport are over the sequences of a batch"),
-    "padding_free": (False, "metrics and transport are over the sequences of a batch"),
-    "label_smoothing_factor": (0.0, "it needs the logits, which are never made; the teacher smooths"),
-    "use_liger_kernel": (False, "it replaces the forward that the fused heads need"),
-    "router_aux_loss_coef": (0.0, "the routers' own loss is not added to a distillation loss"),
-}
-
-
-@dataclass
-class DistillationConfig(SFTConfig):
-    """SFTConfig plus what both methods need; TRL's options that have no meaning here are refused."""
-
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Keyword arguments of from_pretrained, where the teacher is given as a string."},
-    )
-    router_aux_loss_coef: float | None = field(
-        default=0.0, metadata={"help": "Not supported: the routers' own loss is not added."}
-    )
-
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012, SLF001 - transformers' protocol
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, (required, reason) in _REFUSED_TRL_OPTIONS.items():
-            if getattr(self, name) != required:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not an option of distillation: {reason}."
-                )
-
 
 class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
-    """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is the pair's.
+    """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is `method.objective`.
 
     Data preparation, adapters and checkpointing are TRL's. The loss is a sum over valid tokens divided by their
     number over the whole optimizer step, so that micro-batches and processes do not change it. What is saved and
-    answers `fused_lm_head=True` is the student.
+    answers `fused_lm_head=True` is the student. Of `args` the method reads nothing: its options are its own.
     """
 
     def __init__(
@@ -84,35 +40,37 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
         teacher_model: Any = None,
         args: DistillationConfig | None = None,
         *,
+        method: DistillMethod,
         teacher_processing_class: Any = None,
         teacher_peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
         """`teacher_model` is a model, a folder or a hub id; its tokenizer is loaded from there unless given.
 
-        Raises ModelError for a teacher with another tokenizer, or whose vocabulary does not hold the labels.
+        Raises TypeError for another configuration than a `DistillationConfig`, before anything is loaded, and
+        ModelError for a teacher with another tokenizer, or whose vocabulary does not hold the labels.
         """
+        self.method = method
+        self._tag_names = ["trl", method.type.replace("_", "-"), "alignkit"]
         if args is None:
-            raise ValueError(f"{type(self).__name__} needs args, found None")
+            args = DistillationConfig(default_folder(model, method.type))
+        require_config(args, DistillationConfig)
+        if teacher_peft_config is not None and method.teacher_training is None:
+            raise ValueError(f"teacher_peft_config is given, but the teacher of {method.type} does not train")
+        if teacher_model is None:
+            raise ValueError("teacher_model is required: a model, a folder or a hub id")
         if is_peft_model(model):
             keep_start(model)
         super().__init__(model=model, args=args, **kwargs)
-        teacher_trains: bool = getattr(args, "teacher_trains", False)
-        if teacher_peft_config is not None and not teacher_trains:
-            raise ValueError("teacher_peft_config is given, but the teacher does not train (teacher_trains)")
         teacher = _load_teacher(teacher_model, args)
         require_same_tokenizer(self._tokenizer, teacher_processing_class or _tokenizer_of(teacher))
         columns = shared_vocabulary(self.model, teacher)
         require_labels_within(self.train_dataset, columns, "training")
         require_labels_within(self.eval_dataset, columns, "held-out")
-        self._pair_up(teacher, teacher_peft_config, teacher_trains=teacher_trains)
+        self._pair_up(teacher, teacher_peft_config)
         self._saves_teacher = False
 
-    def objective(self) -> Objective:
-        """The loss of the method, by `args`."""
-        raise NotImplementedError
-
-    def _pair_up(self, teacher: Any, teacher_peft_config: Any, *, teacher_trains: bool) -> None:
+    def _pair_up(self, teacher: Any, teacher_peft_config: Any) -> None:
         """Put the pair in the student's place, before anything has wrapped it."""
         student = self.model
         if is_peft_model(student) and student.active_peft_config.is_prompt_learning:
@@ -124,7 +82,8 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
         teacher.config.use_cache = False
         if teacher_peft_config is not None:
             teacher = _with_adapter(teacher, teacher_peft_config, self.args)
-        pair = TeacherStudentPair(student, teacher, self.objective(), teacher_trains=teacher_trains)
+        trains = self.method.teacher_training is not None
+        pair = TeacherStudentPair(student, teacher, self.method.objective, teacher_trains=trains)
         if self.place_model_on_device:
             pair.to(self.args.device)
         self.model = self.model_wrapped = self.callback_handler.model = pair
@@ -195,12 +154,12 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """TRL's, with the teacher's weights in groups of their own where it has a learning rate of its own."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        rate = getattr(self.args, "teacher_learning_rate", None)
-        if rate is not None:
+        training = self.method.teacher_training
+        if training is not None and training.learning_rate is not None:
             of_teacher = {id(weight) for weight in self._pair.teacher.parameters()}
             split = [
                 {**group, "params": weights, **own}
-                for is_teacher, own in ((False, {}), (True, {"lr": rate}))
+                for is_teacher, own in ((False, {}), (True, {"lr": training.learning_rate}))
                 for group in optimizer.param_groups
                 if (weights := [w for w in group["params"] if (id(w) in of_teacher) is is_teacher])
             ]
@@ -213,8 +172,9 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
         return pair
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: FBT001, FBT002 - transformers' signature
-        """The student; a checkpoint holds a training teacher as well, the result only with `save_teacher`."""
-        self._saves_teacher = self._pair.teacher_trains and (_internal_call or self.args.save_teacher)
+        """The student; a checkpoint holds a training teacher as well, the result only where the method says so."""
+        training = self.method.teacher_training
+        self._saves_teacher = training is not None and (_internal_call or training.saved)
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -260,8 +220,6 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
 
 def _load_teacher(teacher: Any, args: DistillationConfig) -> Any:
     if not isinstance(teacher, str):
-        if teacher is None:
-            raise ValueError("teacher_model is required: a model, a folder or a hub id")
         return teacher
     options = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
     try:
@@ -291,53 +249,3 @@ def _with_adapter(teacher: Any, peft_config: Any, args: DistillationConfig) -> A
     if args.gradient_checkpointing:
         adapted.enable_input_require_grads()
     return adapted
-
-
-def operands(student: Rows, teacher: Rows) -> dict[str, Any]:
-    """The arguments of a kernel over two models' rows."""
-    return {
-        f"{side}_{name}": value
-        for side, rows in (("student", student), ("teacher", teacher))
-        for name, value in {"hidden": rows.hidden, **rows.head._asdict()}.items()
-    }
-
-
-def token_metrics(divergences: Divergences, tokens: Tokens) -> dict[str, Tensor]:
-    """The sums over each sequence of `TOKEN_METRICS`."""
-    values = (
-        divergences.student_ce,
-        divergences.teacher_ce,
-        divergences.student_entropy,
-        divergences.teacher_entropy,
-        divergences.student_top1,
-        divergences.teacher_top1,
-        divergences.forward_kl,
-        divergences.reverse_kl,
-    )
-    return {
-        name: tokens.per_sequence(cast(Tensor, value))
-        for name, value in zip(TOKEN_METRICS, values, strict=True)
-    }
-
-
-def pair_output(
-    losses: Tensor, metrics: dict[str, Tensor], student: Rows, teacher: Rows, tokens: Tokens
-) -> PairOutput:
-    """Of the losses [N] of the tokens, and metrics summed over each sequence, what the pair returns."""
-    return PairOutput(
-        loss=losses.sum(),
-        tokens=tokens.per_sequence(torch.ones_like(tokens.labels)),
-        sums={**metrics, "loss": tokens.per_sequence(losses)},
-        calibration=_calibration(student, teacher, tokens),
-    )
-
-
-def _calibration(student: Rows, teacher: Rows, tokens: Tokens) -> dict[str, Tensor]:
-    """Of both models how certain and how right they are on the tokens, if that is asked for."""
-    if not tokens.calibrate:
-        return {}
-    bins = {}
-    for name, rows in (("student", student), ("teacher", teacher)):
-        sure = linear_confidence(rows.hidden, labels=tokens.labels, **rows.head._asdict())
-        bins[name] = calibration_bins(sure.probability, sure.right, tokens.sequence, groups=tokens.sequences)
-    return bins

@@ -4,63 +4,20 @@ The losses are made inside its forward, where ZeRO-3 has both heads whole, and n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
+from alignkit.data.tokens import IGNORED
+from alignkit.kernels.linear_logprob.confidence import linear_confidence
 from alignkit.kernels.model_head import HeadWeights, head_states, in_head
-
-
-class Rows(NamedTuple):
-    """One model's view of the batch's valid tokens: hidden states [N, H] and the head over them."""
-
-    hidden: Tensor
-    head: HeadWeights
-
-    def take(self, index: Tensor) -> "Rows":
-        """The rows of `index`."""
-        return Rows(self.hidden[index], self.head)
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The batch's valid tokens, those whose next-token label counts, in the order of `Rows`."""
-
-    labels: Tensor
-    """[N], the tokens to predict."""
-    sequence: Tensor
-    """[N], the sequence in the batch that each belongs to."""
-    sequences: int
-    seed: int
-    """Of everything drawn at random from this batch."""
-    calibrate: bool
-    """Whether to measure calibration, which costs another product with each head."""
-
-    def per_sequence(self, values: Tensor) -> Tensor:
-        """[B], sums of `values` [N] over each sequence, detached."""
-        values = values.detach()
-        values = values if values.is_floating_point() else values.float()
-        return values.new_zeros(self.sequences).index_add(0, self.sequence, values)
-
-
-class PairOutput(NamedTuple):
-    """What the pair's forward returns. A tuple of tensors and dicts, since ZeRO-3 hooks the tensors it finds."""
-
-    loss: Tensor
-    """Scalar, the sum over valid tokens, differentiable; the caller divides."""
-    tokens: Tensor
-    """[B], valid tokens of each sequence."""
-    sums: dict[str, Tensor]
-    """Of each metric its sum over each sequence's valid tokens, [B], detached."""
-    calibration: dict[str, Tensor]
-    """By model, [B, bins, 3] of `metrics.calibration_bins`; empty unless measured."""
-
+from alignkit.losses.distillation import PairOutput, Rows, Tokens
+from alignkit.trainers.metrics import calibration_bins
 
 Objective = Callable[[Rows, Rows, Tokens], PairOutput]
-"""Student's and teacher's rows, and the tokens they predict."""
+"""A loss over the student's rows, the teacher's rows, and the tokens that both predict."""
 
 
 class TeacherStudentPair(nn.Module):
@@ -94,14 +51,18 @@ class TeacherStudentPair(nn.Module):
         calibrate: bool = False,
         **inputs: Any,
     ) -> Any:
-        """The objective over both models; padding and prompt tokens are dropped before the heads."""
+        """The objective over both models; padding and prompt tokens are dropped before the heads.
+
+        `seed` is that of everything drawn at random; `calibrate` measures calibration, at the cost of another product
+        with each head.
+        """
         if side is not None or labels is None or fused_lm_head:
             if fused_lm_head:
                 inputs |= {"labels": labels, "fused_lm_head": True}
             return getattr(self, side or "student")(input_ids=input_ids, **inputs)
         targets = labels[:, 1:]
-        valid = targets != -100
-        tokens = Tokens(targets[valid], valid.nonzero()[:, 0], len(labels), seed, calibrate)
+        valid = targets != IGNORED
+        tokens = Tokens(targets[valid], valid.nonzero()[:, 0], len(labels), seed)
         student, teacher = map(_bare, (self.student, self.teacher))
         of_student = head_states(student, input_ids=input_ids, **inputs).hidden[:, :-1][valid]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.teacher_trains):
@@ -109,7 +70,9 @@ class TeacherStudentPair(nn.Module):
 
         def in_students(head: HeadWeights, of_student: Tensor, of_teacher: Tensor) -> PairOutput:
             def in_teachers(teachers: HeadWeights, of_student: Tensor, of_teacher: Tensor) -> PairOutput:
-                return self.objective(Rows(of_student, head), Rows(of_teacher, teachers), tokens)
+                rows = Rows(of_student, head), Rows(of_teacher, teachers)
+                output = self.objective(*rows, tokens)
+                return output._replace(calibration=_calibration(*rows, tokens)) if calibrate else output
 
             return in_head(teacher, in_teachers, of_student, of_teacher)
 
@@ -140,6 +103,15 @@ class TeacherStudentPair(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("student"), name)
+
+
+def _calibration(student: Rows, teacher: Rows, tokens: Tokens) -> dict[str, Tensor]:
+    """How sure and how right both models are on the tokens: [B, bins, 3] of `calibration_bins` each."""
+    bins = {}
+    for name, rows in (("student", student), ("teacher", teacher)):
+        sure = linear_confidence(rows.hidden, labels=tokens.labels, **rows.head._asdict())
+        bins[name] = calibration_bins(sure.probability, sure.right, tokens.sequence, groups=tokens.sequences)
+    return bins
 
 
 def _bare(model: Any) -> Any:

@@ -10,6 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
+from alignkit.trainers.configs import REFUSED_OF_PAIRS, refuse_options, require_config
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import record_items
@@ -18,13 +19,6 @@ from alignkit.trainers.upstream import no_reference_model
 from alignkit.trainers.whole_steps import WholeRowSteps
 
 _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
-REFUSED_TRL_OPTIONS = {
-    "loss_type": (["sigmoid"], "the loss is the method's own"),
-    "f_divergence_type": ("reverse_kl", "use f-DPO's `divergence`, whose scores are stable"),
-    "ld_alpha": (None, "it reweights tokens, after which the log-ratio is no longer one of sequences"),
-    "use_weighting": (False, "WPO's weights are not defined under another loss"),
-}
-"""Options of DPOConfig that would be ignored: the value each must keep, and why."""
 
 
 class PreferenceTrainer(ItemLog, ExactResume, WholeRowSteps, TakesTokenised, DPOTrainer):
@@ -44,10 +38,16 @@ class PreferenceTrainer(ItemLog, ExactResume, WholeRowSteps, TakesTokenised, DPO
         method: PairMethod,
         **kwargs: Any,
     ) -> None:
-        """Take `DPOTrainer`'s arguments and the method. Raises ValueError for options that have no meaning here."""
+        """Take `DPOTrainer`'s arguments and the method.
+
+        Raises TypeError for another configuration than a `DPOConfig`, and ValueError for options that have no meaning
+        here, before anything is loaded.
+        """
         self.method = method
         self._tag_names = ["trl", "dpo", method.type.replace("_", "-"), "alignkit"]
-        refuse_options(args, method.type)
+        if args is not None:
+            require_config(args, DPOConfig)
+        refuse_options(args, REFUSED_OF_PAIRS, method.type)
         if not method.uses_reference and ref_model is not None:
             raise ValueError(f"ref_model is given, but {method.type} has no reference; leave it out")
         without = nullcontext() if method.uses_reference else no_reference_model(model)
@@ -139,13 +139,6 @@ class PreferenceTrainer(ItemLog, ExactResume, WholeRowSteps, TakesTokenised, DPO
             if self.method.uses_reference
             else dataset
         )
-
-
-def refuse_options(args: Any, method: str) -> None:
-    """Raise ValueError for an option of DPOConfig that has no meaning under a method's own loss."""
-    for name, (required, reason) in REFUSED_TRL_OPTIONS.items():
-        if args is not None and getattr(args, name) != required:
-            raise ValueError(f"{name}={getattr(args, name)!r} is not an option of {method}: {reason}.")
 
 
 def _columns(preference: PreferenceLoss, pairs: PairLogps) -> dict[str, Tensor]:

@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 
 from alignkit.kernels.model_head import HeadWeights
 from alignkit.losses import bd_kd_loss
+from alignkit.losses.distillation import Rows, Tokens
+from alignkit.methods import BDKD, DistillMethod, SinKD
+from alignkit.sections import TeacherSection
 from alignkit.trainers import BDKDConfig, BDKDTrainer
-from alignkit.trainers.bd_kd import BDKDObjective
 from alignkit.trainers.metrics import calibration_bins, calibration_error
-from alignkit.trainers.pair import Rows, Tokens
-from alignkit.trainers.sinkd import SinKDObjective
 from tests.distillation import (
     assert_gradients_agree,
     assert_the_trainers,
@@ -27,6 +27,7 @@ from tests.distillation import (
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+TEACHER = TeacherSection(path="given as a model")
 TEACHER_LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -96,18 +97,19 @@ class World:
         context = torch.randint(self.contexts, (count,))
         return context, torch.multinomial(self.truth.softmax(-1)[context], 1).squeeze(1)
 
-    def distilled(self, objective: Any, *, teacher_trains: bool) -> tuple[float, float]:
-        """Calibration error and accuracy of a free student on held-out samples, after training by `objective`."""
+    def distilled(self, method: DistillMethod) -> tuple[float, float]:
+        """Calibration error and accuracy of a free student on held-out samples, after training by `method`."""
+        teacher_trains = method.teacher_training is not None
         context, label = self.train
         student = torch.zeros_like(self.truth).requires_grad_()
         teacher = (3 * self.truth).requires_grad_(teacher_trains)
-        tokens = Tokens(label, torch.zeros_like(label), 1, seed=0, calibrate=False)
+        tokens = Tokens(label, torch.zeros_like(label), 1)
         states = torch.eye(self.contexts)[context]
         optimizer = torch.optim.Adam([student, teacher] if teacher_trains else [student], lr=0.1)
         for _ in range(120):
             ours, theirs = (Rows(states, HeadWeights(x.T, None, 1.0, None)) for x in (student, teacher))
             optimizer.zero_grad()
-            (objective(ours, theirs, tokens).loss / len(label)).backward()
+            (method.objective(ours, theirs, tokens).loss / len(label)).backward()
             optimizer.step()
         return self.judged(student.detach())
 
@@ -119,7 +121,7 @@ class World:
         return calibration_error(bins), float(right.float().mean())
 
 
-PLAIN_KD = SinKDObjective(ce_weight=1, kl_weight=1, sinkhorn_weight=0)
+PLAIN_KD = SinKD(teacher=TEACHER, ce_weight=1, kl_weight=1, sinkhorn_weight=0)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -127,8 +129,8 @@ def test_beside_a_teacher_that_trains_the_student_is_better_calibrated_than_by_p
     seed: int,
 ) -> None:
     world = World(seed)
-    plain_error, plain_accuracy = world.distilled(PLAIN_KD, teacher_trains=False)
-    error, accuracy = world.distilled(BDKDObjective(), teacher_trains=True)
+    plain_error, plain_accuracy = world.distilled(PLAIN_KD)
+    error, accuracy = world.distilled(BDKD(teacher=TEACHER))
     assert world.judged(3 * world.truth)[0] > 0.25  # the teacher was too sure indeed
     assert plain_error > 0.1
     assert error < plain_error / 2
@@ -138,6 +140,6 @@ def test_beside_a_teacher_that_trains_the_student_is_better_calibrated_than_by_p
 def test_a_frozen_teacher_that_is_too_sure_makes_the_student_so() -> None:
     """The limit that docs/bd_kd.md states: the gate then favours the reverse KL, which gathers the student."""
     world = World(0)
-    plain_error, _ = world.distilled(PLAIN_KD, teacher_trains=False)
-    error, _ = world.distilled(BDKDObjective(teacher_trains=False), teacher_trains=False)
+    plain_error, _ = world.distilled(PLAIN_KD)
+    error, _ = world.distilled(BDKD(teacher=TEACHER, teacher_trains=False))
     assert error > plain_error

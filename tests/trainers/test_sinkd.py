@@ -1,7 +1,6 @@
 """SinKD's objective and trainer: against whole float64 logits, and on sets of tokens with a known answer."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from alignkit.kernels.model_head import HeadWeights
 from alignkit.losses import sinkd_loss
+from alignkit.losses.distillation import Rows, Tokens
+from alignkit.methods import SinKD
+from alignkit.sections import TeacherSection
 from alignkit.trainers import SinKDConfig, SinKDTrainer
-from alignkit.trainers.pair import Rows, Tokens
-from alignkit.trainers.sinkd import SinKDObjective
 from tests.distillation import (
     assert_gradients_agree,
     assert_the_trainers,
@@ -26,6 +26,7 @@ from tests.distillation import (
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+TEACHER = TeacherSection(path="given as a model")
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def expected_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, sequence: Tensor, objective: SinKDObjective
+    student: Tensor, teacher: Tensor, labels: Tensor, sequence: Tensor, method: SinKD
 ) -> Tensor:
     """The mean over tokens of the method's three terms, from whole logits."""
-    ours, theirs = ((x / objective.kl_temperature).log_softmax(-1) for x in (student, teacher))
+    ours, theirs = ((x / method.kl_temperature).log_softmax(-1) for x in (student, teacher))
     kl = (theirs.exp() * (theirs - ours)).sum(-1).mean()
     ce = torch.nn.functional.cross_entropy(student, labels)
-    one_set = objective.mode == "token_set"
+    one_set = method.mode == "token_set"
     sets = (
         [torch.ones_like(sequence, dtype=torch.bool)]
         if one_set
@@ -53,19 +54,19 @@ def expected_loss(
             * sinkd_loss(
                 student[members],
                 teacher[members],
-                temperature=objective.temperature,
-                epsilon=objective.epsilon,
-                iterations=objective.iterations,
-                debiased=objective.debiased,
-                reduction=objective.reduction,
-                gradient=objective.gradient,
+                temperature=method.temperature,
+                epsilon=method.epsilon,
+                iterations=method.iterations,
+                debiased=method.debiased,
+                reduction=method.reduction,
+                gradient=method.gradient,
             ).loss
             for members in sets
         ),
         start=torch.zeros((), dtype=student.dtype),
     )
-    weighted = objective.ce_weight * ce + objective.kl_weight * kl
-    return weighted + objective.sinkhorn_weight * transport / len(labels)
+    weighted = method.ce_weight * ce + method.kl_weight * kl
+    return weighted + method.sinkhorn_weight * transport / len(labels)
 
 
 @pytest.mark.parametrize("peft", [LORA, None], ids=["lora", "full"])
@@ -87,7 +88,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(
     trainer.model.train()
     exact, student, teacher, labels = whole_logits(trainer.model, batch)
     sequence = (batch["labels"][:, 1:] != -100).nonzero()[:, 0]
-    expected = expected_loss(student, teacher.detach(), labels, sequence, trainer.objective())
+    expected = expected_loss(student, teacher.detach(), labels, sequence, trainer.method)
     expected.backward()
     assert_the_trainers(trainer, batch, expected)
     assert_gradients_agree(trainer.model.student, exact.student)
@@ -101,22 +102,20 @@ def rows_of(logits: Tensor) -> Rows:
 
 
 def tokens_of(count: int, seed: int = 0, sequences: int = 1) -> Tokens:
-    return Tokens(
-        torch.zeros(count, dtype=torch.long), torch.arange(count) % sequences, sequences, seed, False
-    )
+    return Tokens(torch.zeros(count, dtype=torch.long), torch.arange(count) % sequences, sequences, seed)
 
 
 def test_of_a_large_set_a_sample_is_matched_that_the_seed_repeats() -> None:
     torch.manual_seed(3)
     student, teacher = torch.randn(40, 12), torch.randn(40, 12)
-    objective = SinKDObjective(ce_weight=0, kl_weight=0, sinkhorn_weight=1, max_rows=10)
+    method = SinKD(teacher=TEACHER, ce_weight=0, kl_weight=0, sinkhorn_weight=1, max_rows=10)
 
-    def loss(seed: int) -> float:
-        return objective(rows_of(student), rows_of(teacher), tokens_of(40, seed)).loss.item()
+    def loss(seed: int, method: SinKD = method) -> float:
+        return method.objective(rows_of(student), rows_of(teacher), tokens_of(40, seed)).loss.item()
 
     assert loss(7) == loss(7)
     assert loss(7) != loss(8)
-    whole = replace(objective, max_rows=40)(rows_of(student), rows_of(teacher), tokens_of(40)).loss.item()
+    whole = loss(0, method.model_copy(update={"max_rows": 40}))
     per_token = {seed: loss(seed) / 40 for seed in range(3)}  # the sample's loss, once for each token
     for seed, sampled in per_token.items():
         generator = torch.Generator().manual_seed(seed)
@@ -160,9 +159,9 @@ def descend(student: Tensor, loss: Callable[[Tensor], Tensor], steps: int = 300)
 
 def by_sinkd(teacher: Tensor, *, kl_weight: float) -> Callable[[Tensor], Tensor]:
     """The transport, and beside it `kl_weight` times the KL of each row, sums over rows."""
-    objective = SinKDObjective(sinkhorn_weight=1, reduction="mean", ce_weight=0, kl_weight=kl_weight)
+    method = SinKD(teacher=TEACHER, sinkhorn_weight=1, reduction="mean", ce_weight=0, kl_weight=kl_weight)
     tokens = tokens_of(len(teacher))
-    return lambda student: objective(rows_of(student), rows_of(teacher), tokens).loss
+    return lambda student: method.objective(rows_of(student), rows_of(teacher), tokens).loss
 
 
 def apart(student: Tensor, teacher: Tensor) -> float:
