@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignkit.errors import DivergenceError
+from alignkit.schema import nearest
 
 EXACT_EXPONENT = 15.0
 """Scores are exact while their largest exponent is at most this, and continue linearly beyond."""
@@ -249,7 +250,10 @@ def get(name: str, **params: float) -> FDivergence:
     if ":" in name:
         return _imported(name, params)
     if name not in _registry:
-        raise DivergenceError(f"unknown divergence {name!r}: expected one of {', '.join(available())}")
+        known = available()
+        raise DivergenceError(
+            f"unknown divergence {name!r}: expected one of {', '.join(known)}{nearest(name, known)}"
+        )
     if "f_alpha_divergence_coef" in params and name == AlphaDivergence.name:
         if "alpha" in params:
             raise DivergenceError(

@@ -17,7 +17,7 @@ from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, Reso
 from alignkit.methods.hyperparameters import in_jobs, job_name
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import Recipe
-from alignkit.schema import field_issues
+from alignkit.schema import field_issues, nearest
 
 EVALUATION_STEPS = 8
 """Least steps between evaluations under "auto": each draws answers too, which takes as long as several steps."""
@@ -55,14 +55,14 @@ def recipe_for_job(
     trackers; `on_gpu` says whether a GPU trains it, by default whether this machine has one.
     """
     if method not in METHODS:
-        raise RecipeError(
-            [FieldIssue("method.type", f"expected one of {', '.join(METHODS)}, found {method!r}")]
-        )
+        expected = f"expected one of {', '.join(METHODS)}, found {method!r}{nearest(method, METHODS)}"
+        raise RecipeError([FieldIssue("method.type", expected)])
     spec, prefix = METHODS[method], f"method.{method}.hyperparameters"
     try:
         given = hyperparameters_of(spec).model_validate(hyperparameters)
     except ValidationError as error:
-        raise RecipeError(_plain_auto(field_issues(error, prefix))) from error
+        known = hyperparameters_of(spec).model_fields
+        raise RecipeError(_plain_auto(field_issues(error, prefix, lambda _: known))) from error
     values = given.model_dump() | _as_it_was_trained(given, start, prefix)
     resolved = _resolve_auto(values, spec, train_rows, has_validation=validation_file is not None)
     on_gpu = has_gpu() if on_gpu is None else on_gpu

@@ -87,6 +87,8 @@ def _facts(recipe: "Recipe") -> dict[str, Any]:
             continue
         by_content = CONTENT_MATTERS in field.metadata and value is not None
         facts[".".join(keys)] = _contents(Path(value)) if by_content else to_jsonable_python(value)
+    if isinstance(recipe.data.validation, float):  # what is held out is not trained on
+        facts["data.validation"] = recipe.data.validation
     return facts
 
 

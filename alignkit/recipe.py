@@ -5,6 +5,7 @@ into every job's folder, so that the same line repeats the job.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -85,7 +86,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise RecipeError(field_issues(error)) from error
+            raise RecipeError(field_issues(error, siblings=partial(_siblings, values))) from error
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
@@ -116,6 +117,19 @@ def _paths(section: type[Section], values: Mapping[str, Any]) -> Iterator[tuple[
             yield from (((name, *keys), path) for keys, path in _paths(below, value))
         elif isinstance(value, str) and CONTENT_MATTERS in field.metadata:
             yield (name,), value
+
+
+def _siblings(values: Mapping[str, Any], keys: tuple[str, ...]) -> Iterable[str]:
+    """The names of the options in the section that the last of `keys` stands in."""
+    section: type[Section] = Recipe
+    value: Any = values
+    for key in keys[:-1]:
+        field, value = section.model_fields.get(key), value.get(key) if isinstance(value, Mapping) else None
+        if field is None:
+            return ()
+        is_method = key == "method" and section is Recipe and isinstance(value, Mapping)
+        section = get(value.get("type")) if is_method else _section_in(field.annotation)
+    return section.model_fields
 
 
 def _section_in(annotation: Any) -> type[Section]:
@@ -152,7 +166,9 @@ def _override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for parent in parents:
-        child = node.setdefault(parent, {})
+        if node.get(parent) is None:  # absent, or null: `lora.r=16` over `lora: null` is LoRA again
+            node[parent] = {}
+        child = node[parent]
         if not isinstance(child, dict):
             raise RecipeError([FieldIssue(key, f"{parent} is a value, not a section")])
         node = child

@@ -1,6 +1,7 @@
 """What every typed section is made of: no unknown keys, no silent coercion, and errors as sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,13 +24,28 @@ def refused(key: str, message: str, found: object) -> ValidationError:
     )
 
 
-def field_issues(error: ValidationError, prefix: str = "") -> list[FieldIssue]:
-    """One issue a refused field: its path, what was expected and what was found."""
+Siblings = Callable[[tuple[str, ...]], Iterable[str]]
+"""From the keys of an unknown key to the names that are known beside it."""
+
+
+def field_issues(
+    error: ValidationError, prefix: str = "", siblings: Siblings = lambda _keys: ()
+) -> list[FieldIssue]:
+    """One issue a refused field: its path, what was expected and what was found; for a typo the nearest name."""
     issues = []
     for item in error.errors(include_url=False):
-        path = ".".join([*([prefix] if prefix else []), *(str(part) for part in _location(item))])
-        issues.append(FieldIssue(path, _sentence(item)))
+        keys = tuple(str(part) for part in _location(item))
+        sentence = _sentence(item)
+        if item["type"] == "extra_forbidden":
+            sentence += nearest(keys[-1], siblings(keys))
+        issues.append(FieldIssue(".".join([*([prefix] if prefix else []), *keys]), sentence))
     return issues
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Completes a refusal of `name` with the known name that it is most like; empty where none is like it."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _location(item: Mapping[str, Any]) -> tuple[str | int, ...]:

@@ -5,7 +5,7 @@ The methods' own options are in `alignkit.methods`.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from alignkit.options import CONTENT_MATTERS, MAY_CHANGE
 from alignkit.schema import Section
@@ -35,13 +35,36 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Rows of the kind that the method takes (alignkit.data.rows), JSON Lines."""
+    """Rows of the kind that the method takes (alignkit.data.rows): JSON Lines, a JSON array, CSV or Parquet."""
 
     train: Annotated[str, CONTENT_MATTERS] = Field(min_length=1, description="training file")
-    validation: Annotated[str | None, CONTENT_MATTERS, MAY_CHANGE] = Field(
-        None, description="held-out file, evaluated every eval_steps and at the end"
+    validation: Annotated[str | float | None, CONTENT_MATTERS, MAY_CHANGE] = Field(
+        None,
+        description="held-out file, or a share of the training file's prompts, such as 0.05; evaluated every "
+        "eval_steps and at the end",
     )
     max_length: int = Field(1024, ge=16, le=1_048_576, description="tokens of prompt and answer together")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="the files' own keys or columns and what the forms call them, such as {question: prompt}",
+    )
+    skip_bad: bool | int | float = Field(
+        False,
+        ge=0,
+        description="bad rows that may be left out: a number of rows, below 1 a share of them, true for a tenth",
+    )
+
+    @field_validator("validation")
+    @classmethod
+    def _share_of_the_prompts(cls, value: str | float | None) -> str | float | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share must lie between 0 and 1")
+        return value
+
+
+def _no_is_a_word(value: object) -> object:
+    """YAML reads a plain `no` as false."""
+    return "no" if value is False else value
 
 
 class TrainingSection(Section):
@@ -60,7 +83,7 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     optimizer: str = Field("adamw_torch", description="transformers' optim")
     gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_a_word)] = "no"
     logging_steps: Annotated[int, MAY_CHANGE] = Field(1, ge=1)
     eval_steps: Annotated[int | None, MAY_CHANGE] = Field(None, ge=1, description="default: at the end only")
     eval_on_start: Annotated[bool, MAY_CHANGE] = Field(False, description="evaluate the untrained model too")

@@ -160,3 +160,38 @@ def test_anything_else_is_refused_with_a_recipe_error(values: Any) -> None:
 def test_every_recipe_that_ships_is_one(path: Path) -> None:
     if path.parent.name != "accelerate":
         assert Recipe.load(path).output_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "nearest"),
+    [
+        ("training.max_step=3", "training.max_step", "max_steps"),
+        ("method.divergance=jeffreys", "method.divergance", "divergence"),
+        ("method.bata=0.2", "method.bata", "beta"),
+        ("trainning={}", "trainning", "training"),
+        ("lora.rr=2", "lora.rr", None),
+    ],
+)
+def test_a_typo_is_told_the_nearest_name(file: Path, override: str, path: str, nearest: str | None) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(file, [override])
+    (issue,) = caught.value.issues
+    assert issue.path == path
+    assert issue.message == "unknown key" + (f"; did you mean {nearest}?" if nearest else "")
+
+
+def test_a_mistyped_method_or_divergence_is_told_the_nearest(file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"found 'f_dp0'; did you mean f_dpo\?"):
+        Recipe.load(file, ["method.type=f_dp0"])
+    with pytest.raises(RecipeError, match=r"did you mean jeffreys\?"):
+        Recipe.load(file, ["method.divergence=jefreys"])
+
+
+def test_yamls_no_is_a_mixed_precision(file: Path) -> None:
+    assert Recipe.load(file, ["training.mixed_precision=no"]).training.mixed_precision == "no"
+
+
+def test_a_part_of_a_section_that_was_null_makes_it_a_section_again(file: Path) -> None:
+    recipe = Recipe.load(file, ["lora=null", "lora.r=4"])
+    assert recipe.lora is not None
+    assert recipe.lora.r == 4

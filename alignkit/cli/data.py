@@ -1,5 +1,6 @@
 """`alignkit data`: check a file before training on it, and see what the model will see."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,17 @@ from alignkit.cli.models import Home, models_dir
 from alignkit.errors import DataError
 
 app = typer.Typer(help="Check and preview training data.", no_args_is_help=True)
-File = Annotated[Path, typer.Argument(help="JSON Lines, plain or gzipped")]
+File = Annotated[Path, typer.Argument(help="JSON Lines, a JSON array or CSV, plain or gzipped, or Parquet")]
 Model = Annotated[str | None, typer.Option(help="imported base model, folder or hub id, for token counts")]
 Method = Annotated[str, typer.Option(help="method the file is for, such as f_dpo or supervised")]
 MaxLength = Annotated[int, typer.Option(min=16, help="tokens at which training cuts")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="file's name=form's name, such as question=prompt; repeatable"),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="allow a tenth of the rows to be bad, and leave them out")
+]
 
 
 @app.command()
@@ -23,28 +31,38 @@ def check(
     method: Method = "f_dpo",
     validation: Annotated[Path | None, typer.Option(help="held-out file, to find rows in common")] = None,
     max_length: MaxLength = 1024,
+    column: Columns = None,
+    skip_bad: SkipBad = False,
     home: Home = None,
 ) -> None:
-    """Check every row; with --model, count tokens too. Exits with 1 if a row cannot be used."""
-    from alignkit.data.dataset import load_rows
+    """Check every row; with --model, as its tokens too. Exits with 1 if a row cannot be used."""
+    from alignkit.data.reading import iter_lines
     from alignkit.data.rendering import render_report, render_statistics
-    from alignkit.data.report import describe_rows
+    from alignkit.data.report import Statistics
     from alignkit.data.schemas import schema_for
     from alignkit.data.tokens import load_tokenizer
-    from alignkit.data.validation import check_file
+    from alignkit.data.validation import SKIPPED_SHARE, Inspection
 
-    console = Console()
-    reports = {path: check_file(path, method) for path in (file, validation) if path}
-    for path, report in reports.items():
-        console.print(render_report(path.name, report))
-    if not all(report.ok for report in reports.values()):
+    console, kind, columns = Console(), schema_for(method), _columns(column)
+    tokenizer = load_tokenizer(_model_path(model, home)) if model else None
+    reports, counted = [], []
+    for path in (file, validation):
+        if path is None:
+            continue
+        inspection = Inspection(
+            kind, tokenizer=tokenizer, max_length=max_length, skip_bad=SKIPPED_SHARE if skip_bad else 0
+        )
+        statistics = Statistics(kind, max_length)
+        for row, sequences in inspection.rendered(iter_lines(path, columns=columns)):
+            if sequences:
+                statistics.add(row, sequences)
+        reports.append(inspection.report())
+        counted.append(statistics)
+        console.print(render_report(path.name, reports[-1]), soft_wrap=not console.is_terminal)
+    if not all(report.ok for report in reports):
         raise typer.Exit(1)
-    if model:
-        held_out = load_rows(validation, method) if validation else []
-        tokenizer = load_tokenizer(_model_path(model, home))
-        rows, kind = load_rows(file, method), schema_for(method)
-        found = describe_rows(rows, tokenizer, kind, max_length=max_length, held_out=held_out)
-        console.print(render_statistics(found))
+    if tokenizer is not None:
+        console.print(render_statistics(counted[0].result(*counted[1:])))
 
 
 @app.command()
@@ -54,18 +72,38 @@ def preview(
     method: Method = "f_dpo",
     rows: Annotated[int, typer.Option(min=1, help="how many")] = 2,
     max_length: MaxLength = 1024,
+    column: Columns = None,
     home: Home = None,
 ) -> None:
-    """Show how the first rows are rendered and which tokens carry loss."""
-    from alignkit.data.dataset import load_rows
-    from alignkit.data.rendering import render_preview
-    from alignkit.data.report import preview_row
+    """Show how the first rows are rendered and which tokens carry loss. Exits with 1 if one cannot be used."""
+    from alignkit.data.reading import iter_lines
+    from alignkit.data.rendering import render_preview, render_report
+    from alignkit.data.report import preview_of
+    from alignkit.data.schemas import schema_for
     from alignkit.data.tokens import load_tokenizer
+    from alignkit.data.validation import Inspection
 
+    console = Console()
     tokenizer = load_tokenizer(_model_path(model, home))
-    for number, row in enumerate(load_rows(file, method)[:rows], start=1):
-        preview = preview_row(row, tokenizer, max_length=max_length)
-        Console().print(render_preview(f"row {number}", preview))
+    inspection = Inspection(schema_for(method), tokenizer=tokenizer, max_length=max_length)
+    shown = islice(inspection.rendered(islice(iter_lines(file, columns=_columns(column)), rows)), rows)
+    for number, (_, sequences) in enumerate(shown, start=1):
+        preview = preview_of(sequences, tokenizer, max_length=max_length)
+        console.print(render_preview(f"row {number}", preview, marks=not console.is_terminal))
+    report = inspection.report()
+    if report.bad_rows or not report.rows:
+        console.print(render_report(file.name, report), soft_wrap=not console.is_terminal)
+        raise typer.Exit(1)
+
+
+def _columns(given: list[str] | None) -> dict[str, str]:
+    """`file's name=form's name` as a mapping."""
+    pairs = [text.partition("=") for text in given or []]
+    if not all(name and to for name, _, to in pairs):
+        raise typer.BadParameter(
+            "expected file's name=form's name, such as question=prompt", param_hint="--column"
+        )
+    return {name: to for name, _, to in pairs}
 
 
 def _model_path(model: str, home: Path | None) -> str:

@@ -1,17 +1,19 @@
 """From a file to the rows, the token sequences and the dataset that a trainer takes."""
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from alignkit.data.reading import iter_lines
-from alignkit.data.rows import Row, RowKind
+from alignkit.data.report import digest
 from alignkit.data.rows.dispreferred import DispreferredRow
 from alignkit.data.rows.preference import PreferenceRow
 from alignkit.data.schemas import schema_for
 from alignkit.data.tokens import TokenSequence, render_rows
-from alignkit.data.validation import Inspection
+from alignkit.data.validation import SKIPPED_SHARE, FileReport, Inspection
 from alignkit.errors import DataError
 
 _logger = logging.getLogger(__name__)
@@ -34,27 +36,52 @@ def render(row: object, tokenizer: Any, *, method: Any, max_length: int | None =
     return [sequence.cut_to(max_length) for sequence in row.render(tokenizer)]
 
 
-def load_rows(path: Path, method: Any) -> list[Any]:
-    """Every row of `path`, of the method's kind; raises DataError with the whole report if one cannot be used."""
-    return read_rows(path, schema_for(method))
+@dataclass(frozen=True, slots=True)
+class LoadedRows:
+    """The good rows of a file, their sequences (none without a tokenizer), and the report on all."""
+
+    rows: list[Any]
+    sequences: list[list[TokenSequence]]
+    report: FileReport
 
 
-def read_rows(path: Path, kind: RowKind[Row]) -> list[Row]:
-    """Every row of `path`, read and checked in one pass; raises DataError as load_rows does."""
-    inspection = Inspection(kind)
-    rows = list(inspection.rows(iter_lines(path)))
+def load(
+    path: Path,
+    method: Any,
+    tokenizer: Any = None,
+    *,
+    max_length: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: float = 0,
+) -> LoadedRows:
+    """Every row of `path`, of the method's kind, read and checked in one pass.
+
+    `columns` renames keys, from the file's names to those of a form. Raises DataError with the whole report where
+    rows cannot be used, unless they are at most `skip_bad` (below 1 a share of all), which are then left out.
+    """
+    inspection = Inspection(schema_for(method), tokenizer=tokenizer, max_length=max_length, skip_bad=skip_bad)
+    found = list(inspection.rendered(iter_lines(path, columns=columns)))
     report = inspection.report()
     if not report.ok:
         raise DataError(f"{path.name}: {report.summary()}")
-    return rows
+    return LoadedRows([row for row, _ in found], [sequences for _, sequences in found], report)
+
+
+def load_rows(
+    path: Path, method: Any, *, columns: Mapping[str, str] | None = None, skip_bad: float = 0
+) -> list[Any]:
+    """Every row of `path`, of the method's kind; raises DataError as `load` does."""
+    return load(path, method, columns=columns, skip_bad=skip_bad).rows
 
 
 class DataOptions(Protocol):
     """The data section of a recipe."""
 
     train: str
-    validation: str | None
+    validation: str | float | None
     max_length: int
+    columns: dict[str, str]
+    skip_bad: bool | int | float
 
 
 def run_datasets(
@@ -62,43 +89,100 @@ def run_datasets(
 ) -> tuple[Any, Any]:
     """A run's training dataset, and its held-out dataset or None, as the method's trainer takes them.
 
-    `make` turns a file's name and rows into a dataset where `tokenise` does not. Raises DataError.
+    `make` turns a file's name and rows into a dataset where token ids in TRL's columns will not do. A share as
+    `validation` holds out that part of the training file, by prompt. Raises DataError.
     """
-    if make is None:
 
-        def make(_: str, rows: list[Any]) -> Any:
-            return tokenise(rows, tokenizer, method, data.max_length)
+    def made(name: str, rows: list[Any], sequences: list[list[TokenSequence]]) -> Any:
+        return make(name, rows) if make else dataset_of(sequences, method, data.max_length)
 
-    files = [Path(file) for file in (data.train, data.validation) if file]
-    train, *held_out = [make(file.name, load_rows(file, method)) for file in files]
-    return train, held_out[0] if held_out else None
+    train = _load(data.train, data, method, tokenizer)
+    name = Path(data.train).name
+    if isinstance(data.validation, float):
+        kept, held_out = split(train.rows, data.validation)
+        return tuple(
+            made(name, [train.rows[at] for at in part], [train.sequences[at] for at in part])
+            for part in (kept, held_out)
+        )
+    dataset = made(name, train.rows, train.sequences)
+    if not data.validation:
+        return dataset, None
+    found = _load(data.validation, data, method, tokenizer)
+    return dataset, made(Path(data.validation).name, found.rows, found.sequences)
+
+
+def _load(file: str, data: DataOptions, method: Any, tokenizer: Any) -> LoadedRows:
+    found = load(
+        Path(file),
+        method,
+        tokenizer,
+        max_length=data.max_length,
+        columns=data.columns,
+        skip_bad=skipped_share(data.skip_bad),
+    )
+    report = found.report
+    if (report.notices or report.bad_rows) and os.environ.get("RANK", "0") == "0":
+        _logger.warning("%s: %s", Path(file).name, report.summary())
+    return found
+
+
+def skipped_share(skip_bad: bool | float) -> float:  # noqa: FBT001 - a recipe's value
+    """The bad rows that may be left out, as a number or (below 1) a share; `true` allows SKIPPED_SHARE."""
+    return SKIPPED_SHARE if skip_bad is True else float(skip_bad)
+
+
+def split(rows: Sequence[Any], share: float) -> tuple[list[int], list[int]]:
+    """The indices of the rows to train on and of those held out: `share` of the prompts, at least one.
+
+    By a digest of the prompt, so that rows of one prompt stay together, and neither the order of the file nor
+    another run changes it. Raises DataError where there are not two prompts.
+    """
+    keys = [digest(row.prompt) for row in rows]
+    prompts = sorted(set(keys))
+    if len(prompts) < 2:
+        raise DataError(
+            "validation: expected at least two different prompts to hold a share of them out, found one"
+        )
+    count = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    held_out = set(prompts[:count])
+    kept = [at for at, key in enumerate(keys) if key not in held_out]
+    return kept, [at for at, key in enumerate(keys) if key in held_out]
 
 
 def tokenise(rows: Sequence[Any], tokenizer: Any, method: Any, max_length: int) -> Any:
     """A datasets.Dataset of token ids, in the columns that the trainer of the method's rows takes.
 
-    Made by `render`, cut to `max_length`. A row is left out where no token that carries loss is within it; how many
-    is logged. Raises DataError where none is left, and as `render` does, naming the row from 1.
+    As `dataset_of` makes it. Raises DataError, naming the row from 1, where `render` does.
+    """
+    rendered = list(render_rows(rows, tokenizer, lambda row, by: row.render(by)))
+    return dataset_of(rendered, method, max_length)
+
+
+def dataset_of(rendered: Sequence[list[TokenSequence]], method: Any, max_length: int) -> Any:
+    """A datasets.Dataset of rows' sequences, cut to `max_length`, in the columns that the trainer takes.
+
+    A sequence is left out where no token that carries loss is within it; how many is logged. Raises DataError where
+    none is left.
     """
     from datasets import Dataset
 
     kind = schema_for(method)
     found: list[dict[str, Any]] = []
     dropped = 0
-    for sequences in render_rows(rows, tokenizer, lambda row, by: row.render(by)):
+    for sequences in rendered:
         kept = kind.trained(sequences, max_length)
         dropped += len(sequences) - len(kept)
         found += kind.columns(kept) if kept else []
     if not found:
         raise DataError(
-            f"none of {len(rows)} rows has a token that carries loss within max_length {max_length}: "
+            f"none of {len(rendered)} rows has a token that carries loss within max_length {max_length}: "
             "raise max_length, or shorten the prompts"
         )
     if dropped:
         _logger.warning(
             "%d of %d sequences are left out: nothing that carries loss is within max_length %d",
             dropped,
-            dropped + len(found),
+            sum(map(len, rendered)),
             max_length,
         )
     return Dataset.from_list(found)

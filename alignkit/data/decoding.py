@@ -36,6 +36,23 @@ def decode_text(text: str) -> Any:
         raise RowError("", EXPECTED, "a number of thousands of digits") from None
 
 
+def scan_value(text: str, start: int) -> tuple[Any, int] | None:
+    """The JSON value that stands at `start`, and where it ends; None where it does not end within the text.
+
+    Raises RowError where no more text would make it JSON.
+    """
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        if _is_cut(text[error.pos :], error.msg):
+            return None
+        raise RowError("", "a JSON value", f"text that is not JSON ({error.msg})") from None
+    except RecursionError:
+        raise RowError("", "a JSON value", "nesting without end") from None
+    except ValueError:
+        raise RowError("", "a JSON value", "a number of thousands of digits") from None
+
+
 def _explain(text: str, error: json.JSONDecodeError) -> str:
     if _is_cut(text[error.pos :], error.msg):
         return f"a line cut off after {len(text)} characters"

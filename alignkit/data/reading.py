@@ -1,16 +1,17 @@
-"""Reads JSON Lines without ever holding more than one line, whatever the file is."""
+"""Reading data files a row at a time: JSON Lines, a JSON array, CSV (each plain or gzipped), and Parquet."""
 
 import gzip
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from alignkit.data.decoding import EXPECTED, decode_line
 from alignkit.data.nodes import RowError, describe
+from alignkit.data.tables import PARQUET, array_values, csv_columns, csv_rows, parquet_rows, renamed
 from alignkit.errors import DataError
 
 DEFAULT_MAX_LINE_BYTES = 8 * 2**20
@@ -19,10 +20,10 @@ DEFAULT_MAX_BYTES = 2 * 2**30
 DEFAULT_MAX_LINES = 2_000_000
 """Blank ones included: a gzip of half a MB can hold hundreds of millions of them."""
 
+_PEEKED = 256
 _BOM = b"\xef\xbb\xbf"
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive",
-    b"PAR1": "a Parquet file",
     b"BZh": "a bzip2 file",
     b"\xfd7zXZ": "an xz file",
     b"\x28\xb5\x2f\xfd": "a zstd file",
@@ -34,30 +35,34 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line that is not blank: its number from 1, and its value or why it has none."""
+    """One row of a file: its number from 1, and its value or why it has none."""
 
     number: int
     value: Any = None
     error: RowError | None = None
+    unit: str = "line"
+    """What the number counts: lines of text, or rows."""
 
 
 def iter_lines(
     path: Path,
     *,
+    columns: Mapping[str, str] | None = None,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
     max_bytes: int = DEFAULT_MAX_BYTES,
     max_lines: int = DEFAULT_MAX_LINES,
 ) -> Iterator[Line]:
-    """Every line of a .jsonl or gzipped file that is not blank, decoded.
+    """Every row of a file; its format follows from what is in it, not from its name.
 
-    A line over `max_line_bytes` is skipped without being held. Raises DataError, after the lines that could be
-    read, where the file as a whole cannot be: missing, damaged, of another kind, over `max_bytes` of text or
-    `max_lines`.
+    `columns` renames keys, from the file's names to those of a form. A line over `max_line_bytes` is skipped
+    without being held. Raises DataError, after the rows that could be read, where the file as a whole cannot be:
+    missing, damaged, of another kind, over `max_bytes` of text or `max_lines`.
     """
     reader = _Reader(max_line_bytes, max_bytes, max_lines)
     try:
         with ExitStack() as stack:
-            yield from reader.lines(_open(path, stack))
+            for line in reader.rows(path, _open(path, stack)):
+                yield replace(line, value=renamed(line.value, columns)) if columns else line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         where = f"after line {reader.number}" if reader.number else "at its start"
         raise DataError(f"the file cannot be read: its gzip data is damaged or cut off {where}") from error
@@ -85,7 +90,32 @@ class _Reader:
         self._max_lines = max_lines
         self._first = True
 
+    def rows(self, path: Path, file: Any) -> Iterator[Line]:
+        """The rows of a file, whichever format it is in."""
+        begin = file.peek(_PEEKED)[:_PEEKED]
+        if begin.startswith(PARQUET):
+            values = parquet_rows(path, max_bytes=self._max_bytes, max_rows=self._max_lines)
+            yield from self._numbered(values)
+        elif begin.removeprefix(_BOM).lstrip()[:1] == b"[":
+            values = array_values(file, max_value_bytes=self._max_line_bytes, max_bytes=self._max_bytes)
+            yield from self._numbered(values)
+        else:
+            yield from self.lines(file)
+
+    def _numbered(self, values: Iterator[Any]) -> Iterator[Line]:
+        """Values as rows; one that cannot be read ends them."""
+        try:
+            for number, value in enumerate(values, start=1):
+                if number > self._max_lines:
+                    raise DataError(f"the file holds too many rows: expected at most {self._max_lines:,}")
+                self.number = number
+                is_error = isinstance(value, RowError)
+                yield Line(number, None if is_error else value, value if is_error else None, "row")
+        except RowError as error:
+            yield Line(self.number + 1, error=error, unit="row")
+
     def lines(self, file: BinaryIO) -> Iterator[Line]:
+        """The rows of JSON Lines, or of CSV where the first line is its header."""
         while raw := self._piece(file):
             if self.number == self._max_lines:
                 raise DataError(
@@ -97,8 +127,20 @@ class _Reader:
                 _refuse_other_kinds(raw)
             if raw.isspace() or not raw:
                 continue
+            header = csv_columns(raw.decode("utf-8", "replace").strip()) if self._first else None
+            if header is not None:
+                yield from self._numbered(csv_rows(self._texts(file), *header, self._max_line_bytes))
+                return
             yield self._line(raw, file)
             self._first = False
+
+    def _texts(self, file: BinaryIO) -> Iterator[str]:
+        """The lines that are left, as text."""
+        try:
+            while raw := self._piece(file):
+                yield raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"the file is not UTF-8: found byte 0x{error.object[error.start]:02x}") from error
 
     def _line(self, raw: bytes, file: BinaryIO) -> Line:
         if len(raw) > self._max_line_bytes and not raw.endswith(b"\n"):

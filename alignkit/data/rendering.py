@@ -42,16 +42,19 @@ def render_statistics(found: DatasetStatistics) -> RenderableType:
     )
 
 
-def render_preview(title: str, preview: RowPreview) -> RenderableType:
-    """Every sequence: loss in green, context dim, what truncation cuts struck through."""
-    panels = [
-        Panel(_text(segments), title=Text(f"{title} · {side}"), title_align="left")
+def render_preview(title: str, preview: RowPreview, *, marks: bool = False) -> RenderableType:
+    """Every sequence: loss in green, context dim, what truncation cuts struck through.
+
+    With `marks`, where there is no colour, what carries loss stands in [[ ]], what is cut in [-- --].
+    """
+    panels: list[RenderableType] = [
+        Panel(_text(segments, marks=marks), title=Text(f"{title} · {side}"), title_align="left")
         for side, segments in preview.sequences.items()
     ]
-    if not preview.dropped:
-        return Group(*panels)
-    reason = "nothing that carries loss is within max_length"
-    return Group(*panels, Text(f"{title} is dropped: {reason}", style="yellow"))
+    notes = [f"note: {note}" for note in preview.notes]
+    if preview.dropped:
+        notes.append(f"{title} is dropped: nothing that carries loss is within max_length")
+    return Group(*panels, *(Text(visible(note), style="yellow") for note in notes))
 
 
 def visible(text: str) -> str:
@@ -67,12 +70,17 @@ def _line(words: str, rows: int, share: float | None = None) -> Text:
     return Text(f"{words}: {count(rows)}{percent}", style="yellow" if rows else "")
 
 
-def _text(segments: list[Segment]) -> Text:
+def _text(segments: list[Segment], *, marks: bool) -> Text:
     text = Text()
     for segment in segments:
-        text.append(visible(segment.text), style=_look(segment)[1])
+        before, after = _MARKS[segment.carries_loss, segment.cut] if marks else ("", "")
+        text.append(f"{before}{visible(segment.text)}{after}", style=_look(segment)[1])
     counts = [f"{segment.tokens:,} {_look(segment)[0]}" for segment in segments]
     return text.append(f"\n[{', '.join(counts)}]", style="italic")
+
+
+_MARKS = {(False, False): ("", ""), (True, False): ("[[", "]]"), (False, True): ("[--", "--]")}
+"""What stands around a segment without colour, by whether it carries loss and whether it is cut."""
 
 
 def _look(segment: Segment) -> tuple[str, str]:

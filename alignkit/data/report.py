@@ -3,10 +3,10 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic
 
 from alignkit.data.rows import Record, Row, RowKind
 from alignkit.data.tokens import TokenSequence, render_rows
@@ -61,6 +61,52 @@ class DatasetStatistics:
         return self.dropped / self.rows
 
 
+class Statistics(Generic[Row]):
+    """Counts the rows of a file, one after the other; equality is of the token ids that are trained."""
+
+    def __init__(self, kind: RowKind[Row], max_length: int) -> None:
+        self._kind = kind
+        self._max_length = max_length
+        self._sizes: list[_Size] = []
+        self._no_signal = 0
+        self.keys: list[bytes] = []
+        """A digest of every row's trained ids."""
+        self.prompts: list[bytes] = []
+        """A digest of every row's prompt ids."""
+
+    def add(self, row: Row, sequences: Sequence[TokenSequence]) -> None:
+        """Count a row, given with its sequences as `render` makes them."""
+        trained = self._kind.trained(sequences, self._max_length)
+        self._sizes.append(_Size.of(sequences, self._max_length))
+        self._no_signal += row.has_no_signal or (bool(trained) and self._kind.has_no_signal(trained))
+        self.keys.append(digest([[one.name, one.ids, one.loss_spans] for one in trained or sequences]))
+        first = sequences[0]
+        self.prompts.append(digest(first.ids[: first.prompt_length]))
+
+    def result(self, held_out: "Statistics[Row] | None" = None) -> DatasetStatistics:
+        """The statistics, and what `held_out` has in common; raises DataError where no row was added."""
+        if not self._sizes:
+            raise DataError("statistics need at least one row")
+        sizes, keys, prompts = self._sizes, self.keys, self.prompts
+        other_keys = set(held_out.keys) if held_out else set()
+        other_prompts = set(held_out.prompts) if held_out else set()
+        return DatasetStatistics(
+            rows=len(sizes),
+            prompt=percentiles([size.prompt for size in sizes]),
+            answers=_answers(sizes),
+            total=percentiles([size.total for size in sizes]),
+            max_length=self._max_length,
+            truncated=sum(size.total > self._max_length for size in sizes),
+            dropped=sum(size.dropped for size in sizes),
+            no_signal=self._no_signal,
+            no_signal_words=self._kind.no_signal_words,
+            duplicates=len(keys) - len(set(keys)),
+            duplicate_prompts=len(prompts) - len(set(prompts)),
+            overlap=sum(key in other_keys for key in keys),
+            prompt_overlap=sum(prompt in other_prompts for prompt in prompts),
+        )
+
+
 def describe_rows(
     rows: Sequence[Row],
     tokenizer: Any,
@@ -70,27 +116,14 @@ def describe_rows(
     held_out: Sequence[Row] = (),
 ) -> DatasetStatistics:
     """Statistics of `rows`; raises DataError where there are none, or the chat template refuses one."""
-    if not rows:
-        raise DataError("statistics need at least one row")
-    rendered = render_rows(rows, tokenizer, lambda row, by: row.render(by))
-    sizes = [_Size.of(sequences, max_length) for sequences in rendered]
-    keys, prompts = [_row_key(row) for row in rows], [_key(row.prompt) for row in rows]
-    other_keys, other_prompts = set(map(_row_key, held_out)), {_key(row.prompt) for row in held_out}
-    return DatasetStatistics(
-        rows=len(rows),
-        prompt=percentiles([size.prompt for size in sizes]),
-        answers=_answers(sizes),
-        total=percentiles([size.total for size in sizes]),
-        max_length=max_length,
-        truncated=sum(size.total > max_length for size in sizes),
-        dropped=sum(size.dropped for size in sizes),
-        no_signal=sum(row.has_no_signal for row in rows),
-        no_signal_words=kind.no_signal_words,
-        duplicates=len(keys) - len(set(keys)),
-        duplicate_prompts=len(prompts) - len(set(prompts)),
-        overlap=sum(key in other_keys for key in keys),
-        prompt_overlap=sum(prompt in other_prompts for prompt in prompts),
-    )
+    both = []
+    for part in (rows, held_out):
+        counted = Statistics(kind, max_length)
+        rendered = render_rows(part, tokenizer, lambda row, by: row.render(by))
+        for row, sequences in zip(part, rendered, strict=True):
+            counted.add(row, sequences)
+        both.append(counted)
+    return both[0].result(both[1])
 
 
 def percentiles(counts: Sequence[int]) -> Lengths:
@@ -110,7 +143,7 @@ class _Size:
     dropped: bool
 
     @classmethod
-    def of(cls, sequences: list[TokenSequence], max_length: int) -> "_Size":
+    def of(cls, sequences: Sequence[TokenSequence], max_length: int) -> "_Size":
         return cls(
             min(sequence.prompt_length for sequence in sequences),
             {sequence.name: len(sequence.ids) - sequence.prompt_length for sequence in sequences},
@@ -127,11 +160,7 @@ def _answers(sizes: list[_Size]) -> dict[str, Lengths]:
     }
 
 
-def _row_key(row: Any) -> bytes:
-    return _key([getattr(row, field.name) for field in fields(row)])
-
-
-def _key(value: Any) -> bytes:
+def digest(value: Any) -> bytes:
     """A digest of a JSON value, equal for equal values."""
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
 
@@ -154,14 +183,21 @@ class RowPreview:
     sequences: dict[str, list[Segment]]
     dropped: bool = False
     """Whether the trainer leaves the row out, since nothing that carries loss is within max_length."""
+    notes: tuple[str, ...] = ()
+    """How it differs from what is in the row, or from what is served."""
 
 
 def preview_row(row: Record, tokenizer: Any, *, max_length: int) -> RowPreview:
     """Segments of every sequence of `row`; raises DataError as the row's render does."""
-    sequences = row.render(tokenizer)
+    return preview_of(row.render(tokenizer), tokenizer, max_length=max_length)
+
+
+def preview_of(sequences: Sequence[TokenSequence], tokenizer: Any, *, max_length: int) -> RowPreview:
+    """Segments of a row's sequences."""
     return RowPreview(
         {sequence.name: list(_segments(sequence, max_length, tokenizer)) for sequence in sequences},
         dropped=all(sequence.dropped_at(max_length) for sequence in sequences),
+        notes=tuple(dict.fromkeys(note for sequence in sequences for note in sequence.notes)),
     )
 
 

@@ -1,14 +1,18 @@
 """The kind of row that each method takes."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignkit.data.rows import ROW_KINDS, RowKind, row_kind
 from alignkit.errors import DataError, MethodError
-from alignkit.methods import METHODS, Method, get
+
+if TYPE_CHECKING:
+    from alignkit.methods import Method
 
 
-def schema_for(method: str | type[Method]) -> RowKind[Any]:
+def schema_for(method: "str | type[Method]") -> RowKind[Any]:
     """The kind of row that a method takes, given as class or by name; raises DataError for an unknown one."""
+    from alignkit.methods import get  # imports torch, which reading rows needs not
+
     try:
         found = get(method) if isinstance(method, str) else method
     except MethodError as error:
@@ -22,4 +26,6 @@ def schema_for(method: str | type[Method]) -> RowKind[Any]:
 
 def methods_taking(kind: str) -> list[str]:
     """The methods whose rows are of a kind, given its name."""
+    from alignkit.methods import METHODS  # as above
+
     return [name for name, method in METHODS.items() if method.rows == kind]

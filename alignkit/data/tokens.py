@@ -6,19 +6,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alignkit.data.messages import Message
+from alignkit.data.template import NO_TEMPLATE, Chat
 from alignkit.errors import DataError, ModelError
 
 IGNORED = -100
 """The label of a token without loss, as in torch and TRL."""
-
-NO_TEMPLATE = (
-    "no chat template, so conversations cannot be rendered: use an instruct model, "
-    "or put a chat_template.jinja into the model's folder"
-)
-NO_CALLS = (
-    "the answer calls a tool, which the model's chat template does not write, so an empty answer would be learned: "
-    "use a model whose template has tools"
-)
 
 Row = TypeVar("Row")
 Rendered = TypeVar("Rendered")
@@ -34,6 +26,8 @@ class TokenSequence:
     """Start and end of every run of tokens that carry loss, ascending."""
     cut: int = 0
     """Tokens past max_length that were cut off the end."""
+    notes: tuple[str, ...] = ()
+    """How it differs from what is in the row, or from what is served."""
 
     @property
     def prompt_length(self) -> int:
@@ -48,9 +42,9 @@ class TokenSequence:
             labels[start:end] = self.ids[start:end]
         return labels
 
-    def dropped_at(self, max_length: int) -> bool:
+    def dropped_at(self, max_length: int | None) -> bool:
         """Whether a trainer leaves it out: nothing that carries loss is within `max_length`."""
-        return not self.loss_spans or self.prompt_length >= max_length
+        return not self.loss_spans or (max_length is not None and self.prompt_length >= max_length)
 
     def cut_to(self, max_length: int | None) -> "TokenSequence":
         """The first `max_length` tokens; None keeps all."""
@@ -78,13 +72,6 @@ def load_tokenizer(path: str | Path) -> Any:
     return tokenizer
 
 
-def require_writable(loss_turns: Iterable[Message], tokenizer: Any) -> None:
-    """Raise DataError where the model's chat template leaves out what the answers say."""
-    calls = any("tool_calls" in message for message in loss_turns)
-    if calls and "tool_calls" not in str(tokenizer.chat_template):
-        raise DataError(NO_CALLS)
-
-
 def render_answers(
     prompt: list[Message],
     answers: dict[str, list[Message]],
@@ -94,18 +81,17 @@ def render_answers(
     """The prompt with each answer, by the answer's name; every token of an answer carries loss.
 
     The answers start where prompt and whole conversation diverge, the earliest of them, so that all share their
-    prompt's ids, as in TRL. Raises DataError where the tokenizer has no chat template or the template refuses the
-    conversation.
+    prompt's ids, as in TRL. Raises DataError where the tokenizer has no chat template, the template refuses the
+    conversation, or leaves out a part of an answer.
     """
-    from trl.data_utils import common_prefix_length
-
-    require_writable((turn for answer in answers.values() for turn in answer), tokenizer)
-    begin = render_messages(prompt, tools, tokenizer, add_generation_prompt=True)
-    rendered = [render_messages(prompt + answer, tools, tokenizer) for answer in answers.values()]
-    start = min(common_prefix_length(begin, ids) for ids in rendered)
+    chat = Chat(tokenizer, tools)
+    rendered = {name: chat.answer(prompt, answer) for name, answer in answers.items()}
+    start = min(len(one.context) for one in rendered.values())
     return [
-        TokenSequence(name, ids, ((start, len(ids)),) if start < len(ids) else ())
-        for name, ids in zip(answers, rendered, strict=True)
+        TokenSequence(
+            name, [*one.context, *one.ids], ((start, len(one.context) + len(one.ids)),), notes=one.notes
+        )
+        for name, one in rendered.items()
     ]
 
 
@@ -120,17 +106,7 @@ def render_rows(
             raise DataError(f"row {number}: {error}") from error
 
 
-def render_messages(
-    messages: list[Message], tools: list[dict[str, Any]] | None, tokenizer: Any, **options: Any
-) -> list[int]:
-    """Token ids of a conversation; raises DataError where the template refuses it, or there is none."""
-    if not tokenizer.chat_template:
-        raise DataError(f"the model's tokenizer has {NO_TEMPLATE}")
-    try:
-        encoded = tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=True, return_dict=True, **options
-        )
-    except Exception as error:  # a template is a program of the model's, and may raise anything
-        raise DataError(f"the model's chat template refuses the conversation: {error}") from error
-    ids: list[int] = encoded["input_ids"]
-    return ids
+def render_prompt(messages: list[Message], tools: list[dict[str, Any]] | None, tokenizer: Any) -> list[int]:
+    """Token ids of a conversation that the model is to go on with, as it is served; raises DataError."""
+    chat = Chat(tokenizer, tools)
+    return chat.ids(chat.text(messages, prompt=True))

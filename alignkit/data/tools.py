@@ -19,12 +19,30 @@ def parse_tools(conversation: Node) -> list[dict[str, Any]] | None:
     tools = _array(conversation.at("tools"), "an array of tools")
     functions = _array(conversation.at("functions"), "an array of functions")
     if functions is None:
-        return None if tools is None else tools.plain()
+        return None if tools is None else [_wrapped(tool) for tool in tools.plain()]
     if tools is not None:
         raise conversation.at("functions").refuse("tools or functions, not both")
     for function in functions.entries("an array of functions"):
         _require_name(function)
     return [{"type": "function", "function": function} for function in functions.plain()]
+
+
+def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as chat templates take it; ShareGPT's data and OpenAI's Responses name the function at its top."""
+    if "function" in tool or "name" not in tool:
+        return tool
+    kind = tool.get("type", "function")
+    return {"type": kind, "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def parse_written_calls(node: Node) -> list[dict[str, Any]]:
+    """The call, or the array of calls, that stands as JSON text in a turn of ShareGPT's."""
+    expected = 'the JSON text of a call {"name": …, "arguments": …}'
+    if not isinstance(node.value, str):
+        raise node.refuse(expected)
+    found = _decoded(node, expected)
+    calls = found.entries(expected) if isinstance(found.value, list) else [found]
+    return [{"type": "function", "function": _function(call)} for call in calls]
 
 
 def _array(node: Node, expected: str) -> Node | None:

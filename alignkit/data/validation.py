@@ -1,10 +1,12 @@
-"""Whether a file can be trained on: every bad line by number, field, expected and found. Needs no tokenizer."""
+"""Whether a file can be trained on: every bad row by number, field, expected and found."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
+from alignkit.data.hints import looks_like
 from alignkit.data.nodes import MAX_UNUSED_NAMES, RowError
 from alignkit.data.reading import (
     DEFAULT_MAX_BYTES,
@@ -15,31 +17,39 @@ from alignkit.data.reading import (
 )
 from alignkit.data.rows import Row, RowKind
 from alignkit.data.schemas import schema_for
+from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
 
 MAX_ISSUES = 20
 MAX_BAD_ROWS = 10_000
 """After as many, the rest of a file is not read."""
 MAX_NAMES_SHOWN = 8
+MAX_NOTES = 8
+SKIPPED_SHARE = 0.1
+"""The share of bad rows that `skip_bad: true` leaves out at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class LineIssue:
-    """One refused line."""
+    """A reason why rows are refused: the first row that it holds for, and how many there are."""
 
     line: int
     pointer: str
     expected: str
     found: str
+    rows: int = 1
+    unit: str = "line"
+    """What `line` counts: lines of text, or rows."""
 
     def __str__(self) -> str:
-        where = f"line {self.line}, {self.pointer}" if self.pointer else f"line {self.line}"
-        return f"{where}: expected {self.expected}, found {self.found}"
+        place = f"{self.unit} {self.line}" + (f", {self.pointer}" if self.pointer else "")
+        said = f"expected {self.expected}, found {self.found}" if self.expected else self.found
+        return f"{place}: {said}" if self.rows == 1 else f"{self.rows:,} rows, the first at {place}: {said}"
 
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What a check found. `rows` counts the lines that are not blank, bad ones included."""
+    """The findings of a check. `rows` counts the rows that are not blank, bad ones included."""
 
     rows: int
     bad_rows: int
@@ -47,24 +57,28 @@ class FileReport:
     notices: tuple[str, ...] = ()
     problem: str | None = None
     """What is wrong with the file as a whole, if anything."""
+    skips_bad: bool = False
+    """Whether its bad rows are left out, being as few as was allowed."""
 
     @property
     def ok(self) -> bool:
         """Whether the file can be trained on."""
-        return self.problem is None and self.bad_rows == 0
+        return self.problem is None and (self.bad_rows == 0 or self.skips_bad)
 
     @property
     def headline(self) -> str:
         """The report in one line."""
         if self.problem:
             return self.problem
+        if self.bad_rows and self.skips_bad:
+            return f"{self.bad_rows:,} of {self.rows:,} rows are bad and left out"
         if self.bad_rows:
             return f"{self.bad_rows:,} of {self.rows:,} rows cannot be used"
         return f"{count(self.rows)}, all valid"
 
     def findings(self) -> list[str]:
-        """The bad lines, and how many more there are."""
-        more = self.bad_rows - len(self.issues)
+        """The reasons why rows are bad, and how many more bad rows there are."""
+        more = self.bad_rows - sum(issue.rows for issue in self.issues)
         return [*map(str, self.issues), *([f"and {more:,} more"] if more else [])]
 
     def summary(self) -> str:
@@ -80,21 +94,29 @@ def count(rows: int) -> str:
 
 def check_file(
     path: Path,
-    method: str,
+    method: Any,
     *,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: float = 0,
     max_issues: int = MAX_ISSUES,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
     max_bytes: int = DEFAULT_MAX_BYTES,
     max_lines: int = DEFAULT_MAX_LINES,
 ) -> FileReport:
-    """Check every line of `path` for `method`, streaming. Never raises for what is in the file.
+    """Check every row of `path` for `method`, streaming. Never raises for what is in the file.
 
-    `max_bytes` limits the text, decompressed; `max_lines` counts blank lines too. Raises DataError for an unknown
-    method.
+    With the model's tokenizer, rows are rendered too, cut to `max_length`: what its chat template refuses or leaves
+    out, and equal answers, are found by their tokens. `columns` renames keys; `skip_bad` bad rows (below 1 a share
+    of all) are allowed. `max_bytes` limits the text, decompressed; `max_lines` counts blank lines too. Raises
+    DataError for an unknown method.
     """
-    inspection = Inspection(schema_for(method), max_issues)
-    lines = iter_lines(path, max_line_bytes=max_line_bytes, max_bytes=max_bytes, max_lines=max_lines)
-    for _ in inspection.rows(lines):
+    inspection = Inspection(schema_for(method), max_issues, tokenizer, max_length, skip_bad=skip_bad)
+    lines = iter_lines(
+        path, columns=columns, max_line_bytes=max_line_bytes, max_bytes=max_bytes, max_lines=max_lines
+    )
+    for _ in inspection.rendered(lines):
         pass
     return inspection.report()
 
@@ -105,57 +127,136 @@ class Inspection(Generic[Row]):
 
     kind: RowKind[Row]
     max_issues: int = MAX_ISSUES
+    tokenizer: Any = None
+    max_length: int | None = None
+    skip_bad: float = 0
     _seen: int = 0
     _bad: int = 0
     _no_signal: int = 0
-    _issues: list[LineIssue] = field(default_factory=list)
+    _dropped: int = 0
+    _first: dict[str, Line] = field(default_factory=dict)
+    """The first row of every kind of oddity."""
+    _issues: dict[tuple[str, str], LineIssue] = field(default_factory=dict)
+    _notes: Counter[str] = field(default_factory=Counter)
     _unused: set[str] = field(default_factory=set)
     _problem: str | None = None
+    _hint: str | None = None
 
     def rows(self, lines: Iterator[Line]) -> Iterator[Row]:
         """The good rows; what is wrong with the others, or with the file, goes into the report."""
+        return (row for row, _ in self.rendered(lines))
+
+    def rendered(self, lines: Iterator[Line]) -> Iterator[tuple[Row, list[TokenSequence]]]:
+        """The good rows with their sequences, whole; without a tokenizer there are none."""
         try:
             for line in lines:
                 self._seen += 1
-                row = self._parse(line)
-                if row is not None:
-                    self._no_signal += row.has_no_signal
-                    yield row
+                found = self._inspect(line)
+                if found is not None:
+                    yield found
                 elif self._bad >= MAX_BAD_ROWS:  # half a gigabyte of bad lines would take minutes to count
                     self._problem = f"the first {count(self._seen)} hold {MAX_BAD_ROWS:,} that cannot be used"
                     return
         except DataError as error:
             self._problem = str(error)
 
-    def _parse(self, line: Line) -> Row | None:
+    def _inspect(self, line: Line) -> tuple[Row, list[TokenSequence]] | None:
+        unused: set[str] = set()
         try:
             if line.error is not None:
                 raise line.error
-            return self.kind.parse(line.value, self._unused)
+            row = self.kind.parse(line.value, unused)
+            sequences = [] if self.tokenizer is None else row.render(self.tokenizer)
         except RowError as error:
-            self._bad += 1
-            if len(self._issues) < self.max_issues:
-                self._issues.append(LineIssue(line.number, error.pointer, error.expected, error.found))
+            if self._bad == 0:
+                self._hint = looks_like(line.value, self.kind)
+            self._refuse(line, error.pointer, error.expected, error.found)
             return None
+        except DataError as error:
+            self._refuse(line, "", "", str(error))
+            return None
+        if len(self._unused) < MAX_UNUSED_NAMES:
+            self._unused |= unused
+        self._count(line, row, sequences)
+        return row, sequences
+
+    def _count(self, line: Line, row: Row, sequences: list[TokenSequence]) -> None:
+        trained = self.kind.trained(sequences, self.max_length)
+        if sequences and not trained and not row.has_no_signal:
+            self._dropped += 1
+            self._first.setdefault("dropped", line)
+        elif row.has_no_signal or (trained and self.kind.has_no_signal(trained)):
+            self._no_signal += 1
+            self._first.setdefault("no signal", line)
+        for note in {note for sequence in sequences for note in sequence.notes}:
+            self._notes[note] += 1
+            self._first.setdefault(note, line)
+
+    def _refuse(self, line: Line, pointer: str, expected: str, found: str) -> None:
+        self._bad += 1
+        alike = (_place(pointer), expected or found)
+        before = self._issues.get(alike)
+        if before is not None:
+            self._issues[alike] = replace(before, rows=before.rows + 1)
+        elif len(self._issues) < self.max_issues:
+            self._issues[alike] = LineIssue(line.number, pointer, expected, found, unit=line.unit)
 
     def report(self) -> FileReport:
-        """What was found; complete once `rows` is exhausted."""
-        problem = self._problem
+        """The findings; complete once `rows` or `rendered` is exhausted."""
+        problem, kept = self._problem, self._seen - self._bad
         if problem is None and self._seen == 0:
             problem = "the file is empty: expected one JSON object a line"
-        if problem is None and self._no_signal == self._seen:
-            problem = f"every row has {self.kind.no_signal_words}, so there is nothing to learn"
-        return FileReport(self._seen, self._bad, tuple(self._issues), tuple(self._notices()), problem)
+        allowed = self.skip_bad if self.skip_bad >= 1 else self.skip_bad * self._seen
+        skips_bad = kept > 0 and 0 < self._bad <= allowed
+        if problem is None and kept and (skips_bad or not self._bad):
+            problem = self._nothing_to_learn(kept)
+        return FileReport(
+            self._seen,
+            self._bad,
+            tuple(self._issues.values()),
+            tuple(self._notices()),
+            problem,
+            skips_bad=skips_bad,
+        )
+
+    def _nothing_to_learn(self, kept: int) -> str | None:
+        words = self.kind.no_signal_words
+        if self._no_signal == kept:
+            return f"every row has {words}, so there is nothing to learn"
+        if self._dropped + self._no_signal == kept:
+            nothing = f"nothing that carries loss within max_length {self.max_length}"
+            return f"every row has {f'{words} or ' if self._no_signal else ''}{nothing}, so there is nothing to learn"
+        return None
 
     def _notices(self) -> Iterator[str]:
-        if 0 < self._no_signal < self._seen:
-            verb, end = ("has", "teaches") if self._no_signal == 1 else ("have", "teach")
+        if self._hint is not None:
+            yield self._hint
+        if 0 < self._no_signal < self._seen - self._bad:
+            verb, end = ("has", "changes") if self._no_signal == 1 else ("have", "change")
             yield (
                 f"{self._no_signal:,} of {self._seen:,} rows {verb} {self.kind.no_signal_words} and {end} nothing"
+                f"{self._since('no signal')}"
             )
+        if self._dropped:
+            verb = "is" if self._dropped == 1 else "are"
+            yield (
+                f"{self._dropped:,} of {self._seen:,} rows {verb} dropped: nothing that carries loss is within "
+                f"max_length {self.max_length}{self._since('dropped')}"
+            )
+        for note, rows in self._notes.most_common(MAX_NOTES):
+            yield f"{note} ({rows:,} of {self._seen:,} rows{self._since(note, ', ')})"
         if self._unused:
             names = sorted(self._unused)
             more = len(names) - MAX_NAMES_SHOWN
             least = "at least " if len(names) >= MAX_UNUSED_NAMES else ""
             tail = f" and {least}{more} more" if more > 0 else ""
             yield f"keys that are not used: {', '.join(names[:MAX_NAMES_SHOWN])}{tail}"
+
+    def _since(self, oddity: str, between: str = ": ") -> str:
+        line = self._first[oddity]
+        return f"{between}the first at {line.unit} {line.number}"
+
+
+def _place(pointer: str) -> str:
+    """A JSON pointer without its numbers: the same mistake in another turn is the same mistake."""
+    return "/".join("*" if part.isdigit() else part for part in pointer.split("/"))

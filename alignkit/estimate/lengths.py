@@ -82,13 +82,16 @@ def read(recipe: "Recipe", rows: int | None = None) -> Lengths:
 
     A file's rows count unless `rows` are given. Raises DataError for a file that cannot be used.
     """
-    from alignkit.data.dataset import load_rows
+    from alignkit.data.dataset import load_rows, skipped_share, split
     from alignkit.data.tokens import load_tokenizer, render_rows
 
     file, folder, most = Path(recipe.data.train), Path(recipe.model.path), recipe.data.max_length
     if not file.is_file() or not folder.is_dir():
         return assumed(most, rows)
-    found = load_rows(file, type(recipe.method))
+    data = recipe.data
+    found = load_rows(file, type(recipe.method), columns=data.columns, skip_bad=skipped_share(data.skip_bad))
+    if isinstance(data.validation, float):
+        found = [found[at] for at in split(found, data.validation)[0]]
     sample = list(islice(found, 0, None, max(1, len(found) // SAMPLE_ROWS)))
     rendered = render_rows(sample, load_tokenizer(folder), lambda row, by: row.render(by))
     counted = count(rendered, most, len(sample) / (rows or len(found)))

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from alignkit.errors import MethodError
 from alignkit.methods.base import Method
 from alignkit.methods.hyperparameters import Hyperparameters, in_jobs, job_name
+from alignkit.schema import nearest
 
 _METHODS: dict[str, type[Method]] = {}
 METHODS: Mapping[str, type[Method]] = MappingProxyType(_METHODS)
@@ -31,7 +32,8 @@ def get(name: object) -> type[Method]:
         return _METHODS[name]
     if isinstance(name, str) and ":" in name:
         return _load(name)
-    raise MethodError(f"expected one of {', '.join(_METHODS)}, or package.module:Class, found {name!r}")
+    expected = f"expected one of {', '.join(_METHODS)}, or package.module:Class"
+    raise MethodError(f"{expected}, found {name!r}{nearest(str(name), _METHODS)}")
 
 
 def _load(path: str) -> type[Method]:

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from alignkit.data.messages import Message
 from alignkit.data.rows.dispreferred import DISPREFERRED, DispreferredRow
-from alignkit.data.tokens import TokenSequence, render_messages, render_rows
+from alignkit.data.tokens import TokenSequence, render_prompt, render_rows
 from alignkit.sampling import Sampler, SampleStore, SamplingOptions, SamplingPrompt, digest, draw
 from alignkit.trainers.sequences import Reduction, parts_of, sequence_logps, shares
 
@@ -85,7 +85,7 @@ def tokenise(
 def _columns(
     row: DispreferredRow, tokenizer: Any, instructions: Sequence[str], max_length: int | None
 ) -> dict[str, Any] | None:
-    begin = render_messages(row.prompt, row.tools, tokenizer, add_generation_prompt=True)
+    begin = render_prompt(row.prompt, row.tools, tokenizer)
     sequences = [one.cut_to(max_length) for one in row.render(tokenizer)]
     if not sequences[0].loss_spans or (max_length is not None and len(begin) >= max_length):
         return None
@@ -93,9 +93,7 @@ def _columns(
     (columns,) = DISPREFERRED.columns([sequences[0], *(one for one in sequences[1:] if one.loss_spans)])
     return columns | {
         "begin_ids": begin,
-        SAMPLING_PROMPTS: [
-            render_messages(prompt, row.tools, tokenizer, add_generation_prompt=True) for prompt in asked
-        ],
+        SAMPLING_PROMPTS: [render_prompt(prompt, row.tools, tokenizer) for prompt in asked],
         "given": row.samples is not None,
         "rejected_text": str(row.rejected[-1]["content"]),
         "text": str(row.prompt[-1]["content"])[:80],

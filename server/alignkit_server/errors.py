@@ -14,6 +14,9 @@ from starlette.routing import Route
 from alignkit_server.redaction import without_keys
 
 FOUND_LENGTH = 80
+PATH_LENGTH = 200
+MAX_ISSUES = 20
+"""Refused fields that one answer names: an answer must not grow with the request."""
 
 
 class ErrorDetail(BaseModel):
@@ -137,15 +140,23 @@ def _allowed(app: FastAPI, path: str) -> set[str]:
 
 def _invalid(errors: Sequence[Any], body: object) -> ApiError:
     """One sentence a refused field; `param` and `code` are the first one's."""
-    issues = [_issue(error, body) for error in errors]
-    return ApiError(
-        400, "\n".join(message for _, message, _ in issues), param=issues[0][0], code=issues[0][2]
-    )
+    issues = [_issue(error, body) for error in errors[:MAX_ISSUES]]
+    sentences = at_most([message for _, message, _ in issues], len(errors))
+    return ApiError(400, sentences, param=issues[0][0], code=issues[0][2])
+
+
+def at_most(sentences: Sequence[str], count: int | None = None) -> str:
+    """The first MAX_ISSUES of `sentences`, a line each, and how many of `count` (all of them) are left out."""
+    left = (len(sentences) if count is None else count) - MAX_ISSUES
+    more = [f"… and {left:,} more."] if left > 0 else []
+    return "\n".join([*sentences[:MAX_ISSUES], *more])
 
 
 def _issue(error: dict[str, Any], body: object) -> tuple[str | None, str, str | None]:
     """(param, sentence, code) of one of pydantic's errors."""
     path = ".".join(_path(error["loc"][1:], body)) or None
+    if path is not None and len(path) > PATH_LENGTH:
+        path = f"{path[: PATH_LENGTH - 1]}…"
     kind, text = error["type"], error["msg"].removeprefix("Value error, ")
     if isinstance(error["input"], bytes) and path is None:
         return None, "Expected a JSON body, with the header Content-Type: application/json.", "invalid_json"
@@ -190,9 +201,31 @@ def _inside(value: Any, part: str | int) -> object:
 
 
 def shorten(value: object) -> str:
-    """`value` as a message shows it."""
-    text = repr(value)
+    """`value` as a message shows it; of a large one only the beginning is looked at."""
+    text, pieces = "", _pieces(value)
+    while len(text) <= FOUND_LENGTH and (piece := next(pieces, None)) is not None:
+        text += piece
     return text if len(text) <= FOUND_LENGTH else f"{text[: FOUND_LENGTH - 1]}…"
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """`repr(value)` of what JSON holds, bit by bit."""
+    if isinstance(value, str | bytes):
+        yield repr(value[: FOUND_LENGTH + 1])
+    elif isinstance(value, dict):
+        yield "{"
+        for number, (key, inner) in enumerate(value.items()):
+            yield from (", " if number else "", *_pieces(key), ": ")
+            yield from _pieces(inner)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for number, inner in enumerate(value):
+            yield ", " if number else ""
+            yield from _pieces(inner)
+        yield "]"
+    else:
+        yield repr(value)
 
 
 def _printable(text: str | None) -> str | None:

@@ -15,6 +15,7 @@ from alignkit.errors import AlignkitError
 from alignkit_server.app import ROUTERS, create_app
 from alignkit_server.chat.gateway import ChatGateway
 from alignkit_server.chat.routes import router as chat
+from alignkit_server.connections import server_config
 from alignkit_server.database import Database
 from alignkit_server.engines.adapters import unpublish
 from alignkit_server.engines.manager import EngineManager
@@ -81,7 +82,7 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
     print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
+    config = server_config(app, settings, timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

@@ -89,7 +89,18 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of an upload in parts")
     max_part_bytes: int = Field(64 * 2**20, ge=1, description="of one part of such an upload")
     max_line_bytes: int = Field(8 * 2**20, ge=1)
-    max_request_bytes: int = Field(4 * 2**20, ge=1, description="body of a request other than an upload")
+    max_request_bytes: int = Field(
+        4 * 2**20, ge=1, description="body of a job, a prompt or an upload's end; of any other, 64 KiB"
+    )
+    max_connections: int = Field(
+        1000, ge=1, description="at once; beyond them the one that has idled for longest is ended"
+    )
+    request_head_seconds: float = Field(
+        30.0, gt=0, description="from a connection's beginning, or its last answer, to the next request"
+    )
+    stall_seconds: float = Field(
+        60.0, gt=0, description="how long a client may take no byte of an answer, or send none of a body"
+    )
     limits: Limits = Field(default_factory=Limits, description="of every project without its own")
     rate_limit_storage: str = Field(
         "memory://", description="where requests are counted: memory:// or redis://…"

@@ -31,7 +31,9 @@ def test_repeats_and_overlap(tokenizer: Any) -> None:
     assert found.overlap == 2  # row 2 and the equal one
     assert found.prompt_overlap == 4  # and rows 0 and 3 by their prompts
     tools = PreferenceRow(ROWS[0].prompt, ROWS[0].chosen, ROWS[0].rejected, tools=[{"type": "function"}])
-    assert describe_rows([ROWS[0], tools], tokenizer, PREFERENCE, max_length=512).duplicates == 0
+    assert describe_rows([ROWS[0], tools], tokenizer, PREFERENCE, max_length=512).duplicates == 1, (
+        "the template writes no tools, so both rows are the same ids"
+    )
 
 
 def test_lengths_and_truncation(tokenizer: Any) -> None:

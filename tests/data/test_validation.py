@@ -41,7 +41,7 @@ def check(tmp_path: Path, content: bytes | str, **options: int) -> FileReport:
         (GOOD.encode() + b"\n\xe9t\xe9\n", "line 2: expected UTF-8, found byte 0xe9 at position 1"),
         (
             f"[{GOOD}]\n{GOOD}",
-            "line 1: expected one JSON object a line, no array around them, found an array",
+            "row 2: expected nothing after the array's end, found the text '{'",
         ),
         (f'{GOOD}\n{{"a": 1, "a": 2}}\n', "line 2: expected each key once in an object, found 'a' twice"),
         (f'{GOOD}\n{{"a": NaN}}\n', "line 2: expected one JSON object a line, found NaN"),
@@ -74,12 +74,9 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes | str, sentence: str
         ("\n\r\n \t \n", "the file is empty"),
         (b"\xef\xbb\xbf", "the file is empty"),
         (gzip.compress(b"", mtime=0), "the file is empty"),
-        (
-            f"[\n{GOOD},\n{GOOD}\n]",
-            "the file is one JSON array: expected one JSON object a line (JSON Lines)",
-        ),
-        (f"\n [{GOOD},\n{GOOD}]", "the file is one JSON array"),
-        ("[" + "1," * 10_000_000, "the file is one JSON array"),
+        ("[" + "1," * 10_000_000, "the first 10,000 rows hold 10,000 that cannot be used"),
+        ("\n" * 300 + f"[{GOOD},\n{GOOD}]", "the file is one JSON array"),
+        (b"PAR1 but no more", "the file cannot be read: it is a damaged Parquet file"),
         (b"PK\x03\x04rest", "the file is a zip archive: expected JSON Lines, plain or gzipped"),
         (GOOD.encode("utf-16"), "the file is UTF-16 text"),
         (gzip.compress(ROWS.encode(), mtime=0)[:-900], "its gzip data is damaged or cut off after line 2"),
@@ -148,12 +145,24 @@ def test_half_a_megabyte_of_blank_lines_is_soon_given_up_on(tmp_path: Path) -> N
     assert report.problem == "the file holds too many lines: expected at most 2,000,000, blank ones included"
 
 
-def test_twenty_lines_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
-    report = check(tmp_path, "{}\n" * 30 + GOOD)
-    assert (report.rows, report.bad_rows, len(report.issues)) == (31, 30, 20)
-    assert report.summary().startswith("30 of 31 rows cannot be used\nline 1: ")
-    assert report.summary().endswith("and 10 more")
-    assert len(check(tmp_path, "{}\n" * 30, max_issues=2).issues) == 2
+def test_rows_that_fail_alike_are_said_once_with_their_number_and_the_first_line(tmp_path: Path) -> None:
+    report = check(tmp_path, GOOD + "\n" + "{}\n" * 30)
+    assert (report.rows, report.bad_rows, len(report.issues)) == (31, 30, 1)
+    assert report.summary().startswith(
+        "30 of 31 rows cannot be used\n30 rows, the first at line 2: expected the "
+    )
+    report = check(
+        tmp_path, f'{GOOD}\n{{"prompt": ""}}\n' + '{"prompt": 5, "chosen": "a", "rejected": "b"}\n' * 2
+    )
+    assert [(issue.line, issue.rows) for issue in report.issues] == [(2, 1), (3, 2)]
+
+
+def test_kinds_of_mistake_are_limited_and_the_rest_counted(tmp_path: Path) -> None:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    mistakes = [json.dumps(pair | {key: ""}) for key in pair]
+    report = check(tmp_path, "\n".join([*mistakes, "3", "null x"]), max_issues=2)
+    assert len(report.issues) == 2
+    assert report.summary().endswith("and 3 more")
 
 
 def test_bom_windows_line_ends_blank_lines_no_last_line_end_and_gzip_are_fine(tmp_path: Path) -> None:
@@ -168,9 +177,13 @@ def test_bom_windows_line_ends_blank_lines_no_last_line_end_and_gzip_are_fine(tm
 def test_equal_pairs_are_a_notice(tmp_path: Path) -> None:
     report = check(tmp_path, f"{GOOD}\n{SAME}\n{GOOD}\n{SAME}\n")
     assert report.ok
-    assert report.notices == ("2 of 4 rows have chosen equal to rejected and teach nothing",)
+    assert report.notices == (
+        "2 of 4 rows have chosen equal to rejected and change nothing: the first at line 2",
+    )
     one = check(tmp_path, f"{GOOD}\n{SAME}\n")
-    assert one.summary().endswith("note: 1 of 2 rows has chosen equal to rejected and teaches nothing")
+    assert one.summary().endswith(
+        "note: 1 of 2 rows has chosen equal to rejected and changes nothing: the first at line 2"
+    )
     assert check(tmp_path, f"{SAME}\n{{}}\n").problem is None  # the bad line is what there is to mend
 
 
@@ -243,7 +256,7 @@ def test_a_file_of_nothing_but_bad_lines_is_given_up_on(tmp_path: Path) -> None:
     path.write_bytes(b"{}\n" * 200_000)
     report = check_file(path, "f_dpo")
     assert not report.ok
-    assert (report.rows, report.bad_rows, len(report.issues)) == (10_000, 10_000, 20)
+    assert (report.rows, report.bad_rows, len(report.issues)) == (10_000, 10_000, 1)
     assert "the first 10,000 rows hold 10,000 that cannot be used" in report.summary()
 
 

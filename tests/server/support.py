@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from alignkit_server.app import ROUTERS, create_app
 from alignkit_server.chat.gateway import ChatGateway, Engines
 from alignkit_server.chat.routes import router as chat
+from alignkit_server.connections import server_config
 from alignkit_server.database import Database
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.keys.scopes import PROJECT_SCOPES
@@ -123,7 +124,7 @@ def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iter
     )
     app.state.chat = ChatGateway(engines or NoEngines())
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    server = uvicorn.Server(server_config(app, settings, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

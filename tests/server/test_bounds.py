@@ -30,7 +30,7 @@ def http(service: Running, key: str) -> Iterator[httpx.Client]:
     [
         ({"suffix": "x" * 10_000}, "suffix"),
         ({"suffix": "../../x"}, "suffix"),
-        ({"metadata": {"k" * 10_000: "v"}}, f"metadata.{'k' * 10_000}"),
+        ({"metadata": {"k" * 10_000: "v"}}, f"metadata.{'k' * 190}…"),
         ({"method": method(lora_rank=0)}, "method.f_dpo.hyperparameters.lora_rank"),
         ({"method": method(trained_weights="some")}, "method.f_dpo.hyperparameters.trained_weights"),
         ({"method": method(lora_rank=-1)}, "method.f_dpo.hyperparameters.lora_rank"),
@@ -56,7 +56,7 @@ def test_a_job_out_of_bounds_is_refused_by_name(
     jobs = set(service.settings.jobs_dir.iterdir())
     with pytest.raises(openai.BadRequestError) as refused:
         create_job(client, **changes)
-    assert refused.value.param == param.replace("…", "method.f_dpo.hyperparameters.")
+    assert refused.value.param == re.sub("^…", "method.f_dpo.hyperparameters.", param)
     assert set(service.settings.jobs_dir.iterdir()) == jobs
     assert client.fine_tuning.jobs.list().data == []
 

@@ -1,22 +1,18 @@
 """Alpaca's way to write a prompt, which completions, pairs and labelled rows share."""
 
-from alignkit.data.messages import Message
+from alignkit.data.messages import Message, system_text
 from alignkit.data.nodes import Node
 
 PROMPT_KEYS = frozenset({"input", "system", "history"})
 """The keys that may stand beside `instruction`."""
 
 
-def alpaca_prompt(row: Node) -> list[Message]:
+def alpaca_prompt(row: Node, key: str = "instruction") -> list[Message]:
     """System text, earlier rounds and the instruction; its input goes on a line of its own, as in LLaMA-Factory."""
-    asked = row.at("instruction").text()
+    asked = row.at(key).text()
     if row.at("input").given and row.at("input").value != "":
         asked = f"{asked}\n{row.at('input').text()}"
-    messages: list[Message] = [*_history(row.at("history")), {"role": "user", "content": asked}]
-    system = row.at("system")
-    if system.given and system.value != "":
-        messages.insert(0, {"role": "system", "content": system.text()})
-    return messages
+    return [*system_text(row.at("system")), *_history(row.at("history")), {"role": "user", "content": asked}]
 
 
 def _history(node: Node) -> list[Message]:

@@ -5,23 +5,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.data.messages import (
-    MESSAGES,
     TURNS,
     Message,
     parse_content,
     parse_message,
+    role_of,
+    turns_of,
     with_system,
 )
 from alignkit.data.nodes import Node
 from alignkit.data.rows.alpaca import PROMPT_KEYS, alpaca_prompt
-from alignkit.data.rows.preference import PREFERENCE_FORMS, PreferenceRow, trl_answer, trl_prompt
+from alignkit.data.rows.beside import answers_beside, prompt_beside
+from alignkit.data.rows.preference import PREFERENCE_FORMS, PreferenceRow
 from alignkit.data.rows.recognise import Form, RowKind
-from alignkit.data.tokens import TokenSequence, render_messages, require_writable
+from alignkit.data.template import NO_END, Chat, missing_part, shared_length
+from alignkit.data.tokens import TokenSequence
 from alignkit.data.tools import TOOLS, parse_tools
 from alignkit.errors import DataError
 
 WEIGHT = frozenset({"weight"})
-REJECTED = frozenset({"rejected", "non_preferred_output"})
+REJECTED = frozenset({"rejected", "non_preferred_output", "rejected_response", "rejected_messages"})
 """The dispreferred answer's key in the forms of preference rows."""
 
 
@@ -56,7 +59,9 @@ class CompletionRow:
         loss turn, each as the model sees it when that turn is its to give. Raises DataError where the template
         refuses the conversation, or changes what comes before an answer once the answer follows.
         """
-        return render_completion(self, tokenizer)
+        chat = Chat(tokenizer, self.tools)
+        together = _together(self, chat)
+        return [_alone(self, turn, chat) for turn in self.loss_positions] if together is None else [together]
 
 
 def parse_completion(row: object, unused: set[str] | None = None) -> CompletionRow:
@@ -70,9 +75,9 @@ def parse_completion(row: object, unused: set[str] | None = None) -> CompletionR
 
 def _openai(row: Node) -> CompletionRow:
     """OpenAI's chat rows: an assistant's turn of weight 0 carries no loss."""
-    turns = row.at("messages").entries("an array of messages")
+    turns = turns_of(row.at("messages"))
     messages = [parse_message(turn, WEIGHT if _is_assistant(turn) else frozenset()) for turn in turns]
-    _require_answer(turns, messages, MESSAGES.role_key)
+    _require_answer(turns, messages)
     weighted = tuple(turn for turn in _answers(messages) if _weight(turns[turn].at("weight")))
     return CompletionRow(messages, weighted, parse_tools(row))
 
@@ -91,7 +96,7 @@ def _weight(node: Node) -> bool:
 
 def _trl(row: Node) -> CompletionRow:
     """TRL's prompt and completion; turns of the assistant inside the prompt are context."""
-    prompt, answer = trl_prompt(row.at("prompt")), trl_answer(row.at("completion"))
+    prompt, (answer,) = answers_beside(prompt_beside(row.at("prompt")), [row.at("completion")])
     return _answered(prompt, answer, parse_tools(row))
 
 
@@ -103,33 +108,37 @@ def _alpaca(row: Node) -> CompletionRow:
 
 
 def _sharegpt(row: Node) -> CompletionRow:
-    turns = row.at("conversations").entries("an array of turns")
-    messages = [TURNS.parse(turn) for turn in turns]
-    _require_answer(turns, messages, TURNS.role_key)
+    turns = turns_of(row.at("conversations"), "an array of turns")
+    messages = [TURNS(turn) for turn in turns]
+    _require_answer(turns, messages)
     messages = with_system(row.at("system"), turns, messages)
     return CompletionRow(messages, _answers(messages), parse_tools(row))
 
 
-def _require_answer(turns: Sequence[Node], messages: list[Message], role_key: str) -> None:
-    """A conversation ends with an answer, and does not start with one: a model answers something."""
+def _require_answer(turns: Sequence[Node], messages: list[Message]) -> None:
+    """A conversation ends with an answer to somebody."""
     if messages[-1]["role"] != "assistant":
-        raise (
-            turns[-1]
-            .at(role_key)
-            .refuse("the conversation to end with the assistant's turn, which is learned")
+        raise role_of(turns[-1]).refuse(
+            "the conversation to end with the assistant's turn, which carries loss"
         )
-    if messages[0]["role"] == "assistant":
-        raise turns[0].at(role_key).refuse("a turn that the assistant answers to begin the conversation")
+    if not _answers(messages):
+        raise role_of(turns[0]).refuse("a turn that the assistant answers to begin the conversation")
 
 
 def _answers(messages: list[Message]) -> tuple[int, ...]:
-    return tuple(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    """The assistant's turns that answer somebody; a greeting before anybody spoke is context."""
+    asked = next(
+        (at for at, message in enumerate(messages) if message["role"] in {"user", "tool"}), len(messages)
+    )
+    return tuple(at for at, message in enumerate(messages) if message["role"] == "assistant" and at > asked)
 
 
 def _answered(
     prompt: list[Message], answer: list[Message], tools: list[dict[str, Any]] | None
 ) -> CompletionRow:
-    positions = tuple(len(prompt) + index for index in _answers(answer))
+    positions = tuple(
+        len(prompt) + index for index, message in enumerate(answer) if message["role"] == "assistant"
+    )
     return CompletionRow(prompt + answer, positions, tools)
 
 
@@ -144,66 +153,75 @@ def _preferred(form: Form[PreferenceRow]) -> Form[CompletionRow]:
     return Form(f"{form.name} preference", form.required, form.optional, parse)
 
 
-def render_completion(row: CompletionRow, tokenizer: Any) -> list[TokenSequence]:
-    """The sequences of a completion row; see `CompletionRow.render`."""
-    require_writable(row.loss_turns, tokenizer)
-    whole = _ids(row, tokenizer, len(row.messages))
-    spans = [_span(row, turn, whole, tokenizer) for turn in row.loss_positions]
-    if all(span is not None for span in spans):
-        return [TokenSequence("answer", whole, tuple(span for span in spans if span is not None))]
-    return [_alone(row, turn, tokenizer) for turn in row.loss_positions]
+def _together(row: CompletionRow, chat: Chat) -> TokenSequence | None:
+    """All loss turns in one sequence; None where the template renders one otherwise once others follow."""
+    whole = chat.ids(chat.text(row.messages))
+    spans: list[tuple[int, int]] = []
+    notes: list[str] = []
+    for turn in row.loss_positions:
+        end = _end(row, turn, whole, chat)
+        begin = chat.ids(chat.text(row.messages[:turn], prompt=True))
+        if end is None or whole[: len(begin)] != begin:
+            return None
+        text = chat.decode(whole[len(begin) : end])
+        if missing_part([row.messages[turn]], text) is not None or not text.strip():
+            return None
+        if not chat.is_special(whole[end - 1]):
+            notes.append(NO_END)
+        spans.append((len(begin), end))
+    if row.loss_positions:
+        first = row.messages[: row.loss_positions[0]]
+        notes += chat.context_notes(first, chat.decode(whole[: spans[0][0]]))
+    return TokenSequence("answer", whole, tuple(spans), notes=tuple(dict.fromkeys(notes)))
 
 
-def _alone(row: CompletionRow, turn: int, tokenizer: Any) -> TokenSequence:
+def _end(row: CompletionRow, turn: int, whole: list[int], chat: Chat) -> int | None:
+    """Where the tokens of `turn` end in `whole`, with the token by which the model ends them.
+
+    None if `whole` does not begin as the conversation up to that turn does, or ends the turn with another token.
+    """
+    ids = chat.ids(chat.text(row.messages[: turn + 1]))
+    shared = shared_length(ids, whole)
+    rest = ids[shared:]
+    if chat.without_special(rest).strip():
+        return None
+    end = chat.end_of_turn(whole[:shared])
+    if chat.is_special(whole[end - 1]):
+        return end
+    if any(chat.is_special(token) for token in rest):
+        return None
+    # Some templates end no turn: what begins the next one is what the model must say to end its own.
+    begins_next = end < len(whole) and chat.is_special(whole[end])
+    return end + 1 if begins_next else end
+
+
+def _alone(row: CompletionRow, turn: int, chat: Chat) -> TokenSequence:
     """The conversation up to `turn`, which alone carries loss."""
-    ids = _ids(row, tokenizer, turn + 1)
-    span = _span(row, turn, ids, tokenizer)
-    if span is None:
+    prompt = row.messages[:turn]
+    found = chat.answer(prompt, [row.messages[turn]])
+    if found.missing and not _continues(chat, prompt, found.context):
         raise DataError(
             f"the model's chat template renders what comes before message {turn + 1} otherwise once that message "
             "follows, so it cannot be told which tokens are the answer"
         )
-    return TokenSequence(f"message {turn + 1}", ids, (span,))
+    start = len(found.context)
+    span = (start, start + chat.end_of_turn(found.ids))
+    return TokenSequence(f"message {turn + 1}", [*found.context, *found.ids], (span,), notes=found.notes)
 
 
-def _span(row: CompletionRow, turn: int, whole: list[int], tokenizer: Any) -> tuple[int, int] | None:
-    """Where the tokens of `turn` start and end in `whole`; None if `whole` does not begin as it would end with it."""
-    from trl.data_utils import common_prefix_length
-
-    def end_of(messages: int) -> int | None:
-        """Where so many messages end in `whole`, which may go on after them with other special tokens."""
-        ids = _ids(row, tokenizer, messages)
-        shared = common_prefix_length(ids, whole)
-        rest = tokenizer.decode(ids[shared:], skip_special_tokens=True)
-        return None if rest.strip() else shared
-
-    end = end_of(turn + 1)
-    prompt = _ids(row, tokenizer, turn, add_generation_prompt=True)
-    # As in TRL, the answer starts where the two diverge: a template may prompt with more than it writes before it.
-    start = common_prefix_length(prompt, whole)
-    if end is None or (start < len(prompt) and end_of(turn) is None):
-        return None
-    return start, _end_of_turn(whole, start, end, tokenizer)
+def _continues(chat: Chat, prompt: list[Message], context: list[int]) -> bool:
+    """Whether an answer's context holds the whole prompt, special tokens at its end apart."""
+    ids = chat.ids(chat.text(prompt))
+    return not chat.without_special(ids[shared_length(ids, context) :]).strip()
 
 
-def _end_of_turn(ids: list[int], start: int, end: int, tokenizer: Any) -> int:
-    """`end` without the blank that a template writes after its end token: generation stops before it."""
-    last = end
-    while last > start and not tokenizer.decode([ids[last - 1]]).strip():
-        last -= 1
-    is_special = last > start and tokenizer.decode([ids[last - 1]], skip_special_tokens=True) == ""
-    return last if is_special else end
-
-
-def _ids(row: CompletionRow, tokenizer: Any, messages: int, **options: Any) -> list[int]:
-    return render_messages(row.messages[:messages], row.tools, tokenizer, **options)
-
-
+_PREFERRED = tuple(map(_preferred, PREFERENCE_FORMS))
 COMPLETION_FORMS: tuple[Form[CompletionRow], ...] = (
+    *(form for form in _PREFERRED if "messages" in form.required),
     Form("OpenAI", frozenset({"messages"}), TOOLS, _openai),
     Form("TRL", frozenset({"prompt", "completion"}), TOOLS, _trl),
     Form("Alpaca", frozenset({"instruction", "output"}), PROMPT_KEYS, _alpaca),
-    *map(_preferred, PREFERENCE_FORMS),
+    *(form for form in _PREFERRED if "messages" not in form.required),
     Form("ShareGPT", frozenset({"conversations"}), frozenset({"system"}) | TOOLS, _sharegpt),
 )
 """In the order they are tried: one whose keys contain another's comes first."""

@@ -9,13 +9,19 @@ from alignkit.data.messages import (
     TURNS,
     Message,
     Style,
+    answer_turns,
+    conversation_of,
     parse_answer,
-    parse_content,
     parse_prompt,
+    split_last_answer,
+    system_text,
+    turns_of,
     with_system,
 )
 from alignkit.data.nodes import Node
-from alignkit.data.rows.preference import trl_prompt
+from alignkit.data.rows.alpaca import PROMPT_KEYS, alpaca_prompt
+from alignkit.data.rows.beside import answers_beside, prompt_beside
+from alignkit.data.rows.preference import PREFERENCE_FORMS, PreferenceRow
 from alignkit.data.rows.recognise import Form, RowKind
 from alignkit.data.tokens import TokenSequence, render_answers
 from alignkit.data.tools import TOOLS, parse_tools
@@ -49,7 +55,7 @@ class DispreferredRow:
 
 
 def parse_dispreferred(row: object, unused: set[str] | None = None) -> DispreferredRow:
-    """A row in OpenAI's, TRL's or ShareGPT's form without its preferred answer; raises RowError.
+    """A row in one of DISPREFERRED_FORMS; raises RowError.
 
     The names of keys that play no part, a preferred answer among them, are added to `unused`.
     """
@@ -59,45 +65,61 @@ def parse_dispreferred(row: object, unused: set[str] | None = None) -> Disprefer
 def _openai(row: Node) -> DispreferredRow:
     body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages"}) | TOOLS)
     return DispreferredRow(
-        prompt=parse_prompt(_turns(body.at("messages")), MESSAGES),
-        rejected=parse_answer(_turns(row.at("non_preferred_output")), MESSAGES),
+        prompt=parse_prompt(turns_of(body.at("messages")), MESSAGES),
+        rejected=parse_answer(turns_of(row.at("non_preferred_output"), _ANSWER), MESSAGES),
         samples=_samples(row.at("samples"), MESSAGES),
         tools=parse_tools(body),
     )
 
 
+def _beside(row: Node, prompt: list[Message]) -> DispreferredRow:
+    prompt, (rejected,) = answers_beside(prompt, [row.at("rejected")], _ANSWER)
+    return DispreferredRow(prompt, rejected, _samples(row.at("samples"), MESSAGES), parse_tools(row))
+
+
 def _trl(row: Node) -> DispreferredRow:
-    return DispreferredRow(
-        prompt=trl_prompt(row.at("prompt")),
-        rejected=_answer(row.at("rejected"), MESSAGES),
-        samples=_samples(row.at("samples"), MESSAGES),
-        tools=parse_tools(row),
+    return _beside(row, prompt_beside(row.at("prompt")))
+
+
+def _alpaca(row: Node) -> DispreferredRow:
+    return _beside(row, alpaca_prompt(row))
+
+
+def _orca(row: Node) -> DispreferredRow:
+    return _beside(
+        row, [*system_text(row.at("system")), {"role": "user", "content": row.at("question").text()}]
     )
 
 
 def _trl_implicit(row: Node) -> DispreferredRow:
-    """A whole conversation; the prompt ends with its last turn of the user."""
-    conversation = row.at("rejected")
-    turns = conversation.entries("a whole conversation (an array of messages), since there is no prompt key")
-    roles = [MESSAGES.parse(turn)["role"] for turn in turns]
-    end = max((index for index, role in enumerate(roles) if role == "user"), default=-1) + 1
-    if end in {0, len(turns)}:
-        raise conversation.refuse("a turn of the user and an answer after it", ", ".join(roles))
+    """A whole conversation, messages or HH's plain text; the prompt ends with its last turn of the user."""
+    begin, rejected = split_last_answer(conversation_of(row.at("rejected")), row.at("rejected"))
     return DispreferredRow(
-        prompt=parse_prompt(turns[:end], MESSAGES),
-        rejected=parse_answer(turns[end:], MESSAGES),
+        prompt=parse_prompt(begin, MESSAGES),
+        rejected=parse_answer(rejected, MESSAGES),
         samples=_samples(row.at("samples"), MESSAGES),
         tools=parse_tools(row),
     )
 
 
 def _sharegpt(row: Node) -> DispreferredRow:
-    turns = row.at("conversations").entries("an array of turns")
+    turns = turns_of(row.at("conversations"), "an array of turns")
     return DispreferredRow(
         prompt=with_system(row.at("system"), turns, parse_prompt(turns, TURNS)),
-        rejected=_answer(row.at("rejected"), TURNS),
+        rejected=parse_answer(answer_turns(row.at("rejected")), TURNS),
         samples=_samples(row.at("samples"), TURNS),
+        tools=parse_tools(row),
     )
+
+
+def _of_pair(form: Form[PreferenceRow]) -> Form[DispreferredRow]:
+    """A form of preference rows, whose preferred answer is not used."""
+
+    def parse(row: Node) -> DispreferredRow:
+        pair = form.parse(row)
+        return DispreferredRow(pair.prompt, pair.rejected, tools=pair.tools)
+
+    return Form(f"{form.name} preference", form.required, form.optional, parse)
 
 
 def _samples(node: Node, style: Style) -> list[list[Message]] | None:
@@ -106,25 +128,19 @@ def _samples(node: Node, style: Style) -> list[list[Message]] | None:
     entries = node.entries("an array of answers (leave the key out to have them drawn)")
     if len(entries) > MAX_SAMPLES:
         raise node.refuse(f"at most {MAX_SAMPLES:,} answers", f"{len(entries):,}")
-    return [_answer(entry, style) for entry in entries]
+    return [parse_answer(answer_turns(entry), style) for entry in entries]
 
 
-def _answer(node: Node, style: Style) -> list[Message]:
-    """Text, one message, or an array of them."""
-    if isinstance(node.value, str):
-        return [{"role": "assistant", "content": parse_content(node)}]
-    return parse_answer([node] if isinstance(node.value, dict) else _turns(node), style)
-
-
-def _turns(node: Node) -> list[Node]:
-    return node.entries("text, or an array of messages")
-
-
+_ANSWER = "text, or an array of messages"
 _SAMPLES = frozenset({"samples"})
+_SYSTEM = frozenset({"system"})
 DISPREFERRED_FORMS: tuple[Form[DispreferredRow], ...] = (
     Form("OpenAI", frozenset({"input", "non_preferred_output"}), _SAMPLES, _openai),
-    Form("ShareGPT", frozenset({"conversations", "rejected"}), _SAMPLES | {"system"}, _sharegpt),
+    Form("ShareGPT", frozenset({"conversations", "rejected"}), _SAMPLES | _SYSTEM | TOOLS, _sharegpt),
     Form("TRL", frozenset({"prompt", "rejected"}), _SAMPLES | TOOLS, _trl),
+    Form("Alpaca", frozenset({"instruction", "rejected"}), _SAMPLES | PROMPT_KEYS | TOOLS, _alpaca),
+    Form("Orca", frozenset({"question", "rejected"}), _SAMPLES | _SYSTEM | TOOLS, _orca),
+    *(_of_pair(form) for form in PREFERENCE_FORMS if form.name.startswith("ms-swift")),
     Form("TRL (without prompt)", frozenset({"rejected"}), _SAMPLES | TOOLS, _trl_implicit),
 )
 """In the order they are tried: one whose keys contain another's comes first."""

@@ -12,11 +12,14 @@ from alignkit.data.messages import (
     parse_answer,
     parse_content,
     parse_prompt,
+    split_last_answer,
+    turns_of,
     with_system,
 )
 from alignkit.data.nodes import Node
 from alignkit.data.rows.alpaca import PROMPT_KEYS, alpaca_prompt
-from alignkit.data.rows.preference import PREFERENCE_FORMS, PreferenceRow, trl_answer, trl_prompt
+from alignkit.data.rows.beside import answers_beside, prompt_beside
+from alignkit.data.rows.preference import PREFERENCE_FORMS, PreferenceRow
 from alignkit.data.rows.recognise import Form, RowKind
 from alignkit.data.tokens import TokenSequence, render_answers
 from alignkit.data.tools import TOOLS, parse_tools
@@ -75,7 +78,7 @@ def _is_desirable(node: Node) -> bool:
 
 def _trl(label: str) -> Callable[[Node], LabelledRow]:
     def parse(row: Node) -> LabelledRow:
-        prompt, answer = trl_prompt(row.at("prompt")), trl_answer(row.at("completion"))
+        prompt, (answer,) = answers_beside(prompt_beside(row.at("prompt")), [row.at("completion")])
         return _row(row.at(label), prompt, answer, parse_tools(row))
 
     return parse
@@ -93,13 +96,9 @@ def _conversation(label: str, key: str, style: Style) -> Callable[[Node], Labell
     """A whole conversation under `key`, whose turns after the last one of the user are the answer."""
 
     def parse(row: Node) -> LabelledRow:
-        turns = row.at(key).entries("an array of turns")
-        roles = [style.parse(turn)["role"] for turn in turns]
-        end = max((index for index, role in enumerate(roles) if role == "user"), default=-1) + 1
-        if end in {0, len(turns)}:
-            raise row.at(key).refuse("a turn of the user and an answer after it", ", ".join(roles))
-        prompt = with_system(row.at("system"), turns, parse_prompt(turns[:end], style))
-        return _row(row.at(label), prompt, parse_answer(turns[end:], style), parse_tools(row))
+        turns, answer = split_last_answer(turns_of(row.at(key), "an array of turns"), row.at(key))
+        prompt = with_system(row.at("system"), turns, parse_prompt(turns, style))
+        return _row(row.at(label), prompt, parse_answer(answer, style), parse_tools(row))
 
     return parse
 

@@ -8,12 +8,18 @@ from alignkit.data.messages import (
     MESSAGES,
     TURNS,
     Message,
+    answer_turns,
+    conversation_of,
     parse_answer,
-    parse_content,
     parse_prompt,
+    split_last_answer,
+    system_text,
+    turns_of,
     with_system,
 )
 from alignkit.data.nodes import Node, RowError
+from alignkit.data.rows.alpaca import PROMPT_KEYS, alpaca_prompt
+from alignkit.data.rows.beside import answers_beside, prompt_beside
 from alignkit.data.rows.recognise import Form, RowKind
 from alignkit.data.tokens import TokenSequence, render_answers
 from alignkit.data.tools import TOOLS, parse_tools
@@ -45,7 +51,7 @@ class PreferenceRow:
 
 
 def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceRow:
-    """A row in OpenAI's, TRL's or ShareGPT's form; raises RowError.
+    """A row in one of PREFERENCE_FORMS, recognised by its keys; raises RowError.
 
     The names of keys that play no part are added to `unused`.
     """
@@ -55,45 +61,40 @@ def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceR
 def _openai(row: Node) -> PreferenceRow:
     body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages"}) | TOOLS)
     return PreferenceRow(
-        prompt=parse_prompt(_turns(body.at("messages")), MESSAGES),
-        chosen=parse_answer(_turns(row.at("preferred_output")), MESSAGES),
-        rejected=parse_answer(_turns(row.at("non_preferred_output")), MESSAGES),
+        prompt=parse_prompt(turns_of(body.at("messages")), MESSAGES),
+        chosen=parse_answer(turns_of(row.at("preferred_output")), MESSAGES),
+        rejected=parse_answer(turns_of(row.at("non_preferred_output")), MESSAGES),
         tools=parse_tools(body),
     )
 
 
+def _beside(row: Node, prompt: list[Message]) -> PreferenceRow:
+    """The answers under `chosen` and `rejected` to a prompt."""
+    answers = [row.at("chosen"), row.at("rejected")]
+    prompt, (chosen, rejected) = answers_beside(prompt, answers)
+    return PreferenceRow(prompt, chosen, rejected, parse_tools(row))
+
+
 def _trl(row: Node) -> PreferenceRow:
-    return PreferenceRow(
-        prompt=trl_prompt(row.at("prompt")),
-        chosen=trl_answer(row.at("chosen")),
-        rejected=trl_answer(row.at("rejected")),
-        tools=parse_tools(row),
+    return _beside(row, prompt_beside(row.at("prompt")))
+
+
+def _alpaca(row: Node) -> PreferenceRow:
+    """LLaMA-Factory's pairs: Alpaca's prompt with two answers."""
+    return _beside(row, alpaca_prompt(row))
+
+
+def _orca(row: Node) -> PreferenceRow:
+    """Orca's pairs: a question, and a system text that may be empty."""
+    return _beside(
+        row, [*system_text(row.at("system")), {"role": "user", "content": row.at("question").text()}]
     )
 
 
-def trl_prompt(node: Node) -> list[Message]:
-    """TRL's prompt: text, which is a user's turn, or messages."""
-    if isinstance(node.value, str):
-        return [{"role": "user", "content": parse_content(node)}]
-    return parse_prompt(_turns(node), MESSAGES)
-
-
-def trl_answer(node: Node) -> list[Message]:
-    """TRL's answer beside a prompt: text, or messages that do not repeat the prompt."""
-    if isinstance(node.value, str):
-        return [{"role": "assistant", "content": parse_content(node)}]
-    turns = _turns(node)
-    first = turns[0].value
-    if isinstance(first, dict) and first.get("role") in ("system", "developer", "user"):
-        hint = "an answer only; for whole conversations on both sides, leave the key 'prompt' out"
-        raise turns[0].at("role").refuse(hint)
-    return parse_answer(turns, MESSAGES)
-
-
 def _trl_implicit(row: Node) -> PreferenceRow:
-    """Whole conversations on both sides; the prompt is what they share."""
-    chosen, rejected = (_conversation(row.at(side)) for side in ("chosen", "rejected"))
-    shared = _shared(list(map(MESSAGES.parse, chosen)), list(map(MESSAGES.parse, rejected)))
+    """Whole conversations on both sides, messages or HH's plain text; the prompt is what they share."""
+    chosen, rejected = (conversation_of(row.at(side)) for side in ("chosen", "rejected"))
+    shared = _shared(list(map(MESSAGES, chosen)), list(map(MESSAGES, rejected)))
     if shared == 0:
         raise RowError(
             "/rejected/0", "the same first message as in chosen (there is no prompt key)", "another one"
@@ -106,10 +107,6 @@ def _trl_implicit(row: Node) -> PreferenceRow:
     )
 
 
-def _conversation(node: Node) -> list[Node]:
-    return node.entries("a whole conversation (an array of messages), since there is no prompt key")
-
-
 def _shared(chosen: list[Message], rejected: list[Message]) -> int:
     """How many messages both begin with; the last of either is an answer even if it is the same."""
     most = min(len(chosen), len(rejected)) - 1
@@ -117,23 +114,65 @@ def _shared(chosen: list[Message], rejected: list[Message]) -> int:
 
 
 def _sharegpt(row: Node) -> PreferenceRow:
-    turns = row.at("conversations").entries("an array of turns")
+    turns = turns_of(row.at("conversations"), "an array of turns")
     return PreferenceRow(
         prompt=with_system(row.at("system"), turns, parse_prompt(turns, TURNS)),
-        chosen=parse_answer([row.at("chosen")], TURNS),
-        rejected=parse_answer([row.at("rejected")], TURNS),
+        chosen=parse_answer(answer_turns(row.at("chosen")), TURNS),
+        rejected=parse_answer(answer_turns(row.at("rejected")), TURNS),
+        tools=parse_tools(row),
     )
 
 
-def _turns(node: Node) -> list[Node]:
-    return node.entries("an array of messages")
+def _swift(row: Node) -> PreferenceRow:
+    """ms-swift's: a conversation that ends with the preferred answer, and the other answer beside it."""
+    turns = turns_of(row.at("messages"))
+    begin, chosen = split_last_answer(turns, row.at("messages"))
+    prompt = parse_prompt(begin, MESSAGES)
+    rejected = row.at("rejected_response")
+    return PreferenceRow(
+        prompt=prompt,
+        chosen=parse_answer(chosen, MESSAGES),
+        rejected=parse_answer(answer_turns(rejected), MESSAGES),
+        tools=parse_tools(row),
+    )
 
 
+def _swift_conversations(row: Node) -> PreferenceRow:
+    """ms-swift's with two whole conversations."""
+    begin, chosen = split_last_answer(turns_of(row.at("messages")), row.at("messages"))
+    other, rejected = split_last_answer(turns_of(row.at("rejected_messages")), row.at("rejected_messages"))
+    prompt = parse_prompt(begin, MESSAGES)
+    if parse_prompt(other, MESSAGES) != prompt:
+        raise row.at("rejected_messages").refuse("the prompt of messages", "another one")
+    return PreferenceRow(
+        prompt, parse_answer(chosen, MESSAGES), parse_answer(rejected, MESSAGES), parse_tools(row)
+    )
+
+
+def _swift_query(row: Node) -> PreferenceRow:
+    """ms-swift's older form: query and response, with system and history as in Alpaca."""
+    prompt = alpaca_prompt(row, "query")
+    answers = [row.at("response"), row.at("rejected_response")]
+    prompt, (chosen, rejected) = answers_beside(prompt, answers)
+    return PreferenceRow(prompt, chosen, rejected, parse_tools(row))
+
+
+_ANSWERS = frozenset({"chosen", "rejected"})
 PREFERENCE_FORMS: tuple[Form[PreferenceRow], ...] = (
     Form("OpenAI", frozenset({"input", "preferred_output", "non_preferred_output"}), frozenset(), _openai),
-    Form("ShareGPT", frozenset({"conversations", "chosen", "rejected"}), frozenset({"system"}), _sharegpt),
-    Form("TRL", frozenset({"prompt", "chosen", "rejected"}), TOOLS, _trl),
-    Form("TRL (without prompt)", frozenset({"chosen", "rejected"}), TOOLS, _trl_implicit),
+    Form("ShareGPT", _ANSWERS | {"conversations"}, frozenset({"system"}) | TOOLS, _sharegpt),
+    Form("TRL", _ANSWERS | {"prompt"}, TOOLS, _trl),
+    Form("Alpaca", _ANSWERS | {"instruction"}, PROMPT_KEYS | TOOLS, _alpaca),
+    Form("Orca", _ANSWERS | {"question"}, frozenset({"system"}) | TOOLS, _orca),
+    Form("ms-swift", frozenset({"messages", "rejected_response"}), TOOLS, _swift),
+    Form("ms-swift (messages)", frozenset({"messages", "rejected_messages"}), TOOLS, _swift_conversations),
+    Form(
+        "ms-swift (query)",
+        frozenset({"query", "response", "rejected_response"}),
+        frozenset({"system", "history"}) | TOOLS,
+        _swift_query,
+    ),
+    Form("TRL (without prompt)", _ANSWERS, TOOLS, _trl_implicit),
 )
 """In the order they are tried: one whose keys contain another's comes first."""
 

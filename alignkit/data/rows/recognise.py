@@ -59,7 +59,7 @@ class RowKind(Generic[Row]):
     together: bool = False
     """Whether a row's sequences are trained together or not at all, however long each is."""
 
-    def trained(self, sequences: Sequence[TokenSequence], max_length: int) -> list[TokenSequence]:
+    def trained(self, sequences: Sequence[TokenSequence], max_length: int | None) -> list[TokenSequence]:
         """The sequences of a row that are trained, cut to `max_length`; none where nothing with loss is within it."""
         kept = [one for one in sequences if not one.dropped_at(max_length)]
         return [one.cut_to(max_length) for one in (sequences if kept and self.together else kept)]
@@ -95,6 +95,7 @@ def _nearest(node: Node, forms: Sequence[Form[Row]], kind: str) -> RowError:
     if best.required & keys:
         missing = min(best.required - keys)
         return node.at(missing).refuse(f"the key of a row in {best.name}'s form")
-    known = "; ".join(f"{form.name}: {', '.join(sorted(form.required))}" for form in forms)
+    common = [form for form in forms if "(" not in form.name and not form.name.endswith("preference")]
+    known = "; ".join(f"{form.name}: {', '.join(sorted(form.required))}" for form in common or forms)
     found = ", ".join(printable(key, 20) for key in sorted(keys)[:6])
     return node.refuse(f"the keys of a {kind} row ({known})", f"the keys {found}" if found else None)

@@ -4,9 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from anyio import to_thread
 from starlette.requests import Request
 
 from alignkit_server.errors import ApiError, shorten
+from alignkit_server.limits.body import THREAD_BYTES
 
 MAX_BODY_BYTES = 16 * 2**20
 
@@ -42,7 +44,8 @@ async def read_body(request: Request) -> CompletionBody:
         received += chunk
         if len(received) > MAX_BODY_BYTES:
             raise ApiError(413, f"The request is too large: expected at most {MAX_BODY_BYTES} bytes.")
-    return parse_body(bytes(received))
+    raw = bytes(received)
+    return await to_thread.run_sync(parse_body, raw) if len(raw) > THREAD_BYTES else parse_body(raw)
 
 
 def parse_body(raw: bytes) -> CompletionBody:

@@ -14,7 +14,7 @@ from alignkit.jobspec import recipe_for_job
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.tracking import how_to_install, installed
 from alignkit.trainable import config_of, require_trainable
-from alignkit_server.errors import ApiError, shorten
+from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import trains_on_gpu
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.files.schemas import FINE_TUNE
@@ -82,7 +82,7 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
             on_gpu=trains_on_gpu(services.settings),
         )
     except RecipeError as error:
-        message, param = str(error), error.issues[0].path or "method"
+        message, param = at_most([str(issue) for issue in error.issues]), error.issues[0].path or "method"
         if request.method is None:  # name the place where the values were given
             message, param = (text.replace(f"method.{method}.", "") for text in (message, param))
         raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error

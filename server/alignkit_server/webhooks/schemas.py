@@ -10,7 +10,9 @@ EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 
 EventTypes = Annotated[
-    list[EventType], Field(min_length=1), AfterValidator(lambda given: list(dict.fromkeys(given)))
+    list[EventType],
+    Field(min_length=1, max_length=20),
+    AfterValidator(lambda given: list(dict.fromkeys(given))),
 ]
 EndpointName = Annotated[Name, Field(min_length=1, max_length=255)]
 Url = Annotated[

@@ -142,7 +142,7 @@ def test_tools_and_their_turns() -> None:
             "/prompt/1/role",
             "the prompt to end with a user or tool turn",
         ),
-        ({"prompt": "Hi", "completion": [HI, A]}, "/completion/0/role", "an answer only"),
+        ({"prompt": "Hi", "completion": [AGAIN, A]}, "/completion/0/role", "an answer only"),
         ({"instruction": "x", "input": ""}, "/output", "the key of a row in Alpaca's form"),
         ({"instruction": "x", "output": ""}, "/output", "text that is not blank"),
         ({"instruction": "", "input": "x", "output": "y"}, "/instruction", "text that is not blank"),

@@ -110,8 +110,12 @@ def test_any_value_gives_a_row_or_a_row_error(
         (TRL | {"samples": [HI]}, "/samples/0/0/role", "expected an answer's turn (assistant)"),
         (TRL | {"samples": ["y"] * 1025}, "/samples", "expected at most 1,024 answers, found 1,025"),
         (TRL | {"rejected": ""}, "/rejected", "found an empty text"),
-        (TRL | {"rejected": HI + NO}, "/rejected/0/role", "expected an answer's turn (assistant), fou"),
-        ({"rejected": "no"}, "/rejected", "since there is no prompt key, found the text 'no'"),
+        (
+            TRL | {"rejected": [message("user", "Bye"), *NO]},
+            "/rejected/0/role",
+            "an answer only, or a conversation",
+        ),
+        ({"rejected": "no"}, "/rejected", "since there is no prompt key: an array of messages, or text that"),
         ({"rejected": HI}, "/rejected", "expected a turn of the user and an answer after it, found user"),
         ({"rejected": NO}, "/rejected", "found assistant"),
     ],
@@ -132,7 +136,7 @@ def test_a_report_says_that_preferred_answers_are_not_used_and_what_is_idle(tmp_
     report = check_file(path, "d2o")
     assert report.ok
     assert report.notices == (
-        "1 of 2 rows has no sample but the dispreferred answer itself and teaches nothing",
+        "1 of 2 rows has no sample but the dispreferred answer itself and changes nothing: the first at line 2",
         "keys that are not used: chosen",
     )
     path.write_text('{"prompt": "a", "rejected": "no", "samples": []}\n')

@@ -186,14 +186,31 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
             "text that is not blank, or an array of text parts, found the te",
         ),
         (TRL | {"rejected": [message("assistant", "")]}, "/rejected/0/content", "found an empty text"),
-        (TRL | {"chosen": ROW.prompt + ROW.chosen}, "/chosen/0/role", "leave the key 'prompt' out, found"),
+        (
+            TRL | {"chosen": [message("user", "Bye"), *ROW.chosen]},
+            "/chosen/0/role",
+            "leave the key 'prompt' out, found",
+        ),
+        (
+            TRL
+            | {
+                "chosen": [message("system", "x"), *ROW.prompt, *ROW.chosen],
+                "rejected": IMPLICIT["rejected"],
+            },
+            "/rejected",
+            "expected a conversation that begins as the other answers do, found another beginning",
+        ),
         (
             TRL | {"tools": "[1"},
             "/tools",
             "expected an array of tools, found a line cut off after 2 characters",
         ),
         # TRL without prompt
-        ({"chosen": "b", "rejected": "c"}, "/chosen", "since there is no prompt key, found the text 'b'"),
+        (
+            {"chosen": "b", "rejected": "c"},
+            "/chosen",
+            "since there is no prompt key: an array of messages, or text that",
+        ),
         (IMPLICIT | {"rejected": ROW.rejected}, "/rejected/0", "the same first message as in chosen"),
         (
             {
@@ -206,7 +223,11 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         # ShareGPT
         (SHAREGPT | {"conversations": "Hi"}, "/conversations", "expected an array of turns, found the text"),
         (SHAREGPT | {"conversations": [3]}, "/conversations/0", 'expected a turn {"from": …, "value": …}'),
-        (SHAREGPT | {"chosen": {"from": "bot", "value": "x"}}, "/chosen/from", "tool, found the text 'bot'"),
+        (
+            SHAREGPT | {"chosen": {"from": "robot", "value": "x"}},
+            "/chosen/from",
+            "tool, found the text 'robot'",
+        ),
         (
             SHAREGPT | {"chosen": {"from": "human", "value": "x"}},
             "/chosen/from",

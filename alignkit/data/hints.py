@@ -1,0 +1,27 @@
+"""What a row that is refused looks like, and who would take it."""
+
+from typing import Any
+
+from alignkit.data.nodes import RowError
+from alignkit.data.rows import ROW_KINDS, RowKind
+from alignkit.data.schemas import methods_taking
+
+
+def looks_like(value: Any, wanted: RowKind[Any]) -> str | None:
+    """The form of another kind that a value is in, and the methods that take it; None where it is in none."""
+    if not isinstance(value, dict):
+        return None
+    for kind in ROW_KINDS.values():
+        methods = methods_taking(kind.name)
+        if kind is wanted or not methods:
+            continue
+        try:
+            kind.parse(value)
+        except RowError:
+            continue
+        form = next(form.name for form in kind.forms if form.required <= value.keys())
+        return (
+            f"the rows look like {form}'s form of {kind.name} rows, which the method{'s' if methods[1:] else ''} "
+            f"{', '.join(methods)} take{'' if methods[1:] else 's'}; this method takes {wanted.name} rows"
+        )
+    return None
