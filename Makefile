@@ -1,4 +1,4 @@
-# make install | demo | test | lint | bench: each installs what it needs.
+# make install | demo | test | lint | bench | gpu-day: each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_STAMP := $(VENV)/.installed-$(EXTRA)-demo
 PACKAGING := pyproject.toml constraints-$(EXTRA).txt
 
-.PHONY: install demo test test-slow test-gpu lint bench bench-server clean
+.PHONY: install demo test test-slow test-gpu lint bench bench-server gpu-day clean
 
 install: $(STAMP)
 
@@ -64,6 +64,11 @@ bench: install
 	$(BIN)/python -m benchmarks.heads --growth --device $(EXTRA)
 	$(BIN)/alignkit models import smollm2-135m-instruct --home .alignkit
 	$(BIN)/python -m benchmarks.training_step
+
+# On a machine with a GPU: first whether the heads are right and how far from the floor, then the tests that need one.
+gpu-day: install
+	$(BIN)/python -m benchmarks.device --out benchmarks/results/device
+	$(MAKE) test-gpu
 
 bench-server: install
 	$(BIN)/python -m benchmarks.server
