@@ -65,6 +65,11 @@ def load_causal_lm(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if str(path).startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise ModelError(
+            f"{field}: there is no folder {path}; `alignkit models import` makes a model known by its name, "
+            "and a folder or a hub id will do"
+        )
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if quantization:
         options |= _quantized(quantization, getattr(torch, dtype))

@@ -18,6 +18,7 @@ class Mark(Enum):
     RECIPES_ONLY = "recipes only"
     MAY_CHANGE = "may change"
     CONTENT_MATTERS = "content matters"
+    A_MODEL = "a model"
 
 
 RECIPES_ONLY = Mark.RECIPES_ONLY
@@ -26,6 +27,9 @@ MAY_CHANGE = Mark.MAY_CHANGE
 """The option does not determine the trained weights, so a resumed run may have another value."""
 CONTENT_MATTERS = Mark.CONTENT_MATTERS
 """The option names a file or folder. A resumed run compares its contents, not its name, and no job may give it."""
+
+A_MODEL = Mark.A_MODEL
+"""The option names a model: a folder, a hub id, or in a recipe's file a model that was imported."""
 
 
 @dataclass(frozen=True, slots=True)

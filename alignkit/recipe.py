@@ -11,12 +11,14 @@ from typing import Annotated, Any, Self, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from alignkit.adapters import lora_of
 from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, RecipeError
+from alignkit.home import find_model
 from alignkit.methods import METHODS, Method, get
-from alignkit.options import CONTENT_MATTERS, MAY_CHANGE
+from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
 from alignkit.schema import Section, field_issues, refused
 from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, ModelSection, TrainingSection
 
@@ -90,11 +92,19 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
-        """A recipe from a YAML file with `dotted.key=value` overrides (values are YAML)."""
+        """A recipe from a YAML file with `dotted.key=value` overrides (values are YAML).
+
+        A model may be given by the name it was imported under.
+        """
         values = _read_yaml(path)
         for override in overrides:
             _override(values, override)
-        return cls.parse(values)
+        recipe = cls.parse(values)
+        for section, name, field in _fields(recipe):
+            model = getattr(section, name)
+            if A_MODEL in field.metadata and model is not None:
+                setattr(section, name, find_model(model))
+        return recipe
 
     def to_yaml(self) -> str:
         """The whole recipe, every default written out."""
@@ -107,6 +117,16 @@ def paths_of(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]
     Nothing is read from the disk, so that it can be asked of a recipe whose files are gone.
     """
     yield from _paths(Recipe, values)
+
+
+def _fields(section: Section) -> Iterator[tuple[Section, str, FieldInfo]]:
+    """(section, name, field) of every option under `section`."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _fields(value)
+        else:
+            yield section, name, field
 
 
 def _paths(section: type[Section], values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

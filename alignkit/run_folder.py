@@ -30,6 +30,12 @@ SAVED_TEACHER = Path("teacher") / "model"
 adapter right inside a checkpoint for one more adapter of the student."""
 
 
+def newest(path: Path) -> Path:
+    """The newest run in an `output_dir`: its last repeat, or the folder itself."""
+    repeats = [folder for folder in path.glob("repeat-*") if folder.name.removeprefix("repeat-").isdigit()]
+    return max(repeats, key=lambda folder: int(folder.name.removeprefix("repeat-")), default=path)
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths of one run."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from alignkit.options import CONTENT_MATTERS, MAY_CHANGE
+from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
 from alignkit.schema import Section
 from alignkit.tracking import MAX_TRACKERS, Tracker, each_once
 
@@ -19,8 +19,8 @@ HEAD_MODULES = frozenset({"lm_head", "embed_tokens"})
 class ModelSection(Section):
     """Which model is trained."""
 
-    path: Annotated[str, CONTENT_MATTERS] = Field(
-        min_length=1, description="folder in Hugging Face format, or a hub id"
+    path: Annotated[str, CONTENT_MATTERS, A_MODEL] = Field(
+        min_length=1, description="an imported model, a folder in Hugging Face format, or a hub id"
     )
     adapter: Annotated[str | None, CONTENT_MATTERS] = Field(
         None, min_length=1, description="folder of a peft LoRA adapter over it, which trains on"
@@ -152,8 +152,8 @@ class LoraSection(Section):
 class TeacherSection(Section):
     """The model that is distilled."""
 
-    path: Annotated[str, CONTENT_MATTERS] = Field(
-        min_length=1, description="folder in Hugging Face format, or a hub id"
+    path: Annotated[str, CONTENT_MATTERS, A_MODEL] = Field(
+        min_length=1, description="an imported model, a folder in Hugging Face format, or a hub id"
     )
     adapter: Annotated[str | None, CONTENT_MATTERS] = Field(
         None, min_length=1, description="folder of a peft adapter, merged into it at the start"

@@ -19,7 +19,7 @@ from typing import Any
 from alignkit.checkpoints import newest_first, read_manifest
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.recipe import Recipe
-from alignkit.run_folder import SAVED_TEACHER, RunFolder, write_json
+from alignkit.run_folder import SAVED_TEACHER, RunFolder, newest, write_json
 
 RESUME = "--resume"
 OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
@@ -50,12 +50,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """The folder of this run, with the resolved recipe in it; where it resumes, that of the run before, untouched."""
-    path = Path(recipe.output_dir)
+    given = Path(recipe.output_dir)
+    path = newest(given) if resume else given
     if not resume and RunFolder(path).events.exists():
         path = next(path / f"repeat-{n}" for n in range(1, 10_000) if not (path / f"repeat-{n}").exists())
     folder = RunFolder(path)
     if not is_main_process():
         return folder
+    if path != given:
+        print(f"{'Resuming' if resume else 'Writing to'} {path}: {given} holds an earlier run", flush=True)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -195,3 +195,15 @@ def test_a_part_of_a_section_that_was_null_makes_it_a_section_again(file: Path) 
     recipe = Recipe.load(file, ["lora=null", "lora.r=4"])
     assert recipe.lora is not None
     assert recipe.lora.r == 4
+
+
+def test_a_model_may_be_named_as_it_was_imported(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_HOME", str(tmp_path / "home"))
+    imported = tmp_path / "home" / "models" / "tiny"
+    imported.mkdir(parents=True)
+    overrides = ["model.path=tiny", "method={type: sinkd, teacher: {path: tiny}}"]
+    recipe = Recipe.load(file, overrides)
+    assert recipe.model.path == recipe.method.teacher.path == str(imported)
+    assert Recipe.load(file, ["model.path=other"]).model.path == "other"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.progress import describe, rename
-from alignkit.run_folder import RunFolder, write_json
+from alignkit.run_folder import RunFolder, newest, write_json
 
 
 def test_events_are_whole_lines_in_order(tmp_path: Path) -> None:
@@ -61,3 +61,10 @@ def test_a_line_for_people() -> None:
         "seconds_remaining": 61,
     }
     assert describe(data) == "Step 3/9: training loss 0.5, reward margin 1.25, 1:01 left"
+
+
+def test_the_newest_run_of_a_folder_is_its_last_repeat(tmp_path: Path) -> None:
+    assert newest(tmp_path) == tmp_path
+    for name in ("repeat-2", "repeat-10", "repeat-x"):
+        (tmp_path / name).mkdir()
+    assert newest(tmp_path) == tmp_path / "repeat-10"

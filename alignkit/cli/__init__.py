@@ -76,7 +76,10 @@ def train(
         list[str] | None, typer.Argument(help="key=value, such as training.epochs=2")
     ] = None,
     config_file: Annotated[
-        Path | None, typer.Option(help="accelerate's configuration, for several GPUs or ZeRO")
+        Path | None,
+        typer.Option(
+            "--config-file", "--config_file", help="accelerate's configuration, for several GPUs or ZeRO"
+        ),
     ] = None,
     num_processes: Annotated[
         int | None, typer.Option(min=1, help="processes; default: the configuration's, or one")
@@ -104,7 +107,10 @@ def evaluate(
 ) -> None:
     """Evaluate the untrained and the trained model of a run on the same held-out rows."""
     from alignkit.evaluate.run import evaluate_run
+    from alignkit.run_folder import newest
 
+    run = newest(run)
+    Console(stderr=True).print(f"Evaluating the run in {run}", highlight=False, soft_wrap=True)
     found = evaluate_run(run, data=data, step=step)
     table = output.table("metric", "untrained", "trained")
     for name in sorted(found.before.keys() | found.after.keys()):

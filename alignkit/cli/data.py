@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignkit.cli.models import Home, models_dir
+from alignkit.cli.models import Home
 from alignkit.errors import DataError
+from alignkit.home import models_dir
 
 app = typer.Typer(help="Check and preview training data.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(help="JSON Lines, a JSON array or CSV, plain or gzipped, or Parquet")]

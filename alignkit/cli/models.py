@@ -6,15 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignkit.home import service_home
+from alignkit.home import models_dir
 
 app = typer.Typer(help="Base models: import and list.", no_args_is_help=True)
 Home = Annotated[Path | None, typer.Option(help="where the service keeps things; ALIGNKIT_HOME")]
-
-
-def models_dir(home: Path | None) -> Path:
-    """The folder of base models under `home` (default: the service's)."""
-    return service_home(home) / "models"
 
 
 @app.command("import")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from alignkit.errors import FieldIssue
 from alignkit.methods.base import Method
 from alignkit.methods.work import Batch, Generation, Pass, Plan, Work, policy_use
-from alignkit.options import CONTENT_MATTERS, MAY_CHANGE, RECIPES_ONLY, InJobs
+from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE, RECIPES_ONLY, InJobs
 from alignkit.sharding import SHARES_WEIGHTS
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ class D2O(Method):
     sampling_batch_size: Annotated[int, RECIPES_ONLY, MAY_CHANGE] = Field(
         32, ge=1, le=4096, description="answers drawn at a time, without a server"
     )
-    sample_reference: Annotated[str | None, CONTENT_MATTERS] = Field(
+    sample_reference: Annotated[str | None, CONTENT_MATTERS, A_MODEL] = Field(
         None,
         min_length=1,
         description="r-, scores (and gives) the samples; default: the model before training",
     )
-    rejected_reference: Annotated[str | None, CONTENT_MATTERS] = Field(
+    rejected_reference: Annotated[str | None, CONTENT_MATTERS, A_MODEL] = Field(
         None,
         min_length=1,
         description="r+, scores the dispreferred answer; default: the model before training",
