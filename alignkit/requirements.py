@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alignkit.chat_templates import read_template
 from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.extras import missing
 from alignkit.sharding import SHARES_WEIGHTS, sharding
@@ -58,6 +59,14 @@ def _model(recipe: "Recipe") -> Iterator[FieldIssue]:
             require_trainable(config_of(folder), all_weights=recipe.lora is None)
         except ModelError as error:
             yield FieldIssue("model.path", f"{folder}: {error}")
+
+
+def _chat_template(recipe: "Recipe") -> Iterator[FieldIssue]:
+    if recipe.model.chat_template is not None:
+        try:
+            read_template(recipe.model.chat_template)
+        except ModelError as error:
+            yield FieldIssue("model.chat_template", str(error))
 
 
 def _devices(_recipe: "Recipe") -> Iterator[FieldIssue]:
@@ -136,6 +145,7 @@ def _installed(package: str) -> bool:
 
 CHECKS: tuple[Callable[["Recipe"], Iterator[FieldIssue]], ...] = (
     _model,
+    _chat_template,
     _devices,
     _precision,
     _attention,

@@ -29,6 +29,11 @@ class ModelSection(Section):
     attn_implementation: Annotated[str | None, MAY_CHANGE] = Field(
         None, description="transformers' attn_implementation"
     )
+    chat_template: Annotated[str | None, CONTENT_MATTERS] = Field(
+        None,
+        min_length=1,
+        description="Jinja file, or name of a template that ships with TRL, in place of the model's own",
+    )
     quantization: Literal["nf4", "int8"] | None = Field(
         None, description="QLoRA: how frozen weights are stored; needs lora, and bitsandbytes"
     )

@@ -205,6 +205,7 @@ def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """The model and its tokenizer, which must have a chat template."""
     from alignkit.adapters import train_on
+    from alignkit.chat_templates import read_template
     from alignkit.models import load_causal_lm
     from alignkit.sharding import sharding
 
@@ -216,8 +217,13 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
         field="model.path",
         quantization=options.quantization,
     )
+    if options.chat_template is not None:
+        tokenizer.chat_template = read_template(options.chat_template)
     if not tokenizer.chat_template:
-        raise ModelError(f"model.path: {path} has no chat template, so conversations cannot be rendered")
+        hint = "name one with model.chat_template: a Jinja file, or one of those that ship with TRL"
+        raise ModelError(
+            f"model.path: {path} has no chat template, so conversations cannot be rendered: {hint}"
+        )
     if options.adapter is None:
         return model, tokenizer
     try:

@@ -16,12 +16,16 @@ Home = Annotated[Path | None, typer.Option(help="where the service keeps things;
 def import_(
     source: Annotated[str, typer.Argument(help="smollm2-135m-instruct, a model folder, or a hub id")],
     name: Annotated[str | None, typer.Option(help="name it is served under")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="Jinja file, or name of a template that ships with TRL, for a model without one"),
+    ] = None,
     home: Home = None,
 ) -> None:
     """Import a base model, once."""
     from alignkit.models import import_model
 
-    import_model(source, models_dir(home), name, report=Console().print)
+    import_model(source, models_dir(home), name, chat_template=chat_template, report=Console().print)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from alignkit.chat_templates import read_template
 from alignkit.data.messages import Message
 from alignkit.data.template import NO_TEMPLATE, Chat
 from alignkit.errors import DataError, ModelError
@@ -59,14 +60,19 @@ class TokenSequence:
         )
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """A model's tokenizer; raises ModelError where there is none, or it has no chat template."""
+def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
+    """A model's tokenizer; raises ModelError where there is none, or it has no chat template.
+
+    `chat_template`: a file, or a name of TRL's, in place of the model's own.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} has no tokenizer that can be loaded: {error}") from error
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template)
     if not tokenizer.chat_template:
         raise ModelError(f"{path} has {NO_TEMPLATE}")
     return tokenizer

@@ -93,7 +93,8 @@ def read(recipe: "Recipe", rows: int | None = None) -> Lengths:
     if isinstance(data.validation, float):
         found = [found[at] for at in split(found, data.validation)[0]]
     sample = list(islice(found, 0, None, max(1, len(found) // SAMPLE_ROWS)))
-    rendered = render_rows(sample, load_tokenizer(folder), lambda row, by: row.render(by))
+    tokenizer = load_tokenizer(folder, recipe.model.chat_template)
+    rendered = render_rows(sample, tokenizer, lambda row, by: row.render(by))
     counted = count(rendered, most, len(sample) / (rows or len(found)))
     return counted or assumed(most, rows or len(found))
 

@@ -1,0 +1,69 @@
+"""Chat templates for models that come without one: a file, or one that ships with TRL, by its name."""
+
+import importlib.util
+from pathlib import Path
+
+from alignkit.errors import ModelError
+from alignkit.schema import nearest
+
+SUFFIX = ".jinja"
+
+
+def available() -> tuple[str, ...]:
+    """Names of the templates that ship with the installed TRL, sorted; none where it is not installed.
+
+    TRL's variants for training mark what carries loss, which alignkit finds out by itself, so they are left out.
+    """
+    folder = _folder()
+    if folder is None:
+        return ()
+    names = (path.stem for path in folder.glob(f"*{SUFFIX}"))
+    return tuple(sorted(name for name in names if not name.endswith("_training")))
+
+
+def read_template(source: str) -> str:
+    """The template in the file `source`, or TRL's of that name.
+
+    Raises ModelError where there is neither, or it is no Jinja template.
+    """
+    text = _text(source)
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        # transformers renders with these extensions, so a template may use them
+        Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(_plain(text))  # noqa: S701 - parsed alone
+    except TemplateSyntaxError as error:
+        raise ModelError(f"{source} is no Jinja template: line {error.lineno}: {error.message}") from error
+    return text
+
+
+def _text(source: str) -> str:
+    path = Path(source)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"the chat template {source} cannot be read: {error}") from error
+    names, folder = available(), _folder()
+    if folder is not None and source in names:
+        return (folder / f"{source}{SUFFIX}").read_text(encoding="utf-8")
+    raise ModelError(
+        f"expected a file, or one of TRL's chat templates ({', '.join(names) or 'TRL is not installed'}), "
+        f"found {source!r}{nearest(source, names)}"
+    )
+
+
+def _plain(text: str) -> str:
+    """Without transformers' own `{% generation %}` blocks, which its renderer alone knows."""
+    for word in ("generation", "endgeneration"):
+        for left in ("{%", "{%-"):
+            for right in ("%}", "-%}"):
+                text = text.replace(f"{left} {word} {right}", "")
+    return text
+
+
+def _folder() -> Path | None:
+    found = importlib.util.find_spec("trl")
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(next(iter(found.submodule_search_locations))) / "chat_templates"
