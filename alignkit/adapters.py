@@ -5,6 +5,7 @@ name; `keep_start` does it for the other trainers. Importing this imports neithe
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -140,16 +141,39 @@ def start_of(model: Any) -> str | None:
     return START if START in model.peft_config else None
 
 
-def peft_config(lora: LoraSection | None) -> Any:
-    """peft's LoraConfig of a recipe's section; None for None."""
+def peft_config(lora: LoraSection | None, model: Any = None) -> Any:
+    """peft's LoraConfig of a recipe's section; None for None.
+
+    `model`: what it is for. Of a model that sees or hears as well, it leaves out all but the language model: no text
+    row has a gradient for the rest, and vLLM would not serve it.
+    """
     if lora is None:
         return None
     from peft import LoraConfig
+
+    inside = None if model is None else language_model(model)
 
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=None if inside is None else rf"(?!{re.escape(inside)}\.).*",
         task_type="CAUSAL_LM",
     )
+
+
+def language_model(model: Any) -> str | None:
+    """The name of the language model inside `model`; None where `model` is nothing else."""
+    if model.config.get_text_config() is model.config:
+        return None
+    decoder = model.get_decoder()
+    return next((name for name, module in model.named_modules() if name and module is decoder), None)
+
+
+def adapted_modules(model: Any) -> tuple[str, ...]:
+    """The last parts of the names of the modules that `model`'s adapters change, sorted."""
+    places = {name.rpartition(".lora_A.")[0] for name, _ in model.named_parameters()}
+    # of two matrices in one module, peft wraps the module twice
+    names = {place.removesuffix(".base_layer").rpartition(".")[2] for place in places}
+    return tuple(sorted(names - {""}))

@@ -109,6 +109,18 @@ def _dequantising(config: Mapping[str, Any]) -> dict[str, Any]:
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""What configurations call the number of a mixture's experts."""
+
+
+def experts_of(config: Any) -> int:
+    """The number of experts of a mixture of experts; 0 for a dense model."""
+    text = config.get_text_config()
+    found = [getattr(text, name, None) for name in EXPERTS]
+    parts = getattr(text, "ffn_config", None)
+    return next((count for count in [*found, getattr(parts, "moe_num_experts", None)] if count), 0)
+
+
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
     "int8": {"load_in_8bit": True},

@@ -137,9 +137,29 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, callbacks)
     trainer = build(context)
     require_processes(trainer)
+    report_adapters(trainer, recipe, folder)
     trainer.origin = origin_of(recipe, trainer.accelerator)
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
     return trainer
+
+
+def report_adapters(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
+    """Tell which modules the adapters of a mixture of experts change: its experts may be none that adapters fit."""
+    from alignkit.adapters import adapted_modules
+    from alignkit.models import experts_of
+    from alignkit.trainers.scoring import published
+
+    model = published(trainer.model, trainer.accelerator)
+    experts = experts_of(model.config)
+    if recipe.lora is None or not experts or not is_main_process():
+        return
+    names = adapted_modules(model)
+    frozen = (
+        ""
+        if any("expert" in name for name, weight in model.named_parameters() if weight.requires_grad)
+        else ("; the experts stay as they are")
+    )
+    folder.emit(f"LoRA changes {', '.join(names)} of a mixture of {experts} experts{frozen}")
 
 
 def require_processes(trainer: Any) -> None:

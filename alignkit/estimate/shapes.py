@@ -146,7 +146,7 @@ def build(config: Any, use: ModelUse) -> Any:
 
             from alignkit.adapters import peft_config
 
-            model = get_peft_model(model, peft_config(use.lora))
+            model = get_peft_model(model, peft_config(use.lora, model))
             if use.quantization is not None:  # as TRL makes them
                 for weight in (weight for weight in model.parameters() if weight.requires_grad):
                     weight.data = weight.data.to(torch.bfloat16)

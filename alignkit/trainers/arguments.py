@@ -13,9 +13,9 @@ from alignkit.sections import TrainingSection
 from alignkit.sharding import sharding
 
 
-def lora_config(recipe: Recipe) -> Any:
+def lora_config(recipe: Recipe, model: Any = None) -> Any:
     """peft's configuration of new adapters; None where all weights train, or the model comes with one."""
-    return None if recipe.model.adapter else peft_config(recipe.lora)
+    return None if recipe.model.adapter else peft_config(recipe.lora, model)
 
 
 def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _common(context: RunContext, dataset: Callable[[str, list[Any]], Any] | None
         "processing_class": context.tokenizer,
         "train_dataset": train,
         "eval_dataset": held_out,
-        "peft_config": lora_config(context.recipe),
+        "peft_config": lora_config(context.recipe, context.model),
         "callbacks": context.callbacks,
     }
 

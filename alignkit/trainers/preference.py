@@ -10,6 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
+from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.configs import REFUSED_OF_PAIRS, refuse_options, require_config
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
@@ -21,7 +22,7 @@ from alignkit.trainers.whole_steps import WholeRowSteps
 _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 
 
-class PreferenceTrainer(ItemLog, ExactResume, WholeRowSteps, TakesTokenised, DPOTrainer):
+class PreferenceTrainer(ItemLog, RouterBalance, ExactResume, WholeRowSteps, TakesTokenised, DPOTrainer):
     """DPOTrainer whose loss is `method.loss`, the mean over the pairs of a whole optimizer step.
 
     Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and the
@@ -89,7 +90,8 @@ class PreferenceTrainer(ItemLog, ExactResume, WholeRowSteps, TakesTokenised, DPO
         record_items(self.accelerator, self._items[self._mode], columns, ratios, counted)
         if self._mode == "train":
             self._total_train_tokens += self._tokens_seen(inputs["attention_mask"], counted)
-        loss = losses @ self.shares(len(losses), counted, num_items_in_batch).to(losses)
+        shares = self.shares(len(losses), counted, num_items_in_batch).to(losses)
+        loss = losses @ shares + self.balance_loss(outputs, shares.sum())
         return (loss, outputs) if return_outputs else loss
 
     def _pairs(self, outputs: Any, mask: Tensor, inputs: dict[str, Tensor]) -> PairLogps:
@@ -115,6 +117,7 @@ class PreferenceTrainer(ItemLog, ExactResume, WholeRowSteps, TakesTokenised, DPO
         """
         model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_MODEL_INPUTS}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        model_inputs |= self.router_inputs()
         return model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
 
     def _reference_logps(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,14 @@ from trl import SFTTrainer
 from alignkit.adapters import keep_start
 from alignkit.data.tokens import IGNORED
 from alignkit.kernels.model_head import fuse_head
+from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import gather_rows
 from alignkit.trainers.whole_steps import WholeSteps
 
 
-class SupervisedTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
+class SupervisedTrainer(ItemLog, RouterBalance, ExactResume, WholeSteps, SFTTrainer):
     """SFTTrainer whose loss is the mean negative log-likelihood of the learned tokens, in nats,
 
         L = -sum_t log pi(y_t | y_<t) / T,     T: learned tokens of the whole optimizer step, over all processes,
@@ -41,7 +42,6 @@ class SupervisedTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
             "label_smoothing_factor": self.args.label_smoothing_factor > 0,
             "compute_loss_func": self.compute_loss_func is not None,
             "compute_metrics": self.compute_metrics is not None,  # it needs the logits
-            "router_aux_loss_coef other than 0": self.aux_loss_enabled,
         }
         if names := [name for name, given in refused.items() if given]:
             raise ValueError(f"SupervisedTrainer does not take {', '.join(names)}")
@@ -55,13 +55,15 @@ class SupervisedTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The loss of one forward. `num_items_in_batch`: T, None where the step is this forward alone."""
         counted = self.pop_counted(inputs)
-        outputs = model(**inputs, fused_lm_head=True)  # inside the forward, where ZeRO-3 gathers the head
+        # inside the forward, where ZeRO-3 gathers the head
+        outputs = model(**inputs, **self.router_inputs(), fused_lm_head=True)
         learned = inputs["labels"][:, 1:] != IGNORED
         losses = -outputs.log_probs.float().sum(dim=1)
         self._require_finite(losses, inputs)
         self._record(outputs, losses, learned, inputs, counted)
         tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / torch.as_tensor(tokens, device=losses.device).clamp(min=1)
+        tokens = torch.as_tensor(tokens, device=losses.device).clamp(min=1)
+        loss = losses.sum() / tokens + self.balance_loss(outputs, learned.sum() / tokens)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # T counts every process's tokens, and gradients are averaged over processes, not summed
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
