@@ -18,17 +18,17 @@ class RouterBalance:
     router_aux_loss_coef: float
     accelerator: Any
     _items: Any
-    _mode: str
+    model: Any
 
     def router_inputs(self) -> dict[str, bool]:
         """Inputs by which a model's forward returns its balance loss; none where the model has none."""
-        return {"output_router_logits": True} if self.aux_loss_enabled and self._mode == "train" else {}
+        return {"output_router_logits": True} if self.aux_loss_enabled and self.model.training else {}
 
     def balance_loss(self, outputs: Any, share: Tensor) -> Tensor | float:
         """The part of a forward's balance loss in its step's; `share` is the forward's part of the step, a scalar."""
         if outputs.aux_loss is None or not self.router_inputs():
             return 0.0
         measured = self.accelerator.reduce(outputs.aux_loss.detach(), "mean")
-        self._items[self._mode].add_ratio("aux_loss", float(measured), 1.0)
+        self._items["train"].add_ratio("aux_loss", float(measured), 1.0)
         part: Tensor = self.router_aux_loss_coef * outputs.aux_loss * share
         return part
