@@ -6,6 +6,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from threading import Lock
 from typing import Any
 
 from alignkit import estimate as library
@@ -30,6 +31,7 @@ from alignkit_server.preflight.schemas import (
 )
 from alignkit_server.services import Services
 
+_LOADING = Lock()
 SAMPLE_ROWS = 2000
 """Rows whose tokens are counted: enough for a mean, little enough for a request."""
 
@@ -121,10 +123,16 @@ def _rows(prepared: PreparedJob) -> Iterator[tuple[int, Any]]:
 def _tokenizer(prepared: PreparedJob, name: str) -> Any:
     folder = Path(prepared.recipe["model"]["path"])
     try:
-        return _load_tokenizer(folder, (folder / "config.json").stat().st_mtime_ns)
+        return _loaded_tokenizer(folder, (folder / "config.json").stat().st_mtime_ns)
     except ModelError as error:
         message = f"The model {name!r} cannot render conversations: {error}"
         raise ApiError(400, message.replace(str(folder), name), param="model") from error
+
+
+def _loaded_tokenizer(folder: Path, changed: int) -> Any:
+    """One at a time: transformers cannot be imported by two threads at once, and nothing is loaded twice."""
+    with _LOADING:
+        return _load_tokenizer(folder, changed)
 
 
 @lru_cache(maxsize=8)

@@ -128,7 +128,7 @@ def lines(*rows: Any) -> bytes:
         (pairs(1) + b'"' + b"x" * (9 * 2**20) + b'"\n', ["line 2", "8388608 bytes"]),
         (pairs(1) + lines(NO_ANSWER), ["line 2", "/preferred_output"]),
         (lines(SAME, SAME), ["every row"]),
-        (lines(*[{}] * 25), ["25 of 25", "line 1", "line 20", "and 5 more"]),
+        (lines(*[{}] * 25), ["25 of 25", "25 rows, the first at line 1:", "an object without entries"]),
         (gzip.compress(pairs(3), mtime=0)[:-12], ["damaged"]),
     ],
     ids=[
