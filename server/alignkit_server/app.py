@@ -17,6 +17,7 @@ from alignkit_server.jobs.routes import router as jobs
 from alignkit_server.keys.authentication import KeyAuthentication
 from alignkit_server.keys.bootstrap import ensure_first_key
 from alignkit_server.limits.body import BodyLimit
+from alignkit_server.limits.open import OpenRequests
 from alignkit_server.limits.rates import RateLimit, open_storage
 from alignkit_server.methods.routes import router as methods
 from alignkit_server.metrics.collector import EngineStates, RequestMetrics, ServiceCollector
@@ -31,6 +32,7 @@ from alignkit_server.request_log import RequestLog
 from alignkit_server.services import JobRunner, Services, Unpublish
 from alignkit_server.settings import Settings
 from alignkit_server.uploads.routes import router as uploads
+from alignkit_server.vault import open_vault
 from alignkit_server.webhooks.routes import router as webhooks
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -91,6 +93,7 @@ def create_app(
     errors.install(app)
     # The last one added meets a request first.
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(OpenRequests, defaults=settings.limits)
     app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))
     also_open = frozenset({METRICS_PATH} if settings.metrics_open else ())
     app.add_middleware(KeyAuthentication, also_open=also_open)
@@ -119,6 +122,7 @@ def open_services(
         remove_leftovers(folder)
     with start_lock(settings):
         migrate(settings.sqlalchemy_url)
+        vault = open_vault(settings.root)
         database = Database(settings.sqlalchemy_url)
         ensure_first_key(database, settings)
     services = Services(
@@ -127,6 +131,7 @@ def open_services(
         catalog=ModelCatalog(settings, database),
         runner=runner(database) if runner else None,
         unpublisher=unpublish,
+        vault=vault,
     )
     try:
         if services.runner is not None:

@@ -57,7 +57,7 @@ def build_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         await asyncio.to_thread(engines.cleanup_leftovers)
-        app.state.chat = ChatGateway(engines)
+        app.state.chat = ChatGateway(engines, settings.engine)
         async with serve_requests(app) as state:
             try:
                 yield state

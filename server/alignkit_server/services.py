@@ -10,6 +10,7 @@ from alignkit_server.database import Database
 from alignkit_server.jobs.file_check_pool import FileCheckPool
 from alignkit_server.models.catalog import ModelCatalog
 from alignkit_server.settings import Settings
+from alignkit_server.vault import Vault
 
 log = structlog.get_logger()
 
@@ -46,6 +47,7 @@ class Services:
     catalog: ModelCatalog
     runner: JobRunner | None
     unpublisher: Unpublish
+    vault: Vault
     runner_started: bool = False
     file_checks: FileCheckPool = field(default_factory=FileCheckPool)
 

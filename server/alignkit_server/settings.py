@@ -17,6 +17,11 @@ class Limits(BaseModel):
     requests_per_minute: int | None = Field(3000, ge=1, le=10**9, description="of each key")
     jobs_queued: int | None = Field(1000, ge=0, le=10**9, description="jobs that wait")
     jobs_running: int | None = Field(None, ge=0, le=10**9, description="jobs at once; more of them wait")
+    requests_open: int | None = Field(200, ge=1, le=10**9, description="requests that are being answered")
+    streams_open: int | None = Field(20, ge=1, le=10**9, description="streams of events, of each key")
+    tokens_open: int | None = Field(
+        None, ge=1, le=10**12, description="tokens that one engine is asked for at once; more requests wait"
+    )
     file_bytes: int | None = Field(64 * 2**30, ge=0, le=2**62, description="of all files together")
     gpu_seconds: int | None = Field(None, ge=0, le=10**12, description="of the jobs of the last 30 days")
 
@@ -28,7 +33,12 @@ class EngineSettings(BaseModel):
 
     dtype: str = Field("auto", description="vLLM's --dtype; auto is float32 without CUDA")
     max_model_len: int = Field(2048, ge=16, description="tokens of context, capped by the model's own limit")
-    max_num_seqs: int = Field(16, ge=1)
+    max_num_seqs: int = Field(
+        20, ge=1, description="sequences at once, of which one project has at most seven eighths"
+    )
+    max_answer_bytes: int = Field(
+        32 * 2**20, ge=1, description="of an answer that is no stream, which is held whole"
+    )
     max_loras: int = Field(4, ge=1, description="adapters active in one batch")
     max_cpu_loras: int = Field(16, ge=1, description="adapters kept in memory")
     max_lora_rank: int = Field(64, ge=1, description="a job with a larger rank is refused")

@@ -1,4 +1,4 @@
-"""What the service reads of a completion request before it passes the very same bytes on."""
+"""What the service reads of a completion request before it passes its bytes on."""
 
 import json
 from dataclasses import dataclass
@@ -7,34 +7,30 @@ from typing import Any
 from anyio import to_thread
 from starlette.requests import Request
 
+from alignkit_server.chat.options import Demand, check_options
 from alignkit_server.errors import ApiError, shorten
 from alignkit_server.limits.body import THREAD_BYTES
 
 MAX_BODY_BYTES = 16 * 2**20
 
-REFUSED_KEYS = {
-    "chat_template": "messages are rendered with the model's own template",
-    "prompt_embeds": "prompts are text or token ids",
-    "kv_transfer_params": "it is not for clients",
-    "ec_transfer_params": "it is not for clients",
-    "vllm_xargs": "it is not for clients",
-    "mm_processor_kwargs": "only text is served",
-    "media_io_kwargs": "only text is served",
-    "request_id": "ids are given by the service",
-    "priority": "it is not for clients",
-}
-"""Engine options that reach further than one request of one client; null is let through."""
-REFUSED_TEMPLATE_KEYS = ("chat_template", "tokenize")
 TEXT_PARTS = frozenset({"text", "refusal", "input_text", "output_text", "thinking"})
 """The others would make the engine fetch a URL of the client's choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionBody:
-    """A request's bytes as they came, and the model they name."""
+    """A request's bytes as they came, the model they name and what they ask of its engine."""
 
     raw: bytes
     model: str
+    demand: Demand
+
+    def salted(self, salt: str) -> bytes:
+        """The bytes for the engine: as they came, but with a salt for its cache of prefixes.
+
+        Without one the time that an answer takes would tell whether another project has asked the same before.
+        """
+        return b'{"cache_salt":"%s",' % salt.encode() + self.raw[self.raw.index(b"{") + 1 :]
 
 
 async def read_body(request: Request) -> CompletionBody:
@@ -64,20 +60,9 @@ def parse_body(raw: bytes) -> CompletionBody:
     model = body.get("model")
     if not isinstance(model, str) or not model or not model.isprintable():
         raise ApiError(400, f"model: expected the name of a model, found {shorten(model)}.", param="model")
-    _refuse_keys(body)
+    demand = check_options(body)
     _refuse_media(body)
-    return CompletionBody(raw, model)
-
-
-def _refuse_keys(body: dict[str, Any]) -> None:
-    for key, reason in REFUSED_KEYS.items():
-        if body.get(key) is not None:
-            raise ApiError(400, f"{key} cannot be set: {reason}.", param=key)
-    template_options = body.get("chat_template_kwargs")
-    for key in REFUSED_TEMPLATE_KEYS:
-        if isinstance(template_options, dict) and key in template_options:
-            param = f"chat_template_kwargs.{key}"
-            raise ApiError(400, f"{param} cannot be set: {REFUSED_KEYS['chat_template']}.", param=param)
+    return CompletionBody(raw, model, demand)
 
 
 def _refuse_media(body: dict[str, Any]) -> None:

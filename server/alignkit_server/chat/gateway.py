@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -13,8 +14,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from alignkit_server.chat.errors import as_event, engine_error, engine_lost, engine_refused, with_errors_told
+from alignkit_server.chat.options import Demand
+from alignkit_server.chat.turns import Load, Turns
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.errors import ApiError
+from alignkit_server.settings import EngineSettings
 
 CONNECT_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 2.0
@@ -43,6 +47,19 @@ class Engines(Protocol):
         """Undo one `hold`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A checked request: where it goes, its bytes, whose it is and what it takes of the engine."""
+
+    path: str
+    raw: bytes
+    engine: str
+    project_id: str
+    demand: Demand
+    most_tokens: int | None = None
+    """That the project may have at work."""
+
+
 class ChatGateway:
     """Passes completion requests to the engines. Made with the application, closed after its last request.
 
@@ -50,9 +67,11 @@ class ChatGateway:
     7.0 for a stream of 64 events.
     """
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: Engines, options: EngineSettings | None = None) -> None:
         self._engines = engines
+        self._options = options or EngineSettings()
         self._waiting: dict[str, asyncio.Task[str]] = {}
+        self._turns: dict[str, Turns] = {}
 
     @cached_property
     def _client(self) -> aiohttp.ClientSession:
@@ -69,32 +88,72 @@ class ChatGateway:
         """Close the connections to the engines."""
         await self._client.close()
 
-    async def forward(self, request: Request, path: str, raw: bytes, base_model: str) -> Response:
-        """The engine's answer to `raw` sent to `path`. Raises ApiError; starts the engine where needed."""
+    async def forward(self, request: Request, asked: Asked) -> Response:
+        """The engine's answer. Raises ApiError; starts the engine where needed, and waits for the project's turn."""
+        turns = self._turns.setdefault(asked.engine, Turns(self._options.max_num_seqs))
+        load = self._load(asked.demand, turns.share)
         with ExitStack() as using:
-            self._engines.hold(base_model)
-            using.callback(self._engines.release, base_model)
-            answer = await _unless_gone(request, self._open(path, raw, base_model))
+            self._engines.hold(asked.engine)
+            using.callback(self._engines.release, asked.engine)
+            answer = await _unless_gone(request, self._in_turn(turns, load, asked, using))
             if isinstance(answer, aiohttp.ClientResponse):
-                return EngineStream(answer, engine_lost(base_model), using.pop_all())
+                return EngineStream(answer, engine_lost(asked.engine), using.pop_all())
             return answer or Response(status_code=CLIENT_GONE)
 
-    async def _open(self, path: str, raw: bytes, base_model: str) -> aiohttp.ClientResponse | Response:
+    def _load(self, demand: Demand, share: int) -> Load:
+        """What the request occupies; 400 where that is more than a project may have at once."""
+        if demand.sequences > share:
+            raise ApiError(
+                400,
+                f"n: expected at most {share:,} sequences at once, which is prompts times n, found "
+                f"{demand.sequences:,}: ask in several requests.",
+                param="n",
+                code="invalid_value",
+            )
+        longest = self._options.max_model_len
+        tokens = longest if demand.tokens is None else max(0, min(demand.tokens, longest))
+        return Load(demand.sequences, demand.sequences * tokens)
+
+    async def _in_turn(
+        self, turns: Turns, load: Load, asked: Asked, using: ExitStack
+    ) -> aiohttp.ClientResponse | Response:
+        await turns.take(asked.project_id, load, asked.most_tokens)
+        using.callback(turns.release, asked.project_id, load)
+        return await self._open(asked)
+
+    async def _open(self, asked: Asked) -> aiohttp.ClientResponse | Response:
         """The engine's answer: an event stream at its beginning, any other whole."""
-        url = self._engines.running_endpoint(base_model) or await self._endpoint(base_model)
+        model = asked.engine
+        url = self._engines.running_endpoint(model) or await self._endpoint(model)
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         try:
-            answer = await self._client.post(f"{url}{path}", data=raw, headers=headers, allow_redirects=False)
+            answer = await self._client.post(
+                f"{url}{asked.path}", data=asked.raw, headers=headers, allow_redirects=False
+            )
             media_type = answer.headers.get("content-type", "application/json")
             if answer.ok and media_type.startswith(EVENT_STREAM):
                 return answer
             with closing(answer):
-                content = await answer.read()
+                content = await self._whole(answer)
         except ENGINE_LOST as error:
-            raise engine_lost(base_model) from error
+            raise engine_lost(model) from error
         if not answer.ok:
             raise engine_refused(answer.status, content)
         return Response(content, answer.status, media_type=media_type)
+
+    async def _whole(self, answer: aiohttp.ClientResponse) -> bytes:
+        """The answer's bytes; 400 where there are more than are held for one request."""
+        content = bytearray()
+        async for chunk in answer.content.iter_any():
+            content += chunk
+            if len(content) > self._options.max_answer_bytes:
+                raise ApiError(
+                    400,
+                    f"The answer is larger than {self._options.max_answer_bytes:,} bytes: ask for fewer tokens, "
+                    "log-probabilities or choices, or with stream=true.",
+                    code="answer_too_large",
+                )
+        return bytes(content)
 
     async def _endpoint(self, base_model: str) -> str:
         """The engine's URL. However many requests wait for a start, one thread does."""

@@ -5,9 +5,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from alignkit_server.chat.body import read_body
-from alignkit_server.chat.gateway import ChatGateway
+from alignkit_server.chat.gateway import Asked, ChatGateway
 from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import documented
+from alignkit_server.limits.quotas import limits_of
 
 router = APIRouter(tags=["chat"])
 ERRORS = documented(404, 413, 503)
@@ -49,4 +50,7 @@ async def _answer(request: Request, path: str, services: ServicesDep, caller: Pr
     gateway: ChatGateway = request.app.state.chat
     body = await read_body(request)
     model = await services.database.ask(services.catalog.resolve, body.model, caller.project_id)
-    return await gateway.forward(request, path, body.raw, model.engine)
+    raw = body.salted(services.vault.salt(caller.project_id))
+    most = limits_of(caller.limits, services.settings.limits).tokens_open
+    asked = Asked(path, raw, model.engine, caller.project_id, body.demand, most)
+    return await gateway.forward(request, asked)

@@ -34,7 +34,7 @@ class EngineManager:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
-        self._slots = Slots(settings.engine.max_engines, self._end, self._stopping)
+        self._slots = Slots(settings.engine.max_engines, self._end, self._stopping, is_shared=self._is_base)
         self._reaper = threading.Thread(target=self._reap, name="engine-reaper", daemon=True)
 
     def endpoint(self, model: str) -> str:
@@ -134,6 +134,9 @@ class EngineManager:
             if model not in self._engines:
                 self._engines[model] = Engine(self._settings, model, self._build_command, self._stopping)
             return self._engines[model]
+
+    def _is_base(self, model: str) -> bool:
+        return (self._settings.models_dir / model).is_dir()
 
     def _end(self, model: str) -> None:
         engine = self._engines.get(model)

@@ -12,12 +12,21 @@ WAKE_SECONDS = 0.5
 class Slots:
     """Slots for engines, by name. Thread-safe.
 
-    An engine that is in use keeps its slot. The one idle longest makes room for another.
+    An engine that is in use keeps its slot. The one idle longest makes room for another. One slot, of several, is
+    never given to the engine of a project's own model: base models serve everybody.
     """
 
-    def __init__(self, limit: int | None, stop: Callable[[str], None], stopping: threading.Event) -> None:
-        """`stop` ends an engine, and may take its time."""
+    def __init__(
+        self,
+        limit: int | None,
+        stop: Callable[[str], None],
+        stopping: threading.Event,
+        *,
+        is_shared: Callable[[str], bool] = lambda _name: True,
+    ) -> None:
+        """`stop` ends an engine, and may take its time; `is_shared` tells a base model's."""
         self._limit = limit
+        self._is_shared = is_shared
         self._stop = stop
         self._stopping = stopping
         self._changed = threading.Condition()
@@ -85,14 +94,22 @@ class Slots:
         with self._changed:
             if name in self._ending:
                 return ""
-            if name in self._taken or self._limit is None or len(self._taken) < self._limit:
+            kind_is_full = self._kind_is_full(name)
+            room = self._limit is None or len(self._taken) < self._limit
+            if name in self._taken or (room and not kind_is_full):
                 self._taken[name] = time.monotonic()
                 return None
-            idle = self._idle()
+            idle = [one for one in self._idle() if not kind_is_full or not self._is_shared(one)]
             if not idle:
                 return ""
             self._ending.add(idle[0])
             return idle[0]
+
+    def _kind_is_full(self, name: str) -> bool:
+        """Whether one more of the projects' own models would leave no slot for a base model."""
+        if self._limit is None or self._limit == 1 or self._is_shared(name):
+            return False
+        return sum(not self._is_shared(one) for one in self._taken) >= self._limit - 1
 
     def _idle(self) -> list[str]:
         """Names of the engines that are not in use, longest unused first."""

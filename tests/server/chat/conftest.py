@@ -17,9 +17,12 @@ from alignkit_server.chat.routes import router
 from alignkit_server.database import Database
 from alignkit_server.dependencies import get_principal, get_services
 from alignkit_server.engines.manager import EngineManager
+from alignkit_server.vault import Vault
 from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
 
 TUNED = "ft:tiny:default:demo:a1b2c3d4"
+
+SECRET_KEY = b"QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU="
 
 
 class CountingManager(EngineManager):
@@ -39,9 +42,9 @@ class Service:
         self.gate = directory / "gate"
         self.fakes = FakeEngines(directory)
         self.resolved: list[str] = []
-        self.manager = CountingManager(
-            make_settings(directory / "home", "tiny", "missing"), build_command=self.fakes
-        )
+        self.settings = make_settings(directory / "home", "tiny", "missing")
+        self.settings.engine.max_answer_bytes = 2**20
+        self.manager = CountingManager(self.settings, build_command=self.fakes)
         self._server = uvicorn.Server(uvicorn.Config(self._app(), port=0, log_level="warning"))
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
@@ -53,7 +56,7 @@ class Service:
     def _app(self) -> FastAPI:
         @contextlib.asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-            app.state.chat = ChatGateway(self.manager)
+            app.state.chat = ChatGateway(self.manager, self.settings.engine)
             yield
             await app.state.chat.aclose()
 
@@ -62,8 +65,11 @@ class Service:
         app.include_router(router)
         catalog = SimpleNamespace(resolve=self._resolve)
         database = Database("sqlite:///never-opened")
-        app.dependency_overrides[get_services] = lambda: SimpleNamespace(catalog=catalog, database=database)
-        app.dependency_overrides[get_principal] = lambda: SimpleNamespace(project_id="mine")
+        services = SimpleNamespace(
+            catalog=catalog, database=database, settings=self.settings, vault=Vault(SECRET_KEY)
+        )
+        app.dependency_overrides[get_services] = lambda: services
+        app.dependency_overrides[get_principal] = lambda: SimpleNamespace(project_id="mine", limits={})
         return app
 
     def _resolve(self, name: str, project_id: str) -> SimpleNamespace:

@@ -8,7 +8,8 @@ import pytest
 
 from alignkit_server.chat.body import MAX_BODY_BYTES
 from alignkit_server.chat.errors import with_errors_told
-from tests.server.chat.conftest import TUNED, Service
+from alignkit_server.vault import Vault
+from tests.server.chat.conftest import SECRET_KEY, TUNED, Service
 from tests.server.engines.support import wait_until
 
 MESSAGES = [{"role": "user", "content": "echo"}]
@@ -23,15 +24,18 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     return body["error"]  # type: ignore[no-any-return]
 
 
-def test_the_body_is_passed_on_byte_for_byte_and_no_key_with_it(service: Service) -> None:
-    raw = json.dumps({"model": "tiny", "messages": MESSAGES, "extra": "ü"}, ensure_ascii=False, indent=3)
+def test_the_body_is_passed_on_byte_for_byte_with_the_project_s_salt_and_without_its_key(
+    service: Service,
+) -> None:
+    raw = json.dumps({"model": "tiny", "messages": MESSAGES, "user": "ü"}, ensure_ascii=False, indent=3)
     response = service.client.post(
         "/v1/chat/completions", content=raw.encode(), headers={"authorization": "Bearer sk-secret"}
     )
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
     seen = response.json()
-    assert seen["received"] == raw
+    salt = Vault(SECRET_KEY).salt("mine")
+    assert seen["received"] == f'{{"cache_salt":"{salt}",{raw[1:]}'
     assert "sk-secret" not in json.dumps(seen)
 
 
@@ -201,6 +205,38 @@ def test_bad_bodies(service: Service, raw: bytes, message: str, param: str | Non
     assert message in error["message"]
     assert error["param"] == param
     assert service.fakes.notes() == []
+
+
+def choice(length: int) -> dict[str, Any]:
+    return {"structured_outputs": {"choice": ["a" * length]}}
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        (choice(1_000_000), "structured_outputs.choice"),
+        ({"n": 16, "prompt": ["x"] * 200}, "n"),
+        ({"best_of": 10_000}, "n"),
+        ({"logprobs": True, "top_logprobs": 100_000}, "top_logprobs"),
+        ({"vllm_option_of_tomorrow": 1}, "vllm_option_of_tomorrow"),
+        ({"cache_salt": "guessed"}, "cache_salt"),
+        ({"guided_regex": "a"}, "guided_regex"),
+        ({"stop": ["x"] * 100}, "stop"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
+    ],
+)
+def test_what_could_hold_up_an_engine_never_reaches_it(
+    service: Service, options: dict[str, Any], param: str
+) -> None:
+    path = "/v1/completions" if "prompt" in options else "/v1/chat/completions"
+    answer = service.client.post(path, json={"model": "tiny", "messages": MESSAGES} | options)
+    assert error_of(answer, 400)["param"] == param
+    assert service.fakes.notes() == []
+
+
+def test_an_answer_is_held_whole_only_to_a_bound(service: Service) -> None:
+    assert error_of(service.ask(f"large:{2**21}"), 400)["code"] == "answer_too_large"
+    assert len(service.ask(f"large:{2**19}").content) == 2**19
 
 
 def test_harmless_template_options_and_text_parts_pass(service: Service) -> None:

@@ -115,6 +115,9 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             self.server.note("closed by client")
 
+    def chat_large(self, argument: str, raw: bytes) -> None:
+        self.answer_bytes(200, b"x" * int(argument), "application/json")
+
     def chat_slow(self, argument: str, raw: bytes) -> None:
         """Answers never, and notes when the caller hangs up."""
         select.select([self.connection], [], [])

@@ -1,0 +1,112 @@
+"""Who is asking an engine now: no project all of it, and those that wait take turns.
+
+vLLM serves in order of arrival, so what waits there waits behind everything that came before. Here a request is sent
+on only once it can begin, and the next to begin is of the project that has the fewest sequences at work.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a request occupies of an engine."""
+
+    sequences: int
+    tokens: int
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    load: Load
+    most_tokens: int | None
+    begun: asyncio.Future[None]
+    number: int
+    """In the order of arrival, which decides between projects with as much at work."""
+
+
+@dataclass(slots=True)
+class _Project:
+    sequences: int = 0
+    tokens: int = 0
+    waiting: deque[_Waiting] = field(default_factory=deque)
+
+
+class Turns:
+    """The places of one engine. For one event loop."""
+
+    def __init__(self, capacity: int) -> None:
+        """`capacity` is how many sequences the engine works on at once."""
+        self._capacity = capacity
+        self.share = share_of(capacity)
+        self._sequences = 0
+        self._arrived = 0
+        self._projects: dict[str, _Project] = {}
+
+    async def take(self, project_id: str, load: Load, most_tokens: int | None = None) -> None:
+        """Wait until `load` may begin; give it back with `release`.
+
+        A project has at most `share` sequences at work, and `most_tokens` tokens; one request alone may have more.
+        """
+        project = self._projects.setdefault(project_id, _Project())
+        self._arrived += 1
+        place = _Waiting(load, most_tokens, asyncio.get_running_loop().create_future(), self._arrived)
+        project.waiting.append(place)
+        self._begin()
+        try:
+            await place.begun
+        except asyncio.CancelledError:
+            if place.begun.done() and not place.begun.cancelled():
+                self.release(project_id, load)
+            else:
+                project.waiting.remove(place)
+                self._begin()
+                self._forget(project_id)
+            raise
+
+    def release(self, project_id: str, load: Load) -> None:
+        """Give the places of a request back."""
+        project = self._projects[project_id]
+        project.sequences -= load.sequences
+        project.tokens -= load.tokens
+        self._sequences -= load.sequences
+        self._begin()
+        self._forget(project_id)
+
+    def _begin(self) -> None:
+        """Let those begin whose turn it is. One that does not fit yet keeps the others from passing it."""
+        while True:
+            ready = [
+                project
+                for project in self._projects.values()
+                if project.waiting and self._within_share(project, project.waiting[0])
+            ]
+            if not ready:
+                return
+            project = min(ready, key=lambda one: (one.sequences, one.waiting[0].number))
+            place = project.waiting[0]
+            if self._sequences and self._sequences + place.load.sequences > self._capacity:
+                return
+            project.waiting.popleft()
+            project.sequences += place.load.sequences
+            project.tokens += place.load.tokens
+            self._sequences += place.load.sequences
+            place.begun.set_result(None)
+
+    def _within_share(self, project: _Project, place: _Waiting) -> bool:
+        if not project.sequences:
+            return True
+        if project.sequences + place.load.sequences > self.share:
+            return False
+        return place.most_tokens is None or project.tokens + place.load.tokens <= place.most_tokens
+
+    def _forget(self, project_id: str) -> None:
+        project = self._projects.get(project_id)
+        if project is not None and not project.sequences and not project.waiting:
+            del self._projects[project_id]
+
+
+def share_of(capacity: int) -> int:
+    """How many of an engine's sequences one project may have: an eighth is left for the others."""
+    return max(1, capacity - max(1, capacity // 8))

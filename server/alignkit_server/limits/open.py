@@ -1,0 +1,60 @@
+"""Requests that are being answered, of one project: so many at once, however long each may take."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from alignkit_server.errors import ApiError, error_response
+from alignkit_server.keys.service import Principal
+from alignkit_server.limits.quotas import limits_of
+from alignkit_server.settings import Limits
+
+
+class Held:
+    """Counts what each of several owners holds. For one event loop."""
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, owner: str, most: int | None, what: str) -> Iterator[None]:
+        """Hold one more; 429 where the owner holds `most` already."""
+        if most is not None and self._held[owner] >= most:
+            raise ApiError(
+                429,
+                f"Too many {what} at once: the limit is {most:,}, and they are all open. Wait for one to end.",
+                type="requests",
+                code="rate_limit_exceeded",
+                headers={"retry-after": "1"},
+            )
+        self._held[owner] += 1
+        try:
+            yield
+        finally:
+            self._held[owner] -= 1
+            if not self._held[owner]:
+                del self._held[owner]
+
+
+class OpenRequests:
+    """ASGI middleware behind the guard: answers a request of its project, or 429."""
+
+    def __init__(self, app: ASGIApp, defaults: Limits) -> None:
+        self._app = app
+        self._defaults = defaults
+        self._held = Held()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        principal: Principal | None = scope.get("state", {}).get("principal")
+        if principal is None:  # what is open without a key
+            await self._app(scope, receive, send)
+            return
+        most = limits_of(principal.limits, self._defaults).requests_open
+        try:
+            with self._held.one(principal.project_id, most, "requests of this project"):
+                await self._app(scope, receive, send)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
