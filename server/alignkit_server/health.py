@@ -2,11 +2,13 @@
 
 from typing import Literal
 
+from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from alignkit_server.database import Database
 from alignkit_server.dependencies import ServicesDep
 from alignkit_server.errors import ApiError, ErrorEnvelope
 
@@ -21,23 +23,27 @@ class Health(BaseModel):
 
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
-def healthz() -> Health:
-    """Say that the process is up."""
+async def healthz() -> Health:
+    """Say that the process is up. It takes no thread, so that no number of other requests keeps it waiting."""
     return Health(status="ok")
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": ErrorEnvelope, "description": "Not ready"}})
-def readyz(services: ServicesDep) -> Health:
-    """Say whether the database answers and jobs are worked on."""
+async def readyz(services: ServicesDep) -> Health:
+    """Say whether the database answers and jobs are worked on. Its thread is not of those that all routes share."""
     try:
-        with services.database.reading() as session:
-            session.execute(text("SELECT 1"))
+        await to_thread.run_sync(_look, services.database, limiter=services.probes)
     except SQLAlchemyError as error:
         raise _not_ready("The database does not answer.") from error
     if not services.runner_started:
         raise _not_ready("The job runner is not started.")
     return Health(status="ready")
+
+
+def _look(database: Database) -> None:
+    with database.reading() as session:
+        session.execute(text("SELECT 1"))
 
 
 def _not_ready(message: str) -> ApiError:

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
+from anyio import CapacityLimiter
 
 from alignkit_server.database import Database
 from alignkit_server.jobs.file_check_pool import FileCheckPool
 from alignkit_server.models.catalog import ModelCatalog
 from alignkit_server.settings import Settings
 from alignkit_server.vault import Vault
+from alignkit_server.webhooks.samples import Samples
 
 log = structlog.get_logger()
 
@@ -49,6 +51,9 @@ class Services:
     unpublisher: Unpublish
     vault: Vault
     runner_started: bool = False
+    probes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    """Threads of /readyz."""
+    samples: Samples = field(default_factory=Samples)
     file_checks: FileCheckPool = field(default_factory=FileCheckPool)
 
     def enqueue(self, job_id: str) -> None:

@@ -5,7 +5,9 @@ an event twice; its `webhook-id` tells.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+import anyio
 import structlog
 from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
 from sqlalchemy import select
@@ -17,8 +19,10 @@ from alignkit_server.webhooks.repository import PENDING
 from alignkit_server.webhooks.sender import active_secrets, send
 from alignkit_server.webhooks.targets import TargetError
 
-QUEUE = "webhooks"
+QUEUE = "webhooks_by_project"
 SENT_AT_ONCE = 8
+OF_A_PROJECT = 2
+"""Fewer than there are, so that one project's endpoints do not keep another's events waiting."""
 HOUR = 3600.0
 BACK_OFF_SECONDS = (5.0, 30.0, 120.0, 600.0, HOUR, 4 * HOUR, 12 * HOUR, 24 * HOUR, 24 * HOUR)
 """Between attempts; about three days in all, as OpenAI does."""
@@ -44,7 +48,11 @@ def start(outbox: Outbox) -> None:
     global _outbox  # noqa: PLW0603 - DBOS workflows are module functions
     _outbox = outbox
     DBOS.register_queue(
-        QUEUE, worker_concurrency=SENT_AT_ONCE, polling_interval_sec=0.5, on_conflict="always_update"
+        QUEUE,
+        worker_concurrency=SENT_AT_ONCE,
+        partition_worker_concurrency=OF_A_PROJECT,
+        polling_interval_sec=0.5,
+        on_conflict="always_update",
     )
     with outbox.database.reading() as session:
         query = select(Delivery.id, Delivery.attempts).where(Delivery.status == PENDING)
@@ -54,9 +62,14 @@ def start(outbox: Outbox) -> None:
 
 
 def enqueue(delivery_id: str, attempt: int = 1, *, delay: float | None = None) -> None:
-    """Queue an attempt; once, however often it is called."""
-    workflow_id = f"{delivery_id}-{attempt}-v{_use().version}"
-    with SetWorkflowID(workflow_id), SetEnqueueOptions(delay_seconds=delay):
+    """Queue an attempt of its project's; once, however often it is called."""
+    with _use().database.reading() as session:
+        project_id = session.scalar(select(Delivery.project_id).where(Delivery.id == delivery_id))
+    if project_id is None:  # the endpoint was deleted
+        return
+    workflow_id = f"{delivery_id}-{attempt}-v{_use().version}-of-project"
+    turn = SetEnqueueOptions(delay_seconds=delay, queue_partition_key=project_id)
+    with SetWorkflowID(workflow_id), turn:
         DBOS.enqueue_workflow(QUEUE, deliver, delivery_id, attempt)
 
 
@@ -108,7 +121,8 @@ def try_to_send(delivery_id: str, attempt: int) -> bool:
 def _attempt(delivery: Delivery, endpoint: Endpoint, *, private: bool) -> tuple[bool, str]:
     """Whether the endpoint took the event, and what it said."""
     try:
-        status = send(endpoint.url, active_secrets(endpoint), delivery.payload, private=private)
+        sending = partial(send, endpoint.url, active_secrets(endpoint), delivery.payload, private=private)
+        status = anyio.run(sending)
     except TargetError as error:
         return False, str(error)
     return 200 <= status < 300, f"status {status}"

@@ -2,11 +2,13 @@
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Query
 
 from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import documented
 from alignkit_server.pagination import After, CursorListObject, PageQuery
+from alignkit_server.tables import Endpoint
 from alignkit_server.webhooks.repository import EndpointRepository
 from alignkit_server.webhooks.schemas import (
     EVENT_TYPES,
@@ -75,10 +77,13 @@ def rotate_webhook_secret(
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/test", responses=documented(404))
-def try_webhook_endpoint(
+async def try_webhook_endpoint(
     endpoint_id: str, body: TestRequest, project: ProjectDep, services: ServicesDep
 ) -> TestResult:
     """Send a sample event and say what the endpoint answers. No transaction waits for it."""
-    with services.database.reading() as session:
-        endpoint = EndpointRepository(session, project.project_id).get(endpoint_id)
-    return try_out(endpoint, body.event_type, services)
+
+    def find() -> Endpoint:
+        with services.database.reading() as session:
+            return EndpointRepository(session, project.project_id).get(endpoint_id)
+
+    return await try_out(await to_thread.run_sync(find), body.event_type, services)

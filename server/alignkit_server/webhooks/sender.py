@@ -7,17 +7,21 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import anyio
 import httpx
+from anyio import CapacityLimiter, to_thread
 
 from alignkit_server.clock import now
 from alignkit_server.tables import Endpoint
-from alignkit_server.webhooks.targets import TargetError, resolve
+from alignkit_server.webhooks.targets import Target, TargetError, resolve
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32
 TIMEOUT_SECONDS = 10.0
+"""For a name's look-up, the connection and the answer together."""
 USER_AGENT = "alignkit-webhooks/1"
 
 
@@ -41,9 +45,33 @@ def sign(signing: Sequence[str], event_id: str, timestamp: int, body: str) -> st
     )
 
 
-def send(url: str, signing: Sequence[str], payload: dict[str, Any], *, private: bool) -> int:
-    """The status that the endpoint answers with. Raises TargetError where it cannot be reached."""
-    target = resolve(url, private=private)
+async def send(
+    url: str,
+    signing: Sequence[str],
+    payload: dict[str, Any],
+    *,
+    private: bool,
+    lookups: CapacityLimiter | None = None,
+) -> int:
+    """The status that the endpoint answers with. Raises TargetError where it gives none within TIMEOUT_SECONDS.
+
+    The time is for all of it, since a peer that sends a byte now and then keeps every shorter deadline. A name whose
+    look-up takes longer keeps its place among `lookups` until it ends.
+    """
+    try:
+        with anyio.fail_after(TIMEOUT_SECONDS):
+            look_up = partial(resolve, url, private=private)
+            target = await to_thread.run_sync(
+                look_up, abandon_on_cancel=True, limiter=lookups or CapacityLimiter(1)
+            )
+            return await _post(target, signing, payload)
+    except TimeoutError as error:
+        raise TargetError(f"it did not answer within {TIMEOUT_SECONDS:g} seconds") from error
+    except httpx.HTTPError as error:
+        raise TargetError(f"it cannot be reached: {type(error).__name__}") from error
+
+
+async def _post(target: Target, signing: Sequence[str], payload: dict[str, Any]) -> int:
     body, timestamp = json.dumps(payload), int(time.time())
     headers = {
         "host": target.host,
@@ -55,11 +83,8 @@ def send(url: str, signing: Sequence[str], payload: dict[str, Any], *, private: 
     }
     # The certificate must be the name's, though the connection is the address's.
     extensions = {"sni_hostname": target.server_name}
-    try:
-        with (
-            httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client,
-            client.stream("POST", target.url, content=body, headers=headers, extensions=extensions) as answer,
-        ):
-            return answer.status_code
-    except httpx.HTTPError as error:
-        raise TargetError(f"it cannot be reached: {type(error).__name__}") from error
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS) as client,
+        client.stream("POST", target.url, content=body, headers=headers, extensions=extensions) as answer,
+    ):
+        return answer.status_code

@@ -92,13 +92,17 @@ class WebhookService:
         return EndpointDeleted(id=endpoint_id)
 
 
-def try_out(endpoint: Endpoint, event_type: str, services: Services) -> TestResult:
+async def try_out(endpoint: Endpoint, event_type: str, services: Services) -> TestResult:
     """Send a sample, now and once; 400 where the endpoint does not answer at all."""
     event_id = new_id(DELIVERY)
     payload = event(event_id, event_type, "ftjob-sample", now())
     private = services.settings.webhook_private_targets
+    places = services.samples.of(endpoint.project_id)
     try:
-        status = send(endpoint.url, active_secrets(endpoint), payload, private=private)
+        async with places.sending:
+            status = await send(
+                endpoint.url, active_secrets(endpoint), payload, private=private, lookups=places.lookups
+            )
     except TargetError as error:
         raise ApiError(
             400, f"The endpoint {endpoint.url} does not answer: {error}.", code="webhook_unreachable"

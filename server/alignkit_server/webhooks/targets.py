@@ -7,13 +7,21 @@ that was looked at, so that a name which changes its mind in between gains nothi
 
 import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import httpx
 
 from alignkit_server.errors import ApiError, shorten
 
 NAT64 = IPv6Network("64:ff9b::/96")
+NOT_PUBLIC = (
+    IPv4Network("192.0.0.0/24"),  # for protocols; a cloud's metadata is at 192.0.0.192
+    IPv6Network("64:ff9b:1::/48"),  # NAT64 of a network's own
+    IPv6Network("fec0::/10"),  # site-local
+    IPv6Network("::/96"),  # IPv4-compatible
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated
+)
+"""What `is_global` of Python 3.11 takes for public."""
 
 
 class TargetError(Exception):
@@ -91,4 +99,6 @@ def public(address: IPv4Address | IPv6Address) -> bool:
         embedded = IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else address.ipv4_mapped
         if embedded is not None:
             return public(embedded)
+    if any(address in network for network in NOT_PUBLIC):  # of the other version's, none
+        return False
     return address.is_global and not address.is_multicast

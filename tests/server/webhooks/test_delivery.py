@@ -21,13 +21,13 @@ from alignkit_server.runner.dbos import DBOSRunner
 from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.runner.step_services import StepServices
 from alignkit_server.settings import Settings
-from alignkit_server.tables import Delivery, Endpoint, Job
-from alignkit_server.webhooks import delivery
+from alignkit_server.tables import Delivery, Endpoint, Job, Project
+from alignkit_server.webhooks import delivery, sender
 from alignkit_server.webhooks.sender import new_secret
 from tests.server.runner.test_ledger import store_job
 from tests.server.runner.test_workflow import FakeEngines, FakeExecutor
 from tests.server.support import wait_until
-from tests.server.webhooks.receiver import Receiver, receiving
+from tests.server.webhooks.receiver import Receiver, dripping, receiving
 
 SUCCEEDED = "fine_tuning.job.succeeded"
 
@@ -192,3 +192,26 @@ def test_a_deleted_endpoint_gets_nothing_more(
         with ledger.database.writing() as session:
             session.delete(session.get(Endpoint, endpoint.seq))
         assert deliveries(ledger) == []
+
+
+def test_a_project_whose_endpoints_hang_keeps_no_other_s_events(
+    settings: Settings, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 3.0)
+    with receiving() as receiver, dripping() as url, running(settings, ledger) as runner:
+        add_endpoint(ledger, url, SUCCEEDED)
+        for _ in range(2 * delivery.SENT_AT_ONCE):
+            end(ledger, runner)
+        endpoint = add_endpoint(ledger, receiver.url, SUCCEEDED)
+        job_id = new_job(ledger)
+        with ledger.database.writing() as session:
+            issue_key(session, "other")
+            theirs = session.query(Project).where(Project.name == "other").one().id
+        with ledger.database.writing() as session:
+            session.query(Endpoint).where(Endpoint.id == endpoint.id).one().project_id = theirs
+            session.query(Job).where(Job.id == job_id).one().project_id = theirs
+        assert ledger.transition(job_id, "succeeded", only_from=("paused",))
+        runner.announce(job_id)
+        wait_until(lambda: receiver.received)
+        waiting = [row for row in deliveries(ledger) if row.project_id != theirs and not row.attempts]
+        assert len(waiting) >= delivery.SENT_AT_ONCE

@@ -1,5 +1,7 @@
 """/v1/webhook_endpoints through the official client, and where webhooks may not go."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any
 
@@ -10,10 +12,10 @@ from openai.types.webhooks import WebhookEndpointTestResult
 
 from alignkit_server.clock import now
 from alignkit_server.tables import Endpoint
-from alignkit_server.webhooks import targets
+from alignkit_server.webhooks import sender, targets
 from tests.server.shapes import conforms
 from tests.server.support import Running, create_job
-from tests.server.webhooks.receiver import receiving
+from tests.server.webhooks.receiver import dripping, receiving
 
 SUCCEEDED: Any = "fine_tuning.job.succeeded"
 URL = "https://example.com/hook"
@@ -88,6 +90,13 @@ def test_a_bad_endpoint_is_refused(client: OpenAI, changes: dict[str, Any], para
         ("64:ff9b::7f00:1", False),
         ("64:ff9b::808:808", True),
         ("2002:7f00:1::", False),
+        ("192.0.0.192", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("fec0::1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("::ffff:192.0.0.192", False),
+        ("64:ff9b::c000:c0", False),
     ],
 )
 def test_what_is_public(address: str, public: bool) -> None:
@@ -159,3 +168,25 @@ def test_another_projects_endpoint_is_not_there(service: Running, client: OpenAI
         with pytest.raises(openai.NotFoundError):
             stranger.webhooks.test(made.id, event_type=SUCCEEDED)
         assert stranger.webhooks.list().data == []
+
+
+def test_a_peer_that_drips_holds_up_nobody_else(
+    service: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.settings, "webhook_private_targets", True)
+    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 3.0)
+    with dripping() as url, ThreadPoolExecutor(45) as pool, service.http(service.new_key("other")) as other:
+        made = client.webhooks.create(event_types=[SUCCEEDED], name="mine", url=url)
+        body = {"event_type": SUCCEEDED}
+        with service.http(client.api_key) as mine:
+            path = f"/v1/webhook_endpoints/{made.id}/test"
+            tests = [pool.submit(mine.post, path, json=body, timeout=60) for _ in range(45)]
+            time.sleep(0.3)
+            start = time.monotonic()
+            for asked in ("/v1/models", "/v1/files", "/healthz", "/readyz"):
+                assert other.get(asked).status_code == 200
+            assert time.monotonic() - start < 2.5
+            monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.05)  # those that wait need not take long
+            answers = [test.result() for test in tests]
+    assert {answer.json()["error"]["code"] for answer in answers} == {"webhook_unreachable"}
+    assert "did not answer within" in answers[0].json()["error"]["message"]
