@@ -20,6 +20,7 @@ from alignkit.kernels.gpu_plan import (
     plan,
     product_seconds,
 )
+from alignkit.kernels.linear_logprob.records import OPTIONAL
 from alignkit.kernels.products import states
 from benchmarks import linear_divergence as divergence_bench
 from benchmarks import linear_logprob as logprob_bench
@@ -205,9 +206,11 @@ def _row_kernel(logits: Tensor, vocabulary: int, grid: int, *, lanes: int, warps
     gradient = logits.view(torch.bfloat16)
     strides = (logits.stride(0), gradient, gradient.stride(0), None, labels)
     numbers = (rows, vocabulary, logits.size(1), 1.0, 1.0, 1.0)
-    flags = dict.fromkeys(("HAS_BIAS", "HAS_SOFTCAP", "ENTROPY", "TOP1", "CONFIDENCE"), False)
+    flags = dict.fromkeys(("HAS_BIAS", "HAS_SOFTCAP", *map(str.upper, OPTIONAL)), False)
     shape = {"LANES": lanes, "VECTOR": 16 // logits.element_size(), "num_warps": warps}
-    row_kernel[(grid,)](logits, *strides, *found, None, None, None, *numbers, **flags, GRADIENT=True, **shape)
+    row_kernel[(grid,)](
+        logits, *strides, *found, *(None for _ in OPTIONAL), *numbers, **flags, GRADIENT=True, **shape
+    )
 
 
 def log_probs(bench: Bench) -> Iterator[Row]:
