@@ -139,8 +139,13 @@ class Inspection(Generic[Row]):
     _issues: dict[tuple[str, str], LineIssue] = field(default_factory=dict)
     _notes: Counter[str] = field(default_factory=Counter)
     _unused: set[str] = field(default_factory=set)
+    _lacking: set[str] = field(init=False)
     _problem: str | None = None
     _hint: str | None = None
+
+    def __post_init__(self) -> None:
+        """No row has shown any of the fields that a file needs."""
+        self._lacking = set(self.kind.needed)
 
     def rows(self, lines: Iterator[Line]) -> Iterator[Row]:
         """The good rows; what is wrong with the others, or with the file, goes into the report."""
@@ -182,6 +187,8 @@ class Inspection(Generic[Row]):
 
     def _count(self, line: Line, row: Row, sequences: list[TokenSequence]) -> None:
         trained = self.kind.trained(sequences, self.max_length)
+        names = {one.name for one in trained} if sequences else {n for n in self._lacking if getattr(row, n)}
+        self._lacking -= names
         if sequences and not trained and not row.has_no_signal:
             self._dropped += 1
             self._first.setdefault("dropped", line)
@@ -226,6 +233,8 @@ class Inspection(Generic[Row]):
         if self._dropped + self._no_signal == kept:
             nothing = f"nothing that carries loss within max_length {self.max_length}"
             return f"every row has {f'{words} or ' if self._no_signal else ''}{nothing}, so there is nothing to learn"
+        if self._lacking:
+            return f"no row is {min(self._lacking)}: expected {' and '.join(self.kind.needed)} ones"
         return None
 
     def _notices(self) -> Iterator[str]:

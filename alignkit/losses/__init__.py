@@ -5,11 +5,20 @@ from alignkit.losses.d2o import D2OCoefficients, d2o_coefficients, d2o_loss
 from alignkit.losses.f_dpo import f_dpo_loss
 from alignkit.losses.odds import log_odds
 from alignkit.losses.sinkd import SelfCosts, sinkd_loss, transport_loss
-from alignkit.losses.types import BalancedLoss, PairLogps, PreferenceLoss, SinkhornLoss
+from alignkit.losses.types import (
+    BalancedLoss,
+    LabelledLogps,
+    LabelledLoss,
+    PairLogps,
+    PreferenceLoss,
+    SinkhornLoss,
+)
 
 __all__ = [
     "BalancedLoss",
     "D2OCoefficients",
+    "LabelledLogps",
+    "LabelledLoss",
     "PairLogps",
     "PreferenceLoss",
     "SelfCosts",

@@ -49,6 +49,34 @@ class PreferenceLoss:
         return replace(self, losses=self.losses + further)
 
 
+class LabelledLogps(NamedTuple):
+    """Log-probs of B labelled answers, each given its prompt and summed over its tokens, in nats."""
+
+    logps: Tensor
+    """[B], under the policy, float32, differentiable."""
+    ref_logps: Tensor
+    """[B], under the reference, float32."""
+    desirable: Tensor
+    """[B] bool, whether the answer is a desirable one."""
+    tokens: Tensor
+    """[B], tokens of the answer, at least 1."""
+    baseline: Tensor
+    """Scalar >= 0 without gradient: the mean log-ratio of mismatched answers, an estimate of KL(policy || reference).
+
+    It is of all rows of the optimizer step, or of all held-out rows in an evaluation, not of these B rows alone.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledLoss:
+    """A loss over B labelled answers, float32 (float64 for float64 input)."""
+
+    losses: Tensor
+    """[B], differentiable; the caller reduces."""
+    rewards: Tensor
+    """[B], implicit rewards, detached."""
+
+
 @dataclass(frozen=True, slots=True)
 class SinkhornLoss:
     """A transport loss over n student and n teacher rows, float32 (float64 for float64 input)."""

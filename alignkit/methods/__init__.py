@@ -7,6 +7,8 @@ from alignkit.methods.distillation import DistillMethod
 from alignkit.methods.f_dpo import DPO, FDPO
 from alignkit.methods.hyperparameters import Hyperparameters, hyperparameters_of, names_of_models
 from alignkit.methods.ipo import IPO
+from alignkit.methods.kto import KTO
+from alignkit.methods.labelled import LabelledMethod
 from alignkit.methods.orpo import ORPO
 from alignkit.methods.preference import PairMethod
 from alignkit.methods.registry import METHODS, get, register
@@ -24,6 +26,7 @@ BUILT_IN: tuple[type[Method], ...] = (
     SimPO,
     ORPO,
     IPO,
+    KTO,
 )
 for _method in BUILT_IN:
     register(_method)
@@ -34,10 +37,12 @@ __all__ = [
     "DPO",
     "FDPO",
     "IPO",
+    "KTO",
     "METHODS",
     "ORPO",
     "DistillMethod",
     "Hyperparameters",
+    "LabelledMethod",
     "Method",
     "ModelSource",
     "PairMethod",

@@ -10,6 +10,7 @@ from alignkit.trainers.d2o import D2OTrainer
 from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.distillation import DistillationTrainer
 from alignkit.trainers.f_dpo import FDPOTrainer
+from alignkit.trainers.labelled import LabelledTrainer
 from alignkit.trainers.preference import PreferenceTrainer
 from alignkit.trainers.sinkd import SinKDTrainer
 from alignkit.trainers.supervised import SupervisedTrainer
@@ -23,6 +24,7 @@ __all__ = [
     "DistillationTrainer",
     "FDPOConfig",
     "FDPOTrainer",
+    "LabelledTrainer",
     "PreferenceTrainer",
     "SinKDConfig",
     "SinKDTrainer",

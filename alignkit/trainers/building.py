@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, KTOConfig, SFTConfig
 
 from alignkit.adapters import peft_config
 from alignkit.data.dataset import run_datasets
 from alignkit.errors import ModelError
-from alignkit.methods import D2O, DistillMethod, Method, PairMethod, Supervised
+from alignkit.methods import D2O, DistillMethod, LabelledMethod, Method, PairMethod, Supervised
 from alignkit.models import load_causal_lm
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
@@ -21,6 +21,7 @@ from alignkit.trainers.d2o import D2OTrainer
 from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.d2o_rows import tokenise
 from alignkit.trainers.distillation import DistillationTrainer
+from alignkit.trainers.labelled import LabelledTrainer
 from alignkit.trainers.preference import PreferenceTrainer
 from alignkit.trainers.supervised import SupervisedTrainer
 
@@ -51,6 +52,17 @@ def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTra
         method=method,
         **_common(context),
     )
+
+
+def labelled_trainer(context: RunContext, method: LabelledMethod) -> LabelledTrainer:
+    """A LabelledTrainer with the recipe's loss."""
+    recipe = context.recipe
+    config = KTOConfig(
+        **training_arguments(recipe, context.checkpoints),
+        max_length=recipe.data.max_length,
+        train_sampling_strategy="random",  # TRL's own baseline needs the rows in order, this one does not
+    )
+    return LabelledTrainer(args=config, method=method, **_common(context))
 
 
 def supervised_trainer(context: RunContext, _method: Supervised) -> SupervisedTrainer:
@@ -102,6 +114,7 @@ def distillation_trainer(context: RunContext, method: DistillMethod) -> Distilla
 
 BUILDERS: Mapping[type[Method], Callable[[RunContext, Any], Any]] = {
     PairMethod: preference_trainer,
+    LabelledMethod: labelled_trainer,
     Supervised: supervised_trainer,
     D2O: d2o_trainer,
     DistillMethod: distillation_trainer,

@@ -54,6 +54,8 @@ class ItemMetrics:
         self._values.clear()
         ratios = {name: above / below for name, (above, below) in self._ratios.items() if below}
         self._ratios.clear()
+        if {"rewards/chosen", "rewards/rejected"} <= ratios.keys():  # of rows that are no pairs
+            ratios["rewards/margins"] = ratios["rewards/chosen"] - ratios["rewards/rejected"]
         means = {name: float(values.mean()) for name, values in items.items() if values.numel()}
         if "rewards/margins" in items and items["rewards/margins"].numel():
             means["rewards/ece"] = bradley_terry_ece(items["rewards/margins"])

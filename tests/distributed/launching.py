@@ -19,11 +19,12 @@ from torch import Tensor
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from tests.completion import write_completions
+from tests.labelled import write_labelled
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_adapter, build_tiny_model
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
-METHODS = ("f_dpo", "d2o", "sinkd", "bd_kd", "supervised")
+METHODS = ("f_dpo", "d2o", "sinkd", "bd_kd", "supervised", "kto")
 STEPS = 3
 
 
@@ -106,6 +107,7 @@ def build_inputs(folder: Path, *, tied: bool = False, rows: int = 16) -> Path:
     for name, count, start in (("train", rows, 0), ("validation", 5, 100)):
         write_pairs(folder / f"pairs-{name}.jsonl", count, start)
         write_completions(folder / f"completions-{name}.jsonl", count, start)
+        write_labelled(folder / f"labelled-{name}.jsonl", count, start)
         dispreferred = (
             {
                 "prompt": f"What is {index}?",
@@ -120,7 +122,7 @@ def build_inputs(folder: Path, *, tied: bool = False, rows: int = 16) -> Path:
     return folder
 
 
-_ROWS = {"f_dpo": "pairs", "d2o": "dispreferred"}
+_ROWS = {"f_dpo": "pairs", "simpo": "pairs", "orpo": "pairs", "d2o": "dispreferred", "kto": "labelled"}
 
 
 def method_section(inputs: Path, method: str) -> dict[str, Any]:
@@ -132,6 +134,9 @@ def method_section(inputs: Path, method: str) -> dict[str, Any]:
         "sinkd": {"type": "sinkd", "max_rows": 12, "sinkhorn_weight": 0.05, **teacher},
         "bd_kd": {"type": "bd_kd", **teacher},
         "supervised": {"type": "supervised"},
+        "kto": {"type": "kto", "beta": 0.5, "desirable_weight": 1.5},
+        "simpo": {"type": "simpo"},
+        "orpo": {"type": "orpo"},
     }[method]
 
 

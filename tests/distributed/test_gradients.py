@@ -72,11 +72,12 @@ def assert_the_same(inputs: Path, found: Run, expected: Run) -> None:
 
 
 def test_two_processes_descend_as_one(inputs: Path) -> None:
-    methods = ("f_dpo", "d2o", "supervised")
+    methods = ("f_dpo", "d2o", "supervised", "kto")
     one = descended(inputs, "short-whole", "single", methods, 8)
     two = descended(inputs, "short", "ddp", methods, 2)
     for expected, found in zip(one, two, strict=True):
         assert_the_same(inputs, found, expected)
+    assert max(log.get("train_kl", 0) for log in two[-1].logs()) > 1  # KTO's baseline plays a part
 
 
 @pytest.fixture(scope="module")

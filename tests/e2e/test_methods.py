@@ -18,6 +18,7 @@ OWN: dict[str, dict[str, Any]] = {
     "simpo": {"margin": 0.5},
     "orpo": {},
     "ipo": {"beta": 0.5},
+    "kto": {"undesirable_weight": 1.5},
 }
 """Hyperparameters beside those of every method. A new method is missing here until it is entered."""
 MEASURED = {
@@ -30,6 +31,7 @@ MEASURED = {
     "simpo": "valid_rewards_margins",
     "orpo": "valid_logps_chosen",
     "ipo": "valid_logratios_chosen",
+    "kto": "valid_kl",
 }
 """A metric of each that only its own trainer makes."""
 

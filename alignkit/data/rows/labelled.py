@@ -157,4 +157,5 @@ LABELLED: RowKind[LabelledRow] = RowKind(
     no_signal_words="the same answer as desirable and undesirable",
     has_no_signal=_has_no_signal,
     columns=_columns,
+    needed=(DESIRABLE, UNDESIRABLE),
 )

@@ -58,6 +58,8 @@ class RowKind(Generic[Row]):
 
     together: bool = False
     """Whether a row's sequences are trained together or not at all, however long each is."""
+    needed: tuple[str, ...] = ()
+    """Fields of the record that at least one row of a file must have, each."""
 
     def trained(self, sequences: Sequence[TokenSequence], max_length: int | None) -> list[TokenSequence]:
         """The sequences of a row that are trained, cut to `max_length`; none where nothing with loss is within it."""

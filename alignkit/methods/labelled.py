@@ -1,0 +1,80 @@
+"""Methods that train on labelled rows: a loss over the log-probs of single answers and a baseline of the step."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from alignkit.losses import LabelledLogps, LabelledLoss
+from alignkit.methods.base import Method
+from alignkit.methods.work import Batch, Pass, Plan, Work, policy_use
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
+
+
+class LabelledMethod(Method):
+    """A method on labelled rows. A subclass declares its options as fields and defines `loss`."""
+
+    rows: ClassVar[str] = "labelled"
+    uses_reference: ClassVar[bool] = True
+    """Always true: the baseline is a log-ratio to the reference."""
+
+    def loss(self, rows: LabelledLogps) -> LabelledLoss:
+        """Losses and rewards of B answers; the trainer takes the mean over the answers of a whole step."""
+        raise NotImplementedError
+
+    def plan(self, recipe: "Recipe") -> Plan:
+        """The answers and as many mismatched ones, both under policy and reference; only the former train."""
+        policy = policy_use(recipe)
+        models = {"policy": policy}
+        if policy.lora is None:
+            models["reference"] = replace(policy, trains=False)
+        reference = "reference" if "reference" in models else "policy"
+
+        def work(batch: Batch) -> Work:
+            from alignkit.estimate import heads  # the estimate imports the methods
+
+            tokens, size = batch.tokens(batch.rows), batch.heads["policy"]
+            head = heads.log_probs(tokens, size, gpu=batch.gpu)
+            frozen = heads.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu)
+            train = Pass("policy", batch.rows, batch.length, trains=True, head=head)
+            mismatched = Pass("policy", batch.rows, batch.length, head=frozen, purpose="scoring")
+            score = Pass(reference, batch.rows, batch.length, times=2, head=frozen, purpose="reference")
+            return Work((mismatched, train, score))
+
+        return Plan(models, work)
+
+    def try_out(self) -> None:
+        """Run the loss on four answers; raises ValueError unless it gives each a finite, differentiable loss."""
+        name = type(self).__name__
+        if not self.uses_reference:
+            raise ValueError(
+                f"{name}: expected uses_reference = True, as a labelled method's baseline needs it"
+            )
+        logps = torch.tensor([-9.0, -8.0, -7.0, -6.0], requires_grad=True)
+        desirable = torch.tensor([True, False, True, False])
+        tokens, baseline = torch.tensor([4, 3, 2, 1]), torch.tensor(0.5)
+        rows = LabelledLogps(logps, logps.detach() - 0.5, desirable, tokens, baseline)
+        try:
+            found = self.loss(rows)
+        except Exception as error:  # the method is the user's, and may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{name}.loss fails on four answers: {reason}") from error
+        if problem := _problem(found):
+            raise ValueError(f"{name}.loss: {problem}")
+
+
+def _problem(found: object) -> str | None:
+    """What is wrong with the result of a loss over four answers."""
+    if not isinstance(found, LabelledLoss):
+        return f"expected a LabelledLoss, found {type(found).__name__}"
+    for name in ("losses", "rewards"):
+        shape = list(getattr(found, name).shape)
+        if shape != [4]:
+            return f"expected {name} of shape [4] for four answers, found {shape}"
+    if not found.losses.requires_grad:
+        return "expected losses with a gradient to the policy's log-probs, found none"
+    if not bool(torch.isfinite(found.losses).all()):
+        return f"expected finite losses, found {found.losses.tolist()}"
+    return None
