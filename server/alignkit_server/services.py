@@ -9,6 +9,7 @@ from anyio import CapacityLimiter
 
 from alignkit_server.database import Database
 from alignkit_server.jobs.file_check_pool import FileCheckPool
+from alignkit_server.jobs.listening import Listening
 from alignkit_server.models.catalog import ModelCatalog
 from alignkit_server.settings import Settings
 from alignkit_server.vault import Vault
@@ -53,6 +54,7 @@ class Services:
     runner_started: bool = False
     probes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Threads of /readyz."""
+    listening: Listening = field(default_factory=Listening)
     samples: Samples = field(default_factory=Samples)
     file_checks: FileCheckPool = field(default_factory=FileCheckPool)
 

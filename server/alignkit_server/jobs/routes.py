@@ -5,16 +5,19 @@ from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.sse import EventSourceResponse
 
 from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import ApiError, documented
 from alignkit_server.jobs.idempotency import Idempotency, created_before
+from alignkit_server.jobs.listening import ListenerResponse
 from alignkit_server.jobs.preparation import prepare
 from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject, JobRequest
 from alignkit_server.jobs.service import JobServiceDep
 from alignkit_server.jobs.stream import EventStream
+from alignkit_server.keys.service import Principal
+from alignkit_server.limits.quotas import limits_of
 from alignkit_server.pagination import After, CursorListObject, ListObject, PageQuery
+from alignkit_server.services import Services
 
 EVENT_STREAM = "text/event-stream"
 YAML = "application/yaml"
@@ -116,9 +119,7 @@ def list_events(
     """List a job's events, newest first, or listen to them."""
     if not stream and EVENT_STREAM not in accept:
         return jobs.events(job_id, PageQuery(after, limit))
-    return _stream(
-        EventStream.open(services.database, project.project_id, job_id, last_event_id), last_event_id
-    )
+    return _stream(services, project, job_id, last_event_id)
 
 
 @router.get("/{job_id}/metrics", responses=documented(404) | STREAM_RESPONSES, response_model=JobMetrics)
@@ -139,8 +140,7 @@ def retrieve_metrics(
     """Retrieve a job's metrics as series over its steps, or listen to its metrics events."""
     if not stream and EVENT_STREAM not in accept:
         return jobs.metrics(job_id, names.split(",") if names else (), max_points)
-    database, project_id = services.database, project.project_id
-    return _stream(EventStream.open(database, project_id, job_id, last_event_id, "metrics"), last_event_id)
+    return _stream(services, project, job_id, last_event_id, "metrics")
 
 
 @router.get("/{job_id}/recipe", responses=documented(404) | RECIPE_RESPONSE, response_class=Response)
@@ -158,12 +158,17 @@ def list_checkpoints(
     return jobs.checkpoints(job_id, PageQuery(after, limit))
 
 
-def _stream(events: EventStream, last_event_id: str | None) -> Response:
+def _stream(
+    services: Services, project: Principal, job_id: str, last_event_id: str | None, kind: str | None = None
+) -> Response:
+    looks = services.listening.looks
+    events = EventStream.open(
+        services.database, looks, project.project_id, job_id, last_event_id=last_event_id, type=kind
+    )
     if last_event_id and events.exhausted():
         return Response(status_code=204)
-    return EventSourceResponse(
-        events.chunks(), headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
-    )
+    most = limits_of(project.limits, services.settings.limits).streams_open
+    return ListenerResponse(events.chunks(), services.listening.held, project, most)
 
 
 def _labels(request: Request) -> dict[str, str]:

@@ -3,13 +3,14 @@
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
-from anyio import to_thread
 from fastapi.sse import format_sse_event
 
 from alignkit_server.database import Database
 from alignkit_server.errors import ApiError
+from alignkit_server.jobs.listening import SharedLooks
 from alignkit_server.jobs.presenting import present_event
 from alignkit_server.jobs.repository import EventRepository, JobRepository
 from alignkit_server.jobs.status import FINISHED
@@ -25,6 +26,7 @@ class EventStream:
     """One listener to one job. Every look at the database is short and off the event loop."""
 
     database: Database
+    looks: SharedLooks
     project_id: str
     job_id: str
     position: int
@@ -35,8 +37,10 @@ class EventStream:
     def open(
         cls,
         database: Database,
+        looks: SharedLooks,
         project_id: str,
         job_id: str,
+        *,
         last_event_id: str | None,
         type: str | None = None,  # noqa: A002 - OpenAI's name
     ) -> "EventStream":
@@ -52,7 +56,7 @@ class EventStream:
                 f"Last-Event-ID: expected the id of an event of the job {job_id}, found {last_event_id!r}.",
                 param="Last-Event-ID",
             )
-        return cls(database, project_id, job_id, position, type)
+        return cls(database, looks, project_id, job_id, position, type)
 
     def exhausted(self) -> bool:
         """Whether the job is over and its last event was seen: a listener need not come back."""
@@ -63,10 +67,11 @@ class EventStream:
         """The stream's bytes: events as they come, comments while none do."""
         position, quiet_since = self.position, time.monotonic()
         while True:
-            events, over = await to_thread.run_sync(self._look, position)
-            for event in events:
-                yield format_sse_event(data_str=present_event(event).model_dump_json(), id=event.id)
-                position, quiet_since = event.seq, time.monotonic()
+            what = (self.job_id, self.type, position)
+            events, over = await self.looks.ask(what, partial(self._render, position), POLL_SECONDS / 2)
+            for seq, rendered in events:
+                yield rendered
+                position, quiet_since = seq, time.monotonic()
             if len(events) == BATCH:
                 continue
             if over:
@@ -75,6 +80,14 @@ class EventStream:
                 yield format_sse_event(comment="keep-alive")
                 quiet_since = time.monotonic()
             await anyio.sleep(POLL_SECONDS)
+
+    def _render(self, position: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """The next events as they are sent, rendered once for all who listen."""
+        events, over = self._look(position)
+        return [
+            (event.seq, format_sse_event(data_str=present_event(event).model_dump_json(), id=event.id))
+            for event in events
+        ], over
 
     def _look(self, position: int) -> tuple[Sequence[Event], bool]:
         """The next events, and whether none can follow them any more."""
