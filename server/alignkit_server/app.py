@@ -110,8 +110,8 @@ def open_services(
     unpublish: Unpublish,
 ) -> Iterator[Services]:
     """The running service's parts: folders, schema, first key, runner; closed in reverse."""
+    settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in (
-        settings.root,
         settings.files_dir,
         settings.uploads_dir,
         settings.jobs_dir,

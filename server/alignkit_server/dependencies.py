@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 from sqlalchemy.orm import Session
 
 from alignkit_server.errors import ApiError, not_found
-from alignkit_server.keys.scopes import READING, scopes_for
+from alignkit_server.keys.scopes import READING, also_needed, scopes_for
 from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
 
@@ -40,15 +40,17 @@ async def require_scope(request: Request, principal: ProjectDep) -> None:
 
     A dependency of every route behind the guard; the application adds it.
     """
-    needed = scopes_for(request.method, request.scope["route"].path)
-    if needed & principal.scopes:
+    path = request.scope["route"].path
+    needed, also = scopes_for(request.method, path), also_needed(request.method, path)
+    if needed & principal.scopes and also <= principal.scopes:
         return
     project_id = request.path_params.get("project_id", principal.project_id)
     if project_id != principal.project_id:
         raise not_found("project", project_id)
+    one_of = " or ".join(sorted(needed))
     raise ApiError(
         403,
-        f"This key may not do that: expected one with the scope {' or '.join(sorted(needed))}, "
+        f"This key may not do that: expected one with the scope {' and '.join([one_of, *sorted(also)])}, "
         f"found {', '.join(sorted(principal.scopes))}.",
         code="missing_scope",
     )

@@ -78,7 +78,7 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
     listener = listen(settings.host, settings.port)
     app = app or build_app(settings)
     host, port = listener.getsockname()[:2]
-    settings.root.mkdir(parents=True, exist_ok=True)
+    settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
     print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)

@@ -1,6 +1,7 @@
-"""The first start makes an admin's key, shows it once, and leaves it where this machine's user finds it."""
+"""The first start makes an admin's key and leaves it where this machine's user finds it; a terminal is shown it."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ FILE_NAME = "first-key"
 
 
 def ensure_first_key(database: Database, settings: Settings) -> None:
-    """Make, store and print a key that may do everything, unless there is an admin's key that can be used.
+    """Make and store a key that may do everything, unless there is an admin's key that can be used.
 
     Whoever starts the service could read its database, so this gives nothing away; it is the way back in after the
     last such key was revoked or expired.
@@ -36,6 +37,13 @@ def _write_private(path: Path, token: str) -> None:
 
 
 def _show(token: str, project: str, path: Path) -> None:
+    """Tell of the key. Only a terminal is shown it: any other output is kept somewhere, as a log."""
+    if not sys.stdout.isatty():
+        print(
+            f"An admin's API key, in the project {project!r}, is in {path}, which only you can read.",
+            flush=True,
+        )
+        return
     line = "-" * 78
     print(
         f"{line}\n"

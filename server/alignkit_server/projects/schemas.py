@@ -9,7 +9,7 @@ from alignkit_server.settings import Limits
 
 MAX_EXPIRY_SECONDS = 10 * 365 * 24 * 3600
 MAX_GRACE_SECONDS = 30 * 24 * 3600
-Scopes = Annotated[list[Scope], Field(min_length=1, max_length=4)]
+Scopes = Annotated[list[Scope], Field(min_length=1, max_length=5)]
 KeyName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
 ProjectName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
 Seconds = Annotated[int, Field(ge=1, le=MAX_EXPIRY_SECONDS)]

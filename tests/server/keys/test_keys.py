@@ -2,6 +2,7 @@
 
 import asyncio
 import stat
+import sys
 from pathlib import Path
 
 import openai
@@ -30,9 +31,20 @@ def database(tmp_path: Path) -> Database:
     return Database(url)
 
 
-def test_the_first_key_is_shown_once_and_opens(
+def test_the_first_key_is_in_its_file_and_in_no_log(
     database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    ensure_first_key(database, Settings(home=tmp_path))
+    file = tmp_path / "first-key"
+    shown = capsys.readouterr()
+    assert str(file) in shown.out
+    assert file.read_text().strip() not in shown.out + shown.err
+
+
+def test_the_first_key_is_shown_once_to_a_terminal_and_opens(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     settings = Settings(home=tmp_path, project="mine")
     ensure_first_key(database, settings)
     file = tmp_path / "first-key"
@@ -68,7 +80,7 @@ def test_a_start_without_a_usable_admin_s_key_makes_one(
     principal = asyncio.run(authenticate(database, second))
     assert principal is not None
     assert principal.scopes == frozenset(SCOPES)
-    assert second in capsys.readouterr().out
+    assert second not in capsys.readouterr().out
     ensure_first_key(database, settings)
     assert file.read_text().strip() == second
 
@@ -139,6 +151,9 @@ def test_without_a_key_everything_but_health_is_401(service: Running) -> None:
         ("PUT", "/v1/something-new", {"train"}),
         ("GET", "/v10/files", {"admin"}),
         ("GET", "/something-new", {"admin"}),
+        ("GET", "/metrics", {"admin", "metrics"}),
+        ("GET", "/v1/models/{model:path}/archive", {"read"}),
+        ("POST", "/v1/fine_tuning/preview", {"read"}),
     ],
 )
 def test_what_a_request_needs(method: str, path: str, scopes: set[str]) -> None:
