@@ -18,11 +18,16 @@ from alignkit.methods.hyperparameters import in_jobs, job_name
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import Recipe
 from alignkit.schema import field_issues, nearest
+from alignkit.trainable import length_within
 
 EVALUATION_STEPS = 8
 """Least steps between evaluations under "auto": each draws answers too, which takes as long as several steps."""
 ALL_WEIGHTS_RATE = 0.01
 """Of the learning rate with LoRA: what is sound for an adapter ruins a model whose every weight it moves."""
+
+
+LENGTH = 1024
+"""Tokens of a row where a job says "auto" and the model has as many positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,11 @@ def recipe_for_job(
         known = hyperparameters_of(spec).model_fields
         raise RecipeError(_plain_auto(field_issues(error, prefix, lambda _: known))) from error
     values = given.model_dump() | _as_it_was_trained(given, start, prefix)
+    asked = None if given.max_length == "auto" else given.max_length
+    try:
+        values["max_length"] = length_within(Path(start.path), asked, LENGTH)
+    except ValueError as error:
+        raise RecipeError([FieldIssue(f"{prefix}.max_length", str(error))]) from error
     resolved = _resolve_auto(values, spec, train_rows, has_validation=validation_file is not None)
     on_gpu = has_gpu() if on_gpu is None else on_gpu
     recipe = Recipe(
@@ -138,7 +148,6 @@ def _resolve_auto(
     defaults = {
         "n_epochs": max(1, min(3, round(200 * batch / max(rows, 1)))),
         "learning_rate_multiplier": 1.0,
-        "max_length": 1024,
         **{
             name: field.default
             for name, field in spec.own_options().items()

@@ -13,7 +13,7 @@ from alignkit.chat_templates import read_template
 from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.extras import missing
 from alignkit.sharding import SHARES_WEIGHTS, sharding
-from alignkit.trainable import config_of, require_trainable
+from alignkit.trainable import config_of, length_within, require_trainable
 
 if TYPE_CHECKING:
     from alignkit.recipe import Recipe
@@ -59,6 +59,23 @@ def _model(recipe: "Recipe") -> Iterator[FieldIssue]:
             require_trainable(config_of(folder), all_weights=recipe.lora is None)
         except ModelError as error:
             yield FieldIssue("model.path", f"{folder}: {error}")
+
+
+def settle_length(recipe: "Recipe") -> "Recipe":
+    """The recipe with a `data.max_length` that its model has positions for, where it has the default.
+
+    Raises RecipeError where it gives more than that.
+    """
+    data = recipe.data
+    # a resolved recipe has its defaults written out
+    asked = None if data.max_length == type(data).model_fields["max_length"].default else data.max_length
+    try:
+        length = length_within(Path(recipe.model.path), asked, data.max_length)
+    except ValueError as error:
+        raise RecipeError([FieldIssue("data.max_length", str(error))]) from error
+    if length == data.max_length:
+        return recipe
+    return recipe.model_copy(update={"data": data.model_copy(update={"max_length": length})})
 
 
 def _chat_template(recipe: "Recipe") -> Iterator[FieldIssue]:

@@ -19,6 +19,7 @@ from typing import Any
 from alignkit.checkpoints import newest_first, read_manifest
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.recipe import Recipe
+from alignkit.requirements import settle_length
 from alignkit.run_folder import SAVED_TEACHER, RunFolder, newest, write_json
 
 RESUME = "--resume"
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     try:
-        recipe = Recipe.load(Path(arguments[0]), arguments[1:])
+        recipe = settle_length(Recipe.load(Path(arguments[0]), arguments[1:]))
         folder = open_folder(recipe, resume=resume)
     except AlignkitError as error:
         print(f"error: {error}", file=sys.stderr)

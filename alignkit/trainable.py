@@ -42,6 +42,36 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that a model of this configuration was made for; None where it sets no limit."""
+    text = config.get("text_config")
+    for part in (text if isinstance(text, Mapping) else {}, config):
+        for name in _POSITIONS:
+            if isinstance(part.get(name), int) and part[name] > 0:
+                return int(part[name])
+    return None
+
+
+def length_within(folder: Path, asked: int | None, default: int) -> int:
+    """Tokens of a row in training: `asked`, or `default` where that is None, but never more than positions.
+
+    Raises ValueError where `asked` is more than the model in `folder` has positions. A model that is not in a folder,
+    or whose configuration cannot be read, sets no limit here.
+    """
+    try:
+        most = positions_of(config_of(folder))
+    except ModelError:
+        most = None
+    if asked is None:
+        return default if most is None else min(default, most)
+    if most is not None and asked > most:
+        raise ValueError(f"expected at most {most}, the positions of the model, found {asked}")
+    return asked
+
+
 def refusals(config: Mapping[str, Any], *, all_weights: bool = False) -> Iterator[str]:
     """Why a model of this configuration cannot train, each reason a clause; `all_weights`: without adapters."""
     quantization = quantization_of(config)

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from alignkit import models
 from alignkit.errors import ModelError, RecipeError
+from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.methods import ModelSource
 from alignkit.recipe import Recipe
-from alignkit.requirements import require
-from alignkit.trainable import config_of, quantization_of, require_trainable
+from alignkit.requirements import require, settle_length
+from alignkit.trainable import config_of, positions_of, quantization_of, require_trainable
 from tests.architectures import tiny_config
 from tests.tiny import build_tiny_model
 
@@ -136,3 +138,52 @@ def test_mxfp4_experts_are_imported_in_bfloat16(tmp_path: Path) -> None:
     state = AutoModelForCausalLM.from_pretrained(target).state_dict()
     for name, values in expected.items():
         torch.testing.assert_close(state[name].float(), values)
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 8192}, "max_position_embeddings": 16}, 8192),
+        ({"model_type": "mamba"}, None),
+    ],
+)
+def test_positions_are_found_whatever_they_are_called(config: dict[str, Any], positions: int | None) -> None:
+    assert positions_of(config) == positions
+
+
+def test_a_recipe_without_a_length_stays_within_the_positions(tmp_path: Path) -> None:
+    source = with_config(build_tiny_model(tmp_path / "tiny"), max_position_embeddings=128)
+    assert settle_length(recipe_on(source, tmp_path)).data.max_length == 128
+
+
+def test_a_recipe_of_more_than_the_positions_is_refused(tmp_path: Path) -> None:
+    source = with_config(build_tiny_model(tmp_path / "tiny"), max_position_embeddings=128)
+    recipe = recipe_on(source, tmp_path, data={"train": "x.jsonl", "max_length": 129})
+    with pytest.raises(RecipeError, match=r"data\.max_length: expected at most 128, .* found 129"):
+        settle_length(recipe)
+
+
+@pytest.mark.parametrize(("asked", "length"), [("auto", 128), (64, 64)])
+def test_a_jobs_length_stays_within_the_positions(tmp_path: Path, asked: Any, length: int) -> None:
+    assert job_of(tmp_path, asked).recipe.data.max_length == length
+
+
+def test_a_job_of_more_than_the_positions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"hyperparameters\.max_length: expected at most 128"):
+        job_of(tmp_path, 256)
+
+
+def job_of(tmp_path: Path, max_length: Any) -> JobSpec:
+    (tmp_path / "config.json").write_text('{"n_positions": 128}')
+    return recipe_for_job(
+        method="dpo",
+        hyperparameters={"max_length": max_length},
+        start=ModelSource(str(tmp_path)),
+        train_file=tmp_path / "train.jsonl",
+        validation_file=None,
+        train_rows=8,
+        seed=0,
+        output_dir=tmp_path / "run",
+        resolve_model=lambda _: ModelSource(""),
+    )
