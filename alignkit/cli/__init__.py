@@ -85,16 +85,20 @@ def train(
         int | None, typer.Option(min=1, help="processes; default: the configuration's, or one")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="leave bad rows out, up to a tenth (data.skip_bad=true)")
+    ] = False,
 ) -> None:
     """Run a recipe with accelerate."""
     from alignkit.launch import launch_command, require_configuration, run
     from alignkit.recipe import Recipe
 
-    Recipe.load(recipe, overrides or [])  # refuse a bad recipe before torch is loaded
+    overrides = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
+    Recipe.load(recipe, overrides)  # refuse a bad recipe before torch is loaded
     if config_file is not None:
         require_configuration(config_file)
     command = launch_command(
-        recipe, overrides or [], config_file=config_file, num_processes=num_processes, resume=resume
+        recipe, overrides, config_file=config_file, num_processes=num_processes, resume=resume
     )
     raise typer.Exit(run(command))
 

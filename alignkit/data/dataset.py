@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alignkit.data.reading import iter_lines
-from alignkit.data.report import digest
 from alignkit.data.rows.dispreferred import DispreferredRow
 from alignkit.data.rows.preference import PreferenceRow
 from alignkit.data.schemas import schema_for
-from alignkit.data.tokens import TokenSequence, render_rows
-from alignkit.data.validation import SKIPPED_SHARE, FileReport, Inspection
+from alignkit.data.tokens import TokenSequence, digest, render_rows
+from alignkit.data.validation import SKIPPED_SHARE, FileReport, Inspection, overlap
 from alignkit.errors import DataError
 
 _logger = logging.getLogger(__name__)
@@ -108,6 +107,8 @@ def run_datasets(
     if not data.validation:
         return dataset, None
     found = _load(data.validation, data, method, tokenizer)
+    for notice in overlap(train.report, found.report):
+        _say(f"{name}: {notice}")
     return dataset, made(Path(data.validation).name, found.rows, found.sequences)
 
 
@@ -121,9 +122,15 @@ def _load(file: str, data: DataOptions, method: Any, tokenizer: Any) -> LoadedRo
         skip_bad=skipped_share(data.skip_bad),
     )
     report = found.report
-    if (report.notices or report.bad_rows) and os.environ.get("RANK", "0") == "0":
-        _logger.warning("%s: %s", Path(file).name, report.summary())
+    if report.notices or report.bad_rows:
+        _say(f"{Path(file).name}: {report.summary()}")
     return found
+
+
+def _say(message: str) -> None:
+    """Log a warning, of several processes by the first."""
+    if os.environ.get("RANK", "0") == "0":
+        _logger.warning("%s", message)
 
 
 def skipped_share(skip_bad: bool | float) -> float:  # noqa: FBT001 - a recipe's value

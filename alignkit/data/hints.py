@@ -8,8 +8,11 @@ from alignkit.data.schemas import methods_taking
 
 
 def looks_like(value: Any, wanted: RowKind[Any]) -> str | None:
-    """The form of another kind that a value is in, and the methods that take it; None where it is in none."""
-    if not isinstance(value, dict):
+    """The form of another kind that a value is in, and the methods that take it.
+
+    None where it has the keys of one of the kind that is wanted, or is in no form.
+    """
+    if not isinstance(value, dict) or any(form.required <= value.keys() for form in wanted.forms):
         return None
     for kind in ROW_KINDS.values():
         methods = methods_taking(kind.name)

@@ -82,9 +82,12 @@ def hh_turns(node: Node) -> list[Node]:
         )
     ends = [start for start, _, _ in starts[1:]] + [len(text)]
     roles = {"Human": "user", "Assistant": "assistant"}
+    said = [text[begin:end].strip() for (_, begin, _), end in zip(starts, ends, strict=True)]
+    if not all(said):
+        raise node.refuse("text after each Human: and Assistant:", "none")
     return [
-        node.holding({"role": roles[speaker], "content": text[begin:end].strip()})
-        for (_, begin, speaker), end in zip(starts, ends, strict=True)
+        node.holding({"role": roles[speaker], "content": content})
+        for (_, _, speaker), content in zip(starts, said, strict=True)
     ]
 
 

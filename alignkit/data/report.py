@@ -1,15 +1,13 @@
 """Statistics of a file and previews of its rows, both of the token sequences that are trained."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, Generic
 
 from alignkit.data.rows import Record, Row, RowKind
-from alignkit.data.tokens import TokenSequence, render_rows
+from alignkit.data.tokens import TokenSequence, digests, render_rows
 from alignkit.errors import DataError
 
 
@@ -79,9 +77,9 @@ class Statistics(Generic[Row]):
         trained = self._kind.trained(sequences, self._max_length)
         self._sizes.append(_Size.of(sequences, self._max_length))
         self._no_signal += row.has_no_signal or (bool(trained) and self._kind.has_no_signal(trained))
-        self.keys.append(digest([[one.name, one.ids, one.loss_spans] for one in trained or sequences]))
-        first = sequences[0]
-        self.prompts.append(digest(first.ids[: first.prompt_length]))
+        row_digest, prompt_digest = digests(trained or sequences)
+        self.keys.append(row_digest)
+        self.prompts.append(prompt_digest)
 
     def result(self, held_out: "Statistics[Row] | None" = None) -> DatasetStatistics:
         """The statistics, and what `held_out` has in common; raises DataError where no row was added."""
@@ -158,11 +156,6 @@ def _answers(sizes: list[_Size]) -> dict[str, Lengths]:
     return {
         name: percentiles([size.answers[name] for size in sizes if name in size.answers]) for name in names
     }
-
-
-def digest(value: Any) -> bytes:
-    """A digest of a JSON value, equal for equal values."""
-    return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,10 +247,13 @@ def missing_part(answer: Iterable[Message], text: str) -> tuple[str, str] | None
     for message in answer:
         for kind, part in _parts(message):
             at = next((at for form in _forms(part) if (at := rest.find(form)) >= 0), -1)
+            if kind == CALL:  # every template quotes arguments in its own way
+                if at < 0 and not all(word in rest for word in re.findall(r"\w+", part)):
+                    return kind, part
+                continue
             if at < 0:
                 return kind, part
-            if kind != CALL:
-                rest = rest[at:].removeprefix(_squeezed(part))
+            rest = rest[at:].removeprefix(_squeezed(part))
     return None
 
 

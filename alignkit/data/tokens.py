@@ -1,7 +1,9 @@
 """Token sequences: a conversation as the model's own chat template writes it, and which tokens carry loss."""
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,3 +118,15 @@ def render_prompt(messages: list[Message], tools: list[dict[str, Any]] | None, t
     """Token ids of a conversation that the model is to go on with, as it is served; raises DataError."""
     chat = Chat(tokenizer, tools)
     return chat.ids(chat.text(messages, prompt=True))
+
+
+def digests(sequences: Sequence[TokenSequence]) -> tuple[bytes, bytes]:
+    """A digest of all that is trained of a row, and one of its prompt, equal for equal token ids."""
+    first = sequences[0]
+    trained = [[one.name, one.ids, one.loss_spans] for one in sequences]
+    return digest(trained), digest(first.ids[: first.prompt_length])
+
+
+def digest(value: Any) -> bytes:
+    """A digest of a JSON value, equal for equal values."""
+    return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 from alignkit.data.hints import looks_like
 from alignkit.data.nodes import MAX_UNUSED_NAMES, RowError
@@ -17,7 +17,7 @@ from alignkit.data.reading import (
 )
 from alignkit.data.rows import Row, RowKind
 from alignkit.data.schemas import schema_for
-from alignkit.data.tokens import TokenSequence
+from alignkit.data.tokens import TokenSequence, digests
 from alignkit.errors import DataError
 
 MAX_ISSUES = 20
@@ -59,6 +59,10 @@ class FileReport:
     """What is wrong with the file as a whole, if anything."""
     skips_bad: bool = False
     """Whether its bad rows are left out, being as few as was allowed."""
+    digests: frozenset[bytes] = frozenset()
+    """Digests of the rows that were rendered, by what is trained of them."""
+    prompts: frozenset[bytes] = frozenset()
+    """Digests of their prompts."""
 
     @property
     def ok(self) -> bool:
@@ -87,6 +91,25 @@ class FileReport:
         return "\n".join([self.headline, *self.findings(), *notes])
 
 
+class Seen(Protocol):
+    """The rendered rows of a file, as a report has them."""
+
+    @property
+    def digests(self) -> frozenset[bytes]:
+        """Digests of the rows."""
+
+    @property
+    def prompts(self) -> frozenset[bytes]:
+        """Digests of their prompts."""
+
+
+def overlap(training: Seen, held_out: Seen) -> list[str]:
+    """Notices of what two files have in common, by the token ids that are trained."""
+    rows, prompts = training.digests & held_out.digests, training.prompts & held_out.prompts
+    words = ((len(rows), "different rows"), (len(prompts), "different prompts"))
+    return [f"the validation file has {shared:,} of its {what} too" for shared, what in words if shared]
+
+
 def count(rows: int) -> str:
     """A number of rows in words."""
     return f"{rows:,} row{'' if rows == 1 else 's'}"
@@ -100,6 +123,7 @@ def check_file(
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
     skip_bad: float = 0,
+    max_rendered: int | None = None,
     max_issues: int = MAX_ISSUES,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
     max_bytes: int = DEFAULT_MAX_BYTES,
@@ -108,11 +132,11 @@ def check_file(
     """Check every row of `path` for `method`, streaming. Never raises for what is in the file.
 
     With the model's tokenizer, rows are rendered too, cut to `max_length`: what its chat template refuses or leaves
-    out, and equal answers, are found by their tokens. `columns` renames keys; `skip_bad` bad rows (below 1 a share
-    of all) are allowed. `max_bytes` limits the text, decompressed; `max_lines` counts blank lines too. Raises
-    DataError for an unknown method.
+    out, and equal answers, are found by their tokens; after `max_rendered` rows no more are rendered. `columns`
+    renames keys; `skip_bad` bad rows (below 1 a share of all) are allowed. `max_bytes` limits the text,
+    decompressed; `max_lines` counts blank lines too. Raises DataError for an unknown method.
     """
-    inspection = Inspection(schema_for(method), max_issues, tokenizer, max_length, skip_bad=skip_bad)
+    inspection = Inspection(schema_for(method), max_issues, tokenizer, max_length, skip_bad, max_rendered)
     lines = iter_lines(
         path, columns=columns, max_line_bytes=max_line_bytes, max_bytes=max_bytes, max_lines=max_lines
     )
@@ -130,6 +154,8 @@ class Inspection(Generic[Row]):
     tokenizer: Any = None
     max_length: int | None = None
     skip_bad: float = 0
+    max_rendered: int | None = None
+    """Rows after which no more are rendered; None renders all."""
     _seen: int = 0
     _bad: int = 0
     _no_signal: int = 0
@@ -140,6 +166,8 @@ class Inspection(Generic[Row]):
     _notes: Counter[str] = field(default_factory=Counter)
     _unused: set[str] = field(default_factory=set)
     _lacking: set[str] = field(init=False)
+    _digests: set[bytes] = field(default_factory=set)
+    _prompts: set[bytes] = field(default_factory=set)
     _problem: str | None = None
     _hint: str | None = None
 
@@ -171,7 +199,7 @@ class Inspection(Generic[Row]):
             if line.error is not None:
                 raise line.error
             row = self.kind.parse(line.value, unused)
-            sequences = [] if self.tokenizer is None else row.render(self.tokenizer)
+            sequences = row.render(self.tokenizer) if self._renders() else []
         except RowError as error:
             if self._bad == 0:
                 self._hint = looks_like(line.value, self.kind)
@@ -185,6 +213,9 @@ class Inspection(Generic[Row]):
         self._count(line, row, sequences)
         return row, sequences
 
+    def _renders(self) -> bool:
+        return self.tokenizer is not None and (self.max_rendered is None or self._seen <= self.max_rendered)
+
     def _count(self, line: Line, row: Row, sequences: list[TokenSequence]) -> None:
         trained = self.kind.trained(sequences, self.max_length)
         names = {one.name for one in trained} if sequences else {n for n in self._lacking if getattr(row, n)}
@@ -195,6 +226,10 @@ class Inspection(Generic[Row]):
         elif row.has_no_signal or (trained and self.kind.has_no_signal(trained)):
             self._no_signal += 1
             self._first.setdefault("no signal", line)
+        if sequences:
+            row_digest, prompt_digest = digests(trained or sequences)
+            self._digests.add(row_digest)
+            self._prompts.add(prompt_digest)
         for note in {note for sequence in sequences for note in sequence.notes}:
             self._notes[note] += 1
             self._first.setdefault(note, line)
@@ -213,8 +248,7 @@ class Inspection(Generic[Row]):
         problem, kept = self._problem, self._seen - self._bad
         if problem is None and self._seen == 0:
             problem = "the file is empty: expected one JSON object a line"
-        allowed = self.skip_bad if self.skip_bad >= 1 else self.skip_bad * self._seen
-        skips_bad = kept > 0 and 0 < self._bad <= allowed
+        skips_bad = kept > 0 and 0 < self._bad <= self._allowed
         if problem is None and kept and (skips_bad or not self._bad):
             problem = self._nothing_to_learn(kept)
         return FileReport(
@@ -224,7 +258,14 @@ class Inspection(Generic[Row]):
             tuple(self._notices()),
             problem,
             skips_bad=skips_bad,
+            digests=frozenset(self._digests),
+            prompts=frozenset(self._prompts),
         )
+
+    @property
+    def _allowed(self) -> int:
+        """The bad rows that may be left out."""
+        return int(self.skip_bad if self.skip_bad >= 1 else self.skip_bad * self._seen)
 
     def _nothing_to_learn(self, kept: int) -> str | None:
         words = self.kind.no_signal_words
@@ -238,8 +279,10 @@ class Inspection(Generic[Row]):
         return None
 
     def _notices(self) -> Iterator[str]:
-        if self._hint is not None:
+        if self._hint is not None and 2 * self._bad > self._seen:
             yield self._hint
+        if self._bad > self._allowed > 0:
+            yield f"{self._allowed:,} bad rows may be left out, and there are {self._bad:,}"
         if 0 < self._no_signal < self._seen - self._bad:
             verb, end = ("has", "changes") if self._no_signal == 1 else ("have", "change")
             yield (
@@ -254,6 +297,8 @@ class Inspection(Generic[Row]):
             )
         for note, rows in self._notes.most_common(MAX_NOTES):
             yield f"{note} ({rows:,} of {self._seen:,} rows{self._since(note, ', ')})"
+        if self.tokenizer is not None and not self._renders():
+            yield f"only the first {self.max_rendered:,} rows were rendered with the model's chat template"
         if self._unused:
             names = sorted(self._unused)
             more = len(names) - MAX_NAMES_SHOWN

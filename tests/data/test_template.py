@@ -195,25 +195,22 @@ def test_an_answer_that_is_empty_once_rendered_is_refused(tokenizer: Any) -> Non
     assert "empty" in EMPTY
 
 
+QUOTED = {"content": "", "tool_calls": [{"function": {"name": "say", "arguments": {"text": "it's"}}}]}
+
+
 @pytest.mark.parametrize(
     ("answer", "text", "missing"),
     [
         (message("assistant", "one  two"), "one two", None),
         (message("assistant", "<think>42</think>42"), "42", "the text"),
         (message("assistant", 'say "x"\n'), r'{"content": "say \"x\"\n"}', None),
-        ({"content": "", "tool_calls": [CALL]}, "add(a=1)", None),
-        ({"content": "", "tool_calls": [CALL]}, "none", "a call of a tool"),
+        (QUOTED, r"say(text='it\'s')", None),
+        (QUOTED, "say()", "a call of a tool"),
+        (QUOTED, "none", "a call of a tool"),
     ],
 )
-def test_missing_part(answer: dict[str, Any], text: str, missing: str | None) -> None:
-    found = missing_part(
-        [
-            answer | {"tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
-            if "tool_calls" in answer
-            else answer
-        ],
-        text,
-    )
+def test_a_part_that_a_rendered_answer_lacks_is_found(answer: Any, text: str, missing: str | None) -> None:
+    found = missing_part([answer], text)
     assert (found and found[0]) == missing
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.validation import FileReport, check_file
+from alignkit.data.validation import FileReport, check_file, overlap
 from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import recipe_for_job
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
@@ -23,7 +23,10 @@ from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
 from alignkit_server.models.catalog import TrainableModel
 from alignkit_server.services import Services
+from alignkit_server.tokenizers import has_tokenizer, tokenizer_at
 
+RENDERED_ROWS = 5000
+"""Rows of a file that are rendered before a job is created; the trainer renders all before it loads a model."""
 SUPERVISED = "supervised"
 """What OpenAI does where no method is named."""
 
@@ -50,12 +53,16 @@ class PreparedJob:
 @dataclass(frozen=True, slots=True)
 class _Data:
     path: Path
+    filename: str
     report: FileReport
 
 
-def prepare(request: JobRequest, project: Principal, services: Services) -> PreparedJob:
+def prepare(
+    request: JobRequest, project: Principal, services: Services, *, renders: bool = False
+) -> PreparedJob:
     """The job of a request; raises ApiError with the parameter at fault.
 
+    With `renders`, rows are checked as the token ids that are trained too, where the model has a tokenizer.
     Reading big data files takes seconds, so no transaction is held meanwhile.
     """
     model = _model(request.model, project, services)
@@ -88,6 +95,10 @@ def prepare(request: JobRequest, project: Principal, services: Services) -> Prep
         raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
     _require_trainable(spec.recipe, request.model, method)
     _require_servable(spec.recipe, method, services)
+    if renders and has_tokenizer(Path(spec.recipe.model.path)):
+        training = _rendered("training_file", training, spec.recipe, request.model, services)
+        if validation is not None:
+            validation = _rendered("validation_file", validation, spec.recipe, request.model, services)
     return PreparedJob(
         id=job_id,
         request=request,
@@ -245,13 +256,42 @@ def _data(param: str, file_id: str, method: str, project: Principal, services: S
         )
     path = services.settings.files_dir / file.id
     report = check_file(path, method, max_line_bytes=services.settings.max_line_bytes)
+    _require_ok(param, file.filename, report)
+    return _Data(path, file.filename, report)
+
+
+def _rendered(param: str, data: _Data, recipe: Any, model: str, services: Services) -> _Data:
+    """The same file, its rows checked as the token ids that are trained; of a large file, the first ones."""
+    report = check_file(
+        data.path,
+        recipe.method.type,
+        tokenizer=_tokenizer(Path(recipe.model.path), model),
+        max_length=recipe.data.max_length,
+        max_rendered=RENDERED_ROWS,
+        max_line_bytes=services.settings.max_line_bytes,
+    )
+    _require_ok(param, data.filename, report)
+    return _Data(data.path, data.filename, report)
+
+
+def _require_ok(param: str, filename: str, report: FileReport) -> None:
     if not report.ok:
-        message = f"The {param.replace('_', ' ')} {file.filename!r} cannot be used.\n{report.summary()}"
+        message = f"The {param.replace('_', ' ')} {filename!r} cannot be used.\n{report.summary()}"
         raise ApiError(400, message, param=param, code=f"invalid_{param}")
-    return _Data(path, report)
+
+
+def _tokenizer(folder: Path, name: str) -> Any:
+    try:
+        return tokenizer_at(folder)
+    except ModelError as error:
+        message = f"The model {name!r} cannot render conversations: {error}"
+        raise ApiError(400, message.replace(str(folder), name), param="model") from error
 
 
 def _notices(training: _Data, validation: _Data | None) -> tuple[str, ...]:
     """What is odd about the files without being wrong."""
     named = [("training", training.report)] + ([("validation", validation.report)] if validation else [])
-    return tuple(f"In the {name} file: {notice}" for name, report in named for notice in report.notices)
+    shared = overlap(training.report, validation.report) if validation else []
+    notices = [*((name, notice) for name, report in named for notice in report.notices)]
+    notices += [("training", notice) for notice in shared]
+    return tuple(f"In the {name} file: {notice}" for name, notice in notices)

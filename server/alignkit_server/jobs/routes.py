@@ -49,7 +49,9 @@ async def create_job(
     idempotency = Idempotency.of(idempotency_key, body) if idempotency_key is not None else None
     if idempotency and (known := await to_thread.run_sync(created_before, idempotency, project, services)):
         return await to_thread.run_sync(jobs.get, known)
-    prepared = await services.file_checks.run(project.project_id, lambda: prepare(body, project, services))
+    prepared = await services.file_checks.run(
+        project.project_id, lambda: prepare(body, project, services, renders=True)
+    )
     return await to_thread.run_sync(jobs.create, prepared, idempotency)
 
 

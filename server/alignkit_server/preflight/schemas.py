@@ -28,8 +28,9 @@ class SegmentObject(BaseModel):
 class PreviewRow(BaseModel):
     """A row as the trainer sees it."""
 
-    index: int
+    index: int = Field(description="the row's number in the file, counted from 1")
     dropped: bool = Field(description="whether it is left out, since its prompt alone fills max_length")
+    notes: list[str] = Field(description="how it differs from what is in the row, or from what is served")
     sequences: dict[str, list[SegmentObject]] = Field(description="such as chosen and rejected")
 
 

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from threading import Lock
 from typing import Any
 
 from alignkit import estimate as library
 from alignkit.data.reading import iter_lines
 from alignkit.data.report import preview_row
 from alignkit.data.schemas import schema_for
-from alignkit.data.tokens import TokenSequence, load_tokenizer
+from alignkit.data.tokens import TokenSequence
 from alignkit.data.validation import Inspection
 from alignkit.errors import DataError, ModelError
 from alignkit.recipe import Recipe
@@ -30,8 +28,8 @@ from alignkit_server.preflight.schemas import (
     PreviewRow,
 )
 from alignkit_server.services import Services
+from alignkit_server.tokenizers import tokenizer_at
 
-_LOADING = Lock()
 SAMPLE_ROWS = 2000
 """Rows whose tokens are counted: enough for a mean, little enough for a request."""
 
@@ -48,7 +46,9 @@ def preview(request: PreviewRequest, prepared: PreparedJob) -> PreviewObject:
             raise _refused(index, error) from error
         sequences = {name: [asdict(part) for part in parts] for name, parts in found.sequences.items()}
         shown.append(
-            PreviewRow.model_validate({"index": index, "dropped": found.dropped, "sequences": sequences})
+            PreviewRow.model_validate(
+                {"index": index, "dropped": found.dropped, "notes": found.notes, "sequences": sequences}
+            )
         )
     return PreviewObject(model=request.model, method=prepared.method, max_length=max_length, rows=shown)
 
@@ -115,29 +115,19 @@ def _rendered(prepared: PreparedJob, tokenizer: Any) -> list[list[TokenSequence]
 
 
 def _rows(prepared: PreparedJob) -> Iterator[tuple[int, Any]]:
-    """(index, row) of the training file, which is known to be in order."""
+    """(number from 1, row) of the training file, which is known to be in order."""
     kind: Any = schema_for(prepared.method)
-    yield from enumerate(Inspection(kind).rows(iter_lines(Path(prepared.recipe["data"]["train"]))))
+    lines = iter_lines(Path(prepared.recipe["data"]["train"]))
+    yield from enumerate(Inspection(kind).rows(lines), start=1)
 
 
 def _tokenizer(prepared: PreparedJob, name: str) -> Any:
     folder = Path(prepared.recipe["model"]["path"])
     try:
-        return _loaded_tokenizer(folder, (folder / "config.json").stat().st_mtime_ns)
+        return tokenizer_at(folder)
     except ModelError as error:
         message = f"The model {name!r} cannot render conversations: {error}"
         raise ApiError(400, message.replace(str(folder), name), param="model") from error
-
-
-def _loaded_tokenizer(folder: Path, changed: int) -> Any:
-    """One at a time: transformers cannot be imported by two threads at once, and nothing is loaded twice."""
-    with _LOADING:
-        return _load_tokenizer(folder, changed)
-
-
-@lru_cache(maxsize=8)
-def _load_tokenizer(model: Path, _changed: int) -> Any:
-    return load_tokenizer(model)
 
 
 def _refused(index: int, error: DataError) -> ApiError:

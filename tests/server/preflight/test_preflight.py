@@ -48,9 +48,9 @@ def test_a_preview_is_what_the_library_shows(service: Running, client: OpenAI, h
     assert (shown["model"], shown["method"], shown["max_length"]) == (BASE_MODEL, "f_dpo", 16)
     tokenizer = load_tokenizer(service.settings.models_dir / BASE_MODEL)
     rows = load_rows(service.settings.files_dir / file_id, "f_dpo")
-    assert [row["index"] for row in shown["rows"]] == [3, 4]
+    assert [row["index"] for row in shown["rows"]] == [4, 5]
     for found in shown["rows"]:
-        expected = preview_row(rows[found["index"]], tokenizer, max_length=16)
+        expected = preview_row(rows[found["index"] - 1], tokenizer, max_length=16)
         assert found["dropped"] == expected.dropped
         assert [segment["text"] for segment in found["sequences"]["chosen"]] == [
             segment.text for segment in expected.sequences["chosen"]

@@ -1,0 +1,147 @@
+"""Rows as published data sets and other tools write them."""
+
+from typing import Any
+
+import pytest
+
+from alignkit.data import RowError, parse_completion, parse_dispreferred, parse_labelled, parse_preference
+from tests.data.strategies import message
+
+HI, YES, NO = message("user", "Hi"), message("assistant", "yes"), message("assistant", "no")
+SYSTEM = message("system", "Be kind.")
+TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "yes"}]
+HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant:"
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+PAIRS: dict[str, dict[str, Any]] = {
+    "LLaMA-Factory's": {"instruction": "Hi", "input": "", "chosen": "yes", "rejected": "no"},
+    "Orca's": {"system": "", "question": "Hi", "chosen": "yes", "rejected": "no"},
+    "one message an answer": {"prompt": "Hi", "chosen": YES, "rejected": NO},
+    "one message a prompt": {"prompt": HI, "chosen": "yes", "rejected": "no"},
+    "UltraFeedback's": {"prompt": "Hi", "chosen": [HI, YES], "rejected": [HI, NO]},
+    "with messages that repeat the prompt": {"prompt": [HI], "chosen": [HI, YES], "rejected": [HI, NO]},
+    "ms-swift's": {"messages": [HI, YES], "rejected_response": "no"},
+    "ms-swift's with messages": {"messages": [HI, YES], "rejected_messages": [HI, NO]},
+    "ms-swift's with a query": {"query": "Hi", "response": "yes", "rejected_response": "no"},
+    "HH's": {"chosen": "\n\nHuman: Hi\n\nAssistant: yes", "rejected": "\n\nHuman: Hi\n\nAssistant: no"},
+    "ShareGPT's with texts": {"conversations": TURNS[:1], "chosen": "yes", "rejected": "no"},
+    "ShareGPT's roles in OpenAI's words": {"conversations": [HI], "chosen": YES, "rejected": NO},
+}
+
+
+@pytest.mark.parametrize("row", PAIRS.values(), ids=PAIRS)
+def test_a_pair_in_every_published_form(row: dict[str, Any]) -> None:
+    pair = parse_preference(row)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([HI], [YES], [NO])
+    dispreferred = parse_dispreferred(row)
+    assert (dispreferred.prompt, dispreferred.rejected) == ([HI], [NO])
+    completion = parse_completion(row)
+    assert (completion.messages, completion.loss_positions) == ([HI, YES], (1,))
+    labelled = parse_labelled(row)
+    assert (labelled.prompt, labelled.desirable, labelled.undesirable) == ([HI], [YES], [NO])
+
+
+def test_system_text_and_history_beside_a_pair() -> None:
+    told = {"system": "Be kind.", "history": [["a", "b"]]}
+    earlier = [SYSTEM, message("user", "a"), message("assistant", "b")]
+    factory = PAIRS["LLaMA-Factory's"] | told | {"input": "there"}
+    assert parse_preference(factory).prompt == [*earlier, message("user", "Hi\nthere")]
+    assert parse_preference(PAIRS["ms-swift's with a query"] | told).prompt == [*earlier, HI]
+    assert parse_preference(PAIRS["Orca's"] | {"system": "Be kind."}).prompt == [SYSTEM, HI]
+    assert parse_preference(
+        PAIRS["UltraFeedback's"] | {"chosen": [SYSTEM, HI, YES], "rejected": [SYSTEM, HI, NO]}
+    ).prompt == [SYSTEM, HI]
+
+
+def test_hh_conversations_share_their_beginning() -> None:
+    pair = parse_preference({"chosen": f"{HH} yes\n", "rejected": f"{HH} no: \n\nreally"})
+    assert [turn["role"] for turn in pair.prompt] == ["user", "assistant", "user"]
+    assert pair.prompt[1:] == [message("assistant", "Hello."), message("user", "And?")]
+    assert (pair.chosen, pair.rejected) == ([YES], [message("assistant", "no: \n\nreally")])
+    with pytest.raises(RowError, match=r'/chosen: expected a whole conversation.*begins with "Human:"'):
+        parse_preference({"chosen": "Hi there", "rejected": "no"})
+    with pytest.raises(
+        RowError, match="/rejected: expected text after each Human: and Assistant:, found none"
+    ):
+        parse_preference({"chosen": f"{HH} yes", "rejected": HH})
+
+
+def test_a_conversation_that_is_not_of_the_prompt_is_refused() -> None:
+    bye = message("user", "Bye")
+    with pytest.raises(
+        RowError, match="/chosen/0/role: expected an answer only, or a conversation that begins"
+    ):
+        parse_preference({"prompt": "Hi", "chosen": [bye, YES], "rejected": [bye, NO]})
+
+
+def test_an_empty_system_turn_is_none() -> None:
+    for system in (message("system", ""), message("system", " \n"), {"role": "system", "content": None}):
+        assert parse_completion({"messages": [system, HI, YES]}).messages == [HI, YES]
+        assert parse_preference({"prompt": [system, HI], "chosen": "yes", "rejected": "no"}).prompt == [HI]
+    turns = [{"from": "system", "value": ""}, *TURNS]
+    assert parse_completion({"conversations": turns}).messages == [HI, YES]
+    with pytest.raises(RowError, match="/messages: expected a turn other than an empty system turn"):
+        parse_completion({"messages": [message("system", "")]})
+
+
+def test_an_empty_part_beside_calls_is_empty_text() -> None:
+    for content in ([{"type": "text", "text": ""}], [], "", None):
+        called = {"role": "assistant", "content": content, "tool_calls": [CALL]}
+        row = parse_completion({"messages": [HI, called, message("tool", "2"), YES]})
+        assert row.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    with pytest.raises(RowError, match="/messages/1/content"):
+        parse_completion({"messages": [HI, message("assistant", [{"type": "text", "text": ""}])]})
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_kept_under_one_key(key: str) -> None:
+    row = parse_completion({"messages": [HI, YES | {key: "They greet."}]})
+    assert row.messages[1] == YES | {"reasoning_content": "They greet."}
+    unused: set[str] = set()
+    parse_completion({"messages": [HI | {key: "x"}, YES | {key: ""}]}, unused)
+    assert unused == {f"/messages/*/{key}"}
+
+
+@pytest.mark.parametrize("speaker", ["gpt", "chatgpt", "bing", "bard", "model", "assistant"])
+def test_sharegpts_assistants(speaker: str) -> None:
+    row = parse_completion({"conversations": [TURNS[0], {"from": speaker, "value": "yes"}]})
+    assert row.messages == [HI, YES]
+
+
+def test_sharegpts_calls() -> None:
+    call = '{"name": "add", "arguments": {"a": 1}}'
+    row = parse_completion(
+        {
+            "conversations": [
+                TURNS[0],
+                {"from": "function_call", "value": call},
+                {"from": "observation", "value": "2"},
+                {"from": "gpt", "value": "yes"},
+            ],
+            "tools": '[{"name": "add", "description": "Adds."}]',
+        }
+    )
+    assert row.messages == [
+        HI,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        message("tool", "2"),
+        YES,
+    ]
+    assert row.loss_positions == (1, 3)
+    assert row.tools == [{"type": "function", "function": {"name": "add", "description": "Adds."}}]
+    several = {"from": "function_call", "value": f"[{call}, {call}]"}
+    assert parse_completion({"conversations": [TURNS[0], several]}).messages[1]["tool_calls"] == [CALL, CALL]
+    with pytest.raises(RowError, match="/conversations/1/value: expected the JSON text of a call"):
+        parse_completion({"conversations": [TURNS[0], {"from": "function_call", "value": "add(1)"}]})
+
+
+def test_a_greeting_before_anybody_spoke_is_context() -> None:
+    welcome = message("assistant", "Welcome")
+    for row in (
+        {"messages": [welcome, HI, YES]},
+        {"conversations": [{"from": "gpt", "value": "Welcome"}, *TURNS]},
+    ):
+        found = parse_completion(row)
+        assert (found.messages, found.loss_positions) == ([welcome, HI, YES], (2,))
+    with pytest.raises(RowError, match="a turn that the assistant answers to begin the conversation"):
+        parse_completion({"messages": [welcome]})
