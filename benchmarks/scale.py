@@ -10,13 +10,13 @@ from typing import Any
 
 from alignkit.estimate import STAGES, Estimate, compare, estimate, smallest
 from alignkit.estimate.lengths import assumed
+from alignkit.methods import METHODS
 from alignkit.recipe import Recipe
 
 DEVICE, ROWS, BATCH, LENGTH = "h100", 100_000, 1024, 2048
 LENGTHS = assumed(LENGTH, ROWS)
 SIZES = {"8 B": "llama-3.1-8b", "70 B": "llama-3.1-70b", "405 B": "llama-3.1-405b"}
 TEACHERS = {"8 B": "llama-3.1-70b", "70 B": "llama-3.1-405b", "405 B": "llama-3.1-405b"}
-METHODS = ("supervised", "f_dpo", "d2o", "sinkd", "bd_kd")
 USERS, ADAPTERS, JOBS_A_DAY, JOB_ROWS, JOB_TOKENS = 10_000, 100_000, 2_000, 2_000, 512
 
 
@@ -49,9 +49,10 @@ def main() -> None:
 def recipe(size: str, method: str, *, lora: bool, **training: Any) -> Recipe:
     """All tables' recipe."""
     own: dict[str, Any] = {"type": method}
-    if method in {"sinkd", "bd_kd"}:
+    options = METHODS[method].own_options()
+    if "teacher" in options:
         own["teacher"] = {"path": TEACHERS[size]}
-    if method == "bd_kd":
+    if "teacher_lora" in options:
         own["teacher_lora"] = {"r": 16}
     return Recipe.parse(
         {

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from alignkit.data.validation import FileReport, check_file
 from alignkit.errors import DataError
+from alignkit.methods import METHODS
 from tests.completion import write_completions
 from tests.preference import row, write_pairs
 
@@ -260,7 +261,7 @@ def test_a_file_of_nothing_but_bad_lines_is_given_up_on(tmp_path: Path) -> None:
     assert "the first 10,000 rows hold 10,000 that cannot be used" in report.summary()
 
 
-@pytest.mark.parametrize("method", ["supervised", "sinkd", "bd_kd"])
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.rows == "completion"])
 def test_methods_without_pairs_take_completions_and_the_preferred_side_of_pairs(
     tmp_path: Path, method: str
 ) -> None:

@@ -6,7 +6,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alignkit import methods
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from tests.completion import write_completions
@@ -24,7 +25,24 @@ from tests.preference import write_pairs
 from tests.tiny import build_tiny_adapter, build_tiny_model
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
-METHODS = ("f_dpo", "d2o", "sinkd", "bd_kd", "supervised", "kto")
+
+
+def _path_through_the_trainers(name: str) -> object:
+    """Methods with the same key are trained by the same code, but for a loss of single pairs."""
+    method = methods.METHODS[name]
+    return method.uses_reference if issubclass(method, methods.PairMethod) else name
+
+
+def first_of_each(key: Callable[[str], object], names: Iterable[str]) -> tuple[str, ...]:
+    """The first of the names with each key, in order."""
+    kept: dict[object, str] = {}
+    for name in names:
+        kept.setdefault(key(name), name)
+    return tuple(kept.values())
+
+
+METHODS = first_of_each(_path_through_the_trainers, methods.METHODS)
+"""Every registered method; of those on pairs the first with a reference and the first without."""
 STEPS = 3
 
 
@@ -122,22 +140,37 @@ def build_inputs(folder: Path, *, tied: bool = False, rows: int = 16) -> Path:
     return folder
 
 
-_ROWS = {"f_dpo": "pairs", "simpo": "pairs", "orpo": "pairs", "d2o": "dispreferred", "kto": "labelled"}
+_FILES = {
+    "preference": "pairs",
+    "labelled": "labelled",
+    "dispreferred": "dispreferred",
+    "completion": "completions",
+}
+"""By kind of row, the files of `build_inputs`."""
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "f_dpo": {"divergence": "js_divergence", "beta": 0.5, "sft_weight": 0.1},
+    "d2o": {"sequence_batch_size": 2},
+    "sinkd": {"max_rows": 12, "sinkhorn_weight": 0.05},
+    "kto": {"beta": 0.5, "desirable_weight": 1.5},
+}
+"""Options of methods whose defaults do not suit runs of a few short rows."""
 
 
 def method_section(inputs: Path, method: str) -> dict[str, Any]:
-    """The recipe's section, sampling included where the method samples."""
-    teacher = {"teacher": {"path": str(inputs / "teacher")}}
-    return {
-        "f_dpo": {"type": "f_dpo", "divergence": "js_divergence", "beta": 0.5, "sft_weight": 0.1},
-        "d2o": {"type": "d2o", "sequence_batch_size": 2},
-        "sinkd": {"type": "sinkd", "max_rows": 12, "sinkhorn_weight": 0.05, **teacher},
-        "bd_kd": {"type": "bd_kd", **teacher},
-        "supervised": {"type": "supervised"},
-        "kto": {"type": "kto", "beta": 0.5, "desirable_weight": 1.5},
-        "simpo": {"type": "simpo"},
-        "orpo": {"type": "orpo"},
-    }[method]
+    """The recipe's section."""
+    distils = issubclass(methods.METHODS[method], methods.DistillMethod)
+    teacher = {"teacher": {"path": str(inputs / "teacher")}} if distils else {}
+    return {"type": method, **_OPTIONS.get(method, {}), **teacher}
+
+
+def rows_of(method: str) -> str:
+    """The files of the method's rows."""
+    kind = methods.METHODS[method].rows
+    if kind not in _FILES:
+        raise AssertionError(
+            f"{method} trains on rows of the kind {kind}: write a file of them in build_inputs"
+        )
+    return _FILES[kind]
 
 
 def write_recipe(
@@ -154,7 +187,7 @@ def write_recipe(
 
     `kind`: `lora`, `full`, or `adapter`, which trains on from one.
     """
-    rows = _ROWS.get(method, "completions")
+    rows = rows_of(method)
     values: dict[str, Any] = {
         "model": {"path": str(inputs / "model")}
         | ({"adapter": str(inputs / "adapter")} if kind == "adapter" else {}),

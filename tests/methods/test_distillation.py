@@ -15,7 +15,7 @@ from alignkit import train
 from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
 from alignkit.launch import launch_command
-from alignkit.methods import ModelSource
+from alignkit.methods import METHODS, DistillMethod, ModelSource
 from alignkit.models import prune_model
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
@@ -25,6 +25,7 @@ from tests.completion import write_completions
 from tests.tiny import build_tiny_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+DISTILLATIONS = [name for name, method in METHODS.items() if issubclass(method, DistillMethod)]
 MODELS = {"big": ModelSource("models/big"), "ft:big:p:s:1": ModelSource("models/big", "adapters/1")}
 
 
@@ -55,7 +56,7 @@ def test_the_recipes_that_come_with_it_are_valid(path: Path) -> None:
     assert Recipe.load(path).method.type == path.parent.name
 
 
-@pytest.mark.parametrize("method", ["sinkd", "bd_kd"])
+@pytest.mark.parametrize("method", DISTILLATIONS)
 def test_a_jobs_teacher_is_a_model_of_the_service(method: str) -> None:
     by_base = spec(method, teacher="big")
     assert by_base.recipe.method.teacher == TeacherSection(path="models/big")
@@ -65,7 +66,7 @@ def test_a_jobs_teacher_is_a_model_of_the_service(method: str) -> None:
     assert by_job.recipe.method.teacher == TeacherSection(path="models/big", adapter="adapters/1")
 
 
-@pytest.mark.parametrize("method", ["sinkd", "bd_kd"])
+@pytest.mark.parametrize("method", DISTILLATIONS)
 @pytest.mark.parametrize(
     ("given", "path", "words"),
     [
