@@ -21,7 +21,7 @@ def test_samples_come_from_the_server_once(tmp_path: Path, model_dir: Path, serv
     trainer = build(model_dir, args, rows(4, None))
     for row in trainer.rows.rows:
         last = row.prompt.renderings[0][-1]
-        assert [one.ids[one.prompt :] for one in row.samples] == [[last, 40], [last, 41], [last, 42]]
+        assert [one.ids[one.prompt_length :] for one in row.samples] == [[last, 40], [last, 41], [last, 42]]
         assert one_prompt(row.samples) == row.begin
     assert sorted(body["n"] for body in server.bodies) == [3] * 4
     asked = [body["prompt"] for body in server.bodies]
@@ -31,7 +31,7 @@ def test_samples_come_from_the_server_once(tmp_path: Path, model_dir: Path, serv
 
 
 def one_prompt(samples: list) -> list[int]:  # type: ignore[type-arg]
-    prompts = {tuple(one.ids[: one.prompt]) for one in samples}
+    prompts = {tuple(one.ids[: one.prompt_length]) for one in samples}
     assert len(prompts) == 1
     return list(prompts.pop())
 
