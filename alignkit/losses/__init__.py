@@ -7,22 +7,28 @@ from alignkit.losses.odds import log_odds
 from alignkit.losses.sinkd import SelfCosts, sinkd_loss, transport_loss
 from alignkit.losses.types import (
     BalancedLoss,
+    CompletionLoss,
     LabelledLogps,
     LabelledLoss,
     PairLogps,
     PreferenceLoss,
+    SampleLogps,
     SinkhornLoss,
+    TokenLogps,
 )
 
 __all__ = [
     "BalancedLoss",
+    "CompletionLoss",
     "D2OCoefficients",
     "LabelledLogps",
     "LabelledLoss",
     "PairLogps",
     "PreferenceLoss",
+    "SampleLogps",
     "SelfCosts",
     "SinkhornLoss",
+    "TokenLogps",
     "balance",
     "bd_kd_loss",
     "d2o_coefficients",

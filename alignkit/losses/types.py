@@ -107,3 +107,35 @@ class BalancedLoss:
     """[N], nats, detached."""
     forward_weight: Tensor
     """[N], w_F, detached: what the gate chose."""
+
+
+class SampleLogps(NamedTuple):
+    """Log-probs of B prompts' answers in nats: K samples of the model's own and one dispreferred answer a prompt."""
+
+    samples: Tensor
+    """[B, K], under the policy, float32, differentiable."""
+    ref_samples: Tensor
+    """[B, K], under the samples' reference."""
+    rejected: Tensor
+    """[B], of the dispreferred answer under the policy, float32, differentiable."""
+    ref_rejected: Tensor
+    """[B], of the dispreferred answer under its reference."""
+    mask: Tensor
+    """[B, K] bool, which samples there are; at least one a prompt."""
+
+
+class TokenLogps(NamedTuple):
+    """Log-probs in nats of the tokens of B answers, each given what precedes it."""
+
+    logps: Tensor
+    """[B, L], float32, differentiable; zero where no loss falls."""
+    mask: Tensor
+    """[B, L] bool, the tokens that carry loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionLoss:
+    """A loss over the tokens of B answers, float32 (float64 for float64 input)."""
+
+    losses: Tensor
+    """[B], sums over each answer's tokens, differentiable; the caller divides by the tokens of a whole step."""

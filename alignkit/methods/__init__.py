@@ -2,6 +2,7 @@
 
 from alignkit.methods.base import Method, ModelSource, ResolveModel
 from alignkit.methods.bd_kd import BDKD
+from alignkit.methods.completion import CompletionMethod
 from alignkit.methods.d2o import D2O
 from alignkit.methods.distillation import DistillMethod
 from alignkit.methods.f_dpo import DPO, FDPO
@@ -40,6 +41,7 @@ __all__ = [
     "KTO",
     "METHODS",
     "ORPO",
+    "CompletionMethod",
     "DistillMethod",
     "Hyperparameters",
     "LabelledMethod",

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from alignkit.errors import FieldIssue
+from alignkit.losses import D2OCoefficients, PreferenceLoss, SampleLogps, d2o_coefficients, d2o_loss
 from alignkit.methods.base import Method
 from alignkit.methods.work import Batch, Generation, Pass, Plan, Work, policy_use
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE, RECIPES_ONLY, InJobs
@@ -18,28 +20,6 @@ if TYPE_CHECKING:
 Strength = Annotated[float, InJobs(le=2, auto=True)]
 Instruction = Annotated[str, Field(min_length=1, max_length=2000)]
 STEPS = InJobs(le=1_000_000)
-
-
-class Online(Protocol):
-    """The options of D2O that act in the middle of a run: on the method, and on a trainer's configuration."""
-
-    resample_every: int | None
-    ref_refresh_every: int | None
-    sampler_url: str | None
-
-
-def refused_online(sharded: str | None, options: Online) -> Iterator[FieldIssue]:
-    """The options of D2O that cannot act in the middle of a run under `sharded`."""
-    if options.resample_every and not options.sampler_url and sharded in SHARES_WEIGHTS:
-        yield FieldIssue(
-            "method.resample_every",
-            f"expected a sampler_url, or ddp, zero1 or zero2, to draw from the policy with, found {sharded}",
-        )
-    if options.ref_refresh_every and sharded == "FSDP":
-        yield FieldIssue(
-            "method.ref_refresh_every",
-            "expected ddp or ZeRO, found FSDP, under which no process can copy the policy",
-        )
 
 
 class D2O(Method):
@@ -110,6 +90,38 @@ class D2O(Method):
             raise ValueError("ref_refresh_every does not go with sample_reference and rejected_reference")
         return self
 
+    def loss(self, logps: SampleLogps) -> PreferenceLoss:
+        """`losses.d2o_loss` of B prompts (arXiv 2403.03419); the trainer takes the mean over a whole step."""
+        return d2o_loss(*logps[:4], **self._strengths(logps))
+
+    def coefficients(self, logps: SampleLogps) -> D2OCoefficients:
+        """The gradient of the mean of `loss` by each log-prob of the policy: `losses.d2o_coefficients`."""
+        return d2o_coefficients(*logps[:4], **self._strengths(logps))
+
+    def _strengths(self, logps: SampleLogps) -> dict[str, Any]:
+        return {
+            "beta": self.beta,
+            "alpha": self.alpha,
+            "sample_mask": logps.mask,
+            "rejected_floor": self.rejected_floor,
+        }
+
+    def try_out(self) -> None:
+        """Raise ValueError unless `coefficients` is the gradient of the mean of `loss`, on three prompts."""
+        samples = torch.linspace(-9, -4, 6).view(3, 2).requires_grad_()
+        rejected = torch.linspace(-8, -6, 3).requires_grad_()
+        mask = torch.ones(3, 2, dtype=torch.bool)
+        logps = SampleLogps(samples, samples.detach() + 0.5, rejected, rejected.detach() - 0.5, mask)
+        expected = torch.autograd.grad(self.loss(logps).losses.mean(), (samples, rejected))
+        coefficients = self.coefficients(logps)
+        found = coefficients.samples, coefficients.rejected
+        for name, ours, gradient in zip(("samples", "rejected"), found, expected, strict=True):
+            if not torch.allclose(ours, gradient, rtol=1e-4, atol=1e-7):
+                raise ValueError(
+                    f"{type(self).__name__}.coefficients: expected the gradient of loss, whose {name} are "
+                    f"{gradient.tolist()}, found {ours.tolist()}"
+                )
+
     def refusals(self, recipe: "Recipe", sharded: str | None) -> Iterator[FieldIssue]:
         """Draws and refreshes that sharding rules out, and a sampler whose model is not named."""
         if self.sampler_url and recipe.model.adapter and not self.sampler_model:
@@ -117,7 +129,20 @@ class D2O(Method):
             yield FieldIssue(
                 "method.sampler_model", "is required with model.adapter: the name that the server has for it"
             )
-        yield from refused_online(sharded, self)
+        yield from self.refused_online(sharded)
+
+    def refused_online(self, sharded: str | None) -> Iterator[FieldIssue]:
+        """The options that cannot act in the middle of a run under `sharded`."""
+        if self.resample_every and not self.sampler_url and sharded in SHARES_WEIGHTS:
+            yield FieldIssue(
+                "method.resample_every",
+                f"expected a sampler_url, or ddp, zero1 or zero2, to draw from the policy with, found {sharded}",
+            )
+        if self.ref_refresh_every and sharded == "FSDP":
+            yield FieldIssue(
+                "method.ref_refresh_every",
+                "expected ddp or ZeRO, found FSDP, under which no process can copy the policy",
+            )
 
     def plan(self, recipe: "Recipe") -> Plan:
         """K samples and the dispreferred answer, a few at a time: scored, then trained; no reference stays loaded."""

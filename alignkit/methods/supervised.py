@@ -1,29 +1,18 @@
-"""Supervised fine-tuning, OpenAI's default method: the answers of the data, learned by their likelihood."""
+"""Supervised fine-tuning, OpenAI's default method: the likelihood of the data's answers."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from alignkit.methods.base import Method
-from alignkit.methods.work import Batch, Pass, Plan, Work, policy_use
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+from alignkit.losses import CompletionLoss, TokenLogps
+from alignkit.methods.completion import CompletionMethod
 
 
-class Supervised(Method):
+class Supervised(CompletionMethod):
     """Supervised fine-tuning on the answers of the data, as at OpenAI; it has no options of its own."""
 
-    rows: ClassVar[str] = "completion"
     learning_rate: ClassVar[float] = 2e-4
 
     type: Literal["supervised"] = "supervised"
 
-    def plan(self, recipe: "Recipe") -> Plan:
-        """One forward and backward of every row."""
-
-        def work(batch: Batch) -> Work:
-            from alignkit.estimate import heads  # the estimate imports the methods
-
-            head = heads.log_probs(batch.tokens(batch.rows), batch.heads["policy"], gpu=batch.gpu)
-            return Work((Pass("policy", batch.rows, batch.length, trains=True, head=head),))
-
-        return Plan({"policy": policy_use(recipe)}, work)
+    def loss(self, answers: TokenLogps) -> CompletionLoss:
+        """L = -sum_t log pi(y_t | y_<t), over the tokens that carry loss."""
+        return CompletionLoss(-answers.logps.sum(dim=1))

@@ -5,9 +5,15 @@ from alignkit import versions
 versions.warn_if_untested()  # first: an untested version may break the imports below
 
 from alignkit.trainers.bd_kd import BDKDTrainer
-from alignkit.trainers.configs import BDKDConfig, DistillationConfig, FDPOConfig, SinKDConfig
+from alignkit.trainers.configs import (
+    BDKDConfig,
+    D2OConfig,
+    DispreferredConfig,
+    DistillationConfig,
+    FDPOConfig,
+    SinKDConfig,
+)
 from alignkit.trainers.d2o import D2OTrainer
-from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.distillation import DistillationTrainer
 from alignkit.trainers.f_dpo import FDPOTrainer
 from alignkit.trainers.labelled import LabelledTrainer
@@ -20,6 +26,7 @@ __all__ = [
     "BDKDTrainer",
     "D2OConfig",
     "D2OTrainer",
+    "DispreferredConfig",
     "DistillationConfig",
     "DistillationTrainer",
     "FDPOConfig",

@@ -10,15 +10,14 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 from alignkit.adapters import peft_config
 from alignkit.data.dataset import run_datasets
 from alignkit.errors import ModelError
-from alignkit.methods import D2O, DistillMethod, LabelledMethod, Method, PairMethod, Supervised
+from alignkit.methods import D2O, CompletionMethod, DistillMethod, LabelledMethod, Method, PairMethod
 from alignkit.models import load_causal_lm
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
 from alignkit.sections import TeacherSection
 from alignkit.trainers.arguments import lora_config, training_arguments
-from alignkit.trainers.configs import DistillationConfig
+from alignkit.trainers.configs import DispreferredConfig, DistillationConfig
 from alignkit.trainers.d2o import D2OTrainer
-from alignkit.trainers.d2o_config import D2OConfig
 from alignkit.trainers.d2o_rows import tokenise
 from alignkit.trainers.distillation import DistillationTrainer
 from alignkit.trainers.labelled import LabelledTrainer
@@ -65,18 +64,17 @@ def labelled_trainer(context: RunContext, method: LabelledMethod) -> LabelledTra
     return LabelledTrainer(args=config, method=method, **_common(context))
 
 
-def supervised_trainer(context: RunContext, _method: Supervised) -> SupervisedTrainer:
-    """A SupervisedTrainer for the recipe."""
+def supervised_trainer(context: RunContext, method: CompletionMethod) -> SupervisedTrainer:
+    """A SupervisedTrainer with the recipe's loss."""
     config = SFTConfig(**_tokenised(context), router_aux_loss_coef=0.0)
-    return SupervisedTrainer(args=config, **_common(context))
+    return SupervisedTrainer(args=config, method=method, **_common(context))
 
 
 def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
     """A D2OTrainer for the recipe; it draws the samples that the data does not bring."""
     recipe, folder = context.recipe, RunFolder(context.checkpoints.parent)
-    config = D2OConfig(
+    config = DispreferredConfig(
         **training_arguments(recipe, context.checkpoints),
-        **method.model_dump(exclude={"type"}),
         max_length=recipe.data.max_length,
         samples_dir=str(folder.samples),
     )
@@ -95,7 +93,7 @@ def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
             report=lambda message: report(f"{name}: {message}"),
         )
 
-    return D2OTrainer(args=config, report=report, **_common(context, dataset))
+    return D2OTrainer(args=config, method=method, report=report, **_common(context, dataset))
 
 
 def distillation_trainer(context: RunContext, method: DistillMethod) -> DistillationTrainer:
@@ -115,7 +113,7 @@ def distillation_trainer(context: RunContext, method: DistillMethod) -> Distilla
 BUILDERS: Mapping[type[Method], Callable[[RunContext, Any], Any]] = {
     PairMethod: preference_trainer,
     LabelledMethod: labelled_trainer,
-    Supervised: supervised_trainer,
+    CompletionMethod: supervised_trainer,
     D2O: d2o_trainer,
     DistillMethod: distillation_trainer,
 }

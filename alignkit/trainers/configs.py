@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from trl import DPOConfig, SFTConfig
 from trl.trainer.utils import get_config_model_id
 
-from alignkit.methods import BDKD, FDPO, Method, SinKD
+from alignkit.methods import BDKD, D2O, FDPO, Method, SinKD
 from alignkit.schema import Section, field_issues
 
 Refused = Mapping[str, tuple[Any, str]]
@@ -28,6 +28,17 @@ REFUSED_OF_DISTILLATION: Refused = {
     "label_smoothing_factor": (0.0, "it needs the logits, which are never made; the teacher smooths"),
     "use_liger_kernel": (False, "it replaces the forward that the fused heads need"),
     "router_aux_loss_coef": (0.0, "the routers' own loss is not added to a distillation loss"),
+}
+REFUSED_OF_SAMPLES: Refused = {
+    "loss_type": (["sigmoid"], "D2O is one loss"),
+    "f_divergence_type": ("reverse_kl", "D2O is defined under the reverse KL"),
+    "ld_alpha": (None, "use `logps='mean'` against differences of length"),
+    "use_weighting": (False, "WPO's weights are of pairs"),
+    "label_smoothing": (0.0, "there is no preferred answer to be mistaken about"),
+    "sync_ref_model": (False, "use `ref_refresh_every`"),
+    "truncation_mode": ("keep_start", "an answer without its prompt is not the answer that was drawn"),
+    "disable_dropout": (True, "the gradient is exact only if both passes of a step see the same policy"),
+    "precompute_ref_log_probs": (True, "the references' log-probs are always computed ahead"),
 }
 
 
@@ -142,6 +153,22 @@ class DistillationConfig(SFTConfig):
         refuse_options(self, REFUSED_OF_DISTILLATION, "distillation")
 
 
+@dataclass
+class DispreferredConfig(DPOConfig):
+    """DPOConfig plus where D2O's samples are kept; TRL's options that have no meaning here are refused."""
+
+    precompute_ref_log_probs: bool = field(
+        default=True, metadata={"help": "Always true: references are scored once, and again after a refresh."}
+    )
+    samples_dir: str | None = field(
+        default=None, metadata={"help": "Where samples and scores are kept; default: samples/ in output_dir."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_options(self, REFUSED_OF_SAMPLES, "D2O")
+
+
 FDPOConfig = config_class(
     "FDPOConfig",
     FDPO,
@@ -163,4 +190,11 @@ BDKDConfig = config_class(
     DistillationConfig,
     "DistillationConfig with BD-KD's options: the gate, the weights, and how the teacher trains.\n\n"
     "The defaults are our reading of the paper.",
+)
+D2OConfig = config_class(
+    "D2OConfig",
+    D2O,
+    DispreferredConfig,
+    "DispreferredConfig with D2O's options: its strengths, its samples and its references.\n\n"
+    "`beta` >= 0 is the strength of the anchor.",
 )

@@ -1,6 +1,6 @@
 """D2O as a TRL trainer (arXiv 2403.03419): a dispreferred answer against the model's own samples.
 
-How a step's gradient is made: every sequence of the batch is scored without gradient, `d2o_coefficients` turns the
+How a step's gradient is made: every sequence of the batch is scored without gradient, `method.coefficients` turns the
 scores into one number a sequence, and the sequences run again a few at a time, each few with its own backward. That
 is the exact gradient in memory that does not grow with K, and to DDP, DeepSpeed and FSDP it is plain gradient
 accumulation: all but the last backward of a step are told not to synchronise. Checkpointing the few instead, for one
@@ -20,10 +20,10 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
-from alignkit.losses import PreferenceLoss, d2o_coefficients, d2o_loss
-from alignkit.methods.d2o import refused_online
+from alignkit.losses import PreferenceLoss, SampleLogps
+from alignkit.methods import D2O
 from alignkit.origin import sharding_of
-from alignkit.trainers.d2o_config import D2OConfig
+from alignkit.trainers.configs import D2OConfig, DispreferredConfig, own_config, require_config
 from alignkit.trainers.d2o_preparation import D2OPreparation
 from alignkit.trainers.d2o_rounds import Rounds
 from alignkit.trainers.d2o_rows import D2ORow
@@ -54,6 +54,11 @@ class _Batch:
         samples = values.new_zeros(self.mask.shape).masked_scatter(self.mask, values[count:])
         return samples, values[:count]
 
+    def sample_logps(self, logps: Tensor) -> SampleLogps:
+        """The record of the sequences' log-probs under the policy."""
+        samples, rejected = self.split(logps)
+        return SampleLogps(samples, self.ref_samples, rejected, self.ref_rejected, self.mask)
+
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
@@ -64,7 +69,7 @@ class _Scored:
 
 
 class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
-    """DPOTrainer on rows with a dispreferred answer only; the loss is `losses.d2o_loss`.
+    """DPOTrainer on rows with a dispreferred answer only; the loss is `method.loss`.
 
     A dataset has the columns of `alignkit.data.parse_dispreferred`'s forms: prompt, rejected and, where samples come
     with the data, samples. Others are drawn when the trainer is built, from the reference; with `resample_every` also
@@ -73,20 +78,30 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
     FloatingPointError with step and rows where a log-prob is not finite.
     """
 
-    _tag_names = ["trl", "d2o", "alignkit"]  # noqa: RUF012 - TRL's protocol
-
     def __init__(
         self,
         model: Any,
-        args: D2OConfig,
+        args: Any = None,
         *,
+        method: D2O | None = None,
         report: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Take DPOTrainer's arguments, with a `D2OConfig` as `args`, the default one where none is given.
+
+        With `method` given its options are its own, and `args` is a `DispreferredConfig`. Raises TypeError for
+        another configuration, such as TRL's, before anything is loaded.
+        """
+        if method is None:
+            args = own_config(D2OConfig, args, model)
+            method = args.method()
+        require_config(args, DispreferredConfig)
+        self.method = method
+        self._tag_names = ["trl", method.type.replace("_", "-"), "alignkit"]
         super().__init__(model, args, report=report, **kwargs)
         self.add_callback(Rounds(self))
         sharded = {"zero3": "ZeRO-3", "fsdp2": "FSDP"}.get(sharding_of(self.accelerator))
-        for issue in refused_online(sharded, args):
+        for issue in method.refused_online(sharded):
             raise DataError(str(issue))
 
     def compute_loss(
@@ -120,10 +135,7 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
         ):
             scored = self._score_batch(model, batch, parts)
             loss = self._loss(batch, scored)
-            samples, rejected = batch.split(scored.logps)
-            found = d2o_coefficients(
-                samples, batch.ref_samples, rejected, batch.ref_rejected, **self._options(batch.mask)
-            )
+            found = self.method.coefficients(batch.sample_logps(scored.logps))
             shares = batch.shares * len(batch.rows)  # in the place of the mean over the batch
             coefficients = torch.cat([found.rejected * shares, (found.samples * shares[:, None])[batch.mask]])
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -180,12 +192,12 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
 
     def _parts(self, sequences: list[TokenSequence]) -> list[list[int]]:
         """The sequences a few at a time; as many times on every process, since forwards may be collective."""
-        parts = parts_of(sequences, self.args.sequence_batch_size)
+        parts = parts_of(sequences, self.method.sequence_batch_size)
         if self.accelerator.num_processes == 1:
             return parts
         count = torch.tensor([len(parts)], device=self.accelerator.device)
         most = int(self.accelerator.gather(count).max())
-        return parts_of(sequences, self.args.sequence_batch_size, at_least=most)
+        return parts_of(sequences, self.method.sequence_batch_size, at_least=most)
 
     def _score_batch(self, model: Any, batch: _Batch, parts: list[list[int]] | None = None) -> _Scored:
         parts = self._parts(batch.sequences) if parts is None else parts
@@ -203,23 +215,11 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
             [batch.sequences[index] for index in part],
             pad_token_id=self._tokenizer.pad_token_id,
             device=self.accelerator.device,
-            reduction=self.args.logps,
+            reduction=self.method.logps,
         )
-
-    def _options(self, mask: Tensor) -> dict[str, Any]:
-        config: D2OConfig = self.args
-        return {
-            "beta": config.beta,
-            "alpha": config.alpha,
-            "sample_mask": mask,
-            "rejected_floor": config.rejected_floor,
-        }
 
     def _loss(self, batch: _Batch, scored: _Scored) -> Tensor:
-        samples, rejected = batch.split(scored.logps)
-        preference = d2o_loss(
-            samples, batch.ref_samples, rejected, batch.ref_rejected, **self._options(batch.mask)
-        )
+        preference = self.method.loss(batch.sample_logps(scored.logps))
         self._require_finite_losses(preference.losses, batch)
         self._record_step(batch, scored, preference)
         return preference.losses @ batch.shares.to(preference.losses)
@@ -239,7 +239,7 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
         counts = batch.mask.sum(dim=1)
         log_ratios = rejected - batch.ref_rejected
         margins = preference.chosen_rewards - preference.rejected_rewards
-        floor = -torch.inf if self.args.rejected_floor is None else self.args.rejected_floor
+        floor = -torch.inf if self.method.rejected_floor is None else self.method.rejected_floor
         entropies, tokens = (
             sampled.sum(dim=1) + of_rejected
             for sampled, of_rejected in (batch.split(scored.entropies), batch.split(scored.tokens))

@@ -17,8 +17,9 @@ from alignkit.data.nodes import RowError
 from alignkit.data.rows import DispreferredRow, parse_dispreferred
 from alignkit.errors import DataError
 from alignkit.kernels.model_head import fuse_head
+from alignkit.methods import D2O
 from alignkit.sampling import LocalSampler, Sampler, SampleStore, SamplingOptions, ServerSampler, digest
-from alignkit.trainers.d2o_config import D2OConfig
+from alignkit.trainers.configs import DispreferredConfig
 from alignkit.trainers.d2o_rows import SAMPLING_PROMPTS, D2ORow, D2ORows, tokenise
 from alignkit.trainers.references import References
 
@@ -30,8 +31,10 @@ class D2OPreparation(DPOTrainer):
     for a dataset that is given to `evaluate`.
     """
 
+    method: D2O
+
     def __init__(
-        self, model: Any, args: D2OConfig, *, report: Callable[[str], None] | None, **kwargs: Any
+        self, model: Any, args: DispreferredConfig, *, report: Callable[[str], None] | None, **kwargs: Any
     ) -> None:
         self.report = report or (lambda message: warnings.warn(message, stacklevel=2))
         self._folder = Path(args.samples_dir or Path(args.output_dir) / "samples")
@@ -41,7 +44,7 @@ class D2OPreparation(DPOTrainer):
         super().__init__(model=model, args=args, data_collator=_collate, **kwargs)
 
     def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: D2OConfig, dataset_name: str
+        self, dataset: Any, processing_class: Any, args: DispreferredConfig, dataset_name: str
     ) -> Any:
         if not isinstance(dataset, Dataset):
             raise TypeError(f"{dataset_name}: expected a datasets.Dataset, found {type(dataset).__name__}")
@@ -60,14 +63,14 @@ class D2OPreparation(DPOTrainer):
             raise DataError(f"{dataset_name}: no row is left, as max_length leaves no room for any answer")
         return Dataset.from_dict(columns)
 
-    def _tokenise(self, dataset: Dataset, tokenizer: Any, args: D2OConfig, name: str) -> Dataset:
+    def _tokenise(self, dataset: Dataset, tokenizer: Any, args: DispreferredConfig, name: str) -> Dataset:
         """The tokens of a dataset in one of `parse_dispreferred`'s forms."""
         try:
             rows = [_parse(number, example) for number, example in enumerate(dataset, start=1)]
             return tokenise(
                 rows,
                 tokenizer,
-                instructions=args.instruction_pool,
+                instructions=self.method.instruction_pool,
                 max_length=args.max_length,
                 report=lambda message: self.report(f"{name}: {message}"),
             )
@@ -101,20 +104,20 @@ class D2OPreparation(DPOTrainer):
     def _start_rows(self) -> D2ORows:
         policy = self._unwrapped()
         fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True)
-        config: D2OConfig = self.args
+        args, method = self.args, self.method
         rows = D2ORows(
             self.accelerator,
             self._tokenizer,
             SampleStore(self._folder),
             SamplingOptions(
-                count=config.samples_per_prompt,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                max_tokens=config.max_tokens,
-                redraws=config.redraws,
+                count=method.samples_per_prompt,
+                temperature=method.temperature,
+                top_p=method.top_p,
+                max_tokens=method.max_tokens,
+                redraws=method.redraws,
             ),
-            seed=config.seed,
-            max_length=config.max_length,
+            seed=args.seed,
+            max_length=args.max_length,
             report=self.report,
         )
         rows.rows = self._prepared
@@ -134,17 +137,17 @@ class D2OPreparation(DPOTrainer):
         """Samples for these rows: from the reference, or at a `step` from the policy. Returns who got none."""
         if not numbers:
             return []
-        config: D2OConfig = self.args
-        source = f"policy at step {step}" if step else self.references.identity(config.sample_reference)
-        server = f"server's {config.sampler_model}" if config.sampler_url else "here"
+        method = self.method
+        source = f"policy at step {step}" if step else self.references.identity(method.sample_reference)
+        server = f"server's {method.sampler_model}" if method.sampler_url else "here"
         return self.rows.draw(
             numbers, digest(self._run_identity(step), source, server), lambda: self._sampler(step)
         )
 
     def score(self, numbers: list[int]) -> None:
         """The references' log-probs of these rows' samples and dispreferred answers."""
-        config: D2OConfig = self.args
-        paths = {"samples": config.sample_reference, "rejected": config.rejected_reference}
+        method = self.method
+        paths = {"samples": method.sample_reference, "rejected": method.rejected_reference}
         for path in sorted(set(paths.values()), key=str):
             self.rows.score(
                 numbers,
@@ -152,8 +155,8 @@ class D2OPreparation(DPOTrainer):
                 lambda path=path: self.references.open(path),  # type: ignore[misc]
                 samples=paths["samples"] == path,
                 rejected=paths["rejected"] == path,
-                reduction=config.logps,  # type: ignore[arg-type]
-                batch_size=config.sequence_batch_size,
+                reduction=method.logps,
+                batch_size=method.sequence_batch_size,
                 step=self.state.global_step,
             )
 
@@ -162,14 +165,15 @@ class D2OPreparation(DPOTrainer):
         if not step:
             return str(self._precompute_model_hash)
         apart = {"output_dir", "logging_dir", "run_name", "samples_dir"}
-        options = {name: str(value) for name, value in self.args.to_dict().items() if name not in apart}
+        given = self.args.to_dict() | self.method.model_dump()
+        options = {name: str(value) for name, value in given.items() if name not in apart}
         return digest(self._precompute_model_hash, options)
 
     @contextlib.contextmanager
     def _sampler(self, step: int | None) -> Iterator[Sampler]:
-        config: D2OConfig = self.args
-        if config.sampler_url is not None:
-            with ServerSampler(config.sampler_url, self._tokenizer, model=config.sampler_model) as server:
+        method = self.method
+        if method.sampler_url is not None:
+            with ServerSampler(method.sampler_url, self._tokenizer, model=method.sampler_model) as server:
                 if step:
                     self._serve_policy(server, step)
                 yield server
@@ -177,7 +181,7 @@ class D2OPreparation(DPOTrainer):
         opened = (
             contextlib.nullcontext(self.references.policy())
             if step
-            else self.references.open(config.sample_reference)
+            else self.references.open(method.sample_reference)
         )
         with (
             opened as model,
@@ -187,7 +191,7 @@ class D2OPreparation(DPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as bare,
         ):
-            yield LocalSampler(bare, self._tokenizer, batch_size=config.sampling_batch_size)
+            yield LocalSampler(bare, self._tokenizer, batch_size=method.sampling_batch_size)
 
     def _serve_policy(self, server: ServerSampler, step: int) -> None:
         """Give the server the adapter of now, under a name of its own."""

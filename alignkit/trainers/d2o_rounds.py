@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class Rounds(TrainerCallback):
-    """Draws, refreshes and scores before a step, as the configuration of `trainer` (a D2OTrainer) says."""
+    """Draws, refreshes and scores before a step, as the method of `trainer` (a D2OTrainer) says."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -18,8 +18,10 @@ class Rounds(TrainerCallback):
     ) -> None:
         """A run that goes on finds the samples and the references that it had."""
         steps = range(state.global_step - 1, 0, -1)
-        refreshed = next((step for step in steps if self._due(step, args.ref_refresh_every)), None)
-        drawn = next((step for step in steps if self._due(step, args.resample_every)), None)
+        refreshed = next(
+            (step for step in steps if self._due(step, self._trainer.method.ref_refresh_every)), None
+        )
+        drawn = next((step for step in steps if self._due(step, self._trainer.method.resample_every)), None)
         if refreshed:
             self._trainer.references.restore(refreshed)
         self._renew(drawn, score=bool(refreshed or drawn))
@@ -29,13 +31,14 @@ class Rounds(TrainerCallback):
     ) -> None:
         """Renew what is due."""
         step = state.global_step
-        refresh, draw = self._due(step, args.ref_refresh_every), self._due(step, args.resample_every)
+        method = self._trainer.method
+        refresh, draw = self._due(step, method.ref_refresh_every), self._due(step, method.resample_every)
         if refresh:
             self._trainer.references.refresh(step)
         self._renew(step if draw else None, score=refresh or draw)
 
     def _due(self, step: int, every: int | None) -> bool:
-        warmup = self._trainer.args.resample_warmup_steps
+        warmup = self._trainer.method.resample_warmup_steps
         return every is not None and step > 0 and step >= warmup and (step - warmup) % every == 0
 
     def _renew(self, drawn: int | None, *, score: bool) -> None:

@@ -5,12 +5,16 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from trl import SFTTrainer
+from transformers import TrainingArguments
+from trl import SFTConfig, SFTTrainer
 
 from alignkit.adapters import keep_start
 from alignkit.data.tokens import IGNORED
 from alignkit.kernels.model_head import fuse_head
+from alignkit.losses import TokenLogps
+from alignkit.methods import CompletionMethod, Supervised
 from alignkit.trainers.balance import RouterBalance
+from alignkit.trainers.configs import require_config
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import gather_rows
@@ -18,20 +22,28 @@ from alignkit.trainers.whole_steps import WholeSteps
 
 
 class SupervisedTrainer(ItemLog, RouterBalance, ExactResume, WholeSteps, SFTTrainer):
-    """SFTTrainer whose loss is the mean negative log-likelihood of the learned tokens, in nats,
+    """SFTTrainer whose loss is `method.loss`. By default it is the mean negative log-likelihood in nats,
 
-        L = -sum_t log pi(y_t | y_<t) / T,     T: learned tokens of the whole optimizer step, over all processes,
+        L = -sum_t log pi(y_t | y_<t) / T,     T: loss tokens of the whole optimizer step, over all processes,
 
     so that how a step is split into forwards and processes does not matter. Evaluation's loss, accuracy and entropy
     are means over tokens too, where TRL averages batches. Raises ValueError for the TRL options it does not have.
     """
 
-    _tag_names = ["trl", "sft", "alignkit"]  # noqa: RUF012 - TRL's protocol
+    def __init__(
+        self, model: Any = None, args: Any = None, *, method: CompletionMethod | None = None, **kwargs: Any
+    ) -> None:
+        """Take SFTTrainer's arguments, and the method whose loss it is; default: `Supervised`.
 
-    def __init__(self, model: Any = None, *args: Any, **kwargs: Any) -> None:
+        Raises TypeError for a configuration of another trainer, before anything is loaded.
+        """
+        if args is not None and type(args) is not TrainingArguments:
+            require_config(args, SFTConfig)
+        self.method = method or Supervised()
+        self._tag_names = ["trl", "sft", self.method.type.replace("_", "-"), "alignkit"]
         if is_peft_model(model):
             keep_start(model)
-        super().__init__(model, *args, **kwargs)
+        super().__init__(model, args, **kwargs)
         self._refuse_options()
         policy = self.accelerator.unwrap_model(self.model)
         fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
@@ -58,7 +70,7 @@ class SupervisedTrainer(ItemLog, RouterBalance, ExactResume, WholeSteps, SFTTrai
         # inside the forward, where ZeRO-3 gathers the head
         outputs = model(**inputs, **self.router_inputs(), fused_lm_head=True)
         learned = inputs["labels"][:, 1:] != IGNORED
-        losses = -outputs.log_probs.float().sum(dim=1)
+        losses = self.method.loss(TokenLogps(outputs.log_probs.float(), learned)).losses
         self._require_finite(losses, inputs)
         self._record(outputs, losses, learned, inputs, counted)
         tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch

@@ -15,6 +15,7 @@ from alignkit.trainers.configs import own_config
 
 CONFIGS: list[tuple[Any, type[Method], set[str]]] = [
     (trainers.FDPOConfig, methods.FDPO, set()),
+    (trainers.D2OConfig, methods.D2O, set()),
     (trainers.SinKDConfig, methods.SinKD, {"teacher"}),
     (trainers.BDKDConfig, methods.BDKD, {"teacher", "teacher_lora"}),
 ]
@@ -72,6 +73,7 @@ def test_without_arguments_the_defaults_go_into_a_folder_named_after_model_and_m
 
 
 WRONG = [
+    (trainers.D2OTrainer, DPOConfig, "alignkit.trainers.D2OConfig, which has DPOConfig's options and more"),
     (trainers.FDPOTrainer, DPOConfig, "alignkit.trainers.FDPOConfig, which has DPOConfig's options and more"),
     (trainers.FDPOTrainer, SFTConfig, "alignkit.trainers.FDPOConfig"),
     (
@@ -96,5 +98,7 @@ def test_a_trainer_of_any_method_refuses_another_configuration_too(tmp_path: Pat
     args = TrainingArguments(str(tmp_path), **ON_CPU)
     with pytest.raises(TypeError, match=r"expected alignkit\.trainers\.DistillationConfig, which has"):
         trainers.DistillationTrainer("none", "none", args, method=methods.SinKD(teacher={"path": "t"}))
+    with pytest.raises(TypeError, match=r"expected trl.SFTConfig, found DPOConfig"):
+        trainers.SupervisedTrainer("none", args=DPOConfig(str(tmp_path), **ON_CPU))
     with pytest.raises(TypeError, match=r"expected trl.DPOConfig, which has .* found TrainingArguments"):
         trainers.PreferenceTrainer("none", args=args, method=methods.IPO())

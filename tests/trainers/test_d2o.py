@@ -569,20 +569,23 @@ def test_a_bad_row_is_named(tmp_path: Path, model_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ({"samples_per_prompt": 0}, "samples_per_prompt: expected at least 1, found 0"),
-        ({"beta": -0.1}, "beta: expected at least 0"),
-        ({"alpha": math.nan}, "alpha: expected at least 0, found nan"),
-        ({"temperature": 0}, "temperature: expected > 0"),
-        ({"top_p": 1.5}, "top_p: expected > 0 and at most 1"),
-        ({"rejected_floor": 1.0}, "rejected_floor: expected a log-ratio < 0"),
-        ({"logps": "max"}, "logps: expected 'sum' or 'mean'"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt: expected greater than or equal to 1, found 0"),
+        ({"beta": -0.1}, "beta: expected greater than or equal to 0, found -0.1"),
+        ({"alpha": math.nan}, "alpha: expected a finite number, found nan"),
+        ({"temperature": 0}, "temperature: expected greater than 0"),
+        ({"top_p": 1.5}, "top_p: expected less than or equal to 1, found 1.5"),
+        ({"rejected_floor": 1.0}, "rejected_floor: expected less than 0, found 1.0"),
+        ({"logps": "max"}, "logps: expected 'sum' or 'mean', found 'max'"),
         ({"loss_type": ["ipo"]}, "loss_type"),
         (
             {"disable_dropout": False},
             "disable_dropout=False is not an option of D2O: the gradient is exact only",
         ),
         ({"sync_ref_model": True}, "ref_refresh_every"),
-        ({"ref_refresh_every": 2, "sample_reference": "a"}, "it does not go with sample_reference"),
+        (
+            {"ref_refresh_every": 2, "sample_reference": "a"},
+            "ref_refresh_every does not go with sample_reference",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, option: dict[str, Any], words: str) -> None:

@@ -1,0 +1,58 @@
+"""Methods that train on the answers of the data alone: a loss over the log-probs of their tokens."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from alignkit.losses import CompletionLoss, TokenLogps
+from alignkit.methods.base import Method
+from alignkit.methods.work import Batch, Pass, Plan, Work, policy_use
+
+if TYPE_CHECKING:
+    from alignkit.recipe import Recipe
+
+
+class CompletionMethod(Method):
+    """A method on answers without a comparison. A subclass declares its options as fields and defines `loss`."""
+
+    rows: ClassVar[str] = "completion"
+
+    def loss(self, answers: TokenLogps) -> CompletionLoss:
+        """Losses of B answers; the trainer divides their sum by the tokens of a whole step."""
+        raise NotImplementedError
+
+    def try_out(self) -> None:
+        """Run the loss on two answers; raises ValueError unless it gives each a finite, differentiable loss."""
+        logps = torch.tensor([[-0.5, -1.0, -2.0], [-3.0, -0.1, 0.0]], requires_grad=True)
+        answers = TokenLogps(logps, torch.tensor([[True, True, True], [True, True, False]]))
+        try:
+            found = self.loss(answers)
+        except Exception as error:  # the method is the user's, and may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{type(self).__name__}.loss fails on two answers: {reason}") from error
+        if problem := _problem(found):
+            raise ValueError(f"{type(self).__name__}.loss: {problem}")
+
+    def plan(self, recipe: "Recipe") -> Plan:
+        """One forward and backward of every row."""
+
+        def work(batch: Batch) -> Work:
+            from alignkit.estimate import heads  # the estimate imports the methods
+
+            head = heads.log_probs(batch.tokens(batch.rows), batch.heads["policy"], gpu=batch.gpu)
+            return Work((Pass("policy", batch.rows, batch.length, trains=True, head=head),))
+
+        return Plan({"policy": policy_use(recipe)}, work)
+
+
+def _problem(found: object) -> str | None:
+    """The fault of a loss's result over two answers."""
+    if not isinstance(found, CompletionLoss):
+        return f"expected a CompletionLoss, found {type(found).__name__}"
+    if list(found.losses.shape) != [2]:
+        return f"expected losses of shape [2] for two answers, found {list(found.losses.shape)}"
+    if not found.losses.requires_grad:
+        return "expected losses with a gradient to the log-probs, found none"
+    if not bool(torch.isfinite(found.losses).all()):
+        return f"expected finite losses, found {found.losses.tolist()}"
+    return None
