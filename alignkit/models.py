@@ -205,6 +205,8 @@ def prune_model(
 
 def _keep_layers(model: Any, every: int) -> tuple[Any, list[int]]:
     """A fresh model with every `every`-th layer of `model`, and which those are."""
+    from transformers import AutoModelForCausalLM
+
     config = type(model.config).from_dict(model.config.to_dict())
     layers = getattr(config, "num_hidden_layers", None)
     if layers is None:
@@ -213,7 +215,7 @@ def _keep_layers(model: Any, every: int) -> tuple[Any, list[int]]:
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):  # one entry a layer, such as sliding or full attention
         config.layer_types = [config.layer_types[layer] for layer in kept]
-    pruned = type(model)._from_config(config, dtype=model.dtype)  # noqa: SLF001 - what from_config calls
+    pruned = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     pruned.load_state_dict(dict(_renumbered(model.state_dict(), kept)))
     pruned.generation_config = model.generation_config
     return pruned, kept

@@ -115,7 +115,7 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
         result = {
             "status": "succeeded",
             "steps": state.global_step,
-            "trained_tokens": int(getattr(trainer, "_total_train_tokens", 0)),
+            "trained_tokens": trainer.trained_tokens,
             "seconds": round(time.monotonic() - started, 1),
             "metrics": metrics,
         }

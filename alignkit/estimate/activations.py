@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from alignkit.estimate.devices import EstimateError
 from alignkit.estimate.live_bytes import LiveBytes
 from alignkit.estimate.shapes import build, changed, configuration, refusing, with_layers
+from alignkit.estimate.upstream import FakeTensorMode, replace_tensors, set_attention, supports_sdpa
 from alignkit.methods.work import ModelUse
 
 TRACED_ATTENTION = "sdpa"
@@ -58,13 +61,10 @@ def measure(use: ModelUse, forward: Forward, layers: int) -> Activations:
 
 @lru_cache(maxsize=256)
 def _run(use: ModelUse, _changed: int, forward: Forward, depth: int) -> Activations:
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     config, _ = configuration(use)
     config = with_layers(config, depth)
     attention = _attention(config, forward.attention)
-    config._attn_implementation = attention  # noqa: SLF001 - where transformers keeps it
+    set_attention(config, attention)
     model = build(config, use)
     bare = _prepare(model, use, forward)
     with FakeTensorMode() as mode:
@@ -101,8 +101,6 @@ def _prepare(model: Any, use: ModelUse, forward: Forward) -> Any:
 
 def _padding(base: Any, forward: Forward, attention: str) -> dict[str, Any]:
     """What says which tokens are padding; of one sequence none is, and then nothing says so."""
-    import torch
-
     if forward.sequences == 1:
         return {}
     if attention == "eager":
@@ -118,28 +116,20 @@ def _padding(base: Any, forward: Forward, attention: str) -> dict[str, Any]:
 
 def _attention(config: Any, asked: str | None) -> str:
     """Where none is asked for, a model without TRACED_ATTENTION has its own, as when it is loaded."""
-    from transformers import AutoModelForCausalLM
-
     if asked == "eager":
         return asked
-    model = AutoModelForCausalLM._model_mapping.get(type(config), None)  # noqa: SLF001 - built with it, it would refuse
-    if asked is None and model is not None and not model._supports_sdpa:  # noqa: SLF001
+    if asked is None and not supports_sdpa(config):  # built with it, the model would refuse
         return "eager"
     return TRACED_ATTENTION
 
 
 def _without_memory(model: Any) -> None:
     """Put tensors of the same shapes, on a device that exists but without memory, in the place of meta's."""
-    import torch
 
-    made: dict[int, Any] = {}
-    for module in model.modules():
-        for name, weight in module._parameters.items():  # noqa: SLF001 - shared ones must stay shared
-            if weight is not None:
-                if id(weight) not in made:
-                    fake = torch.empty(weight.shape, dtype=weight.dtype)
-                    made[id(weight)] = torch.nn.Parameter(fake, requires_grad=weight.requires_grad)
-                module._parameters[name] = made[id(weight)]  # noqa: SLF001
-        for name, buffer in module._buffers.items():  # noqa: SLF001
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)  # noqa: SLF001
+    def empty(tensor: Any) -> Any:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    def weight(old: Any) -> Any:
+        return torch.nn.Parameter(empty(old), requires_grad=old.requires_grad)
+
+    replace_tensors(model, weight, empty)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+import torch
 import yaml
 
 from alignkit.errors import AlignkitError
@@ -115,8 +116,6 @@ def _closest(name: str, memory: int) -> Device:
 @cache
 def _this_machine() -> Device:
     """This machine's memory, and what a large product and a large copy reach on all its cores."""
-    import torch
-
     size, copied = 1024, 2**26
     a, b = torch.randn(2, size, size)
     product = _fastest(lambda: torch.mm(a, b))

@@ -4,9 +4,8 @@ import weakref
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+
+from alignkit.estimate.upstream import TorchDispatchMode, WeakIdKeyDictionary, tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from alignkit.estimate.upstream import linear_layers
+
 BLOCK = 64
 """Weights of nf4 that share a constant."""
 CONSTANTS = 256
@@ -11,16 +13,10 @@ CONSTANTS = 256
 
 def matrices(model: Any) -> Iterator[Any]:
     """Weights of frozen linear layers but the head; the rest, biases too, stays as loaded."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
+    linear = linear_layers()
     head = model.get_output_embeddings().weight
     for module in model.modules():
-        if (
-            isinstance(module, nn.Linear | Conv1D)
-            and not module.weight.requires_grad
-            and module.weight is not head
-        ):
+        if isinstance(module, linear) and not module.weight.requires_grad and module.weight is not head:
             yield module.weight
 
 

@@ -9,10 +9,13 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from alignkit.adapters import peft_config
 from alignkit.estimate.devices import EstimateError
 from alignkit.estimate.quantising import BYTES, matrices
+from alignkit.estimate.upstream import is_masked
 from alignkit.methods.work import ModelUse
 
 _BUILDING = threading.Lock()
@@ -63,7 +66,7 @@ def configuration(use: ModelUse) -> tuple[Any, str]:
 
 
 def _configuration(use: ModelUse) -> tuple[Any, str]:
-    from transformers import AutoConfig
+    from transformers import AutoConfig  # saves transformers at start-up
 
     path = Path(use.path)
     if (path / "config.json").is_file():
@@ -135,16 +138,13 @@ def _read_shape(use: ModelUse, _changed: int) -> Shape:
 
 def build(config: Any, use: ModelUse) -> Any:
     """The model on torch's meta device, with its adapters, as the trainers make it."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     what = f"{use.field}: {use.path} cannot be built from its configuration"
     with refusing(what), _BUILDING, torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, use.dtype))
         if use.trains and use.lora is not None:
-            from peft import get_peft_model
-
-            from alignkit.adapters import peft_config
+            from peft import get_peft_model  # saves peft at start-up
 
             model = get_peft_model(model, peft_config(use.lora, model))
             if use.quantization is not None:  # as TRL makes them
@@ -170,13 +170,9 @@ def refusing(what: str) -> Iterator[None]:
 
 def _require_dense_decoder(config: Any, use: ModelUse) -> None:
     """Raise EstimateError for what is no stack of layers of one kind that attend to what is before."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
     text = config.get_text_config()
     heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
-    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", False
-    )
+    masked = is_masked(config.model_type) and not getattr(config, "is_decoder", False)
     kinds = {
         "a mixture of experts": getattr(text, "num_local_experts", None)
         or getattr(text, "num_experts", None),

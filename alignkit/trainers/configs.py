@@ -8,10 +8,10 @@ from typing import Any, get_args
 from pydantic import ValidationError, create_model
 from pydantic.fields import FieldInfo
 from trl import DPOConfig, SFTConfig
-from trl.trainer.utils import get_config_model_id
 
 from alignkit.methods import BDKD, D2O, FDPO, Method, SinKD
 from alignkit.schema import Section, field_issues
+from alignkit.trainers.upstream import dict_fields, get_config_model_id
 
 Refused = Mapping[str, tuple[Any, str]]
 """Options of TRL that would be ignored: the value each must keep, and why."""
@@ -111,7 +111,7 @@ def config_class(name: str, method: type[Method], base: type[Any], doc: str) -> 
             "__post_init__": check,
             "method": made,
             "method_class": method,
-            "_VALID_DICT_FIELDS": [*base._VALID_DICT_FIELDS, *dicts],  # noqa: SLF001 - transformers' protocol
+            "_VALID_DICT_FIELDS": dict_fields(base, *dicts),
         },
     )
 
@@ -146,7 +146,7 @@ class DistillationConfig(SFTConfig):
         default=0.0, metadata={"help": "Not supported: the routers' own loss is not added."}
     )
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012, SLF001 - transformers' protocol
+    _VALID_DICT_FIELDS = dict_fields(SFTConfig, "teacher_model_init_kwargs")
 
     def __post_init__(self) -> None:
         super().__post_init__()

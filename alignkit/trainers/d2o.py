@@ -16,21 +16,20 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from trl.models.utils import disable_gradient_checkpointing
 
 from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
 from alignkit.losses import PreferenceLoss, SampleLogps
 from alignkit.methods import D2O
 from alignkit.origin import sharding_of
+from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import D2OConfig, DispreferredConfig, own_config, require_config
 from alignkit.trainers.d2o_preparation import D2OPreparation
 from alignkit.trainers.d2o_rounds import Rounds
 from alignkit.trainers.d2o_rows import D2ORow
-from alignkit.trainers.exact_resume import ExactResume
-from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import record_items
 from alignkit.trainers.sequences import parts_of, sequence_logps
+from alignkit.trainers.upstream import disable_gradient_checkpointing, gradients_synchronise
 from alignkit.trainers.whole_steps import WholeRowSteps
 
 
@@ -68,7 +67,7 @@ class _Scored:
     tokens: Tensor
 
 
-class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
+class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
     """DPOTrainer on rows with a dispreferred answer only; the loss is `method.loss`.
 
     A dataset has the columns of `alignkit.data.parse_dispreferred`'s forms: prompt, rejected and, where samples come
@@ -160,13 +159,8 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
             yield
             return
         state = self.accelerator.gradient_state
-        synchronises = state.sync_gradients
-        state._set_sync_gradients(False)  # noqa: SLF001 - as Trainer does; DeepSpeed's boundary follows it
-        try:
-            with self.accelerator.no_sync(model):
-                yield
-        finally:
-            state._set_sync_gradients(synchronises)  # noqa: SLF001
+        with gradients_synchronise(state, synchronise=False), self.accelerator.no_sync(model):
+            yield
 
     def rows_in(self, batch: dict[str, Tensor]) -> int:
         """Prompts."""
@@ -213,7 +207,7 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
         return sequence_logps(
             model,
             [batch.sequences[index] for index in part],
-            pad_token_id=self._tokenizer.pad_token_id,
+            pad_token_id=self.processing_class.pad_token_id,
             device=self.accelerator.device,
             reduction=self.method.logps,
         )
@@ -266,7 +260,7 @@ class D2OTrainer(ItemLog, ExactResume, WholeRowSteps, D2OPreparation):
             batch.counted,
         )
         if self._mode == "train":
-            self._total_train_tokens += self._tokens_seen(batch)
+            self.count_tokens(self._tokens_seen(batch))
 
     def _tokens_seen(self, batch: _Batch) -> int:
         """Of the rows that count, over all processes."""

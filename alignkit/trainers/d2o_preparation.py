@@ -11,7 +11,6 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOTrainer
-from trl.models.utils import unwrap_model_for_generation
 
 from alignkit.data.nodes import RowError
 from alignkit.data.rows import DispreferredRow, parse_dispreferred
@@ -22,6 +21,7 @@ from alignkit.sampling import LocalSampler, Sampler, SampleStore, SamplingOption
 from alignkit.trainers.configs import DispreferredConfig
 from alignkit.trainers.d2o_rows import SAMPLING_PROMPTS, D2ORow, D2ORows, tokenise
 from alignkit.trainers.references import References
+from alignkit.trainers.upstream import unwrap_model_for_generation, weights_digest
 
 
 class D2OPreparation(DPOTrainer):
@@ -107,7 +107,7 @@ class D2OPreparation(DPOTrainer):
         args, method = self.args, self.method
         rows = D2ORows(
             self.accelerator,
-            self._tokenizer,
+            self.processing_class,
             SampleStore(self._folder),
             SamplingOptions(
                 count=method.samples_per_prompt,
@@ -163,17 +163,19 @@ class D2OPreparation(DPOTrainer):
     def _run_identity(self, step: int | None) -> str:
         """What the policy at `step` depends on: the model's weights and, once it was trained, the configuration."""
         if not step:
-            return str(self._precompute_model_hash)
+            return weights_digest(self)
         apart = {"output_dir", "logging_dir", "run_name", "samples_dir"}
         given = self.args.to_dict() | self.method.model_dump()
         options = {name: str(value) for name, value in given.items() if name not in apart}
-        return digest(self._precompute_model_hash, options)
+        return digest(weights_digest(self), options)
 
     @contextlib.contextmanager
     def _sampler(self, step: int | None) -> Iterator[Sampler]:
         method = self.method
         if method.sampler_url is not None:
-            with ServerSampler(method.sampler_url, self._tokenizer, model=method.sampler_model) as server:
+            with ServerSampler(
+                method.sampler_url, self.processing_class, model=method.sampler_model
+            ) as server:
                 if step:
                     self._serve_policy(server, step)
                 yield server
@@ -191,7 +193,7 @@ class D2OPreparation(DPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as bare,
         ):
-            yield LocalSampler(bare, self._tokenizer, batch_size=method.sampling_batch_size)
+            yield LocalSampler(bare, self.processing_class, batch_size=method.sampling_batch_size)
 
     def _serve_policy(self, server: ServerSampler, step: int) -> None:
         """Give the server the adapter of now, under a name of its own."""

@@ -127,7 +127,7 @@ class D2ORows:
     ) -> None:
         self.rows: list[D2ORow] = []
         self._accelerator = accelerator
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._store = store
         self._options = options
         self._seed = seed
@@ -181,12 +181,12 @@ class D2ORows:
     def _draw_block(self, block: Sequence[int], key: str, sampler: Sampler) -> list[dict[str, Any]]:
         prompts = [self.rows[number].prompt for number in block]
         seed = (self._seed + int(key[:7], 16)) % 2**31
-        drawn = draw(prompts, sampler, self._tokenizer, self._options, seed=seed)
+        drawn = draw(prompts, sampler, self.tokenizer, self._options, seed=seed)
         lines = [
             {
                 "prompt": self.rows[number].text,
                 "answers": answers,
-                "texts": [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
+                "texts": [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers],
                 "left_out": dict(left_out),
             }
             for number, answers, left_out in zip(block, drawn.answers, drawn.left_out, strict=True)
@@ -269,7 +269,7 @@ class D2ORows:
                 result = sequence_logps(
                     model,
                     [sequences[index] for index in part],
-                    pad_token_id=self._tokenizer.pad_token_id,
+                    pad_token_id=self.tokenizer.pad_token_id,
                     device=accelerator.device,
                     reduction=reduction,
                 )

@@ -17,16 +17,14 @@ from alignkit.kernels.model_head import fuse_head
 from alignkit.losses.distillation import TOKEN_METRICS, PairOutput
 from alignkit.methods import DistillMethod
 from alignkit.run_folder import SAVED_TEACHER
+from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import DistillationConfig, default_folder, require_config
-from alignkit.trainers.exact_resume import ExactResume
-from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import gather_rows, real_rows
 from alignkit.trainers.pair import TeacherStudentPair, part_of_state
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
-from alignkit.trainers.whole_steps import WholeSteps
 
 
-class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
+class DistillationTrainer(AlignTrainer, SFTTrainer):
     """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is `method.objective`.
 
     Data preparation, adapters and checkpointing are TRL's. The loss is a sum over valid tokens divided by their
@@ -63,7 +61,7 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
             keep_start(model)
         super().__init__(model=model, args=args, **kwargs)
         teacher = _load_teacher(teacher_model, args)
-        require_same_tokenizer(self._tokenizer, teacher_processing_class or _tokenizer_of(teacher))
+        require_same_tokenizer(self.processing_class, teacher_processing_class or _tokenizer_of(teacher))
         columns = shared_vocabulary(self.model, teacher)
         require_labels_within(self.train_dataset, columns, "training")
         require_labels_within(self.eval_dataset, columns, "held-out")
@@ -149,7 +147,7 @@ class DistillationTrainer(ItemLog, ExactResume, WholeSteps, SFTTrainer):
         for name, flat in zip(outputs.calibration, bins, strict=True):
             items.add_calibration(f"{name}/ece", flat.view(-1, 3))
         if self._mode == "train":
-            self._total_train_tokens += int(seen)
+            self.count_tokens(int(seen))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """TRL's, with the teacher's weights in groups of their own where it has a learning rate of its own."""
@@ -229,7 +227,7 @@ def _load_teacher(teacher: Any, args: DistillationConfig) -> Any:
 
 
 def _tokenizer_of(teacher: Any) -> Any:
-    name = teacher.config._name_or_path  # noqa: SLF001 - where transformers keeps it
+    name = get_config_model_id(teacher.config)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

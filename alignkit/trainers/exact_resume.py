@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import rotate_checkpoints
 
 from alignkit.adapters import START
 from alignkit.checkpoints import ASIDE, seal
 from alignkit.pausing import EvaluationCut
 from alignkit.trainers.metrics import ItemMetrics
+from alignkit.trainers.upstream import logging_sums, restore_logging_sums, rotate_checkpoints
 
 
 class ExactResume:
@@ -30,10 +30,6 @@ class ExactResume:
     model: Any
     state: Any
     _items: dict[str, ItemMetrics]
-    _tr_loss: Any
-    _total_loss_scalar: float
-    _globalstep_last_logged: int
-    _total_train_tokens: int
 
     origin: Mapping[str, Any] = MappingProxyType({})
     """What checkpoints say of the run that writes them."""
@@ -123,10 +119,7 @@ class ExactResume:
 
     def _logging_state(self) -> dict[str, Any]:
         return {
-            "loss_since": self._tr_loss.cpu(),
-            "loss_until": self._total_loss_scalar,
-            "last_logged_step": self._globalstep_last_logged,
-            "trained_tokens": self._total_train_tokens,
+            **logging_sums(self),
             "items": {mode: items.state() for mode, items in self._items.items()},
             "evaluation_due": self._evaluation_due,
         }
@@ -140,11 +133,9 @@ class ExactResume:
             files = [self._logging_file(Path(str(self._resumed_from)))]
         states = [torch.load(file, weights_only=True) for file in files]
         # of another number of processes: the losses since the last log will be averaged over them, the rest is common
-        self._tr_loss.copy_(torch.stack([state["loss_since"] for state in states]).mean())
+        loss_since = torch.stack([state["loss_since"] for state in states]).mean()
         state = states[0]
-        self._total_loss_scalar = state["loss_until"]
-        self._globalstep_last_logged = state["last_logged_step"]
-        self._total_train_tokens = state["trained_tokens"]
+        restore_logging_sums(self, {**state, "loss_since": loss_since})
         for mode, items in state["items"].items():
             self._items[mode].restore(items)
         if state["evaluation_due"]:

@@ -14,7 +14,7 @@ class ItemLog:
 
     model: Any
     state: Any
-    _tokenizer: Any
+    processing_class: Any
     _total_train_tokens: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -25,12 +25,21 @@ class ItemLog:
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the model has read in training, over all processes, runs before a resume included."""
+        return self._total_train_tokens
+
+    def count_tokens(self, read: int) -> None:
+        """Add tokens, of all processes, to those the model has read in training."""
+        self._total_train_tokens += read
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means gathered since the last call."""
         prefix = "eval_" if self._mode == "eval" else ""
         metrics = self._items[self._mode].take()
         if metrics:
-            metrics["num_tokens"] = float(self._total_train_tokens)
+            metrics["num_tokens"] = float(self.trained_tokens)
         logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
         super().log(logs, start_time)  # type: ignore[misc]  # the trainer's, which this stands before
 
@@ -46,7 +55,7 @@ class ItemLog:
             return
         rows = (~finite.all(dim=1)).nonzero().flatten().tolist()
         wrong = [part for part, good in zip(parts, finite.all(dim=0).tolist(), strict=True) if not good]
-        texts = [self._tokenizer.decode(inputs["input_ids"][row])[:200] for row in rows[:3]]
+        texts = [self.processing_class.decode(inputs["input_ids"][row])[:200] for row in rows[:3]]
         raise FloatingPointError(
             f"{', '.join(wrong)} is not finite at step {self.state.global_step}, rows {rows} of the batch, "
             f"which begin: {texts}"

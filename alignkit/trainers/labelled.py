@@ -24,8 +24,7 @@ from alignkit.errors import DataError
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import LabelledLogps, LabelledLoss
 from alignkit.methods import LabelledMethod
-from alignkit.trainers.exact_resume import ExactResume
-from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.metrics import gather_rows, record_items
 from alignkit.trainers.mismatched import with_mismatched
 from alignkit.trainers.tokenised import columns_of
@@ -44,7 +43,7 @@ REFUSED_TRL_OPTIONS: dict[str, tuple[Any, str]] = {
 """Options of KTOConfig that would be ignored: the value each must keep, and why."""
 
 
-class LabelledTrainer(ItemLog, ExactResume, WholeRowSteps, KTOTrainer):
+class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
     """KTOTrainer whose loss is `method.loss`, the mean over the answers of a whole optimizer step.
 
     Data preparation, reference handling (adapter switched off, or a reference model) and the collator are TRL's. Rows
@@ -188,7 +187,7 @@ class LabelledTrainer(ItemLog, ExactResume, WholeRowSteps, KTOTrainer):
             self._held_out.append(gather_rows(self.accelerator, columns.detach(), None))
         else:
             record_items(self.accelerator, self._items["train"], *_metrics(rows, found, *sums), counted)
-            self._total_train_tokens += self._tokens_seen(inputs["attention_mask"], counted)
+            self.count_tokens(self._tokens_seen(inputs["attention_mask"], counted))
         loss = found.losses @ self.shares(len(found.losses), counted, num_items_in_batch).to(found.losses)
         return (loss, outputs) if return_outputs else loss
 

@@ -11,9 +11,8 @@ from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
 from alignkit.trainers.balance import RouterBalance
+from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import REFUSED_OF_PAIRS, refuse_options, require_config
-from alignkit.trainers.exact_resume import ExactResume
-from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import record_items
 from alignkit.trainers.tokenised import TakesTokenised
 from alignkit.trainers.upstream import no_reference_model
@@ -22,7 +21,7 @@ from alignkit.trainers.whole_steps import WholeRowSteps
 _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 
 
-class PreferenceTrainer(ItemLog, RouterBalance, ExactResume, WholeRowSteps, TakesTokenised, DPOTrainer):
+class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenised, DPOTrainer):
     """DPOTrainer whose loss is `method.loss`, the mean over the pairs of a whole optimizer step.
 
     Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and the
@@ -89,7 +88,7 @@ class PreferenceTrainer(ItemLog, RouterBalance, ExactResume, WholeRowSteps, Take
         ratios = _token_ratios(outputs, mask)
         record_items(self.accelerator, self._items[self._mode], columns, ratios, counted)
         if self._mode == "train":
-            self._total_train_tokens += self._tokens_seen(inputs["attention_mask"], counted)
+            self.count_tokens(self._tokens_seen(inputs["attention_mask"], counted))
         shares = self.shares(len(losses), counted, num_items_in_batch).to(losses)
         loss = losses @ shares + self.balance_loss(outputs, shares.sum())
         return (loss, outputs) if return_outputs else loss

@@ -8,12 +8,18 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from trl.models import prepare_deepspeed
-from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
 
 from alignkit.adapters import start_of
 from alignkit.errors import ModelError
 from alignkit.kernels.model_head import fuse_head
+from alignkit.trainers.upstream import (
+    attention_of,
+    create_model_from_path,
+    frozen_engine,
+    get_config_model_id,
+    prepare_deepspeed,
+    use_adapter,
+)
 
 
 class References:
@@ -63,9 +69,7 @@ class References:
             return self._unwrapped()
         if getattr(trainer, "deepspeed", None) is not None:
             return trainer.deepspeed
-        if trainer._precompute_engine is None:  # noqa: SLF001 - TRL's, reused by its own evaluate
-            trainer._precompute_engine = prepare_deepspeed(trainer.model, trainer.accelerator)  # noqa: SLF001
-        return trainer._precompute_engine  # noqa: SLF001
+        return frozen_engine(trainer)
 
     def refresh(self, step: int) -> None:
         """From now on the frozen policy is the one of now."""
@@ -143,7 +147,7 @@ class References:
                 path,
                 dtype=policy.dtype,
                 device_map=None,
-                attn_implementation=policy.config._attn_implementation,  # noqa: SLF001 - as TRL does
+                attn_implementation=attention_of(policy),
                 trust_remote_code=False,
             )
         except (OSError, ValueError) as error:

@@ -11,11 +11,15 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import GenerationConfig
-from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
-from trl.trainer.utils import use_adapter
 
 from alignkit.adapters import start_of
 from alignkit.data.tokens import IGNORED
+from alignkit.trainers.upstream import (
+    disable_gradient_checkpointing,
+    load_best_model,
+    unwrap_model_for_generation,
+    use_adapter,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,5 +171,5 @@ def load_weights(trainer: Any, folder: Path) -> None:
     Collective where the model is sharded.
     """
     trainer.state.best_model_checkpoint = str(folder)
-    trainer._load_best_model()  # noqa: SLF001 - the one loader that knows peft, ZeRO and FSDP
+    load_best_model(trainer)
     trainer.state.best_model_checkpoint = None

@@ -14,14 +14,12 @@ from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import TokenLogps
 from alignkit.methods import CompletionMethod, Supervised
 from alignkit.trainers.balance import RouterBalance
+from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import require_config
-from alignkit.trainers.exact_resume import ExactResume
-from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.metrics import gather_rows
-from alignkit.trainers.whole_steps import WholeSteps
 
 
-class SupervisedTrainer(ItemLog, RouterBalance, ExactResume, WholeSteps, SFTTrainer):
+class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
     """SFTTrainer whose loss is `method.loss`. By default it is the mean negative log-likelihood in nats,
 
         L = -sum_t log pi(y_t | y_<t) / T,     T: loss tokens of the whole optimizer step, over all processes,
@@ -100,6 +98,6 @@ class SupervisedTrainer(ItemLog, RouterBalance, ExactResume, WholeSteps, SFTTrai
         items.add_ratio("entropy", entropy, tokens)
         items.add_ratio("mean_token_accuracy", right, tokens)
         if self._mode == "train":
-            self._total_train_tokens += int(everything)
+            self.count_tokens(int(everything))
         else:
             items.add_ratio("loss", loss, tokens)  # in the place of the mean over batches

@@ -1,10 +1,123 @@
-"""Private parts of TRL, transformers and accelerate that the trainers rely on; `tests/test_upstream.py` pins them."""
+"""Private and undocumented parts of TRL, transformers and accelerate that the trainers rely on.
+
+Every one is named here and nowhere else. `tests/test_upstream.py` checks for each that the installed version has it,
+with the parameters relied on, and that the installed version calls each hook during a run.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from transformers import Trainer
+from transformers.trainer import rotate_checkpoints
+from trl import DPOTrainer, SFTTrainer
+from trl.models import prepare_deepspeed
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer import dpo_trainer
+from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
+
+__all__ = [
+    "ATTRIBUTES",
+    "FUNCTIONS",
+    "HOOKS",
+    "Hook",
+    "attention_of",
+    "batch_size",
+    "create_model_from_path",
+    "dict_fields",
+    "disable_gradient_checkpointing",
+    "frozen_engine",
+    "get_config_model_id",
+    "gradients_synchronise",
+    "load_best_model",
+    "logging_sums",
+    "no_reference_model",
+    "prepare_deepspeed",
+    "restore_logging_sums",
+    "rotate_checkpoints",
+    "unwrap_model_for_generation",
+    "use_adapter",
+    "weights_digest",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A method of an installed trainer that one of ours overrides and counts on being called."""
+
+    owner: type
+    """The class that calls it."""
+    name: str
+    parameters: tuple[str, ...] = ()
+    """The parameters that the override takes by name or position, `self` left out."""
+
+
+HOOKS = (
+    # The loss and its log.
+    Hook(Trainer, "compute_loss", ("model", "inputs", "return_outputs", "num_items_in_batch")),
+    Hook(Trainer, "log", ("logs", "start_time")),
+    Hook(Trainer, "prediction_step", ("model", "inputs", "prediction_loss_only", "ignore_keys")),
+    Hook(Trainer, "training_step", ("model", "inputs", "num_items_in_batch")),
+    Hook(Trainer, "floating_point_ops", ("inputs",)),
+    Hook(Trainer, "create_optimizer", ("model",)),
+    # The rows of a step.
+    Hook(Trainer, "get_batch_samples", ("epoch_iterator", "num_batches", "device")),
+    Hook(Trainer, "_get_num_items_in_batch", ("batch_samples", "device")),
+    Hook(Trainer, "_set_signature_columns_if_needed"),
+    # A run that is paused and resumed.
+    Hook(Trainer, "_run_epoch"),
+    Hook(Trainer, "_evaluate", ("trial", "ignore_keys_for_eval", "skip_scheduler")),
+    Hook(Trainer, "_get_output_dir", ("trial",)),
+    Hook(Trainer, "_save_checkpoint", ("model", "trial")),
+    Hook(Trainer, "_save", ("output_dir", "state_dict")),
+    Hook(Trainer, "save_model", ("output_dir", "_internal_call")),
+    Hook(Trainer, "_load_from_checkpoint", ("resume_from_checkpoint", "model")),
+    Hook(Trainer, "_load_best_model"),
+    # Datasets that come tokenised, and the reference's log-probs.
+    Hook(DPOTrainer, "_prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),
+    Hook(DPOTrainer, "_precompute_ref_logps", ("dataset", "name", "batch_size")),
+)
+"""Every method that the trainers and their mixins override, but for `__init__` and `train`, which we call."""
+
+ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    Trainer: (
+        "_globalstep_last_logged",
+        "_loss_shifts_labels",
+        "_signature_columns",
+        "_total_loss_scalar",
+        "_tr_loss",
+        "_train_batch_size",
+        "compute_loss_func",
+        "get_tp_size",
+        "loss_is_scaled_for_ga",
+        "model_accepts_loss_kwargs",
+        "place_model_on_device",
+    ),
+    SFTTrainer: ("_tag_names", "_total_train_tokens", "aux_loss_enabled"),
+    DPOTrainer: (
+        "_precompute_engine",
+        "_precompute_model_hash",
+        "_tag_names",
+        "_total_train_tokens",
+        "compute_ref_log_probs",
+        "maybe_activation_offload_context",
+        "precompute_ref_logps",
+        "ref_model",
+    ),
+}
+"""Attributes that ours read, or set for the installed class to read."""
+
+FUNCTIONS: dict[Any, tuple[str, ...]] = {
+    create_model_from_path: ("model_id", "kwargs"),
+    disable_gradient_checkpointing: ("model", "gradient_checkpointing_kwargs"),
+    get_config_model_id: ("config",),
+    prepare_deepspeed: ("model", "accelerator"),
+    rotate_checkpoints: ("output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime"),
+    unwrap_model_for_generation: ("model", "accelerator", "gradient_checkpointing_kwargs"),
+    use_adapter: ("model", "adapter_name"),
+}
+"""Functions that other modules import from here, with the parameters they pass."""
 
 
 @contextmanager
@@ -25,3 +138,66 @@ def no_reference_model(policy: Any) -> Iterator[None]:
         yield
     finally:
         dpo_trainer.create_model_from_path = original
+
+
+def logging_sums(trainer: Any) -> dict[str, Any]:
+    """The Trainer's sums since its last log, which its own checkpoints leave out, and the tokens trained so far."""
+    return {
+        "loss_since": trainer._tr_loss.cpu(),
+        "loss_until": trainer._total_loss_scalar,
+        "last_logged_step": trainer._globalstep_last_logged,
+        "trained_tokens": trainer._total_train_tokens,
+    }
+
+
+def restore_logging_sums(trainer: Any, sums: dict[str, Any]) -> None:
+    """Put the values of `logging_sums` back; to be called once the Trainer has set its own to zero."""
+    trainer._tr_loss.copy_(sums["loss_since"])
+    trainer._total_loss_scalar = sums["loss_until"]
+    trainer._globalstep_last_logged = sums["last_logged_step"]
+    trainer._total_train_tokens = sums["trained_tokens"]
+
+
+def batch_size(trainer: Any) -> int:
+    """Rows of a training batch on one process."""
+    rows: int = trainer._train_batch_size
+    return rows
+
+
+def load_best_model(trainer: Any) -> None:
+    """Load `state.best_model_checkpoint` into the model, by the loader that knows peft, ZeRO and FSDP. Collective."""
+    trainer._load_best_model()
+
+
+def frozen_engine(trainer: Any) -> Any:
+    """The DeepSpeed engine through which a policy runs before training; TRL's, reused by its own evaluation."""
+    if trainer._precompute_engine is None:
+        trainer._precompute_engine = prepare_deepspeed(trainer.model, trainer.accelerator)
+    return trainer._precompute_engine
+
+
+def weights_digest(trainer: Any) -> str:
+    """DPOTrainer's digest of the weights it began with."""
+    return str(trainer._precompute_model_hash)
+
+
+@contextmanager
+def gradients_synchronise(state: Any, *, synchronise: bool) -> Iterator[None]:
+    """Meanwhile accelerate's gradient state says whether a backward synchronises; DeepSpeed's boundary follows it."""
+    before = state.sync_gradients
+    state._set_sync_gradients(synchronise)
+    try:
+        yield
+    finally:
+        state._set_sync_gradients(before)
+
+
+def attention_of(model: Any) -> str | None:
+    """The attention implementation that a model of transformers runs with."""
+    name: str | None = model.config._attn_implementation
+    return name
+
+
+def dict_fields(config: type, *names: str) -> list[str]:
+    """`_VALID_DICT_FIELDS` of a configuration derived from `config` that has further fields holding a dict."""
+    return [*config._VALID_DICT_FIELDS, *names]  # type: ignore[attr-defined]

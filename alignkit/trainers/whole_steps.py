@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alignkit.data.tokens import IGNORED
 from alignkit.trainers.metrics import part_of_last_round
+from alignkit.trainers.upstream import batch_size
 
 COUNTED = "counted"
 """Key of a batch: [B] bool, which of its rows count. Only a batch that was filled up has it."""
@@ -25,22 +26,18 @@ class WholeSteps:
     accelerator: Any
     model: Any
     train_dataset: Any
-    _train_batch_size: int
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The Trainer's, with the filling of the last batch marked and without loss."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
-        size, processes = self._train_batch_size, self.accelerator.num_processes
+        size, processes = batch_size(self), self.accelerator.num_processes
         # not accelerate's own remainder, which it does not know in an epoch that is gone on with
         remainder = len(self.train_dataset) % (size * processes)
         if batches and processes > 1 and remainder and self.accelerator.gradient_state.end_of_dataloader:
             own = part_of_last_round(remainder, self.accelerator.process_index, size)
             batches[-1] = without_filling(batches[-1], own, size)
-            count = self._get_num_items_in_batch(batches, device)
+            count = self._get_num_items_in_batch(batches, device)  # type: ignore[attr-defined]
         return batches, count
-
-    def _get_num_items_in_batch(self, batches: list[dict[str, Tensor]], device: torch.device) -> Any:
-        return super()._get_num_items_in_batch(batches, device)  # type: ignore[misc]
 
     def rows_in(self, batch: dict[str, Tensor]) -> int:
         """Of a batch, the filling included."""
@@ -62,8 +59,10 @@ class WholeRowSteps(WholeSteps):
 
     loss_is_scaled_for_ga = True
 
-    def _get_num_items_in_batch(self, batches: list[dict[str, Tensor]], device: torch.device) -> Any:
-        counts = (int(batch[COUNTED].sum()) if COUNTED in batch else self.rows_in(batch) for batch in batches)
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
+        counts = (
+            int(batch[COUNTED].sum()) if COUNTED in batch else self.rows_in(batch) for batch in batch_samples
+        )
         return self.accelerator.gather(torch.tensor(sum(counts), device=device)).sum()
 
     def shares(self, count: int, counted: Tensor | None, num_items_in_batch: Any) -> Tensor:

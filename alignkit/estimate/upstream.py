@@ -1,0 +1,66 @@
+"""Private parts of torch and transformers that estimates rely on; `tests/test_upstream.py` pins them.
+
+Those of transformers are imported where they are used, which saves it at start-up.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = [
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "WeakIdKeyDictionary",
+    "is_masked",
+    "linear_layers",
+    "replace_tensors",
+    "set_attention",
+    "supports_sdpa",
+    "tree_leaves",
+]
+
+
+def set_attention(config: Any, attention: str) -> None:
+    """Have a model that is built from the configuration run with this attention implementation."""
+    config._attn_implementation = attention
+
+
+def supports_sdpa(config: Any) -> bool:
+    """Whether the causal LM of this configuration runs with torch's own attention; true where there is none."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return model is None or bool(model._supports_sdpa)
+
+
+def replace_tensors(model: nn.Module, weight: Callable[[Any], Any], buffer: Callable[[Any], Any]) -> None:
+    """Put `weight(w)` in the place of every weight and `buffer(b)` of every buffer; a shared weight stays shared."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                if id(value) not in made:
+                    made[id(value)] = weight(value)
+                module._parameters[name] = made[id(value)]
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = buffer(value)
+
+
+def is_masked(model_type: str) -> bool:
+    """Whether models of this type predict masked tokens."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def linear_layers() -> tuple[Any, ...]:
+    """The classes of linear layers that bitsandbytes quantises."""
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, Conv1D
