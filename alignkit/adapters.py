@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+
 from alignkit.errors import ModelError
 from alignkit.sections import HEAD_MODULES, LoraSection
 
@@ -68,7 +71,6 @@ def _require_plain(folder: Path, config: dict[str, Any]) -> None:
 
 def _written(folder: Path) -> set[str]:
     """The names of an adapter's weights."""
-    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
@@ -82,7 +84,7 @@ def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
 
     `upcast`: hold an adapter of 16 bits in float32.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict  # saves peft at start-up
 
     lora_of(folder)
     try:
@@ -103,7 +105,6 @@ def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
 
 def _hold_as_trl(model: Any) -> None:
     """Over quantised weights TRL casts adapters to bfloat16: here already, so that a copy is of that dtype too."""
-    import torch
 
     if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
         return
@@ -149,7 +150,7 @@ def peft_config(lora: LoraSection | None, model: Any = None) -> Any:
     """
     if lora is None:
         return None
-    from peft import LoraConfig
+    from peft import LoraConfig  # saves peft at start-up
 
     inside = None if model is None else language_model(model)
 

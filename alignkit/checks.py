@@ -1,59 +1,104 @@
-"""Argument checks that losses and kernels share; each error says what was expected and what was found."""
+"""A model's fused head against its own logits: what every run makes sure of before it trains."""
 
-import math
-from collections.abc import Collection
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from peft import PeftModel
 from torch import Tensor
 
+from alignkit.errors import ModelError
+from alignkit.kernels.model_head import fuse_head, head_module, is_fused, measured_head
 
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise ValueError unless `value` is finite and >= `least`."""
-    if not (math.isfinite(value) and value >= least):
-        raise ValueError(f"{name} must be a finite number >= {least:g}, found {value}")
-
-
-def positive(name: str, value: float) -> None:
-    """Raise ValueError unless `value` is finite and > 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number > 0, found {value}")
-
-
-def one_of(name: str, value: str, allowed: Collection[str]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
-
-
-def shaped(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `value` has exactly this shape."""
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, found {list(value.shape)}")
-
-
-def paired_logits(student: Tensor, teacher: Tensor) -> None:
-    """Raise ValueError unless both are [rows, vocabulary] of equal shape."""
-    for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
-        if logits.dim() != 2:
-            raise ValueError(f"{name} must be [rows, vocabulary], found shape {list(logits.shape)}")
-    if student.shape[1] != teacher.shape[1]:
-        raise ValueError(
-            f"student and teacher must share one vocabulary, found {student.shape[1]} and {teacher.shape[1]} columns"
-        )
-    if student.shape[0] != teacher.shape[0]:
-        raise ValueError(
-            f"student and teacher must have the same rows, found {student.shape[0]} and {teacher.shape[0]}"
-        )
+LENGTH = 8
+"""Tokens of the sequences that are compared."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+"""By the dtype of the product with the head, the difference in nats that rounding explains, as a share of the largest
+logit (of 1 where that is less): four units in the last place of a 16-bit logit, and what sums in another order cost
+in float32."""
 
 
 def require_exact_head(model: Any, *, device: Any = None) -> None:
-    """Raise ModelError unless the fused head of `model` gives the log-probs of the model's own logits.
+    """Raise ModelError unless the fused head of `model` agrees with its own logits and no token sees a later one.
 
-    The message names the architecture and the numbers. What is compared, and how closely, stands at
-    `alignkit.exact_head.compare`, which this calls.
+    `model`: a causal LM, or a `TeacherStudentPair`, both of which are looked at; under peft's wrapper or sharded or
+    not, with a fused head already or not. `device`: where inputs go; the model's own by default. Collective where the
+    model is sharded. Takes two forwards of two sequences of `LENGTH` tokens, without gradients.
     """
-    from alignkit.exact_head import (
-        compare,  # which the kernels, whose arguments are checked here, come before
-    )
+    for side in getattr(model, "sides", (None,)):
+        _compare(model, device, {"side": side} if side else {})
 
-    compare(model, device=device)
+
+def _compare(model: Any, device: Any, which: dict[str, Any]) -> None:
+    bare = getattr(model, which["side"]) if which else model
+    bare = bare.get_base_model() if isinstance(bare, PeftModel) else bare
+    name = type(bare).__name__
+    head_module(bare)
+    ids = _two_sequences(bare.config).to(device or bare.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **which}
+    with _fused(bare), _evaluating(model), torch.no_grad():
+        own = model(**inputs).logits.float()
+        fused = model(**inputs, labels=ids, fused_lm_head=True).log_probs.float()
+        measured = measured_head(bare)
+    assert measured is not None  # noqa: S101 - by the second forward
+    limit = TOLERANCE[measured.dtype] * max(1.0, float(own.abs().max()))
+    _require_causal(name, own, limit)
+    expected = own[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    difference = float((fused - expected).abs().max())
+    if not difference <= limit:
+        raise ModelError(
+            f"{name}: the fused head's log-probs differ from the model's own by {difference:.2g} nats, expected at "
+            f"most {limit:.2g} in {str(measured.dtype).removeprefix('torch.')}, so it cannot be trained"
+        )
+
+
+def _require_causal(name: str, logits: Tensor, limit: float) -> None:
+    """`logits` [2, L, V] of two sequences that differ in their last token alone."""
+    moved = float((logits[0, :-1] - logits[1, :-1]).abs().max())
+    if not moved <= limit:
+        raise ModelError(
+            f"{name} is no causal language model: another last token changes the logits before it by {moved:.2g}, "
+            f"expected at most {limit:.2g}"
+        )
+
+
+def _two_sequences(config: Any) -> Tensor:
+    """[2, LENGTH] ids that differ in the last one; none that the configuration gives a meaning, such as padding."""
+    configs = [config, config.get_text_config()]
+    named = [
+        value for each in configs for key, value in vars(each).items() if key.endswith(("_id", "_index"))
+    ]
+    special = {each for value in named for each in (value if isinstance(value, list) else [value])}
+    words = configs[1].vocab_size
+    plain = [index for index in range(3, min(words, 4096)) if index not in special] or list(range(words))
+    chosen = [plain[index * len(plain) // (LENGTH + 1)] for index in range(LENGTH + 1)]
+    return torch.tensor([chosen[:LENGTH], [*chosen[: LENGTH - 1], chosen[LENGTH]]])
+
+
+@contextmanager
+def _fused(model: Any) -> Iterator[None]:
+    """With a fused head, for the time being where it has none."""
+    if is_fused(model):
+        yield
+        return
+    before = model.__dict__.get("forward")
+    fuse_head(model)
+    try:
+        yield
+    finally:
+        del model._fused_head, model.forward  # noqa: SLF001 - ours
+        if before is not None:
+            model.forward = before
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout, and as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -63,7 +63,7 @@ def load_causal_lm(
     `quantization`: a name of `QUANTIZATIONS`, by which weights are stored, while products are in `dtype`. Raises
     ModelError, which names the recipe's `field`.
     """
-    import torch
+    import torch  # saves torch and transformers at start-up
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if str(path).startswith((".", "/", "~")) and not Path(path).is_dir():
@@ -130,7 +130,7 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
 
 def _quantized(name: str, dtype: Any) -> dict[str, Any]:
     """What from_pretrained takes: the weights are quantised on the GPU that this process trains on."""
-    import torch
+    import torch  # saves torch and transformers at start-up
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **QUANTIZATIONS[name])
@@ -205,7 +205,7 @@ def prune_model(
 
 def _keep_layers(model: Any, every: int) -> tuple[Any, list[int]]:
     """A fresh model with every `every`-th layer of `model`, and which those are."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     config = type(model.config).from_dict(model.config.to_dict())
     layers = getattr(config, "num_hidden_layers", None)
@@ -266,7 +266,7 @@ def _dequantise(gguf: Path) -> tuple[Any, Any]:
     weights are copied into a fresh one.
     """
     extras.require("gguf", extra="gguf", purpose=f"converting {gguf.name}")
-    import torch
+    import torch  # saves torch and transformers at start-up
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -320,7 +320,7 @@ def _require_trainable(folder: Path, source: str) -> None:
 
 def _refuse_bad_weights(folder: Path, source: str) -> None:
     """Raise ModelError unless the weights are safetensors, all of them in `folder`: nothing else is ever loaded."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, safe_open  # saves safetensors at start-up
 
     weights = {path.name: path for path in folder.glob("*.safetensors")}
     if not weights:
@@ -342,7 +342,7 @@ def _refuse_bad_weights(folder: Path, source: str) -> None:
 
 
 def _from_hub(source: str, folder: Path) -> None:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # saves huggingface_hub at start-up
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

@@ -8,15 +8,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic_core import to_jsonable_python
 
 from alignkit.checkpoints import FORMAT
 from alignkit.options import CONTENT_MATTERS, MAY_CHANGE, walk
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+from alignkit.recipe import Recipe
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -27,7 +25,7 @@ RESHARDED = ("whole", "fsdp2")
 """Whose checkpoints hold whole weights and states, so that any number of processes can go on from them."""
 
 
-def origin_of(recipe: "Recipe", accelerator: Any) -> dict[str, Any]:
+def origin_of(recipe: Recipe, accelerator: Any) -> dict[str, Any]:
     """What the checkpoints of this run say of it."""
     facts = _facts(recipe)
     if recipe.method.micro_batch_matters:
@@ -79,7 +77,7 @@ def _difference(key: str, theirs: Any, ours: Any) -> str:
     return f"{key} was {theirs!r}, now {ours!r}"
 
 
-def _facts(recipe: "Recipe") -> dict[str, Any]:
+def _facts(recipe: Recipe) -> dict[str, Any]:
     """The options that determine the trained weights, by dotted key; files and folders by their contents."""
     facts: dict[str, Any] = {}
     for keys, field, value in walk(recipe):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
@@ -73,7 +74,6 @@ class PauseCallback(TrainerCallback):
         """Whether any process was asked: all must stop at the same step."""
         if args.world_size == 1:
             return self._asked
-        import torch
 
         asked = torch.tensor(int(self._asked), device=args.device)
         torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)

@@ -7,16 +7,15 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from alignkit.chat_templates import read_template
 from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.extras import missing
+from alignkit.recipe import Recipe
 from alignkit.sharding import SHARES_WEIGHTS, sharding
 from alignkit.trainable import config_of, length_within, require_trainable
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
 
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers whose step of a weight depends on that weight's gradients alone, so that a part of a matrix can be
@@ -27,14 +26,14 @@ _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_a
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
-def require(recipe: "Recipe") -> None:
+def require(recipe: Recipe) -> None:
     """Raise RecipeError, naming every field, unless this process can run the recipe as it was launched."""
     issues = [issue for check in CHECKS for issue in check(recipe)]
     if issues:
         raise RecipeError(issues)
 
 
-def refused_under(sharded: str | None, recipe: "Recipe") -> Iterator[FieldIssue]:
+def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
     """The options that cannot be had under `sharded`, one of `alignkit.sharding.sharding`'s results."""
     yield from recipe.method.refusals(recipe, sharded)
     if sharded is None:
@@ -51,7 +50,7 @@ def refused_under(sharded: str | None, recipe: "Recipe") -> Iterator[FieldIssue]
         )
 
 
-def _model(recipe: "Recipe") -> Iterator[FieldIssue]:
+def _model(recipe: Recipe) -> Iterator[FieldIssue]:
     """A model in a folder, by its configuration; one on the hub is looked at when it is loaded."""
     folder = Path(recipe.model.path)
     if (folder / "config.json").is_file():
@@ -61,7 +60,7 @@ def _model(recipe: "Recipe") -> Iterator[FieldIssue]:
             yield FieldIssue("model.path", f"{folder}: {error}")
 
 
-def settle_length(recipe: "Recipe") -> "Recipe":
+def settle_length(recipe: Recipe) -> Recipe:
     """The recipe with a `data.max_length` that its model has positions for, where it has the default.
 
     Raises RecipeError where it gives more than that.
@@ -78,7 +77,7 @@ def settle_length(recipe: "Recipe") -> "Recipe":
     return recipe.model_copy(update={"data": data.model_copy(update={"max_length": length})})
 
 
-def _chat_template(recipe: "Recipe") -> Iterator[FieldIssue]:
+def _chat_template(recipe: Recipe) -> Iterator[FieldIssue]:
     if recipe.model.chat_template is not None:
         try:
             read_template(recipe.model.chat_template)
@@ -86,9 +85,7 @@ def _chat_template(recipe: "Recipe") -> Iterator[FieldIssue]:
             yield FieldIssue("model.chat_template", str(error))
 
 
-def _devices(_recipe: "Recipe") -> Iterator[FieldIssue]:
-    import torch
-
+def _devices(_recipe: Recipe) -> Iterator[FieldIssue]:
     wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if torch.cuda.is_available() and wanted > found:
         yield FieldIssue(
@@ -96,8 +93,7 @@ def _devices(_recipe: "Recipe") -> Iterator[FieldIssue]:
         )
 
 
-def _precision(recipe: "Recipe") -> Iterator[FieldIssue]:
-    import torch
+def _precision(recipe: Recipe) -> Iterator[FieldIssue]:
 
     field, wanted = "training.mixed_precision", recipe.training.mixed_precision
     if wanted == "fp16" and not torch.cuda.is_available():
@@ -106,8 +102,7 @@ def _precision(recipe: "Recipe") -> Iterator[FieldIssue]:
         yield FieldIssue(field, f"{torch.cuda.get_device_name()} has no bf16: expected fp16 or no")
 
 
-def _attention(recipe: "Recipe") -> Iterator[FieldIssue]:
-    import torch
+def _attention(recipe: Recipe) -> Iterator[FieldIssue]:
 
     field, wanted = "model.attn_implementation", recipe.model.attn_implementation
     if wanted is None:
@@ -122,8 +117,8 @@ def _attention(recipe: "Recipe") -> Iterator[FieldIssue]:
         yield FieldIssue(field, f"{wanted} needs the package {package}, which is not installed")
 
 
-def _optimizer(recipe: "Recipe") -> Iterator[FieldIssue]:
-    from transformers.training_args import OptimizerNames
+def _optimizer(recipe: Recipe) -> Iterator[FieldIssue]:
+    from transformers.training_args import OptimizerNames  # saves transformers at start-up
 
     field, wanted = "training.optimizer", recipe.training.optimizer
     names = [name.value for name in OptimizerNames]
@@ -137,7 +132,7 @@ def _optimizer(recipe: "Recipe") -> Iterator[FieldIssue]:
         )
 
 
-def _quantization(recipe: "Recipe") -> Iterator[FieldIssue]:
+def _quantization(recipe: Recipe) -> Iterator[FieldIssue]:
     field, wanted = "model.quantization", recipe.model.quantization
     if wanted is None:
         return
@@ -148,7 +143,7 @@ def _quantization(recipe: "Recipe") -> Iterator[FieldIssue]:
         )
 
 
-def _sharded(recipe: "Recipe") -> Iterator[FieldIssue]:
+def _sharded(recipe: Recipe) -> Iterator[FieldIssue]:
     yield from refused_under(sharding(), recipe)
 
 
@@ -160,7 +155,7 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-CHECKS: tuple[Callable[["Recipe"], Iterator[FieldIssue]], ...] = (
+CHECKS: tuple[Callable[[Recipe], Iterator[FieldIssue]], ...] = (
     _model,
     _chat_template,
     _devices,

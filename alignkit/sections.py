@@ -3,7 +3,7 @@
 The methods' own options are in `alignkit.methods`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -164,3 +164,12 @@ class TeacherSection(Section):
         None, min_length=1, description="folder of a peft adapter, merged into it at the start"
     )
     dtype: Dtype | None = Field(None, description="dtype the weights are loaded in; default: model.dtype")
+
+
+class RunSections(Protocol):
+    """The sections of a recipe that a method reads; `alignkit.recipe.Recipe` has them all."""
+
+    model: ModelSection
+    data: DataSection
+    lora: LoraSection | None
+    training: TrainingSection

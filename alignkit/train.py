@@ -16,11 +16,18 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from alignkit.adapters import train_on
+from alignkit.chat_templates import read_template
 from alignkit.checkpoints import newest_first, read_manifest
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
+from alignkit.models import load_causal_lm
+from alignkit.origin import origin_of, refusal
 from alignkit.recipe import Recipe
-from alignkit.requirements import settle_length
+from alignkit.requirements import require, settle_length
 from alignkit.run_folder import SAVED_TEACHER, RunFolder, newest, write_json
+from alignkit.sharding import SHARES_WEIGHTS, sharding
 
 RESUME = "--resume"
 OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
@@ -78,8 +85,7 @@ def begin(recipe: Recipe, folder: RunFolder) -> None:
 
 def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
     """Train, on from the last checkpoint if asked; unless that was paused, finish the run."""
-    from alignkit.pausing import Leaving, pausing_on_sigterm
-    from alignkit.requirements import require
+    from alignkit.pausing import Leaving, pausing_on_sigterm  # saves transformers at start-up
 
     quiet_libraries()
     use_all_cores()
@@ -125,11 +131,10 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
 
 def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     """The method's trainer over the recipe's model and data."""
-    from transformers import PrinterCallback, set_seed
+    from transformers import PrinterCallback, set_seed  # saves transformers at start-up
 
-    from alignkit.origin import origin_of
     from alignkit.progress import ProgressCallback
-    from alignkit.tracking.callbacks import tracker_callbacks
+    from alignkit.tracker_callbacks import tracker_callbacks
     from alignkit.trainers.building import RunContext, build
 
     set_seed(recipe.seed)
@@ -176,10 +181,9 @@ def require_exact_heads(trainer: Any) -> None:
 
     Under ZeRO-3 and FSDP a model runs only once the Trainer has prepared it, which is when training begins.
     """
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback  # saves transformers at start-up
 
     from alignkit.checks import require_exact_head
-    from alignkit.sharding import SHARES_WEIGHTS, sharding
 
     class HeadCheck(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -197,9 +201,7 @@ def checkpoint_to_resume(trainer: Any, folder: RunFolder) -> Path | None:
 
     Raises RecipeError where that is not one that this run can go on from.
     """
-    from accelerate.utils import broadcast_object_list
-
-    from alignkit.origin import refusal
+    from accelerate.utils import broadcast_object_list  # saves transformers at start-up
 
     choice: list[Any] = [None, None]
     if is_main_process():
@@ -214,7 +216,7 @@ def checkpoint_to_resume(trainer: Any, folder: RunFolder) -> Path | None:
 
 def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
     """The collapse guard, watching; None where the recipe turns it off."""
-    from alignkit.trainers.collapse_guard import CollapseGuard
+    from alignkit.trainers.collapse_guard import CollapseGuard  # saves transformers at start-up
 
     if recipe.collapse_guard is None:
         return None
@@ -225,11 +227,6 @@ def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """The model and its tokenizer, which must have a chat template."""
-    from alignkit.adapters import train_on
-    from alignkit.chat_templates import read_template
-    from alignkit.models import load_causal_lm
-    from alignkit.sharding import sharding
-
     path, options = recipe.model.path, recipe.model
     model, tokenizer = load_causal_lm(
         path,
@@ -256,7 +253,7 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
 
 def final_metrics(trainer: Any) -> dict[str, Any]:
     """The last evaluation's metrics, evaluating now if the last step was not evaluated."""
-    from alignkit.progress import rename
+    from alignkit.progress import rename  # saves transformers at start-up
 
     if trainer.eval_dataset is not None and not _evaluated_at_end(trainer.state):
         trainer.evaluate()
@@ -293,7 +290,7 @@ def _put(source: Path, target: Path) -> None:
 
 def save_canary(trainer: Any, folder: RunFolder) -> None:
     """Measure and write canary.json."""
-    from alignkit import canary
+    from alignkit import canary  # saves transformers at start-up
 
     measured = canary.measure(trainer)
     if measured is not None and is_main_process():
@@ -379,7 +376,6 @@ def is_main_process() -> bool:
 
 def use_all_cores() -> None:
     """Without a GPU, share the cores among the processes of this machine: accelerate's default is one each."""
-    import torch
 
     if torch.cuda.is_available() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return
@@ -389,7 +385,7 @@ def use_all_cores() -> None:
 
 def quiet_libraries() -> None:
     """No progress bars and no telemetry in a log file."""
-    import datasets
+    import datasets  # saves transformers at start-up
     import transformers
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from alignkit import train
 from alignkit.errors import DataError, RecipeError
-from alignkit.evaluate.run import evaluate_run
+from alignkit.evaluate_run import evaluate_run
 from alignkit.launch import launch_command
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder

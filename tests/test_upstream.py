@@ -283,6 +283,21 @@ def test_replaced_weights_stay_shared() -> None:
     assert tied.counts.tolist() == [1, 1]
 
 
+def test_a_head_is_made_whole_from_any_number_of_parameters() -> None:
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    (given,) = inspect.signature(maybe_gather_lm_head_ctx).parameters.values()
+    assert given.kind is inspect.Parameter.VAR_POSITIONAL
+
+
+def test_children_are_read_and_replaced_by_name() -> None:
+    from alignkit.kernels.upstream import children_by_name
+
+    module = torch.nn.Sequential(torch.nn.ReLU())
+    children_by_name(module)["0"] = torch.nn.Tanh()
+    assert isinstance(module[0], torch.nn.Tanh)
+
+
 def test_the_backward_of_cdist_takes_what_pairwise_l1_gives() -> None:
     names = [argument.name for argument in torch.ops.aten._cdist_backward.default._schema.arguments]
     assert names == ["grad", "x1", "x2", "p", "cdist"]

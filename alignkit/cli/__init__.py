@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from alignkit import __version__, extras
 from alignkit.cli import data, estimates, jobs, keys, methods, models, output, projects
 from alignkit.errors import AlignkitError
+from alignkit.launch import launch_command, require_configuration, run
 
 app = typer.Typer(
     help="Alignment fine-tuning of language models, and the service that serves the result.",
@@ -46,7 +48,6 @@ def main() -> None:
 
 def _sentence(error: Exception) -> str | None:
     """What to tell the user, or None for a defect of ours, whose trace is worth more."""
-    from rich.markup import escape
 
     if isinstance(error, AlignkitError):
         return escape(str(error))
@@ -90,8 +91,7 @@ def train(
     ] = False,
 ) -> None:
     """Run a recipe with accelerate."""
-    from alignkit.launch import launch_command, require_configuration, run
-    from alignkit.recipe import Recipe
+    from alignkit.recipe import Recipe  # saves torch at start-up
 
     overrides = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
     Recipe.load(recipe, overrides)  # refuse a bad recipe before torch is loaded
@@ -110,7 +110,7 @@ def evaluate(
     step: Annotated[int | None, typer.Option(min=1, help="a checkpoint instead of the result")] = None,
 ) -> None:
     """Evaluate the untrained and the trained model of a run on the same held-out rows."""
-    from alignkit.evaluate.run import evaluate_run
+    from alignkit.evaluate_run import evaluate_run  # saves torch at start-up
     from alignkit.run_folder import newest
 
     run = newest(run)
@@ -133,7 +133,7 @@ def serve(
 ) -> None:
     """Start the service."""
     with extras.needed("serve", purpose="alignkit serve"):
-        from alignkit_server.main import serve as run_server
+        from alignkit_server.main import serve as run_server  # an extra
         from alignkit_server.settings import Settings
 
     given = {"host": host, "port": port, "home": home}
@@ -143,7 +143,7 @@ def serve(
 @app.command()
 def divergences() -> None:
     """List the divergences of f-DPO."""
-    from alignkit.divergences import available, get
+    from alignkit.divergences import available, get  # saves torch at start-up
 
     table = output.table("name", "f''(1)", "about")
     for name in available():

@@ -37,7 +37,7 @@ def check(
     home: Home = None,
 ) -> None:
     """Check every row; with --model, as its tokens too. Exits with 1 if a row cannot be used."""
-    from alignkit.data.reading import iter_lines
+    from alignkit.data.reading import iter_lines  # saves torch at start-up
     from alignkit.data.rendering import render_report, render_statistics
     from alignkit.data.report import Statistics
     from alignkit.data.schemas import schema_for
@@ -77,7 +77,7 @@ def preview(
     home: Home = None,
 ) -> None:
     """Show how the first rows are rendered and which tokens carry loss. Exits with 1 if one cannot be used."""
-    from alignkit.data.reading import iter_lines
+    from alignkit.data.reading import iter_lines  # saves torch at start-up
     from alignkit.data.rendering import render_preview, render_report
     from alignkit.data.report import preview_of
     from alignkit.data.schemas import schema_for

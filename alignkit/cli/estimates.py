@@ -12,7 +12,7 @@ from rich.table import Table
 
 from alignkit.cli import output
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # saves torch at start-up
     from alignkit.estimate import Estimate, Lengths
     from alignkit.recipe import Recipe
 
@@ -35,7 +35,7 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
 ) -> None:
     """Estimate a run's memory by kind, time, disk and tokens, and the smallest configuration that fits."""
-    from alignkit import estimate as library
+    from alignkit import estimate as library  # saves torch at start-up
     from alignkit.recipe import Recipe
 
     run = Recipe.load(recipe, overrides or [])
@@ -62,7 +62,7 @@ def _fewest(
     run: "Recipe", lengths: "Lengths", device: str, stage: str | None, least: "Estimate | None"
 ) -> int:
     """Devices on which the stage fits, or any stage; one where none does, to show by how much."""
-    from alignkit import estimate as library
+    from alignkit import estimate as library  # saves torch at start-up
 
     if stage is None:
         return least.devices if least else 1

@@ -25,7 +25,7 @@ FINISHED = {"succeeded", "failed", "cancelled"}
 def connect() -> Any:
     """An OpenAI client: ALIGNKIT_BASE_URL (default http://127.0.0.1:8000/v1) and ALIGNKIT_API_KEY, or the first key
     of a service on this machine."""
-    from openai import OpenAI
+    from openai import OpenAI  # saves openai at start-up
 
     url = os.environ.get("ALIGNKIT_BASE_URL", "http://127.0.0.1:8000/v1")
     key = os.environ.get("ALIGNKIT_API_KEY") or _first_key()
@@ -46,7 +46,7 @@ def _first_key() -> str:
 
 def client_error(error: Exception) -> str | None:
     """One sentence for an error of the OpenAI client; None for anything else."""
-    import openai
+    import openai  # saves openai at start-up
 
     if isinstance(error, openai.APIConnectionError):
         return "the service does not answer: start it with `alignkit serve`, or set ALIGNKIT_BASE_URL"

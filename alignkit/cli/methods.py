@@ -16,7 +16,7 @@ def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/methods.md.")] = False,
 ) -> None:
     """List the training methods and what each is for."""
-    from alignkit.methods.describe import described
+    from alignkit.methods.describe import described  # saves torch at start-up
     from alignkit.methods.describe import markdown as page
 
     if as_json:

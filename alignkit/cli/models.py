@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from alignkit.home import models_dir
+from alignkit.models import available, import_model, prune_model
 
 app = typer.Typer(help="Base models: import and list.", no_args_is_help=True)
 Home = Annotated[Path | None, typer.Option(help="where the service keeps things; ALIGNKIT_HOME")]
@@ -23,8 +24,6 @@ def import_(
     home: Home = None,
 ) -> None:
     """Import a base model, once."""
-    from alignkit.models import import_model
-
     import_model(source, models_dir(home), name, chat_template=chat_template, report=Console().print)
 
 
@@ -36,8 +35,6 @@ def prune(
     home: Home = None,
 ) -> None:
     """Make a smaller base model of some layers of one: a student to distil into."""
-    from alignkit.models import prune_model
-
     folder = models_dir(home)
     path = folder / source if (folder / source).is_dir() else Path(source)
     prune_model(path, folder, name, every, report=Console().print)
@@ -46,7 +43,5 @@ def prune(
 @app.command("list")
 def list_(home: Home = None) -> None:
     """List the imported base models."""
-    from alignkit.models import available
-
     for name in available(models_dir(home)):
         Console().print(name)

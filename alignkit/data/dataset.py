@@ -171,7 +171,7 @@ def dataset_of(rendered: Sequence[list[TokenSequence]], method: Any, max_length:
     A sequence is left out where no token that carries loss is within it; how many is logged. Raises DataError where
     none is left.
     """
-    from datasets import Dataset
+    from datasets import Dataset  # saves datasets at start-up
 
     kind = schema_for(method)
     found: list[dict[str, Any]] = []
@@ -221,7 +221,7 @@ def to_dispreferred(rows: Sequence[DispreferredRow]) -> Any:
 
 
 def _dataset(columns: dict[str, list[Any]]) -> Any:
-    from datasets import Dataset, Features, Json, List
+    from datasets import Dataset, Features, Json, List  # saves datasets at start-up
 
     # Stored as JSON, a message keeps exactly its own keys: Arrow would give each the keys of all the others.
     return Dataset.from_dict(columns, features=Features({name: List(Json()) for name in columns}))

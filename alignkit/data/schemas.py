@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 from alignkit.data.rows import ROW_KINDS, RowKind, row_kind
 from alignkit.errors import DataError, MethodError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # saves torch where rows are only read
     from alignkit.methods import Method
 
 
 def schema_for(method: "str | type[Method]") -> RowKind[Any]:
     """The kind of row that a method takes, given as class or by name; raises DataError for an unknown one."""
-    from alignkit.methods import get  # imports torch, which reading rows needs not
+    from alignkit.methods import get  # saves torch where rows are only read
 
     try:
         found = get(method) if isinstance(method, str) else method
@@ -26,6 +26,6 @@ def schema_for(method: "str | type[Method]") -> RowKind[Any]:
 
 def methods_taking(kind: str) -> list[str]:
     """The methods whose rows are of a kind, given its name."""
-    from alignkit.methods import METHODS  # as above
+    from alignkit.methods import METHODS  # saves torch where rows are only read
 
     return [name for name, method in METHODS.items() if method.rows == kind]

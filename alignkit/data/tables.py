@@ -25,7 +25,7 @@ def parquet_rows(path: Path, *, max_bytes: int, max_rows: int) -> Iterator[dict[
 
     Arrow gives every object the keys of all others; those without a value are left out again.
     """
-    from pyarrow import ArrowException
+    from pyarrow import ArrowException  # saves pyarrow at start-up
     from pyarrow.parquet import ParquetFile
 
     try:

@@ -67,7 +67,7 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
 
     `chat_template`: a file, or a name of TRL's, in place of the model's own.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # saves transformers at start-up
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

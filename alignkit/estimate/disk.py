@@ -3,12 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from alignkit.estimate.memory import Layout, Model, optimizer_bytes, trained_bytes
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+from alignkit.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,7 @@ class Disk:
 
 
 def disk(
-    recipe: "Recipe", models: Mapping[str, Model], layout: Layout, steps: int | None, epochs: float
+    recipe: Recipe, models: Mapping[str, Model], layout: Layout, steps: int | None, epochs: float
 ) -> Disk:
     """A checkpoint holds what trains and the optimizer's state; the result is the policy's alone.
 

@@ -2,7 +2,6 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from alignkit.errors import FieldIssue
 from alignkit.estimate import activations, devices, sharding, timing
@@ -13,11 +12,10 @@ from alignkit.estimate.lengths import steps as run_steps
 from alignkit.estimate.memory import Layout, Memory, Model, peak
 from alignkit.estimate.shapes import read_shape
 from alignkit.estimate.timing import Seconds
-from alignkit.methods.work import Batch, HeadSize, Pass, Plan, Work
+from alignkit.kernels.costs import HeadSize
+from alignkit.methods.work import Batch, Pass, Plan, Work
+from alignkit.recipe import Recipe
 from alignkit.requirements import refused_under
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
 
 MOST_DEVICES = 16_384
 
@@ -61,7 +59,7 @@ class Estimate:
 
 
 def estimate(
-    recipe: "Recipe",
+    recipe: Recipe,
     lengths: Lengths,
     *,
     device: str | Device = devices.CPU,
@@ -74,7 +72,7 @@ def estimate(
 
 
 def compare(
-    recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU, count: int = 1
+    recipe: Recipe, lengths: Lengths, *, device: str | Device = devices.CPU, count: int = 1
 ) -> list[Estimate]:
     """On every stage that makes sense with so many devices and can train the recipe."""
     estimating = _Estimating(recipe, lengths, devices.get(device))
@@ -82,7 +80,7 @@ def compare(
 
 
 def smallest(
-    recipe: "Recipe", lengths: Lengths, *, device: str | Device = devices.CPU, stage: str | None = None
+    recipe: Recipe, lengths: Lengths, *, device: str | Device = devices.CPU, stage: str | None = None
 ) -> Estimate | None:
     """The fewest devices that it fits on, and the stage that sends least; None where it fits on no number.
 
@@ -106,7 +104,7 @@ def smallest(
 class _Estimating:
     """One recipe on one kind of device."""
 
-    def __init__(self, recipe: "Recipe", lengths: Lengths, device: Device) -> None:
+    def __init__(self, recipe: Recipe, lengths: Lengths, device: Device) -> None:
         self.recipe, self.lengths, self.device = recipe, lengths, device
         self.plan: Plan = recipe.method.plan(recipe)
         self.models = {role: Model(use, read_shape(use)) for role, use in self.plan.models.items()}

@@ -5,13 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from alignkit.data.tokens import TokenSequence
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
-    from alignkit.sections import TrainingSection
+from alignkit.data.dataset import load_rows, skipped_share, split
+from alignkit.data.tokens import TokenSequence, load_tokenizer, render_rows
+from alignkit.recipe import Recipe
+from alignkit.sections import TrainingSection
 
 SAMPLE_ROWS = 2000
 
@@ -66,7 +64,7 @@ def count(rows: Iterable[list[TokenSequence]], max_length: int, share: float = 1
     )
 
 
-def steps(rows: int | None, training: "TrainingSection") -> tuple[int | None, float]:
+def steps(rows: int | None, training: TrainingSection) -> tuple[int | None, float]:
     """Optimizer steps over so many rows, None where neither they nor max_steps are known, and passes over them."""
     if rows == 0:
         return 0, 0.0
@@ -77,14 +75,11 @@ def steps(rows: int | None, training: "TrainingSection") -> tuple[int | None, fl
     return math.ceil(training.epochs * math.ceil(rows / training.batch_size)), training.epochs
 
 
-def read(recipe: "Recipe", rows: int | None = None) -> Lengths:
+def read(recipe: Recipe, rows: int | None = None) -> Lengths:
     """Of the recipe's training file, by its model's tokenizer; assumed where either is not there.
 
     A file's rows count unless `rows` are given. Raises DataError for a file that cannot be used.
     """
-    from alignkit.data.dataset import load_rows, skipped_share, split
-    from alignkit.data.tokens import load_tokenizer, render_rows
-
     file, folder, most = Path(recipe.data.train), Path(recipe.model.path), recipe.data.max_length
     if not file.is_file() or not folder.is_dir():
         return assumed(most, rows)

@@ -32,7 +32,7 @@ def set_attention(config: Any, attention: str) -> None:
 
 def supports_sdpa(config: Any) -> bool:
     """Whether the causal LM of this configuration runs with torch's own attention; true where there is none."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     model = AutoModelForCausalLM._model_mapping.get(type(config), None)
     return model is None or bool(model._supports_sdpa)
@@ -54,6 +54,7 @@ def replace_tensors(model: nn.Module, weight: Callable[[Any], Any], buffer: Call
 
 def is_masked(model_type: str) -> bool:
     """Whether models of this type predict masked tokens."""
+    # saves transformers at start-up
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -61,6 +62,6 @@ def is_masked(model_type: str) -> bool:
 
 def linear_layers() -> tuple[Any, ...]:
     """The classes of linear layers that bitsandbytes quantises."""
-    from transformers.pytorch_utils import Conv1D
+    from transformers.pytorch_utils import Conv1D  # saves transformers at start-up
 
     return nn.Linear, Conv1D

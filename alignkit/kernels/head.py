@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from alignkit.kernels.upstream import whole_head
+
 
 class LogitTransform(NamedTuple):
     """How a product z = h W^T + b becomes a logit: softcap tanh(scale z / softcap) / temperature.
@@ -119,6 +121,4 @@ def gathered(*parameters: Tensor | None) -> AbstractContextManager[Any]:
     """
     if not any(hasattr(parameter, "ds_status") for parameter in parameters):
         return nullcontext()
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
-
-    return maybe_gather_lm_head_ctx(*parameters)
+    return whole_head(*parameters)

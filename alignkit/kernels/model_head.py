@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from alignkit.errors import ModelError
 from alignkit.kernels.linear_logprob import linear_logprob
+from alignkit.kernels.upstream import children_by_name
 
 Result = TypeVar("Result")
 
@@ -206,23 +207,18 @@ def _product_dtype(hidden: Tensor, head: nn.Module) -> torch.dtype:
 def _stand_in(model: Any, probe: Tensor) -> Iterator[_StandIn]:
     """Put a stand-in where the head is; the head's own hooks do not run meanwhile, so ZeRO-3 gathers it once."""
     head = head_module(model)
-    places = (
-        (parent, name) for parent in model.modules() for name, child in _children(parent) if child is head
-    )
+    named = ((parent, *item) for parent in model.modules() for item in children_by_name(parent).items())
+    places = ((parent, name) for parent, name, child in named if child is head)
     parent, name = next(places, (None, ""))
     if parent is None:
         raise ModelError(f"{type(model).__name__} has no head of its own: it makes logits from its embedding")
     stand_in = _StandIn(head, probe)
-    children = parent._modules  # noqa: SLF001 - setattr would tell hooks of sharded models
+    children = children_by_name(parent)
     children[name] = stand_in
     try:
         yield stand_in
     finally:
         children[name] = head
-
-
-def _children(module: nn.Module) -> list[tuple[str, nn.Module | None]]:
-    return list(module._modules.items())  # noqa: SLF001 - named_children leaves out a module's second name
 
 
 _PROBE = torch.tensor([0.0, *(sign * 2.0**power for power in range(-10, 16) for sign in (1, -1))])

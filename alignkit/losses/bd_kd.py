@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignkit import checks
+from alignkit import arguments
 from alignkit.divergences import widen
 from alignkit.losses.types import BalancedLoss
 
@@ -39,8 +39,8 @@ def bd_kd_loss(
     `balance`; `tempered_entropy=False` takes the entropies at temperature 1. Raises ValueError for shapes that
     differ and options out of range.
     """
-    checks.positive("temperature", temperature)
-    checks.paired_logits(student_logits, teacher_logits)
+    arguments.positive("temperature", temperature)
+    arguments.paired_logits(student_logits, teacher_logits)
     student, teacher = widen(student_logits), widen(teacher_logits)
     log_q = torch.log_softmax(student / temperature, dim=-1)
     log_p = torch.log_softmax(teacher / temperature, dim=-1)
@@ -84,10 +84,10 @@ def balance(
     certain one by the reverse KL, which gathers it. The weights carry no gradient. Raises ValueError for options
     out of range.
     """
-    checks.positive("temperature", temperature)
-    checks.at_least("nu", nu, 1)
-    checks.at_least("kappa", kappa, 0)
-    checks.one_of("gate", gate, GATES)
+    arguments.positive("temperature", temperature)
+    arguments.at_least("nu", nu, 1)
+    arguments.at_least("kappa", kappa, 0)
+    arguments.one_of("gate", gate, GATES)
     student_entropy, teacher_entropy = student_entropy.detach(), teacher_entropy.detach()
     forward_weight, reverse_weight = GATES[gate](teacher_entropy - student_entropy, nu, kappa)
     # Gradients of a tempered KL shrink with the square of the temperature.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit import checks
+from alignkit import arguments
 from alignkit.divergences import widen
 from alignkit.losses.types import PreferenceLoss
 
@@ -120,8 +120,8 @@ def _terms(
     rejected_floor: float | None,
 ) -> _Terms:
     _check(policy_samples, ref_samples, policy_rejected, ref_rejected)
-    checks.at_least("beta", beta, 0)
-    checks.at_least("alpha", alpha, 0)
+    arguments.at_least("beta", beta, 0)
+    arguments.at_least("alpha", alpha, 0)
     valid = _valid(policy_samples, sample_mask)
     ratios = (widen(policy_samples) - widen(ref_samples)).masked_fill(~valid, 0.0)
     shares = valid.to(ratios.dtype) / valid.sum(dim=1, keepdim=True)
@@ -140,15 +140,15 @@ def _check(
             f"found shape {list(policy_samples.shape)}"
         )
     prompts, samples = policy_samples.shape
-    checks.shaped("ref_sample_logps", ref_samples, (prompts, samples))
-    checks.shaped("policy_rejected_logps", policy_rejected, (prompts,))
-    checks.shaped("ref_rejected_logps", ref_rejected, (prompts,))
+    arguments.shaped("ref_sample_logps", ref_samples, (prompts, samples))
+    arguments.shaped("policy_rejected_logps", policy_rejected, (prompts,))
+    arguments.shaped("ref_rejected_logps", ref_rejected, (prompts,))
 
 
 def _valid(policy_samples: Tensor, sample_mask: Tensor | None) -> Tensor:
     if sample_mask is None:
         return torch.ones_like(policy_samples, dtype=torch.bool)
-    checks.shaped("sample_mask", sample_mask, tuple(policy_samples.shape))
+    arguments.shaped("sample_mask", sample_mask, tuple(policy_samples.shape))
     if sample_mask.dtype != torch.bool:
         raise ValueError(f"sample_mask must be bool, found {sample_mask.dtype}")
     empty = (~sample_mask.any(dim=1)).nonzero().flatten().tolist()

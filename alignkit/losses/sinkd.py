@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignkit import checks
+from alignkit import arguments
 from alignkit.divergences import widen
 from alignkit.kernels.sinkhorn import Gradient, sinkhorn
 from alignkit.losses.types import SinkhornLoss
@@ -46,8 +46,8 @@ def sinkd_loss(
     permuted, so it cannot tie row i to row i: train with it beside cross-entropy or a KL. Raises ValueError for
     shapes that differ and options out of range.
     """
-    checks.positive("temperature", temperature)
-    checks.paired_logits(student_logits, teacher_logits)
+    arguments.positive("temperature", temperature)
+    arguments.paired_logits(student_logits, teacher_logits)
     student = torch.softmax(widen(student_logits) / temperature, dim=-1)
     teacher = torch.softmax(widen(teacher_logits.detach()) / temperature, dim=-1)
     own = SelfCosts(_l1(student, student), _l1(teacher, teacher)) if debiased else None
@@ -86,7 +86,7 @@ def transport_loss(
     loss = plan.cost
     if self_costs is not None:
         for name, own in (("student", self_costs.student), ("teacher", self_costs.teacher)):
-            checks.shaped(f"the {name}'s self-cost", own, (rows, rows))
+            arguments.shaped(f"the {name}'s self-cost", own, (rows, rows))
             loss = loss - sinkhorn(own, epsilon=epsilon, iterations=iterations, gradient=gradient).cost / 2
     if reduction == "mean":
         loss = loss / max(rows, 1)
@@ -96,7 +96,7 @@ def transport_loss(
 def _check(cost: Tensor, reduction: str) -> None:
     if cost.dim() != 2 or cost.shape[0] != cost.shape[1]:
         raise ValueError(f"cost must be [n, n], found shape {list(cost.shape)}")
-    checks.one_of("reduction", reduction, REDUCTIONS)
+    arguments.one_of("reduction", reduction, REDUCTIONS)
 
 
 def _l1(left: Tensor, right: Tensor) -> Tensor:

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from alignkit.errors import FieldIssue
+from alignkit.methods.work import Plan
 from alignkit.schema import Section
-
-if TYPE_CHECKING:
-    from alignkit.methods.work import Plan
-    from alignkit.recipe import Recipe
+from alignkit.sections import RunSections
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +57,11 @@ class Method(Section):
             self.type = import_path(type(self))
         return self
 
-    def plan(self, recipe: "Recipe") -> "Plan":
+    def plan(self, recipe: RunSections) -> Plan:
         """The models, passes and heads that a step takes, for `alignkit.estimate`."""
         raise NotImplementedError
 
-    def refusals(self, _recipe: "Recipe", _sharded: str | None) -> Iterator[FieldIssue]:
+    def refusals(self, _recipe: RunSections, _sharded: str | None) -> Iterator[FieldIssue]:
         """The options that cannot be had in this run, sharded as `alignkit.sharding.sharding` says."""
         return iter(())
 

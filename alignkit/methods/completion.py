@@ -1,15 +1,14 @@
 """Methods that train on the answers of the data alone: a loss over the log-probs of their tokens."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
+from alignkit.kernels import costs
 from alignkit.losses import CompletionLoss, TokenLogps
 from alignkit.methods.base import Method
 from alignkit.methods.work import Batch, Pass, Plan, Work, policy_use
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+from alignkit.sections import RunSections
 
 
 class CompletionMethod(Method):
@@ -33,13 +32,11 @@ class CompletionMethod(Method):
         if problem := _problem(found):
             raise ValueError(f"{type(self).__name__}.loss: {problem}")
 
-    def plan(self, recipe: "Recipe") -> Plan:
+    def plan(self, recipe: RunSections) -> Plan:
         """One forward and backward of every row."""
 
         def work(batch: Batch) -> Work:
-            from alignkit.estimate import heads  # the estimate imports the methods
-
-            head = heads.log_probs(batch.tokens(batch.rows), batch.heads["policy"], gpu=batch.gpu)
+            head = costs.log_probs(batch.tokens(batch.rows), batch.heads["policy"], gpu=batch.gpu)
             return Work((Pass("policy", batch.rows, batch.length, trains=True, head=head),))
 
         return Plan({"policy": policy_use(recipe)}, work)

@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from alignkit.errors import FieldIssue
+from alignkit.kernels import costs
 from alignkit.losses import D2OCoefficients, PreferenceLoss, SampleLogps, d2o_coefficients, d2o_loss
 from alignkit.methods.base import Method
 from alignkit.methods.work import Batch, Generation, Pass, Plan, Work, policy_use
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE, RECIPES_ONLY, InJobs
+from alignkit.sections import RunSections
 from alignkit.sharding import SHARES_WEIGHTS
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
 
 Strength = Annotated[float, InJobs(le=2, auto=True)]
 Instruction = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -122,7 +121,7 @@ class D2O(Method):
                     f"{gradient.tolist()}, found {ours.tolist()}"
                 )
 
-    def refusals(self, recipe: "Recipe", sharded: str | None) -> Iterator[FieldIssue]:
+    def refusals(self, recipe: RunSections, sharded: str | None) -> Iterator[FieldIssue]:
         """Draws and refreshes that sharding rules out, and a sampler whose model is not named."""
         if self.sampler_url and recipe.model.adapter and not self.sampler_model:
             # The server must draw from the model that the run begins with, which is not what it calls its base.
@@ -144,12 +143,10 @@ class D2O(Method):
                 "expected ddp or ZeRO, found FSDP, under which no process can copy the policy",
             )
 
-    def plan(self, recipe: "Recipe") -> Plan:
+    def plan(self, recipe: RunSections) -> Plan:
         """K samples and the dispreferred answer, a few at a time: scored, then trained; no reference stays loaded."""
 
         def work(batch: Batch) -> Work:
-            from alignkit.estimate import heads  # the estimate imports the methods
-
             drawn = 0 if batch.sequences > 1 else self.samples_per_prompt
             each = batch.sequences + drawn
             together = max(1, min(self.sequence_batch_size, round(batch.rows * each)))
@@ -160,11 +157,11 @@ class D2O(Method):
                 together,
                 batch.length,
                 times=batch.rows * each / together,
-                head=heads.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu),
+                head=costs.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu),
                 purpose="scoring",
             )
             train = replace(
-                score, trains=True, purpose="policy", head=heads.log_probs(tokens, size, gpu=batch.gpu)
+                score, trains=True, purpose="policy", head=costs.log_probs(tokens, size, gpu=batch.gpu)
             )
             answer = min(self.max_tokens, max(1.0, recipe.data.max_length - batch.prompt))
             here = drawn and self.sampler_url is None

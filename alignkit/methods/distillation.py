@@ -1,19 +1,18 @@
 """Methods that distil a teacher: a loss over student's and teacher's next-token distributions."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 
+from alignkit.kernels import costs
+from alignkit.kernels.costs import NO_HEAD, HeadCost
 from alignkit.kernels.model_head import HeadWeights
 from alignkit.losses.distillation import PairOutput, Rows, Tokens
 from alignkit.methods.base import Method
-from alignkit.methods.work import NO_HEAD, Batch, HeadCost, ModelUse, Pass, Plan, Work, policy_use
+from alignkit.methods.work import Batch, ModelUse, Pass, Plan, Work, policy_use
 from alignkit.options import GivenAs, JobContext
-from alignkit.sections import LoraSection, TeacherSection
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+from alignkit.sections import LoraSection, RunSections, TeacherSection
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Temperature = Annotated[float, Field(gt=0, le=100)]
@@ -90,7 +89,7 @@ class DistillMethod(Method):
         if problem := _problem(found):
             raise ValueError(f"{type(self).__name__}.objective: {problem}")
 
-    def plan(self, recipe: "Recipe") -> Plan:
+    def plan(self, recipe: RunSections) -> Plan:
         """Student and teacher, each a forward, then the heads over both; the teacher's backward where it trains."""
         training = self.teacher_training
         models = {
@@ -105,10 +104,8 @@ class DistillMethod(Method):
         }
 
         def work(batch: Batch) -> Work:
-            from alignkit.estimate import heads  # the estimate imports the methods
-
             student, teachers = batch.heads["policy"], batch.heads["teacher"]
-            both = heads.divergence(batch.tokens(batch.rows), student, teachers, gpu=batch.gpu)
+            both = costs.divergence(batch.tokens(batch.rows), student, teachers, gpu=batch.gpu)
             passes = (
                 Pass("policy", batch.rows, batch.length, trains=True),
                 Pass("teacher", batch.rows, batch.length, trains=training is not None, purpose="teacher"),

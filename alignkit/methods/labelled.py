@@ -1,16 +1,15 @@
 """Methods that train on labelled rows: a loss over the log-probs of single answers and a baseline of the step."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
+from alignkit.kernels import costs
 from alignkit.losses import LabelledLogps, LabelledLoss
 from alignkit.methods.base import Method
 from alignkit.methods.work import Batch, Pass, Plan, Work, policy_use
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+from alignkit.sections import RunSections
 
 
 class LabelledMethod(Method):
@@ -24,7 +23,7 @@ class LabelledMethod(Method):
         """Losses and rewards of B answers; the trainer takes the mean over the answers of a whole step."""
         raise NotImplementedError
 
-    def plan(self, recipe: "Recipe") -> Plan:
+    def plan(self, recipe: RunSections) -> Plan:
         """The answers and as many mismatched ones, both under policy and reference; only the former train."""
         policy = policy_use(recipe)
         models = {"policy": policy}
@@ -33,11 +32,9 @@ class LabelledMethod(Method):
         reference = "reference" if "reference" in models else "policy"
 
         def work(batch: Batch) -> Work:
-            from alignkit.estimate import heads  # the estimate imports the methods
-
             tokens, size = batch.tokens(batch.rows), batch.heads["policy"]
-            head = heads.log_probs(tokens, size, gpu=batch.gpu)
-            frozen = heads.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu)
+            head = costs.log_probs(tokens, size, gpu=batch.gpu)
+            frozen = costs.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu)
             train = Pass("policy", batch.rows, batch.length, trains=True, head=head)
             mismatched = Pass("policy", batch.rows, batch.length, head=frozen, purpose="scoring")
             score = Pass(reference, batch.rows, batch.length, times=2, head=frozen, purpose="reference")

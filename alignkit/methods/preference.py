@@ -1,16 +1,15 @@
 """Methods that train on preference pairs: a loss over the log-probs of both answers."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
+from alignkit.kernels import costs
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods.base import Method
 from alignkit.methods.work import Batch, Pass, Plan, Work, policy_use
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+from alignkit.sections import RunSections
 
 
 class PairMethod(Method):
@@ -24,7 +23,7 @@ class PairMethod(Method):
         """Losses and rewards of B pairs; the trainer takes the mean over the pairs of a whole step."""
         raise NotImplementedError
 
-    def plan(self, recipe: "Recipe") -> Plan:
+    def plan(self, recipe: RunSections) -> Plan:
         """Both answers in one forward, then the reference: the adapter switched off, or a second model."""
         policy = policy_use(recipe)
         models = {"policy": policy}
@@ -32,15 +31,13 @@ class PairMethod(Method):
             models["reference"] = replace(policy, trains=False)
 
         def work(batch: Batch) -> Work:
-            from alignkit.estimate import heads  # the estimate imports the methods
-
             sequences = 2 * batch.rows
             tokens, size = batch.tokens(sequences), batch.heads["policy"]
-            head = heads.log_probs(tokens, size, gpu=batch.gpu)
+            head = costs.log_probs(tokens, size, gpu=batch.gpu)
             train = Pass("policy", sequences, batch.length, trains=True, head=head)
             if not self.uses_reference:
                 return Work((train,))
-            frozen = heads.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu)
+            frozen = costs.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu)
             reference = "reference" if "reference" in models else "policy"
             score = Pass(reference, sequences, batch.length, head=frozen, purpose="reference")
             return Work((train, score))

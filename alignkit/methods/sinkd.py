@@ -7,6 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from alignkit.kernels import costs
+from alignkit.kernels.costs import NO_HEAD, HeadCost
 from alignkit.kernels.linear_divergence import Divergences, linear_divergence
 from alignkit.kernels.pairwise_l1 import pairwise_l1
 from alignkit.kernels.sinkhorn import Gradient
@@ -14,7 +16,7 @@ from alignkit.losses import SelfCosts, SinkhornLoss, transport_loss
 from alignkit.losses.distillation import PairOutput, Rows, Tokens, operands, token_metrics
 from alignkit.losses.sinkd import Reduction
 from alignkit.methods.distillation import DistillMethod, Temperature, Weight
-from alignkit.methods.work import NO_HEAD, Batch, HeadCost
+from alignkit.methods.work import Batch
 
 Mode = Literal["token_set", "per_sequence"]
 Epsilon = Annotated[float, Field(gt=0, le=100)]
@@ -84,12 +86,12 @@ class SinKD(DistillMethod):
         return everything.split(tokens.sequence.bincount(minlength=tokens.sequences).tolist())
 
     def _match(self, student: Rows, teacher: Rows) -> SinkhornLoss:
-        def costs(left: Rows, right: Rows) -> Tensor:
+        def distances(left: Rows, right: Rows) -> Tensor:
             return pairwise_l1(temperature=self.temperature, **operands(left, right))
 
-        own = SelfCosts(costs(student, student), costs(teacher, teacher)) if self.debiased else None
+        own = SelfCosts(distances(student, student), distances(teacher, teacher)) if self.debiased else None
         return transport_loss(
-            costs(student, teacher),
+            distances(student, teacher),
             own,
             epsilon=self.epsilon,
             iterations=self.iterations,
@@ -99,8 +101,6 @@ class SinKD(DistillMethod):
 
     def further_heads(self, batch: Batch) -> HeadCost:
         """Cost of the transport between rows of both models."""
-        from alignkit.estimate import heads  # the estimate imports the methods
-
         if not self.sinkhorn_weight:
             return NO_HEAD
         sets, tokens = {
@@ -108,7 +108,7 @@ class SinKD(DistillMethod):
             "per_sequence": (batch.rows, batch.tokens(1)),
         }[self.mode]
         sizes = batch.heads["policy"], batch.heads["teacher"]
-        return heads.transport(min(tokens, self.max_rows), sets, *sizes, iterations=self.iterations)
+        return costs.transport(min(tokens, self.max_rows), sets, *sizes, iterations=self.iterations)
 
 
 def _sample(count: int, most: int, seed: int) -> Tensor:

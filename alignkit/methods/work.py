@@ -1,16 +1,13 @@
 """What a method's training asks of a machine: models, passes through them, and fused heads.
 
-Each method says it by its own `plan`; `alignkit.estimate` adds it up. Nothing here imports torch.
+Each method says it by its own `plan`; `alignkit.estimate` adds it up.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
-from alignkit.sections import LoraSection
-
-if TYPE_CHECKING:
-    from alignkit.recipe import Recipe
+from alignkit.kernels.costs import NO_HEAD, HeadCost, HeadSize
+from alignkit.sections import LoraSection, RunSections
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,46 +29,6 @@ class ModelUse:
     def __hash__(self) -> int:
         """A section has none of its own."""
         return hash(repr(self))
-
-
-@dataclass(frozen=True, slots=True)
-class HeadSize:
-    """What a fused head's cost depends on, of one model."""
-
-    hidden: int
-    vocabulary: int
-    itemsize: int
-    """Bytes of a weight in products."""
-    has_gradient: bool
-    """Whether the model trains, so that hidden states get a gradient."""
-    trains: bool
-    """Whether the head's own weight does."""
-
-
-class HeadCost(NamedTuple):
-    """Bytes and operations of fused heads over the tokens of one forward."""
-
-    kept: int = 0
-    """Bytes from the forward to the backward."""
-    forward: int = 0
-    """Bytes of buffers in the forward, beside what is kept."""
-    backward: int = 0
-    """Bytes in the backward, gradients of the head's weight included, beside what is kept."""
-    flops: float = 0.0
-
-    def __add__(self, other: object) -> "HeadCost":
-        """One after the other: what is kept adds up, and so do gradients; buffers take turns."""
-        if not isinstance(other, HeadCost):
-            return NotImplemented
-        return HeadCost(
-            self.kept + other.kept,
-            max(self.forward, other.forward),
-            self.backward + other.backward,
-            self.flops + other.flops,
-        )
-
-
-NO_HEAD = HeadCost()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +100,7 @@ class Plan:
     """Whether the micro-batch is part of the method, so that another one would be another training."""
 
 
-def policy_use(recipe: "Recipe") -> ModelUse:
+def policy_use(recipe: RunSections) -> ModelUse:
     """The recipe's model, as it trains."""
     model = recipe.model
     return ModelUse(

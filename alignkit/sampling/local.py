@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from alignkit.sampling.sampler import SamplingError
 
@@ -60,7 +61,6 @@ class LocalSampler:
     def _generate(
         self, prompts: Sequence[Sequence[int]], temperature: float, top_p: float, max_tokens: int
     ) -> list[list[int]]:
-        from transformers import GenerationConfig
 
         length = max(map(len, prompts))
         padded = [[self._pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from alignkit.adapters import peft_config
@@ -148,7 +149,6 @@ def load_teacher(recipe: Recipe, teacher: TeacherSection) -> tuple[Any, Any]:
     )
     if teacher.adapter is None:
         return model, tokenizer
-    from peft import PeftModel
 
     try:
         adapted = PeftModel.from_pretrained(model, teacher.adapter)

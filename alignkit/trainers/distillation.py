@@ -21,6 +21,7 @@ from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import DistillationConfig, default_folder, require_config
 from alignkit.trainers.metrics import gather_rows, real_rows
 from alignkit.trainers.pair import TeacherStudentPair, part_of_state
+from alignkit.trainers.upstream import get_config_model_id
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
 
 
@@ -238,7 +239,7 @@ def _tokenizer_of(teacher: Any) -> Any:
 
 
 def _with_adapter(teacher: Any, peft_config: Any, args: DistillationConfig) -> Any:
-    from peft import get_peft_model
+    from peft import get_peft_model  # saves peft at start-up
 
     plugin = args.deepspeed_plugin
     # As TRL does for the student: ZeRO-3 gathers parameters of one dtype only.

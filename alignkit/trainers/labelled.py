@@ -17,7 +17,6 @@ from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
 from trl import KTOConfig, KTOTrainer
-from trl.trainer.utils import get_config_model_id
 
 from alignkit.data.tokens import IGNORED
 from alignkit.errors import DataError
@@ -28,6 +27,7 @@ from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.metrics import gather_rows, record_items
 from alignkit.trainers.mismatched import with_mismatched
 from alignkit.trainers.tokenised import columns_of
+from alignkit.trainers.upstream import get_config_model_id
 from alignkit.trainers.whole_steps import COUNTED, WholeRowSteps
 
 LABELLED_IDS = frozenset({"prompt_ids", "completion_ids", "label"})

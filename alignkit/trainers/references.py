@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignkit.adapters import start_of
@@ -81,7 +82,6 @@ class References:
 
     def restore(self, step: int) -> None:
         """The frozen policy of an earlier refresh, when a run goes on."""
-        from safetensors.torch import load_file
 
         path = self._path(step)
         if not path.is_file():
@@ -91,7 +91,6 @@ class References:
         self._snapshot, self._step = load_file(path), step
 
     def _keep(self) -> None:
-        from safetensors.torch import save_file
 
         assert self._snapshot is not None  # noqa: S101 - only refresh calls this
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +118,7 @@ class References:
         )
         if plugin is None or plugin.zero_stage != 3:
             return contextlib.nullcontext()
-        import deepspeed
+        import deepspeed  # an extra
 
         return deepspeed.zero.GatheredParameters([value for _, value in self._trained()], modifier_rank=0)
 

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from pyarrow import compute
+
 from alignkit.errors import ModelError
 
 _ROLES = ("bos_token", "eos_token", "unk_token")
@@ -53,7 +55,6 @@ def shared_vocabulary(student: Any, teacher: Any) -> int:
 
 def require_labels_within(dataset: Any, columns: int, name: str) -> None:
     """Raise ModelError where a label of the tokenised `dataset` has no column in both heads."""
-    from pyarrow import compute
 
     if dataset is None or not hasattr(dataset, "data"):  # a stream is checked batch by batch, by the kernel
         return

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 # Not `import torch`: in a package with a module of that name, the module would take the name's place.
 from torch import Tensor, autocast, long
 
-from alignkit import checks
+from alignkit import arguments
 from alignkit.kernels.backend import Implementation, choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, check_shapes, first_columns
 from alignkit.kernels.linear_divergence.fused import fused
@@ -66,7 +66,7 @@ def linear_divergence(
 
     Raises ValueError for shapes that do not fit, labels outside the shared vocabulary, and options out of range.
     """
-    checks.positive("temperature", temperature)
+    arguments.positive("temperature", temperature)
     check_shapes(student_hidden, student_weight, student_bias, "student_")
     check_shapes(teacher_hidden, teacher_weight, teacher_bias, "teacher_")
     if len(student_hidden) != len(teacher_hidden):
@@ -114,7 +114,7 @@ def _kept(labels: Tensor | None, hidden: Tensor, vocabulary: int, ignore_index: 
     """Which rows count: all, where no label is ignored."""
     if labels is None:
         return slice(None)
-    checks.shaped("labels", labels, (hidden.size(0),))
+    arguments.shaped("labels", labels, (hidden.size(0),))
     keep = labels != ignore_index
     wrong = labels[keep & ((labels < 0) | (labels >= vocabulary))]
     if wrong.numel():

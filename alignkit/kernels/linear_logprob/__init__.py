@@ -12,7 +12,7 @@ costs 2 N H V more for its own gradient, and up to 2 N H V for the logits that t
 # Not `import torch`: in a package with a module of that name, the module would take the name's place.
 from torch import Tensor, stack
 
-from alignkit import checks
+from alignkit import arguments
 from alignkit.kernels.backend import choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, autocast, check_shapes, trains
 from alignkit.kernels.linear_logprob.fused import fused
@@ -48,7 +48,7 @@ def linear_logprob(
     is unknown or cannot run here.
     """
     check_shapes(hidden, weight, bias)
-    checks.positive("temperature", temperature)
+    arguments.positive("temperature", temperature)
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"expected labels [{hidden.size(0)}], found {tuple(labels.shape)}")
     name = choose(hidden, implementation)

@@ -17,7 +17,7 @@ block of each side's probabilities is all that exists of them at a time.
 # Not `import torch`: in a package with a module of that name, the module would take the name's place.
 from torch import Tensor, autocast
 
-from alignkit import checks
+from alignkit import arguments
 from alignkit.kernels.backend import Implementation, choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, check_shapes, first_columns
 from alignkit.kernels.pairwise_l1.fused import fused
@@ -52,7 +52,7 @@ def pairwise_l1(
     probabilities are equal the subgradient is 0. Distances of a set to itself: pass the student's tensors on both
     sides, which does the work once. Raises ValueError for shapes that do not fit and temperature <= 0.
     """
-    checks.positive("temperature", temperature)
+    arguments.positive("temperature", temperature)
     check_shapes(student_hidden, student_weight, student_bias, "student_")
     check_shapes(teacher_hidden, teacher_weight, teacher_bias, "teacher_")
     of_student = LogitTransform(student_logit_scale, student_softcap, temperature)

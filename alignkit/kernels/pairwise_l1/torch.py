@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels.pairwise_l1.records import Engine
+from alignkit.kernels.upstream import l1_backward
 
 
 def sums(q: Tensor, p: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -21,11 +22,10 @@ def sums(q: Tensor, p: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def sign_sums(upstream: Tensor, q: Tensor, p: Tensor) -> Tensor:
-    """See `Engine.sign_sums`. What autograd runs for `torch.cdist(q, p, p=1)`, which does not look at the distances
-    (its last argument)."""
+    """See `Engine.sign_sums`."""
     if not p.size(0):
         return torch.zeros_like(q)
-    return torch.ops.aten._cdist_backward(upstream, q, p, 1.0, upstream)  # noqa: SLF001
+    return l1_backward(upstream, q, p)
 
 
 ENGINE = Engine(sums, sign_sums)

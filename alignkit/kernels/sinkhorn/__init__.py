@@ -17,7 +17,7 @@ from dS = P dP, df_T and dg_T its row and column sums. So T n numbers a side are
 # Not `import torch`: in a package with a module of that name, the module would take the name's place.
 from torch import Tensor, float32, promote_types
 
-from alignkit import checks
+from alignkit import arguments
 from alignkit.kernels.backend import Implementation, choose, engine
 from alignkit.kernels.sinkhorn.fused import fused
 from alignkit.kernels.sinkhorn.records import GRADIENTS, Gradient, Plan
@@ -61,7 +61,7 @@ def sinkhorn(
 def _check(cost: Tensor, epsilon: float, iterations: int, gradient: str) -> None:
     if cost.dim() < 2 or cost.size(-1) != cost.size(-2):
         raise ValueError(f"cost must be [..., n, n], found shape {list(cost.shape)}")
-    checks.positive("epsilon", epsilon)
+    arguments.positive("epsilon", epsilon)
     if iterations < 1:
         raise ValueError(f"iterations must be >= 1, found {iterations}")
-    checks.one_of("gradient", gradient, GRADIENTS)
+    arguments.one_of("gradient", gradient, GRADIENTS)

@@ -1,11 +1,53 @@
 """What the fused heads cost: the buffers that each op's `cost` allows, and the operations of docs/kernels.md."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 from alignkit.kernels.gpu_plan import PARTS_SHARE
 from alignkit.kernels.linear_divergence import cost as divergence_cost
 from alignkit.kernels.linear_logprob import cost as logprob_cost
-from alignkit.methods.work import HeadCost, HeadSize
 
 FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSize:
+    """What a fused head's cost depends on, of one model."""
+
+    hidden: int
+    vocabulary: int
+    itemsize: int
+    """Bytes of a weight in products."""
+    has_gradient: bool
+    """Whether the model trains, so that hidden states get a gradient."""
+    trains: bool
+    """Whether the head's own weight does."""
+
+
+class HeadCost(NamedTuple):
+    """Bytes and operations of fused heads over the tokens of one forward."""
+
+    kept: int = 0
+    """Bytes from the forward to the backward."""
+    forward: int = 0
+    """Bytes of buffers in the forward, beside what is kept."""
+    backward: int = 0
+    """Bytes in the backward, gradients of the head's weight included, beside what is kept."""
+    flops: float = 0.0
+
+    def __add__(self, other: object) -> "HeadCost":
+        """One after the other: what is kept adds up, and so do gradients; buffers take turns."""
+        if not isinstance(other, HeadCost):
+            return NotImplemented
+        return HeadCost(
+            self.kept + other.kept,
+            max(self.forward, other.forward),
+            self.backward + other.backward,
+            self.flops + other.flops,
+        )
+
+
+NO_HEAD = HeadCost()
 
 
 def log_probs(tokens: int, head: HeadSize, *, gpu: bool) -> HeadCost:

@@ -19,8 +19,8 @@ from alignkit import train
 from alignkit.errors import RecipeError
 from alignkit.recipe import Recipe
 from alignkit.run_folder import RunFolder
+from alignkit.tracker_callbacks import tracker_callbacks
 from alignkit.tracking import installed, without_secrets
-from alignkit.tracking.callbacks import tracker_callbacks
 from alignkit_server.engines.process import free_port
 from tests.preference import write_pairs
 from tests.server.support import wait_until
@@ -223,7 +223,7 @@ def test_a_tracker_that_fails_is_told_of_and_does_not_end_the_run(
 def test_a_tracker_that_is_not_installed_is_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alignkit.tracking.callbacks.installed", lambda name: False)
+    monkeypatch.setattr("alignkit.tracker_callbacks.installed", lambda name: False)
     values = {
         "model": {"path": "nowhere"},
         "data": {"train": "nowhere"},

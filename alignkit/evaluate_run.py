@@ -46,7 +46,7 @@ def _weights(folder: RunFolder, recipe: Recipe, step: int | None) -> Path:
 
 
 def _trainer(recipe: Recipe, scratch: Path) -> tuple[Any, Any]:
-    from alignkit.progress import ProgressCallback
+    from alignkit.progress import ProgressCallback  # saves transformers at start-up
     from alignkit.train import build_trainer, quiet_libraries, use_all_cores
     from alignkit.trainers.collapse_guard import CollapseGuard
 
@@ -60,13 +60,13 @@ def _trainer(recipe: Recipe, scratch: Path) -> tuple[Any, Any]:
 
 
 def _load(trainer: Any, weights: Path) -> None:
-    from alignkit.trainers.scoring import load_weights
+    from alignkit.trainers.scoring import load_weights  # saves transformers at start-up
 
     load_weights(trainer, weights)
 
 
 def _measure(trainer: Any, guard: Any) -> dict[str, float | None]:
-    from alignkit.progress import rename
+    from alignkit.progress import rename  # saves transformers at start-up
 
     metrics: dict[str, float] = dict(trainer.evaluate())
     quality = guard.compare_now()

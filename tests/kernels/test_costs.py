@@ -2,9 +2,9 @@
 
 import pytest
 
-from alignkit.estimate import heads
+from alignkit.kernels import costs
+from alignkit.kernels.costs import HeadSize
 from alignkit.kernels.linear_logprob import cost as logprob_cost
-from alignkit.methods.work import HeadSize
 
 N, H, V = 4096, 512, 32_000
 UNIT = float(N * H * V)
@@ -16,9 +16,9 @@ def size(*, gradient: bool = True, trains: bool = False, itemsize: int = 4) -> H
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_log_probs_take_the_documented_operations(gpu: bool) -> None:
-    assert heads.log_probs(N, size(gradient=False), gpu=gpu).flops == 2 * UNIT
-    assert heads.log_probs(N, size(), gpu=gpu).flops == 4 * UNIT
-    trained = heads.log_probs(N, size(trains=True), gpu=gpu).flops
+    assert costs.log_probs(N, size(gradient=False), gpu=gpu).flops == 2 * UNIT
+    assert costs.log_probs(N, size(), gpu=gpu).flops == 4 * UNIT
+    trained = costs.log_probs(N, size(trains=True), gpu=gpu).flops
     assert trained == 6 * UNIT if gpu else 6 * UNIT < trained < 8 * UNIT
 
 
@@ -27,13 +27,13 @@ def test_a_trained_head_that_keeps_nothing_takes_its_logits_again(
     gpu: bool, budget: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logprob_cost, budget, 0)
-    assert heads.log_probs(N, size(trains=True), gpu=gpu).flops == 8 * UNIT
+    assert costs.log_probs(N, size(trains=True), gpu=gpu).flops == 8 * UNIT
 
 
 def test_divergences_take_the_documented_operations() -> None:
     frozen = size(gradient=False)
-    costs = [
-        heads.divergence(N, student, teacher, gpu=True).flops / UNIT
+    found = [
+        costs.divergence(N, student, teacher, gpu=True).flops / UNIT
         for student, teacher in (
             (frozen, frozen),
             (size(), frozen),
@@ -42,22 +42,22 @@ def test_divergences_take_the_documented_operations() -> None:
             (size(trains=True), size(trains=True)),
         )
     ]
-    assert costs == [4, 6, 8, 12, 16]
+    assert found == [4, 6, 8, 12, 16]
 
 
 def test_no_head_makes_all_logits() -> None:
     whole = N * V * 4
     for cost in (
-        heads.log_probs(N, size(), gpu=False),
-        heads.divergence(N, size(), size(gradient=False), gpu=False),
-        heads.transport(256, 1, size(), size(gradient=False), 20),
+        costs.log_probs(N, size(), gpu=False),
+        costs.divergence(N, size(), size(gradient=False), gpu=False),
+        costs.transport(256, 1, size(), size(gradient=False), 20),
     ):
         assert cost.kept + cost.forward + cost.backward < whole / 4
 
 
 def test_a_head_that_trains_has_its_gradient() -> None:
     extra = (
-        heads.log_probs(N, size(trains=True), gpu=True).backward
-        - heads.log_probs(N, size(), gpu=True).backward
+        costs.log_probs(N, size(trains=True), gpu=True).backward
+        - costs.log_probs(N, size(), gpu=True).backward
     )
     assert extra >= H * V * 4
