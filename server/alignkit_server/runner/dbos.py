@@ -9,6 +9,7 @@ from alignkit_server.peers.heartbeat import Heartbeat
 from alignkit_server.runner.scheduler import Dispatcher, FairQueue
 from alignkit_server.runner.step_services import StepServices, install
 from alignkit_server.runner.workflow import WORKFLOW_VERSION, fine_tune
+from alignkit_server.upstream import recover_workflows
 from alignkit_server.webhooks import delivery
 
 QUEUE = "fine_tuning"
@@ -69,7 +70,7 @@ class DBOSRunner:
 
     def _recover(self, servers: list[str]) -> None:
         """Take up the workflows of dead servers, and end the engines that they left."""
-        DBOS._recover_pending_workflows(servers)  # noqa: SLF001 - DBOS has no public name for it; pinned
+        recover_workflows(servers)
         self._services.engines.cleanup_leftovers()
 
     def _begin(self, job_id: str) -> None:

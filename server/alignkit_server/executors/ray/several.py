@@ -6,13 +6,13 @@ import threading
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import get_node_ip_address
 
 from alignkit.launch import Machine
 from alignkit_server.engines.process import free_port
 from alignkit_server.executors.ray.submission import Submission, marks
 from alignkit_server.executors.ray.supervisor import BEAT_SECONDS, supervise
+from alignkit_server.upstream import data_parallel_trainer
 
 
 def run(submission: Submission) -> int:
@@ -20,7 +20,7 @@ def run(submission: Submission) -> int:
     order = submission.order
     ray.init()  # the cluster whose job this is, as Ray tells it in the environment
     _give_up_while_waiting(submission)
-    trainer = DataParallelTrainer(
+    trainer = data_parallel_trainer()(
         _on_node,
         train_loop_config={"submission": submission},
         scaling_config=ScalingConfig(

@@ -6,8 +6,9 @@ Ray runs a job by an actor that waits for the job's resources; a job that is PEN
 import sys
 
 import ray
-from ray.dashboard.modules.job.common import JOB_ACTOR_NAME_TEMPLATE, SUPERVISOR_ACTOR_RAY_NAMESPACE
 from ray.util.state import list_actors
+
+from alignkit_server.upstream import supervisor
 
 WAITING = frozenset({"DEPENDENCIES_UNREADY", "PENDING_CREATION"})
 
@@ -16,10 +17,10 @@ def main() -> None:
     """Remove the job's actor if it still waits; Ray then calls the job FAILED."""
     (submission_id,) = sys.argv[1:]
     ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
-    name = JOB_ACTOR_NAME_TEMPLATE.format(job_id=submission_id)
+    name, namespace = supervisor(submission_id)
     states = {actor.state for actor in list_actors(filters=[("name", "=", name)])}
     if states & WAITING:
-        ray.kill(ray.get_actor(name, namespace=SUPERVISOR_ACTOR_RAY_NAMESPACE))
+        ray.kill(ray.get_actor(name, namespace=namespace))
         print(f"{submission_id} is withdrawn")
 
 

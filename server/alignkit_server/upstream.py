@@ -1,0 +1,31 @@
+"""Private parts of DBOS and Ray that the server relies on; `tests/server/test_upstream.py` pins them.
+
+Both are imported where they are used: a process of Ray needs no DBOS, and Ray is an extra.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def recover_workflows(executors: Sequence[str]) -> None:
+    """Take up the pending workflows of dead executors, given by id; idempotent. DBOS has no public name for it."""
+    from dbos import DBOS  # saves DBOS in a process of Ray
+
+    DBOS._recover_pending_workflows(list(executors))
+
+
+def supervisor(submission_id: str) -> tuple[str, str]:
+    """(name, namespace) of the actor by which Ray runs a submitted job."""
+    from ray.dashboard.modules.job.common import (  # an extra
+        JOB_ACTOR_NAME_TEMPLATE,
+        SUPERVISOR_ACTOR_RAY_NAMESPACE,
+    )
+
+    return JOB_ACTOR_NAME_TEMPLATE.format(job_id=submission_id), SUPERVISOR_ACTOR_RAY_NAMESPACE
+
+
+def data_parallel_trainer() -> Any:
+    """Ray Train's trainer of one function on several nodes; public are only its subclasses for a framework."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # an extra
+
+    return DataParallelTrainer
