@@ -88,7 +88,7 @@ def load_causal_lm(
 
 def _read_config(path: str | Path, field: str) -> dict[str, Any]:
     """The configuration of a model in a folder or on the hub; raises ModelError for one that cannot be trained."""
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig  # saves transformers at start-up
 
     try:
         config, _ = PreTrainedConfig.get_config_dict(path)
@@ -102,7 +102,7 @@ def _read_config(path: str | Path, field: str) -> dict[str, Any]:
 
 def _dequantising(config: Mapping[str, Any]) -> dict[str, Any]:
     """What from_pretrained takes, so that a quantised checkpoint is floating point once it is loaded."""
-    from transformers import FineGrainedFP8Config, Mxfp4Config
+    from transformers import FineGrainedFP8Config, Mxfp4Config  # saves transformers at start-up
 
     kinds = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
     kind = kinds.get(quantization_of(config) or "")
@@ -276,7 +276,7 @@ def _dequantise(gguf: Path) -> tuple[Any, Any]:
 
 def _fresh(loaded: Any) -> Any:
     """A model of the same weights that remembers nothing of a quantised file."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     config = type(loaded.config).from_dict(loaded.config.to_dict())
     for leftover in ("quantization_config", "_name_or_path"):
@@ -290,7 +290,7 @@ def _fresh(loaded: Any) -> Any:
 
 def _replace_quantised(folder: Path, report: Callable[[str], None]) -> None:
     """Write the checkpoint in `folder` in bfloat16, which trains, in place of its quantised weights."""
-    import torch
+    import torch  # saves torch and transformers at start-up
     from transformers import AutoModelForCausalLM
 
     config = config_of(folder)
