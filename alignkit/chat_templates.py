@@ -27,7 +27,7 @@ def read_template(source: str) -> str:
     Raises ModelError where there is neither, or it is no Jinja template.
     """
     text = _text(source)
-    from jinja2 import Environment, TemplateSyntaxError
+    from jinja2 import Environment, TemplateSyntaxError  # saves jinja2 at start-up
 
     try:
         # transformers renders with these extensions, so a template may use them

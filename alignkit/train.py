@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from alignkit.adapters import train_on
+from alignkit.adapters import adapted_modules, train_on
 from alignkit.chat_templates import read_template
 from alignkit.checkpoints import newest_first, read_manifest
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
-from alignkit.models import load_causal_lm
+from alignkit.models import experts_of, load_causal_lm
 from alignkit.origin import origin_of, refusal
 from alignkit.recipe import Recipe
 from alignkit.requirements import require, settle_length
@@ -151,9 +151,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
 
 def report_adapters(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
     """Tell which modules the adapters of a mixture of experts change: its experts may be none that adapters fit."""
-    from alignkit.adapters import adapted_modules
-    from alignkit.models import experts_of
-    from alignkit.trainers.scoring import published
+    from alignkit.trainers.scoring import published  # saves transformers at start-up
 
     model = published(trainer.model, trainer.accelerator)
     experts = experts_of(model.config)
