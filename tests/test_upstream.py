@@ -17,15 +17,17 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 import alignkit
 from alignkit.estimate import upstream as of_estimates
+from alignkit.methods import KTO
 from alignkit.trainers import (
     D2OConfig,
     D2OTrainer,
     FDPOConfig,
     FDPOTrainer,
+    LabelledTrainer,
     SinKDConfig,
     SinKDTrainer,
     SupervisedTrainer,
@@ -34,9 +36,10 @@ from alignkit.trainers.upstream import ATTRIBUTES, FUNCTIONS, HOOKS, Hook
 from tests.distillation import made, tokenised
 from tests.tiny import build_tiny_model
 
-THEIRS = (Trainer, SFTTrainer, DPOTrainer)
+THEIRS = (Trainer, SFTTrainer, DPOTrainer, KTOTrainer)
 FAMILIES = {
     "preference": FDPOTrainer,
+    "labelled": LabelledTrainer,
     "supervised": SupervisedTrainer,
     "d2o": D2OTrainer,
     "distillation": SinKDTrainer,
@@ -86,6 +89,13 @@ def pairs(count: int) -> Dataset:
     return Dataset.from_list(said)
 
 
+def labelled(count: int) -> Dataset:
+    said = [
+        {"prompt": f"Question {i}?", "completion": f" yes {i}", "label": i % 2 == 0} for i in range(count)
+    ]
+    return Dataset.from_list(said)
+
+
 def dispreferred(count: int) -> Dataset:
     samples = ["yes", "yes it is"]
     said = [{"prompt": f"Question {i}?", "rejected": "no, never", "samples": samples} for i in range(count)]
@@ -104,9 +114,12 @@ def trainer_of(family: str, folder: Path, model: Path) -> Any:
             SFTConfig(**options, **ready, router_aux_loss_coef=0.0),
             lambda count: tokenised(tokenizer, count),
         ),
+        "labelled": lambda: (KTOConfig(**options, train_sampling_strategy="random"), labelled),
         "d2o": lambda: (D2OConfig(**options, max_length=64), dispreferred),
     }[family]()
+    method = {"method": KTO()} if family == "labelled" else {}
     return FAMILIES[family](
+        **method,
         model=AutoModelForCausalLM.from_pretrained(model),
         args=config,
         processing_class=tokenizer,
@@ -249,7 +262,7 @@ def test_every_private_name_of_theirs_is_declared() -> None:
         assert (private & theirs) - declared == set(), file.name
 
 
-@pytest.mark.parametrize("config", [TrainingArguments, SFTConfig, DPOConfig])
+@pytest.mark.parametrize("config", [TrainingArguments, SFTConfig, DPOConfig, KTOConfig])
 def test_configurations_name_the_fields_that_hold_a_dict(config: Any) -> None:
     assert isinstance(config._VALID_DICT_FIELDS, list)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import Trainer
 from transformers.trainer import rotate_checkpoints
-from trl import DPOTrainer, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer import dpo_trainer
@@ -58,6 +58,7 @@ HOOKS = (
     Hook(Trainer, "compute_loss", ("model", "inputs", "return_outputs", "num_items_in_batch")),
     Hook(Trainer, "log", ("logs", "start_time")),
     Hook(Trainer, "prediction_step", ("model", "inputs", "prediction_loss_only", "ignore_keys")),
+    Hook(Trainer, "evaluation_loop"),
     Hook(Trainer, "training_step", ("model", "inputs", "num_items_in_batch")),
     Hook(Trainer, "floating_point_ops", ("inputs",)),
     Hook(Trainer, "create_optimizer", ("model",)),
@@ -76,6 +77,7 @@ HOOKS = (
     Hook(Trainer, "_load_best_model"),
     # Datasets that come tokenised, and the reference's log-probs.
     Hook(DPOTrainer, "_prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),
+    Hook(KTOTrainer, "_prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),
     Hook(DPOTrainer, "_precompute_ref_logps", ("dataset", "name", "batch_size")),
 )
 """Every method that the trainers and their mixins override, but for `__init__` and `train`, which we call."""
@@ -84,6 +86,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     Trainer: (
         "_globalstep_last_logged",
         "_loss_shifts_labels",
+        "_prepare_inputs",
         "_signature_columns",
         "_total_loss_scalar",
         "_tr_loss",
@@ -95,6 +98,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "place_model_on_device",
     ),
     SFTTrainer: ("_tag_names", "_total_train_tokens", "aux_loss_enabled"),
+    KTOTrainer: ("_tag_names", "_total_train_tokens", "ref_model"),
     DPOTrainer: (
         "_precompute_engine",
         "_precompute_model_hash",
