@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from alignkit.errors import ModelError
@@ -105,6 +104,7 @@ def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
 
 def _hold_as_trl(model: Any) -> None:
     """Over quantised weights TRL casts adapters to bfloat16: here already, so that a copy is of that dtype too."""
+    import torch  # saves torch at the start of the engine manager, which reads adapters
 
     if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
         return

@@ -3,8 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from alignkit.errors import ModelError
-from alignkit.schema import nearest
+from alignkit.errors import ModelError, nearest
 
 SUFFIX = ".jinja"
 

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.errors import DivergenceError
-from alignkit.schema import nearest
+from alignkit.errors import DivergenceError, nearest
 
 EXACT_EXPONENT = 15.0
 """Scores are exact while their largest exponent is at most this, and continue linearly beyond."""

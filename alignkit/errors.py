@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 
 class AlignkitError(Exception):
@@ -45,3 +46,9 @@ class RecipeError(AlignkitError):
     def __init__(self, issues: Iterable[FieldIssue]) -> None:
         self.issues = tuple(issues)
         super().__init__("\n".join(str(issue) for issue in self.issues))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Completes a refusal of `name` with the known name that it is most like; empty where none is like it."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,13 +1,12 @@
 """What every typed section is made of: no unknown keys, no silent coercion, and errors as sentences."""
 
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from alignkit.errors import FieldIssue
+from alignkit.errors import FieldIssue, nearest
 
 
 class Section(BaseModel):
@@ -40,12 +39,6 @@ def field_issues(
             sentence += nearest(keys[-1], siblings(keys))
         issues.append(FieldIssue(".".join([*([prefix] if prefix else []), *keys]), sentence))
     return issues
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Completes a refusal of `name` with the known name that it is most like; empty where none is like it."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _location(item: Mapping[str, Any]) -> tuple[str | int, ...]:

@@ -4,10 +4,9 @@ import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from alignkit.errors import MethodError
+from alignkit.errors import MethodError, nearest
 from alignkit.methods.base import Method
 from alignkit.methods.hyperparameters import Hyperparameters, in_jobs, job_name
-from alignkit.schema import nearest
 
 _METHODS: dict[str, type[Method]] = {}
 METHODS: Mapping[str, type[Method]] = MappingProxyType(_METHODS)

@@ -186,6 +186,7 @@ def test_a_killed_trainer_goes_on_and_killed_again_fails_with_its_last_words(
     assert str(service.home) not in failed.error.message
 
 
+@pytest.mark.slow  # tests/server/runner/test_kills.py does the same with a stand-in for the trainer
 def test_a_killed_server_is_followed_by_one_that_finds_the_job(service: Service, tuned: str) -> None:
     job = service.submit(max_steps=100, checkpoint_interval=50)
     folder = service.home / "jobs" / job.id
