@@ -40,17 +40,24 @@ class Environment:
     def __init__(self, folder: Path, wheel: Path, *extras: str) -> None:
         venv.create(folder, with_pip=False, symlinks=True)
         self.bin = folder / "bin"
+        self.variables = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"} | {
+            "ALIGNKIT_HOME": str(folder / "home"),
+            "COLUMNS": "160",
+        }
+        # Elsewhere and without the tree's path: an editable install leaves its metadata there, and pip would take
+        # the wheel for installed.
         python = [sys.executable, "-m", "pip", "--python", str(self.bin / "python")]
-        subprocess.run([*python, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+        subprocess.run(
+            [*python, "install", "--quiet", "--no-deps", "--no-index", str(wheel)],
+            check=True,
+            cwd=folder,
+            env=self.variables,
+        )
         (site,) = folder.glob("lib/python3*/site-packages")
         link(closure(requirements(*extras)), site)
         self.elsewhere = folder / "elsewhere"
         (self.elsewhere / "server").mkdir(parents=True)
         (self.elsewhere / "server" / "__init__.py").write_text("raise ImportError('the wrong server')\n")
-        self.variables = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"} | {
-            "ALIGNKIT_HOME": str(folder / "home"),
-            "COLUMNS": "160",
-        }
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `alignkit` in a folder that has a package called `server` of its own."""
