@@ -9,7 +9,6 @@ how a step is split. In an evaluation the baseline is that of all held-out rows:
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +23,16 @@ from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import LabelledLogps, LabelledLoss
 from alignkit.methods import LabelledMethod
 from alignkit.trainers.base import AlignTrainer
+from alignkit.trainers.configs import Refused, default_folder, refuse_options
 from alignkit.trainers.metrics import gather_rows, record_items
 from alignkit.trainers.mismatched import with_mismatched
 from alignkit.trainers.tokenised import columns_of
-from alignkit.trainers.upstream import get_config_model_id
 from alignkit.trainers.whole_steps import COUNTED, WholeRowSteps
 
 LABELLED_IDS = frozenset({"prompt_ids", "completion_ids", "label"})
 """TRL's tokenised columns of a labelled answer, which `alignkit.data.tokenise` makes."""
 _OF_THE_METHOD = "give it to the method"
-REFUSED_TRL_OPTIONS: dict[str, tuple[Any, str]] = {
+REFUSED_TRL_OPTIONS: Refused = {
     "loss_type": ("kto", "the loss is the method's own"),
     "beta": (0.1, _OF_THE_METHOD),
     "desirable_weight": (1.0, _OF_THE_METHOD),
@@ -65,9 +64,8 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         self.method = method
         self._tag_names = ["trl", *dict.fromkeys(["kto", method.type.replace("_", "-")]), "alignkit"]
         if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = KTOConfig(f"{Path(name).name}-KTO", train_sampling_strategy="random")
-        refuse_options(args, method.type)
+            args = KTOConfig(default_folder(model, "kto"), train_sampling_strategy="random")
+        refuse_options(args, REFUSED_TRL_OPTIONS, method.type)
         args = copy.copy(args)
         args.loss_type = (
             "apo_zero_unpaired"  # so that TRL leaves out its own baseline, and its demands on batches
@@ -215,13 +213,6 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         """Tokens of the rows that count, over all processes; mismatched answers are not trained on."""
         rows = attention_mask.sum(dim=1)
         return int(self.accelerator.reduce((rows if counted is None else rows * counted.to(rows)).sum()))
-
-
-def refuse_options(args: KTOConfig, method: str) -> None:
-    """Raise ValueError for an option of KTOConfig that has no meaning under a method's own loss."""
-    for name, (required, reason) in REFUSED_TRL_OPTIONS.items():
-        if getattr(args, name) != required:
-            raise ValueError(f"{name}={getattr(args, name)!r} is not an option of {method}: {reason}.")
 
 
 def _require_both(labels: Any) -> None:
