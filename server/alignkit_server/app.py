@@ -34,6 +34,7 @@ from alignkit_server.settings import Settings
 from alignkit_server.uploads.routes import router as uploads
 from alignkit_server.vault import open_vault
 from alignkit_server.webhooks.routes import router as webhooks
+from alignkit_server.webhooks.signing import seal_stored
 
 ROUTERS: tuple[APIRouter, ...] = (
     files,
@@ -124,6 +125,7 @@ def open_services(
         migrate(settings.sqlalchemy_url)
         vault = open_vault(settings.root)
         database = Database(settings.sqlalchemy_url)
+        seal_stored(database, vault)
         ensure_first_key(database, settings)
     services = Services(
         settings=settings,

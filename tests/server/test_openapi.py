@@ -24,7 +24,8 @@ from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.services import Services
 from alignkit_server.settings import Settings
 from alignkit_server.tables import ApiKey, Endpoint, File, Project, Upload
-from alignkit_server.webhooks.sender import new_secret
+from alignkit_server.vault import open_vault
+from alignkit_server.webhooks.signing import new_secret
 from tests.server.runner.test_ledger import store_job
 from tests.server.support import BASE_MODEL, RecordingRunner, add_base_model
 
@@ -127,7 +128,7 @@ def seed(services: Services) -> None:
                     name="a",
                     url="https://127.0.0.1",
                     event_types=[],
-                    secret=new_secret(),
+                    secret=open_vault(settings.root).seal(new_secret()),
                     updated_at=1,
                     **row,
                 ),

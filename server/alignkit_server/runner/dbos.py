@@ -10,6 +10,7 @@ from alignkit_server.runner.scheduler import Dispatcher, FairQueue
 from alignkit_server.runner.step_services import StepServices, install
 from alignkit_server.runner.workflow import WORKFLOW_VERSION, fine_tune
 from alignkit_server.upstream import recover_workflows
+from alignkit_server.vault import open_vault
 from alignkit_server.webhooks import delivery
 
 QUEUE = "fine_tuning"
@@ -58,7 +59,8 @@ class DBOSRunner:
             on_conflict="always_update",
         )
         _drop_older_versions()
-        delivery.start(delivery.Outbox(self._services.ledger.database, settings, WORKFLOW_VERSION))
+        vault = open_vault(settings.root)
+        delivery.start(delivery.Outbox(self._services.ledger.database, settings, vault, WORKFLOW_VERSION))
         self._heartbeat.start()
         self._dispatcher.start()
 

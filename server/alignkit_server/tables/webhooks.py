@@ -9,15 +9,15 @@ from alignkit_server.tables.base import Base, Owned
 
 
 class Endpoint(Owned, Base):
-    """A URL that gets events. The secrets sign, so they are kept as they are; no answer shows them again."""
+    """A URL that gets events. Its secrets are sealed; see `alignkit_server.webhooks.signing`."""
 
     __tablename__ = "webhook_endpoints"
 
     name: Mapped[str] = mapped_column(String(255))
     url: Mapped[str] = mapped_column(Text)
     event_types: Mapped[list[str]] = mapped_column(JSON)
-    secret: Mapped[str] = mapped_column(String(64))
-    old_secret: Mapped[str | None] = mapped_column(String(64))
+    secret: Mapped[str] = mapped_column(Text)
+    old_secret: Mapped[str | None] = mapped_column(Text)
     old_secret_until: Mapped[int | None]
     updated_at: Mapped[int]
 

@@ -12,11 +12,14 @@ import structlog
 from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
 from sqlalchemy import select
 
+from alignkit.errors import AlignkitError
 from alignkit_server.database import Database
 from alignkit_server.settings import Settings
 from alignkit_server.tables import Delivery, Endpoint
+from alignkit_server.vault import Vault
 from alignkit_server.webhooks.repository import PENDING
-from alignkit_server.webhooks.sender import active_secrets, send
+from alignkit_server.webhooks.sender import send
+from alignkit_server.webhooks.signing import active_secrets
 from alignkit_server.webhooks.targets import TargetError
 
 QUEUE = "webhooks_by_project"
@@ -36,6 +39,7 @@ class Outbox:
 
     database: Database
     settings: Settings
+    vault: Vault
     version: str
     """The application's, part of every workflow's id: an older version's workflows are cancelled at the start."""
 
@@ -106,7 +110,7 @@ def try_to_send(delivery_id: str, attempt: int) -> bool:
     ):  # the endpoint was deleted, or a crash came after the answer
         return True
     delivery, endpoint = found
-    delivered, answer = _attempt(delivery, endpoint, private=outbox.settings.webhook_private_targets)
+    delivered, answer = _attempt(delivery, endpoint, outbox)
     given_up = not delivered and attempt > len(BACK_OFF_SECONDS)
     with outbox.database.writing() as session:
         row = session.get(Delivery, delivery.seq)
@@ -118,11 +122,13 @@ def try_to_send(delivery_id: str, attempt: int) -> bool:
     return delivered or given_up
 
 
-def _attempt(delivery: Delivery, endpoint: Endpoint, *, private: bool) -> tuple[bool, str]:
+def _attempt(delivery: Delivery, endpoint: Endpoint, outbox: Outbox) -> tuple[bool, str]:
     """Whether the endpoint took the event, and what it said."""
     try:
-        sending = partial(send, endpoint.url, active_secrets(endpoint), delivery.payload, private=private)
+        signing = active_secrets(endpoint, outbox.vault)
+        private = outbox.settings.webhook_private_targets
+        sending = partial(send, endpoint.url, signing, delivery.payload, private=private)
         status = anyio.run(sending)
-    except TargetError as error:
+    except (TargetError, AlignkitError) as error:
         return False, str(error)
     return 200 <= status < 300, f"status {status}"

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import hmac
 import json
-import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -14,26 +13,12 @@ import anyio
 import httpx
 from anyio import CapacityLimiter, to_thread
 
-from alignkit_server.clock import now
-from alignkit_server.tables import Endpoint
+from alignkit_server.webhooks.signing import PREFIX
 from alignkit_server.webhooks.targets import Target, TargetError, resolve
 
-PREFIX = "whsec_"
-SECRET_BYTES = 32
 TIMEOUT_SECONDS = 10.0
 """For a name's look-up, the connection and the answer together."""
 USER_AGENT = "alignkit-webhooks/1"
-
-
-def new_secret() -> str:
-    """A new signing secret."""
-    return PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-
-
-def active_secrets(endpoint: Endpoint) -> list[str]:
-    """The endpoint's secret, and the one before while it is still good."""
-    old = endpoint.old_secret
-    return [endpoint.secret, *([old] if old and now() < (endpoint.old_secret_until or 0) else [])]
 
 
 def sign(signing: Sequence[str], event_id: str, timestamp: int, body: str) -> str:

@@ -22,14 +22,17 @@ from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.runner.step_services import StepServices
 from alignkit_server.settings import Settings
 from alignkit_server.tables import Delivery, Endpoint, Job, Project
+from alignkit_server.vault import open_vault
 from alignkit_server.webhooks import delivery, sender
-from alignkit_server.webhooks.sender import new_secret
+from alignkit_server.webhooks.signing import new_secret
 from tests.server.runner.test_ledger import store_job
 from tests.server.runner.test_workflow import FakeEngines, FakeExecutor
 from tests.server.support import wait_until
 from tests.server.webhooks.receiver import Receiver, dripping, receiving
 
 SUCCEEDED = "fine_tuning.job.succeeded"
+SECRETS: dict[str, str] = {}
+"""By endpoint, its secret before it was sealed."""
 
 
 @pytest.fixture
@@ -71,6 +74,8 @@ def new_job(ledger: JobLedger) -> str:
 
 
 def add_endpoint(ledger: JobLedger, url: str, *event_types: str) -> Endpoint:
+    path = Path(str(ledger.database.engine.url.database))
+    vault, secret = open_vault(path.parent), new_secret()
     endpoint = Endpoint(
         id=new_id(WEBHOOK),
         project_id=ledger.get(new_job(ledger)).project_id,
@@ -79,10 +84,11 @@ def add_endpoint(ledger: JobLedger, url: str, *event_types: str) -> Endpoint:
         name="mine",
         url=url,
         event_types=list(event_types),
-        secret=new_secret(),
+        secret=vault.seal(secret),
     )
     with ledger.database.writing() as session:
         session.add(endpoint)
+    SECRETS[endpoint.id] = secret
     return endpoint
 
 
@@ -108,7 +114,7 @@ def statuses(ledger: JobLedger) -> list[str]:
 def check_event(receiver: Receiver, endpoint: Endpoint, job_id: str) -> None:
     body, headers = receiver.received[-1]
     client = OpenAI(api_key="x")
-    event: Any = client.webhooks.unwrap(body, headers, secret=endpoint.secret)
+    event: Any = client.webhooks.unwrap(body, headers, secret=SECRETS[endpoint.id])
     assert (event.type, event.data.id) == (SUCCEEDED, job_id)
     assert event.id == headers["webhook-id"]
 
