@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 
-from alignkit.adapters import start_of
+from alignkit.models.adapters import start_of
 from alignkit.trainers.scoring import Answer, answer_of, published, token_logps
 
 MAX_TOKENS = 256

@@ -7,7 +7,7 @@ from typing import Any
 
 from alignkit.errors import DataError, FieldIssue, RecipeError
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit.sections import CollapseGuardSection
 
 
@@ -46,7 +46,7 @@ def _weights(folder: RunFolder, recipe: Recipe, step: int | None) -> Path:
 
 
 def _trainer(recipe: Recipe, scratch: Path) -> tuple[Any, Any]:
-    from alignkit.progress import ProgressCallback  # saves transformers at start-up
+    from alignkit.run.progress import ProgressCallback  # saves transformers at start-up
     from alignkit.train import build_trainer, quiet_libraries, use_all_cores
     from alignkit.trainers.collapse_guard import CollapseGuard
 
@@ -66,7 +66,7 @@ def _load(trainer: Any, weights: Path) -> None:
 
 
 def _measure(trainer: Any, guard: Any) -> dict[str, float | None]:
-    from alignkit.progress import rename  # saves transformers at start-up
+    from alignkit.run.progress import rename  # saves transformers at start-up
 
     metrics: dict[str, float] = dict(trainer.evaluate())
     quality = guard.compare_now()

@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignkit.adapters import lora_of
 from alignkit.errors import FieldIssue, ModelError, RecipeError, nearest
 from alignkit.hardware import has_gpu
 from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
 from alignkit.methods.hyperparameters import in_jobs, job_name
+from alignkit.models.adapters import lora_of
+from alignkit.models.trainable import length_within
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import Recipe
 from alignkit.schema import field_issues
-from alignkit.trainable import length_within
 
 EVALUATION_STEPS = 8
 """Least steps between evaluations under "auto": each draws answers too, which takes as long as several steps."""

@@ -73,7 +73,7 @@ def launch_command(
     return [
         python,
         "-m",
-        "alignkit.launcher",
+        "alignkit.launch",
         *options,
         *_place(machine, has_config=config_file is not None),
         *count,
@@ -122,3 +122,22 @@ def interrupt(launcher: int) -> None:
         for trainer in process.children() or [process]:
             with suppress(psutil.Error):
                 trainer.terminate()
+
+
+def _main() -> None:
+    """Run accelerate's launcher, without its own report of a trainer that failed: the trainer has said why."""
+    from accelerate.commands.launch import (
+        main,  # saves accelerate and torch wherever a command is only put together
+    )
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
+    except ChildFailedError as error:
+        sys.exit(next(iter(error.failures.values())).exitcode)
+
+
+if __name__ == "__main__":
+    _main()

@@ -13,11 +13,11 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from alignkit.adapters import lora_of
 from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, RecipeError
 from alignkit.home import find_model
 from alignkit.methods import METHODS, Method, get
+from alignkit.models.adapters import lora_of
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
 from alignkit.schema import Section, field_issues, refused
 from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, ModelSection, TrainingSection

@@ -15,7 +15,7 @@ from transformers.integrations import MLflowCallback, TensorBoardCallback, Track
 
 from alignkit.errors import FieldIssue, RecipeError
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder, write_json
+from alignkit.run.folder import RunFolder, write_json
 from alignkit.tracking import (
     MLflowTracker,
     TrackioTracker,

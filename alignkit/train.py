@@ -1,9 +1,9 @@
 """What `accelerate launch` starts: `accelerate launch -m alignkit.train RECIPE.yaml [--resume] [key=value …]`.
 
 Reads top to bottom: the recipe, the model, the data, the trainer, a last evaluation, the adapter, the canary, the
-result. Everything the run writes is in `output_dir` (see alignkit.run_folder). A folder that already holds a run
+result. Everything the run writes is in `output_dir` (see alignkit.run.folder). A folder that already holds a run
 is never written over: the repeat goes to `repeat-1`, `repeat-2`, … inside it. With `--resume` the run in the folder
-goes on from its last whole checkpoint instead. SIGTERM pauses a run: see alignkit.pausing.
+goes on from its last whole checkpoint instead. SIGTERM pauses a run: see alignkit.run.pausing.
 """
 
 import errno
@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from alignkit.adapters import adapted_modules, train_on
-from alignkit.chat_templates import read_template
-from alignkit.checkpoints import newest_first, read_manifest
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
-from alignkit.models import experts_of, load_causal_lm
-from alignkit.origin import origin_of, refusal
+from alignkit.models.adapters import adapted_modules, train_on
+from alignkit.models.chat_templates import read_template
+from alignkit.models.loading import experts_of, load_causal_lm
 from alignkit.recipe import Recipe
-from alignkit.requirements import require, settle_length
-from alignkit.run_folder import SAVED_TEACHER, RunFolder, newest, write_json
+from alignkit.run.checkpoints import newest_first, read_manifest
+from alignkit.run.environment_checks import require, settle_length
+from alignkit.run.folder import SAVED_TEACHER, RunFolder, newest, write_json
+from alignkit.run.resume_guard import origin_of, refusal
 from alignkit.sharding import SHARES_WEIGHTS, sharding
 
 RESUME = "--resume"
@@ -85,7 +85,7 @@ def begin(recipe: Recipe, folder: RunFolder) -> None:
 
 def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
     """Train, on from the last checkpoint if asked; unless that was paused, finish the run."""
-    from alignkit.pausing import Leaving, pausing_on_sigterm  # saves transformers at start-up
+    from alignkit.run.pausing import Leaving, pausing_on_sigterm  # saves transformers at start-up
 
     quiet_libraries()
     use_all_cores()
@@ -133,7 +133,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     """The method's trainer over the recipe's model and data."""
     from transformers import PrinterCallback, set_seed  # saves transformers at start-up
 
-    from alignkit.progress import ProgressCallback
+    from alignkit.run.progress import ProgressCallback
     from alignkit.tracker_callbacks import tracker_callbacks
     from alignkit.trainers.building import RunContext, build
 
@@ -251,7 +251,7 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
 
 def final_metrics(trainer: Any) -> dict[str, Any]:
     """The last evaluation's metrics, evaluating now if the last step was not evaluated."""
-    from alignkit.progress import rename  # saves transformers at start-up
+    from alignkit.run.progress import rename  # saves transformers at start-up
 
     if trainer.eval_dataset is not None and not _evaluated_at_end(trainer.state):
         trainer.evaluate()

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from alignkit.models import import_model
+from alignkit.models.importing import import_model
 from alignkit_server.engines.process import Identity
 from tests.e2e.service import Service
 

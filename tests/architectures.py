@@ -1,6 +1,6 @@
 """A tiny random model of every causal architecture of the installed transformers, and how each fares.
 
-`python -m tests.architectures` writes `alignkit/architectures.yaml`, which the product reads, and the table of
+`python -m tests.architectures` writes `alignkit/models/architectures.yaml`, which the product reads, and the table of
 docs/models.md.
 """
 
@@ -23,7 +23,7 @@ from alignkit.errors import ModelError
 from alignkit.kernels.model_head import fuse_head
 
 ROOT = Path(__file__).parents[1]
-KNOWN = ROOT / "alignkit" / "architectures.yaml"
+KNOWN = ROOT / "alignkit" / "models" / "architectures.yaml"
 PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- begin: written by python -m tests.architectures -->", "<!-- end -->"
 KINDS = ("agrees", "refused", "not_built")

@@ -9,7 +9,7 @@ import pytest
 from alignkit import extras
 from alignkit.errors import AlignkitError
 from alignkit.launch import require_configuration
-from alignkit.models import _dequantise
+from alignkit.models.importing import _dequantise
 from alignkit_server.executors.ray import entry
 from alignkit_server.executors.ray.submission import Order, Submission
 

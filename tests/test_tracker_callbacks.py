@@ -18,7 +18,7 @@ import pytest
 from alignkit import train
 from alignkit.errors import RecipeError
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit.tracker_callbacks import tracker_callbacks
 from alignkit.tracking import installed, without_secrets
 from alignkit_server.engines.process import free_port

@@ -17,7 +17,7 @@ from alignkit.errors import DataError, RecipeError
 from alignkit.evaluate_run import evaluate_run
 from alignkit.launch import launch_command
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.completion import write_completions
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model

@@ -11,7 +11,7 @@ import pytest
 
 from alignkit import train
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.tiny import build_tiny_model
 
 

@@ -111,7 +111,7 @@ def evaluate(
 ) -> None:
     """Evaluate the untrained and the trained model of a run on the same held-out rows."""
     from alignkit.evaluate_run import evaluate_run  # saves torch at start-up
-    from alignkit.run_folder import newest
+    from alignkit.run.folder import newest
 
     run = newest(run)
     Console(stderr=True).print(f"Evaluating the run in {run}", highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from alignkit.home import models_dir
-from alignkit.models import available, import_model, prune_model
+from alignkit.models.importing import available, import_model, prune_model
 
 app = typer.Typer(help="Base models: import and list.", no_args_is_help=True)
 Home = Annotated[Path | None, typer.Option(help="where the service keeps things; ALIGNKIT_HOME")]

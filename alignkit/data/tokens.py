@@ -7,10 +7,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignkit.chat_templates import read_template
 from alignkit.data.messages import Message
 from alignkit.data.template import NO_TEMPLATE, Chat
 from alignkit.errors import DataError, ModelError
+from alignkit.models.chat_templates import read_template
 
 IGNORED = -100
 """The label of a token without loss, as in torch and TRL."""

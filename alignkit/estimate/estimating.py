@@ -15,7 +15,7 @@ from alignkit.estimate.timing import Seconds
 from alignkit.kernels.costs import HeadSize
 from alignkit.methods.work import Batch, Pass, Plan, Work
 from alignkit.recipe import Recipe
-from alignkit.requirements import refused_under
+from alignkit.run.environment_checks import refused_under
 
 MOST_DEVICES = 16_384
 

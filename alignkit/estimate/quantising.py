@@ -1,4 +1,4 @@
-"""Bytes of weights that bitsandbytes stores for QLoRA, as alignkit.models configures it."""
+"""Bytes of weights that bitsandbytes stores for QLoRA, as alignkit.models.loading configures it."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import yaml
 
-from alignkit.adapters import peft_config
 from alignkit.estimate.devices import EstimateError
 from alignkit.estimate.quantising import BYTES, matrices
 from alignkit.estimate.upstream import is_masked
 from alignkit.methods.work import ModelUse
+from alignkit.models.adapters import peft_config
 
 _BUILDING = threading.Lock()
 """transformers sets torch's default dtype meanwhile, for all threads."""

@@ -30,7 +30,7 @@ class Stage:
     reduces_each_forward: bool = False
     """Gradients are sent at every backward, not once a step."""
     sharding: str | None = None
-    """What alignkit.requirements calls it."""
+    """What alignkit.run.environment_checks calls it."""
 
     @property
     def master_weights(self) -> bool:

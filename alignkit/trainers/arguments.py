@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from alignkit.adapters import peft_config
 from alignkit.errors import FieldIssue, RecipeError
+from alignkit.models.adapters import peft_config
 from alignkit.recipe import Recipe
 from alignkit.sections import TrainingSection
 from alignkit.sharding import sharding

@@ -8,13 +8,13 @@ from typing import Any
 from peft import PeftModel
 from trl import DPOConfig, KTOConfig, SFTConfig
 
-from alignkit.adapters import peft_config
 from alignkit.data.dataset import run_datasets
 from alignkit.errors import ModelError
 from alignkit.methods import D2O, CompletionMethod, DistillMethod, LabelledMethod, Method, PairMethod
-from alignkit.models import load_causal_lm
+from alignkit.models.adapters import peft_config
+from alignkit.models.loading import load_causal_lm
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit.sections import TeacherSection
 from alignkit.trainers.arguments import lora_config, training_arguments
 from alignkit.trainers.configs import DispreferredConfig, DistillationConfig

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignkit.errors import CollapseError
 from alignkit.evaluate import AnswerQuality, Limits, measure, reasons
-from alignkit.run_folder import RunFolder, write_json
+from alignkit.run.folder import RunFolder, write_json
 from alignkit.sections import CollapseGuardSection
 from alignkit.trainers.scoring import Answer, answer_of, draw, load_weights, token_logps
 

@@ -21,7 +21,7 @@ from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
 from alignkit.losses import PreferenceLoss, SampleLogps
 from alignkit.methods import D2O
-from alignkit.origin import sharding_of
+from alignkit.run.resume_guard import sharding_of
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import D2OConfig, DispreferredConfig, own_config, require_config
 from alignkit.trainers.d2o_preparation import D2OPreparation

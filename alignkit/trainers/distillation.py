@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
-from alignkit.adapters import keep_start
 from alignkit.errors import ModelError
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses.distillation import TOKEN_METRICS, PairOutput
 from alignkit.methods import DistillMethod
-from alignkit.run_folder import SAVED_TEACHER
+from alignkit.models.adapters import keep_start
+from alignkit.run.folder import SAVED_TEACHER
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import DistillationConfig, default_folder, require_config
 from alignkit.trainers.metrics import gather_rows, real_rows

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignkit.adapters import START
-from alignkit.checkpoints import ASIDE, seal
-from alignkit.pausing import EvaluationCut
+from alignkit.models.adapters import START
+from alignkit.run.checkpoints import ASIDE, seal
+from alignkit.run.pausing import EvaluationCut
 from alignkit.trainers.metrics import ItemMetrics
 from alignkit.trainers.upstream import logging_sums, restore_logging_sums, rotate_checkpoints
 

@@ -10,9 +10,9 @@ from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignkit.adapters import start_of
 from alignkit.errors import ModelError
 from alignkit.kernels.model_head import fuse_head
+from alignkit.models.adapters import start_of
 from alignkit.trainers.upstream import (
     attention_of,
     create_model_from_path,

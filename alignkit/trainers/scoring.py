@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import GenerationConfig
 
-from alignkit.adapters import start_of
 from alignkit.data.tokens import IGNORED
+from alignkit.models.adapters import start_of
 from alignkit.trainers.upstream import (
     disable_gradient_checkpointing,
     load_best_model,

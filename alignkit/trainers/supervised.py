@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from alignkit.adapters import keep_start
 from alignkit.data.tokens import IGNORED
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import TokenLogps
 from alignkit.methods import CompletionMethod, Supervised
+from alignkit.models.adapters import keep_start
 from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import require_config

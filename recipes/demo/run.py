@@ -19,7 +19,7 @@ from client import main as run_client
 from openai import OpenAI, OpenAIError
 
 from alignkit.errors import AlignkitError
-from alignkit.models import import_model
+from alignkit.models.importing import import_model
 
 HOME = Path(os.environ.get("ALIGNKIT_DEMO_HOME", ".alignkit/demo")).resolve()
 START_SECONDS = 120.0

@@ -5,7 +5,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
-from alignkit.models import PACKAGED_MODELS
+from alignkit.models.importing import PACKAGED_MODELS
 from alignkit_server.app import create_app
 from alignkit_server.settings import Settings
 from tests.deploy.rendering import DEPLOY, OVERLAYS, ROOT, composed, pods, program, rendered

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignkit import methods
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.completion import write_completions
 from tests.labelled import write_labelled
 from tests.preference import write_pairs

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.distributed.lab import Case
 from tests.distributed.launching import METHODS, Run, build_inputs, launch, write_recipe
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.distributed.launching import CONFIGS, Run, build_inputs, write_recipe
 
 GRACE_SECONDS = 20

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.models import import_model
+from alignkit.models.importing import import_model
 from alignkit.recipe import Recipe
 from tests.distributed.lab import check_training
 from tests.distributed.launching import Run, launch

@@ -8,10 +8,10 @@ import pytest
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, MixtralConfig
 
-from alignkit.adapters import peft_config
 from alignkit.estimate import EstimateError
 from alignkit.estimate.shapes import known_models, known_name, read_shape
 from alignkit.methods.work import ModelUse
+from alignkit.models.adapters import peft_config
 from alignkit.sections import LoraSection
 from tests.estimate.small import build_small_model
 

@@ -16,9 +16,9 @@ from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
 from alignkit.launch import launch_command
 from alignkit.methods import METHODS, DistillMethod, ModelSource
-from alignkit.models import prune_model
+from alignkit.models.importing import prune_model
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit.sections import TeacherSection
 from alignkit.trainers.building import load_teacher
 from tests.completion import write_completions

@@ -10,7 +10,7 @@ from alignkit.errors import RecipeError
 from alignkit.losses import CompletionLoss, D2OCoefficients, PreferenceLoss, SampleLogps, TokenLogps
 from alignkit.methods import D2O, CompletionMethod
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.completion import write_completions
 from tests.tiny import build_tiny_model
 

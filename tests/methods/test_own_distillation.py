@@ -14,7 +14,7 @@ from alignkit.kernels.linear_divergence import linear_divergence
 from alignkit.losses.distillation import PairOutput, Rows, Tokens, operands, token_metrics
 from alignkit.methods import DistillMethod
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.completion import write_completions
 from tests.tiny import build_tiny_model
 

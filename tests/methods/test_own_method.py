@@ -18,7 +18,7 @@ from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
 from alignkit.options import InJobs
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.preference import row, write_pairs
 from tests.tiny import build_tiny_model
 

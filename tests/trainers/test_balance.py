@@ -10,8 +10,8 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
-from alignkit.adapters import adapted_modules, language_model, peft_config
-from alignkit.models import experts_of
+from alignkit.models.adapters import adapted_modules, language_model, peft_config
+from alignkit.models.loading import experts_of
 from alignkit.sections import LoraSection
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from tests.architectures import tiny_config, tiny_model

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit import train
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from alignkit.trainers.scoring import Answer, answer_of, draw, token_logps
 from tests.preference import write_pairs

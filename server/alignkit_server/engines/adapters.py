@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 from safetensors import SafetensorError, safe_open
 
-from alignkit.adapters import CONFIG_FILE, PLAIN_INITS, WEIGHTS_FILE
 from alignkit.disk import digest, sync
-from alignkit.models import NAME_PATTERN
+from alignkit.models.adapters import CONFIG_FILE, PLAIN_INITS, WEIGHTS_FILE
+from alignkit.models.importing import NAME_PATTERN
 from alignkit.sections import HEAD_MODULES
 from alignkit_server.engines.errors import AdapterError
 from alignkit_server.settings import Settings

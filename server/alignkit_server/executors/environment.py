@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import child_environment
 
 ALWAYS = {

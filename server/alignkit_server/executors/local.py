@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from alignkit.launch import launch_command
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import ManagedProcess
 from alignkit_server.executors.environment import training_environment
 

@@ -12,8 +12,8 @@ from alignkit.data.validation import FileReport, check_file, overlap
 from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import recipe_for_job
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
+from alignkit.models.trainable import config_of, require_trainable
 from alignkit.tracking import how_to_install, installed
-from alignkit.trainable import config_of, require_trainable
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import trains_on_gpu
 from alignkit_server.files.repository import FileRepository

@@ -6,7 +6,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from alignkit.methods import ModelSource
-from alignkit.models import NAME_PATTERN, available
+from alignkit.models.importing import NAME_PATTERN, available
 from alignkit_server.database import Database
 from alignkit_server.errors import ApiError
 from alignkit_server.models.repository import FoundModel, ModelRepository, UsableModels

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit_server.runner.ledger import JobLedger
 
 log = structlog.get_logger()

@@ -7,7 +7,7 @@ from typing import Any
 
 from dbos import DBOS
 
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.engines.adapters import publish
 from alignkit_server.engines.canary import CanaryReport, check

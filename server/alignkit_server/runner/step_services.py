@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit.tracking import without_secrets
 from alignkit_server.engines.errors import scrub_paths
 from alignkit_server.engines.manager import EngineManager

@@ -15,7 +15,7 @@ import yaml
 from dbos import DBOS
 
 from alignkit.recipe import paths_of
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 from alignkit_server.jobs.status import PAUSED

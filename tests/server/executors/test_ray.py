@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.errors import AlignkitError
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import free_port
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 from alignkit_server.executors.ray import executor as module

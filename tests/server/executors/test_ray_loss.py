@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.checkpoints import read_manifest
-from alignkit.run_folder import RunFolder
+from alignkit.run.checkpoints import read_manifest
+from alignkit.run.folder import RunFolder
 from alignkit_server.executors.ray.executor import RayExecutor
 from alignkit_server.settings import RaySettings
 from tests.distributed.launching import build_inputs, write_recipe

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.checkpoint_store import CheckpointStore
-from alignkit.run_folder import RunFolder
+from alignkit.run.checkpoint_store import CheckpointStore
+from alignkit.run.folder import RunFolder
 from alignkit_server.executors.ray import supervisor
 from alignkit_server.executors.ray.submission import Order, Submission, begin, marks, read
 from tests.server.executors.ray_cluster import stub_python, until

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from alignkit.checkpoints import seal
-from alignkit.run_folder import RunFolder, write_json
+from alignkit.run.checkpoints import seal
+from alignkit.run.folder import RunFolder, write_json
 from alignkit_server.database import Database
 from alignkit_server.engines.canary import FULL_PRECISION, CanaryReport, Difference
 from alignkit_server.engines.errors import CanaryError, EngineError

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from alignkit import extras
-from alignkit.checkpoint_store import CheckpointStore
 from alignkit.errors import AlignkitError
-from alignkit.run_folder import RunFolder
+from alignkit.run.checkpoint_store import CheckpointStore
+from alignkit.run.folder import RunFolder
 from alignkit_server.executors.ray.submission import Submission, read
 from alignkit_server.executors.ray.supervisor import supervise
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import structlog
 
-from alignkit.checkpoint_store import inside
 from alignkit.errors import AlignkitError
-from alignkit.run_folder import RunFolder
+from alignkit.run.checkpoint_store import inside
+from alignkit.run.folder import RunFolder
 from alignkit_server.executors.environment import ALWAYS
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 from alignkit_server.executors.ray.jobs import WAITED_TOO_LONG, Job, RayJobs

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from alignkit.run_folder import write_json
+from alignkit.run.folder import write_json
 
 
 @dataclass(frozen=True, slots=True)

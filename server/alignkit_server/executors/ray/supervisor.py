@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alignkit.checkpoint_store import CheckpointStore
 from alignkit.launch import Machine, launch_command
-from alignkit.run_folder import RunFolder
+from alignkit.run.checkpoint_store import CheckpointStore
+from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import ManagedProcess
 from alignkit_server.executors.ray.submission import Submission, marks, read
 

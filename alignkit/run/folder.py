@@ -3,7 +3,7 @@
 recipe.yaml     the resolved recipe
 train.log       output of the training process (written by whoever starts it)
 events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
-checkpoints/    checkpoint-N folders, whole or absent (alignkit.checkpoints)
+checkpoints/    checkpoint-N folders, whole or absent (alignkit.run.checkpoints)
 samples/        answers that D2O drew, and the references' log-probs
 adapter/        the trained adapter (or model/ for all weights), whole or absent
 collapse_guard.json   what the untrained model answered like, and the steps that were sound
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignkit.checkpoints import damage, newest_first
+from alignkit.run.checkpoints import damage, newest_first
 
 Level = Literal["info", "warn", "error"]
 SAVED_TEACHER = Path("teacher") / "model"

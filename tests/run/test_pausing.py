@@ -12,7 +12,7 @@ import pytest
 import alignkit
 from alignkit import train
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from alignkit_server.executors.local import LocalExecutor
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.checkpoints import ASIDE, FORMAT, MANIFEST, damage, seal
-from alignkit.run_folder import RunFolder
+from alignkit.run.checkpoints import ASIDE, FORMAT, MANIFEST, damage, seal
+from alignkit.run.folder import RunFolder
 
 
 def write(folder: Path, step: int, text: str = "weights") -> Path:

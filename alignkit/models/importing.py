@@ -7,20 +7,20 @@ hub id, and puts it in place whole or not at all.
 
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignkit import extras
-from alignkit.chat_templates import read_template
 from alignkit.errors import ModelError
-from alignkit.trainable import DEQUANTISED, config_of, quantization_of, require_trainable
+from alignkit.models.chat_templates import read_template
+from alignkit.models.loading import dequantising, load_causal_lm
+from alignkit.models.trainable import DEQUANTISED, config_of, quantization_of, require_trainable
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -48,94 +48,6 @@ def available(models_dir: Path) -> list[str]:
         return []
     names = (path.parent.name for path in models_dir.glob("*/config.json"))
     return sorted(name for name in names if NAME_PATTERN.fullmatch(name))  # not one that is being imported
-
-
-def load_causal_lm(
-    path: str | Path,
-    dtype: str,
-    attn_implementation: str | None = None,
-    *,
-    field: str,
-    quantization: str | None = None,
-) -> tuple[Any, Any]:
-    """The model in `path` (a folder or a hub id) and its tokenizer; code from the checkpoint is never run.
-
-    `quantization`: a name of `QUANTIZATIONS`, by which weights are stored, while products are in `dtype`. Raises
-    ModelError, which names the recipe's `field`.
-    """
-    import torch  # saves torch and transformers at start-up
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if str(path).startswith((".", "/", "~")) and not Path(path).is_dir():
-        raise ModelError(
-            f"{field}: there is no folder {path}; `alignkit models import` makes a model known by its name, "
-            "and a folder or a hub id will do"
-        )
-    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    if quantization:
-        options |= _quantized(quantization, getattr(torch, dtype))
-    else:
-        options |= _dequantising(_read_config(path, field))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=False, **options
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{field}: cannot load {path}: {error}") from error
-    return model, tokenizer
-
-
-def _read_config(path: str | Path, field: str) -> dict[str, Any]:
-    """The configuration of a model in a folder or on the hub; raises ModelError for one that cannot be trained."""
-    from transformers import PreTrainedConfig  # saves transformers at start-up
-
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(path)
-        require_trainable(config)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{field}: cannot load {path}: {error}") from error
-    except ModelError as error:
-        raise ModelError(f"{field}: {path}: {error}") from error
-    return dict(config)
-
-
-def _dequantising(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What from_pretrained takes, so that a quantised checkpoint is floating point once it is loaded."""
-    from transformers import FineGrainedFP8Config, Mxfp4Config  # saves transformers at start-up
-
-    kinds = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
-    kind = kinds.get(quantization_of(config) or "")
-    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
-
-
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""What configurations call the number of a mixture's experts."""
-
-
-def experts_of(config: Any) -> int:
-    """The number of experts of a mixture of experts; 0 for a dense model."""
-    text = config.get_text_config()
-    found = [getattr(text, name, None) for name in EXPERTS]
-    parts = getattr(text, "ffn_config", None)
-    return next((count for count in [*found, getattr(parts, "moe_num_experts", None)] if count), 0)
-
-
-QUANTIZATIONS: dict[str, dict[str, Any]] = {
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    "int8": {"load_in_8bit": True},
-}
-"""QLoRA's storage of frozen weights, as bitsandbytes names it."""
-
-
-def _quantized(name: str, dtype: Any) -> dict[str, Any]:
-    """What from_pretrained takes: the weights are quantised on the GPU that this process trains on."""
-    import torch  # saves torch and transformers at start-up
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **QUANTIZATIONS[name])
-    place = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else {"": "cpu"}
-    return {"quantization_config": config, "device_map": place}
 
 
 def import_model(
@@ -296,7 +208,7 @@ def _replace_quantised(folder: Path, report: Callable[[str], None]) -> None:
     config = config_of(folder)
     report(f"Its weights are quantised with {quantization_of(config)}: writing them in bfloat16 …")
     loaded = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, trust_remote_code=False, **_dequantising(config)
+        folder, dtype=torch.bfloat16, trust_remote_code=False, **dequantising(config)
     )
     for weights in folder.glob("*.safetensors*"):
         weights.unlink()

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from alignkit.checkpoints import ASIDE, MANIFEST, damage, newest_first, read_manifest
 from alignkit.errors import AlignkitError
+from alignkit.run.checkpoints import ASIDE, MANIFEST, damage, newest_first, read_manifest
 
 
 def inside(url: str, name: str) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from alignkit import models
-from alignkit.chat_templates import available, read_template
 from alignkit.errors import ModelError, RecipeError
+from alignkit.models import importing
+from alignkit.models.chat_templates import available, read_template
 from alignkit.recipe import Recipe
-from alignkit.requirements import require
+from alignkit.run.environment_checks import require
 from alignkit.train import main
 from tests.preference import write_pairs
 from tests.tiny import CHAT_TEMPLATE, build_tiny_model
@@ -79,7 +79,7 @@ def test_an_unknown_template_is_refused_before_anything_is_loaded(base: Path, tm
 
 
 def test_an_import_gives_a_model_its_template(base: Path, tmp_path: Path) -> None:
-    target = models.import_model(
+    target = importing.import_model(
         str(base), tmp_path / "models", chat_template="llama3", report=lambda _: None
     )
     assert AutoTokenizer.from_pretrained(target).chat_template == read_template("llama3")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from alignkit.chat_templates import read_template
 from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.extras import missing
+from alignkit.models.chat_templates import read_template
+from alignkit.models.trainable import config_of, length_within, require_trainable
 from alignkit.recipe import Recipe
 from alignkit.sharding import SHARES_WEIGHTS, sharding
-from alignkit.trainable import config_of, length_within, require_trainable
 
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers whose step of a weight depends on that weight's gradients alone, so that a part of a matrix can be

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from alignkit import models
 from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job
 from alignkit.methods import ModelSource
+from alignkit.models import importing
+from alignkit.models.trainable import config_of, positions_of, quantization_of, require_trainable
 from alignkit.recipe import Recipe
-from alignkit.requirements import require, settle_length
-from alignkit.trainable import config_of, positions_of, quantization_of, require_trainable
+from alignkit.run.environment_checks import require, settle_length
 from tests.architectures import tiny_config
 from tests.tiny import build_tiny_model
 
@@ -86,8 +86,8 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path, content: st
 def test_a_quantised_model_is_not_imported(tmp_path: Path) -> None:
     source = with_config(build_tiny_model(tmp_path / "tiny"), quantization_config={"quant_method": "gptq"})
     with pytest.raises(ModelError, match="GPTQ, which cannot be trained"):
-        models.import_model(str(source), tmp_path / "models", report=quiet)
-    assert models.available(tmp_path / "models") == []
+        importing.import_model(str(source), tmp_path / "models", report=quiet)
+    assert importing.available(tmp_path / "models") == []
 
 
 def test_a_recipe_of_a_quantised_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_fp8_weights_are_imported_in_bfloat16(tmp_path: Path) -> None:
         kept[name.replace("weight", "weight_scale_inv")] = scale.reshape(1, 1)
     save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
     with_config(source, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
-    target = models.import_model(str(source), tmp_path / "models", report=quiet)
+    target = importing.import_model(str(source), tmp_path / "models", report=quiet)
     assert quantization_of(config_of(target)) is None
     model = AutoModelForCausalLM.from_pretrained(target)
     assert model.dtype == torch.bfloat16
@@ -133,7 +133,7 @@ def test_mxfp4_experts_are_imported_in_bfloat16(tmp_path: Path) -> None:
         expected[name] = values.transpose(1, 2)
     save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
     with_config(source, quantization_config={"quant_method": "mxfp4"})
-    target = models.import_model(str(source), tmp_path / "models", report=quiet)
+    target = importing.import_model(str(source), tmp_path / "models", report=quiet)
     assert quantization_of(config_of(target)) is None
     state = AutoModelForCausalLM.from_pretrained(target).state_dict()
     for name, values in expected.items():

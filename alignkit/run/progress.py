@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 
 _NOT_METRICS = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 _EVAL_NOISE = ("_runtime", "_samples_per_second", "_steps_per_second")

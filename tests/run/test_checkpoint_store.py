@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from alignkit.checkpoint_store import CheckpointStore, inside
-from alignkit.checkpoints import ASIDE, damage, seal
 from alignkit.errors import AlignkitError
+from alignkit.run.checkpoint_store import CheckpointStore, inside
+from alignkit.run.checkpoints import ASIDE, damage, seal
 from alignkit_server.engines.process import free_port
 
 S3 = Path(sys.prefix) / "s3"

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from alignkit import train
-from alignkit.models import QUANTIZATIONS, load_causal_lm
+from alignkit.models.loading import QUANTIZATIONS, load_causal_lm
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.folder import RunFolder
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_adapter, build_tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.progress import Clock, checkpoint_metrics, describe, evaluations_left
+from alignkit.run.progress import Clock, checkpoint_metrics, describe, evaluations_left
 
 
 class Time:

@@ -11,11 +11,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from alignkit.adapters import keep_start, lora_of, start_of, train_on
 from alignkit.errors import ModelError, RecipeError
+from alignkit.models.adapters import keep_start, lora_of, start_of, train_on
 from alignkit.recipe import Recipe
-from alignkit.requirements import require
-from alignkit.run_folder import RunFolder
+from alignkit.run.environment_checks import require
+from alignkit.run.folder import RunFolder
 from alignkit.train import build_trainer, main
 from alignkit.trainers.scoring import Answer, token_logps
 from tests.distributed.launching import METHODS, build_inputs, write_recipe

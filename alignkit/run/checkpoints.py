@@ -23,7 +23,7 @@ ASIDE = ".writing"
 def seal(written: Path, target: Path, origin: Mapping[str, Any]) -> None:
     """Sync the checkpoint in `written`, add its manifest and give it its name, in the place of what has that now.
 
-    `origin`: what the manifest says of the run beside the files (alignkit.origin).
+    `origin`: what the manifest says of the run beside the files (alignkit.run.resume_guard).
     """
     files = _files(written)
     with ThreadPoolExecutor() as pool:

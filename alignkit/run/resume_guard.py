@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from alignkit.checkpoints import FORMAT
 from alignkit.options import CONTENT_MATTERS, MAY_CHANGE, walk
 from alignkit.recipe import Recipe
+from alignkit.run.checkpoints import FORMAT
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _WEIGHTS = ("*.safetensors", "*.bin")

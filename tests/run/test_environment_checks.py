@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from alignkit import requirements
 from alignkit.errors import RecipeError
 from alignkit.recipe import Recipe
+from alignkit.run import environment_checks
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -24,7 +24,7 @@ def recipe(**sections: Any) -> Recipe:
 
 def refused(**sections: Any) -> str:
     with pytest.raises(RecipeError) as found:
-        requirements.require(recipe(**sections))
+        environment_checks.require(recipe(**sections))
     return str(found.value)
 
 
@@ -43,8 +43,10 @@ def gpus(monkeypatch: pytest.MonkeyPatch, count: int, *, bf16: bool = True) -> N
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    installed = requirements._installed
-    monkeypatch.setattr(requirements, "_installed", lambda name: name not in packages and installed(name))
+    installed = environment_checks._installed
+    monkeypatch.setattr(
+        environment_checks, "_installed", lambda name: name not in packages and installed(name)
+    )
 
 
 def sharded(monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
@@ -54,16 +56,18 @@ def sharded(monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
 
 def test_what_every_machine_has_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 0)
-    requirements.require(recipe())
-    requirements.require(recipe(model={"attn_implementation": "sdpa"}, training={"mixed_precision": "bf16"}))
+    environment_checks.require(recipe())
+    environment_checks.require(
+        recipe(model={"attn_implementation": "sdpa"}, training={"mixed_precision": "bf16"})
+    )
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # on a CPU there is room for two
-    requirements.require(recipe())
+    environment_checks.require(recipe())
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    requirements.require(recipe())
+    environment_checks.require(recipe())
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert refused() == "expected a GPU for each of the 8 processes of this machine, found 2"
 
@@ -74,7 +78,7 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
         "training.mixed_precision: fp16 needs a GPU"
     )
     gpus(monkeypatch, 1, bf16=False)
-    requirements.require(recipe(training={"mixed_precision": "fp16"}))
+    environment_checks.require(recipe(training={"mixed_precision": "fp16"}))
     assert "Tesla T4 has no bf16" in refused(training={"mixed_precision": "bf16"})
 
 
@@ -89,7 +93,7 @@ def test_attention_whose_package_is_not_there(monkeypatch: pytest.MonkeyPatch) -
     gpus(monkeypatch, 1)
     without(monkeypatch, "flash_attn")
     assert "needs the package flash_attn" in refused(model={"attn_implementation": "flash_attention_2"})
-    requirements.require(recipe(model={"attn_implementation": "flex_attention"}))
+    environment_checks.require(recipe(model={"attn_implementation": "flex_attention"}))
     assert "expected one of eager, sdpa" in refused(model={"attn_implementation": "someone/flash-attn"})
 
 
@@ -98,15 +102,15 @@ def test_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("adamw_8bit", "paged_lion_32bit", "rmsprop_bnb"):
         assert f"{name} needs the package bitsandbytes" in refused(training={"optimizer": name})
     assert "training.optimizer: expected one of adamw_torch, " in refused(training={"optimizer": "adamw"})
-    requirements.require(recipe(training={"optimizer": "adafactor"}))
+    environment_checks.require(recipe(training={"optimizer": "adafactor"}))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_optimizer_that_cannot_be_sharded(monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
     """adafactor factors the moments of a whole matrix; of a flat part of one it would make something else."""
     sharded(monkeypatch, stage)
-    for name in requirements.ELEMENTWISE:
-        requirements.require(recipe(training={"optimizer": name}))
+    for name in environment_checks.ELEMENTWISE:
+        environment_checks.require(recipe(training={"optimizer": name}))
     message = refused(training={"optimizer": "adafactor"})
     assert message.startswith(
         f"training.optimizer: adafactor cannot be sharded under ZeRO-{stage}; expected one of"
@@ -119,8 +123,8 @@ def test_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         "model.quantization: nf4 needs the package bitsandbytes, which is not installed: "
         "pip install 'alignkit[quantized]'"
     )
-    monkeypatch.setattr(requirements, "_installed", lambda _: True)
-    requirements.require(recipe(model={"quantization": "nf4"}))
+    monkeypatch.setattr(environment_checks, "_installed", lambda _: True)
+    environment_checks.require(recipe(model={"quantization": "nf4"}))
     sharded(monkeypatch, 3)
     assert "expected ddp, zero1 or zero2 with quantised weights, found ZeRO-3" in refused(
         model={"quantization": "nf4"}

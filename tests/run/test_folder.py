@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.progress import describe, rename
-from alignkit.run_folder import RunFolder, newest, write_json
+from alignkit.run.folder import RunFolder, newest, write_json
+from alignkit.run.progress import describe, rename
 
 
 def test_events_are_whole_lines_in_order(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from alignkit import train
-from alignkit.checkpoints import ASIDE, FORMAT, seal
 from alignkit.errors import RecipeError
-from alignkit.origin import origin_of, refusal
 from alignkit.recipe import Recipe
-from alignkit.run_folder import RunFolder
+from alignkit.run.checkpoints import ASIDE, FORMAT, seal
+from alignkit.run.folder import RunFolder
+from alignkit.run.resume_guard import origin_of, refusal
 
 OURS: dict[str, Any] = {
     "format": FORMAT,
