@@ -79,7 +79,7 @@ def test_all_weights_are_trained_without_adapters_and_far_slower() -> None:
     assert resolved.recipe.training.learning_rate == pytest.approx(1e-6)
     assert resolved.hyperparameters["trained_weights"] == "all"
     assert not {"lora_rank", "lora_alpha"} & resolved.hyperparameters.keys()
-    with pytest.raises(RecipeError, match="lora_rank: expected only with trained_weights 'lora'"):
+    with pytest.raises(RecipeError, match="lora_rank: only allowed with trained_weights 'lora'"):
         spec({"trained_weights": "all", "lora_rank": 8})
 
 

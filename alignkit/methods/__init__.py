@@ -1,4 +1,4 @@
-"""The methods: one file each. `METHODS` has them by name; a recipe may also name a class by import path."""
+"""Training methods, one file each. `METHODS` maps names to classes; a recipe may also name a class by import path."""
 
 from alignkit.methods.base import Method, ModelSource, ResolveModel
 from alignkit.methods.bd_kd import BDKD

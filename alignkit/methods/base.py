@@ -1,4 +1,4 @@
-"""Method: the base of every method, which is its section of a recipe and the loss it trains with."""
+"""`Method`, the base class of every training method. A method is both a recipe section and a loss."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,42 +14,43 @@ from alignkit.sections import RunSections
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where the weights of a model of the service are."""
+    """The location of the weights of one of the service's models."""
 
     path: str
     adapter: str | None = None
-    """Folder of the peft adapter over it, for a fine-tuned model."""
+    """Folder of the peft adapter to load over `path`; None for a base model and for full weights."""
     fully_trained: bool = False
-    """Whether it is a fine-tuned model of which all weights were trained."""
+    """Whether the model was fine-tuned with all of its weights trained."""
 
     @property
     def trained_weights(self) -> Literal["lora", "all"] | None:
-        """The hyperparameter `trained_weights` that it was made with; None for a base model."""
+        """The value of the hyperparameter `trained_weights` that made the model; None for a base model."""
         if self.adapter is not None:
             return "lora"
         return "all" if self.fully_trained else None
 
 
 ResolveModel = Callable[[str], ModelSource]
-"""From a model's name in a job to its source; raises ModelError where the project has no such model."""
+"""A function from a model's name to its `ModelSource`. Raises ModelError if the project has no such model."""
 
 
 class Method(Section):
-    """A training method: its options are its fields, its class attributes say what it needs.
+    """A training method. Its fields are its options; its class attributes declare what it needs.
 
-    Recipe, job, `GET /v1/fine_tuning/methods`, command line, estimate and trainer follow from the declaration.
-    A field's marks (`alignkit.options`) say how a job may give it. The class's docstring says what the method is for.
+    The recipe schema, the job schema, `GET /v1/fine_tuning/methods`, the command line, the estimate and the trainer
+    are derived from the declaration. Marks on a field (`alignkit.options`) say how a job may set it. The first
+    paragraph of the class's docstring is the method's description for users.
     """
 
     type: str = ""
-    """The method's name in recipes and jobs; of a class that is named by import path, that path."""
+    """The method's name in recipes and jobs. For a class named by import path, the import path."""
 
     rows: ClassVar[str] = ""
-    """Kind of row that it trains on, a name of `alignkit.data.rows.ROW_KINDS`."""
+    """The kind of row the method trains on, a key of `alignkit.data.rows.ROW_KINDS`."""
     learning_rate: ClassVar[float] = 1e-4
-    """The learning rate that a job's `learning_rate_multiplier` of 1 stands for, with LoRA."""
+    """The LoRA learning rate of a job whose `learning_rate_multiplier` is 1."""
     micro_batch_matters: ClassVar[bool] = False
-    """Whether the micro-batch is part of the method, so that another one would be another training."""
+    """Whether the loss depends on the micro-batch size, so that changing the size changes the result."""
 
     @model_validator(mode="after")
     def _name_own_class(self) -> Self:
@@ -58,27 +59,27 @@ class Method(Section):
         return self
 
     def plan(self, recipe: RunSections) -> Plan:
-        """The models, passes and heads that a step takes, for `alignkit.estimate`."""
+        """Return the models, passes and fused heads of one step, for `alignkit.estimate`."""
         raise NotImplementedError
 
     def refusals(self, _recipe: RunSections, _sharded: str | None) -> Iterator[FieldIssue]:
-        """The options that cannot be had in this run, sharded as `alignkit.sharding.sharding` says."""
+        """Yield an issue for each option that this run cannot have. `_sharded` is `alignkit.sharding.sharding()`."""
         return iter(())
 
     def try_out(self) -> None:
-        """Raise ValueError unless the method's code works on a small example; run for a user's own class."""
+        """Raise ValueError unless the method works on a small example. Called for a class named by import path."""
 
     @classmethod
     def summary(cls) -> str:
-        """What the method is for: the first paragraph of its docstring."""
+        """Return the description for users: the first paragraph of the class's docstring."""
         return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
 
     @classmethod
     def own_options(cls) -> dict[str, Any]:
-        """The method's options by name, `type` left out."""
+        """Return the method's options by name, without `type`."""
         return {name: field for name, field in cls.model_fields.items() if name != "type"}
 
 
 def import_path(method: type[Method]) -> str:
-    """`package.module:Class`, the name under which a recipe finds a class that is not registered."""
+    """Return `package.module:Class`, by which a recipe names a class that is not registered."""
     return f"{method.__module__}:{method.__qualname__}"

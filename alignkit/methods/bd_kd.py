@@ -1,4 +1,4 @@
-"""BD-KD: distillation balanced by the entropy gap, the teacher training beside the student or frozen."""
+"""BD-KD: distillation balanced by the entropy gap, with a teacher that trains beside the student or is frozen."""
 
 from typing import Annotated, Any, Literal, cast
 
@@ -18,7 +18,7 @@ Kappa = Annotated[float, Field(ge=0, le=1e6)]
 
 
 def _adapters(rank: int | None, context: JobContext) -> dict[str, Any] | None:
-    """A job's teacher trains with adapters, if it trains."""
+    """The `teacher_lora` section of a job with this teacher rank; None for a frozen teacher without a rank."""
     if rank is None and not context.hyperparameters["teacher_trains"]:
         return None
     rank = rank or context.hyperparameters["lora_rank"]
@@ -30,41 +30,41 @@ TEACHER_LORA = GivenAs(
     Annotated[int, Field(ge=1, le=1024)] | None,
     _adapters,
     default=None,
-    description="rank of the teacher's adapters; default: lora_rank",
+    description="rank of the teacher's LoRA adapters; default: lora_rank",
 )
 TEACHER_RATE = GivenAs(
     "teacher_learning_rate_multiplier",
     Annotated[float, Field(gt=0, le=1000)] | None,
     lambda multiplier, context: None if multiplier is None else multiplier * context.learning_rate,
     default=None,
-    description="multiplies the method's learning rate, for the teacher; default: learning_rate_multiplier",
+    description="factor on the method's learning rate for the teacher; default: learning_rate_multiplier",
 )
 
 
 class BDKD(DistillMethod):
-    """Online distillation balanced by the entropy gap of student and teacher; the teacher may train along."""
+    """Online distillation balanced by the entropy gap between student and teacher; the teacher may train too."""
 
     type: Literal["bd_kd"] = "bd_kd"
     temperature: Temperature = Field(
-        1.0, description="softmax temperature of the KLs, multiplied by its square"
+        1.0, description="softmax temperature of the KLs, which are multiplied by its square"
     )
-    gate: Gate = Field("hard", description="how the entropy gap weighs forward and reverse KL")
-    nu: Nu = Field(2.0, description="the favoured KL's weight under the hard gate")
+    gate: Gate = Field("hard", description="how the entropy gap weights forward and reverse KL")
+    nu: Nu = Field(2.0, description="weight of the favoured KL under the hard gate")
     kappa: Kappa = Field(1.0, description="steepness of the soft gate, per nat")
     tempered_entropy: bool = Field(
-        True, description="take the gate's entropies at the temperature, else at 1"
+        True, description="compute the gate's entropies at `temperature`; false computes them at 1"
     )
-    ce_weight: Weight = Field(1.0, description="weight of the cross-entropy with the labels, of both models")
-    kd_weight: Weight = Field(1.0, description="weight of the KLs, of both models")
+    ce_weight: Weight = Field(1.0, description="weight of the cross-entropy with the labels, for both models")
+    kd_weight: Weight = Field(1.0, description="weight of the KLs, for both models")
     teacher_trains: bool = Field(True, description="train the teacher beside the student")
     teacher_lora: Annotated[LoraSection | None, TEACHER_LORA] = Field(
-        None, description="adapters of the teacher; null trains all its weights"
+        None, description="LoRA adapters of the teacher; null trains all of its weights"
     )
     teacher_learning_rate: Annotated[float | None, TEACHER_RATE] = Field(
-        None, gt=0, le=1, description="default: the student's"
+        None, gt=0, le=1, description="learning rate of the teacher; default: the student's"
     )
     save_teacher: Annotated[bool, RECIPES_ONLY] = Field(
-        False, description="save the trained teacher in the run's folder, as teacher/"
+        False, description="save the trained teacher as teacher/ in the run's folder"
     )
 
     @field_validator("teacher_lora", "teacher_learning_rate", "save_teacher")
@@ -76,16 +76,16 @@ class BDKD(DistillMethod):
 
     @property
     def teacher_training(self) -> TeacherTraining | None:
-        """How the teacher trains beside the student; None where it is frozen."""
+        """The settings of a teacher that trains beside the student; None if it is frozen."""
         if not self.teacher_trains:
             return None
         return TeacherTraining(self.teacher_lora, self.teacher_learning_rate, self.save_teacher)
 
     def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
-        """The sum over tokens of ce_weight CE + kd_weight balanced KL for the student, and likewise the teacher.
+        """Return the sum over tokens of ce_weight CE + kd_weight KL for the student, plus the same for the teacher.
 
-        The student's KL is `losses.balance`'s; the teacher's, where it trains, is temperature^2 KL(q || p). Neither
-        sends gradient into the other (after arXiv 2212.12965).
+        The student's KL is the balanced one of `losses.balance`. A teacher that trains has temperature^2 KL(q || p).
+        Neither term sends gradient into the other model (after arXiv 2212.12965).
         """
         found = linear_divergence(
             labels=tokens.labels,

@@ -1,4 +1,4 @@
-"""Methods that train on the answers of the data alone: a loss over the log-probs of their tokens."""
+"""Base class of methods on completion rows: a loss over the log-probs of the answers' tokens."""
 
 from typing import ClassVar
 
@@ -12,16 +12,16 @@ from alignkit.sections import RunSections
 
 
 class CompletionMethod(Method):
-    """A method on answers without a comparison. A subclass declares its options as fields and defines `loss`."""
+    """A method on prompt-answer rows. A subclass declares its options as fields and defines `loss`."""
 
     rows: ClassVar[str] = "completion"
 
     def loss(self, answers: TokenLogps) -> CompletionLoss:
-        """Losses of B answers; the trainer divides their sum by the tokens of a whole step."""
+        """Return the losses of B answers. The trainer divides their sum by the loss tokens of the optimizer step."""
         raise NotImplementedError
 
     def try_out(self) -> None:
-        """Run the loss on two answers; raises ValueError unless it gives each a finite, differentiable loss."""
+        """Run the loss on two answers. Raises ValueError unless each gets a finite, differentiable loss."""
         logps = torch.tensor([[-0.5, -1.0, -2.0], [-3.0, -0.1, 0.0]], requires_grad=True)
         answers = TokenLogps(logps, torch.tensor([[True, True, True], [True, True, False]]))
         try:
@@ -33,7 +33,7 @@ class CompletionMethod(Method):
             raise ValueError(f"{type(self).__name__}.loss: {problem}")
 
     def plan(self, recipe: RunSections) -> Plan:
-        """One forward and backward of every row."""
+        """Plan one forward and backward of every row."""
 
         def work(batch: Batch) -> Work:
             head = costs.log_probs(batch.tokens(batch.rows), batch.heads["policy"], gpu=batch.gpu)
@@ -43,7 +43,7 @@ class CompletionMethod(Method):
 
 
 def _problem(found: object) -> str | None:
-    """The fault of a loss's result over two answers."""
+    """Why the result of a loss over two answers is wrong; None if it is sound."""
     if not isinstance(found, CompletionLoss):
         return f"expected a CompletionLoss, found {type(found).__name__}"
     if list(found.losses.shape) != [2]:

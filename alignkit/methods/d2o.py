@@ -22,79 +22,93 @@ STEPS = InJobs(le=1_000_000)
 
 
 class D2O(Method):
-    """Alignment from dispreferred answers alone, held against samples of the model's own."""
+    """Alignment from dispreferred answers alone, contrasted with the model's own samples."""
 
     rows: ClassVar[str] = "dispreferred"
 
     type: Literal["d2o"] = "d2o"
-    beta: Strength = Field(0.1, ge=0, le=100, description="strength of the anchor; 0 is negatives only")
-    alpha: Strength = Field(0.1, gt=0, le=100, description="strength of the push off the dispreferred answer")
-    logps: Literal["sum", "mean"] = Field("sum", description="log-probs of an answer, over its tokens")
+    beta: Strength = Field(
+        0.1, ge=0, le=100, description="weight of the log-ratio of the model's own samples; 0 leaves them out"
+    )
+    alpha: Strength = Field(
+        0.1, gt=0, le=100, description="weight of the log-ratio of the dispreferred answer"
+    )
+    logps: Literal["sum", "mean"] = Field(
+        "sum", description="how the token log-probs of an answer are combined"
+    )
     rejected_floor: float | None = Field(
-        None, lt=0, ge=-1e6, description="log-ratio below which the dispreferred answer is pushed no further"
+        None,
+        lt=0,
+        ge=-1e6,
+        description="log-ratio below which the dispreferred answer gets no more gradient; default: no floor",
     )
     samples_per_prompt: Annotated[int, InJobs(le=64, auto=True)] = Field(
-        11, ge=1, le=256, description="K, where the data brings no samples"
+        11, ge=1, le=256, description="K, the samples drawn for a prompt whose row has none"
     )
     temperature: Annotated[float, InJobs(le=2)] = Field(
-        1.0, gt=0, le=10, description="softmax temperature of the draws"
+        1.0, gt=0, le=10, description="softmax temperature for sampling"
     )
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="share of the probability that draws are from (nucleus)"
-    )
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: share of the probability to keep")
     max_tokens: Annotated[int, InJobs(le=4096)] = Field(
-        256, ge=1, le=131_072, description="longest answer drawn"
+        256, ge=1, le=131_072, description="maximum length of a sample, in tokens"
     )
-    redraws: int = Field(2, ge=0, le=20, description="further draws for filtered samples")
+    redraws: int = Field(
+        2, ge=0, le=20, description="extra attempts to replace samples that were filtered out"
+    )
     instruction_pool: list[Instruction] = Field(
         default_factory=list,
         max_length=100,
-        description="put in front of the prompt in turn for drawing; not for scoring or training",
+        description="instructions put before the prompt in turn while sampling, never while scoring or training",
     )
     sampler_url: Annotated[str | None, RECIPES_ONLY, MAY_CHANGE] = Field(
-        None, pattern=r"^https?://\S+$", description="server of the reference (vLLM), to draw from"
+        None, pattern=r"^https?://\S+$", description="URL of a vLLM server of the reference to sample from"
     )
     sampler_model: Annotated[str | None, RECIPES_ONLY] = Field(
-        None, description="its model; default: the only one it serves"
+        None, description="the model's name on that server; default: the only one it serves"
     )
     sampling_batch_size: Annotated[int, RECIPES_ONLY, MAY_CHANGE] = Field(
-        32, ge=1, le=4096, description="answers drawn at a time, without a server"
+        32, ge=1, le=4096, description="samples drawn at a time when there is no sampler_url"
     )
     sample_reference: Annotated[str | None, CONTENT_MATTERS, A_MODEL] = Field(
         None,
         min_length=1,
-        description="r-, scores (and gives) the samples; default: the model before training",
+        description="model r- that draws and scores the samples; default: the model before training",
     )
     rejected_reference: Annotated[str | None, CONTENT_MATTERS, A_MODEL] = Field(
         None,
         min_length=1,
-        description="r+, scores the dispreferred answer; default: the model before training",
+        description="model r+ that scores the dispreferred answer; default: the model before training",
     )
     resample_every: Annotated[int | None, STEPS] = Field(
-        None, ge=1, description="steps between draws from the current policy; default: never"
+        None, ge=1, description="steps between fresh samples from the current policy; default: never"
     )
     ref_refresh_every: Annotated[int | None, STEPS] = Field(
-        None, ge=1, description="steps between refreshes of the references from the policy; default: never"
+        None, ge=1, description="steps between copies of the policy into the references; default: never"
     )
     resample_warmup_steps: Annotated[int, STEPS] = Field(
-        0, ge=0, description="steps before the first of either"
+        0, ge=0, description="steps before the first resampling or refresh"
     )
     sequence_batch_size: Annotated[int, InJobs(le=256), MAY_CHANGE] = Field(
-        8, ge=1, le=4096, description="answers a forward; memory grows with this, not with samples_per_prompt"
+        8,
+        ge=1,
+        le=4096,
+        description="answers per forward pass; memory grows with this, not with samples_per_prompt",
     )
 
     @model_validator(mode="after")
     def _one_source_of_references(self) -> Self:
         if self.ref_refresh_every is not None and (self.sample_reference or self.rejected_reference):
-            raise ValueError("ref_refresh_every does not go with sample_reference and rejected_reference")
+            raise ValueError(
+                "ref_refresh_every cannot be combined with sample_reference or rejected_reference"
+            )
         return self
 
     def loss(self, logps: SampleLogps) -> PreferenceLoss:
-        """`losses.d2o_loss` of B prompts (arXiv 2403.03419); the trainer takes the mean over a whole step."""
+        """Return `losses.d2o_loss` of B prompts (arXiv 2403.03419). The trainer averages over the optimizer step."""
         return d2o_loss(*logps[:4], **self._strengths(logps))
 
     def coefficients(self, logps: SampleLogps) -> D2OCoefficients:
-        """The gradient of the mean of `loss` by each log-prob of the policy: `losses.d2o_coefficients`."""
+        """Return `losses.d2o_coefficients`: d mean(loss) / d log-prob for each log-prob of the policy."""
         return d2o_coefficients(*logps[:4], **self._strengths(logps))
 
     def _strengths(self, logps: SampleLogps) -> dict[str, Any]:
@@ -106,7 +120,7 @@ class D2O(Method):
         }
 
     def try_out(self) -> None:
-        """Raise ValueError unless `coefficients` is the gradient of the mean of `loss`, on three prompts."""
+        """Raise ValueError unless, on three prompts, `coefficients` equals the gradient of the mean of `loss`."""
         samples = torch.linspace(-9, -4, 6).view(3, 2).requires_grad_()
         rejected = torch.linspace(-8, -6, 3).requires_grad_()
         mask = torch.ones(3, 2, dtype=torch.bool)
@@ -122,29 +136,32 @@ class D2O(Method):
                 )
 
     def refusals(self, recipe: RunSections, sharded: str | None) -> Iterator[FieldIssue]:
-        """Draws and refreshes that sharding rules out, and a sampler whose model is not named."""
+        """Yield issues for resampling or refreshes that the sharding rules out, and for a missing sampler model."""
         if self.sampler_url and recipe.model.adapter and not self.sampler_model:
-            # The server must draw from the model that the run begins with, which is not what it calls its base.
+            # The server must sample from the base model with the adapter, which it serves under a name of its own.
             yield FieldIssue(
-                "method.sampler_model", "is required with model.adapter: the name that the server has for it"
+                "method.sampler_model", "is required with model.adapter: the adapter's name on the server"
             )
         yield from self.refused_online(sharded)
 
     def refused_online(self, sharded: str | None) -> Iterator[FieldIssue]:
-        """The options that cannot act in the middle of a run under `sharded`."""
+        """Yield issues for the options that cannot act in the middle of a run under this sharding."""
         if self.resample_every and not self.sampler_url and sharded in SHARES_WEIGHTS:
             yield FieldIssue(
                 "method.resample_every",
-                f"expected a sampler_url, or ddp, zero1 or zero2, to draw from the policy with, found {sharded}",
+                f"sampling from the policy needs a sampler_url, or ddp, zero1 or zero2, found {sharded}",
             )
         if self.ref_refresh_every and sharded == "FSDP":
             yield FieldIssue(
                 "method.ref_refresh_every",
-                "expected ddp or ZeRO, found FSDP, under which no process can copy the policy",
+                "expected ddp or ZeRO, found FSDP: no process can copy the policy under FSDP",
             )
 
     def plan(self, recipe: RunSections) -> Plan:
-        """K samples and the dispreferred answer, a few at a time: scored, then trained; no reference stays loaded."""
+        """Plan K samples and the dispreferred answer, a few at a time. Each is scored, then trained.
+
+        No reference stays loaded.
+        """
 
         def work(batch: Batch) -> Work:
             drawn = 0 if batch.sequences > 1 else self.samples_per_prompt

@@ -1,4 +1,4 @@
-"""Methods that distil a teacher: a loss over student's and teacher's next-token distributions."""
+"""Base class of distillation methods: a loss over the student's and the teacher's next-token distributions."""
 
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -27,51 +27,51 @@ TEACHER = GivenAs(
     "teacher",
     Annotated[str, Field(min_length=1, max_length=255)],
     _model_of_the_service,
-    description="name of a base model or of a fine-tuned model of the project",
+    description="name of a base model, or of one of the project's fine-tuned models",
     names_a_model=True,
 )
 
 
 class TeacherTraining(NamedTuple):
-    """How a teacher trains beside its student."""
+    """The settings of a teacher that trains beside its student."""
 
     lora: LoraSection | None
-    """Its adapters; None trains all its weights."""
+    """LoRA adapters of the teacher; None trains all of its weights."""
     learning_rate: float | None
-    """None for the student's."""
+    """Learning rate of the teacher; None for the student's."""
     saved: bool
-    """Whether it is saved with the student in the end."""
+    """Whether the trained teacher is saved beside the student at the end."""
 
 
 class DistillMethod(Method):
-    """A method that trains a student on a teacher's next-token distributions over the data's answers.
+    """A method that trains a student on a teacher's next-token distributions over the answers of completion rows.
 
     A subclass declares its options as fields and defines `objective`.
     """
 
     rows: ClassVar[str] = "completion"
 
-    teacher: Annotated[TeacherSection, TEACHER] = Field(description="the model that is distilled")
+    teacher: Annotated[TeacherSection, TEACHER] = Field(description="the model to distil")
 
     @property
     def teacher_training(self) -> TeacherTraining | None:
-        """How the teacher trains beside the student; None where it is frozen."""
+        """The settings of a teacher that trains beside the student; None if it is frozen."""
         return None
 
     def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
-        """The losses and metrics of N tokens, by both models; the trainer takes the mean over a whole step's tokens.
+        """Return the summed loss and the metrics of N tokens. The trainer divides by the optimizer step's tokens.
 
-        It runs inside both models' heads, so their weights are whole however they are sharded. Nothing of shape
-        [N, V] needs to be made: see `kernels.linear_divergence`.
+        Called while both heads' weights are gathered, so the weights are whole under every sharding. Use
+        `kernels.linear_divergence` to avoid making tensors of shape [N, V].
         """
         raise NotImplementedError
 
     def further_heads(self, _batch: Batch) -> HeadCost:
-        """Cost of fused heads beside those of the divergences."""
+        """Return the cost of fused heads other than `linear_divergence`."""
         return NO_HEAD
 
     def try_out(self) -> None:
-        """Run the objective on four tokens; raises ValueError unless its loss is finite and has a gradient."""
+        """Run the objective on four tokens. Raises ValueError unless its loss is finite and differentiable."""
         states = torch.linspace(-1, 1, 24).view(2, 4, 3)
         heads = torch.linspace(1, -1, 30).view(2, 5, 3)
         student, teacher = (
@@ -90,7 +90,7 @@ class DistillMethod(Method):
             raise ValueError(f"{type(self).__name__}.objective: {problem}")
 
     def plan(self, recipe: RunSections) -> Plan:
-        """Student and teacher, each a forward, then the heads over both; the teacher's backward where it trains."""
+        """Plan a forward of student and teacher, the heads over both, and a backward of each model that trains."""
         training = self.teacher_training
         models = {
             "policy": policy_use(recipe),
@@ -116,15 +116,15 @@ class DistillMethod(Method):
 
 
 def _problem(found: object) -> str | None:
-    """The fault of an objective's result over four tokens of two sequences."""
+    """Why the result of an objective over four tokens of two sequences is wrong; None if it is sound."""
     if not isinstance(found, PairOutput):
         return f"expected a PairOutput, found {type(found).__name__}"
     loss, sums = found.loss, found.sums
     wrong = ", ".join(name for name, values in sums.items() if list(values.shape) != [2])
     faults = (
         (loss.dim() > 0, f"expected the sum of the tokens' losses, found shape {list(loss.shape)}"),
-        (bool(wrong), f"expected sums of shape [2] for two sequences, found others of {wrong}"),
-        ("loss" not in sums, "expected the sums of `loss`, as PairOutput.of makes them"),
+        (bool(wrong), f"expected sums of shape [2] for two sequences, found other shapes for {wrong}"),
+        ("loss" not in sums, "expected `loss` among the sums, as PairOutput.of makes them"),
         (
             not loss.requires_grad,
             "expected a loss with a gradient to the student's hidden states, found none",

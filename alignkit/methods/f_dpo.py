@@ -1,4 +1,4 @@
-"""f-DPO, and OpenAI's `dpo`, which is f-DPO under the reverse KL."""
+"""f-DPO, and OpenAI's `dpo`, which is f-DPO with the reverse KL."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -16,19 +16,19 @@ Beta = Annotated[float, InJobs(le=2, auto=True)]
 
 
 def _registered(name: str) -> str:
-    """The name of a divergence as a job may give it: naming a class to import would run its code."""
+    """Check a divergence that a job names. An import path is refused, since importing it would run its code."""
     if ":" in name:
         raise ValueError(f"expected one of {', '.join(divergences.available())}")
     return name
 
 
 def _with_names(described: dict[str, Any]) -> None:
-    """Add the divergences that a job may name; read when asked for, since more can be registered."""
+    """Add the names of the divergences to a JSON Schema, at each call, since more can be registered at any time."""
     described["enum"] = list(divergences.available())
 
 
 def _parameters(options: Mapping[str, Any]) -> dict[str, float]:
-    """The divergence's parameters among f-DPO's options, those given only."""
+    """The divergence's parameters that f-DPO's options give."""
     named = {name: options.get(name) for name in ("alpha", "f_alpha_divergence_coef")}
     return {name: value for name, value in named.items() if value is not None} | (
         options.get("divergence_params") or {}
@@ -36,12 +36,13 @@ def _parameters(options: Mapping[str, Any]) -> dict[str, float]:
 
 
 class FDPO(PairMethod):
-    """Preference pairs, with any f-divergence, a built-in one or your own, between policy and reference."""
+    """Preference pairs, with any f-divergence between policy and reference: a built-in one or your own."""
 
     type: Literal["f_dpo"] = "f_dpo"
     beta: Beta = Field(0.1, gt=0, le=100, description="strength of the divergence from the reference")
     divergence: Annotated[str, InJobs(check=_registered, schema=_with_names)] = Field(
-        "reverse_kl", description="a name of divergences.available(), or in a recipe package.module:Name"
+        "reverse_kl",
+        description="a name from alignkit.divergences.available(), or in a recipe package.module:Name",
     )
     alpha: float | None = Field(None, gt=0, le=10, description="alpha_divergence only; the paper's alpha")
     f_alpha_divergence_coef: float | None = Field(
@@ -50,15 +51,21 @@ class FDPO(PairMethod):
     match_curvature: bool = Field(
         False, description="divide beta by f''(1), so that all divergences have the same local strength"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be flipped")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="share of the labels that are assumed to be flipped"
+    )
     robust: bool = Field(
-        False, description="robust DPO's unbiased form of label_smoothing, instead of cDPO's"
+        False, description="use robust DPO's unbiased form of label_smoothing instead of cDPO's"
     )
-    length_normalization: bool = Field(False, description="log-ratios as means over tokens, not sums")
+    length_normalization: bool = Field(
+        False, description="average log-ratios over the answer's tokens instead of summing them"
+    )
     divergence_params: Annotated[dict[str, float] | None, RECIPES_ONLY] = Field(
-        None, description="parameters of the divergence by name, such as those of your own"
+        None, description="parameters of the divergence by name, for one of your own"
     )
-    sft_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's mean token NLL")
+    sft_weight: float = Field(
+        0.0, ge=0, le=100, description="weight of the chosen answer's NLL, averaged over its tokens"
+    )
 
     @field_validator("divergence")
     @classmethod
@@ -89,11 +96,11 @@ class FDPO(PairMethod):
 
     @property
     def effective_beta(self) -> float:
-        """`beta`, divided by f''(1) with `match_curvature`."""
+        """`beta`, or with `match_curvature` `beta` / f''(1)."""
         return self.beta / (self.family.curvature if self.match_curvature else 1.0)
 
     def loss(self, pairs: PairLogps) -> PreferenceLoss:
-        """`losses.f_dpo_loss` of the log-ratios, plus `sft_weight` times the chosen answer's NLL a token."""
+        """Return `losses.f_dpo_loss` of the log-ratios plus `sft_weight` times the chosen answer's NLL per token."""
         chosen, rejected, ref_chosen, ref_rejected, *_ = (
             pairs.averaged() if self.length_normalization else pairs
         )
@@ -111,11 +118,11 @@ class FDPO(PairMethod):
 
 
 class DPO(PairMethod):
-    """Preference pairs as at OpenAI: f-DPO under the reverse KL, with beta alone."""
+    """Preference pairs as in OpenAI's API: f-DPO with the reverse KL; beta is the only option."""
 
     type: Literal["dpo"] = "dpo"
     beta: Beta = Field(0.1, gt=0, le=100, description="strength of the KL divergence from the reference")
 
     def loss(self, pairs: PairLogps) -> PreferenceLoss:
-        """DPO (arXiv 2305.18290): `losses.f_dpo_loss` under the reverse KL."""
+        """Return the DPO loss (arXiv 2305.18290): `losses.f_dpo_loss` with the reverse KL."""
         return f_dpo_loss(*pairs[:4], beta=self.beta, divergence="reverse_kl")

@@ -1,4 +1,4 @@
-"""What a job gives: the hyperparameters that every method takes, and a method's own, made from its options."""
+"""Hyperparameters of jobs: those that every method takes, and a method's own, derived from its options."""
 
 from functools import cache
 from typing import Annotated, Any, Literal, Self
@@ -17,23 +17,27 @@ _LOWER, _UPPER = (Ge, Gt), (Le, Lt)
 
 
 class Hyperparameters(Section):
-    """Hyperparameters of a job that every method takes: OpenAI's three, and the run's. JSON's types, unconverted."""
+    """Hyperparameters that a job of any method takes: OpenAI's three and the run's. Values are not converted."""
 
     model_config = ConfigDict(strict=True)
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field("auto", description="passes over the file")
-    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = Field("auto", description="rows a step")
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field(
+        "auto", description="passes over the training file"
+    )
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = Field(
+        "auto", description="rows per optimizer step"
+    )
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
-        "auto", description="multiplies the method's learning rate"
+        "auto", description="factor on the method's learning rate"
     )
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        None, description="optimizer steps, in place of n_epochs"
+        None, description="number of optimizer steps; overrides n_epochs"
     )
     micro_batch_size: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None, description="rows a forward and process; default: as many as fit"
+        None, description="rows per forward pass and process; default: as many as fit in memory"
     )
     max_length: Auto | Annotated[int, Field(ge=16, le=131_072)] = Field(
-        "auto", description="tokens of prompt and answer together; the rest is cut"
+        "auto", description="maximum tokens of prompt and answer together; longer rows are cut"
     )
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         0, description="steps over which the learning rate rises from 0"
@@ -42,15 +46,15 @@ class Hyperparameters(Section):
         "auto", description="steps between evaluations of the validation file"
     )
     checkpoint_interval: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        None, description="steps between checkpoints; default: one an epoch"
+        None, description="steps between checkpoints; default: one per epoch"
     )
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
-        "warn", description="what happens when the answers collapse: see the collapse guard"
+        "warn", description="what the collapse guard does when the answers collapse"
     )
-    trained_weights: Literal["lora", "all"] = Field("lora", description="adapters, or every weight")
-    lora_rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="rank of the adapters")
+    trained_weights: Literal["lora", "all"] = Field("lora", description="train LoRA adapters, or all weights")
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="rank of the LoRA adapters")
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = Field(
-        None, description="scale of the adapters is lora_alpha / lora_rank; default: 2 x lora_rank"
+        None, description="the adapters are scaled by lora_alpha / lora_rank; default: 2 x lora_rank"
     )
 
     @model_validator(mode="after")
@@ -59,14 +63,14 @@ class Hyperparameters(Section):
         if self.trained_weights == "all" and given:
             names = ", ".join(sorted(given))
             raise ValueError(
-                f"{names}: expected only with trained_weights 'lora', found trained_weights 'all'"
+                f"{names}: only allowed with trained_weights 'lora', found trained_weights 'all'"
             )
         return self
 
 
 @cache
 def hyperparameters_of(method: type[Method]) -> type[Hyperparameters]:
-    """The hyperparameters that a job of the method takes, as a pydantic model."""
+    """Return the pydantic model of the hyperparameters that a job of the method takes."""
     fields: dict[str, Any] = {}
     for name, field in method.own_options().items():
         if in_jobs(field):
@@ -82,26 +86,26 @@ def hyperparameters_of(method: type[Method]) -> type[Hyperparameters]:
 
 
 def in_jobs(field: FieldInfo) -> bool:
-    """Whether a job may give the option."""
+    """Return whether a job may set the option."""
     if mark_of(field, GivenAs) is not None:
         return True
     return RECIPES_ONLY not in field.metadata and CONTENT_MATTERS not in field.metadata
 
 
 def job_name(name: str, field: FieldInfo) -> str:
-    """The name under which a job gives the option."""
+    """Return the name by which a job sets the option."""
     mark = mark_of(field, GivenAs)
     return name if mark is None else mark.name
 
 
 def names_of_models(method: type[Method]) -> tuple[str, ...]:
-    """The hyperparameters of the method's jobs that name a model of the service."""
+    """Return the hyperparameters of the method's jobs whose value names one of the service's models."""
     marks = (mark_of(field, GivenAs) for field in method.own_options().values())
     return tuple(mark.name for mark in marks if mark is not None and mark.names_a_model)
 
 
 def _as_given(name: str, field: FieldInfo) -> tuple[str, Any, Any]:
-    """(name, annotation, field) of the job's option for a recipe's option."""
+    """(name, annotation, field) of the hyperparameter that stands for a recipe's option."""
     given = mark_of(field, GivenAs)
     if given is not None:
         description = given.description or field.description
@@ -120,7 +124,7 @@ def _as_given(name: str, field: FieldInfo) -> tuple[str, Any, Any]:
 
 
 def _constraints(field: FieldInfo, mark: InJobs) -> list[Any]:
-    """The option's constraints, its bounds replaced by the narrower ones of the mark."""
+    """The option's constraints, with the mark's narrower bounds in place of its own."""
     narrower = [_BOUNDS[name](bound) for name, bound in mark.bounds.items()]
     replaced = tuple(
         kind

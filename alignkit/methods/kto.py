@@ -1,4 +1,4 @@
-"""KTO: preference optimisation from answers that are labelled desirable or undesirable one by one."""
+"""KTO: preference optimisation from single answers that are labelled desirable or undesirable."""
 
 from typing import Annotated, Literal
 
@@ -13,11 +13,11 @@ Weight = Annotated[float, Field(gt=0, le=1000)]
 
 
 class KTO(LabelledMethod):
-    """Answers that are each desirable or undesirable, without pairs; pairs are taken apart."""
+    """Single answers, each labelled desirable or undesirable. A preference pair counts as one of each."""
 
     type: Literal["kto"] = "kto"
     beta: Annotated[float, InJobs(le=2, auto=True)] = Field(
-        0.1, gt=0, le=100, description="strength of the pull to the reference"
+        0.1, gt=0, le=100, description="strength of the KL divergence from the reference"
     )
     desirable_weight: Weight = Field(1.0, description="lambda_D: weight of a desirable answer's loss")
     undesirable_weight: Weight = Field(1.0, description="lambda_U: weight of an undesirable answer's loss")

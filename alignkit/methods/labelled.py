@@ -1,4 +1,4 @@
-"""Methods that train on labelled rows: a loss over the log-probs of single answers and a baseline of the step."""
+"""Base class of methods on labelled rows: a loss over the log-probs of single answers and the step's baseline."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -17,14 +17,14 @@ class LabelledMethod(Method):
 
     rows: ClassVar[str] = "labelled"
     uses_reference: ClassVar[bool] = True
-    """Always true: the baseline is a log-ratio to the reference."""
+    """Always true, since the baseline is a log-ratio to the reference."""
 
     def loss(self, rows: LabelledLogps) -> LabelledLoss:
-        """Losses and rewards of B answers; the trainer takes the mean over the answers of a whole step."""
+        """Return losses and rewards of B answers. The trainer averages over the answers of the optimizer step."""
         raise NotImplementedError
 
     def plan(self, recipe: RunSections) -> Plan:
-        """The answers and as many mismatched ones, both under policy and reference; only the former train."""
+        """Plan passes of policy and reference over the answers and as many mismatched ones, which do not train."""
         policy = policy_use(recipe)
         models = {"policy": policy}
         if policy.lora is None:
@@ -43,11 +43,11 @@ class LabelledMethod(Method):
         return Plan(models, work)
 
     def try_out(self) -> None:
-        """Run the loss on four answers; raises ValueError unless it gives each a finite, differentiable loss."""
+        """Run the loss on four answers. Raises ValueError unless each gets a finite, differentiable loss."""
         name = type(self).__name__
         if not self.uses_reference:
             raise ValueError(
-                f"{name}: expected uses_reference = True, as a labelled method's baseline needs it"
+                f"{name}: expected uses_reference = True: the baseline of labelled rows needs the reference"
             )
         logps = torch.tensor([-9.0, -8.0, -7.0, -6.0], requires_grad=True)
         desirable = torch.tensor([True, False, True, False])
@@ -63,7 +63,7 @@ class LabelledMethod(Method):
 
 
 def _problem(found: object) -> str | None:
-    """What is wrong with the result of a loss over four answers."""
+    """Why the result of a loss over four answers is wrong; None if it is sound."""
     if not isinstance(found, LabelledLoss):
         return f"expected a LabelledLoss, found {type(found).__name__}"
     for name in ("losses", "rewards"):

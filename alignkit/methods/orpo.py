@@ -1,4 +1,4 @@
-"""ORPO: supervised fine-tuning on the chosen answer with an odds ratio against the rejected one."""
+"""ORPO: supervised fine-tuning on the chosen answer plus an odds-ratio loss against the rejected one."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -11,19 +11,19 @@ from alignkit.options import InJobs
 
 
 class ORPO(PairMethod):
-    """Preference pairs in one stage from a base model: likelihood of the chosen answer plus an odds ratio."""
+    """Preference pairs in one stage from a base model: NLL of the chosen answer plus an odds-ratio loss."""
 
     uses_reference: ClassVar[bool] = False
 
     type: Literal["orpo"] = "orpo"
     beta: Annotated[float, InJobs(le=2, auto=True)] = Field(
-        0.1, ge=0, le=100, description="lambda: weight of the odds ratio beside the chosen answer's NLL"
+        0.1, ge=0, le=100, description="lambda: weight of the odds-ratio loss; the chosen answer's NLL has 1"
     )
 
     def loss(self, pairs: PairLogps) -> PreferenceLoss:
         """L = -p_w - beta log sigma(o(p_w) - o(p_l)), p = log pi(y|x) / |y|, o(p) = p - log(1 - e^p).
 
-        ORPO (arXiv 2403.07691); the NLL is over the answer's tokens, as in the paper and in Liger.
+        ORPO (arXiv 2403.07691). The NLL covers the answer's tokens only, as in the paper and in Liger.
         """
         averaged = pairs.averaged()
         ratio = log_odds(averaged.chosen) - log_odds(averaged.rejected)

@@ -1,4 +1,4 @@
-"""Methods that train on preference pairs: a loss over the log-probs of both answers."""
+"""Base class of methods on preference pairs: a loss over the log-probs of both answers."""
 
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,14 +17,14 @@ class PairMethod(Method):
 
     rows: ClassVar[str] = "preference"
     uses_reference: ClassVar[bool] = True
-    """Whether the loss reads the reference's log-probs. Where it does not, no reference is loaded nor run."""
+    """Whether the loss reads the reference's log-probs. If False, no reference is loaded or run."""
 
     def loss(self, pairs: PairLogps) -> PreferenceLoss:
-        """Losses and rewards of B pairs; the trainer takes the mean over the pairs of a whole step."""
+        """Return losses and rewards of B pairs. The trainer averages over the pairs of the optimizer step."""
         raise NotImplementedError
 
     def plan(self, recipe: RunSections) -> Plan:
-        """Both answers in one forward, then the reference: the adapter switched off, or a second model."""
+        """Plan one forward of both answers, then one of the reference: the adapter disabled, or a second model."""
         policy = policy_use(recipe)
         models = {"policy": policy}
         if self.uses_reference and policy.lora is None:
@@ -45,7 +45,7 @@ class PairMethod(Method):
         return Plan(models, work)
 
     def try_out(self) -> None:
-        """Run the loss on four pairs; raises ValueError unless it gives each a finite, differentiable loss."""
+        """Run the loss on four pairs. Raises ValueError unless each gets a finite, differentiable loss."""
         policy = torch.tensor([[-9.0, -8.0, -7.0, -6.0], [-5.0, -6.0, -7.0, -8.0]], requires_grad=True)
         reference: Any = (policy.detach() - 0.5).unbind() if self.uses_reference else (None, None)
         lengths = torch.tensor([[4, 3, 2, 1], [1, 2, 3, 4]])
@@ -61,7 +61,7 @@ class PairMethod(Method):
 
 
 def _problem(found: object) -> str | None:
-    """What is wrong with the result of a loss over four pairs."""
+    """Why the result of a loss over four pairs is wrong; None if it is sound."""
     if not isinstance(found, PreferenceLoss):
         return f"expected a PreferenceLoss, found {type(found).__name__}"
     for name in ("losses", "chosen_rewards", "rejected_rewards"):

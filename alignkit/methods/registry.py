@@ -1,4 +1,4 @@
-"""The methods by name: those that come with alignkit, those registered, and a user's own by import path."""
+"""Registry of the methods: built-in ones and registered ones by name, a user's own by import path."""
 
 import importlib
 from collections.abc import Mapping
@@ -10,23 +10,23 @@ from alignkit.methods.hyperparameters import Hyperparameters, in_jobs, job_name
 
 _METHODS: dict[str, type[Method]] = {}
 METHODS: Mapping[str, type[Method]] = MappingProxyType(_METHODS)
-"""The registered methods by `method.type`; each can be trained by a recipe and by a job."""
+"""Registered methods by `method.type`. Both recipes and jobs can train each of them."""
 
 
 def register(method: type[Method]) -> type[Method]:
-    """Add a method under its `type`; raises MethodError if it is declared wrongly, or its name is taken."""
+    """Add a method under its `type`. Raises MethodError if the declaration is unsound or the name is taken."""
     require_sound(method)
     name = method.model_fields["type"].default
     if not name:
         raise MethodError(f"{method.__name__}: expected a type, such as type: Literal['margin'] = 'margin'")
     if _METHODS.get(name, method) is not method:
-        raise MethodError(f"the type {name!r} is taken by {_METHODS[name].__name__}; choose another")
+        raise MethodError(f"the type {name!r} is taken by {_METHODS[name].__name__}; choose another name")
     _METHODS[name] = method
     return method
 
 
 def get(name: object) -> type[Method]:
-    """The method of this `type`, or the class at this import path; raises MethodError with the known names."""
+    """Return the method of this `type` or at this import path. Raises MethodError, which lists the known names."""
     if isinstance(name, str) and name in _METHODS:
         return _METHODS[name]
     if isinstance(name, str) and ":" in name:
@@ -36,7 +36,7 @@ def get(name: object) -> type[Method]:
 
 
 def _load(path: str) -> type[Method]:
-    """A user's own method. Its module's code runs, so only recipes come here, never jobs."""
+    """Import a user's own method. This runs the module's code, so it serves recipes only, never jobs."""
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name, None)
@@ -53,7 +53,7 @@ def _load(path: str) -> type[Method]:
 def require_sound(method: type[Method]) -> None:
     """Raise MethodError unless the declaration is complete and each of its options is declared once."""
     if not method.rows:
-        raise MethodError(f"{method.__name__}: expected `rows`, the kind of row that it trains on")
+        raise MethodError(f"{method.__name__}: expected `rows`, the kind of row that the method trains on")
     taken = dict.fromkeys(Hyperparameters.model_fields, "every method's hyperparameters")
     for name, field in method.own_options().items():
         if not in_jobs(field):

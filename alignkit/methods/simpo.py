@@ -1,4 +1,4 @@
-"""SimPO: preference optimisation without a reference."""
+"""SimPO: preference optimisation without a reference model."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -17,10 +17,10 @@ class SimPO(PairMethod):
 
     type: Literal["simpo"] = "simpo"
     beta: Annotated[float, InJobs(le=20, auto=True)] = Field(
-        2.0, gt=0, le=100, description="scale of the rewards, which are mean log-probs a token"
+        2.0, gt=0, le=100, description="scale of the rewards: reward = beta x mean log-prob per token"
     )
     margin: float = Field(
-        1.0, ge=0, le=100, description="gamma: the reward that the chosen answer must lead by"
+        1.0, ge=0, le=100, description="gamma: the target difference of chosen and rejected reward"
     )
 
     def loss(self, pairs: PairLogps) -> PreferenceLoss:

@@ -1,4 +1,4 @@
-"""SinKD: distillation from a frozen teacher by optimal transport, beside cross-entropy and a KL."""
+"""SinKD: distillation from a frozen teacher by optimal transport, added to cross-entropy and a KL."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, cast
@@ -25,30 +25,42 @@ MaxRows = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class SinKD(DistillMethod):
-    """Distillation with a Sinkhorn distance between sets of tokens beside the cross-entropy and a KL."""
+    """Distillation by a Sinkhorn distance between sets of tokens, added to the cross-entropy and a KL."""
 
     type: Literal["sinkd"] = "sinkd"
     micro_batch_matters: ClassVar[bool] = True
 
-    temperature: Temperature = Field(2.0, description="softmax temperature of the rows that are matched")
-    epsilon: Epsilon = Field(0.1, description="entropic strength of the transport; costs are at most 2")
-    iterations: Iterations = Field(20, description="Sinkhorn scalings of rows and columns")
-    sinkhorn_weight: Weight = Field(8e-4, description="weight of the transport")
-    ce_weight: Weight = Field(1.0, description="weight of the cross-entropy with the labels")
-    kl_weight: Weight = Field(0.1, description="weight of KL(teacher || student) of each token")
-    kl_temperature: Temperature = Field(1.0, description="temperature of that KL; its square does not enter")
-    mode: Mode = Field(
-        "token_set", description="match the tokens of a micro-batch, or of each answer (per_sequence)"
+    temperature: Temperature = Field(
+        2.0, description="softmax temperature of the distributions in the transport"
     )
-    max_rows: MaxRows = Field(256, description="tokens of a set that are matched; of more, a sample is drawn")
-    reduction: Reduction = Field("sum", description="sum, which grows with a set's rows, or mean over them")
-    debiased: bool = Field(False, description="subtract the transport of each side with itself")
-    gradient: Gradient = Field("unrolled", description="unrolled, or envelope: the plan held fixed")
+    epsilon: Epsilon = Field(
+        0.1, description="entropic regularisation of the transport, whose costs are at most 2"
+    )
+    iterations: Iterations = Field(20, description="Sinkhorn iterations, each over rows and columns")
+    sinkhorn_weight: Weight = Field(8e-4, description="weight of the transport loss")
+    ce_weight: Weight = Field(1.0, description="weight of the cross-entropy with the labels")
+    kl_weight: Weight = Field(0.1, description="weight of KL(teacher || student) per token")
+    kl_temperature: Temperature = Field(
+        1.0, description="softmax temperature of that KL, which is not multiplied by its square"
+    )
+    mode: Mode = Field(
+        "token_set", description="match all tokens of a micro-batch, or per_sequence those of each answer"
+    )
+    max_rows: MaxRows = Field(
+        256, description="tokens of a set that are matched; a random sample of a larger set"
+    )
+    reduction: Reduction = Field(
+        "sum", description="sum, which grows with the size of the set, or mean over its tokens"
+    )
+    debiased: bool = Field(False, description="subtract half of each side's transport cost to itself")
+    gradient: Gradient = Field(
+        "unrolled", description="unrolled: through all iterations; envelope: with the plan held fixed"
+    )
 
     def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
-        """The sum over tokens of ce_weight CE + kl_weight KL(p || q) + sinkhorn_weight transport of their set.
+        """Return the sum over tokens of ce_weight CE + kl_weight KL(p || q) + sinkhorn_weight transport loss.
 
-        After arXiv 2402.17110; the transport is `losses.transport_loss`.
+        A token's transport loss is `losses.transport_loss` of its set (after arXiv 2402.17110).
         """
         found = linear_divergence(
             labels=tokens.labels,
@@ -68,7 +80,7 @@ class SinKD(DistillMethod):
         return self.ce_weight * cast(Tensor, found.student_ce) + self.kl_weight * found.forward_kl
 
     def _transport(self, student: Rows, teacher: Rows, tokens: Tokens) -> Tensor:
-        """[3, N]: loss, cost a row and residual of each token's set; of a large set a sample speaks for all."""
+        """[3, N]: loss, cost per row and residual of each token's set, or of a sample of a large set."""
         parts = []
         for members in self._sets(tokens):
             chosen = members[_sample(len(members), self.max_rows, tokens.seed).to(members.device)]
@@ -79,7 +91,7 @@ class SinKD(DistillMethod):
         return torch.cat(parts, dim=1)
 
     def _sets(self, tokens: Tokens) -> Sequence[Tensor]:
-        """Indices of the tokens of each set; tokens come sequence by sequence."""
+        """Indices of the tokens of each set. Expects the tokens in the order of their sequences."""
         everything = torch.arange(len(tokens.labels), device=tokens.labels.device)
         if self.mode == "token_set":
             return [everything]
@@ -100,7 +112,7 @@ class SinKD(DistillMethod):
         )
 
     def further_heads(self, batch: Batch) -> HeadCost:
-        """Cost of the transport between rows of both models."""
+        """Return the cost of the transport between the rows of both models."""
         if not self.sinkhorn_weight:
             return NO_HEAD
         sets, tokens = {

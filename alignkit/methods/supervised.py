@@ -7,12 +7,12 @@ from alignkit.methods.completion import CompletionMethod
 
 
 class Supervised(CompletionMethod):
-    """Supervised fine-tuning on the answers of the data, as at OpenAI; it has no options of its own."""
+    """Supervised fine-tuning on the answers of the data, as in OpenAI's API. It has no options of its own."""
 
     learning_rate: ClassVar[float] = 2e-4
 
     type: Literal["supervised"] = "supervised"
 
     def loss(self, answers: TokenLogps) -> CompletionLoss:
-        """L = -sum_t log pi(y_t | y_<t), over the tokens that carry loss."""
+        """L = -sum_t log pi(y_t | y_<t), over the answer's loss tokens."""
         return CompletionLoss(-answers.logps.sum(dim=1))

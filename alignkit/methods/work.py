@@ -1,6 +1,6 @@
-"""What a method's training asks of a machine: models, passes through them, and fused heads.
+"""Records of a method's training cost: models, forward and backward passes, and fused heads.
 
-Each method says it by its own `plan`; `alignkit.estimate` adds it up.
+Each method's `plan` returns them; `alignkit.estimate` adds them up.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,96 +12,97 @@ from alignkit.sections import LoraSection, RunSections
 
 @dataclass(frozen=True, slots=True)
 class ModelUse:
-    """A model that stays loaded while training."""
+    """A model that stays loaded during training."""
 
     path: str
     dtype: str
     field: str
-    """Of the recipe, for errors."""
+    """The recipe field that names the model, for error messages."""
     trains: bool = False
     lora: LoraSection | None = None
-    """With `trains`: adapters; None trains all weights."""
+    """LoRA adapters of a model that trains; None trains all weights."""
     keeps_start: bool = False
-    """Whether a frozen copy of those adapters stays beside them."""
+    """Whether a frozen copy of the initial adapters stays loaded."""
     quantization: str | None = None
-    """How frozen linear layers are stored, by the recipe's name."""
+    """Storage of frozen linear layers, a value of `model.quantization`."""
 
     def __hash__(self) -> int:
-        """A section has none of its own."""
+        """Hash by content, since a section has no hash of its own."""
         return hash(repr(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward of a model, and its backward where it trains."""
+    """One forward of a model, and its backward if it trains."""
 
     model: str
-    """A name in `Plan.models`."""
+    """A key of `Plan.models`."""
     sequences: int
     length: float
     trains: bool = False
     times: float = 1.0
-    """How often a micro-batch does it. What trains more than once has its backward each time."""
+    """Repetitions per micro-batch. A pass that trains repeats its backward too."""
     head: HeadCost = NO_HEAD
     purpose: str = "policy"
-    """What its time is told as: policy, reference, teacher or scoring."""
+    """The name under which the estimate reports its time: policy, reference, teacher or scoring."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Answers drawn from a model."""
+    """Sampling of answers from a model."""
 
     model: str
     at_a_time: int
     prompt: float
     tokens: float
     answers: float
-    """Of each row of the data."""
+    """Answers per row of the data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of one micro-batch on one process, and of each row once before training."""
+    """Cost of one micro-batch on one process, plus what each row costs once before training."""
 
     passes: tuple[Pass, ...]
-    """In order. What trains once keeps its activations until all have run."""
+    """Passes of the micro-batch, in order. One that trains once keeps its activations until all passes have run."""
     heads: HeadCost = NO_HEAD
-    """Over several models, after all passes."""
+    """Cost of the heads that read several models, after all passes."""
     drawing: Generation | None = None
+    """Sampling for each row, once before training."""
     scoring: tuple[Pass, ...] = ()
-    """Before training, for each row."""
+    """Passes for each row, once before training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch: `rows` of the data, whose sequences have `length` tokens, `learned` of which carry loss."""
+    """A micro-batch: `rows` rows of the data, whose sequences have `length` tokens, `learned` of them loss tokens."""
 
     rows: int
     length: float
     learned: float
     prompt: float
     sequences: float
-    """Of each row as the data brings them."""
+    """Sequences per row in the data, before any sampling."""
     heads: Mapping[str, HeadSize]
     gpu: bool
 
     def tokens(self, sequences: float) -> int:
-        """Tokens that carry loss, of so many sequences."""
+        """Return the number of loss tokens in this many sequences."""
         return round(sequences * self.learned)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a recipe's method trains with. The trained model is "policy", whatever the method calls it."""
+    """The models and the work of a recipe's training. The trained model is always called "policy"."""
 
     models: Mapping[str, ModelUse]
     work: Callable[[Batch], Work]
     micro_batch_matters: bool = False
-    """Whether the micro-batch is part of the method, so that another one would be another training."""
+    """Whether the loss depends on the micro-batch size, so that changing the size changes the result."""
 
 
 def policy_use(recipe: RunSections) -> ModelUse:
-    """The recipe's model, as it trains."""
+    """Return the recipe's trained model."""
     model = recipe.model
     return ModelUse(
         model.path,

@@ -554,7 +554,7 @@ def test_rows_that_max_length_leaves_no_room_are_dropped(tmp_path: Path, model_d
     both = Dataset.from_list([*long, *rows(2)])
     trainer = build(model_dir, config(tmp_path), both, notices=notices)
     assert len(trainer.train_dataset) == 2
-    assert notices[0] == "train: 1 rows dropped, max_length leaves no room for an answer"
+    assert notices[0] == "train: 1 rows dropped: max_length leaves no room for an answer"
     assert notices[1:] == []
     with pytest.raises(DataError, match="train: no row is left"):
         build(model_dir, config(tmp_path), long)
@@ -584,7 +584,7 @@ def test_a_bad_row_is_named(tmp_path: Path, model_dir: Path) -> None:
         ({"sync_ref_model": True}, "ref_refresh_every"),
         (
             {"ref_refresh_every": 2, "sample_reference": "a"},
-            "ref_refresh_every does not go with sample_reference",
+            "ref_refresh_every cannot be combined with sample_reference",
         ),
     ],
 )
