@@ -1,10 +1,10 @@
-"""The f-divergences of f-DPO (arXiv 2309.16240): one frozen dataclass each, a registry, and the validity check.
+"""The f-divergences of f-DPO (arXiv 2309.16240): one frozen dataclass each, a registry, and a validity check.
 
-The regulariser is D_f(pi || pi_ref) = E_{pi_ref} f(u), u = pi / pi_ref, f convex, f(1) = 0. The loss needs only
-the *score* s(z) = f'(e^z) of the log-ratio z = ln u, up to an additive constant that cancels between chosen and
-rejected. `reverse_kl`, `forward_kl`, `js_divergence` and `alpha_divergence` are the paper's members; `jeffreys`,
-`squared_hellinger` and `neyman_chi2` are our derivations in the same family; `chi2_kl` is chiPO's link
-(arXiv 2407.13399; the loss around it is our reading of the paper).
+The regulariser is D_f(pi || pi_ref) = E_{pi_ref} f(u) with u = pi / pi_ref, f convex and f(1) = 0. The loss needs
+only the *score* s(z) = f'(e^z) of the log-ratio z = ln u, up to an additive constant that cancels between chosen and
+rejected. `reverse_kl`, `forward_kl`, `js_divergence` and `alpha_divergence` are from the paper. `jeffreys`,
+`squared_hellinger` and `neyman_chi2` are our own derivations for the same family. `chi2_kl` is chiPO's link function
+(arXiv 2407.13399); the loss around it is our reading of that paper.
 """
 
 import importlib
@@ -22,11 +22,11 @@ from torch import Tensor
 from alignkit.errors import DivergenceError, nearest
 
 EXACT_EXPONENT = 15.0
-"""Scores are exact while their largest exponent is at most this, and continue linearly beyond."""
+"""Largest exponent up to which scores are exact. Beyond it they continue linearly."""
 
 
 class _Widen(torch.autograd.Function):
-    """To float32; the gradient coming back saturates at the narrow type's range instead of becoming inf."""
+    """Cast to float32, whose gradient saturates at the narrow type's range instead of becoming inf."""
 
     @staticmethod
     def forward(ctx: Any, narrow: Tensor) -> Tensor:
@@ -40,32 +40,35 @@ class _Widen(torch.autograd.Function):
 
 
 def widen(values: Tensor) -> Tensor:
-    """At least float32. The slope of a score reaches e^15, which float16 cannot hold: its gradient saturates."""
+    """Cast to float32; wider dtypes are returned unchanged.
+
+    The gradient to a narrower input saturates at its range: a score's slope reaches e^15, which float16 cannot hold.
+    """
     return values if values.itemsize >= 4 else _Widen.apply(values)
 
 
 @dataclass(frozen=True)
 class FDivergence(ABC):
-    """One member of the family. A new one defines `name`, `rate`, `generator` and `derivative`."""
+    """An f-divergence. A subclass defines `name`, `rate`, `generator` and `derivative`."""
 
     name: ClassVar[str]
     rate: ClassVar[float] = 1.0
-    """k of the fastest e^(k|z|) in `derivative`; the linear continuation starts at |z| = 15 / k."""
+    """The rate k of the fastest-growing e^(k|z|) in `derivative`. The linear continuation starts at |z| = 15 / k."""
 
     @abstractmethod
     def generator(self, u: Tensor) -> Tensor:
-        """f(u) for u > 0, elementwise."""
+        """Compute f(u) for u > 0, elementwise."""
 
     @abstractmethod
     def derivative(self, log_ratio: Tensor) -> Tensor:
-        """f'(e^z) up to an additive constant, elementwise, in a form stable for |z| <= 15 / rate."""
+        """Compute f'(e^z) up to an additive constant, elementwise, in a form that is stable for |z| <= 15 / rate."""
 
     def score(self, log_ratio: Tensor) -> Tensor:
-        """s(z): `derivative`, continued linearly (C1, strictly increasing) beyond the exact range.
+        """Compute s(z): `derivative`, continued linearly (C1, strictly increasing) beyond the exact range.
 
-        log_ratio: any shape, any float dtype. Returns the same shape in float32 (float64 stays float64). Sums of
-        token log-ratios reach hundreds, where e^-z overflows; the continuation keeps value and gradient finite
-        and the gradient non-zero, where a clamp would end learning.
+        log_ratio: any shape and float dtype. Returns the same shape in float32 (float64 stays float64). Sums of token
+        log-ratios reach hundreds, where e^-z overflows. The continuation keeps value and gradient finite. It keeps
+        the gradient above zero too, where a clamp would stop the training.
         """
         z = widen(log_ratio)
         limit, slope_low, slope_high = _continuation(self)
@@ -74,12 +77,12 @@ class FDivergence(ABC):
 
     @property
     def curvature(self) -> float:
-        """f''(1): the slope of the score at z = 0, by which `match_curvature` divides beta."""
+        """f''(1), the slope of the score at z = 0. `match_curvature` divides beta by it."""
         return _slope(self, 0.0)
 
     @property
     def exact_limit(self) -> float:
-        """|z| up to which `score` is exact."""
+        """The largest |z| for which `score` is exact."""
         return EXACT_EXPONENT / self.rate
 
 
@@ -102,7 +105,7 @@ def _continuation(divergence: FDivergence) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class ReverseKL(FDivergence):
-    """KL(pi || pi_ref), f = u ln u: DPO itself."""
+    """KL(pi || pi_ref), f = u ln u. With it f-DPO is DPO."""
 
     name = "reverse_kl"
     rate = 1e-3  # the score is z: nothing to continue
@@ -129,7 +132,7 @@ class ForwardKL(FDivergence):
 
 @dataclass(frozen=True)
 class JSDivergence(FDivergence):
-    """f = u ln u - (u + 1) ln((u + 1) / 2), twice the Jensen-Shannon divergence in its usual scale."""
+    """f = u ln u - (u + 1) ln((u + 1) / 2), twice the usual Jensen-Shannon divergence."""
 
     name = "js_divergence"
 
@@ -144,7 +147,7 @@ class JSDivergence(FDivergence):
 class AlphaDivergence(FDivergence):
     """f = (u^(1-a) - (1-a) u - a) / (a (a-1)), a > 0; reverse KL as a -> 0, forward KL at a = 1.
 
-    `alpha` is the paper's. TRL's `f_alpha_divergence_coef` is 1 - alpha; pass it by that name to `get`.
+    `alpha` is the paper's. TRL's `f_alpha_divergence_coef` is 1 - alpha; `get` accepts it under that name.
     """
 
     alpha: float = 0.5
@@ -211,7 +214,7 @@ class NeymanChi2(FDivergence):
 
 @dataclass(frozen=True)
 class Chi2KL(FDivergence):
-    """chiPO's mixed regulariser, f = (u - 1)^2 / 2 + u ln u. It grows on the chosen side, as e^z."""
+    """chiPO's mixed regulariser, f = (u - 1)^2 / 2 + u ln u. Its score grows as e^z for positive z."""
 
     name = "chi2_kl"
 
@@ -236,15 +239,15 @@ _registry: dict[str, Callable[..., FDivergence]] = {cls.name: cls for cls in BUI
 
 
 def available() -> tuple[str, ...]:
-    """Names that `get` takes, built-in ones first."""
+    """Return the names that `get` accepts, built-in ones first."""
     return tuple(_registry)
 
 
 def get(name: str, **params: float) -> FDivergence:
-    """The divergence `name` with its parameters, or one named by import path ("package.module:Name").
+    """Return the divergence `name` with its parameters. `name` may be an import path, "package.module:Name".
 
     `alpha_divergence` takes `alpha` (the paper's) or `f_alpha_divergence_coef` (TRL's, 1 - alpha), not both.
-    Raises DivergenceError for an unknown name or parameter, and for an imported one that does not qualify.
+    Raises DivergenceError for an unknown name or parameter, and for an imported divergence that fails `check`.
     """
     if ":" in name:
         return _imported(name, params)
@@ -266,7 +269,9 @@ def _construct(name: str, factory: Callable[..., FDivergence], params: dict[str,
     known = {field.name for field in fields(factory)} if isinstance(factory, type) else set()
     if unknown := set(params) - known:
         takes = ", ".join(sorted(known)) or "none"
-        raise DivergenceError(f"{name} has no parameter {', '.join(sorted(unknown))}: it takes {takes}")
+        raise DivergenceError(
+            f"{name} has no parameter {', '.join(sorted(unknown))}; its parameters: {takes}"
+        )
     return factory(**params)
 
 
@@ -286,23 +291,23 @@ def _imported(path: str, params: dict[str, float]) -> FDivergence:
 
 
 def register(divergence: FDivergence | type[FDivergence]) -> None:
-    """Make a user's divergence available by its name.
+    """Make a user's divergence available under its name.
 
-    Raises DivergenceError, naming the condition, if it is not valid for f-DPO, or if the name is taken.
+    Raises DivergenceError if the name is taken, or if `check` refuses the divergence.
     """
     instance = divergence() if isinstance(divergence, type) else divergence
     if instance.name in _registry:
-        raise DivergenceError(f"a divergence named {instance.name!r} is registered already")
+        raise DivergenceError(f"a divergence named {instance.name!r} is already registered")
     check(instance)
     _registry[instance.name] = divergence if isinstance(divergence, type) else lambda: instance
 
 
 def check(divergence: FDivergence) -> None:
-    """Raise DivergenceError if the divergence does not qualify for f-DPO, naming the condition that fails.
+    """Raise DivergenceError, naming the failed condition, unless the divergence is valid for f-DPO.
 
-    Conditions: f(1) = 0; `derivative` is the derivative of `generator` up to a constant; f' strictly increasing
-    (f'' > 0), so that reward and policy determine each other; f'(0+) = -inf, so that the optimal policy keeps
-    mass wherever the reference has some and nothing but a prompt's constant is left to cancel.
+    Conditions: f(1) = 0. `derivative` is the derivative of `generator` up to a constant. f' is strictly increasing
+    (f'' > 0), so that reward and policy determine each other. f'(0+) = -inf, so that the optimal policy keeps
+    probability wherever the reference has some, and only a constant per prompt is left to cancel.
     """
     name = divergence.name
     at_one = float(divergence.generator(torch.ones((), dtype=torch.float64)))
@@ -314,15 +319,15 @@ def check(divergence: FDivergence) -> None:
     if not bool((slopes > 0).all()):
         worst = float(grid[int(slopes.nan_to_num(-math.inf).argmin())])
         raise DivergenceError(
-            f"{name}: f' must be strictly increasing (f'' > 0), it is not at u = {math.exp(worst):.3g}"
+            f"{name}: f' must be strictly increasing (f'' > 0), but it is not at u = {math.exp(worst):.3g}"
         )
     near_zero, nearer_zero = (
         float(divergence.derivative(torch.tensor(math.log(u), dtype=torch.float64))) for u in (1e-10, 1e-30)
     )
     if not nearer_zero < near_zero - 10:
         raise DivergenceError(
-            f"{name}: f'(0+) must be -infinity, it stays finite (f'(1e-10) = {near_zero:.4g}, "
-            f"f'(1e-30) = {nearer_zero:.4g}): the optimal policy could drop answers that the reference gives"
+            f"{name}: f'(0+) must be -infinity, but it is finite (f'(1e-10) = {near_zero:.4g}, "
+            f"f'(1e-30) = {nearer_zero:.4g}), so the optimal policy could drop answers that the reference gives"
         )
     _check_derivative(divergence)
 

@@ -182,7 +182,7 @@ def test_a_valid_divergence_can_be_registered_once_and_used(monkeypatch: pytest.
     monkeypatch.setattr(divergences, "_registry", dict(divergences._registry))
     divergences.register(RepairedPearson)
     assert divergences.get("repaired_pearson", epsilon=1.0).curvature == pytest.approx(3.0)
-    with pytest.raises(DivergenceError, match="registered already"):
+    with pytest.raises(DivergenceError, match="already registered"):
         divergences.register(RepairedPearson)
 
 

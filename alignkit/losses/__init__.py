@@ -1,4 +1,4 @@
-"""The losses: pure functions from log-probabilities or logits to per-item losses and what is logged beside them."""
+"""Losses: pure functions from log-probabilities or logits to per-item losses and the metrics logged with them."""
 
 from alignkit.losses.bd_kd import balance, bd_kd_loss
 from alignkit.losses.d2o import D2OCoefficients, d2o_coefficients, d2o_loss

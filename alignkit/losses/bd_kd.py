@@ -1,8 +1,8 @@
 """Entropy-gap balanced distillation, after BD-KD (arXiv 2212.12965).
 
-Known of the paper, from its abstract: student and teacher train jointly, the student's forward and reverse KL are
-weighted by the gap of the entropies, the teacher's regulariser is the reverse KL. Our reading: both gates, their
-direction and constants, the square of the temperature, and that each side sees the other without gradient.
+From the paper's abstract: student and teacher train jointly; the student's forward and reverse KL are weighted by the
+gap between the entropies; the teacher's regulariser is the reverse KL. Our own choices: both gates with their
+direction and constants, the factor temperature^2, and that neither model gets gradient from the other's term.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,17 @@ def bd_kd_loss(
     kappa: float = 1.0,
     tempered_entropy: bool = True,
 ) -> BalancedLoss:
-    """The distillation terms of both sides, a row each; p = softmax(t / tau), q = softmax(s / tau), sg = no gradient.
+    """Compute the distillation terms of student and teacher for each row.
 
         student = tau^2 [ w_F KL(sg p || q) + w_R KL(q || sg p) ]
         teacher = tau^2 KL(sg q || p)
 
-    Logits [N, V] each, any float dtype, computed in float32 (float64 stays); finite logits of any size, and -inf
-    in columns that are -inf on both sides (padded vocabulary). A column that is -inf on one side only makes a KL
-    infinite, as it is. Cross-entropy with the labels is the caller's to add. For `gate`, `nu` and `kappa` see
-    `balance`; `tempered_entropy=False` takes the entropies at temperature 1. Raises ValueError for shapes that
-    differ and options out of range.
+    p = softmax(t / tau), q = softmax(s / tau), sg stops the gradient. Both logits are [N, V] of any float dtype, and
+    are computed in float32 (float64 stays float64). Logits may be of any finite size, or -inf in columns that are
+    -inf on both sides (padded vocabulary). A column that is -inf on one side only makes a KL infinite, as the
+    definition does. The cross-entropy with the labels is not included. `balance` explains `gate`, `nu` and `kappa`.
+    `tempered_entropy=False` computes the entropies at temperature 1. Raises ValueError for unequal shapes and for
+    options out of range.
     """
     arguments.positive("temperature", temperature)
     arguments.paired_logits(student_logits, teacher_logits)
@@ -72,17 +73,17 @@ def balance(
     nu: float = 2.0,
     kappa: float = 1.0,
 ) -> BalancedLoss:
-    """`bd_kd_loss` from divergences already computed, [N] each in nats of the tempered distributions.
+    """Compute `bd_kd_loss` from divergences: [N] each, in nats, of the tempered distributions.
 
-    `forward_kl` = KL(p || q) and `reverse_kl` = KL(q || p) must carry gradient to the student only; `teacher_kl`
-    is KL(q || p) with gradient to the teacher only, None where the teacher is frozen. With d = H(p) - H(q):
+    `forward_kl` = KL(p || q) and `reverse_kl` = KL(q || p) must carry gradient to the student only. `teacher_kl` is
+    KL(q || p) with gradient to the teacher only; None for a frozen teacher. With d = H(p) - H(q):
 
         hard: (w_F, w_R) = (nu, 1) where d > 0, else (1, nu);  nu >= 1, and 1 is the plain sum
         soft: w_F = sigma(kappa d), w_R = 1 - w_F;             kappa >= 0, and 0 is half the sum
 
-    so that a student more certain than its teacher is pulled more by the forward KL, which spreads it, and a less
-    certain one by the reverse KL, which gathers it. The weights carry no gradient. Raises ValueError for options
-    out of range.
+    A student that is more certain than its teacher thus gets more of the forward KL, which spreads its distribution.
+    A less certain one gets more of the reverse KL, which sharpens it. The weights carry no gradient. Raises
+    ValueError for options out of range.
     """
     arguments.positive("temperature", temperature)
     arguments.at_least("nu", nu, 1)
@@ -116,7 +117,7 @@ GATES: dict[str, Callable[[Tensor, float, float], tuple[Tensor, Tensor]]] = {"ha
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a || b) of each row, nats. Where a is 0 the term and its gradient are 0, also for -inf minus -inf."""
+    """KL(a || b) of each row, in nats. Where a is 0 the term and its gradient are 0, also for -inf minus -inf."""
     a = log_a.exp()
     return (a * (log_a - log_b).masked_fill(a == 0, 0.0)).sum(dim=-1)
 

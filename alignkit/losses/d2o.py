@@ -1,6 +1,6 @@
 """D2O: distributional dispreference optimisation, from dispreferred answers alone (arXiv 2403.03419).
 
-The equation is as quoted from the paper by secondary sources; its own text was not at hand.
+The equation is taken from secondary sources that quote the paper, not from the paper itself.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from alignkit.losses.types import PreferenceLoss
 
 @dataclass(frozen=True, slots=True)
 class D2OCoefficients:
-    """What each sequence's log-prob is multiplied by in the second pass, detached."""
+    """Detached factors: in the second pass each sequence's log-prob is multiplied by its own."""
 
     samples: Tensor
-    """[B, K], zero for a masked sample."""
+    """[B, K], factors of the samples; zero for a masked sample."""
     rejected: Tensor
-    """[B], zero below the floor."""
+    """[B], factors of the dispreferred answers; zero below the floor."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    shares: Tensor  # [B, K], one over the number of valid samples of the row, zero for a masked one
+    shares: Tensor  # [B, K], 1 / (number of valid samples of the row), zero for a masked sample
     anchors: Tensor  # [B], mean log-ratio of the valid samples
     rejected: Tensor  # [B], log-ratio of the dispreferred answer, without the floor
     margins: Tensor  # [B]
@@ -45,13 +45,13 @@ def d2o_loss(
 ) -> PreferenceLoss:
     """L = -log sigma(m), m = (beta/K) sum_i [log pi(y_i) - log r-(y_i)] - alpha [log pi(y_l) - log r+(y_l)].
 
-    Per prompt: K self-generated samples y_i, scored by the reference r-, [B, K] each; one dispreferred answer
-    y_l, scored by the reference r+, [B] each. Completion log-probs in nats, summed or averaged over tokens by the
-    caller, any float dtype; computed in float32 (float64 stays). `beta` >= 0 and `alpha` >= 0; `beta` = 0 is
-    negatives only. `sample_mask` [B, K] bool marks the valid samples: the mean is over those, and what the others
-    hold (NaN too) does not matter. `rejected_floor` < 0, in nats, stops the run-away of y_l: once its log-ratio is
-    below, it counts as the floor, without gradient. Rewards are (beta/K) times the sum of the samples' log-ratios
-    and alpha times y_l's, the latter without the floor, so that a run-away shows. Raises ValueError for K = 0,
+    Each prompt has K self-generated samples y_i, scored by the reference r-, [B, K] each, and one dispreferred answer
+    y_l, scored by the reference r+, [B] each. Log-probs are of completions, in nats, summed or averaged over tokens
+    by the caller, of any float dtype; they are computed in float32 (float64 stays float64). `beta` >= 0 and
+    `alpha` >= 0; `beta` = 0 trains on the negatives only. `sample_mask` [B, K] bool marks the valid samples. The mean
+    is over those; masked values are ignored, even NaN. `rejected_floor` < 0, in nats, keeps y_l's log-ratio from
+    falling without end: below the floor it counts as the floor and gets no gradient. Rewards are (beta/K) times the
+    sum of the samples' log-ratios, and alpha times y_l's log-ratio without the floor. Raises ValueError for K = 0,
     unequal shapes, a row without a valid sample, or an option out of range.
     """
     terms = _terms(
@@ -82,13 +82,13 @@ def d2o_coefficients(
     sample_mask: Tensor | None = None,
     rejected_floor: float | None = None,
 ) -> D2OCoefficients:
-    """The exact gradient of the mean of `d2o_loss` over B, in memory that does not grow with K.
+    """Compute the exact gradient of the mean of `d2o_loss` over B, in memory that does not grow with K.
 
     With w = sigma(-m) / B, dL = sum_bi samples_bi d log pi(y_bi) + sum_b rejected_b d log pi(y_b,l), where
-    samples = -w beta / K and rejected = +w alpha. So: score every sequence without gradient, call this with the
-    arguments of `d2o_loss`, then run the sequences again in micro-batches of any size and call
-    `(coefficients * logps).sum().backward()` on each; those whose coefficient is zero may be left out.
-    Exact as long as both passes see the same policy (no dropout between them).
+    samples = -w beta / K and rejected = +w alpha. To use it, score every sequence without gradient and call this with
+    the arguments of `d2o_loss`. Then run the sequences again in micro-batches of any size and call
+    `(coefficients * logps).sum().backward()` on each. Sequences with a zero coefficient may be left out. The gradient
+    is exact if both passes see the same policy, so dropout must be off.
     """
     with torch.no_grad():
         terms = _terms(
@@ -136,7 +136,7 @@ def _check(
 ) -> None:
     if policy_samples.dim() != 2 or policy_samples.shape[1] == 0:
         raise ValueError(
-            "policy_sample_logps must be [B, K] with K >= 1 samples a prompt, "
+            "policy_sample_logps must be [B, K] with K >= 1 samples per prompt, "
             f"found shape {list(policy_samples.shape)}"
         )
     prompts, samples = policy_samples.shape
@@ -153,7 +153,7 @@ def _valid(policy_samples: Tensor, sample_mask: Tensor | None) -> Tensor:
         raise ValueError(f"sample_mask must be bool, found {sample_mask.dtype}")
     empty = (~sample_mask.any(dim=1)).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"sample_mask must leave every prompt a valid sample, found none in rows {empty}")
+        raise ValueError(f"sample_mask must leave every row a valid sample, found none in rows {empty}")
     return sample_mask
 
 

@@ -1,4 +1,4 @@
-"""Records of a distillation loss: two models' views of a batch's tokens in, a loss and its metrics out."""
+"""Records of distillation losses: both models' hidden states and heads as input, a loss and metrics as output."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,57 +12,57 @@ from alignkit.kernels.model_head import HeadWeights
 
 
 class Rows(NamedTuple):
-    """One model's view of the batch's valid tokens: hidden states [N, H] and the head over them."""
+    """One model's hidden states [N, H] at the batch's loss tokens, and the head that makes logits of them."""
 
     hidden: Tensor
     head: HeadWeights
 
     def take(self, index: Tensor) -> "Rows":
-        """The rows at `index`."""
+        """Return the rows at `index`, a tensor of positions or a mask."""
         return Rows(self.hidden[index], self.head)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The batch's valid tokens, those whose next-token label counts, in the order of `Rows`."""
+    """The batch's loss tokens, in the order of `Rows`."""
 
     labels: Tensor
-    """[N], the tokens to predict."""
+    """[N], ids of the tokens to predict."""
     sequence: Tensor
-    """[N], the sequence in the batch that each belongs to."""
+    """[N], index in the batch of the sequence that each token belongs to."""
     sequences: int
     """B, the number of sequences in the batch."""
     seed: int = 0
-    """Seed of everything drawn at random from this batch."""
+    """Seed of all random draws in this batch."""
 
     def per_sequence(self, values: Tensor) -> Tensor:
-        """[B], sums of `values` [N] over each sequence, detached."""
+        """Return the sums [B] of `values` [N] over each sequence, detached."""
         values = values.detach()
         values = values if values.is_floating_point() else values.float()
         return values.new_zeros(self.sequences).index_add(0, self.sequence, values)
 
 
 class PairOutput(NamedTuple):
-    """The loss of a student and its teacher. ZeRO-3 finds the tensors to hook in tuples and dicts."""
+    """The loss and metrics of a student and its teacher. A tuple, so that ZeRO-3 finds the tensors to hook."""
 
     loss: Tensor
-    """Scalar, the sum over valid tokens, differentiable; the caller divides."""
+    """Scalar, differentiable: the sum over loss tokens. The caller divides."""
     tokens: Tensor
-    """[B], valid tokens of each sequence."""
+    """[B], number of loss tokens of each sequence."""
     sums: dict[str, Tensor]
-    """For each metric its sum over each sequence's valid tokens, [B], detached."""
+    """Metric name -> its sum over each sequence's loss tokens, [B], detached."""
     calibration: dict[str, Tensor]
-    """By model, [B, bins, 3]: bins of its confidence. The trainer measures it in evaluations; else empty."""
+    """Model -> [B, bins, 3], bins of its confidence. Filled by the trainer in evaluations; empty in training."""
 
     @classmethod
     def of(cls, tokens: Tokens, losses: Tensor, metrics: Mapping[str, Tensor]) -> "PairOutput":
-        """The output of losses [N] and metrics [N] of the tokens; a metric's log is its mean over tokens."""
+        """Make the output from each token's loss and metrics, [N] each. Metrics are logged as means over tokens."""
         sums = {name: tokens.per_sequence(values) for name, values in {**metrics, "loss": losses}.items()}
         return cls(losses.sum(), tokens.per_sequence(torch.ones_like(tokens.labels)), sums, {})
 
 
 def operands(student: Rows, teacher: Rows) -> dict[str, Any]:
-    """The arguments of a kernel over two models' rows, such as `kernels.linear_divergence`."""
+    """Return the arguments of a kernel over two models' rows, such as `kernels.linear_divergence`."""
     return {
         f"{side}_{name}": value
         for side, rows in (("student", student), ("teacher", teacher))
@@ -80,9 +80,9 @@ TOKEN_METRICS = {
     "forward_kl": "forward_kl",
     "reverse_kl": "reverse_kl",
 }
-"""Metrics that every distillation logs of both models, and the field of `Divergences` that each is."""
+"""Metrics that every distillation logs -> the field of `Divergences` that holds each."""
 
 
 def token_metrics(divergences: Divergences) -> dict[str, Tensor]:
-    """The values [N] of `TOKEN_METRICS`; `divergences` made with labels and `top1=True`."""
+    """Return the values [N] of `TOKEN_METRICS`. Requires `divergences` computed with labels and `top1=True`."""
     return {name: cast(Tensor, getattr(divergences, field)) for name, field in TOKEN_METRICS.items()}

@@ -20,12 +20,12 @@ def f_dpo_loss(
 ) -> PreferenceLoss:
     """L = -log sigma(beta (s(z_w) - s(z_l))), s(z) = f'(e^z), z = log pi(y|x) - log pi_ref(y|x).
 
-    All four inputs are [B], summed completion log-probs in nats (or means over tokens, for length normalisation),
-    any float dtype; computed in float32 (float64 stays). `beta` > 0 multiplies f' and nothing else.
-    `label_smoothing` e in [0, 0.5) is the share of labels taken to be flipped. It mixes in the flipped label,
-    (1 - e) L(m) + e L(-m) (cDPO), or with `robust` takes its bias off again, ((1 - e) L(m) - e L(-m)) / (1 - 2e)
-    (robust DPO, arXiv 2403.00409); both stay valid since only the score difference m enters. Rewards are
-    beta s(z), where TRL logs beta z. Without smoothing the loss at z_w = z_l is ln 2 for every f.
+    All four inputs are [B]: completion log-probs in nats, summed over tokens, or averaged for length normalisation.
+    Any float dtype; computed in float32 (float64 stays float64). `beta` > 0 multiplies f' and nothing else.
+    `label_smoothing` e in [0, 0.5) is the share of labels assumed to be flipped. With the margin
+    m = beta (s(z_w) - s(z_l)), the smoothed loss is (1 - e) L(m) + e L(-m) (cDPO), or with `robust` the unbiased
+    ((1 - e) L(m) - e L(-m)) / (1 - 2e) (robust DPO, arXiv 2403.00409). Rewards are beta s(z), where TRL logs beta z.
+    Without smoothing the loss at z_w = z_l is ln 2 for every f. Raises DivergenceError for an unknown divergence.
     """
     family = get(divergence) if isinstance(divergence, str) else divergence
     chosen_scores = family.score(widen(policy_chosen_logps) - widen(ref_chosen_logps))

@@ -1,6 +1,6 @@
-"""SinKD: distillation by the Sinkhorn distance between a batch of student and of teacher rows (arXiv 2402.17110).
+"""SinKD: distillation by the Sinkhorn distance between a set of student rows and one of teacher rows.
 
-Built from the method's equations, not from the released decoder code, which computes something else.
+It follows the equations of the paper (arXiv 2402.17110). The released decoder code computes something else.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean")
 
 @dataclass(frozen=True, slots=True)
 class SelfCosts:
-    """Costs of the student rows among themselves and of the teacher rows among themselves, [n, n] each."""
+    """Costs between the student rows themselves, and between the teacher rows themselves, [n, n] each."""
 
     student: Tensor
     teacher: Tensor
@@ -39,12 +39,12 @@ def sinkd_loss(
 ) -> SinkhornLoss:
     """L = sum_ij P_ij D_ij, D_ij = || softmax(s_i / tau) - softmax(t_j / tau) ||_1, P the Sinkhorn plan of D.
 
-    Logits [n, V] each, any float dtype, computed in float32 (float64 stays); no gradient reaches the teacher. The
-    rows are the items to match (valid completion tokens): leave invalid ones out, a zeroed row would be transported
-    too. n = 0 gives a differentiable zero. `debiased` subtracts the self terms; it and the other options are those
-    of `transport_loss`. The square of the temperature does not enter. L does not change when the student's rows are
-    permuted, so it cannot tie row i to row i: train with it beside cross-entropy or a KL. Raises ValueError for
-    shapes that differ and options out of range.
+    Both logits are [n, V] of any float dtype, and are computed in float32 (float64 stays float64). No gradient
+    reaches the teacher. The rows are the items to match, normally loss tokens. Leave padding out: a zeroed row would
+    be transported too. n = 0 gives a differentiable zero. `debiased` subtracts the self terms. `transport_loss`
+    explains the other options. L is not multiplied by temperature^2. Permuting the student's rows leaves L unchanged,
+    so L does not tie row i of the student to row i of the teacher: combine it with cross-entropy or a KL. Raises
+    ValueError for unequal shapes and for options out of range.
     """
     arguments.positive("temperature", temperature)
     arguments.paired_logits(student_logits, teacher_logits)
@@ -70,15 +70,15 @@ def transport_loss(
     reduction: Reduction = "sum",
     gradient: Gradient = "unrolled",
 ) -> SinkhornLoss:
-    """`sinkd_loss` from costs [n, n] already computed, student rows by teacher rows.
+    """Compute `sinkd_loss` from the costs D [n, n], student rows by teacher rows.
 
-    P starts as exp(-D / epsilon) and takes `iterations` times: rows to sum one, then columns to sum one. The
-    marginals are all ones, so that `reduction="sum"` (the paper's) grows with n; "mean" divides by n.
-    `gradient="unrolled"` is exact through D and every iteration; "envelope" is sum_ij sg(P_ij) dD_ij: exact for the
-    regularised cost sum P D + epsilon sum P ln P at its optimum, an approximation for L, with a cheaper backward.
+    P starts as exp(-D / epsilon). Each of the `iterations` scales its rows to sum to one, then its columns. All
+    marginals are one, so `reduction="sum"` (the paper's) grows with n; "mean" divides by n. `gradient="unrolled"` is
+    the exact gradient, through D and every iteration. "envelope" is sum_ij sg(P_ij) dD_ij, with a cheaper backward:
+    exact for the regularised cost sum P D + epsilon sum P ln P at its optimum, an approximation for L.
 
-    The entropic bias makes L > 0 between equal sets and, for an epsilon near the largest cost, draws the student's
-    rows together. `self_costs` subtracts it: L(q, p) - (L(q, q) + L(p, p)) / 2, zero between equal sets.
+    The entropic bias makes L > 0 between equal sets. For an epsilon near the largest cost it also draws the student's
+    rows together. `self_costs` removes it: L(q, p) - (L(q, q) + L(p, p)) / 2, which is zero between equal sets.
     """
     _check(cost, reduction)
     rows = cost.shape[0]

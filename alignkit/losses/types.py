@@ -1,4 +1,4 @@
-"""Records that the loss functions take and return."""
+"""Records that loss functions take and return."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,20 +10,20 @@ class PairLogps(NamedTuple):
     """Log-probs of B preference pairs: of each answer given its prompt, summed over the answer's tokens, in nats."""
 
     chosen: Tensor
-    """[B], of the chosen answer under the policy, float32, differentiable."""
+    """[B], log-prob of the chosen answer under the policy, float32, differentiable."""
     rejected: Tensor
-    """[B], of the rejected answer under the policy, float32, differentiable."""
+    """[B], log-prob of the rejected answer under the policy, float32, differentiable."""
     ref_chosen: Tensor
-    """[B], of the chosen answer under the reference. None for a method whose `uses_reference` is False."""
+    """[B], log-prob of the chosen answer under the reference. None if the method's `uses_reference` is False."""
     ref_rejected: Tensor
-    """[B], of the rejected answer under the reference. None for a method whose `uses_reference` is False."""
+    """[B], log-prob of the rejected answer under the reference. None if the method's `uses_reference` is False."""
     chosen_tokens: Tensor
-    """[B], tokens of the chosen answer, at least 1."""
+    """[B], number of tokens of the chosen answer, at least 1."""
     rejected_tokens: Tensor
-    """[B], tokens of the rejected answer, at least 1."""
+    """[B], number of tokens of the rejected answer, at least 1."""
 
     def averaged(self) -> "PairLogps":
-        """The same pairs with each log-prob divided by its answer's number of tokens."""
+        """Return the pairs with each log-prob divided by its answer's number of tokens."""
         chosen, rejected = self.chosen_tokens, self.rejected_tokens
         return self._replace(
             chosen=self.chosen / chosen,
@@ -40,12 +40,12 @@ class PreferenceLoss:
     losses: Tensor
     """[B], differentiable; the caller reduces."""
     chosen_rewards: Tensor
-    """[B], implicit rewards of the preferred side, detached."""
+    """[B], implicit rewards of the preferred answers, detached."""
     rejected_rewards: Tensor
-    """[B], implicit rewards of the dispreferred side, detached."""
+    """[B], implicit rewards of the dispreferred answers, detached."""
 
     def plus(self, further: Tensor) -> "PreferenceLoss":
-        """The same rewards, with `further` [B] added to the losses."""
+        """Return a copy with `further` [B] added to the losses. The rewards stay the same."""
         return replace(self, losses=self.losses + further)
 
 
@@ -53,17 +53,17 @@ class LabelledLogps(NamedTuple):
     """Log-probs of B labelled answers, each given its prompt and summed over its tokens, in nats."""
 
     logps: Tensor
-    """[B], under the policy, float32, differentiable."""
+    """[B], log-probs under the policy, float32, differentiable."""
     ref_logps: Tensor
-    """[B], under the reference, float32."""
+    """[B], log-probs under the reference, float32."""
     desirable: Tensor
-    """[B] bool, whether the answer is a desirable one."""
+    """[B] bool, whether the answer is labelled desirable."""
     tokens: Tensor
-    """[B], tokens of the answer, at least 1."""
+    """[B], number of tokens of the answer, at least 1."""
     baseline: Tensor
     """Scalar >= 0 without gradient: the mean log-ratio of mismatched answers, an estimate of KL(policy || reference).
 
-    It is of all rows of the optimizer step, or of all held-out rows in an evaluation, not of these B rows alone.
+    The mean is over all rows of the optimizer step, or in an evaluation over all held-out rows, not only these B.
     """
 
 
@@ -86,7 +86,7 @@ class SinkhornLoss:
     plan: Tensor
     """[n, n], student rows by teacher rows, columns summing to one, detached."""
     residual: Tensor
-    """Scalar, the largest error of a marginal, detached: how far the iterations are from the optimum."""
+    """Scalar, detached: the largest error of a marginal, a measure of the distance to convergence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,41 +96,41 @@ class BalancedLoss:
     student: Tensor
     """[N], temperature^2 (w_F forward KL + w_R reverse KL), with gradient to the student only."""
     teacher: Tensor
-    """[N], temperature^2 reverse KL, with gradient to the teacher only; none where the teacher is frozen."""
+    """[N], temperature^2 reverse KL, with gradient to the teacher only; without gradient if the teacher is frozen."""
     forward_kl: Tensor
-    """[N], KL(teacher || student) in nats, detached, without the square of the temperature."""
+    """[N], KL(teacher || student) in nats, detached, not multiplied by temperature^2."""
     reverse_kl: Tensor
-    """[N], KL(student || teacher) in nats, detached, without the square of the temperature."""
+    """[N], KL(student || teacher) in nats, detached, not multiplied by temperature^2."""
     student_entropy: Tensor
-    """[N], nats, detached."""
+    """[N], entropy of the student's distribution in nats, detached."""
     teacher_entropy: Tensor
-    """[N], nats, detached."""
+    """[N], entropy of the teacher's distribution in nats, detached."""
     forward_weight: Tensor
-    """[N], w_F, detached: what the gate chose."""
+    """[N], the gate's weight w_F of the forward KL, detached."""
 
 
 class SampleLogps(NamedTuple):
-    """Log-probs of B prompts' answers in nats: K samples of the model's own and one dispreferred answer a prompt."""
+    """Log-probs in nats of the answers to B prompts: K samples of the model and one dispreferred answer each."""
 
     samples: Tensor
-    """[B, K], under the policy, float32, differentiable."""
+    """[B, K], log-probs of the samples under the policy, float32, differentiable."""
     ref_samples: Tensor
-    """[B, K], under the samples' reference."""
+    """[B, K], log-probs of the samples under their reference."""
     rejected: Tensor
-    """[B], of the dispreferred answer under the policy, float32, differentiable."""
+    """[B], log-probs of the dispreferred answers under the policy, float32, differentiable."""
     ref_rejected: Tensor
-    """[B], of the dispreferred answer under its reference."""
+    """[B], log-probs of the dispreferred answers under their reference."""
     mask: Tensor
-    """[B, K] bool, which samples there are; at least one a prompt."""
+    """[B, K] bool, True for the samples that exist; at least one per prompt."""
 
 
 class TokenLogps(NamedTuple):
-    """Log-probs in nats of the tokens of B answers, each given what precedes it."""
+    """Log-probs in nats of the tokens of B answers, each given the tokens before it."""
 
     logps: Tensor
-    """[B, L], float32, differentiable; zero where no loss falls."""
+    """[B, L], float32, differentiable; zero outside the loss mask."""
     mask: Tensor
-    """[B, L] bool, the tokens that carry loss."""
+    """[B, L] bool, the loss mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +138,4 @@ class CompletionLoss:
     """A loss over the tokens of B answers, float32 (float64 for float64 input)."""
 
     losses: Tensor
-    """[B], sums over each answer's tokens, differentiable; the caller divides by the tokens of a whole step."""
+    """[B], sums over each answer's loss tokens, differentiable. The caller divides by the optimizer step's tokens."""
