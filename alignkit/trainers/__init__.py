@@ -1,4 +1,4 @@
-"""TRL trainer subclasses, one a kind of row, and a named one for each published method."""
+"""Subclasses of TRL's trainers: one per kind of row, and a named one for each published method."""
 
 from alignkit import versions
 

@@ -1,4 +1,4 @@
-"""TrainingArguments and adapters of a recipe, as every trainer takes them."""
+"""TrainingArguments and LoRA configuration of a recipe, for every trainer."""
 
 import os
 from pathlib import Path
@@ -14,12 +14,12 @@ from alignkit.sharding import sharding
 
 
 def lora_config(recipe: Recipe, model: Any = None) -> Any:
-    """peft's configuration of new adapters; None where all weights train, or the model comes with one."""
+    """Return peft's configuration of new adapters; None if all weights train or the model already has an adapter."""
     return None if recipe.model.adapter else peft_config(recipe.lora, model)
 
 
 def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
-    """The recipe's training section as transformers' TrainingArguments."""
+    """Return the recipe's training section as arguments of transformers' TrainingArguments."""
     training = recipe.training
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     has_gpu = torch.cuda.is_available()
@@ -51,16 +51,19 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
         "save_strategy": "steps" if training.save_steps else "epoch",
         "save_steps": training.save_steps or 500,
         "seed": recipe.seed,
-        "report_to": "none",  # alignkit.tracking has the recipe's trackers
+        "report_to": "none",  # alignkit.tracking reports to the recipe's trackers
         "disable_tqdm": True,
-        "use_cpu": not has_gpu and sharding() is None,  # where it is set, accelerate leaves sharding out
+        "use_cpu": not has_gpu and sharding() is None,  # use_cpu would make accelerate skip sharding
         "dataloader_pin_memory": has_gpu,
         "ddp_backend": "gloo" if world_size > 1 and not has_gpu else None,
     }
 
 
 def split_batch(training: TrainingSection, world_size: int) -> tuple[int, int]:
-    """(rows a forward and process, forwards a step) that make `batch_size` over `world_size` processes."""
+    """Return (rows per forward and process, forwards per step) that give `batch_size` over `world_size` processes.
+
+    Raises RecipeError if `batch_size` is not a multiple of processes x micro-batch.
+    """
     per_process, rest = divmod(training.batch_size, world_size)
     micro = training.micro_batch_size or per_process
     if rest or not per_process or per_process % micro:

@@ -1,9 +1,9 @@
-"""The balance loss of a mixture of experts' routers, beside a method's own loss.
+"""The load-balancing loss of a mixture of experts' routers, added to the method's loss.
 
     L = L_method + c L_balance
 
-c is `router_aux_loss_coef`, the model's own unless the trainer's config gives one. L_balance is what the model's
-forward returns, smallest where all experts get as many tokens (arXiv 2101.03961, eq. 4). Evaluations leave it out.
+c is `router_aux_loss_coef`: the model's own unless the trainer's config sets it. L_balance is returned by the model's
+forward. It is smallest if all experts get equally many tokens (arXiv 2101.03961, eq. 4). Evaluations leave it out.
 """
 
 from typing import Any
@@ -21,11 +21,11 @@ class RouterBalance:
     model: Any
 
     def router_inputs(self) -> dict[str, bool]:
-        """Inputs by which a model's forward returns its balance loss; none where the model has none."""
+        """Return the inputs that make the model's forward return its balance loss; empty if it has none."""
         return {"output_router_logits": True} if self.aux_loss_enabled and self.model.training else {}
 
     def balance_loss(self, outputs: Any, share: Tensor) -> Tensor | float:
-        """The part of a forward's balance loss in its step's; `share` is the forward's part of the step, a scalar."""
+        """Return the balance loss times its coefficient and `share`, the forward's weight in the step (scalar)."""
         if outputs.aux_loss is None or not self.router_inputs():
             return 0.0
         measured = self.accelerator.reduce(outputs.aux_loss.detach(), "mean")

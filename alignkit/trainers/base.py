@@ -1,4 +1,4 @@
-"""AlignTrainer: the base of every trainer, before TRL's."""
+"""AlignTrainer, the mixin that every trainer puts before TRL's class."""
 
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
@@ -6,7 +6,7 @@ from alignkit.trainers.whole_steps import WholeSteps
 
 
 class AlignTrainer(ItemLog, ExactResume, WholeSteps):
-    """Mixin before a TRL trainer: metrics counted by item, exact resume, and a loss that is a mean over whole steps.
+    """Mixin before a TRL trainer: metrics per item, exact resume, and a loss averaged over the whole optimizer step.
 
-    The loss is a mean over tokens. `WholeRowSteps` after this mixin makes it one over rows.
+    The loss is a mean over tokens. Add `WholeRowSteps` after this mixin for a mean over rows.
     """

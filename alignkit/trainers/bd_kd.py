@@ -8,14 +8,14 @@ from alignkit.trainers.distillation import DistillationTrainer
 
 
 class BDKDTrainer(DistillationTrainer):
-    """Distillation whose loss is that of `methods.BDKD`; the teacher trains beside the student, or is frozen.
+    """Trainer of `methods.BDKD`, with a teacher that trains beside the student or is frozen.
 
-    Takes DistillationTrainer's arguments, with a `BDKDConfig` as `args`, the default one where none is given.
+    Takes DistillationTrainer's arguments. `args` is a `BDKDConfig`; None means the defaults.
     """
 
     method: BDKD
 
     def __init__(self, model: Any = None, teacher_model: Any = None, args: Any = None, **kwargs: Any) -> None:
-        """Raise TypeError for another configuration, such as TRL's, before anything is loaded."""
+        """Create the trainer. Raises TypeError, before loading any model, if `args` is not a `BDKDConfig`."""
         config = own_config(BDKDConfig, args, model)
         super().__init__(model, teacher_model, config, method=config.method(), **kwargs)

@@ -1,4 +1,4 @@
-"""From a recipe to its trainer: one builder a kind of method, found by the method's base class."""
+"""Building a recipe's trainer: one builder per kind of method, found by the method's base class."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from alignkit.trainers.supervised import SupervisedTrainer
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """The parts of a run that its trainer is made of, beside the recipe."""
+    """The recipe of a run and the objects that its trainer is built from."""
 
     recipe: Recipe
     model: Any
@@ -38,14 +38,14 @@ class RunContext:
 
 
 def build(context: RunContext) -> Any:
-    """The trainer of the recipe's method."""
+    """Build the trainer of the recipe's method."""
     method = context.recipe.method
     builder = next(BUILDERS[base] for base in type(method).__mro__ if base in BUILDERS)
     return builder(context, method)
 
 
 def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTrainer:
-    """A PreferenceTrainer with the recipe's loss."""
+    """Build a PreferenceTrainer with the recipe's method."""
     recipe = context.recipe
     return PreferenceTrainer(
         args=DPOConfig(**training_arguments(recipe, context.checkpoints), max_length=recipe.data.max_length),
@@ -55,24 +55,24 @@ def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTra
 
 
 def labelled_trainer(context: RunContext, method: LabelledMethod) -> LabelledTrainer:
-    """A LabelledTrainer with the recipe's loss."""
+    """Build a LabelledTrainer with the recipe's method."""
     recipe = context.recipe
     config = KTOConfig(
         **training_arguments(recipe, context.checkpoints),
         max_length=recipe.data.max_length,
-        train_sampling_strategy="random",  # TRL's own baseline needs the rows in order, this one does not
+        train_sampling_strategy="random",  # only TRL's own baseline needs the rows in order
     )
     return LabelledTrainer(args=config, method=method, **_common(context))
 
 
 def supervised_trainer(context: RunContext, method: CompletionMethod) -> SupervisedTrainer:
-    """A SupervisedTrainer with the recipe's loss."""
+    """Build a SupervisedTrainer with the recipe's method."""
     config = SFTConfig(**_tokenised(context), router_aux_loss_coef=0.0)
     return SupervisedTrainer(args=config, method=method, **_common(context))
 
 
 def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
-    """A D2OTrainer for the recipe; it draws the samples that the data does not bring."""
+    """Build a D2OTrainer with the recipe's method. Building it draws the samples that the data lacks."""
     recipe, folder = context.recipe, RunFolder(context.checkpoints.parent)
     config = DispreferredConfig(
         **training_arguments(recipe, context.checkpoints),
@@ -98,7 +98,7 @@ def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
 
 
 def distillation_trainer(context: RunContext, method: DistillMethod) -> DistillationTrainer:
-    """A DistillationTrainer with the recipe's loss and its teacher."""
+    """Build a DistillationTrainer with the recipe's method and teacher."""
     training = method.teacher_training
     teacher, tokenizer = load_teacher(context.recipe, method.teacher)
     return DistillationTrainer(
@@ -118,11 +118,11 @@ BUILDERS: Mapping[type[Method], Callable[[RunContext, Any], Any]] = {
     D2O: d2o_trainer,
     DistillMethod: distillation_trainer,
 }
-"""By base class: a method takes the builder of its nearest one."""
+"""Base class -> builder. A method uses the builder of its nearest base class."""
 
 
 def _common(context: RunContext, dataset: Callable[[str, list[Any]], Any] | None = None) -> dict[str, Any]:
-    """Arguments that every trainer takes; `dataset` makes a dataset of a file's name and rows in its own way."""
+    """Arguments of every trainer. `dataset` replaces how a dataset is made from a file's name and rows."""
     recipe = context.recipe
     train, held_out = run_datasets(recipe.data, type(recipe.method), context.tokenizer, dataset)
     return {
@@ -136,13 +136,13 @@ def _common(context: RunContext, dataset: Callable[[str, list[Any]], Any] | None
 
 
 def _tokenised(context: RunContext) -> dict[str, Any]:
-    """TrainingArguments of a trainer whose rows come tokenised."""
+    """TrainingArguments of a trainer whose rows are already tokenised."""
     arguments = training_arguments(context.recipe, context.checkpoints)
     return {**arguments, "dataset_kwargs": {"skip_prepare_dataset": True}}
 
 
 def load_teacher(recipe: Recipe, teacher: TeacherSection) -> tuple[Any, Any]:
-    """The teacher, its adapter merged, and its tokenizer; code from the checkpoint is never run."""
+    """Load (model, tokenizer) of the teacher, with its adapter merged. Never runs code from the checkpoint."""
     attention = recipe.model.attn_implementation
     model, tokenizer = load_causal_lm(
         teacher.path, teacher.dtype or recipe.model.dtype, attention, field="method.teacher.path"

@@ -1,7 +1,8 @@
-"""The collapse guard: at each evaluation a few answers are drawn and measured, whatever the loss says.
+"""The collapse guard, which samples and measures a few answers at each evaluation.
 
-It compares with what the untrained model answered. What then happens is `on_collapse`: `warn` tells, `stop` ends the
-run as failed, `rollback` goes back to the last checkpoint that was sound.
+It compares them with the untrained model's answers, since a loss can look good while the answers collapse. If they
+collapse, `on_collapse` decides: `warn` logs a warning, `stop` ends the run as failed, `rollback` restores the last
+sound checkpoint.
 """
 
 import json
@@ -21,7 +22,7 @@ MAX_GOOD_TOKENS = 256
 
 
 class CollapseGuard(TrainerCallback):
-    """Watches one trainer. Collective: with several processes every one draws the same answers."""
+    """Callback that watches one trainer. Collective: every rank must run it, and all draw the same answers."""
 
     def __init__(self, trainer: Any, options: CollapseGuardSection, folder: RunFolder, *, seed: int) -> None:
         self._trainer = trainer
@@ -36,7 +37,7 @@ class CollapseGuard(TrainerCallback):
         self._collapse: str | None = None
 
     def _held_out(self) -> list[tuple[list[int], list[int]]]:
-        """The first rows of the held-out set, or of the training set, whose prompts are not too long to answer."""
+        """The first rows of the held-out set, else of the training set, whose prompts are not too long."""
         held_out = self._trainer.eval_dataset
         dataset = self._trainer.train_dataset if held_out is None else held_out
         wanted = self._options.prompts
@@ -50,13 +51,13 @@ class CollapseGuard(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the untrained model; a resumed run takes what its beginning measured."""
+        """Measure the untrained model. A resumed run loads the measures of its start instead."""
         if not self._rows:
             return
         if state.global_step and self._folder.guard.exists():
             stored = json.loads(self._folder.guard.read_text(encoding="utf-8"))
             self._baseline = AnswerQuality(**stored["baseline"])
-            # the run before may have judged steps that this one has yet to make
+            # the interrupted run may have judged steps after the checkpoint, which will be trained again
             self._sound_steps = [step for step in stored["sound_steps"] if step <= state.global_step]
             judged = (entry["step"] for entry in state.log_history if "eval_answers/repetition" in entry)
             self._checked_step = max(judged, default=-1)
@@ -67,19 +68,19 @@ class CollapseGuard(TrainerCallback):
         self._store()
 
     def compare_now(self) -> AnswerQuality | None:
-        """The measures of the model as it is; None where no prompt can be answered."""
+        """Measure the current model. Returns None if there is no prompt to answer."""
         return self._measure() if self._rows else None
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Judge, and act on the verdict."""
+        """Check the answers and act on the verdict."""
         self._check(state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Judge the last step too, where no evaluation did; not that of a run which only pauses."""
+        """Check the last step if no evaluation did, unless the run only pauses."""
         if state.global_step >= state.max_steps:
             self._check(state, control)
 
@@ -93,7 +94,7 @@ class CollapseGuard(TrainerCallback):
         rolls_back = self._options.on_collapse == "rollback"
         if not found:
             self._sound_steps.append(state.global_step)
-            control.should_save = control.should_save or rolls_back  # the state to go back to
+            control.should_save = control.should_save or rolls_back  # a rollback needs a checkpoint
             self._store()
             return
         self._warn(state.global_step, found)
@@ -103,9 +104,9 @@ class CollapseGuard(TrainerCallback):
             control.should_save = False
 
     def settle(self) -> bool:
-        """After training: whether the trainer's weights were rolled back.
+        """Roll back after training if the answers collapsed. Returns whether the weights were rolled back.
 
-        Raises CollapseError where the run must end without a model: `stop`, or no sound checkpoint to go back to.
+        Raises CollapseError if the run must end without a model: under `stop`, or if no sound checkpoint exists.
         """
         if self._collapse is None:
             return False
@@ -115,11 +116,11 @@ class CollapseGuard(TrainerCallback):
         checkpoint = self._folder.checkpoints / f"checkpoint-{sound}"
         if not checkpoint.exists():
             raise CollapseError(
-                f"Training stopped: {self._collapse}; no checkpoint before it was sound. {ADVICE}"
+                f"Training stopped: {self._collapse}; there is no earlier sound checkpoint. {ADVICE}"
             )
         load_weights(self._trainer, checkpoint)
         if self._trainer.is_world_process_zero():
-            message = f"Went back to step {sound}, the last sound one: {self._collapse}"
+            message = f"Rolled back to step {sound}, the last sound checkpoint: {self._collapse}"
             print(message, flush=True)
             self._folder.emit(message, level="warn", data={"step": sound})
         return True
@@ -136,7 +137,7 @@ class CollapseGuard(TrainerCallback):
         )
 
     def _log(self, quality: AnswerQuality, found: list[str]) -> None:
-        """Log the measures, the verdict, and the limit of the log-prob under the reference."""
+        """Log the measures, the verdict, and the limit for the log-prob under the reference."""
         metrics = {**quality.metrics(), "answers/sound": float(not found)}
         baseline = None if self._baseline is None else self._baseline.metrics().get("answers/reference_logp")
         if baseline is not None:

@@ -1,4 +1,4 @@
-"""The trainers' configurations: TRL's, with the options of a method added as it declares them."""
+"""Configurations of the trainers: TRL's, plus the options that a method declares."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
@@ -14,43 +14,43 @@ from alignkit.schema import Section, field_issues
 from alignkit.trainers.upstream import dict_fields, get_config_model_id
 
 Refused = Mapping[str, tuple[Any, str]]
-"""Options of TRL that would be ignored: the value each must keep, and why."""
+"""TRL options that would be ignored -> (value that each must keep, reason)."""
 REFUSED_OF_PAIRS: Refused = {
     "loss_type": (["sigmoid"], "the loss is the method's own"),
     "f_divergence_type": ("reverse_kl", "use f-DPO's `divergence`, whose scores are stable"),
-    "ld_alpha": (None, "it reweights tokens, after which the log-ratio is no longer one of sequences"),
-    "use_weighting": (False, "WPO's weights are not defined under another loss"),
+    "ld_alpha": (None, "it reweights tokens, so that the log-ratio is no longer that of the sequence"),
+    "use_weighting": (False, "WPO's weights are not defined for another loss"),
 }
 REFUSED_OF_DISTILLATION: Refused = {
     "loss_type": ("nll", "the cross-entropy is part of the loss, with a weight of its own"),
-    "packing": (False, "metrics and transport are over the sequences of a batch"),
-    "padding_free": (False, "metrics and transport are over the sequences of a batch"),
-    "label_smoothing_factor": (0.0, "it needs the logits, which are never made; the teacher smooths"),
+    "packing": (False, "metrics and transport need separate sequences"),
+    "padding_free": (False, "metrics and transport need separate sequences"),
+    "label_smoothing_factor": (0.0, "it needs the logits, which the fused heads never make"),
     "use_liger_kernel": (False, "it replaces the forward that the fused heads need"),
-    "router_aux_loss_coef": (0.0, "the routers' own loss is not added to a distillation loss"),
+    "router_aux_loss_coef": (0.0, "the routers' balance loss is not added to a distillation loss"),
 }
 REFUSED_OF_SAMPLES: Refused = {
-    "loss_type": (["sigmoid"], "D2O is one loss"),
-    "f_divergence_type": ("reverse_kl", "D2O is defined under the reverse KL"),
-    "ld_alpha": (None, "use `logps='mean'` against differences of length"),
-    "use_weighting": (False, "WPO's weights are of pairs"),
-    "label_smoothing": (0.0, "there is no preferred answer to be mistaken about"),
+    "loss_type": (["sigmoid"], "D2O has one loss"),
+    "f_divergence_type": ("reverse_kl", "D2O is defined with the reverse KL"),
+    "ld_alpha": (None, "use `logps='mean'` to remove the effect of length"),
+    "use_weighting": (False, "WPO's weights are defined for pairs"),
+    "label_smoothing": (0.0, "the rows have no pair of answers whose label could be flipped"),
     "sync_ref_model": (False, "use `ref_refresh_every`"),
-    "truncation_mode": ("keep_start", "an answer without its prompt is not the answer that was drawn"),
+    "truncation_mode": ("keep_start", "cutting the prompt would change what the samples answer"),
     "disable_dropout": (True, "the gradient is exact only if both passes of a step see the same policy"),
     "precompute_ref_log_probs": (True, "the references' log-probs are always computed ahead"),
 }
 
 
 def refuse_options(args: Any, refused: Refused, of: str) -> None:
-    """Raise ValueError for an option of TRL's configuration that has no meaning here."""
+    """Raise ValueError if an option of TRL's configuration is set that the trainer would ignore."""
     for name, (required, reason) in refused.items():
         if args is not None and getattr(args, name) != required:
             raise ValueError(f"{name}={getattr(args, name)!r} is not an option of {of}: {reason}.")
 
 
 def require_config(args: Any, config: type[Any]) -> None:
-    """Raise TypeError unless `args` is a `config`; asked before a model is loaded."""
+    """Raise TypeError unless `args` is an instance of `config`. Call it before loading a model."""
     if isinstance(args, config):
         return
     found, home = type(args), config.__module__.partition(".")[0]
@@ -60,7 +60,7 @@ def require_config(args: Any, config: type[Any]) -> None:
 
 
 def own_config(config: Any, args: Any, model: Any) -> Any:
-    """`args`, or the default `config` where it is None. Raises TypeError for another configuration, such as TRL's."""
+    """Return `args`, or a default `config` if None. Raises TypeError for another configuration, such as TRL's."""
     if args is None:
         return config(default_folder(model, config.method_class.model_fields["type"].default))
     require_config(args, config)
@@ -68,16 +68,16 @@ def own_config(config: Any, args: Any, model: Any) -> Any:
 
 
 def default_folder(model: Any, method: str) -> str:
-    """The `output_dir` of a run without one, after model and method, as TRL names them: `SmolLM2-135M-BD-KD`."""
+    """Return TRL's default `output_dir`, named after model and method: `SmolLM2-135M-BD-KD`."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     return f"{Path(name).name}-{method.rpartition(':')[2].upper().replace('_', '-')}"
 
 
 def config_class(name: str, method: type[Method], base: type[Any], doc: str) -> Any:
-    """A dataclass `name`: `base` with the method's options as fields, checked when made. `.method()` is the method.
+    """Create a dataclass `name`: `base` with the method's options as fields, checked on creation.
 
-    Options that are sections, such as a teacher, are left out: a trainer is handed the model itself, and the method
-    has None in their place.
+    Its `.method()` returns the method. Options that are sections, such as a teacher, are left out, since a trainer
+    gets the model itself. They are None in the method.
     """
     sections = {option: info for option, info in method.own_options().items() if _is_section(info.annotation)}
     options = {option: info for option, info in method.own_options().items() if option not in sections}
@@ -90,12 +90,12 @@ def config_class(name: str, method: type[Method], base: type[Any], doc: str) -> 
     )
 
     def check(self: Any) -> None:
-        """Check the fields; raises ValueError naming those out of range."""
+        """Check the fields. Raises ValueError, which names the fields out of range."""
         base.__post_init__(self)
         self.method()
 
     def made(self: Any) -> Method:
-        """The method with these options."""
+        """Return the method with these options."""
         try:
             return kind.model_validate({option: getattr(self, option) for option in options})
         except ValidationError as error:
@@ -136,14 +136,14 @@ class _FDPOBase(DPOConfig):
 
 @dataclass
 class DistillationConfig(SFTConfig):
-    """SFTConfig plus what every distillation needs; TRL's options that have no meaning here are refused."""
+    """SFTConfig plus the options of every distillation. Raises ValueError for TRL options that would be ignored."""
 
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Keyword arguments of from_pretrained, where the teacher is given as a string."},
+        metadata={"help": "Keyword arguments of from_pretrained for a teacher given as a string."},
     )
     router_aux_loss_coef: float | None = field(
-        default=0.0, metadata={"help": "Not supported: the routers' own loss is not added."}
+        default=0.0, metadata={"help": "Must be 0: the routers' balance loss is not added."}
     )
 
     _VALID_DICT_FIELDS = dict_fields(SFTConfig, "teacher_model_init_kwargs")
@@ -155,13 +155,15 @@ class DistillationConfig(SFTConfig):
 
 @dataclass
 class DispreferredConfig(DPOConfig):
-    """DPOConfig plus where D2O's samples are kept; TRL's options that have no meaning here are refused."""
+    """DPOConfig plus the folder of D2O's samples. Raises ValueError for TRL options that would be ignored."""
 
     precompute_ref_log_probs: bool = field(
-        default=True, metadata={"help": "Always true: references are scored once, and again after a refresh."}
+        default=True,
+        metadata={"help": "Must be true: the references score once, and again after each refresh."},
     )
     samples_dir: str | None = field(
-        default=None, metadata={"help": "Where samples and scores are kept; default: samples/ in output_dir."}
+        default=None,
+        metadata={"help": "Folder of samples and their scores; default: samples/ in output_dir."},
     )
 
     def __post_init__(self) -> None:
@@ -173,7 +175,7 @@ FDPOConfig = config_class(
     "FDPOConfig",
     FDPO,
     _FDPOBase,
-    "DPOConfig with f-DPO's options; options of TRL that have no meaning under an f-divergence are refused.\n\n"
+    "DPOConfig with f-DPO's options. Raises ValueError for TRL options that would be ignored.\n\n"
     "`beta` multiplies f'. `label_smoothing` in [0, 0.5) is cDPO's, or robust DPO's with `robust`.",
 )
 SinKDConfig = config_class(
@@ -181,20 +183,20 @@ SinKDConfig = config_class(
     SinKD,
     DistillationConfig,
     "DistillationConfig with SinKD's options.\n\n"
-    "The defaults of `temperature`, `epsilon`, `iterations` and of the three weights are those of the authors'\n"
-    "published code, the weights those of its T0 run.",
+    "The defaults of `temperature`, `epsilon` and `iterations` are those of the authors' published code. The\n"
+    "defaults of the three weights are those of its T0 run.",
 )
 BDKDConfig = config_class(
     "BDKDConfig",
     BDKD,
     DistillationConfig,
-    "DistillationConfig with BD-KD's options: the gate, the weights, and how the teacher trains.\n\n"
+    "DistillationConfig with BD-KD's options: the gate, the weights, and the teacher's training.\n\n"
     "The defaults are our reading of the paper.",
 )
 D2OConfig = config_class(
     "D2OConfig",
     D2O,
     DispreferredConfig,
-    "DispreferredConfig with D2O's options: its strengths, its samples and its references.\n\n"
-    "`beta` >= 0 is the strength of the anchor.",
+    "DispreferredConfig with D2O's options: its weights, samples and references.\n\n"
+    "`beta` >= 0 is the weight of the samples' log-ratios.",
 )

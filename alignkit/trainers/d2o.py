@@ -1,11 +1,11 @@
 """D2O as a TRL trainer (arXiv 2403.03419): a dispreferred answer against the model's own samples.
 
-How a step's gradient is made: every sequence of the batch is scored without gradient, `method.coefficients` turns the
-scores into one number a sequence, and the sequences run again a few at a time, each few with its own backward. That
-is the exact gradient in memory that does not grow with K, and to DDP, DeepSpeed and FSDP it is plain gradient
-accumulation: all but the last backward of a step are told not to synchronise. Checkpointing the few instead, for one
-backward over one graph, is no simpler where it matters: under DDP the recomputation would re-enter the wrapper in
-the middle of the backward, and ZeRO-3 with LoRA needs re-entrant checkpoints, which DDP and ZeRO-1/2 refuse.
+The gradient of a step is computed in two passes. The first scores every sequence of the batch without gradient, and
+`method.coefficients` turns the scores into one factor per sequence. The second runs the sequences again, a few at a
+time, each part with its own backward. This gives the exact gradient in memory that does not grow with K. To DDP,
+DeepSpeed and FSDP it looks like gradient accumulation: only the last backward of a step synchronises gradients.
+Checkpointing the parts in one graph is not a simpler choice. Under DDP the recomputation would re-enter the wrapper
+during the backward, and ZeRO-3 with LoRA needs re-entrant checkpoints, which DDP and ZeRO-1/2 refuse.
 """
 
 import contextlib
@@ -39,42 +39,43 @@ class _Batch:
     sequences: list[TokenSequence]
     """The dispreferred answers, then the samples row by row."""
     mask: Tensor
-    """[B, K] bool, which samples there are."""
+    """[B, K] bool, True for the samples that exist."""
     ref_rejected: Tensor
     ref_samples: Tensor
     shares: Tensor
-    """[B], by what a row's loss is multiplied to give its part of the mean over the step's rows."""
+    """[B], row weights: (weights * losses).sum() is this batch's share of the mean over the step's rows."""
     counted: Tensor | None
-    """[B] bool in training, which rows are not only there to fill up the last batch."""
+    """[B] bool in training, False for padding rows of the last batch; None in evaluation."""
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Values of the sequences as those of the samples, [B, K], and of the dispreferred answers, [B]."""
+        """Split values of the sequences into the samples' [B, K] and the dispreferred answers' [B]."""
         count = len(self.rows)
         samples = values.new_zeros(self.mask.shape).masked_scatter(self.mask, values[count:])
         return samples, values[:count]
 
     def sample_logps(self, logps: Tensor) -> SampleLogps:
-        """The record of the sequences' log-probs under the policy."""
+        """Make the loss's record from the sequences' log-probs under the policy."""
         samples, rejected = self.split(logps)
         return SampleLogps(samples, self.ref_samples, rejected, self.ref_rejected, self.mask)
 
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
+    """Scores of a batch's sequences, one per sequence, in the batch's order."""
+
     logps: Tensor
-    """Of a batch's sequences, in their order, as the others."""
     entropies: Tensor
     tokens: Tensor
 
 
 class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
-    """DPOTrainer on rows with a dispreferred answer only; the loss is `method.loss`.
+    """DPOTrainer for rows with only a dispreferred answer. The loss is `method.loss`.
 
-    A dataset has the columns of `alignkit.data.parse_dispreferred`'s forms: prompt, rejected and, where samples come
-    with the data, samples. Others are drawn when the trainer is built, from the reference; with `resample_every` also
-    from the policy during training. Held-out rows keep their first samples and scores, so that their loss stays
-    comparable. `report` takes notices for people (default: warnings). Raises DataError, SamplingError, and
-    FloatingPointError with step and rows where a log-prob is not finite.
+    A dataset has the columns of `alignkit.data.parse_dispreferred`'s forms: prompt, rejected and optionally samples.
+    Missing samples are drawn from the reference when the trainer is built. With `resample_every`, samples are also
+    drawn from the policy during training. Held-out rows keep their first samples and scores, so that their loss stays
+    comparable. `report` gets notices for people (default: warnings). Raises DataError, SamplingError, and
+    FloatingPointError, which names step and rows, if a log-prob is not finite.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         report: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take DPOTrainer's arguments, with a `D2OConfig` as `args`, the default one where none is given.
+        """Create the trainer with DPOTrainer's arguments.
 
-        With `method` given its options are its own, and `args` is a `DispreferredConfig`. Raises TypeError for
-        another configuration, such as TRL's, before anything is loaded.
+        `args` is a `D2OConfig`; None means the defaults. If `method` is given, the options are taken from it, and
+        `args` is a `DispreferredConfig`. Raises TypeError for another configuration, such as TRL's, before loading
+        any model.
         """
         if method is None:
             args = own_config(D2OConfig, args, model)
@@ -110,7 +112,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - Trainer's signature
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss in one graph, which evaluation needs; the graph grows with K, so `training_step` does without."""
+        """Compute the loss in one graph, for evaluation. The graph grows with K, so training does not use this."""
         batch = self._batch(inputs, num_items_in_batch)
         scored = self._score_batch(model, batch)
         loss = self._loss(batch, scored)
@@ -122,7 +124,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         inputs: dict[str, Tensor],
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """The loss, detached; its gradient in parts, as the module says."""
+        """Compute the detached loss, and its gradient in parts as the module's docstring explains."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # optimizers without a schedule
             self.optimizer.train()
@@ -135,13 +137,13 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             scored = self._score_batch(model, batch, parts)
             loss = self._loss(batch, scored)
             found = self.method.coefficients(batch.sample_logps(scored.logps))
-            shares = batch.shares * len(batch.rows)  # in the place of the mean over the batch
+            shares = batch.shares * len(batch.rows)  # replaces the mean over the batch
             coefficients = torch.cat([found.rejected * shares, (found.samples * shares[:, None])[batch.mask]])
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         options = {"scale_wrt_gas": False} if deepspeed else {}
         counted: set[int] = set()
         for turn, part in enumerate(parts):
-            # a part that is only there so that all processes have as many counts for nothing
+            # a repeated part only equalises the number of forwards over the ranks, so it gets no weight
             weights = coefficients[part] * float(part[0] not in counted)
             counted.update(part)
             with (
@@ -154,7 +156,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
 
     @contextlib.contextmanager
     def _accumulating(self, model: Any, *, last: bool) -> Iterator[None]:
-        """For all but the last backward of a step: gradients add up here and are not synchronised yet."""
+        """Accumulate gradients without synchronising them, except for the last backward of a step."""
         if last:
             yield
             return
@@ -163,7 +165,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             yield
 
     def rows_in(self, batch: dict[str, Tensor]) -> int:
-        """Prompts."""
+        """Return the number of prompts in the batch."""
         return len(batch["row"])
 
     def _batch(self, inputs: dict[str, Tensor], num_items_in_batch: Any) -> _Batch:
@@ -185,7 +187,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         )
 
     def _parts(self, sequences: list[TokenSequence]) -> list[list[int]]:
-        """The sequences a few at a time; as many times on every process, since forwards may be collective."""
+        """Parts of the sequences. Every rank gets equally many, since a forward may be collective."""
         parts = parts_of(sequences, self.method.sequence_batch_size)
         if self.accelerator.num_processes == 1:
             return parts
@@ -238,7 +240,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             sampled.sum(dim=1) + of_rejected
             for sampled, of_rejected in (batch.split(scored.entropies), batch.split(scored.tokens))
         )
-        # In training the Trainer logs a loss; its evaluation's, which weighs batches, is replaced.
+        # The Trainer logs the training loss; its evaluation loss is a mean over batches and is replaced.
         losses = {} if self._mode == "train" else {"loss": preference.losses}
         record_items(
             self.accelerator,
@@ -263,12 +265,12 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             self.count_tokens(self._tokens_seen(batch))
 
     def _tokens_seen(self, batch: _Batch) -> int:
-        """Of the rows that count, over all processes."""
+        """Tokens of the batch's rows without padding rows, over all processes."""
         lengths = torch.tensor([len(one.ids) for one in batch.sequences], device=batch.mask.device)
         samples, rejected = batch.split(lengths)
         of_rows = samples.sum(dim=1) + rejected
         return int(self.accelerator.reduce((of_rows * (batch.shares > 0)).sum()))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - Trainer's signature
-        """Not counted: a batch holds row numbers, and Trainer's estimate needs its tokens."""
+        """Return 0: a batch holds row numbers, and the Trainer's estimate needs tokens."""
         return 0

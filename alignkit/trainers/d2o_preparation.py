@@ -1,4 +1,4 @@
-"""The half of D2OTrainer that makes rows ready: tokens, samples, and the references' log-probs of both."""
+"""The part of D2OTrainer that prepares rows: tokens, samples, and their log-probs under the references."""
 
 import contextlib
 import warnings
@@ -25,10 +25,10 @@ from alignkit.trainers.upstream import unwrap_model_for_generation, weights_dige
 
 
 class D2OPreparation(DPOTrainer):
-    """DPOTrainer over row numbers, whose rows hold samples and reference scores that may be renewed.
+    """DPOTrainer whose datasets hold row numbers. The rows hold samples and reference scores, which may be renewed.
 
-    TRL's two hooks do it: `_prepare_dataset` before the Trainer is built, `_precompute_ref_logps` after; both again
-    for a dataset that is given to `evaluate`.
+    TRL calls two hooks for each dataset: `_prepare_dataset` before the Trainer is built and `_precompute_ref_logps`
+    afterwards. A dataset given to `evaluate` goes through both too.
     """
 
     method: D2O
@@ -60,11 +60,11 @@ class D2OPreparation(DPOTrainer):
             columns["rejected_ids"].append(example["rejected_ids"])
             self._prepared.append(D2ORow.of(example))
         if not columns["row"]:
-            raise DataError(f"{dataset_name}: no row is left, as max_length leaves no room for any answer")
+            raise DataError(f"{dataset_name}: no row is left: max_length leaves no room for any answer")
         return Dataset.from_dict(columns)
 
     def _tokenise(self, dataset: Dataset, tokenizer: Any, args: DispreferredConfig, name: str) -> Dataset:
-        """The tokens of a dataset in one of `parse_dispreferred`'s forms."""
+        """Tokenise a dataset in one of `parse_dispreferred`'s forms."""
         try:
             rows = [_parse(number, example) for number, example in enumerate(dataset, start=1)]
             return tokenise(
@@ -78,7 +78,7 @@ class D2OPreparation(DPOTrainer):
             raise DataError(f"{name}, {error}") from error
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:  # noqa: ARG002 - TRL's hook
-        """Draw the samples that the data does not bring, and score all by the references."""
+        """Draw the samples that the data lacks, and score all answers under the references."""
         if self._rows is None:
             self._rows = self._start_rows()
         numbers = list(dataset["row"])
@@ -96,7 +96,7 @@ class D2OPreparation(DPOTrainer):
         counts = [len(rows[number].samples) for number in numbers]
         if min(counts) < max(counts):
             self.report(
-                f"{name}: rows have {min(counts)} to {max(counts)} samples; a row's mean is over its own"
+                f"{name}: rows have {min(counts)} to {max(counts)} samples; each row averages over its own"
             )
         self.score(numbers)
         return dataset
@@ -128,13 +128,16 @@ class D2OPreparation(DPOTrainer):
 
     @property
     def rows(self) -> D2ORows:
-        """The rows by number, as the datasets' column `row` has them."""
+        """The rows, indexed by the numbers in the datasets' column `row`."""
         if self._rows is None:
             raise RuntimeError("the trainer is still being built")
         return self._rows
 
     def draw(self, numbers: list[int], step: int | None = None) -> list[int]:
-        """Samples for these rows: from the reference, or at a `step` from the policy. Returns who got none."""
+        """Draw samples for these rows: from the reference, or at a `step` from the policy.
+
+        Returns the numbers of the rows that got no sample.
+        """
         if not numbers:
             return []
         method = self.method
@@ -145,7 +148,7 @@ class D2OPreparation(DPOTrainer):
         )
 
     def score(self, numbers: list[int]) -> None:
-        """The references' log-probs of these rows' samples and dispreferred answers."""
+        """Score these rows' samples and dispreferred answers under the references."""
         method = self.method
         paths = {"samples": method.sample_reference, "rejected": method.rejected_reference}
         for path in sorted(set(paths.values()), key=str):
@@ -161,7 +164,7 @@ class D2OPreparation(DPOTrainer):
             )
 
     def _run_identity(self, step: int | None) -> str:
-        """What the policy at `step` depends on: the model's weights and, once it was trained, the configuration."""
+        """A digest of what determines the policy at `step`: initial weights and, after step 0, the configuration."""
         if not step:
             return weights_digest(self)
         apart = {"output_dir", "logging_dir", "run_name", "samples_dir"}
@@ -196,10 +199,10 @@ class D2OPreparation(DPOTrainer):
             yield LocalSampler(bare, self.processing_class, batch_size=method.sampling_batch_size)
 
     def _serve_policy(self, server: ServerSampler, step: int) -> None:
-        """Give the server the adapter of now, under a name of its own."""
+        """Load the current adapter on the server, under a unique name."""
         if not is_peft_model(self._unwrapped()):
             raise DataError(
-                "resample_every with sampler_url: expected LoRA, as a server can load an adapter but not new weights"
+                "resample_every with sampler_url needs LoRA: the server can load a new adapter, but not new weights"
             )
         folder = self._folder / f"adapter-step-{step}"
         self.save_model(str(folder), _internal_call=True)
@@ -222,5 +225,5 @@ def _parse(number: int, example: dict[str, Any]) -> DispreferredRow:
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Row numbers: what a row's samples are may change while batches wait."""
+    """A batch of row numbers, since a row's samples may change while batches wait."""
     return {"row": torch.tensor([example["row"] for example in examples])}

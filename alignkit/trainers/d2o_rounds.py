@@ -1,4 +1,4 @@
-"""D2O online: when samples are drawn from the policy again, and when the references follow it."""
+"""The schedule of online D2O: when to resample from the policy, and when to refresh the references."""
 
 # ruff: noqa: ARG002 - transformers' callback protocol
 
@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class Rounds(TrainerCallback):
-    """Draws, refreshes and scores before a step, as the method of `trainer` (a D2OTrainer) says."""
+    """Callback of a D2OTrainer that resamples, refreshes and scores before a step, on the method's schedule."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -16,7 +16,7 @@ class Rounds(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A run that goes on finds the samples and the references that it had."""
+        """Restore the samples and references of a resumed run."""
         steps = range(state.global_step - 1, 0, -1)
         refreshed = next(
             (step for step in steps if self._due(step, self._trainer.method.ref_refresh_every)), None
@@ -29,7 +29,7 @@ class Rounds(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Renew what is due."""
+        """Resample and refresh if this step is due."""
         step = state.global_step
         method = self._trainer.method
         refresh, draw = self._due(step, method.ref_refresh_every), self._due(step, method.resample_every)

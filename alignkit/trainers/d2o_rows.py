@@ -1,4 +1,4 @@
-"""D2O's rows: their samples, given or drawn, and the references' log-probs of both; each computed once and kept."""
+"""D2O's rows with their samples, given or drawn, and the answers' log-probs under the references."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,30 +17,30 @@ from alignkit.sampling import Sampler, SampleStore, SamplingOptions, SamplingPro
 from alignkit.trainers.sequences import Reduction, parts_of, sequence_logps, shares
 
 SAMPLING_PROMPTS = "sampling_prompt_ids"
-"""Column of a tokenised dataset: the prompts that samples are drawn after, with each instruction in front."""
+"""Column of a tokenised dataset: the prompts to sample from, one for each instruction of the pool."""
 BLOCK = 64
-"""Prompts that are drawn, and written, at a time: what an interrupted run loses at most."""
+"""Prompts to sample and store at a time. An interrupted run loses at most one block per process."""
 
 
 @dataclass(slots=True)
 class D2ORow:
-    """A row as it is trained on."""
+    """A tokenised row with its samples and reference scores."""
 
     prompt: SamplingPrompt
     begin: list[int]
-    """What a drawn answer is scored after: the prompt without any instruction."""
+    """Token ids of the prompt without any instruction; drawn samples are scored after it."""
     rejected: TokenSequence
     samples: list[TokenSequence]
     given: bool
-    """Whether the samples came with the data, so that none are drawn."""
+    """Whether the data has samples for the row, so that none are drawn."""
     text: str
-    """How the row begins, for messages."""
+    """The beginning of the row's last prompt message, for error messages."""
     ref_rejected: float = 0.0
     ref_samples: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> "D2ORow":
-        """The row of `tokenise`'s columns."""
+        """Make a row from the columns that `tokenise` returns."""
         context = list(columns["prompt_ids"])
 
         def sequence(name: str, answer: Sequence[int]) -> TokenSequence:
@@ -70,15 +70,16 @@ def tokenise(
     max_length: int | None,
     report: Callable[[str], None],
 ) -> Dataset:
-    """The tokenised dataset that D2OTrainer takes: every row as `alignkit.data.render` gives it, and its prompts.
+    """Return the tokenised dataset for D2OTrainer: rows as `alignkit.data.render` gives them, and their prompts.
 
-    A row is dropped where its prompt leaves no room for an answer within `max_length`, or the answer has no token;
-    `report` takes how many. Raises DataError, naming the row from 1, where the chat template refuses a conversation.
+    Drops a row if its prompt leaves no room for an answer within `max_length`, or if the answer has no token.
+    `report` gets the number of dropped rows. Raises DataError, naming the row (from 1), if the chat template refuses
+    a conversation.
     """
     found = list(render_rows(rows, tokenizer, lambda row, by: _columns(row, by, instructions, max_length)))
     kept = [columns for columns in found if columns is not None]
     if len(kept) < len(found):
-        report(f"{len(found) - len(kept):,} rows dropped, max_length leaves no room for an answer")
+        report(f"{len(found) - len(kept):,} rows dropped: max_length leaves no room for an answer")
     return Dataset.from_list(kept)
 
 
@@ -101,17 +102,17 @@ def _columns(
 
 
 def _instructed(prompt: list[Message], instruction: str) -> list[Message]:
-    """The instruction in front of the last turn of the user: not every template has a system turn."""
+    """The prompt with the instruction before the last user turn, since not every template has a system turn."""
     last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
     asked = {**prompt[last], "content": f"{instruction}\n\n{prompt[last]['content']}"}
     return [*prompt[:last], asked, *prompt[last + 1 :]]
 
 
 class D2ORows:
-    """All rows of a trainer, training and held-out, by number.
+    """All rows of a trainer by number, both training and held-out.
 
-    Collective: every process holds all rows and calls `draw` and `score` together. What is in `store` is not
-    computed again; the first process's view of it counts.
+    Collective: every rank holds all rows and must call `draw` and `score`. Results in `store` are not computed again.
+    Rank 0 decides what the store holds.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class D2ORows:
         self._report = report
 
     def add(self, row: D2ORow) -> int:
-        """Its number."""
+        """Add a row and return its number."""
         self.rows.append(row)
         return len(self.rows) - 1
 
@@ -145,9 +146,9 @@ class D2ORows:
         identity: str,
         open_sampler: Callable[[], AbstractContextManager[Sampler]],
     ) -> list[int]:
-        """New samples of the rows from a model of this identity; the numbers of rows that got none, and keep theirs.
+        """Draw new samples for the rows from a model with this identity.
 
-        Raises SamplingError.
+        Returns the numbers of the rows that got no new sample and keep their earlier ones. Raises SamplingError.
         """
         blocks = [numbers[start : start + BLOCK] for start in range(0, len(numbers), BLOCK)]
         keys = _first_process([self._draw_key(block, identity) for block in blocks])
@@ -228,9 +229,9 @@ class D2ORows:
         batch_size: int,
         step: int,
     ) -> None:
-        """Log-probs of the rows' samples, dispreferred answers or both by a reference of this identity.
+        """Score the rows' samples, dispreferred answers or both under a reference with this identity.
 
-        Raises FloatingPointError with the step and the rows where one is not finite.
+        Raises FloatingPointError, which names step and rows, if a log-prob is not finite.
         """
         sequences = [
             sequence
@@ -292,6 +293,6 @@ class D2ORows:
 
 
 def _first_process(values: list[Any]) -> list[Any]:
-    """The first process's values, on all."""
+    """Rank 0's values, broadcast to all ranks."""
     broadcast_object_list(values, from_process=0)
     return values

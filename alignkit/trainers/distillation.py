@@ -1,4 +1,4 @@
-"""Distillation as a TRL trainer: SFTTrainer around a student and a teacher in one module, with any method's loss."""
+"""A TRL trainer for distillation: SFTTrainer with student and teacher in one module and any method's loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +28,9 @@ from alignkit.trainers.vocabulary import require_labels_within, require_same_tok
 class DistillationTrainer(AlignTrainer, SFTTrainer):
     """SFTTrainer whose model is a `TeacherStudentPair` and whose loss is `method.objective`.
 
-    Data preparation, adapters and checkpointing are TRL's. The loss is a sum over valid tokens divided by their
-    number over the whole optimizer step, so that micro-batches and processes do not change it. What is saved and
-    answers `fused_lm_head=True` is the student. Of `args` the method reads nothing: its options are its own.
+    Data preparation, adapters and checkpointing are TRL's. The loss is the mean over the loss tokens of the whole
+    optimizer step, so that micro-batches and processes do not change it. The saved model is the student. The method's
+    options are its own fields; it reads none from `args`.
     """
 
     def __init__(
@@ -44,10 +44,11 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         teacher_peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
-        """`teacher_model` is a model, a folder or a hub id; its tokenizer is loaded from there unless given.
+        """Create the trainer. `teacher_model` is a model, a folder or a hub id.
 
-        Raises TypeError for another configuration than a `DistillationConfig`, before anything is loaded, and
-        ModelError for a teacher with another tokenizer, or whose vocabulary does not hold the labels.
+        The teacher's tokenizer is `teacher_processing_class`, or is loaded from the same place as the teacher. Raises
+        TypeError, before loading any model, if `args` is not a `DistillationConfig`. Raises ModelError if the
+        teacher's tokenizer differs from the student's, or its vocabulary is too small for the labels.
         """
         self.method = method
         self._tag_names = ["trl", method.type.replace("_", "-"), "alignkit"]
@@ -70,14 +71,14 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         self._saves_teacher = False
 
     def _pair_up(self, teacher: Any, teacher_peft_config: Any) -> None:
-        """Put the pair in the student's place, before anything has wrapped it."""
+        """Replace the student by the pair, before anything wraps the model."""
         student = self.model
         if is_peft_model(student) and student.active_peft_config.is_prompt_learning:
             raise ValueError(
-                "prompt learning is not supported: the losses read hidden states of the tokens alone"
+                "prompt learning is not supported: the losses need the hidden states of the row's tokens only"
             )
         fuse_head(student.get_base_model() if is_peft_model(student) else student, entropy=True, top1=True)
-        fuse_head(teacher)  # so that it can be checked as the student is
+        fuse_head(teacher)  # so that it can be checked like the student
         teacher.config.use_cache = False
         if teacher_peft_config is not None:
             teacher = _with_adapter(teacher, teacher_peft_config, self.args)
@@ -86,7 +87,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         if self.place_model_on_device:
             pair.to(self.args.device)
         self.model = self.model_wrapped = self.callback_handler.model = pair
-        # Of the student's own forward the Trainer may have concluded otherwise; the pair's loss is what counts.
+        # The Trainer derived these from the student's forward; the pair's forward decides.
         self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
 
     def compute_loss(
@@ -96,10 +97,10 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - transformers' signature
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The pair's loss over the optimizer step's valid tokens."""
+        """Compute the pair's loss, averaged over the optimizer step's loss tokens."""
         training = self._mode == "train"
         counted = self.pop_counted(inputs)
-        # A resumed run draws what it would have drawn; every evaluation draws the same.
+        # A resumed run repeats the draws of an uninterrupted one; every evaluation makes the same draws.
         seed = (self.args.seed << 32) + (self.state.global_step if training else 0)
         if not training:
             inputs = self._without_filling(inputs)
@@ -108,11 +109,11 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         count = outputs.tokens.sum() if num_items_in_batch is None else num_items_in_batch
         loss = outputs.loss / torch.as_tensor(count, device=outputs.loss.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # the count is of all of them, and DDP averages
+            loss = loss * self.accelerator.num_processes  # the count covers all ranks, and DDP averages
         return (loss, outputs) if return_outputs else loss
 
     def _without_filling(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rows that only fill up the last batch of an evaluation must not be in a transport's set."""
+        """The inputs without loss on padding rows, which must not enter a set of the transport."""
         labels = inputs["labels"].clone()
         labels[real_rows(self.accelerator, len(labels)) :] = -100
         return {**inputs, "labels": labels}
@@ -124,25 +125,25 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         prediction_loss_only: bool,  # noqa: ARG002, FBT001 - transformers' signature
         ignore_keys: list[str] | None = None,
     ) -> Any:
-        """The loss alone: there are no logits to give."""
+        """Return the loss only, since no logits are made."""
         return super().prediction_step(model, inputs, True, ignore_keys)
 
     def _record(self, outputs: PairOutput, inputs: dict[str, Tensor], counted: Tensor | None) -> None:
-        """Sums of each sequence, in one collective; sequences that only fill up the last batch are left out."""
+        """Record the sums of each sequence in one collective, without padding rows."""
         columns = torch.stack([*outputs.sums.values()], dim=1)
         names = tuple(outputs.sums)
         own = [index for index, name in enumerate(names) if name in TOKEN_METRICS]
         self._require_finite(columns[:, own], inputs, [names[index] for index in own])
         self._require_finite(
             columns, inputs, names
-        )  # a set's transport does not tell which of its rows is at fault
+        )  # second, since a set's transport cannot tell which of its rows is at fault
         counts = torch.stack([outputs.tokens, inputs["attention_mask"].sum(dim=1)], dim=1)
         parts = [columns.double(), counts.double(), *(b.flatten(1) for b in outputs.calibration.values())]
         gathered = gather_rows(self.accelerator, torch.cat(parts, dim=1), counted).sum(dim=0)
         sums, (tokens, seen), *bins = gathered.split([part.size(1) for part in parts])
         items = self._items[self._mode]
         for name, total in zip(outputs.sums, sums.tolist(), strict=True):
-            # In training the Trainer logs a loss; its evaluation's, which weighs batches, is replaced.
+            # The Trainer logs the training loss; its evaluation loss is a mean over batches and is replaced.
             if name != "loss" or self._mode == "eval":
                 items.add_ratio(name, total, float(tokens))
         for name, flat in zip(outputs.calibration, bins, strict=True):
@@ -151,7 +152,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
             self.count_tokens(int(seen))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """TRL's, with the teacher's weights in groups of their own where it has a learning rate of its own."""
+        """Create TRL's optimizer, with separate groups for a teacher that has its own learning rate."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         training = self.method.teacher_training
         if training is not None and training.learning_rate is not None:
@@ -171,7 +172,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         return pair
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: FBT001, FBT002 - transformers' signature
-        """The student; a checkpoint holds a training teacher as well, the result only where the method says so."""
+        """Save the student. A checkpoint also has a training teacher; a final model only if the method saves it."""
         training = self.method.teacher_training
         self._saves_teacher = training is not None and (_internal_call or training.saved)
         super().save_model(output_dir, _internal_call)
@@ -185,7 +186,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
                 super()._save(str(folder / SAVED_TEACHER), part_of_state(state_dict, "teacher"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:  # of which a checkpoint has the pair as one
+        if self.is_fsdp_enabled:  # an FSDP checkpoint holds the pair as one model
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         pair = self._pair if model is None else self.accelerator.unwrap_model(model)
@@ -194,7 +195,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
             super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / SAVED_TEACHER), pair.teacher)
 
     def _load_best_model(self) -> None:
-        """The student's weights, and the teacher's where the folder has them."""
+        """Load the student's weights, and the teacher's if the folder has them."""
         if self.is_fsdp_enabled:
             super()._load_best_model()
             return
@@ -233,7 +234,7 @@ def _tokenizer_of(teacher: Any) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the teacher's tokenizer cannot be loaded from {name!r}, to compare it with the student's; "
+            f"the teacher's tokenizer, needed to compare it with the student's, cannot be loaded from {name!r}; "
             f"give teacher_processing_class: {error}"
         ) from error
 
@@ -242,7 +243,7 @@ def _with_adapter(teacher: Any, peft_config: Any, args: DistillationConfig) -> A
     from peft import get_peft_model  # saves peft at start-up
 
     plugin = args.deepspeed_plugin
-    # As TRL does for the student: ZeRO-3 gathers parameters of one dtype only.
+    # Like TRL for the student: ZeRO-3 gathers parameters of one dtype only.
     options = {"autocast_adapter_dtype": False} if plugin is not None and plugin.zero_stage == 3 else {}
     adapted = get_peft_model(teacher, peft_config, **options)
     if args.gradient_checkpointing:

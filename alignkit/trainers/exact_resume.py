@@ -1,8 +1,7 @@
-"""What alignkit's trainers share: checkpoints that are whole or absent, and that a run goes on from exactly.
+"""Atomic checkpoints and exact resume, shared by all trainers.
 
-Weights, optimizer, schedule, random states and the order of the data are the Trainer's own to restore. It forgets
-what has been gathered since the last log, how many tokens were trained on, and that an evaluation was cut short; that
-is kept here.
+The Trainer restores weights, optimizer, schedule, random states and the order of the data. This module adds what it
+forgets: the metrics gathered since the last log, the number of tokens trained on, and an interrupted evaluation.
 """
 
 import shutil
@@ -22,7 +21,7 @@ from alignkit.trainers.upstream import logging_sums, restore_logging_sums, rotat
 
 
 class ExactResume:
-    """Mixin before a TRL trainer. On several nodes `output_dir` must be a folder that all of them see."""
+    """Mixin before a TRL trainer that makes a resume exact. On several nodes `output_dir` must be a shared folder."""
 
     accelerator: Any
     args: Any
@@ -32,7 +31,7 @@ class ExactResume:
     _items: dict[str, ItemMetrics]
 
     origin: Mapping[str, Any] = MappingProxyType({})
-    """What checkpoints say of the run that writes them."""
+    """Description of the run, written into its checkpoints and compared on resume."""
 
     _aside = False
     _evaluation_due = False
@@ -40,22 +39,22 @@ class ExactResume:
     _resumed_from: str | None = None
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """The Trainer's, which then logs what an undisturbed run would have logged."""
+        """Train as the Trainer does. A resumed run logs the same values as an uninterrupted one."""
         self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         if not any(isinstance(callback, _GoOnLogging) for callback in self.callback_handler.callbacks):  # type: ignore[attr-defined]
             self.add_callback(_GoOnLogging(self))  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """The Trainer's, which would make one step more of a run whose last one is made already."""
+        """Run an epoch, unless all steps are done: the Trainer would make one step too many."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(**kwargs)  # type: ignore[misc]
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, **options: Any) -> dict[str, float]:
-        """The Trainer's; one that is cut short begins again when the run goes on."""
-        if self._resumed_from and options.get("skip_scheduler"):  # `eval_on_start`, and this is not the start
+        """Evaluate. An evaluation that a pause interrupts is repeated on resume."""
+        if self._resumed_from and options.get("skip_scheduler"):  # `eval_on_start`, but the run is resumed
             return {}
         try:
             metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, **options)  # type: ignore[misc]
@@ -70,7 +69,7 @@ class ExactResume:
         return str(Path(path) / ASIDE) if self._aside else path
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The Trainer's, written aside and sealed by one process when all are done."""
+        """Write a checkpoint aside. One process seals it when all are done."""
         if self._sealed_step == self.state.global_step:  # the end of an epoch may save a step again
             return
         folder = Path(self._get_output_dir(trial))
@@ -98,9 +97,9 @@ class ExactResume:
         self._sealed_step = self.state.global_step
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The Trainer's; a weight that is another one as well, such as a head that is the embedding, is written once.
+        """Save the weights, without duplicates of tied weights and without the frozen copy of a continued adapter.
 
-        FSDP2 gathers it under both names. Nor is the frozen copy written of an adapter that the run trains on from.
+        FSDP2 gathers a tied weight, such as a head that shares the embedding, under both of its names.
         """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         whole = {name: value for name, value in (state_dict or {}).items() if name not in tied}
@@ -109,7 +108,7 @@ class ExactResume:
             shutil.rmtree(Path(output_dir or self.args.output_dir) / START, ignore_errors=True)
 
     def _name_the_best(self, folder: Path, name: str) -> None:
-        """The Trainer may have taken the checkpoint for the best one, under the name that it is about to lose."""
+        """Correct `best_model_checkpoint`, which the Trainer may have set to the folder's temporary name."""
         if self.state.best_model_checkpoint == str(folder / ASIDE / name):
             self.state.best_model_checkpoint = str(folder / name)
             self.state.save_to_json(str(folder / ASIDE / name / "trainer_state.json"))
@@ -125,14 +124,14 @@ class ExactResume:
         }
 
     def go_on_logging(self) -> None:
-        """Take up what the checkpoint that the run goes on from says of its logs."""
+        """Restore the logging state from the checkpoint that the run resumes from."""
         files = sorted(Path(self._resumed_from).glob("logging_*.pt")) if self._resumed_from else []
         if not files:
             return
         if len(files) == self.args.world_size:
             files = [self._logging_file(Path(str(self._resumed_from)))]
         states = [torch.load(file, weights_only=True) for file in files]
-        # of another number of processes: the losses since the last log will be averaged over them, the rest is common
+        # With another number of processes the losses since the last log are averaged; the rest is the same on all.
         loss_since = torch.stack([state["loss_since"] for state in states]).mean()
         state = states[0]
         restore_logging_sums(self, {**state, "loss_since": loss_since})
@@ -149,5 +148,5 @@ class _GoOnLogging(TrainerCallback):
     def on_train_begin(
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """The Trainer has just set its sums to zero."""
+        """Restore the sums, which the Trainer has just set to zero."""
         self._trainer.go_on_logging()

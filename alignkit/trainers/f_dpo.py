@@ -1,4 +1,4 @@
-"""f-DPO as a TRL trainer (arXiv 2309.16240): DPOTrainer with any f-divergence for its score."""
+"""f-DPO as a TRL trainer (arXiv 2309.16240): DPOTrainer with any f-divergence."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from alignkit.trainers.preference import PreferenceTrainer
 
 
 class FDPOTrainer(PreferenceTrainer):
-    """DPOTrainer whose loss is `losses.f_dpo_loss` under `args.divergence`; rewards are logged as beta s(z).
+    """DPOTrainer whose loss is `losses.f_dpo_loss` with `args.divergence`. Rewards are logged as beta s(z).
 
-    Takes DPOTrainer's arguments, with an `FDPOConfig` as `args`, the default one where none is given.
+    Takes DPOTrainer's arguments. `args` is an `FDPOConfig`; None means the defaults.
     """
 
     method: FDPO
 
     def __init__(self, model: Any = None, ref_model: Any = None, args: Any = None, **kwargs: Any) -> None:
-        """Raise TypeError for a `DPOConfig`, before anything is loaded: it does not name the divergence."""
+        """Create the trainer. Raises TypeError, before loading any model, if `args` is not an `FDPOConfig`."""
         config = own_config(FDPOConfig, args, model)
         super().__init__(model, ref_model, config, method=config.method(), **kwargs)

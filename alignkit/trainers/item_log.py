@@ -1,4 +1,4 @@
-"""What alignkit's trainers share: item metrics in the log, and a loss that must be finite."""
+"""Logging of per-item metrics and the check that losses are finite, shared by all trainers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from alignkit.trainers.metrics import ItemMetrics
 
 
 class ItemLog:
-    """Mixin before a TRL trainer: what `self._items[self._mode]` collects is logged, as `eval_…` in evaluation."""
+    """Mixin before a TRL trainer that logs the metrics in `self._items[self._mode]`, as `eval_…` in evaluation."""
 
     model: Any
     state: Any
@@ -27,28 +27,28 @@ class ItemLog:
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that the model has read in training, over all processes, runs before a resume included."""
+        """Tokens that the model has read in training, over all processes, including those before a resume."""
         return self._total_train_tokens
 
     def count_tokens(self, read: int) -> None:
-        """Add tokens, of all processes, to those the model has read in training."""
+        """Add `read` tokens, counted over all processes, to `trained_tokens`."""
         self._total_train_tokens += read
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means gathered since the last call."""
+        """Log with the Trainer, adding the means gathered since the last call."""
         prefix = "eval_" if self._mode == "eval" else ""
         metrics = self._items[self._mode].take()
         if metrics:
             metrics["num_tokens"] = float(self.trained_tokens)
         logs.update({f"{prefix}{name}": value for name, value in metrics.items()})
-        super().log(logs, start_time)  # type: ignore[misc]  # the trainer's, which this stands before
+        super().log(logs, start_time)  # type: ignore[misc]  # the method of the trainer after this mixin
 
     def _require_finite(
         self, losses: Tensor, inputs: dict[str, Tensor], parts: Sequence[str] = ("the loss",)
     ) -> None:
-        """Raise FloatingPointError with the rows' texts if an item's loss is not finite.
+        """Raise FloatingPointError, with the texts of the rows at fault, if a loss is not finite.
 
-        losses: [B], or [B, k] of its `parts`, of which those at fault are named.
+        losses: [B], or [B, k] for the k names in `parts`. The message names the parts at fault.
         """
         finite = torch.isfinite(losses.detach()).reshape(len(losses), -1)
         if bool(finite.all()):

@@ -1,9 +1,10 @@
-"""Labelled rows as a TRL trainer: KTOTrainer with the loss of any `LabelledMethod` and an exact baseline.
+"""A TRL trainer for labelled rows: KTOTrainer with the loss of any `LabelledMethod` and an exact baseline.
 
-The baseline of a step is measured before its first backward, when the Trainer has taken all its micro-batches: the
-policy and the reference score the mismatched answers without gradient and without dropout, and the log-ratios of all
-micro-batches and processes give one mean. TRL takes the mean of each micro-batch instead, so that its loss depends on
-how a step is split. In an evaluation the baseline is that of all held-out rows: losses are made when all are scored.
+The baseline of a step is measured before its first backward, when the Trainer has fetched all of its micro-batches.
+The policy and the reference score the mismatched answers without gradient and without dropout. The baseline is one
+mean of the log-ratios over all micro-batches and processes. TRL uses the mean of each micro-batch instead, so that
+its loss depends on how a step is split. In an evaluation the baseline is the mean over all held-out rows, and the
+losses are computed after all rows are scored.
 """
 
 import copy
@@ -30,25 +31,25 @@ from alignkit.trainers.tokenised import columns_of
 from alignkit.trainers.whole_steps import COUNTED, WholeRowSteps
 
 LABELLED_IDS = frozenset({"prompt_ids", "completion_ids", "label"})
-"""TRL's tokenised columns of a labelled answer, which `alignkit.data.tokenise` makes."""
+"""TRL's columns of a tokenised labelled answer, as `alignkit.data.tokenise` makes them."""
 _OF_THE_METHOD = "give it to the method"
 REFUSED_TRL_OPTIONS: Refused = {
     "loss_type": ("kto", "the loss is the method's own"),
     "beta": (0.1, _OF_THE_METHOD),
     "desirable_weight": (1.0, _OF_THE_METHOD),
     "undesirable_weight": (1.0, _OF_THE_METHOD),
-    "precompute_ref_log_probs": (False, "the mismatched answers would have none"),
+    "precompute_ref_log_probs": (False, "the mismatched answers need reference log-probs too"),
 }
-"""Options of KTOConfig that would be ignored: the value each must keep, and why."""
+"""KTOConfig options that would be ignored -> (value that each must keep, reason)."""
 
 
 class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
-    """KTOTrainer whose loss is `method.loss`, the mean over the answers of a whole optimizer step.
+    """KTOTrainer whose loss is `method.loss`, averaged over the answers of the whole optimizer step.
 
-    Data preparation, reference handling (adapter switched off, or a reference model) and the collator are TRL's. Rows
-    may come in any order: `train_sampling_strategy="random"` is sound, as is a micro-batch of one row. A dataset
-    with TRL's tokenised columns is trained as it is; its column KL_completion_ids, if it has one, gives the
-    mismatched answers. Of `args` the method reads nothing: its options are its own.
+    Data preparation, reference handling (disabled adapter or reference model) and the collator are TRL's. Rows may
+    come in any order, so `train_sampling_strategy="random"` is allowed, and so is a micro-batch of one row. A dataset
+    with TRL's tokenised columns is used unchanged. Its column KL_completion_ids, if present, holds the mismatched
+    answers. The method's options are its own fields; it reads none from `args`.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         method: LabelledMethod,
         **kwargs: Any,
     ) -> None:
-        """Take `KTOTrainer`'s arguments and the method. Raises ValueError for options that have no meaning here."""
+        """Create the trainer with KTOTrainer's arguments. Raises ValueError for TRL options that would be ignored."""
         self.method = method
         self._tag_names = ["trl", *dict.fromkeys(["kto", method.type.replace("_", "-")]), "alignkit"]
         if args is None:
@@ -68,7 +69,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         refuse_options(args, REFUSED_TRL_OPTIONS, method.type)
         args = copy.copy(args)
         args.loss_type = (
-            "apo_zero_unpaired"  # so that TRL leaves out its own baseline, and its demands on batches
+            "apo_zero_unpaired"  # makes TRL skip its own baseline and that baseline's demands on batches
         )
         super().__init__(model, ref_model, args, **kwargs)
         args.loss_type = "kto"
@@ -78,17 +79,17 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         self._held_out_reference: dict[int, Tensor] = {}
 
     def _fuse_heads(self) -> None:
-        """Put alignkit's head in TRL's place: completion tokens only, one pass while the head is frozen."""
+        """Replace TRL's head by alignkit's fused head, which skips prompt tokens."""
         policy = self.accelerator.unwrap_model(self.model)
         fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
         if self.ref_model is not None:
             fuse_head(self.accelerator.unwrap_model(self.ref_model))
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        """The dataset in token ids, with mismatched answers; raises DataError where it cannot be trained on."""
+        """Tokenise the dataset and add mismatched answers. Raises DataError for a dataset of another kind."""
         if isinstance(dataset, IterableDataset):
             raise DataError(
-                f"{dataset_name} dataset: expected a Dataset, found a stream: mismatched answers come from all rows"
+                f"{dataset_name} dataset: expected a Dataset, found a stream; mismatched answers need all rows"
             )
         columns = columns_of(dataset)
         if not columns >= LABELLED_IDS:
@@ -97,21 +98,21 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
                     f"{dataset_name} dataset: expected the columns prompt, completion and label, or chosen and "
                     f"rejected, or {', '.join(sorted(LABELLED_IDS))}; found {', '.join(sorted(columns)) or 'none'}"
                 )
-            # not under the name "train", whose labels TRL would weigh by weights that are not the method's
+            # not under the name "train": TRL would then check label weights that are not the method's
             dataset = super()._prepare_dataset(dataset, processing_class, args, f"{dataset_name} rows")
         if dataset_name == "train":
             _require_both(dataset["label"])
         return with_mismatched(dataset, args.seed)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The Trainer's micro-batches of a step, of whose rows the baseline is measured."""
+        """Fetch the micro-batches of a step as the Trainer does, and measure the step's baseline over their rows."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self._baseline = self._measure_baseline([self._prepare_inputs(batch) for batch in batches])
         return batches, count
 
     def _measure_baseline(self, batches: list[dict[str, Tensor]]) -> Tensor:
-        """max(0, mean log-ratio of the mismatched answers), over the rows of all processes that count."""
+        """max(0, mean log-ratio of the mismatched answers) over all processes, without padding rows."""
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         for batch in batches:
             ratios = self._mismatched_ratios(self._scorer, batch).double()
@@ -122,11 +123,11 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
 
     @property
     def _scorer(self) -> Any:
-        """The model for a forward without gradient: the engine under DeepSpeed, else the model without DDP."""
+        """The module for a forward without gradient: the engine under DeepSpeed, else the model without DDP."""
         return self.model_wrapped if self.is_deepspeed_enabled else self.model
 
     def _mismatched_ratios(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """[B], log-ratios of policy and reference of the mismatched answers, without gradient and dropout."""
+        """[B], policy-to-reference log-ratios of the mismatched answers, without gradient and dropout."""
         sequences = {name[3:]: value for name, value in inputs.items() if name.startswith("KL_")}
         held_out = self._mode == "eval"
         with _scoring(model), self.accelerator.autocast():
@@ -139,8 +140,8 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         shared = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if not held_out or shared or self.args.sync_ref_model:
             return self._score(reference, sequences)
-        # Held-out batches come again at every evaluation. Not where the forward is a collective: a rank that finds
-        # its batch would leave the others waiting.
+        # Held-out batches return at every evaluation, so their scores are cached. A sharded model does not cache: its
+        # forward is collective, and a rank that finds its batch in the cache would leave the others waiting.
         key = hash(
             tuple(sequences[name].cpu().numpy().tobytes() for name in ("input_ids", "completion_mask"))
         )
@@ -159,7 +160,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - TRL's signature
         num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """This forward's part of the mean over the step's answers; of a held-out batch, a loss that is not logged."""
+        """Compute this forward's share of the mean over the step's answers. For a held-out batch it is not logged."""
         counted = self.pop_counted(inputs)
         held_out = self._mode == "eval"
         mismatched = self._mismatched_ratios(model, inputs) if held_out else None
@@ -190,7 +191,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's; then the losses of all held-out rows by their common baseline, which are what is logged."""
+        """Evaluate as the Trainer does, then log the losses of all held-out rows under their common baseline."""
         self._held_out = []
         output = super().evaluation_loop(*args, **kwargs)
         if self._held_out:
@@ -210,7 +211,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
             items.add_ratio(name, float(above.double().sum()), float(below.double().sum()))
 
     def _tokens_seen(self, attention_mask: Tensor, counted: Tensor | None) -> int:
-        """Tokens of the rows that count, over all processes; mismatched answers are not trained on."""
+        """Tokens of the rows over all processes, without padding rows and mismatched answers."""
         rows = attention_mask.sum(dim=1)
         return int(self.accelerator.reduce((rows if counted is None else rows * counted.to(rows)).sum()))
 
@@ -225,7 +226,7 @@ def _require_both(labels: Any) -> None:
 
 @contextmanager
 def _scoring(model: Any) -> Iterator[None]:
-    """No gradient and no dropout for the time being; random states stay as they are."""
+    """Switch gradient and dropout off for the duration. Random states do not change."""
     was_training = model.training
     model.eval()
     try:
@@ -236,9 +237,9 @@ def _scoring(model: Any) -> Iterator[None]:
 
 
 def _forward(model: Any, sequences: Mapping[str, Tensor]) -> Any:
-    """Per-token log-probs of the answers, computed inside the model's forward (ZeRO-3 gathers the head there).
+    """Per-token log-probs of the answers, computed inside the model's forward, where ZeRO-3 gathers the head.
 
-    `fused_lm_head=True` reaches the forward that `kernels.model_head.fuse_head` has put in the model's place.
+    `fused_lm_head=True` selects the forward that `kernels.model_head.fuse_head` installed on the model.
     """
     labels = sequences["input_ids"].masked_fill(sequences["completion_mask"] == 0, IGNORED)
     return model(
@@ -251,13 +252,13 @@ def _forward(model: Any, sequences: Mapping[str, Tensor]) -> Any:
 
 
 def _summed(outputs: Any) -> Tensor:
-    """[B], log-probs of the answers; positions without loss are zero."""
+    """[B], log-probs of the answers, summed over their tokens."""
     logps: Tensor = outputs.log_probs.float().sum(dim=1)
     return logps
 
 
 def _token_sums(outputs: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """[B] each, sums over the answer's tokens: entropy in nats, and how many are the most likely ones."""
+    """(entropy in nats, number of tokens with the highest probability), [B] each, summed over the answer's tokens."""
     length = mask.size(1)
     entropy = (outputs.entropy[:, -length:] * mask).sum(dim=1)
     right = (outputs.is_top1[:, -length:] & mask.bool()).sum(dim=1)
@@ -267,7 +268,7 @@ def _token_sums(outputs: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
 def _metrics(
     rows: LabelledLogps, found: LabelledLoss, entropy: Tensor, right: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """Values of each answer [B], and (numerator, denominator) [B] of means over one label's answers, or tokens."""
+    """(values [B] per answer, (numerator, denominator) [B] of means over one label's answers or over tokens)."""
     ratios = (rows.logps - rows.ref_logps).detach()
     values = {
         "kl": rows.baseline.expand_as(ratios),

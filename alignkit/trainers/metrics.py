@@ -1,4 +1,4 @@
-"""Metrics of trainers: gathered over all processes, averaged over items or tokens, not over batches."""
+"""Trainer metrics, gathered over all processes and averaged over items or tokens instead of batches."""
 
 import math
 from collections import defaultdict
@@ -12,10 +12,10 @@ CALIBRATION_BINS = 15
 
 
 class ItemMetrics:
-    """Values of single items, kept until they are logged.
+    """A store of per-item values, kept until they are logged.
 
-    TRL averages batch means, so a short last batch of an evaluation weighs as much as a whole one; a held-out
-    accuracy must count items.
+    TRL averages the means of batches, so that a short last batch weighs as much as a full one. A held-out accuracy
+    must count items instead.
     """
 
     def __init__(self) -> None:
@@ -24,37 +24,40 @@ class ItemMetrics:
         self._bins: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> None:
-        """`values`: [n], already gathered over processes."""
+        """Record values [n], already gathered over processes."""
         self._values[name].append(values.detach().float().cpu().reshape(-1))
 
     def add_ratio(self, name: str, numerator: float, denominator: float) -> None:
-        """A mean over something else than items (tokens): sums are kept and divided when logged."""
+        """Record the numerator and denominator of a mean over tokens, or over some of the items.
+
+        Both are summed, and divided when logged.
+        """
         above, below = self._ratios[name]
         self._ratios[name] = (above + numerator, below + denominator)
 
     def add_calibration(self, name: str, bins: Tensor) -> None:
-        """`bins`: [bins, 3] of `calibration_bins`, already summed over processes."""
+        """Add bins [bins, 3] of `calibration_bins`, already summed over processes."""
         bins = bins.detach().double().cpu()
         self._bins[name] = self._bins[name] + bins if name in self._bins else bins
 
     def state(self) -> dict[str, Any]:
-        """Everything in the store, for `restore`."""
+        """Return the content of the store, for `restore`."""
         values = {name: list(kept) for name, kept in self._values.items()}
         return {"values": values, "ratios": dict(self._ratios), "bins": dict(self._bins)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put the store where it was when `state` was taken."""
+        """Replace the content of the store by a `state`."""
         self._values = defaultdict(list, state["values"])
         self._ratios = defaultdict(lambda: (0.0, 0.0), state["ratios"])
         self._bins = dict(state["bins"])
 
     def take(self) -> dict[str, float]:
-        """Item means, and calibration errors where margins or bins were recorded; empties the store."""
+        """Empty the store and return its means, and calibration errors if margins or bins were recorded."""
         items = {name: torch.cat(values) for name, values in self._values.items()}
         self._values.clear()
         ratios = {name: above / below for name, (above, below) in self._ratios.items() if below}
         self._ratios.clear()
-        if {"rewards/chosen", "rewards/rejected"} <= ratios.keys():  # of rows that are no pairs
+        if {"rewards/chosen", "rewards/rejected"} <= ratios.keys():  # labelled rows, which are no pairs
             ratios["rewards/margins"] = ratios["rewards/chosen"] - ratios["rewards/rejected"]
         means = {name: float(values.mean()) for name, values in items.items() if values.numel()}
         if "rewards/margins" in items and items["rewards/margins"].numel():
@@ -71,9 +74,9 @@ def record_items(
     ratios: Mapping[str, tuple[Tensor, Tensor]],
     counted: Tensor | None,
 ) -> None:
-    """Add values of items, [n] each, and their (numerator, denominator), [n] each, of what is a mean over tokens.
+    """Record per-item values [n], and per-item (numerator, denominator) [n] of metrics that are means over tokens.
 
-    Gathered in one collective, without the items that only fill up the last batch (`gather_rows`).
+    Gathers them in one collective and drops padding rows (see `gather_rows`).
     """
     values = [*columns.values(), *(value for pair in ratios.values() for value in pair)]
     stacked = torch.stack([value.detach().float() for value in values], dim=1)
@@ -86,10 +89,11 @@ def record_items(
 
 
 def gather_rows(accelerator: Any, rows: Tensor, counted: Tensor | None) -> Tensor:
-    """Rows [n, k] of all processes, without those that only fill up the last batch.
+    """Gather rows [n, k] from all processes, without the padding rows of the last batch.
 
-    In training `counted` [n] says which those are: the Trainer takes the batches of a step all at once, after which
-    accelerate takes each for the last. In an evaluation (None) accelerate knows.
+    In training `counted` [n] is False for padding rows, since accelerate cannot tell: the Trainer fetches all batches
+    of a step at once, after which accelerate takes each of them for the last. In an evaluation it is None, and
+    accelerate knows the padding.
     """
     if counted is None:
         gathered: Tensor = accelerator.gather_for_metrics(rows)
@@ -99,7 +103,7 @@ def gather_rows(accelerator: Any, rows: Tensor, counted: Tensor | None) -> Tenso
 
 
 def real_rows(accelerator: Any, count: int) -> int:
-    """How many of this process's `count` rows are not only there to fill up an evaluation's last batch."""
+    """Return how many of this process's `count` rows of an evaluation batch are not padding rows."""
     state = accelerator.gradient_state
     if not state.end_of_dataloader or state.remainder <= 0:
         return count
@@ -107,15 +111,15 @@ def real_rows(accelerator: Any, count: int) -> int:
 
 
 def part_of_last_round(remainder: int, rank: int, size: int) -> int:
-    """Of the last `remainder` rows those of process `rank`, where each takes `size` in turn."""
+    """Return how many of the last `remainder` rows process `rank` gets, if each process takes `size` in turn."""
     return min(max(remainder - rank * size, 0), size)
 
 
 def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:
-    """Expected calibration error of P = sigma(margin) as the probability that the label is right, in [0, 1].
+    """Compute the expected calibration error of P = sigma(margin) as the probability that the label is right.
 
-    Confidence is max(P, 1 - P), right where the margin is positive; `bins` equal bins on [0, 1], the last one
-    closed. margins: [n].
+    margins: [n]. The confidence is max(P, 1 - P); a prediction is right if the margin is positive. `bins` equal bins
+    divide [0, 1]; the last one is closed. Returns a number in [0, 1].
     """
     probability = torch.sigmoid(margins.double())
     confidence = torch.maximum(probability, 1 - probability)
@@ -126,10 +130,10 @@ def bradley_terry_ece(margins: Tensor, bins: int = 10) -> float:
 def calibration_bins(
     confidence: Tensor, right: Tensor, group: Tensor, *, groups: int, bins: int = CALIBRATION_BINS
 ) -> Tensor:
-    """[groups, bins, 3] float64: of each bin how many predictions, their summed confidence, and how many are right.
+    """Count predictions by confidence: [groups, bins, 3] float64 of (predictions, summed confidence, right ones).
 
-    `confidence` [N] in [0, 1] goes into equal bins, the last one closed; `right` [N] bool; `group` [N], such as
-    the sequence that a token belongs to.
+    `confidence` [N] in [0, 1] is divided into equal bins; the last one is closed. `right` [N] is bool. `group` [N] is
+    the index of each prediction's group, such as its sequence.
     """
     index = group * bins + (confidence.detach() * bins).long().clamp(max=bins - 1)
     columns = torch.stack([torch.ones_like(confidence), confidence.detach(), right], dim=1).double()
@@ -138,7 +142,10 @@ def calibration_bins(
 
 
 def calibration_error(bins: Tensor) -> float:
-    """Expected calibration error, in [0, 1]: |right - confidence| of the bins [bins, 3], weighted by their counts."""
+    """Compute the expected calibration error: the count-weighted mean of |accuracy - confidence| of the bins.
+
+    bins: [bins, 3] of `calibration_bins`. Returns a number in [0, 1], or NaN if the bins are empty.
+    """
     count, confidence, right = bins.unbind(dim=-1)
     total = float(count.sum())
     return float((right - confidence).abs().sum()) / total if total else math.nan

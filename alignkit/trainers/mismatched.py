@@ -1,7 +1,7 @@
-"""Mismatched answers: for every row the answer of another prompt, from which KTO's baseline is estimated.
+"""Mismatched answers: each row gets the answer of another prompt, to estimate KTO's baseline.
 
-They are a fixed permutation of the data set, so that they depend on no batch, and over the data set they are the very
-answers that are trained.
+They are a fixed permutation of the dataset's answers. So they depend on no batch, and over the whole dataset they are
+the answers that are trained.
 """
 
 import random
@@ -15,15 +15,15 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 MISMATCHED = "KL_completion_ids"
-"""The column of mismatched answers, under TRL's name, which its collator turns into sequences."""
+"""Column of mismatched answers, under the name that TRL's collator expects."""
 
 
 def partners(prompts: Iterable[Sequence[int]], seed: int) -> list[int]:
-    """For each row the row whose answer it gets: a permutation without a row of the same prompt, where there is one.
+    """Return for each row the row whose answer it gets: a permutation that avoids rows of the same prompt.
 
-    Rows of a prompt are put side by side, the prompts shuffled by `seed`, and all rotated by as many rows as the most
-    frequent prompt has. A row keeps its own prompt's answer only if that prompt has more than half of all rows, and
-    then as few do as possible.
+    Rows are grouped by prompt, the groups are shuffled with `seed`, and all rows are rotated by the size of the
+    largest group. A row gets an answer of its own prompt only if that prompt has more than half of all rows, and then
+    for as few rows as possible.
     """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -39,7 +39,7 @@ def partners(prompts: Iterable[Sequence[int]], seed: int) -> list[int]:
 
 
 def with_mismatched(dataset: Dataset, seed: int) -> Dataset:
-    """The dataset of token ids with the column MISMATCHED; one that has it is returned as it is."""
+    """Add the column MISMATCHED to a dataset of token ids. A dataset that has it is returned unchanged."""
     if MISMATCHED in dataset.column_names:
         return dataset
     chosen = partners(dataset["prompt_ids"], seed)

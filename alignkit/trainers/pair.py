@@ -1,6 +1,6 @@
-"""Student and teacher as one module: what is trained, wrapped by DDP or ZeRO, and called once a batch.
+"""Student and teacher as one module, which DDP or ZeRO wraps and which is called once per batch.
 
-The losses are made inside its forward, where ZeRO-3 has both heads whole, and no logits leave it.
+The loss is computed inside its forward, where ZeRO-3 has gathered both heads. No logits leave the module.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,15 +17,14 @@ from alignkit.losses.distillation import PairOutput, Rows, Tokens
 from alignkit.trainers.metrics import calibration_bins
 
 Objective = Callable[[Rows, Rows, Tokens], PairOutput]
-"""A loss over the student's rows, the teacher's rows, and the tokens that both predict."""
+"""A loss of (student's rows, teacher's rows, tokens that both predict)."""
 
 
 class TeacherStudentPair(nn.Module):
-    """`student` (what is published) and `teacher`, each a causal LM with or without peft's wrapper.
+    """A `student`, which will be published, and its `teacher`, each a causal LM with or without peft's wrapper.
 
-    `pair(input_ids, labels, …)` gives a `PairOutput`; `pair(…, fused_lm_head=True)` is the student's own answer, and
-    `pair(…, side="teacher")` whatever the teacher itself returns.
-    What else the Trainer asks of a model (its config, dtype, card) the student answers.
+    `pair(input_ids, labels, …)` returns a `PairOutput`. `pair(…, fused_lm_head=True)` returns the student's own
+    output, and `pair(…, side="teacher")` the teacher's. Other attributes, such as `config`, are the student's.
     """
 
     sides = ("student", "teacher")
@@ -51,9 +50,9 @@ class TeacherStudentPair(nn.Module):
         calibrate: bool = False,
         **inputs: Any,
     ) -> Any:
-        """The objective over both models; padding and prompt tokens are dropped before the heads.
+        """Compute the objective over both models. Tokens without loss are dropped before the heads.
 
-        `seed` is that of everything drawn at random; `calibrate` measures calibration, at the cost of another product
+        `seed` is the seed of all random draws. `calibrate` also measures calibration, at the cost of another matmul
         with each head.
         """
         if side is not None or labels is None or fused_lm_head:
@@ -79,19 +78,19 @@ class TeacherStudentPair(nn.Module):
         return in_head(student, in_students, of_student, of_teacher)
 
     def train(self, mode: bool = True) -> "TeacherStudentPair":  # noqa: FBT001, FBT002 - torch's signature
-        """A frozen teacher stays in evaluation: its dropout must not speak."""
+        """Set the mode of the models. A frozen teacher stays in evaluation mode, without dropout."""
         super().train(mode)
         if not self.teacher_trains:
             self.teacher.eval()
         return self
 
     def gradient_checkpointing_enable(self, *args: Any, **options: Any) -> None:
-        """For the models that train."""
+        """Enable gradient checkpointing in the models that train."""
         for model in self._trained():
             model.gradient_checkpointing_enable(*args, **options)
 
     def gradient_checkpointing_disable(self) -> None:
-        """For the models that train."""
+        """Disable gradient checkpointing in the models that train."""
         for model in self._trained():
             model.gradient_checkpointing_disable()
 
@@ -106,7 +105,7 @@ class TeacherStudentPair(nn.Module):
 
 
 def _calibration(student: Rows, teacher: Rows, tokens: Tokens) -> dict[str, Tensor]:
-    """How sure and how right both models are on the tokens: [B, bins, 3] of `calibration_bins` each."""
+    """Model -> `calibration_bins` [B, bins, 3] of its predictions of the tokens."""
     bins = {}
     for name, rows in (("student", student), ("teacher", teacher)):
         sure = linear_confidence(rows.hidden, labels=tokens.labels, **rows.head._asdict())
@@ -119,7 +118,7 @@ def _bare(model: Any) -> Any:
 
 
 def part_of_state(state: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
-    """Of a pair's state dict the part of its `student` or `teacher`, under that model's own names."""
+    """Return the `student`'s or `teacher`'s part of a pair's state dict, under that model's own names."""
     if state is None:
         return None
     prefix = f"{name}."

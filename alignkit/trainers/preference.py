@@ -1,4 +1,4 @@
-"""Preference pairs as a TRL trainer: DPOTrainer with the loss of any `PairMethod`."""
+"""A TRL trainer for preference pairs: DPOTrainer with the loss of any `PairMethod`."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -22,11 +22,11 @@ _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"
 
 
 class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenised, DPOTrainer):
-    """DPOTrainer whose loss is `method.loss`, the mean over the pairs of a whole optimizer step.
+    """DPOTrainer whose loss is `method.loss`, averaged over the pairs of the whole optimizer step.
 
-    Data preparation, reference handling (adapter switched off, reference model, or precomputed log-probs) and the
-    fused head are TRL's; a method without a reference loads and runs none. Metrics are means over pairs. Of `args`
-    the method reads nothing: its options are its own.
+    Data preparation and reference handling (disabled adapter, reference model, or precomputed log-probs) are TRL's. A
+    method without a reference loads and runs none. Metrics are means over pairs. The method's options are its own
+    fields; it reads none from `args`.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         method: PairMethod,
         **kwargs: Any,
     ) -> None:
-        """Take `DPOTrainer`'s arguments and the method.
+        """Create the trainer with DPOTrainer's arguments.
 
-        Raises TypeError for another configuration than a `DPOConfig`, and ValueError for options that have no meaning
-        here, before anything is loaded.
+        Before loading any model, raises TypeError if `args` is not a `DPOConfig`, and ValueError for TRL options that
+        would be ignored.
         """
         self.method = method
         self._tag_names = ["trl", "dpo", method.type.replace("_", "-"), "alignkit"]
@@ -57,14 +57,14 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         self._held_out_reference: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _fuse_heads(self) -> None:
-        """Put alignkit's head in TRL's place: completion tokens only, one pass while the head is frozen."""
+        """Replace TRL's head by alignkit's fused head, which skips prompt tokens."""
         policy = self.accelerator.unwrap_model(self.model)
         fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
         if self.ref_model is not None:
             fuse_head(self.accelerator.unwrap_model(self.ref_model))
 
     def rows_in(self, batch: dict[str, Tensor]) -> int:
-        """Pairs: of each the chosen and the rejected answer are in the batch."""
+        """Return the number of pairs. The batch holds both answers of each."""
         return len(batch["input_ids"]) // 2
 
     def compute_loss(
@@ -74,7 +74,7 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - TRL's signature
         num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """This forward's part of the mean over the step's pairs."""
+        """Compute this forward's share of the mean over the step's pairs."""
         counted = self.pop_counted(inputs)
         outputs = self._forward(model, inputs)
         mask = inputs["completion_mask"][:, 1:]
@@ -84,7 +84,7 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         self._require_finite(losses, inputs)
         columns = _columns(preference, pairs)
         if self._mode == "eval":
-            columns["loss"] = losses  # in the place of the mean over batches
+            columns["loss"] = losses  # replaces the Trainer's mean over batches
         ratios = _token_ratios(outputs, mask)
         record_items(self.accelerator, self._items[self._mode], columns, ratios, counted)
         if self._mode == "train":
@@ -101,7 +101,7 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         return PairLogps(chosen, rejected, reference[0], reference[1], chosen_tokens, rejected_tokens)
 
     def _tokens_seen(self, attention_mask: Tensor, counted: Tensor | None) -> int:
-        """Tokens of the pairs that count, over all processes."""
+        """Tokens of the pairs over all processes, without padding rows."""
         own = (
             attention_mask
             if counted is None
@@ -110,9 +110,9 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         return int(self.accelerator.reduce(own.sum()))
 
     def _forward(self, model: Any, inputs: dict[str, Tensor]) -> Any:
-        """Per-token log-probs of the labels, computed inside the model's forward (ZeRO-3 gathers the head there).
+        """Per-token log-probs of the labels, computed inside the model's forward, where ZeRO-3 gathers the head.
 
-        `fused_lm_head=True` reaches the forward that `kernels.model_head.fuse_head` has put in the model's place.
+        `fused_lm_head=True` selects the forward that `kernels.model_head.fuse_head` installed on the model.
         """
         model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_MODEL_INPUTS}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
@@ -127,15 +127,15 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         if self._mode == "train" or shared or self.args.sync_ref_model:
             chosen, rejected = self.compute_ref_log_probs(reference, inputs)
             return chosen, rejected
-        # Held-out batches come again at every evaluation. Not where the forward is a collective: a rank that finds
-        # its batch would leave the others waiting.
+        # Held-out batches return at every evaluation, so their scores are cached. A sharded model does not cache: its
+        # forward is collective, and a rank that finds its batch in the cache would leave the others waiting.
         key = hash((_bytes(inputs["input_ids"]), _bytes(inputs["completion_mask"])))
         if key not in self._held_out_reference:
             self._held_out_reference[key] = self.compute_ref_log_probs(reference, inputs)
         return self._held_out_reference[key]
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """TRL's, left out for a method without a reference."""
+        """Precompute as TRL does, but do nothing for a method without a reference."""
         return (
             super()._precompute_ref_logps(dataset, name, batch_size)
             if self.method.uses_reference
@@ -144,7 +144,7 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
 
 
 def _columns(preference: PreferenceLoss, pairs: PairLogps) -> dict[str, Tensor]:
-    """Metrics of each pair [B]; log-ratios where there is a reference."""
+    """Metrics of each pair [B], with log-ratios if there is a reference."""
     margins = preference.chosen_rewards - preference.rejected_rewards
     columns = {
         "rewards/chosen": preference.chosen_rewards,
@@ -161,7 +161,7 @@ def _columns(preference: PreferenceLoss, pairs: PairLogps) -> dict[str, Tensor]:
 
 
 def _token_ratios(outputs: Any, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum, tokens) of each pair [B]: entropy over both answers, top-1 accuracy over the chosen one."""
+    """(sum, tokens) [B] of each pair: entropy over both answers, top-1 accuracy over the chosen answer."""
     length = mask.size(1)
     entropies = (outputs.entropy[:, -length:] * mask).sum(dim=1).chunk(2)
     chosen_tokens, rejected_tokens = mask.sum(dim=1).chunk(2)

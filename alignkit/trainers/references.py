@@ -1,4 +1,4 @@
-"""Frozen models that a trainer scores by: its policy as it was at the start or at a step, or another model."""
+"""Frozen reference models of a trainer: its policy at the start or at an earlier step, or another model."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ from alignkit.trainers.upstream import (
 
 
 class References:
-    """No reference stays in memory: each is opened to score by, and closed.
+    """Reference models that are opened for scoring and then closed, so that none stays in memory.
 
-    The start is the adapter switched off under LoRA, or as it was where the run trains on from one. With all weights
-    trained it is the policy itself before its first step, and the folder it was loaded from afterwards. A refresh
-    keeps the trained weights on the CPU and in `folder`.
+    The initial reference under LoRA is the model with its adapter disabled, or with the adapter that the run started
+    from. If all weights train, it is the policy itself before its first step, and later the folder that the policy
+    was loaded from. A refresh keeps a copy of the trained weights on the CPU and in `folder`.
     """
 
     def __init__(self, trainer: Any, folder: Path, report: Callable[[str], None]) -> None:
@@ -39,7 +39,7 @@ class References:
         self._step = 0
 
     def identity(self, path: str | None) -> str:
-        """What scores by this reference depend on, as text."""
+        """Return a text that identifies this reference. Scores are reused while it stays the same."""
         if path is not None:
             sizes = [(file.name, file.stat().st_size) for file in sorted(Path(path).glob("*.safetensors"))]
             return f"model {path} {sizes}"
@@ -47,7 +47,7 @@ class References:
 
     @contextlib.contextmanager
     def open(self, path: str | None) -> Iterator[Any]:
-        """The model in `path`, or the frozen policy, with a fused head, ready for a forward without gradient."""
+        """Open the model in `path`, or the frozen policy if None, with a fused head, to run without gradient."""
         if path is not None:
             with self._loaded(path) as model:
                 yield model
@@ -64,7 +64,7 @@ class References:
                 yield model
 
     def policy(self) -> Any:
-        """What a forward without gradient goes through: the engine under DeepSpeed, else the bare model."""
+        """Return the module for a forward without gradient: the engine under DeepSpeed, else the bare model."""
         trainer = self._trainer
         if not trainer.is_deepspeed_enabled:
             return self._unwrapped()
@@ -73,7 +73,7 @@ class References:
         return frozen_engine(trainer)
 
     def refresh(self, step: int) -> None:
-        """From now on the frozen policy is the one of now."""
+        """Make the current policy the frozen policy."""
         with self._gathered():
             self._snapshot = {name: value.detach().cpu().clone() for name, value in self._trained()}
         self._step = step
@@ -81,11 +81,11 @@ class References:
             self._keep()
 
     def restore(self, step: int) -> None:
-        """The frozen policy of an earlier refresh, when a run goes on."""
+        """Load the frozen policy of an earlier refresh, when a run resumes."""
 
         path = self._path(step)
         if not path.is_file():
-            self._report(f"{path.name} is not there: the reference is refreshed from the policy as it is now")
+            self._report(f"{path.name} is missing: the reference is refreshed from the current policy")
             self.refresh(step)
             return
         self._snapshot, self._step = load_file(path), step
@@ -112,7 +112,7 @@ class References:
         return [(name, value) for name, value in self._unwrapped().named_parameters() if value.requires_grad]
 
     def _gathered(self) -> Any:
-        """Whole parameters for the time being, changes kept: under ZeRO-3 each process holds a part of them."""
+        """Gather the trained parameters for the duration and keep changes. Under ZeRO-3 each rank holds a part."""
         plugin = (
             self._trainer.accelerator.state.deepspeed_plugin if self._trainer.is_deepspeed_enabled else None
         )

@@ -1,4 +1,4 @@
-"""Drawing answers from a trainer's model and scoring sequences with it, on one device or sharded."""
+"""Sampling answers from a trainer's model and scoring answers with it, on one device or sharded."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,17 +24,17 @@ from alignkit.trainers.upstream import (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Token ids of a prompt and of what follows it."""
+    """Token ids of a prompt and of its answer."""
 
     prompt: list[int]
     tokens: list[int]
 
 
 def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, seed: int) -> list[Answer]:
-    """One sample a prompt from the policy itself (temperature 1, no truncation), ended by its end token.
+    """Draw one sample per prompt from the policy, at temperature 1 and without truncation, up to its end token.
 
-    The same `seed` gives the same answers of the same model; the trainer's random state is left as it was.
-    Collective: every process must call it with the same prompts.
+    The same `seed` and weights give the same answers. The trainer's random state does not change. Collective: every
+    rank must call it with the same prompts.
     """
     tokenizer = trainer.processing_class
     ids, mask = _left_padded(prompts, tokenizer.pad_token_id, trainer.accelerator.device)
@@ -63,13 +63,14 @@ def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, see
 
 
 Under = Literal["policy", "reference", "base"]
-"""What scores: the model as it is, as it was before training, or without any adapter."""
+"""The model that scores: the current one, the one before training, or the one without any adapter."""
 
 
 def token_logps(trainer: Any, answers: Sequence[Answer], under: Under = "policy") -> list[Tensor] | None:
-    """Log-probs [length] in nats of each answer's tokens, float32 on the CPU.
+    """Compute the log-probs [length] in nats of each answer's tokens, float32 on the CPU.
 
-    None where the trainer has no such model: all weights are trained and no copy was kept. Collective.
+    Returns None if the trainer has no such model, because all weights train and no copy was kept. Collective: every
+    rank must call it.
     """
     model, switched = _model(trainer, under)
     if model is None:
@@ -95,14 +96,13 @@ def token_logps(trainer: Any, answers: Sequence[Answer], under: Under = "policy"
 
 
 def published(model: Any, accelerator: Any) -> Any:
-    """The model that is served in the end: of a teacher and its student, trained as one, the student."""
+    """Return the unwrapped model that the run publishes: the student of a pair, else the model itself."""
     unwrapped = accelerator.unwrap_model(model)
     return getattr(unwrapped, "student", unwrapped)
 
 
 def _generator(model: Any, accelerator: Any) -> Any:
-    """`generate` of the model that is served; under FSDP2 through the module that was sharded as a whole, whose
-    hooks must run around it."""
+    """`generate` of the published model. Under FSDP2 the root module's, whose hooks must run around it."""
     unwrapped = accelerator.unwrap_model(model)
     if isinstance(unwrapped, FSDPModule):
         if "generate" not in vars(unwrapped):
@@ -112,7 +112,7 @@ def _generator(model: Any, accelerator: Any) -> Any:
 
 
 def _model(trainer: Any, under: Under) -> tuple[Any, AbstractContextManager[None]]:
-    """The model to call, and what makes it the one that is asked for meanwhile."""
+    """The model to call, and a context in which it has the requested weights."""
     if under == "policy":
         return trainer.model, nullcontext()
     policy = published(trainer.model, trainer.accelerator)
@@ -151,10 +151,10 @@ def _ended(tokens: list[int], end: int) -> list[int]:
 
 
 def answer_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """(prompt, good answer) of a row of a trainer's dataset, in token ids; the answer is empty where it has none.
+    """Return (prompt, good answer) in token ids of a row of a trainer's dataset. The answer is empty if it has none.
 
-    Rows are TRL's tokenised preference or labelled rows, or `input_ids` with `labels`, whose first stretch that
-    carries loss is the answer.
+    A row is a preference or labelled row as TRL tokenises them, or has `input_ids` and `labels`. There, the first
+    contiguous run of loss tokens is the answer.
     """
     if "prompt_ids" in row:
         good = row.get("completion_ids", []) if row.get("label") else row.get("chosen_ids", [])
@@ -166,9 +166,9 @@ def answer_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
 
 
 def load_weights(trainer: Any, folder: Path) -> None:
-    """Give the trainer's model the adapter, or all the weights, that `folder` holds: a checkpoint, or a run's result.
+    """Load the adapter or all weights in `folder`, a checkpoint or a run's result, into the trainer's model.
 
-    Collective where the model is sharded.
+    Collective if the model is sharded.
     """
     trainer.state.best_model_checkpoint = str(folder)
     load_best_model(trainer)

@@ -1,4 +1,4 @@
-"""Log-probs of many sequences through a model with a fused head, a few at a time."""
+"""Log-probs of many sequences under a model with a fused head, a few at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ Reduction = Literal["sum", "mean"]
 
 @dataclass(frozen=True, slots=True)
 class SequenceLogps:
-    """Of n sequences, over the tokens that carry loss."""
+    """Log-probs and entropies of n sequences over their loss tokens."""
 
     logps: Tensor
-    """[n] nats, summed or averaged over tokens; zero where no token carries loss."""
+    """[n], log-probs in nats, summed or averaged over loss tokens; zero for a sequence without any."""
     entropy: Tensor
-    """[n] nats, summed over the tokens, detached."""
+    """[n], entropies in nats, summed over the loss tokens, detached."""
     tokens: Tensor
-    """[n] of them."""
+    """[n], numbers of loss tokens."""
 
 
 def parts_of(sequences: Sequence[TokenSequence], size: int, at_least: int = 0) -> list[list[int]]:
-    """Indices of `sequences` in parts of at most `size`, those of like length together.
+    """Divide the indices of `sequences` into parts of at most `size`, sorted by length.
 
-    With `at_least`, the first part is repeated until there are so many.
+    The first part is repeated until there are `at_least` parts.
     """
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids))
     parts = [order[start : start + size] for start in range(0, len(order), size)]
@@ -37,7 +37,7 @@ def parts_of(sequences: Sequence[TokenSequence], size: int, at_least: int = 0) -
 def sequence_logps(
     model: Any, sequences: Sequence[TokenSequence], *, pad_token_id: int, device: Any, reduction: Reduction
 ) -> SequenceLogps:
-    """One forward of `sequences`. The head runs inside the model's forward: ZeRO-3 gathers its weight only there."""
+    """Score `sequences` in one forward. The head runs inside it, since ZeRO-3 gathers its weight only there."""
     length = max(len(one.ids) for one in sequences)
     input_ids = torch.full((len(sequences), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
@@ -64,7 +64,7 @@ def sequence_logps(
 
 
 def shares(parts: Sequence[list[int]], rank: int, world_size: int) -> Iterator[list[int]]:
-    """The parts of one process; every process has as many, so that collective forwards pair up."""
+    """Yield the parts of one process. Every process gets equally many, since a forward may be collective."""
     rounds = -(-len(parts) // world_size)
     for turn in range(rounds):
         yield parts[min(turn * world_size + rank, len(parts) - 1)]

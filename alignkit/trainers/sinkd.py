@@ -8,14 +8,14 @@ from alignkit.trainers.distillation import DistillationTrainer
 
 
 class SinKDTrainer(DistillationTrainer):
-    """Distillation from a frozen teacher whose loss is that of `methods.SinKD`.
+    """Trainer of `methods.SinKD`, with a frozen teacher.
 
-    Takes DistillationTrainer's arguments, with a `SinKDConfig` as `args`, the default one where none is given.
+    Takes DistillationTrainer's arguments. `args` is a `SinKDConfig`; None means the defaults.
     """
 
     method: SinKD
 
     def __init__(self, model: Any = None, teacher_model: Any = None, args: Any = None, **kwargs: Any) -> None:
-        """Raise TypeError for another configuration, such as TRL's, before anything is loaded."""
+        """Create the trainer. Raises TypeError, before loading any model, if `args` is not a `SinKDConfig`."""
         config = own_config(SinKDConfig, args, model)
         super().__init__(model, teacher_model, config, method=config.method(), **kwargs)

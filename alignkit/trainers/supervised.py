@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as a TRL trainer: SFTTrainer on alignkit's fused head."""
+"""Supervised fine-tuning as a TRL trainer: SFTTrainer with alignkit's fused head."""
 
 from typing import Any
 
@@ -20,20 +20,20 @@ from alignkit.trainers.metrics import gather_rows
 
 
 class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
-    """SFTTrainer whose loss is `method.loss`. By default it is the mean negative log-likelihood in nats,
+    """SFTTrainer whose loss is `method.loss`. The default is the mean negative log-likelihood in nats,
 
-        L = -sum_t log pi(y_t | y_<t) / T,     T: loss tokens of the whole optimizer step, over all processes,
+        L = -sum_t log pi(y_t | y_<t) / T,     T: loss tokens of the whole optimizer step, over all processes.
 
-    so that how a step is split into forwards and processes does not matter. Evaluation's loss, accuracy and entropy
-    are means over tokens too, where TRL averages batches. Raises ValueError for the TRL options it does not have.
+    So the split of a step into forwards and processes does not matter. Evaluation loss, accuracy and entropy are
+    means over tokens too, where TRL averages batches. Raises ValueError for TRL options that it does not support.
     """
 
     def __init__(
         self, model: Any = None, args: Any = None, *, method: CompletionMethod | None = None, **kwargs: Any
     ) -> None:
-        """Take SFTTrainer's arguments, and the method whose loss it is; default: `Supervised`.
+        """Create the trainer with SFTTrainer's arguments and a method, by default `Supervised`.
 
-        Raises TypeError for a configuration of another trainer, before anything is loaded.
+        Raises TypeError, before loading any model, if `args` is another trainer's configuration.
         """
         if args is not None and type(args) is not TrainingArguments:
             require_config(args, SFTConfig)
@@ -54,7 +54,7 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
             "compute_metrics": self.compute_metrics is not None,  # it needs the logits
         }
         if names := [name for name, given in refused.items() if given]:
-            raise ValueError(f"SupervisedTrainer does not take {', '.join(names)}")
+            raise ValueError(f"SupervisedTrainer does not support {', '.join(names)}")
 
     def compute_loss(
         self,
@@ -63,7 +63,7 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - TRL's signature
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of one forward. `num_items_in_batch`: T, None where the step is this forward alone."""
+        """Compute this forward's loss. `num_items_in_batch` is T, or None if the step has only this forward."""
         counted = self.pop_counted(inputs)
         # inside the forward, where ZeRO-3 gathers the head
         outputs = model(**inputs, **self.router_inputs(), fused_lm_head=True)
@@ -87,7 +87,7 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
         inputs: dict[str, Tensor],
         counted: Tensor | None,
     ) -> None:
-        """Sums over tokens, by item: gathering drops the items that fill up the last batch."""
+        """Record sums over tokens. They are gathered per row, which drops padding rows."""
         seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum(dim=1)
         columns = [losses, outputs.entropy.sum(dim=1), outputs.is_top1.sum(dim=1), learned.sum(dim=1), seen]
         rows = torch.stack([column.detach().double() for column in columns], dim=1)
@@ -100,4 +100,4 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
         if self._mode == "train":
             self.count_tokens(int(everything))
         else:
-            items.add_ratio("loss", loss, tokens)  # in the place of the mean over batches
+            items.add_ratio("loss", loss, tokens)  # replaces the Trainer's mean over batches

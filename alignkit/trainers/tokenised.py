@@ -1,17 +1,17 @@
-"""Datasets of token ids, which trainers take unchanged, and one sentence for those that lack columns."""
+"""Support for tokenised datasets, which trainers use unchanged, and the error for missing columns."""
 
 from typing import Any
 
 from alignkit.errors import DataError
 
 PAIR_IDS = frozenset({"prompt_ids", "chosen_ids", "rejected_ids"})
-"""TRL's tokenised columns of a pair, which `alignkit.data.tokenise` makes."""
+"""TRL's columns of a tokenised pair, as `alignkit.data.tokenise` makes them."""
 
 
 class TakesTokenised:
-    """Mixin before TRL's DPOTrainer: a dataset with TRL's tokenised columns is trained as it is.
+    """Mixin before TRL's DPOTrainer that uses a dataset with TRL's tokenised columns unchanged.
 
-    Any other dataset is TRL's to prepare, as long as it has the columns for it.
+    TRL prepares any other dataset. Raises DataError if the columns for that are missing.
     """
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -27,7 +27,7 @@ class TakesTokenised:
 
 
 def columns_of(dataset: Any) -> set[str]:
-    """The names of a dataset's columns; of a stream that does not know them, its first row's."""
+    """Return the names of a dataset's columns. For a stream that does not know them, reads its first row."""
     if dataset.column_names is not None:
         return set(dataset.column_names)
     return set(next(iter(dataset), {}))

@@ -1,7 +1,7 @@
 """Private and undocumented parts of TRL, transformers and accelerate that the trainers rely on.
 
-Every one is named here and nowhere else. `tests/test_upstream.py` checks for each that the installed version has it,
-with the parameters relied on, and that the installed version calls each hook during a run.
+They are all named here and nowhere else. `tests/test_upstream.py` checks that the installed version has each of them,
+with the parameters used, and that it calls each hook during a run.
 """
 
 from collections.abc import Iterator
@@ -44,13 +44,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A method of an installed trainer that one of ours overrides and counts on being called."""
+    """A method of an upstream trainer that one of our trainers overrides and expects to be called."""
 
     owner: type
-    """The class that calls it."""
+    """The upstream class that calls the method."""
     name: str
     parameters: tuple[str, ...] = ()
-    """The parameters that the override takes by name or position, `self` left out."""
+    """Parameters of the override, without `self`."""
 
 
 HOOKS = (
@@ -80,7 +80,7 @@ HOOKS = (
     Hook(KTOTrainer, "_prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),
     Hook(DPOTrainer, "_precompute_ref_logps", ("dataset", "name", "batch_size")),
 )
-"""Every method that the trainers and their mixins override, but for `__init__` and `train`, which we call."""
+"""All methods that the trainers and their mixins override, except `__init__` and `train`, which we call ourselves."""
 
 ATTRIBUTES: dict[type, tuple[str, ...]] = {
     Trainer: (
@@ -110,7 +110,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "ref_model",
     ),
 }
-"""Attributes that ours read, or set for the installed class to read."""
+"""Upstream class -> attributes that our trainers read, or set for the upstream class to read."""
 
 FUNCTIONS: dict[Any, tuple[str, ...]] = {
     create_model_from_path: ("model_id", "kwargs"),
@@ -121,15 +121,15 @@ FUNCTIONS: dict[Any, tuple[str, ...]] = {
     unwrap_model_for_generation: ("model", "accelerator", "gradient_checkpointing_kwargs"),
     use_adapter: ("model", "adapter_name"),
 }
-"""Functions that other modules import from here, with the parameters they pass."""
+"""Functions that other modules import from here -> the parameters that they pass."""
 
 
 @contextmanager
 def no_reference_model(policy: Any) -> Iterator[None]:
-    """DPOTrainer made meanwhile loads no reference model, whatever trains and however it is sharded.
+    """Make a DPOTrainer created in this context load no reference model.
 
-    It loads models by one function of its module, a policy that is given by name first, and takes None for a
-    reference that is not there.
+    DPOTrainer loads models with one function of its module: first the policy, if given by name, then the reference.
+    It accepts None for the reference.
     """
     original = dpo_trainer.create_model_from_path
     to_load = [policy] if isinstance(policy, str) else []
@@ -145,7 +145,7 @@ def no_reference_model(policy: Any) -> Iterator[None]:
 
 
 def logging_sums(trainer: Any) -> dict[str, Any]:
-    """The Trainer's sums since its last log, which its own checkpoints leave out, and the tokens trained so far."""
+    """Return the Trainer's sums since its last log, which its checkpoints lack, and the tokens trained so far."""
     return {
         "loss_since": trainer._tr_loss.cpu(),
         "loss_until": trainer._total_loss_scalar,
@@ -155,7 +155,7 @@ def logging_sums(trainer: Any) -> dict[str, Any]:
 
 
 def restore_logging_sums(trainer: Any, sums: dict[str, Any]) -> None:
-    """Put the values of `logging_sums` back; to be called once the Trainer has set its own to zero."""
+    """Restore the values of `logging_sums`. Call it after the Trainer has set its own sums to zero."""
     trainer._tr_loss.copy_(sums["loss_since"])
     trainer._total_loss_scalar = sums["loss_until"]
     trainer._globalstep_last_logged = sums["last_logged_step"]
@@ -163,31 +163,31 @@ def restore_logging_sums(trainer: Any, sums: dict[str, Any]) -> None:
 
 
 def batch_size(trainer: Any) -> int:
-    """Rows of a training batch on one process."""
+    """Return the number of rows of a training batch on one process."""
     rows: int = trainer._train_batch_size
     return rows
 
 
 def load_best_model(trainer: Any) -> None:
-    """Load `state.best_model_checkpoint` into the model, by the loader that knows peft, ZeRO and FSDP. Collective."""
+    """Load `state.best_model_checkpoint` into the model; handles peft, ZeRO and FSDP. Collective."""
     trainer._load_best_model()
 
 
 def frozen_engine(trainer: Any) -> Any:
-    """The DeepSpeed engine through which a policy runs before training; TRL's, reused by its own evaluation."""
+    """Return the DeepSpeed engine that runs the policy before training. TRL's own evaluation reuses it."""
     if trainer._precompute_engine is None:
         trainer._precompute_engine = prepare_deepspeed(trainer.model, trainer.accelerator)
     return trainer._precompute_engine
 
 
 def weights_digest(trainer: Any) -> str:
-    """DPOTrainer's digest of the weights it began with."""
+    """Return DPOTrainer's digest of the initial weights."""
     return str(trainer._precompute_model_hash)
 
 
 @contextmanager
 def gradients_synchronise(state: Any, *, synchronise: bool) -> Iterator[None]:
-    """Meanwhile accelerate's gradient state says whether a backward synchronises; DeepSpeed's boundary follows it."""
+    """Set whether a backward in this context synchronises gradients, also under DeepSpeed."""
     before = state.sync_gradients
     state._set_sync_gradients(synchronise)
     try:
@@ -197,11 +197,11 @@ def gradients_synchronise(state: Any, *, synchronise: bool) -> Iterator[None]:
 
 
 def attention_of(model: Any) -> str | None:
-    """The attention implementation that a model of transformers runs with."""
+    """Return the name of the attention implementation that a transformers model uses."""
     name: str | None = model.config._attn_implementation
     return name
 
 
 def dict_fields(config: type, *names: str) -> list[str]:
-    """`_VALID_DICT_FIELDS` of a configuration derived from `config` that has further fields holding a dict."""
+    """Return `_VALID_DICT_FIELDS` for a subclass of `config` that adds the dict fields `names`."""
     return [*config._VALID_DICT_FIELDS, *names]  # type: ignore[attr-defined]

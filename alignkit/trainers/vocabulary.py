@@ -1,4 +1,4 @@
-"""Whether two models speak of the same tokens: distillation compares their distributions column by column."""
+"""Checks that two models share a vocabulary, since distillation compares their distributions column by column."""
 
 import logging
 from typing import Any
@@ -8,13 +8,13 @@ from pyarrow import compute
 from alignkit.errors import ModelError
 
 _ROLES = ("bos_token", "eos_token", "unk_token")
-"""Not the pad token, which never carries loss."""
+"""Special tokens that must agree. The pad token need not, since it is never a loss token."""
 
 _logger = logging.getLogger(__name__)
 
 
 def require_same_tokenizer(student: Any, teacher: Any) -> None:
-    """Raise ModelError unless both tokenizers give every token the same id and mark the same special ones."""
+    """Raise ModelError unless both tokenizers have the same token ids and the same special tokens."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
         differing = sorted(
@@ -41,11 +41,11 @@ def _id(token_id: int | None) -> str:
 
 
 def shared_vocabulary(student: Any, teacher: Any) -> int:
-    """How many columns both heads have; says so in the log where one is padded further than the other."""
+    """Return the number of columns that both heads have. Logs a warning if their sizes differ."""
     ours, theirs = (model.get_output_embeddings().out_features for model in (student, teacher))
     if ours != theirs:
         _logger.warning(
-            "the student's head has %d columns and the teacher's %d: both are compared over the first %d",
+            "the student's head has %d columns and the teacher's has %d: only the first %d are compared",
             ours,
             theirs,
             min(ours, theirs),
@@ -54,7 +54,7 @@ def shared_vocabulary(student: Any, teacher: Any) -> int:
 
 
 def require_labels_within(dataset: Any, columns: int, name: str) -> None:
-    """Raise ModelError where a label of the tokenised `dataset` has no column in both heads."""
+    """Raise ModelError if a label of the tokenised `dataset` has no column in one of the heads."""
 
     if dataset is None or not hasattr(dataset, "data"):  # a stream is checked batch by batch, by the kernel
         return
@@ -62,6 +62,6 @@ def require_labels_within(dataset: Any, columns: int, name: str) -> None:
     highest = compute.max(compute.list_flatten(labels)).as_py() or 0
     if highest >= columns:
         raise ModelError(
-            f"the {name} rows hold token {highest}, but student and teacher share only {columns} columns: "
+            f"the {name} rows contain token id {highest}, but student and teacher share only {columns} columns: "
             "the vocabulary of one of them is too small"
         )

@@ -1,7 +1,7 @@
-"""A step's gradient is that of its rows, however many processes and forwards they are split over.
+"""Losses averaged over the whole optimizer step, however it is split into processes and micro-batches.
 
-Where the last round of an epoch has too few rows for all processes, accelerate fills it up with the first ones. They
-are left out of the loss here, so that a step's mean is over its own rows or tokens, each counted once.
+If the last round of an epoch has too few rows for all processes, accelerate pads it with the epoch's first rows.
+These padding rows are left out of the loss here, so that the mean counts each of the step's rows or tokens once.
 """
 
 from typing import Any
@@ -14,24 +14,24 @@ from alignkit.trainers.metrics import part_of_last_round
 from alignkit.trainers.upstream import batch_size
 
 COUNTED = "counted"
-"""Key of a batch: [B] bool, which of its rows count. Only a batch that was filled up has it."""
+"""Batch key of a [B] bool tensor, False for padding rows. Only a padded batch has it."""
 
 _EMPTY = {"labels": IGNORED, "completion_mask": 0}
-"""What a batch says of a token that carries no loss, by the key that says it."""
+"""Batch key -> the value that excludes a token from the loss."""
 
 
 class WholeSteps:
-    """Mixin before a TRL trainer whose loss is a mean over the tokens of a step."""
+    """Mixin before a TRL trainer whose loss is a mean over the loss tokens of an optimizer step."""
 
     accelerator: Any
     model: Any
     train_dataset: Any
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The Trainer's, with the filling of the last batch marked and without loss."""
+        """Fetch the micro-batches of a step as the Trainer does. Padding rows are marked and carry no loss."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         size, processes = batch_size(self), self.accelerator.num_processes
-        # not accelerate's own remainder, which it does not know in an epoch that is gone on with
+        # accelerate's own remainder is unknown in a resumed epoch
         remainder = len(self.train_dataset) % (size * processes)
         if batches and processes > 1 and remainder and self.accelerator.gradient_state.end_of_dataloader:
             own = part_of_last_round(remainder, self.accelerator.process_index, size)
@@ -40,13 +40,13 @@ class WholeSteps:
         return batches, count
 
     def rows_in(self, batch: dict[str, Tensor]) -> int:
-        """Of a batch, the filling included."""
+        """Return the number of rows of a batch, including padding rows."""
         return len(batch["input_ids"])
 
     def pop_counted(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        """[B] bool, which rows count in training; None in evaluation, where accelerate knows.
+        """Remove COUNTED from `inputs` and return it: [B] bool, False for padding rows.
 
-        What is left in `inputs` is the model's.
+        Returns all True if there is no padding. Returns None in evaluation, where accelerate knows the padding.
         """
         counted = inputs.pop(COUNTED, None)
         if not self.model.training:
@@ -55,7 +55,7 @@ class WholeSteps:
 
 
 class WholeRowSteps(WholeSteps):
-    """The same where the loss is a mean over the rows of a step: the items that are counted are rows, not tokens."""
+    """Mixin before a TRL trainer whose loss is a mean over the rows of an optimizer step."""
 
     loss_is_scaled_for_ga = True
 
@@ -66,10 +66,10 @@ class WholeRowSteps(WholeSteps):
         return self.accelerator.gather(torch.tensor(sum(counts), device=device)).sum()
 
     def shares(self, count: int, counted: Tensor | None, num_items_in_batch: Any) -> Tensor:
-        """[count]: times these, the losses of rows sum to this forward's part of the mean over the step's rows.
+        """Return row weights [count]: (weights * losses).sum() is this micro-batch's share of the step's mean.
 
-        Gradients are averaged over processes, not summed, so each takes its part as many times.
-        Without `num_items_in_batch`, as in an evaluation, the mean is over the batch.
+        The weights include a factor of the number of processes, since gradients are averaged over processes. Without
+        `num_items_in_batch`, as in an evaluation, the mean is over the batch.
         """
         if num_items_in_batch is None or counted is None:
             return torch.full((count,), 1 / count)
@@ -77,9 +77,9 @@ class WholeRowSteps(WholeSteps):
 
 
 def without_filling(batch: dict[str, Tensor], count: int, size: int) -> dict[str, Tensor]:
-    """The batch of `size` rows, of which only the first `count` carry loss.
+    """Return the batch of `size` rows with loss on the first `count` only.
 
-    Where a row is there twice, as chosen and as rejected, the second halves follow the first.
+    A batch of pairs holds all chosen answers first, then all rejected ones.
     """
     device = next(iter(batch.values())).device
     counted = torch.arange(size, device=device) < count

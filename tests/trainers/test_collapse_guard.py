@@ -104,7 +104,7 @@ def test_rollback_publishes_the_last_sound_checkpoint(workplace: Path) -> None:
     assert status == 0
     sound = json.loads(folder.guard.read_text())["sound_steps"][-1]
     assert sound >= 1
-    assert any(f"Went back to step {sound}" in message for message in warnings(folder))
+    assert any(f"Rolled back to step {sound}" in message for message in warnings(folder))
     published = load_file(folder.adapter / "adapter_model.safetensors")
     kept = load_file(folder.checkpoints / f"checkpoint-{sound}" / "adapter_model.safetensors")
     assert published.keys() == kept.keys()

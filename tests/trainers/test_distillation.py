@@ -219,8 +219,8 @@ def test_a_teacher_with_more_padding_gives_the_same(
     with caplog.at_level(logging.WARNING):
         padded = made(BDKDTrainer, config, *models, teacher_model=padded_teacher)
     said = [record.message for record in caplog.records if "columns" in record.message]
-    heads = f"the student's head has {columns} columns and the teacher's {columns + 64}"
-    assert said == [f"{heads}: both are compared over the first {columns}"]
+    heads = f"the student's head has {columns} columns and the teacher's has {columns + 64}"
+    assert said == [f"{heads}: only the first {columns} are compared"]
     batch = batch_of(plain)
     found, expected = (float(t.compute_loss(t.model, dict(batch))) for t in (padded, plain))
     assert found == pytest.approx(expected, rel=1e-6)
@@ -242,7 +242,9 @@ def test_another_tokenizer_is_refused(tmp_path: Path, models: tuple[Path, Path])
 def test_a_teacher_without_the_labels_columns_is_refused(tmp_path: Path, models: tuple[Path, Path]) -> None:
     small = AutoModelForCausalLM.from_pretrained(models[1])
     small.resize_token_embeddings(64)
-    with pytest.raises(ModelError, match=r"the training rows hold token \d+, but .* share only 64 columns"):
+    with pytest.raises(
+        ModelError, match=r"the training rows contain token id \d+, but .* share only 64 columns"
+    ):
         made(SinKDTrainer, SinKDConfig(**settings(tmp_path)), *models, teacher_model=small)
 
 

@@ -301,7 +301,7 @@ def sigmoid(value: float) -> float:
         ),
         ({"beta": 0.2}, "beta=0.2 is not an option of kto: give it to the method"),
         ({"undesirable_weight": 2.0}, "undesirable_weight=2.0"),
-        ({"precompute_ref_log_probs": True}, "the mismatched answers would have none"),
+        ({"precompute_ref_log_probs": True}, "the mismatched answers need reference log-probs too"),
     ],
 )
 def test_options_without_meaning_are_refused(tmp_path: Path, option: dict[str, Any], words: str) -> None:

@@ -133,7 +133,7 @@ def test_no_logits_over_the_vocabulary_are_made(tmp_path: Path, model_dir: Path)
 
 @pytest.mark.parametrize("option", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
 def test_options_without_meaning_are_refused(tmp_path: Path, model_dir: Path, option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"does not take {next(iter(option))}"):
+    with pytest.raises(ValueError, match=f"does not support {next(iter(option))}"):
         made(SupervisedTrainer, SFTConfig(**settings(tmp_path, **option)), model_dir)
 
 
