@@ -1,7 +1,7 @@
-"""The canary of a run: log-probs of one row, by which a server shows that it answers with these weights.
+"""The canary of a run: log-probs of one row, which prove that a server answers with the run's weights.
 
-An adapter whose module names do not match loads without an error and answers as the base model, so a server must
-compare numbers, not status codes.
+An adapter whose module names do not match loads without an error, and the server then answers as the base model. So
+the check must compare log-probs, not status codes.
 """
 
 from typing import Any
@@ -16,12 +16,13 @@ CANDIDATES = 8
 
 
 def measure(trainer: Any) -> dict[str, Any] | None:
-    """Per-token log-probs of an answer under the trained weights and, where they are an adapter's, under the base and
-    the model that training began with, which is the base unless it went on from an adapter.
+    """Measure the per-token log-probs of one answer under the trained weights.
 
-    The answer is a good one or, where the data has none, a dispreferred one. Of the first rows of the validation
-    (else training) set, the one that training moved most (without a base, the first), cut to 256 tokens. None where
-    no row leaves an answer token. Collective: every process must call it.
+    If the run trained an adapter, also under the base model and under the model before training, which is the base
+    model unless the run continued an adapter. The answer is a good one, or a dispreferred one if the data has no good
+    ones. The row is the one of the first eight of the validation set, else of the training set, whose log-probs
+    training changed most; the first row if all weights were trained. It is cut to 256 tokens. Returns None if no row
+    has an answer token left. Collective: every rank must call it.
     """
     dataset = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
     candidates = [_candidate(row) for row in dataset.select(range(min(CANDIDATES, len(dataset))))]

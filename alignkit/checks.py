@@ -1,4 +1,4 @@
-"""A model's fused head against its own logits: what every run makes sure of before it trains."""
+"""A check that every run makes before training: the fused head must agree with the model's own logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,19 +12,20 @@ from alignkit.errors import ModelError
 from alignkit.kernels.model_head import fuse_head, head_module, is_fused, measured_head
 
 LENGTH = 8
-"""Tokens of the sequences that are compared."""
+"""Length in tokens of the two sequences that are compared."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
-"""By the dtype of the product with the head, the difference in nats that rounding explains, as a share of the largest
-logit (of 1 where that is less): four units in the last place of a 16-bit logit, and what sums in another order cost
-in float32."""
+"""Dtype of the product with the head -> largest difference in nats that rounding explains, as a share of the largest
+logit, or of 1 if that is more. The 16-bit values are four units in the last place of a logit. The float32 value
+allows for another order of summation."""
 
 
 def require_exact_head(model: Any, *, device: Any = None) -> None:
-    """Raise ModelError unless the fused head of `model` agrees with its own logits and no token sees a later one.
+    """Raise ModelError unless the fused head agrees with the model's own logits and the model is causal.
 
-    `model`: a causal LM, or a `TeacherStudentPair`, both of which are looked at; under peft's wrapper or sharded or
-    not, with a fused head already or not. `device`: where inputs go; the model's own by default. Collective where the
-    model is sharded. Takes two forwards of two sequences of `LENGTH` tokens, without gradients.
+    `model` is a causal LM or a `TeacherStudentPair`, of which both models are checked. It may be wrapped by peft or
+    sharded, and may already have a fused head. `device` is the device of the inputs; default: the model's. Runs two
+    forwards of two sequences of `LENGTH` tokens without gradients. Collective if the model is sharded: every rank
+    must call it.
     """
     for side in getattr(model, "sides", (None,)):
         _compare(model, device, {"side": side} if side else {})
@@ -49,22 +50,22 @@ def _compare(model: Any, device: Any, which: dict[str, Any]) -> None:
     if not difference <= limit:
         raise ModelError(
             f"{name}: the fused head's log-probs differ from the model's own by {difference:.2g} nats, expected at "
-            f"most {limit:.2g} in {str(measured.dtype).removeprefix('torch.')}, so it cannot be trained"
+            f"most {limit:.2g} in {str(measured.dtype).removeprefix('torch.')}, so this model cannot be trained"
         )
 
 
 def _require_causal(name: str, logits: Tensor, limit: float) -> None:
-    """`logits` [2, L, V] of two sequences that differ in their last token alone."""
+    """Raise ModelError unless `logits` [2, L, V] agree before the last token, the only one that differs."""
     moved = float((logits[0, :-1] - logits[1, :-1]).abs().max())
     if not moved <= limit:
         raise ModelError(
-            f"{name} is no causal language model: another last token changes the logits before it by {moved:.2g}, "
+            f"{name} is not a causal language model: changing the last token changes earlier logits by {moved:.2g}, "
             f"expected at most {limit:.2g}"
         )
 
 
 def _two_sequences(config: Any) -> Tensor:
-    """[2, LENGTH] ids that differ in the last one; none that the configuration gives a meaning, such as padding."""
+    """[2, LENGTH] token ids that differ in the last one only, without special tokens of the configuration."""
     configs = [config, config.get_text_config()]
     named = [
         value for each in configs for key, value in vars(each).items() if key.endswith(("_id", "_index"))
@@ -78,7 +79,7 @@ def _two_sequences(config: Any) -> Tensor:
 
 @contextmanager
 def _fused(model: Any) -> Iterator[None]:
-    """With a fused head, for the time being where it has none."""
+    """Give the model a fused head for the duration, unless it already has one."""
     if is_fused(model):
         yield
         return
@@ -94,7 +95,7 @@ def _fused(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout, and as it was afterwards."""
+    """Switch dropout off for the duration, then restore each module's mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

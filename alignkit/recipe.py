@@ -1,7 +1,7 @@
-"""The one typed schema of a run: from YAML, from `key=value` overrides, and from a job's hyperparameters.
+"""`Recipe`, the typed description of a run, read from YAML and `key=value` overrides or made from a job.
 
-`accelerate launch -m alignkit.train RECIPE.yaml [key=value …]` runs one; the service writes the resolved recipe
-into every job's folder, so that the same line repeats the job.
+`accelerate launch -m alignkit.train RECIPE.yaml [key=value …]` runs a recipe. The service writes the resolved recipe
+into every job's folder, so that the same command repeats the job.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, Mo
 
 
 def _method(value: object) -> object:
-    """The method that a mapping's `type` names, with its options; other values are left to pydantic to refuse."""
+    """Build the method that a mapping's `type` names. Pydantic refuses values that are no mapping."""
     if not isinstance(value, Mapping):
         return value
     name = value.get("type")
@@ -40,7 +40,7 @@ def _method(value: object) -> object:
 
 
 class Recipe(Section):
-    """A whole run."""
+    """A complete run: model, data, method and training."""
 
     model: ModelSection
     data: DataSection
@@ -57,7 +57,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _an_adapter_trains_on_as_it_is(self) -> Self:
-        """`lora` is the adapter's own; what is given beside it must agree."""
+        """Take `lora` from the adapter that training continues; options given beside it must agree with it."""
         if self.model.adapter is None:
             return self
         try:
@@ -65,12 +65,12 @@ class Recipe(Section):
         except ModelError as error:
             raise ValueError(f"model.adapter: {error}") from error
         if self.lora is None:
-            raise ValueError("lora: null trains all weights, but model.adapter trains on; leave one out")
+            raise ValueError("lora: null trains all weights, but model.adapter is given; leave one out")
         given = self.lora.model_fields_set if "lora" in self.model_fields_set else ()
         for name in sorted(given):
             expected, found = getattr(own, name), getattr(self.lora, name)
             if not _agree(expected, found):
-                raise ValueError(f"lora.{name}: expected {expected}, as model.adapter has it, found {found}")
+                raise ValueError(f"lora.{name}: expected {expected}, as in model.adapter, found {found}")
         self.lora = own
         return self
 
@@ -78,13 +78,13 @@ class Recipe(Section):
     def _quantised_weights_are_frozen(self) -> Self:
         if self.model.quantization is not None and self.lora is None:
             raise ValueError(
-                f"model.quantization: {self.model.quantization} stores weights that do not train; expected lora"
+                f"model.quantization: {self.model.quantization} weights are frozen, so lora is required; found null"
             )
         return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """A recipe from nested values; raises RecipeError naming every refused field."""
+        """Make a recipe from nested values. Raises RecipeError, which names every refused field."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -92,9 +92,9 @@ class Recipe(Section):
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
-        """A recipe from a YAML file with `dotted.key=value` overrides (values are YAML).
+        """Load a recipe from a YAML file, with `dotted.key=value` overrides whose values are YAML.
 
-        A model may be given by the name it was imported under.
+        An imported model may be given by its name. Raises RecipeError.
         """
         values = _read_yaml(path)
         for override in overrides:
@@ -107,20 +107,20 @@ class Recipe(Section):
         return recipe
 
     def to_yaml(self) -> str:
-        """The whole recipe, every default written out."""
+        """Return the whole recipe as YAML, with every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def paths_of(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(keys, path) of every option of a recipe, given as nested values, that names a file or a folder.
+    """Yield (keys, path) for every option of a recipe, given as nested values, that names a file or folder.
 
-    Nothing is read from the disk, so that it can be asked of a recipe whose files are gone.
+    Reads nothing from disk, so it works for a recipe whose files are gone.
     """
     yield from _paths(Recipe, values)
 
 
 def _fields(section: Section) -> Iterator[tuple[Section, str, FieldInfo]]:
-    """(section, name, field) of every option under `section`."""
+    """(section, name, field) of every option in `section` and its sub-sections."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
@@ -140,7 +140,7 @@ def _paths(section: type[Section], values: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def _siblings(values: Mapping[str, Any], keys: tuple[str, ...]) -> Iterable[str]:
-    """The names of the options in the section that the last of `keys` stands in."""
+    """The names of all options in the section that holds the last of `keys`."""
     section: type[Section] = Recipe
     value: Any = values
     for key in keys[:-1]:
@@ -153,13 +153,13 @@ def _siblings(values: Mapping[str, Any], keys: tuple[str, ...]) -> Iterable[str]
 
 
 def _section_in(annotation: Any) -> type[Section]:
-    """The section of an annotation such as `LoraSection | None`; `Section` itself for a plain mapping."""
+    """The section class in an annotation such as `LoraSection | None`; `Section` itself if there is none."""
     kinds = (annotation, *get_args(annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), Section)
 
 
 def _agree(own: Any, given: Any) -> bool:
-    """Whether a LoRA option is an adapter's own: peft writes modules one by one, in any order."""
+    """Whether a LoRA option equals the adapter's. peft lists target modules one by one, in any order."""
     if isinstance(own, list):
         return given == "all-linear" or (isinstance(given, list) and set(given) == set(own))
     return bool(own == given)

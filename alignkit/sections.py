@@ -1,6 +1,6 @@
-"""Sections of a recipe: model, data, optimisation, adapters, teacher, collapse guard. Each option is declared once.
+"""Recipe sections: model, data, training, LoRA, teacher and collapse guard. Each option is declared once.
 
-The methods' own options are in `alignkit.methods`.
+Each method declares its own options in `alignkit.methods`.
 """
 
 from typing import Annotated, Literal, Protocol
@@ -13,34 +13,34 @@ from alignkit.tracking import MAX_TRACKERS, Tracker, each_once
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 HEAD_MODULES = frozenset({"lm_head", "embed_tokens"})
-"""Modules that no adapter may change: the fused heads would not see it, and vLLM would not serve it."""
+"""Modules that no adapter may target: the fused heads would ignore the change, and vLLM could not serve it."""
 
 
 class ModelSection(Section):
-    """Which model is trained."""
+    """The model to train."""
 
     path: Annotated[str, CONTENT_MATTERS, A_MODEL] = Field(
         min_length=1, description="an imported model, a folder in Hugging Face format, or a hub id"
     )
     adapter: Annotated[str | None, CONTENT_MATTERS] = Field(
-        None, min_length=1, description="folder of a peft LoRA adapter over it, which trains on"
+        None, min_length=1, description="folder of a peft LoRA adapter of this model, to continue training"
     )
-    dtype: Dtype = Field("float32", description="dtype the weights are loaded in")
+    dtype: Dtype = Field("float32", description="dtype to load the weights in")
     attn_implementation: Annotated[str | None, MAY_CHANGE] = Field(
         None, description="transformers' attn_implementation"
     )
     chat_template: Annotated[str | None, CONTENT_MATTERS] = Field(
         None,
         min_length=1,
-        description="Jinja file, or name of a template that ships with TRL, in place of the model's own",
+        description="Jinja file, or name of a template that ships with TRL; default: the model's own template",
     )
     quantization: Literal["nf4", "int8"] | None = Field(
-        None, description="QLoRA: how frozen weights are stored; needs lora, and bitsandbytes"
+        None, description="QLoRA: storage of the frozen weights; needs lora, and bitsandbytes"
     )
 
 
 class DataSection(Section):
-    """Rows of the kind that the method takes (alignkit.data.rows): JSON Lines, a JSON array, CSV or Parquet."""
+    """Files of rows of the method's kind (alignkit.data.rows), as JSON Lines, a JSON array, CSV or Parquet."""
 
     train: Annotated[str, CONTENT_MATTERS] = Field(min_length=1, description="training file")
     validation: Annotated[str | float | None, CONTENT_MATTERS, MAY_CHANGE] = Field(
@@ -48,15 +48,17 @@ class DataSection(Section):
         description="held-out file, or a share of the training file's prompts, such as 0.05; evaluated every "
         "eval_steps and at the end",
     )
-    max_length: int = Field(1024, ge=16, le=1_048_576, description="tokens of prompt and answer together")
+    max_length: int = Field(
+        1024, ge=16, le=1_048_576, description="maximum tokens of prompt and answer together"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="the files' own keys or columns and what the forms call them, such as {question: prompt}",
+        description="renames the files' keys or columns to the names of a row's form, such as {question: prompt}",
     )
     skip_bad: bool | int | float = Field(
         False,
         ge=0,
-        description="bad rows that may be left out: a number of rows, below 1 a share of them, true for a tenth",
+        description="how many bad rows may be skipped: a number, or below 1 a share; true is a tenth",
     )
 
     @field_validator("validation")
@@ -68,18 +70,20 @@ class DataSection(Section):
 
 
 def _no_is_a_word(value: object) -> object:
-    """YAML reads a plain `no` as false."""
+    """Turn False into "no", since YAML reads a plain `no` as false."""
     return "no" if value is False else value
 
 
 class TrainingSection(Section):
-    """Optimisation, and when to log, evaluate and save. Steps are optimizer steps."""
+    """Optimisation, logging, evaluation and checkpoints. Steps are optimizer steps."""
 
     epochs: Annotated[float, MAY_CHANGE] = Field(1.0, gt=0, le=1000)
-    max_steps: Annotated[int | None, MAY_CHANGE] = Field(None, ge=1, description="overrides epochs")
-    batch_size: int = Field(8, ge=1, le=65536, description="rows an optimizer step, over all processes")
+    max_steps: Annotated[int | None, MAY_CHANGE] = Field(
+        None, ge=1, description="number of steps; overrides epochs"
+    )
+    batch_size: int = Field(8, ge=1, le=65536, description="rows per optimizer step, over all processes")
     micro_batch_size: Annotated[int | None, MAY_CHANGE] = Field(
-        None, ge=1, description="rows a forward and process; default: batch_size"
+        None, ge=1, description="rows per forward pass and process; default: batch_size over the processes"
     )
     learning_rate: float = Field(2e-4, gt=0, le=1)
     lr_scheduler: str = Field("linear", description="transformers' lr_scheduler_type")
@@ -90,14 +94,18 @@ class TrainingSection(Section):
     gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_a_word)] = "no"
     logging_steps: Annotated[int, MAY_CHANGE] = Field(1, ge=1)
-    eval_steps: Annotated[int | None, MAY_CHANGE] = Field(None, ge=1, description="default: at the end only")
+    eval_steps: Annotated[int | None, MAY_CHANGE] = Field(
+        None, ge=1, description="steps between evaluations; default: at the end only"
+    )
     eval_on_start: Annotated[bool, MAY_CHANGE] = Field(False, description="evaluate the untrained model too")
     eval_batch_size: Annotated[int, MAY_CHANGE] = Field(8, ge=1)
     save_steps: Annotated[int | None, MAY_CHANGE] = Field(
-        None, ge=1, description="default: at the end of each epoch"
+        None, ge=1, description="steps between checkpoints; default: at the end of each epoch"
     )
     report_to: list[Tracker] = Field(
-        default_factory=list, max_length=MAX_TRACKERS, description="trackers; tensorboard by its name alone"
+        default_factory=list,
+        max_length=MAX_TRACKERS,
+        description="trackers: sections, or a name for one without options, such as tensorboard",
     )
 
     @field_validator("report_to", mode="before")
@@ -114,35 +122,37 @@ class TrainingSection(Section):
 
 
 class CollapseGuardSection(Section):
-    """A few answers drawn at each evaluation and compared with the untrained model's; `collapse_guard: null` is off.
+    """A check that compares a few sampled answers with the untrained model's at each evaluation.
 
-    The limits are ours; docs/collapse_guard.md says on what they were tried.
+    `collapse_guard: null` turns it off. The limits are our own choice; docs/collapse_guard.md lists the runs that
+    they were tried on.
     """
 
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
-        "warn", description="stop ends the run as failed, rollback goes back to the last sound evaluation"
+        "warn",
+        description="warn only logs; stop ends the run as failed; rollback restores the last sound checkpoint",
     )
-    prompts: int = Field(4, ge=1, le=64, description="held-out prompts answered")
+    prompts: int = Field(4, ge=1, le=64, description="number of held-out prompts to answer")
     max_new_tokens: int = Field(48, ge=8, le=1024)
     reference_logp_drop: float = Field(
-        2.5, gt=0, description="nats a token that the answers' log-prob under the reference may fall by"
+        2.5, gt=0, description="allowed fall of the answers' log-prob under the reference, in nats per token"
     )
     repetition_rise: float = Field(
-        0.5, gt=0, le=1, description="by which the share of repeated 4-grams may rise"
+        0.5, gt=0, le=1, description="allowed rise of the share of repeated 4-grams"
     )
     good_logp_drop: float = Field(
-        2.0, gt=0, description="nats a token that the log-prob of known good answers may fall by"
+        2.0, gt=0, description="allowed fall of the log-prob of known good answers, in nats per token"
     )
 
 
 class LoraSection(Section):
-    """Low-rank adapters; `lora: null` trains all weights."""
+    """LoRA adapters. `lora: null` trains all weights."""
 
     r: int = Field(16, ge=1, le=1024)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = Field(
-        "all-linear", description="peft's target_modules; the head cannot be one"
+        "all-linear", description="peft's target_modules, without the head"
     )
 
     @field_validator("target_modules")
@@ -155,19 +165,19 @@ class LoraSection(Section):
 
 
 class TeacherSection(Section):
-    """The model that is distilled."""
+    """The model to distil."""
 
     path: Annotated[str, CONTENT_MATTERS, A_MODEL] = Field(
         min_length=1, description="an imported model, a folder in Hugging Face format, or a hub id"
     )
     adapter: Annotated[str | None, CONTENT_MATTERS] = Field(
-        None, min_length=1, description="folder of a peft adapter, merged into it at the start"
+        None, min_length=1, description="folder of a peft adapter to merge into the weights at the start"
     )
-    dtype: Dtype | None = Field(None, description="dtype the weights are loaded in; default: model.dtype")
+    dtype: Dtype | None = Field(None, description="dtype to load the weights in; default: model.dtype")
 
 
 class RunSections(Protocol):
-    """The sections of a recipe that a method reads; `alignkit.recipe.Recipe` has them all."""
+    """The sections of a recipe that a method may read. `alignkit.recipe.Recipe` implements it."""
 
     model: ModelSection
     data: DataSection

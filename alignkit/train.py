@@ -1,9 +1,9 @@
-"""What `accelerate launch` starts: `accelerate launch -m alignkit.train RECIPE.yaml [--resume] [key=value …]`.
+"""The training program: `accelerate launch -m alignkit.train RECIPE.yaml [--resume] [key=value …]`.
 
-Reads top to bottom: the recipe, the model, the data, the trainer, a last evaluation, the adapter, the canary, the
-result. Everything the run writes is in `output_dir` (see alignkit.run.folder). A folder that already holds a run
-is never written over: the repeat goes to `repeat-1`, `repeat-2`, … inside it. With `--resume` the run in the folder
-goes on from its last whole checkpoint instead. SIGTERM pauses a run: see alignkit.run.pausing.
+It loads the recipe, the model and the data, trains, evaluates, and saves the adapter, the canary and the result.
+Everything the run writes is in `output_dir` (see alignkit.run.folder). A folder that already holds a run is never
+overwritten: the repeat goes to `repeat-1`, `repeat-2`, … inside it. `--resume` resumes the run in the folder from its
+last complete checkpoint instead. SIGTERM pauses a run (see alignkit.run.pausing).
 """
 
 import errno
@@ -34,7 +34,7 @@ OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a recipe; returns the exit status. Errors are one line on stderr and the run's result.json."""
+    """Run a recipe and return the exit status. An error is one line on stderr, and is in the run's result.json."""
     given = sys.argv[1:] if argv is None else argv
     resume, arguments = RESUME in given, [argument for argument in given if argument != RESUME]
     if not arguments:
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
-    """The folder of this run, with the resolved recipe in it; where it resumes, that of the run before, untouched."""
+    """Return the run's folder, with the resolved recipe in it. A resume gets the earlier run's folder, unchanged."""
     given = Path(recipe.output_dir)
     path = newest(given) if resume else given
     if not resume and RunFolder(path).events.exists():
@@ -77,14 +77,14 @@ def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
 
 
 def begin(recipe: Recipe, folder: RunFolder) -> None:
-    """Make the folder this run's: its recipe, and no result yet."""
+    """Write the resolved recipe into the folder and remove the result of an earlier run."""
     resolved = recipe.model_copy(update={"output_dir": str(folder.path)})
     folder.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
     folder.result.unlink(missing_ok=True)
 
 
 def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
-    """Train, on from the last checkpoint if asked; unless that was paused, finish the run."""
+    """Train, from the last checkpoint if `resume`. Finish the run unless it was paused."""
     from alignkit.run.pausing import Leaving, pausing_on_sigterm  # saves transformers at start-up
 
     quiet_libraries()
@@ -110,7 +110,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
 
 
 def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started: float) -> None:
-    """Evaluate, save, measure the canary and write the result."""
+    """Evaluate, save the weights, measure the canary and write the result."""
     metrics = final_metrics(trainer)
     if guard is not None and guard.settle():
         metrics = final_metrics(trainer)
@@ -130,7 +130,7 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
 
 
 def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
-    """The method's trainer over the recipe's model and data."""
+    """Build the method's trainer with the recipe's model and data."""
     from transformers import PrinterCallback, set_seed  # saves transformers at start-up
 
     from alignkit.run.progress import ProgressCallback
@@ -150,7 +150,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
 
 
 def report_adapters(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
-    """Tell which modules the adapters of a mixture of experts change: its experts may be none that adapters fit."""
+    """Log which modules LoRA changes in a mixture of experts, since adapters may not fit its experts."""
     from alignkit.trainers.scoring import published  # saves transformers at start-up
 
     model = published(trainer.model, trainer.accelerator)
@@ -161,23 +161,27 @@ def report_adapters(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
     frozen = (
         ""
         if any("expert" in name for name, weight in model.named_parameters() if weight.requires_grad)
-        else ("; the experts stay as they are")
+        else ("; the experts are frozen")
     )
     folder.emit(f"LoRA changes {', '.join(names)} of a mixture of {experts} experts{frozen}")
 
 
 def require_processes(trainer: Any) -> None:
-    """A launcher's processes that do not see each other would each train alone, and say nothing."""
+    """Raise RecipeError unless all of the launcher's processes train together.
+
+    Otherwise each would silently train a model of its own.
+    """
     expected, found = int(os.environ.get("WORLD_SIZE", "1")), trainer.accelerator.num_processes
     if found != expected:
-        message = f"expected {expected} processes, as the launcher started, found {found} training together"
+        message = f"the launcher started {expected} processes, but only {found} train together"
         raise RecipeError([FieldIssue("", message)])
 
 
 def require_exact_heads(trainer: Any) -> None:
-    """Refuse, by a ModelError, a model whose log-probs would not be its own: now, or as soon as it is sharded.
+    """Raise ModelError if the fused head does not reproduce the model's own log-probs.
 
-    Under ZeRO-3 and FSDP a model runs only once the Trainer has prepared it, which is when training begins.
+    Under ZeRO-3 and FSDP a model runs only after the Trainer has prepared it, so the check is made when training
+    begins.
     """
     from transformers import TrainerCallback  # saves transformers at start-up
 
@@ -195,9 +199,9 @@ def require_exact_heads(trainer: Any) -> None:
 
 
 def checkpoint_to_resume(trainer: Any, folder: RunFolder) -> Path | None:
-    """The last whole checkpoint, as one process finds it for all; None to begin at the beginning.
+    """Return the last complete checkpoint, or None to start from the beginning. Rank 0 finds it for all ranks.
 
-    Raises RecipeError where that is not one that this run can go on from.
+    Raises RecipeError if this run cannot resume from it.
     """
     from accelerate.utils import broadcast_object_list  # saves transformers at start-up
 
@@ -213,7 +217,7 @@ def checkpoint_to_resume(trainer: Any, folder: RunFolder) -> Path | None:
 
 
 def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
-    """The collapse guard, watching; None where the recipe turns it off."""
+    """Add the collapse guard to the trainer and return it; None if the recipe turns it off."""
     from alignkit.trainers.collapse_guard import CollapseGuard  # saves transformers at start-up
 
     if recipe.collapse_guard is None:
@@ -224,7 +228,7 @@ def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
 
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
-    """The model and its tokenizer, which must have a chat template."""
+    """Load the model and its tokenizer. Raises ModelError if there is no chat template."""
     path, options = recipe.model.path, recipe.model
     model, tokenizer = load_causal_lm(
         path,
@@ -236,21 +240,21 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
     if options.chat_template is not None:
         tokenizer.chat_template = read_template(options.chat_template)
     if not tokenizer.chat_template:
-        hint = "name one with model.chat_template: a Jinja file, or one of those that ship with TRL"
+        hint = "set model.chat_template to a Jinja file, or to the name of a template that ships with TRL"
         raise ModelError(
             f"model.path: {path} has no chat template, so conversations cannot be rendered: {hint}"
         )
     if options.adapter is None:
         return model, tokenizer
     try:
-        # as TRL makes new ones: ZeRO-3 gathers parameters of one dtype only
+        # like TRL's new adapters: ZeRO-3 gathers parameters of one dtype only
         return train_on(model, Path(options.adapter), upcast=sharding() != "ZeRO-3"), tokenizer
     except ModelError as error:
         raise ModelError(f"model.adapter: {error}") from error
 
 
 def final_metrics(trainer: Any) -> dict[str, Any]:
-    """The last evaluation's metrics, evaluating now if the last step was not evaluated."""
+    """Return the metrics of the last evaluation. Evaluates first if the last step was not evaluated."""
     from alignkit.run.progress import rename  # saves transformers at start-up
 
     if trainer.eval_dataset is not None and not _evaluated_at_end(trainer.state):
@@ -267,7 +271,7 @@ def _evaluated_at_end(state: Any) -> bool:
 
 
 def save(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
-    """Write the adapter, or the model, whole or not at all; a teacher saved with it goes beside it."""
+    """Write the adapter or the model, completely or not at all, and beside it a teacher that was saved with it."""
     target = folder.model if recipe.lora is None else folder.adapter
     staging = target.with_name(f".{target.name}.tmp")
     trainer.save_model(str(staging))
@@ -287,7 +291,7 @@ def _put(source: Path, target: Path) -> None:
 
 
 def save_canary(trainer: Any, folder: RunFolder) -> None:
-    """Measure and write canary.json."""
+    """Measure the canary and write canary.json."""
     from alignkit import canary  # saves transformers at start-up
 
     measured = canary.measure(trainer)
@@ -296,7 +300,7 @@ def save_canary(trainer: Any, folder: RunFolder) -> None:
 
 
 def report_pause(folder: RunFolder) -> None:
-    """Write that the run can go on, and from where."""
+    """Write the result of a paused run, with the step that it can resume from."""
     if is_main_process():
         newest = next(iter(newest_first(folder.checkpoints)), None)
         step = int(newest.name.rpartition("-")[2]) if newest else 0
@@ -306,18 +310,18 @@ def report_pause(folder: RunFolder) -> None:
 
 
 def report_failure(folder: RunFolder, error: Exception) -> None:
-    """Tell of the failure, and write it where the service looks. A trace is for what no sentence explains.
+    """Print the failure and write it to the result. A stack trace is printed only for unexpected errors.
 
-    The process that fails says why, whichever it is. One that fails for want of another says nothing that lasts: the
-    run counts as killed, and goes on. A run that was not taken up, and a full disk, leave what is in the folder.
+    Any rank that fails writes the reason. A rank that fails only because a peer died writes no result, so the run
+    counts as killed and can be resumed. A result that is already there is kept.
     """
     place = "" if is_main_process() else f" in process {os.environ['RANK']}"
     if not folder.path.is_dir():
-        gone = f"The run's folder {folder.path} is gone: {RESUME} goes on once it is back."
+        gone = f"The run's folder {folder.path} is gone: put it back, then resume with {RESUME}."
         print(f"error{place}: {gone}", file=sys.stderr, flush=True)
         return
     if lost_a_peer(error):
-        gone = f"another process of the run is gone: {RESUME} goes on from the last checkpoint"
+        gone = f"another process of the run is gone: resume from the last checkpoint with {RESUME}"
         print(f"error{place}: {gone} ({error})", file=sys.stderr, flush=True)
         return
     code, message = explain(error)
@@ -327,7 +331,7 @@ def report_failure(folder: RunFolder, error: Exception) -> None:
     if folder.result.exists():
         return
     try:
-        if is_main_process():  # which alone writes events
+        if is_main_process():  # only rank 0 writes events
             folder.emit(message, level="error", data={"code": code})
         write_json(folder.result, {"status": "failed", "error": {"code": code, "message": message}})
     except OSError as full:
@@ -338,7 +342,7 @@ PEER_GONE = re.compile(r"closed by peer|reset by peer|remote process exited|nccl
 
 
 def lost_a_peer(error: Exception) -> bool:
-    """Whether gloo or NCCL says that another process, or its machine, went away."""
+    """Return whether the error is gloo's or NCCL's report that another process, or its machine, is gone."""
     text = str(error)
     by_the_network = re.search("gloo|nccl", text, re.IGNORECASE) is not None
     return isinstance(error, RuntimeError) and by_the_network and PEER_GONE.search(text) is not None
@@ -351,11 +355,11 @@ EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
     (FloatingPointError, "not_finite", "Training stopped: {}"),
     (MemoryError, "out_of_memory", OUT_OF_MEMORY),
 )
-"""Kinds of errors that a user can act on, with the code and the sentence they become."""
+"""Errors that a user can act on: (type, code, template of the message)."""
 
 
 def explain(error: Exception) -> tuple[str, str]:
-    """(code, sentence) of a failure."""
+    """Return (code, message) of a failure."""
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     if full or "No space left on device" in str(error):  # safetensors wraps the OSError
         return "disk_full", "The disk is full: free some space and start the job again."
@@ -368,12 +372,12 @@ def explain(error: Exception) -> tuple[str, str]:
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0."""
+    """Return whether this process is rank 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def use_all_cores() -> None:
-    """Without a GPU, share the cores among the processes of this machine: accelerate's default is one each."""
+    """Share the cores among this machine's processes if there is no GPU; accelerate's default is one core each."""
 
     if torch.cuda.is_available() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return
@@ -382,7 +386,7 @@ def use_all_cores() -> None:
 
 
 def quiet_libraries() -> None:
-    """No progress bars and no telemetry in a log file."""
+    """Turn off the libraries' progress bars, which would fill a log file, and their telemetry."""
     import datasets  # saves transformers at start-up
     import transformers
 

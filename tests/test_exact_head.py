@@ -142,7 +142,7 @@ def test_a_model_whose_head_is_its_embedding_is_refused(llama: LlamaForCausalLM)
 
 
 def test_an_encoder_is_no_causal_model() -> None:
-    with pytest.raises(ModelError, match=r"BertLMHeadModel is no causal language model: .* by \d"):
+    with pytest.raises(ModelError, match=r"BertLMHeadModel is not a causal language model: .* by \d"):
         require_exact_head(encoder())
 
 
@@ -172,5 +172,5 @@ def test_a_run_of_an_encoder_stops_before_its_first_step(folder: Path, tmp_path:
     )
     assert main([str(recipe)]) == 1
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert "BertLMHeadModel is no causal language model" in result["error"]["message"]
+    assert "BertLMHeadModel is not a causal language model" in result["error"]["message"]
     assert not list((tmp_path / "run").glob("checkpoints/*"))

@@ -74,5 +74,5 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
     alone = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
     train.require_processes(alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="expected 2 processes, as the launcher started, found 1"):
+    with pytest.raises(RecipeError, match="the launcher started 2 processes, but only 1 train together"):
         train.require_processes(alone)

@@ -105,7 +105,7 @@ def test_what_is_wrong_is_named(file: Path, override: str, path: str, words: str
         ("method.sampler_url=localhost:8000", "method.sampler_url", "match pattern"),
         ("method.instruction_pool=['']", "method.instruction_pool.0", "at least 1 character"),
         ("method.divergence=reverse_kl", "method.divergence", "unknown key"),
-        ("method.ref_refresh_every=3", "method", "does not go with sample_reference"),
+        ("method.ref_refresh_every=3", "method", "cannot be combined with sample_reference"),
         (
             "method.type=ppo",
             "method.type",

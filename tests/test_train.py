@@ -212,7 +212,10 @@ def test_a_process_that_loses_another_leaves_the_run_to_go_on(
     train.report_failure(folder, RuntimeError(message))
     assert not folder.result.exists()
     assert not folder.events.exists()
-    assert "another process of the run is gone: --resume goes on" in capsys.readouterr().err
+    assert (
+        "another process of the run is gone: resume from the last checkpoint with --resume"
+        in capsys.readouterr().err
+    )
     train.report_failure(folder, RuntimeError("NCCL error: invalid usage, Duplicate GPU detected"))
     assert folder.result.exists()
 
@@ -241,7 +244,7 @@ def test_a_folder_that_is_gone_is_told(
     monkeypatch.setattr(train, "run", lambda *_, **__: lose())
     assert train.main([str(recipe_file(workplace, output))]) == 1
     told = capsys.readouterr().err
-    assert told == f"error: The run's folder {output} is gone: --resume goes on once it is back.\n"
+    assert told == f"error: The run's folder {output} is gone: put it back, then resume with --resume.\n"
 
 
 def test_no_recipe_and_a_bad_recipe_are_usage_errors(

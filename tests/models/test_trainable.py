@@ -70,7 +70,7 @@ def test_bitsandbytes_trains_adapters_alone(given: dict[str, Any]) -> None:
 
 
 def test_an_encoder_is_refused_and_the_same_as_a_decoder_is_not() -> None:
-    with pytest.raises(ModelError, match="bert models cannot be trained: BertLMHeadModel is no causal"):
+    with pytest.raises(ModelError, match="bert models cannot be trained: BertLMHeadModel is not a causal"):
         require_trainable({"model_type": "bert"})
     require_trainable({"model_type": "bert", "is_decoder": True})
 

@@ -130,6 +130,6 @@ def test_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         model={"quantization": "nf4"}
     )
     with pytest.raises(
-        RecipeError, match=r"model\.quantization: nf4 stores weights that do not train; expected lora"
+        RecipeError, match=r"model\.quantization: nf4 weights are frozen, so lora is required; found null"
     ):
         recipe(model={"quantization": "nf4"}, lora=None)

@@ -179,7 +179,7 @@ def test_a_tracker_that_the_server_lacks(client: OpenAI, monkeypatch: pytest.Mon
     ("config", "words"),
     [
         ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "quantised with AWQ"),
-        ({"model_type": "roberta"}, "RobertaForCausalLM is no causal language model"),
+        ({"model_type": "roberta"}, "RobertaForCausalLM is not a causal language model"),
     ],
 )
 def test_a_model_that_cannot_train(
