@@ -124,7 +124,7 @@ def test_a_head_that_trains_a_factor_of_its_logits_is_refused(llama: LlamaForCau
     factor = nn.Parameter(torch.tensor(2.0))
     fuse_head(doing_to_logits(llama, lambda logits: logits * factor))
     ids = torch.tensor([[5, 6, 7]])
-    with pytest.raises(ModelError, match="trains what it does to its logits"):
+    with pytest.raises(ModelError, match="applies trained weights to its logits"):
         llama(input_ids=ids, labels=ids, fused_lm_head=True)
 
 

@@ -1,7 +1,8 @@
-"""Fused logit heads: from hidden states and a head's weight to what a loss needs, never [tokens, vocabulary] logits.
+"""Fused language-model heads, which compute losses without ever making the [tokens, vocabulary] logits.
 
-And `sinkhorn`, which transports the costs that `pairwise_l1` makes. Each op is a package: `records` (what goes in and
-out), `fused` (the autograd function), `torch` and `triton` (its engines), `reference` (the oracle), `cost` (buffers).
+The package also has `sinkhorn`, for the costs of `pairwise_l1`. Each op is a package with the modules `records`
+(input and output types), `fused` (autograd function), `torch` and `triton` (engines), `reference` (oracle) and
+`cost` (buffer sizes).
 """
 
 from alignkit.kernels.linear_divergence import Divergences, linear_divergence

@@ -1,8 +1,8 @@
-"""Which implementation of an op runs: Triton on GPUs, chunked PyTorch elsewhere, a materialised reference for tests.
+"""Selection of an op's implementation: Triton on GPUs, chunked PyTorch elsewhere, a simple reference for tests.
 
-Chosen by the tensor's device, or forced by an argument or by ALIGNKIT_KERNELS. A forced implementation that cannot
-run here is an error, never a silent fallback. An op is a package with a module per implementation: `torch` and
-`triton` hold an `ENGINE`, `reference` a function.
+The tensor's device decides, unless an argument or ALIGNKIT_KERNELS forces one. Forcing an implementation that cannot
+run raises an error; there is no silent fallback. An op is a package with a module per implementation: `torch` and
+`triton` define an `ENGINE`, `reference` a function.
 """
 
 import importlib
@@ -21,9 +21,9 @@ LOGITS_VARIABLE = "ALIGNKIT_LOGITS"
 
 
 def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
-    """The implementation for `tensor`'s device; `forced` goes before ALIGNKIT_KERNELS, that before the device.
+    """Return the implementation: `forced`, else ALIGNKIT_KERNELS, else the default of `tensor`'s device.
 
-    Raises ValueError for an unknown name, and for Triton where it cannot run.
+    Raises ValueError for an unknown name, and for Triton if it cannot run.
     """
     source, name = ("implementation", forced) if forced else (VARIABLE, os.environ.get(VARIABLE))
     if not name:
@@ -39,15 +39,15 @@ def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
 
 
 def engine(op: str, implementation: Implementation) -> Any:
-    """The ENGINE of the package `op`; imported on demand, since Triton is not installed everywhere."""
+    """Return the ENGINE of the package `op`. Imports it on demand, since Triton is not installed everywhere."""
     return importlib.import_module(f"{op}.{implementation}").ENGINE
 
 
 def logits_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which Triton's engines keep the logits of a head: at least float32.
+    """Return the dtype of a head's logits in Triton's engines: at least float32 by default.
 
-    ALIGNKIT_LOGITS=bf16 keeps them in the weight's own 16 bits: faster, with a rounding error that sums over a
-    sequence's tokens. Raises ValueError for another value than bf16 and float32.
+    ALIGNKIT_LOGITS=bf16 keeps them in the weight's own dtype. That is faster, but rounding errors add up over a
+    sequence's tokens. Raises ValueError for values other than bf16 and float32.
     """
     asked = os.environ.get(LOGITS_VARIABLE) or "float32"
     if asked not in {"bf16", "float32"}:
@@ -56,12 +56,12 @@ def logits_dtype(weight: Tensor) -> torch.dtype:
 
 
 def memory(tensor: Tensor) -> int | None:
-    """Bytes of the tensor's GPU in all; None on a CPU."""
+    """Return the total memory of the tensor's GPU in bytes; None on a CPU."""
     return int(torch.cuda.get_device_properties(tensor.device).total_memory) if tensor.is_cuda else None
 
 
 def processors(tensor: Tensor) -> int:
-    """Multiprocessors of the tensor's GPU; a few where Triton's interpreter stands in for one."""
+    """Return the number of multiprocessors of the tensor's GPU; 4 under Triton's interpreter."""
     if not tensor.is_cuda:
         return 4
     return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)
@@ -69,5 +69,5 @@ def processors(tensor: Tensor) -> int:
 
 @cache
 def interpreted() -> bool:
-    """Whether Triton's interpreter stands in for a GPU; Triton reads the variable at its import."""
+    """Return whether Triton's interpreter replaces a GPU. Triton reads TRITON_INTERPRET when it is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None

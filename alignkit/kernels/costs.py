@@ -1,4 +1,4 @@
-"""What the fused heads cost: the buffers that each op's `cost` allows, and the operations of docs/kernels.md."""
+"""Memory and operations of the fused heads, from the buffer sizes in each op's `cost` and docs/kernels.md."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,31 +12,31 @@ FLOAT = 4
 
 @dataclass(frozen=True, slots=True)
 class HeadSize:
-    """What a fused head's cost depends on, of one model."""
+    """The sizes and flags of one model's head that determine its cost."""
 
     hidden: int
     vocabulary: int
     itemsize: int
-    """Bytes of a weight in products."""
+    """Bytes per weight in matmuls."""
     has_gradient: bool
-    """Whether the model trains, so that hidden states get a gradient."""
+    """Whether the hidden states get a gradient, because the model trains."""
     trains: bool
-    """Whether the head's own weight does."""
+    """Whether the head's own weight trains."""
 
 
 class HeadCost(NamedTuple):
     """Bytes and operations of fused heads over the tokens of one forward."""
 
     kept: int = 0
-    """Bytes from the forward to the backward."""
+    """Bytes kept from the forward to the backward."""
     forward: int = 0
-    """Bytes of buffers in the forward, beside what is kept."""
+    """Bytes of buffers in the forward, without `kept`."""
     backward: int = 0
-    """Bytes in the backward, gradients of the head's weight included, beside what is kept."""
+    """Bytes in the backward, including gradients of the head's weight, without `kept`."""
     flops: float = 0.0
 
     def __add__(self, other: object) -> "HeadCost":
-        """One after the other: what is kept adds up, and so do gradients; buffers take turns."""
+        """Combine two heads that run in sequence: kept bytes and gradients add up, forward buffers are reused."""
         if not isinstance(other, HeadCost):
             return NotImplemented
         return HeadCost(
@@ -51,7 +51,7 @@ NO_HEAD = HeadCost()
 
 
 def log_probs(tokens: int, head: HeadSize, *, gpu: bool) -> HeadCost:
-    """`linear_logprob` with entropy and top-1, as the trainers call it."""
+    """Return the cost of `linear_logprob` with entropy and top-1, as the trainers call it."""
     states = tokens * head.hidden * head.itemsize
     logits = tokens * head.vocabulary
     buffer = (
@@ -67,20 +67,20 @@ def log_probs(tokens: int, head: HeadSize, *, gpu: bool) -> HeadCost:
         return HeadCost(states, direction + buffer, states, 2 * unit)
     whole = logits * (head.itemsize if gpu else FLOAT)
     shelf = min(logprob_cost.GPU_KEPT_BYTES if gpu else logprob_cost.KEPT_BYTES, whole)
-    # on a GPU each part of the gradient is one product, written in the weight's dtype
+    # on a GPU each part of the gradient is one matmul, written in the weight's dtype
     gradient = head.hidden * head.vocabulary * head.itemsize if gpu else _weight_gradient(head)
     again = unit * (1 - shelf / max(1, whole))
-    # on a CPU kept tiles leave as the gradient's rows are written, so the two do not add up
+    # on a CPU kept tiles are freed as the gradient's rows are written, so the two do not add up
     backward = states + buffer + (gradient if gpu else max(0, gradient - shelf))
     return HeadCost(2 * states + shelf, direction + buffer, backward, 3 * unit + again)
 
 
 def divergence(tokens: int, student: HeadSize, teacher: HeadSize, *, gpu: bool) -> HeadCost:
-    """`linear_divergence` with an objective over the sides that train."""
+    """Return the cost of `linear_divergence` with an objective over the models that train."""
     sides = (student, teacher)
     trained = [side for side in sides if side.has_gradient]
     vocabulary = min(side.vocabulary for side in sides)
-    if gpu:  # the last gradient is written over its side's logits
+    if gpu:  # the last gradient overwrites its model's logits
         size = 2 * FLOAT + sum(side.itemsize for side in trained[1:])
         room = int(divergence_cost.GPU_BUFFER_BYTES * (1 + PARTS_SHARE))
         products, rooms = min(tokens * vocabulary * size, room), 0
@@ -101,7 +101,7 @@ def divergence(tokens: int, student: HeadSize, teacher: HeadSize, *, gpu: bool) 
 
 
 def transport(rows: int, sets: int, student: HeadSize, teacher: HeadSize, iterations: int) -> HeadCost:
-    """`pairwise_l1` and `sinkhorn` for `sets` of `rows` tokens each."""
+    """Return the cost of `pairwise_l1` and `sinkhorn` for `sets` sets of `rows` tokens each."""
     vocabulary = min(student.vocabulary, teacher.vocabulary)
     matrix = rows * rows * FLOAT
     states = rows * (student.hidden * student.itemsize + teacher.hidden * teacher.itemsize)
@@ -114,6 +114,6 @@ def transport(rows: int, sets: int, student: HeadSize, teacher: HeadSize, iterat
 
 
 def _weight_gradient(head: HeadSize) -> int:
-    """Float32 sums, and the copy in the weight's dtype where that is another."""
+    """Bytes of the float32 sums, plus a copy in the weight's dtype if that differs."""
     elements = head.hidden * head.vocabulary
     return elements * (FLOAT if head.itemsize == FLOAT else FLOAT + head.itemsize)

@@ -1,9 +1,9 @@
-"""How many tokens a GPU's chunk takes, and into how many parts a long product is split. Imports nothing of torch.
+"""A model of GPU time that chooses the tokens per chunk and the splits of a long matmul. Does not import torch.
 
-The model of a product [m, n] = [m, k] [k, n] is whole waves of output tiles over the multiprocessors: a chunk that
-leaves the last wave nearly empty pays for a whole one. A product with few output tiles and a long k (the hidden
-states' gradient, k the vocabulary) is split along k, whose float32 parts are then summed. The rates are an H200's;
-only their proportions matter.
+A matmul [m, n] = [m, k] [k, n] takes whole waves of output tiles over the multiprocessors, so a chunk that nearly
+leaves the last wave empty pays for a full one. A matmul with few output tiles and a long k is split along k, and its
+float32 parts are summed. This is the case for the hidden states' gradient, where k is the vocabulary. The rates are
+those of an H200; only their ratios matter.
 """
 
 import math
@@ -14,66 +14,67 @@ from typing import NamedTuple
 TILE = 128
 """Rows of the smallest output tile; chunks are multiples of it."""
 TILES = ((128, 256, 1.0), (256, 128, 1.0), (128, 192, 1.03), (192, 128, 1.03), (128, 128, 1.11))
-"""(rows, columns, how much longer a flop takes) of cuBLAS's output tiles."""
+"""(rows, columns, relative time of a flop) of cuBLAS's output tiles."""
 PROLOGUE = 48
-"""What filling and emptying a tile's pipeline costs, as so many more of k."""
+"""Cost of filling and emptying a tile's pipeline, as an addition to k."""
 ROW_KERNEL_SHARE = 0.85
 """Share of the copy rate that a row kernel reaches."""
 MOST_ROWS = 8192
-"""Rows of a chunk at most: more gain nothing, and the search stays short."""
+"""Maximum rows of a chunk. More would gain nothing, and the limit keeps the search short."""
 MOST_SPLITS = 16
 PARTS_SHARE = 0.25
-"""The split product's float32 parts take at most this share of the buffer's bytes, beside it."""
+"""Maximum size of a split matmul's float32 parts, as a share of the buffer's bytes. They take additional memory."""
 ALIGNMENT = 64
-"""Columns of a buffer's row are a multiple of this: wide loads and stores, and aligned products."""
+"""Buffer rows are padded to a multiple of this many columns, for wide loads and stores and aligned matmuls."""
 
 
 class Device(NamedTuple):
-    """What the model needs to know of a GPU."""
+    """The rates of a GPU that the model uses."""
 
     processors: int = 132
+    """Number of multiprocessors."""
     flops: float = 790e12
-    """Per second, of a large 16-bit product."""
+    """Operations per second of a large 16-bit matmul."""
     bandwidth: float = 4.3e12
-    """Bytes per second, of a large copy."""
+    """Bytes per second of a large copy."""
 
 
 class Work(NamedTuple):
-    """What is done with one token's logits."""
+    """The matmuls and row kernels that a chunk of c tokens needs."""
 
     vocabulary: int
     logit_widths: tuple[int, ...]
-    """Of products that make logits, [c, H] [H, V]: H of each."""
+    """H of each matmul that makes logits, [c, H] [H, V]."""
     state_widths: tuple[int, ...]
-    """Of products that make hidden states' gradients, [c, V] [V, H]: H of each."""
+    """H of each matmul that makes hidden states' gradients, [c, V] [V, H]."""
     buffer_bytes: int
-    """Bytes a row and column of all buffers."""
+    """Bytes of all buffers per row and column."""
     moved_bytes: int
-    """Bytes a row and column that row kernels read and write."""
+    """Bytes that row kernels read and write per row and column."""
 
 
 class Chunks(NamedTuple):
-    """A plan."""
+    """The chosen chunk size and number of splits."""
 
     rows: int
-    """Tokens of a chunk."""
+    """Tokens per chunk."""
     splits: int
-    """Parts of a state product's k."""
+    """Parts into which k is split in matmuls that make hidden states' gradients."""
     seconds: float
-    """Of one chunk, by the model."""
+    """Time of one chunk, according to the model."""
 
     def spans(self, count: int) -> Iterator[slice]:
-        """[0, count) in chunks of `rows`, the last one shorter."""
+        """Return slices of `rows` rows that cover [0, count). The last one may be shorter."""
         return (slice(start, min(start + self.rows, count)) for start in range(0, count, self.rows))
 
 
 def padded(vocabulary: int) -> int:
-    """Columns of a buffer's row."""
+    """Return the number of columns of a buffer row: `vocabulary`, rounded up to ALIGNMENT."""
     return -(-vocabulary // ALIGNMENT) * ALIGNMENT
 
 
 def product_seconds(m: int, n: int, k: int, splits: int, device: Device) -> float:
-    """Of [m, k] [k, n], by the best of TILES."""
+    """Estimate the time of a matmul [m, k] [k, n] with the best of TILES."""
     each = device.flops / device.processors
 
     def by(rows: int, columns: int, penalty: float) -> float:
@@ -84,7 +85,7 @@ def product_seconds(m: int, n: int, k: int, splits: int, device: Device) -> floa
 
 
 def chunk_seconds(rows: int, splits: int, work: Work, device: Device) -> float:
-    """Of one chunk: its products, the sum of the parts, the row kernels."""
+    """Estimate the time of one chunk: its matmuls, the sums of split parts, and the row kernels."""
     total = sum(product_seconds(rows, work.vocabulary, width, 1, device) for width in work.logit_widths)
     for width in work.state_widths:
         total += product_seconds(rows, width, work.vocabulary, splits, device)
@@ -94,14 +95,14 @@ def chunk_seconds(rows: int, splits: int, work: Work, device: Device) -> float:
 
 
 MEASURED: dict[tuple[Work, int], tuple[int, int]] = {}
-"""(work, bytes) -> (rows, splits) that `benchmarks/device.py` found better than the model's, on a named device."""
+"""(work, buffer bytes) -> (rows, splits) that `benchmarks/device.py` measured as better than the model's choice."""
 
 
 @cache
 def plan(work: Work, budget: int, device: Device = Device()) -> Chunks:  # noqa: B008 - immutable
-    """The chunk of the least time a token whose buffers take at most `budget` bytes.
+    """Return the chunk size with the least time per token whose buffers take at most `budget` bytes.
 
-    At least one row, however wide: then the budget is passed over.
+    A chunk has at least one row, even if that exceeds the budget.
     """
     if (work, budget) in MEASURED:
         rows, splits = MEASURED[work, budget]

@@ -1,4 +1,4 @@
-"""A linear language-model head: its operands, and how its products become logits."""
+"""A linear language-model head: its operands, and the transform from matmul results to logits."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ from alignkit.kernels.upstream import whole_head
 
 
 class LogitTransform(NamedTuple):
-    """How a product z = h W^T + b becomes a logit: softcap tanh(scale z / softcap) / temperature.
+    """The transform of z = h W^T + b to a logit: softcap tanh(scale z / softcap) / temperature.
 
-    Without a soft cap: scale z / temperature. `head_triton` does the same in Triton's kernels.
+    Without a soft cap it is scale z / temperature. `head_triton` implements it for Triton's kernels.
     """
 
     scale: float = 1.0
@@ -21,11 +21,11 @@ class LogitTransform(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """d logit / d product, apart from the soft cap's slope."""
+        """d logit / dz without the soft cap's slope."""
         return self.scale / self.temperature
 
     def __call__(self, products: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Logits of h W^T [N, V] and the bias [V], differentiable by autograd."""
+        """Compute logits from h W^T [N, V] and the bias [V], differentiable by autograd."""
         x = (products if bias is None else products + bias.to(products.dtype)) * self.scale
         x = x if self.softcap is None else self.softcap * torch.tanh(x / self.softcap)
         return x / self.temperature
@@ -35,8 +35,8 @@ class LogitTransform(NamedTuple):
     ) -> Tensor | None:
         """Turn h W^T [c, v], at least float32, into logits in place.
 
-        Returns d logit / d product / `factor` [c, v] if `slope` asks for it and there is a soft cap, else None.
-        `clamp` replaces -inf by a very small number, so that 0 * -inf never arises; NaN stays NaN.
+        With `slope` and a soft cap, returns the cap's slope, (d logit / dz) / `factor` [c, v], else None. `clamp`
+        replaces -inf by a finite number far below any logit, which avoids 0 * -inf; NaN stays NaN.
         """
         if bias is not None:
             x += bias.to(x.dtype)
@@ -53,26 +53,26 @@ class LogitTransform(NamedTuple):
         return steepness
 
     def slope_at(self, logits: Tensor) -> Tensor:
-        """d logit / d product / `factor` where the logits are `logits`; ones without a soft cap."""
+        """Return the soft cap's slope, (d logit / dz) / `factor`, at these logits; ones without a soft cap."""
         if self.softcap is None:
             return torch.ones_like(logits)
         return 1 - (logits * (self.temperature / self.softcap)).square()
 
 
 class Operands(NamedTuple):
-    """One model's head and the hidden states that meet it."""
+    """One model's head and the hidden states to multiply with it."""
 
     hidden: Tensor
-    """[N, H]"""
+    """Hidden states [N, H]."""
     weight: Tensor
-    """[V, H]"""
+    """Weight of the head [V, H]."""
     bias: Tensor | None
-    """[V]"""
+    """Bias of the head [V], or None."""
     transform: LogitTransform
 
     @property
     def train(self) -> bool:
-        """Whether a gradient to any of them will be asked for; only known outside an autograd function."""
+        """Whether any operand needs a gradient. Valid only outside an autograd function."""
         return trains(self.hidden, self.weight, self.bias)
 
 
@@ -90,14 +90,14 @@ def check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None, side: str 
 
 
 def autocast(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the dtype in which a linear layer would multiply them here."""
+    """Cast both to the dtype in which a linear layer would multiply them, with regard to autocast."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return hidden.to(dtype), weight.to(dtype)
 
 
 def first_columns(operands: Operands, vocabulary: int) -> Operands:
-    """The operands under autocast, with the first `vocabulary` columns alone."""
+    """Return the operands, cast by `autocast`, with only the first `vocabulary` rows of weight and bias."""
     hidden, weight, bias, transform = operands
     if weight.size(0) > vocabulary:  # else no slice: its backward would copy the gradient
         weight, bias = weight[:vocabulary], None if bias is None else bias[:vocabulary]
@@ -105,19 +105,19 @@ def first_columns(operands: Operands, vocabulary: int) -> Operands:
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of softmax and sums: float32, or float64 for float64 input."""
+    """Return the dtype of softmax and sums: float32, or float64 for float64 input."""
     return torch.promote_types(weight.dtype, torch.float32)
 
 
 def trains(*tensors: Tensor | None) -> bool:
-    """Whether a gradient will be asked for; inside an autograd function's forward this can no longer be seen."""
+    """Return whether any tensor needs a gradient. Call it outside an autograd function, where this is still known."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def gathered(*parameters: Tensor | None) -> AbstractContextManager[Any]:
-    """A context within which parameters that ZeRO-3 partitioned are whole.
+    """Return a context in which parameters partitioned by ZeRO-3 are gathered.
 
-    A head is called in one (`model_head`), which is left before the backward: the backward must enter its own.
+    The context of the model's forward ends before the backward, so the backward must enter its own.
     """
     if not any(hasattr(parameter, "ds_status") for parameter in parameters):
         return nullcontext()

@@ -1,22 +1,23 @@
-"""`head.LogitTransform` inside Triton's kernels."""
+"""`head.LogitTransform` for use inside Triton kernels."""
 
 import os
 
-# Before Triton reads it: from 3.10 on multiply-adds are fused only on request, and unfused ones cost time and digits.
+# Must be set before Triton is imported. From 3.10 multiply-adds are fused only on request; unfused ones are slower
+# and less precise.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
 import triton.language as tl
 
 SMALLEST: tl.constexpr = tl.constexpr(-8.5e37)
-"""Stands for -inf among tempered logits, so that 0 * -inf never arises."""
+"""Replacement for -inf among tempered logits, which avoids 0 * -inf."""
 
 
 @triton.jit
 def load_logits(
     products_ptr, bias_ptr, at, inside, scale, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr
 ):
-    """float32 logits before the temperature at `at`, -inf where not `inside`; and the soft cap's slope."""
+    """Load (float32 logits before the temperature, soft cap's slope) at `at`; logits are -inf outside `inside`."""
     x = tl.load(products_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         x += tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -31,5 +32,5 @@ def load_logits(
 
 @triton.jit
 def temper(x, temperature):
-    """Logits over the temperature, none below SMALLEST; NaN stays NaN."""
+    """Divide logits by the temperature and clamp them at SMALLEST; NaN stays NaN."""
     return tl.maximum(x / temperature, SMALLEST, propagate_nan=tl.PropagateNan.ALL)

@@ -1,13 +1,13 @@
-"""A model's own head, fused: `model(…, labels=…, fused_lm_head=True)` gives per-token log-probs, never logits.
+"""Fused heads for transformers models: `model(…, labels=…, fused_lm_head=True)` returns per-token log-probs.
 
-The protocol is TRL's (`add_fused_lm_head`), so its trainers' code runs on it; the work is `linear_logprob`. Nothing
-is assumed of an architecture: its own forward runs with a stand-in for its head, which keeps the states that the
-head would have met and returns a short probe in place of the logits. What the forward makes of the probe is what it
-makes of logits, so a scale and a soft cap are measured, not looked up.
+The protocol is that of TRL's `add_fused_lm_head`, so TRL's trainers can use it; `linear_logprob` does the work. It
+works for any architecture. The model's own forward runs with a stand-in for its head. The stand-in stores the hidden
+states and returns a short probe instead of logits. The forward's output for the probe shows the model's logit scale
+and soft cap, so they are measured instead of looked up.
 
-The product with the head runs inside the model's forward and there as the head module's own (`in_head`): ZeRO-3 and
-FSDP2 gather weights around a module's forward and backward. A loss over two models does the same with `head_states`
-and `in_head`.
+The matmul with the head runs inside the model's forward, as the forward of the head module (`in_head`), since ZeRO-3
+and FSDP2 gather weights around a module's forward and backward. A loss over two models uses `head_states` and
+`in_head` directly.
 """
 
 import inspect
@@ -28,56 +28,56 @@ Result = TypeVar("Result")
 
 
 class FusedHeadOutput(NamedTuple):
-    """Per-token outputs [B, L-1] for the next-token labels; zero where the label is -100.
+    """Per-token outputs [B, L-1] for the next-token labels, zero where the label is -100.
 
-    A tuple, since ZeRO-3 and FSDP2 look for tensors in those, to gather weights before their backward.
+    It is a tuple, in which ZeRO-3 and FSDP2 find the tensors whose backward needs gathered weights.
     """
 
     log_probs: Tensor
     entropy: Tensor | None
     is_top1: Tensor | None
     aux_loss: Tensor | None = None
-    """Scalar: the balance loss of a mixture of experts, where `output_router_logits=True` asks for it."""
+    """Scalar load-balancing loss of a mixture of experts, if the input has `output_router_logits=True`."""
 
 
 class HeadWeights(NamedTuple):
-    """A model's head, as fused heads take it."""
+    """Weights and logit transform of a model's head, as arguments of the fused heads."""
 
     weight: Tensor
-    """[V, H]"""
+    """Weight of the head [V, H]."""
     bias: Tensor | None
-    """[V]"""
+    """Bias of the head [V], or None."""
     logit_scale: float
     softcap: float | None
 
 
 class MeasuredHead(NamedTuple):
-    """What a model's forward was seen to do after the product with its head."""
+    """The logit transform that was measured in a model's forward."""
 
     logit_scale: float
     softcap: float | None
     dtype: torch.dtype
-    """Of the last product."""
+    """Dtype of the last matmul with the head."""
 
 
 class HeadStates(NamedTuple):
-    """What a model's head meets in its forward."""
+    """The hidden states that a model's forward passes to its head."""
 
     hidden: Tensor
-    """[B, L, H]"""
+    """Hidden states [B, L, H]."""
     aux_loss: Tensor | None
-    """Scalar: the balance loss of a mixture of experts, where the forward makes one."""
+    """Scalar load-balancing loss of a mixture of experts, if the forward returns one."""
 
 
 def in_head(model: Any, function: Callable[..., Result], *hidden: Tensor) -> Result:
-    """Run `function(head, *hidden)` as the forward of the head of `model`, so that its weights are whole.
+    """Run `function(head, *hidden)` as the forward of the model's head, so that sharded weights are gathered.
 
-    `model`: a causal LM of transformers without peft's wrapper, within its forward and after `head_states`. The
-    result is a tensor, or a tuple or dict of tensors: sharding follows the gradient through those.
+    `model` is a transformers causal LM without peft's wrapper. Call this after `head_states` and within the model's
+    forward. The result must be a tensor, or a tuple or dict of tensors, so that sharding hooks see its gradient.
     """
     module, options = head_module(model), measured_head(model)
     if options is None:
-        raise RuntimeError("in_head before head_states, which measures what becomes of logits")
+        raise RuntimeError("in_head was called before head_states, which measures the logit transform")
     patched_before = module.__dict__.get("forward")
 
     def forward(*states: Tensor) -> Result:
@@ -98,18 +98,18 @@ def in_head(model: Any, function: Callable[..., Result], *hidden: Tensor) -> Res
 
 
 def head_states(model: Any, *args: Any, **inputs: Any) -> HeadStates:
-    """The states from which `model`'s head predicts each next token, by its own forward; no logits are made.
+    """Run the model's forward up to its head and return the head's input. No logits are made.
 
-    `model`: a causal LM of transformers without peft's wrapper. Raises ModelError for an architecture whose head is
-    not one linear layer, or that does more to logits than scale and softly cap them.
+    `model` is a transformers causal LM without peft's wrapper. Raises ModelError if the head is not one linear layer,
+    or if the forward does more to logits than a scale and a soft cap.
     """
     return _head_states(model, model, *args, **inputs)
 
 
 def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
-    """Patch `model` (a causal LM of transformers, without peft's wrapper) so that it takes `fused_lm_head=True`.
+    """Patch the forward of `model`, a transformers causal LM without peft's wrapper, to accept `fused_lm_head=True`.
 
-    Without that argument the forward is what it was.
+    Without that argument the forward is unchanged. `entropy` and `top1` add these outputs.
     """
     plain_forward = model.forward
 
@@ -132,25 +132,25 @@ def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
 
         return in_head(self, log_probs, states.hidden[:, :-1])._replace(aux_loss=states.aux_loss)
 
-    # `generate` and the Trainer read the signature of forward to decide which arguments a model takes
+    # `generate` and the Trainer read forward's signature to find out which arguments the model accepts
     forward.__signature__ = _signature(plain_forward)  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
     model._fused_head = True  # noqa: SLF001 - ours
 
 
 def measured_head(model: Any) -> MeasuredHead | None:
-    """What was measured in the last forward with a fused head; None before the first."""
+    """Return the measurement of the last forward with a fused head; None before the first."""
     found: MeasuredHead | None = model.__dict__.get("_measured_head")
     return found
 
 
 def is_fused(model: Any) -> bool:
-    """Whether `fuse_head` has patched this model."""
+    """Return whether `fuse_head` has patched this model."""
     return "_fused_head" in model.__dict__
 
 
 def head_module(model: Any) -> nn.Module:
-    """The linear layer that makes `model`'s logits; raises ModelError where there is none."""
+    """Return the linear layer that makes the model's logits. Raises ModelError if there is none."""
     module = model.get_output_embeddings()
     is_linear = (
         isinstance(module, nn.Module) and hasattr(module, "weight") and not isinstance(module, nn.Embedding)
@@ -161,12 +161,12 @@ def head_module(model: Any) -> nn.Module:
 
 
 class _StandIn(nn.Module):
-    """In the head's place: keeps the states that it is given and answers with a probe instead of logits."""
+    """Replaces the head: stores the hidden states and returns a probe instead of logits."""
 
     def __init__(self, head: nn.Module, probe: Tensor) -> None:
         super().__init__()
         self.__dict__["head"] = (
-            head  # not a submodule: its weights are no business of a sharded model's hooks
+            head  # not a submodule, so that the hooks of a sharded model do not find its weights
         )
         self.probe = probe
         self.calls: list[Tensor] = []
@@ -176,7 +176,7 @@ class _StandIn(nn.Module):
         return self.probe.to(states.device).expand(*states.shape[:-1], -1)
 
     def __getattr__(self, name: str) -> Any:
-        """Some forwards ask their head for its weight's dtype."""
+        """Look up other attributes on the head, since some forwards read its weight's dtype."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -205,7 +205,7 @@ def _product_dtype(hidden: Tensor, head: nn.Module) -> torch.dtype:
 
 @contextmanager
 def _stand_in(model: Any, probe: Tensor) -> Iterator[_StandIn]:
-    """Put a stand-in where the head is; the head's own hooks do not run meanwhile, so ZeRO-3 gathers it once."""
+    """Replace the head by a stand-in for the duration. The head's hooks do not run, so ZeRO-3 gathers it once."""
     head = head_module(model)
     named = ((parent, *item) for parent in model.modules() for item in children_by_name(parent).items())
     places = ((parent, name) for parent, name, child in named if child is head)
@@ -222,22 +222,22 @@ def _stand_in(model: Any, probe: Tensor) -> Iterator[_StandIn]:
 
 
 _PROBE = torch.tensor([0.0, *(sign * 2.0**power for power in range(-10, 16) for sign in (1, -1))])
-"""Stands for logits, float32: small enough for a slope, large enough for a soft cap."""
+"""Values in place of logits, float32: small ones to measure the scale, large ones to measure the soft cap."""
 _ROUNDING = 1e-4
-"""Relative; of a forward that rounds logits to 16 bits, more."""
+"""Relative rounding error to accept. A forward that rounds logits to 16 bits is allowed more."""
 
 
 def _options(name: str, logits: Tensor) -> tuple[float, float | None]:
-    """(logit scale s, soft cap c) of a forward that made `logits` of `_PROBE` x: c tanh(s x / c), or s x.
+    """Derive (logit scale s, soft cap c) from `logits`, the forward's output for `_PROBE`.
 
-    Raises ModelError for any other function.
+    The forward must compute c tanh(s x / c) or s x of x. Raises ModelError for any other function.
     """
     if logits.requires_grad:
-        raise ModelError(f"{name} trains what it does to its logits, which a fused head cannot")
+        raise ModelError(f"{name} applies trained weights to its logits, which a fused head cannot do")
     found = logits.reshape(-1, logits.size(-1))[0].double().cpu()
     probe = _PROBE.double()
     if found.shape != probe.shape:
-        raise ModelError(f"{name} does not return one logit for each that its head makes")
+        raise ModelError(f"{name} does not return one logit for each logit of its head")
     rounding = max(_ROUNDING, 2 * torch.finfo(logits.dtype).eps)
     scale = float(found[1] / probe[1])
     largest = float(found[-2])
@@ -250,7 +250,7 @@ def _options(name: str, logits: Tensor) -> tuple[float, float | None]:
 
 
 def _meant(value: float) -> float:
-    """The number of few digits that `value`, measured in float32, is in all likelihood."""
+    """Round `value`, measured in float32, to four digits if it is that close to such a number."""
     short = float(f"{value:.4g}")
     return short if abs(short - value) < 1e-6 * abs(value) else value
 

@@ -1,4 +1,4 @@
-"""Products with a head's weight, sums of them, and the buffers they are written to."""
+"""Matmuls with a head's weight, sums of matmuls, and reusable buffers."""
 
 import math
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 PART_MULTIPLE = 16
-"""Columns of a part of a split product are a multiple of this, so that each begins aligned."""
+"""Each part of a split matmul has a multiple of this many columns, so that it starts aligned."""
 
 
 def project(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """`out` [c, v] = `hidden` [c, H] `weight` [v, H]^T.
+    """Compute `out` [c, v] = `hidden` [c, H] `weight` [v, H]^T and return it.
 
-    Where `out` has a wider dtype than the operands, a GPU writes its sums unrounded; a CPU rounds them to the
-    operands' dtype first.
+    If `out` has a wider dtype than the operands, a GPU writes unrounded sums. A CPU rounds them to the operands'
+    dtype first.
     """
     if out.dtype == weight.dtype:
         return torch.mm(hidden, weight.T, out=out)
@@ -23,9 +23,9 @@ def project(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 
 
 def states(gradient: Tensor, weight: Tensor, out: Tensor, splits: int = 1) -> Tensor:
-    """`out` [c, H] = `gradient` [c, V] `weight` [V, H], the long V cut into `splits` parts that run side by side.
+    """Compute `out` [c, H] = `gradient` [c, V] `weight` [V, H] in `splits` parallel parts along V, and return it.
 
-    The parts are summed in float32, or in the operands' dtype if that is wider; columns that no part has follow.
+    The parts are summed in float32, or in the operands' dtype if that is wider. Columns left over are added last.
     """
     columns = weight.size(0) // splits // PART_MULTIPLE * PART_MULTIPLE
     if splits == 1 or not columns:
@@ -39,7 +39,7 @@ def states(gradient: Tensor, weight: Tensor, out: Tensor, splits: int = 1) -> Te
 
 
 def _batched(left: Tensor, right: Tensor) -> Tensor:
-    """`left` [S, c, v] `right` [S, v, H], at least float32."""
+    """The batched matmul `left` [S, c, v] `right` [S, v, H], at least in float32."""
     dtype = torch.promote_types(left.dtype, torch.float32)
     if left.is_cuda and dtype != left.dtype:
         return torch.bmm(left, right, out_dtype=dtype)
@@ -49,9 +49,10 @@ def _batched(left: Tensor, right: Tensor) -> Tensor:
 def add_product(
     total: Tensor, a: Tensor, b: Tensor, *, dtype: torch.dtype | None = None, fresh: bool = False
 ) -> None:
-    """`total` += `a` `b`, or = with `fresh`; summed in the dtype of `total`, however low that of the factors.
+    """Compute `total` += `a` `b`, or `total` = `a` `b` with `fresh`, with sums in the dtype of `total`.
 
-    A GPU multiplies the factors in `dtype`, by default that of `b`; elsewhere low precision gains nothing.
+    A GPU multiplies the factors in `dtype`, by default the dtype of `b`. A CPU multiplies in the dtype of `total`,
+    since it gains nothing from low precision.
     """
     beta, low = 0 if fresh else 1, dtype or b.dtype
     if total.is_cuda and low != total.dtype:
@@ -61,20 +62,20 @@ def add_product(
 
 
 def spans(count: int, largest: int) -> list[slice]:
-    """[0, count) in as few slices of at most `largest` as possible, of equal length but for the last."""
+    """Cover [0, count) by as few slices of at most `largest` as possible. All but the last have the same length."""
     size = math.ceil(count / max(1, math.ceil(count / max(1, largest)))) or 1
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class Scratch:
-    """Buffers used again for every tile: fresh ones would cost page faults, on a CPU a good part of the time."""
+    """Buffers that are reused for every tile. New ones would cost page faults, which take much time on a CPU."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self._device, self._dtype = device, dtype
         self._flat: dict[str, Tensor] = {}
 
     def take(self, name: str, rows: int, columns: int) -> Tensor:
-        """An uninitialised contiguous [rows, columns]; what was last taken under `name` is lost."""
+        """Return an uninitialised contiguous [rows, columns]. It overwrites the last buffer taken under `name`."""
         size = rows * columns
         if name not in self._flat or self._flat[name].numel() < size:
             self._flat[name] = torch.empty(size, device=self._device, dtype=self._dtype)

@@ -10,25 +10,25 @@ __all__ = ["children_by_name", "l1_backward", "whole_head"]
 
 
 def children_by_name(module: nn.Module) -> dict[str, nn.Module | None]:
-    """A module's children, to be read and replaced.
+    """Return a module's mutable dict of children.
 
-    `named_children` leaves out a module's second name, and `setattr` would tell the hooks of sharded models.
+    `named_children` omits the second name of a shared module, and `setattr` would call hooks of sharded models.
     """
     children: dict[str, nn.Module | None] = module._modules
     return children
 
 
 def l1_backward(upstream: Tensor, q: Tensor, p: Tensor) -> Tensor:
-    """The gradient to `q` [n, V] of `torch.cdist(q, p, p=1)`, given that to the distances, `upstream` [n, m].
+    """Compute the gradient to `q` [n, V] of `torch.cdist(q, p, p=1)` from the distances' gradient `upstream` [n, m].
 
-    It is what autograd runs, which does not look at the distances (its last argument).
+    Autograd calls the same function. For p=1 it ignores its last argument, the distances.
     """
     gradient: Tensor = torch.ops.aten._cdist_backward(upstream, q, p, 1.0, upstream)
     return gradient
 
 
 def whole_head(*parameters: Any) -> AbstractContextManager[Any]:
-    """A context within which a head's parameters, which ZeRO-3 partitioned, are whole."""
+    """Return a context in which a head's parameters are gathered from ZeRO-3's partitions."""
     from trl.trainer.utils import maybe_gather_lm_head_ctx  # saves trl at start-up
 
     return maybe_gather_lm_head_ctx(*parameters)

@@ -1,21 +1,22 @@
-"""Divergences of two models' next-token distributions from their hidden states and heads, in token chunks.
+"""Divergences between two models' next-token distributions, computed from hidden states and heads in token chunks.
 
 p = teacher, q = student, both softmax(logits / temperature); the equations are in `linear_divergence.torch`. One pass
-over both heads gives every value. Two ways to the gradients:
+over both heads gives all values. There are two ways to compute gradients:
 
-- Both heads frozen (LoRA): the gradient of each differentiable output is made in the forward, [N, H] each, and the
-  backward only adds them up, weighted by what comes from above. What comes from above is not known in the forward,
-  since a loss's weights may depend on the values; with an `objective` it is, and one gradient a side is enough.
-- Else the backward makes each chunk's logits again; weight and bias gradients are added up in float32.
+- With both heads frozen (LoRA), the forward computes the gradient of each differentiable output, [N, H] each. The
+  backward adds them up with the upstream gradients as weights. The forward does not know these, since a loss's
+  weights may depend on the values. With an `objective` it does, and one gradient per side is enough.
+- Otherwise the backward recomputes each chunk's logits. Weight and bias gradients are summed in float32.
 
-Multiply-adds count two. With H the width of both models and k differentiable outputs, forward and backward take
+A multiply-add counts as two flops. With H the width of both models and k differentiable outputs, forward and backward
+take
 
     values only                            4 N H V
     frozen heads, k gradients in the forward   (4 + 2 k) N H V     6 N H V with an `objective` over the student only
     frozen heads, recomputed               10 N H V                12 where both sides have gradients
     student's head trained                 12 N H V                16 where the teacher's trains as well
 
-and the cheaper one is taken where the heads are frozen.
+With frozen heads the cheaper way is used.
 """
 
 from collections.abc import Mapping
@@ -53,18 +54,20 @@ def linear_divergence(
     ignore_index: int = -100,
     implementation: Implementation | None = None,
 ) -> Divergences:
-    """Divergences of student_hidden [N, Hs] student_weight [Vs, Hs]^T and the teacher's alike, without [N, V] logits.
+    """Compute divergences between the distributions of student and teacher, without making [N, V] logits.
 
-    Any float dtype (products run in it, or in autocast's; sums in float32). Vocabularies that differ by padding
-    share their first min(Vs, Vt) columns; the others count for nothing. -inf in both biases removes a column, in one
-    it makes a KL infinite, as it is. Rows whose label is `ignore_index` are removed before any work. The soft cap
-    is applied after the scale and before the temperature. `tempered_entropy=False` takes the entropies at
-    temperature 1.
+    The student's logits are those of student_hidden [N, Hs] student_weight [Vs, Hs]^T, the teacher's likewise. Any
+    float dtype: matmuls run in it, or in autocast's; sums in float32. Vocabularies of different padding share their
+    first min(Vs, Vt) columns; the others are ignored. A bias of -inf on both sides removes a column. On one side only
+    it makes a KL infinite, as the definition does. Rows whose label is `ignore_index` are removed before any work.
+    The soft cap is applied after the scale and before the temperature. `tempered_entropy=False` computes the
+    entropies at temperature 1.
 
-    With frozen heads each differentiable output costs a product. `objective` makes a loss [n] of n rows' Divergences,
-    row by row; then `.loss` alone carries gradient, at the cost of one output. It is called for a few rows at a time.
+    With frozen heads each differentiable output costs one matmul. `objective` is a function from the Divergences of n
+    rows to a loss [n], row by row. With it only `.loss` carries gradient, at the cost of one output. It is called for
+    a few rows at a time.
 
-    Raises ValueError for shapes that do not fit, labels outside the shared vocabulary, and options out of range.
+    Raises ValueError for shapes that do not match, labels outside the shared vocabulary, and options out of range.
     """
     arguments.positive("temperature", temperature)
     check_shapes(student_hidden, student_weight, student_bias, "student_")
@@ -111,7 +114,7 @@ def linear_divergence(
 
 
 def _kept(labels: Tensor | None, hidden: Tensor, vocabulary: int, ignore_index: int) -> Tensor | slice:
-    """Which rows count: all, where no label is ignored."""
+    """An index of the rows whose label is not ignored. Raises ValueError for a label outside the vocabulary."""
     if labels is None:
         return slice(None)
     arguments.shaped("labels", labels, (hidden.size(0),))
@@ -123,7 +126,7 @@ def _kept(labels: Tensor | None, hidden: Tensor, vocabulary: int, ignore_index: 
 
 
 def _spread(values: Tensor, keep: Tensor | slice) -> Tensor:
-    """[n] -> [N], zero or False in the rows that do not count."""
+    """Expand values [n] to [N], with zero or False in ignored rows."""
     return values if isinstance(keep, slice) else values.new_zeros(keep.shape).masked_scatter(keep, values)
 
 
@@ -133,7 +136,7 @@ def _has_masked_columns(operands: Operands) -> bool:
 
 def _outputs(*, labelled: bool, top1: bool, teacher_trains: bool) -> tuple[str, ...]:
     if top1 and not labelled:
-        raise ValueError("top1 compares with labels, found labels=None")
+        raise ValueError("top1 needs labels to compare with, found labels=None")
     names = ["forward_kl", "reverse_kl", "student_entropy", "teacher_entropy"]
     names += ["teacher_reverse_kl"] if teacher_trains else []
     names += ["student_ce", "teacher_ce"] if labelled else []

@@ -1,8 +1,8 @@
-"""Bytes that `linear_divergence` allows itself. Imports nothing, so that an estimate may read it anywhere."""
+"""Buffer sizes of `linear_divergence` in bytes. Imports nothing, so that estimates can read it."""
 
 CPU_CHUNK_BYTES = 24 * 2**20
-"""One chunk's float32 logits in PyTorch; there are two at a time, and as much again for each gradient at a time."""
+"""Float32 logits of one chunk of one model in PyTorch. Each gradient of a chunk takes as much again."""
 CPU_BLOCK_BYTES = 2**20
-"""One temporary of a block of rows in PyTorch: the eight or so of a block stay in a core's cache."""
+"""One temporary of a block of rows in PyTorch. A block has about eight, which fit in a core's cache."""
 GPU_BUFFER_BYTES = 640 * 2**20
-"""One chunk in Triton: both models' logits, and the gradients that are not written over them."""
+"""All buffers of one chunk in Triton: both models' logits, and the gradients that do not overwrite them."""

@@ -1,4 +1,4 @@
-"""Chunk by chunk through two heads: the values of `linear_divergence`, and their gradients to both sides."""
+"""The autograd function of `linear_divergence`, which goes through both heads chunk by chunk."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ from alignkit.kernels.products import add_product, project, states
 
 
 class Chunk(NamedTuple):
-    """Some tokens and the gradients to their products with both heads."""
+    """A chunk of c tokens and the gradients to their matmuls with both heads."""
 
     part: slice
     logit_gradients: list[Tensor]
-    """[c, V] in the weight's dtype, for each head product."""
+    """[c, V] in the weight's dtype, one for each head product."""
     splits: int
-    """As in `Layout`."""
+    """Number of parts of a state matmul; see `Layout.splits`."""
 
 
 Visit = Callable[[dict[str, Tensor], slice], Mapping[str, Tensor]]
@@ -28,7 +28,7 @@ Visit = Callable[[dict[str, Tensor], slice], Mapping[str, Tensor]]
 def fused(
     student: Operands, teacher: Operands, labels: Tensor, request: Request, engine: type[RowBlock]
 ) -> dict[str, Tensor]:
-    """The values named in `request.returned`, [N] each; those in `request.with_gradient` with gradient."""
+    """Compute the values in `request.returned`, [N] each. Those in `request.with_gradient` carry gradient."""
     transforms = student.transform, teacher.transform
     values = _LinearDivergence.apply(*student[:3], *teacher[:3], labels, transforms, request, engine)
     return dict(zip(request.returned, values, strict=True))
@@ -77,7 +77,7 @@ class _LinearDivergence(torch.autograd.Function):
 
 
 def _head_products(request: Request) -> list[HeadProduct]:
-    """One for each side that has gradients, of all its outputs."""
+    """One product for each side with gradients, for all outputs of that side."""
     products = [
         HeadProduct(side, tuple(name for name in request.differentiable if name in names))
         for side, names in DIFFERENTIABLE.items()
@@ -86,9 +86,9 @@ def _head_products(request: Request) -> list[HeadProduct]:
 
 
 def _forward_products(request: Request, *, heads_frozen: bool) -> list[HeadProduct]:
-    """The gradients to make in the forward: none where a head trains, or where the backward makes them for less.
+    """The products to compute in the forward. None if a head trains, or if the backward computes them at less cost.
 
-    In units of 2 N H V, one made in the forward costs 1; recomputed, both heads' logits cost 2 and each side 1.
+    In units of 2 N H V, a product in the forward costs 1. Recomputing costs 2 for both heads' logits and 1 per side.
     """
     together = _head_products(request)
     if not heads_frozen:
@@ -102,7 +102,7 @@ def _forward_products(request: Request, *, heads_frozen: bool) -> list[HeadProdu
 def _recorder(
     request: Request, labels: Tensor, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Visit]:
-    """The outputs, the objective's slopes if there is one, and the forward's `visit`, which fills both."""
+    """(outputs, slopes of the objective, `visit` of the forward, which fills both). No objective has no slopes."""
     outputs = {
         name: labels.new_empty(labels.shape, dtype=torch.bool if name.endswith("top1") else dtype)
         for name in request.returned
@@ -133,13 +133,14 @@ def _differentiate(
     values: Mapping[str, Tensor],
     differentiable: tuple[str, ...],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective's losses [c] and their slopes in each differentiable output."""
+    """The objective's losses [c], and their derivatives by each differentiable output."""
     with torch.enable_grad():
         leaves = {name: values[name].detach().requires_grad_() for name in differentiable}
         loss = objective({**values, **leaves})
         if loss.shape != values["forward_kl"].shape:
             raise ValueError(
-                f"the objective must make one loss a row, [{values['forward_kl'].numel()}], found {list(loss.shape)}"
+                f"the objective must return one loss per row, [{values['forward_kl'].numel()}], "
+                f"found {list(loss.shape)}"
             )
         if not loss.requires_grad:
             return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
@@ -157,9 +158,9 @@ def _sweep(
     head_products: list[HeadProduct],
     visit: Visit,
 ) -> Iterator[Chunk]:
-    """Every chunk in turn, with the gradients of the head products.
+    """Yield every chunk with the gradients of the head products.
 
-    `visit` sees a few rows' values and returns the factors [rows] of their outputs' gradients.
+    `visit` gets the values of a few rows and returns factors [rows] for the gradients of their outputs.
     """
     count = labels.numel()
     layout = engine.layout(sides, count, head_products)
@@ -198,7 +199,7 @@ def _add_up(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
 
 
 def _recompute(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
-    """Every chunk's logits once more, and from them all gradients that are needed."""
+    """Recompute every chunk's logits, and from them all gradients that are needed."""
     _, student_weight, student_bias, _, teacher_weight, teacher_bias = ctx.saved_tensors[:6]
     with gathered(student_weight, student_bias, teacher_weight, teacher_bias):
         return _recompute_whole(ctx, given)
@@ -240,7 +241,7 @@ def _recompute_whole(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | Non
 
 
 def _empty_gradients(side: Operands, needed: tuple[bool, ...]) -> list[Tensor | None]:
-    """Room for the gradients to hidden, weight and bias; the last two are sums, at least in float32."""
+    """Buffers for the gradients to hidden, weight and bias. The last two are zeros, at least in float32."""
     dtype = compute_dtype(side.weight)
     return [
         torch.empty_like(side.hidden) if needed[0] else None,

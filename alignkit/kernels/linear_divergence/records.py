@@ -1,4 +1,4 @@
-"""What goes into `linear_divergence` and comes out of it."""
+"""Input and output records of `linear_divergence`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,70 +15,73 @@ DIFFERENTIABLE: dict[Name, tuple[str, ...]] = {
     "student": ("forward_kl", "reverse_kl", "student_ce"),
     "teacher": ("teacher_reverse_kl", "teacher_ce"),
 }
-"""Which outputs send gradient to which side; the others are detached."""
+"""Side -> outputs that send gradient to it. All other outputs are detached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Divergences:
-    """The results of `linear_divergence`: [N] each in nats, float32 (float64 for float64 input), 0 or False where the
-    label is ignored. The outputs of one side never send gradient to the other."""
+    """The results of `linear_divergence` for teacher p and student q.
+
+    [N] each, in nats, float32 (float64 for float64 input), 0 or False where the label is ignored. The outputs of one
+    side never send gradient to the other.
+    """
 
     forward_kl: Tensor
-    """KL(p || q); gradient to the student only."""
+    """KL(p || q) of teacher p and student q, with gradient to the student only."""
     reverse_kl: Tensor
-    """KL(q || p); gradient to the student only."""
+    """KL(q || p) of teacher p and student q, with gradient to the student only."""
     student_entropy: Tensor
-    """H(q), detached."""
+    """Entropy of the student's distribution, detached."""
     teacher_entropy: Tensor
-    """H(p), detached."""
+    """Entropy of the teacher's distribution, detached."""
     student_ce: Tensor | None = None
-    """-log q(label) at temperature 1; gradient to the student only. None without labels, as `teacher_ce`."""
+    """-log q(label) of the student at temperature 1, with gradient to the student only. None without labels."""
     teacher_ce: Tensor | None = None
-    """-log p(label) at temperature 1; gradient to the teacher only."""
+    """-log p(label) of the teacher at temperature 1, with gradient to the teacher only. None without labels."""
     teacher_reverse_kl: Tensor | None = None
-    """KL(q || p) once more, with gradient to the teacher only; None where the teacher requires none."""
+    """The value of `reverse_kl`, with gradient to the teacher only. None if the teacher needs no gradient."""
     student_top1: Tensor | None = None
-    """bool, whether the label has the student's largest logit; None unless asked for."""
+    """Whether the label has the student's largest logit, bool. None unless requested."""
     teacher_top1: Tensor | None = None
-    """bool, as the student's."""
+    """Whether the label has the teacher's largest logit, bool. None unless requested."""
     loss: Tensor | None = None
-    """What the `objective` made of the others, with all their gradients; None without one."""
+    """The `objective` of the other fields, through which all gradient flows. None without an objective."""
 
 
 Objective = Callable[[Divergences], Tensor]
 
 
 class Request(NamedTuple):
-    """What to compute; the same for every row."""
+    """The values and gradients to compute, the same for every row."""
 
     temperature: float
     tempered_entropy: bool
     has_masked_columns: bool
-    """Whether a bias holds -inf, so that 0 * inf can arise."""
+    """Whether a bias contains -inf, so that 0 * inf can arise."""
     outputs: tuple[str, ...]
-    """Names of fields of `Divergences`."""
+    """Names of the fields of `Divergences` to compute."""
     differentiable: tuple[str, ...]
-    """Those that carry gradient, or that the objective's gradient goes through."""
+    """Outputs that carry gradient, or through which the objective's gradient flows."""
     objective: Callable[[Mapping[str, Tensor]], Tensor] | None
 
     @property
     def returned(self) -> tuple[str, ...]:
-        """The outputs and the objective's loss."""
+        """Names of the outputs, and "loss" if there is an objective."""
         return self.outputs if self.objective is None else (*self.outputs, "loss")
 
     @property
     def with_gradient(self) -> tuple[str, ...]:
-        """The returned values that autograd sees."""
+        """Names of the returned values that carry gradient."""
         return self.differentiable if self.objective is None else ("loss",) * bool(self.differentiable)
 
     @property
     def labelled(self) -> bool:
-        """Whether there are cross-entropies."""
+        """Whether cross-entropies are computed."""
         return "student_ce" in self.outputs
 
     @property
     def top1(self) -> bool:
-        """Whether to compare with the largest logits."""
+        """Whether labels are compared with the largest logits."""
         return "student_top1" in self.outputs
 
     @property
@@ -88,12 +91,12 @@ class Request(NamedTuple):
 
     @property
     def separate_entropy(self) -> bool:
-        """Whether entropies are at another temperature than the divergences."""
+        """Whether entropies have another temperature than the divergences."""
         return not (self.tempered_entropy or self.plain)
 
 
 class HeadProduct(NamedTuple):
-    """One product with a side's weight: of the weighted sum of these outputs' logit gradients."""
+    """One matmul with one side's weight, for the weighted sum of these outputs' logit gradients."""
 
     side: Name
     outputs: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""`linear_divergence` with all logits at once and autograd's gradients: short, slow, for tests and for reading."""
+"""A short, slow reference of `linear_divergence` for tests: it makes all logits and uses autograd."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from alignkit.kernels.linear_divergence.records import Request
 
 
 def materialised(student: Operands, teacher: Operands, labels: Tensor, request: Request) -> dict[str, Tensor]:
-    """The values named in `request.returned`, [N] each, with gradient as the request says."""
+    """Compute the values in `request.returned`, [N] each, with the gradients of the request."""
     at_one = [_logits(side) for side in (student, teacher)]
     log_q, log_p = ((x / request.temperature).log_softmax(dim=1) for x in at_one)
     log_q1, log_p1 = (x.log_softmax(dim=1) for x in at_one)
@@ -36,7 +36,7 @@ def _logits(side: Operands) -> Tensor:
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a || b) of each row; where a is 0 the term is 0."""
+    """KL(a || b) of each row. Where a is 0 the term is 0."""
     a = log_a.exp()
     return (a * (log_a - log_b).masked_fill(a == 0, 0.0)).sum(dim=1)
 

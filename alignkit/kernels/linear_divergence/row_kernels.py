@@ -1,10 +1,11 @@
-"""Row kernels of `linear_divergence` for GPUs: every value of a row of both models' logits, and one side's gradient.
+"""GPU row kernels of `linear_divergence`: all values of a row of both models' logits, and the gradient of one side.
 
-Sums are kept relative to the largest logits a and b so far, before the temperature. With u = (x - a) / temperature
-and v = (y - b) / temperature, q's sums are over e^u and p's over e^v, of 1, of u or v (entropy) and of v - u (KL), so
-that no two large numbers cancel. When a grows by d, u falls by d / temperature and the sums follow; see `moved`.
+Sums are kept relative to the largest logits so far, a and b, before the temperature. Let u = (x - a) / temperature
+and v = (y - b) / temperature. The sums of q have weights e^u and those of p weights e^v. They are sums of 1, of u or
+v (for the entropy) and of v - u (for the KL), so that no two large numbers cancel. When a grows by d, u falls by
+d / temperature, and `moved` corrects the sums.
 
-Rows are read up to a width that 16 divides, so that loads and stores are 16 bytes wide whatever the vocabulary.
+Rows are read up to a width that is a multiple of 16, so that loads and stores are 16 bytes wide for any vocabulary.
 """
 
 import triton
@@ -13,19 +14,19 @@ import triton.language as tl
 from alignkit.kernels.head_triton import load_logits
 
 LOWEST: tl.constexpr = tl.constexpr(-1e38)
-"""Below any logit and finite: the first move is one of empty sums by a finite shift."""
+"""A finite number below any logit, so that the first call of `moved` shifts empty sums by a finite amount."""
 NOWHERE: tl.constexpr = tl.constexpr(2147483647)
 
 
 @triton.jit
 def expect(weights, values):
-    """sum weights * values of each lane; where a weight is 0 the term is 0, also for infinite values."""
+    """Sum weights * values over each lane. Where a weight is 0 the term is 0, even for infinite values."""
     return tl.sum(tl.where(weights == 0, 0.0, weights * values), axis=1)
 
 
 @triton.jit
 def moved(factor, total, weight, shift):
-    """A sum of weight * value after its values moved by `shift` and its weights shrank by `factor`."""
+    """Correct a sum of weight * value after all values moved by `shift` and all weights shrank by `factor`."""
     return tl.where(factor > 0, factor * (total + weight * shift), 0.0)
 
 
@@ -83,8 +84,11 @@ def values_kernel(  # noqa: PLR0915 - one pass
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """A program's share of `rows` rows: their STATISTICS. `cool` = 1 / temperature; AT_ONE: temperature 1 is another
-    one and is needed. Each of LANES lanes keeps sums of its own; lanes meet once a row."""
+    """Compute the STATISTICS of this program's rows. `cool` = 1 / temperature.
+
+    AT_ONE: sums at temperature 1 are needed too. Each of LANES lanes keeps its own sums; the lanes are combined once
+    per row.
+    """
     column = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     lane_start = tl.arange(0, LANES) * VECTOR
     for r in range(tl.program_id(0), rows, tl.num_programs(0)):
@@ -255,8 +259,10 @@ def gradient_kernel(
     AT_ONE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program's share of `rows` rows: `LogitGradient` as the gradient to its side's products, which it may
-    overwrite. Statistics start at `*_max`."""
+    """Compute the gradient to one side's products from its `LogitGradient`, for this program's rows.
+
+    The output may overwrite the products. Statistics start at `*_max`.
+    """
     for r in range(tl.program_id(0), rows, tl.num_programs(0)):
         row = tl.zeros((), tl.int64) + r
         own_row, other_row = own_ptr + row * own_stride, other_ptr + row * other_stride

@@ -1,4 +1,4 @@
-"""A few rows of both models' logits in PyTorch: their divergences, and the gradients of those.
+"""The PyTorch engine of `linear_divergence`: divergences of a few rows of logits, and their gradients.
 
 With x, y the tempered logits, log q = log_softmax(x) for the student, log p = log_softmax(y) for the teacher:
 
@@ -6,7 +6,7 @@ With x, y the tempered logits, log q = log_softmax(x) for the student, log p = l
     reverse = sum q (log q - log p)        d/dx = q (log q - log p - reverse)         d/dy = p - q
     ce      = -log q1[label]               d/dx = q1 - [v = label],  q1 at temperature 1
 
-so every weighted sum of them has a gradient of one shape, `records.LogitGradient`.
+So every weighted sum of them has a gradient of the same form, `records.LogitGradient`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,8 +45,7 @@ class TorchRows:
 
     @staticmethod
     def layout(sides: Mapping[Name, Operands], count: int, products: Sequence[HeadProduct]) -> Layout:
-        """See `RowBlock.layout`. A GPU leaves its products' float32 sums unrounded; a CPU rounds them to the dtype of
-        the operands."""
+        """See `RowBlock.layout`. A GPU keeps the matmuls' float32 sums; a CPU rounds them to the operands' dtype."""
         weights = {name: side.weight for name, side in sides.items()}
         vocabulary, gpu = weights["student"].size(0), weights["student"].is_cuda
         budget = cost.GPU_BUFFER_BYTES // 2 if gpu else cost.CPU_CHUNK_BYTES
@@ -85,7 +84,7 @@ class TorchRows:
         return values
 
     def _expect(self, prob: Tensor, value: Tensor) -> Tensor:
-        """sum prob * value of each row; where prob is 0 the term is 0."""
+        """Sum prob * value over each row. Where prob is 0 the term is 0."""
         if self.request.has_masked_columns:
             value = value.masked_fill(prob == 0, 0.0)
         return torch.linalg.vecdot(prob, value)
@@ -117,7 +116,7 @@ class TorchRows:
 
 
 class _Distribution:
-    """One model's rows: log-probabilities and probabilities at the temperature, and log-probabilities at 1."""
+    """One model's rows: log-probs and probabilities at the temperature, and log-probs at temperature 1."""
 
     def __init__(self, products: Tensor, side: Operands, labels: Tensor, request: Request) -> None:
         x = products.to(torch.promote_types(products.dtype, torch.float32))
@@ -129,11 +128,11 @@ class _Distribution:
         self.plain = request.plain
         self.log_one = self.log
         if not request.plain and (request.labelled or request.separate_entropy):
-            # log_softmax does not see a shift, so the tempered log-probabilities are logits too
+            # log_softmax ignores a shift of its input, so the tempered log-probs can serve as logits
             self.log_one = torch.log_softmax(self.log * request.temperature, dim=1)
 
     def prob_one(self) -> Tensor:
-        """Probabilities at temperature 1."""
+        """Return the probabilities at temperature 1."""
         return self.prob if self.plain else self.log_one.exp()
 
 

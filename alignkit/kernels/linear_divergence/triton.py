@@ -1,7 +1,7 @@
-"""`linear_divergence` on GPUs: products by cuBLAS, one kernel for a row's values, another for a gradient.
+"""The GPU engine of `linear_divergence`: cuBLAS matmuls, one kernel for a row's values, another for a gradient.
 
-`gpu_plan` chooses the chunk. Logits are float32 unless ALIGNKIT_LOGITS says otherwise. The last gradient of a chunk
-is written over its own side's logits, in 16 bits over the first half of each row.
+`gpu_plan` chooses the chunk size. Logits are float32 unless ALIGNKIT_LOGITS says otherwise. The last gradient of a
+chunk overwrites its own side's logits; in 16 bits it takes the first half of each row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ STATISTICS = (
     ),
     *("forward_kl", "reverse_kl"),
 )
-"""What `values_kernel` writes, [14, c], in this order. The sums of e^u, and of e^(x - a) at temperature 1."""
+"""Rows of the [14, c] output of `values_kernel`. `log_sum` is of e^u, `log_sum_one` of e^(x - a) at temperature 1."""
 
 
 class TritonRows:
@@ -113,7 +113,7 @@ class TritonRows:
 
         logits = {name: room(weight, logits_dtype(weight)) for name, weight in weights.items()}
         gradients = [room(weights[product.side], weights[product.side].dtype) for product in products[:-1]]
-        # when the last is made, its side's logits are needed no more
+        # when the last gradient is computed, its side's logits are no longer needed
         gradients += [logits[p.side].view(weights[p.side].dtype) for p in products[-1:]]
         return Layout(
             rows,
@@ -169,7 +169,7 @@ class TritonRows:
 
 
 def _bias(side: Operands, width: int) -> Tensor | None:
-    """As long as a buffer's rows, since the kernels read it beside them."""
+    """The bias padded to the length of a buffer row, since the kernels read both together."""
     return None if side.bias is None else pad(side.bias.detach(), (0, width - side.bias.size(0)))
 
 

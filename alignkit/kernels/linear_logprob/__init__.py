@@ -4,9 +4,9 @@ With x = softcap * tanh(scale * (h W^T + b) / softcap) / temperature and lse = l
 
     logp = x[label] - lse            entropy = lse - sum_v p_v x_v        dlogp/dx_v = [v = label] - p_v
 
-The gradient to each hidden state needs nothing from above but a factor, so the forward makes it while the
-probabilities are at hand and the backward only scales it: 4 N H V flops with a frozen head (LoRA). A head that trains
-costs 2 N H V more for its own gradient, and up to 2 N H V for the logits that the forward could not keep.
+The upstream gradient only scales the gradient to each hidden state. So the forward computes that gradient while it
+has the probabilities, and the backward multiplies it by a factor: 4 N H V flops with a frozen head (LoRA). A head
+that trains costs 2 N H V more for its own gradient, and up to 2 N H V to recompute logits that were not kept.
 """
 
 # Not `import torch`: in a package with a module of that name, the module would take the name's place.
@@ -37,15 +37,14 @@ def linear_logprob(
     ignore_index: int = -100,
     implementation: str | None = None,
 ) -> LogProbs:
-    """Log-probs in nats of `labels` [N] under softmax(`hidden` [N, H] `weight` [V, H]^T + `bias` [V]).
+    """Compute log-probs in nats of `labels` [N] under softmax(`hidden` [N, H] `weight` [V, H]^T + `bias` [V]).
 
-    Any float dtype (products run in it, sums in float32); N and V need divide by nothing; N may be 0. Rows whose
-    label is `ignore_index` are removed before any work. The soft cap is applied after the scale and before the
-    temperature, as the models that cap define it. Gradients to hidden, weight and bias, as far as they require them.
-    `entropy`, `top1` and `confidence` ask for the fields of LogProbs of these names.
-    `implementation` is one of `backend.IMPLEMENTATIONS`, None for the device's.
-    Raises ValueError for shapes that do not fit, temperature <= 0, labels outside [0, V), and an implementation that
-    is unknown or cannot run here.
+    Any float dtype: matmuls run in it, sums in float32. N and V may be any size; N may be 0. Rows whose label is
+    `ignore_index` are removed before any work. The soft cap is applied after the scale and before the temperature,
+    as models with a soft cap define it. Gradients flow to those of hidden, weight and bias that require them.
+    `entropy`, `top1` and `confidence` request the fields of these names in LogProbs. `implementation` is one of
+    `backend.IMPLEMENTATIONS`; None selects by device. Raises ValueError for shapes that do not match,
+    temperature <= 0, labels outside [0, V), and an implementation that is unknown or cannot run.
     """
     check_shapes(hidden, weight, bias)
     arguments.positive("temperature", temperature)

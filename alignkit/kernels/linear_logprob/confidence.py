@@ -1,4 +1,4 @@
-"""How certain a linear head is of its first choice, and whether that is the label; thin over `linear_logprob`."""
+"""Confidence of a linear head, for calibration: its largest probability, and whether the label has it."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,15 +14,15 @@ class Confidence:
     """The results of `linear_confidence`, [N] each."""
 
     probability: Tensor
-    """The largest probability, float32."""
+    """Largest probability, float32."""
     right: Tensor
-    """bool, whether the label has it."""
+    """Whether the label has the largest probability, bool."""
 
 
 def linear_confidence(hidden: Tensor, weight: Tensor, labels: Tensor, **head: Any) -> Confidence:
-    """The largest probability of softmax(`hidden` [N, H] `weight` [V, H]^T) and whether `labels` [N] has it.
+    """Compute the largest probability of softmax(`hidden` [N, H] `weight` [V, H]^T) and whether `labels` [N] has it.
 
-    `head` takes the arguments bias, logit_scale and softcap of `linear_logprob`. No gradient.
+    `head` may hold the arguments bias, logit_scale and softcap of `linear_logprob`. There is no gradient.
     """
     with torch.no_grad():
         found = linear_logprob(hidden, weight, labels, top1=True, confidence=True, **head)

@@ -11,7 +11,7 @@ from alignkit.kernels.linear_logprob.records import Engine, Found, Request
 
 
 def fused(operands: Operands, labels: Tensor, request: Request, engine: Engine) -> dict[str, Tensor]:
-    """The values that `request` returns, [N] each, for `labels` none of which is ignored."""
+    """Compute the values that `request` returns, [N] each. No label may be ignored."""
     values = _LinearLogProb.apply(*operands, labels, request, engine)
     return dict(zip(request.returned, values, strict=True))
 

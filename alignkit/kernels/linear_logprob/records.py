@@ -1,4 +1,4 @@
-"""What goes into `linear_logprob` and comes out of it."""
+"""Input and output records of `linear_logprob`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,40 +10,40 @@ from torch import Tensor
 from alignkit.kernels.head import Operands
 
 OPTIONAL = {"entropy": torch.float32, "top1": torch.bool, "confidence": torch.float32}
-"""Outputs beside the log-probs -> their dtype; each is a field of `LogProbs` and an argument of `linear_logprob`."""
+"""Optional output -> its dtype. Each is a field of `LogProbs` and an argument of `linear_logprob`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """The results of `linear_logprob`, zero (False) where the label is ignored; all but `logps` on request."""
+    """The results of `linear_logprob`, zero or False where the label is ignored. All but `logps` are optional."""
 
     logps: Tensor
-    """[N] float32 log-probs in nats, differentiable."""
+    """[N] float32, log-probs in nats, differentiable."""
     entropy: Tensor | None = None
-    """[N] float32 nats, detached."""
+    """[N] float32, entropies in nats, detached."""
     top1: Tensor | None = None
-    """[N] bool, whether the label is the first of the largest logits."""
+    """[N] bool, whether the label has the largest logit; of equal ones the first counts."""
     confidence: Tensor | None = None
     """[N] float32, the largest probability, detached."""
 
 
 class Request(NamedTuple):
-    """What a sweep over the vocabulary makes beside the log-probs."""
+    """The outputs and gradients that a sweep over the vocabulary must compute."""
 
     outputs: tuple[str, ...]
-    """Names among OPTIONAL."""
+    """Names of the requested outputs, a subset of OPTIONAL."""
     hidden_gradient: bool
-    """Whether the hidden states' gradient is made."""
+    """Whether to compute the hidden states' gradient."""
     head_gradient: bool
-    """Whether `Engine.head_gradient` will be called, for which the sweep may keep what it likes."""
+    """Whether `Engine.head_gradient` will be called. The sweep may then keep intermediate results for it."""
 
     @property
     def returned(self) -> tuple[str, ...]:
-        """Names of all values."""
+        """Names of all returned values."""
         return "logps", *self.outputs
 
     def empty_values(self, labels: Tensor) -> dict[str, Tensor]:
-        """Room for each returned value, [N]."""
+        """Allocate each returned value, [N], uninitialised."""
         return {
             name: labels.new_empty(labels.shape, dtype=OPTIONAL.get(name, torch.float32))
             for name in self.returned
@@ -51,30 +51,30 @@ class Request(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What `Engine.head_gradient` needs from the sweep."""
+    """Intermediate results of the sweep that `Engine.head_gradient` needs."""
 
     picked: Tensor
     """[N] float32, the labels' logits."""
     lse: Tensor
-    """[N] float32, logsumexp."""
+    """[N] float32, logsumexp of the logits."""
     kept: Any = None
-    """The engine's own."""
+    """Whatever else the engine keeps."""
 
 
 class Swept(NamedTuple):
     """The results of one sweep over the vocabulary."""
 
     values: dict[str, Tensor]
-    """[N] each; `logps` is nearer to the truth than `picked - lse` where logits are large."""
+    """Name -> value [N]. `logps` is more accurate than `picked - lse` for large logits."""
     found: Found
     hidden_gradient: Tensor | None
-    """[N, H] d logp / d hidden."""
+    """[N, H], d logp / d hidden."""
 
 
 class Engine(NamedTuple):
-    """Two passes over the vocabulary, by PyTorch or by Triton."""
+    """The two passes over the vocabulary, implemented in PyTorch or in Triton."""
 
     sweep: Callable[[Operands, Tensor, Request], Swept]
-    """(operands, labels, request) -> the log-probs and whatever is requested."""
+    """(operands, labels, request) -> the log-probs and the requested outputs."""
     head_gradient: Callable[[Operands, Tensor, Found, Tensor], tuple[Tensor, Tensor | None]]
     """(operands, labels, found, upstream [N] = d loss / d logps) -> float32 gradients to weight and, if any, bias."""

@@ -1,4 +1,4 @@
-"""`linear_logprob` with all logits at once and autograd's gradients: short, for tests and for reading."""
+"""A short reference of `linear_logprob` for tests: it makes all logits and uses autograd."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from alignkit.kernels.linear_logprob.records import Request
 
 
 def materialised(operands: Operands, labels: Tensor, request: Request) -> dict[str, Tensor]:
-    """The values that `request` returns, [N] each."""
+    """Compute the values that `request` returns, [N] each."""
     hidden, weight, bias, transform = operands
     x = transform((hidden @ weight.T).float(), bias)
     log = x.log_softmax(dim=1)

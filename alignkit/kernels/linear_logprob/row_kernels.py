@@ -1,7 +1,7 @@
-"""Row kernels of `linear_logprob` for GPUs: the statistics of logits' rows, and their gradient.
+"""GPU row kernels of `linear_logprob`, which compute statistics of logit rows and their gradient.
 
-Rows are read up to a width that 16 divides, so that loads and stores are 16 bytes wide whatever the vocabulary;
-columns past the vocabulary count as the smallest number. Logits and gradient may share their memory.
+Rows are read up to a width that is a multiple of 16, so that loads and stores are 16 bytes wide for any vocabulary.
+Columns beyond the vocabulary count as the smallest number. Logits and gradient may share memory.
 """
 
 import triton
@@ -41,11 +41,11 @@ def row_kernel(  # noqa: PLR0915 - one pass
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """A program's share of `rows` rows [rows, width]: the label's logit, logsumexp, log-prob, the requested outputs,
-    and d logp / d product.
+    """Compute label logit, logsumexp, log-prob, requested outputs and d logp / dz for this program's rows.
 
-    Each of LANES lanes keeps its own maximum m, and its sums of e = exp(x - m) and of e (x - m); lanes meet once a
-    row. The row is still in the cache when it is read again for its gradient, so the grid is a few rows a processor.
+    Products are [rows, width]. Each of LANES lanes keeps its own maximum m and its sums of e = exp(x - m) and
+    e (x - m); the lanes are combined once per row. The grid has only a few programs per processor, so that a row is
+    still in the cache when it is read again for its gradient.
     """
     column = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     for r in range(tl.program_id(0), rows, tl.num_programs(0)):
@@ -70,7 +70,7 @@ def row_kernel(  # noqa: PLR0915 - one pass
             distance = x - top[:, None]
             e = tl.exp(distance)
             if ENTROPY:
-                # where all is masked so far, m - top is infinite in effect and its sums are empty
+                # if all columns so far are masked, m - top is practically infinite and the sums are empty
                 moved = tl.where(shrink > 0, shrink * (weighted + (m - top) * total), 0.0)
                 weighted = moved + tl.sum(tl.where(e > 0, e * distance, 0.0), axis=1)
             total = shrink * total + tl.sum(e, axis=1)
@@ -102,8 +102,8 @@ def row_kernel(  # noqa: PLR0915 - one pass
                 p = tl.exp((temper(x, temperature) - largest) - log_total)
                 gradient = (tl.where(at == label, 1.0, 0.0) - p) * slope * (scale / temperature)
                 gradient = tl.where(at < vocabulary, gradient, 0.0)
-                # 16-bit gradients lie in the first half of their row's float32 logits, of which only this tile's and
-                # earlier ones are overwritten: all of the tile must have been read
+                # 16-bit gradients overwrite the first half of their row's float32 logits: this tile and earlier
+                # ones. So all of the tile must have been read.
                 tl.debug_barrier()
                 tl.store(to_row + at, gradient.to(gradient_ptr.dtype.element_ty), mask=at < width)
 
@@ -128,8 +128,10 @@ def block_kernel(
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A whole row a program, of a block of `columns` columns of the vocabulary from `first_column` on, the
-    log-sum-exps known: products [rows, width] to upstream ([v = label] - p) slope scale / temperature."""
+    """Turn products [rows, width] into upstream ([v = label] - p) slope scale / temperature, one row per program.
+
+    The block has `columns` columns of the vocabulary, starting at `first_column`. The log-sum-exps are known.
+    """
     row = tl.program_id(0).to(tl.int64)
     at_row, to_row = products_ptr + row * stride, gradient_ptr + row * gradient_stride
     label, lse = tl.load(labels_ptr + row) - first_column, tl.load(lse_ptr + row)

@@ -1,8 +1,8 @@
-"""`linear_logprob` in PyTorch, by tiles [TOKENS, TILE_BYTES / TOKENS] with an online softmax.
+"""The PyTorch engine of `linear_logprob`: tiles of TILE_BYTES over at most TOKENS tokens with an online softmax.
 
-As flash attention does, with the hidden states for queries and the head's rows for keys and values: exponentials are
-taken against a running reference, and sums, also that of e W, which becomes the hidden states' gradient, are rescaled
-when it rises. So the head is read once for TOKENS tokens, and logits never leave the cache.
+It works like flash attention, with hidden states as queries and the head's rows as keys and values. Exponentials are
+relative to a running reference. When the reference rises, all sums are rescaled, including the sum of e W, which
+becomes the hidden states' gradient. So the head is read once per TOKENS tokens, and logits never leave the cache.
 """
 
 import torch
@@ -14,11 +14,11 @@ from alignkit.kernels.linear_logprob.records import Engine, Found, Request, Swep
 from alignkit.kernels.products import Scratch, add_product, project, spans
 
 SLACK = 8.0
-"""How far logits may rise above the reference, in nats, before sums are rescaled; e^8 is far from overflow."""
+"""Nats by which logits may exceed the reference before sums are rescaled. e^8 is far from overflow."""
 
 
 class _Running:
-    """Sums over the vocabulary so far, of one chunk of tokens."""
+    """Running sums over the vocabulary for one chunk of c tokens."""
 
     def __init__(self, labels: Tensor, width: int, request: Request) -> None:
         def filled(value: float) -> Tensor:
@@ -31,10 +31,10 @@ class _Running:
         self.expected_weight = (
             torch.zeros(len(labels), width, device=labels.device) if request.hidden_gradient else None
         )
-        """sum of e W, [c, H]."""
+        """Running sum of e W, [c, H]."""
 
     def see(self, x: Tensor, columns: slice) -> None:
-        """Take from logits `x` [c, v] what concerns labels and maxima, and raise the reference where need be."""
+        """Update label logits and maxima from logits `x` [c, v], and raise the reference if needed."""
         rows = ((self.labels >= columns.start) & (self.labels < columns.stop)).nonzero().squeeze(1)
         local = self.labels[rows] - columns.start
         self.picked[rows] = x[rows, local]
@@ -48,7 +48,7 @@ class _Running:
 
     def _raise_reference(self) -> None:
         shrink = torch.exp(self.reference - self.largest)
-        # sum e d, d the distance to the reference: every d falls by the rise, which is infinite at the first tile
+        # The sum of e d, with d the distance to the reference. Every d falls by the rise, infinite at the first tile.
         rise = torch.where(self.total > 0, self.largest - self.reference, 0.0)
         self.weighted = shrink * (self.weighted - rise * self.total)
         self.total *= shrink
@@ -57,13 +57,13 @@ class _Running:
         self.reference = self.largest
 
     def add(self, e: Tensor, distance: Tensor) -> None:
-        """Add up exponentials `e` of `distance`, which is lost."""
+        """Add the exponentials `e` of `distance` to the sums. Overwrites `distance`."""
         self.total += e.sum(dim=1)
         if "entropy" in self.request.outputs:
             self.weighted += distance.mul_(e).sum(dim=1)
 
     def value(self, name: str) -> Tensor:
-        """An output, once all columns were added."""
+        """Return an output after all columns have been added."""
         log_total = self.total.log()
         if name == "logps":
             return (self.picked - self.reference) - log_total
@@ -103,7 +103,7 @@ def sweep(operands: Operands, labels: Tensor, request: Request) -> Swept:
 def _fold(
     run: _Running, operands: Operands, rows: slice, columns: slice, scratch: Scratch, shelf: "Shelf | None"
 ) -> None:
-    """Add one tile to the running sums, and keep its exponentials while there is room."""
+    """Add one tile to the running sums, and keep its exponentials if the shelf has room."""
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     x = scratch.take("logits", *shape)
     slope = _logits(operands, rows, columns, x, slope=run.expected_weight is not None or shelf is not None)
@@ -124,7 +124,7 @@ def _fold(
 
 
 def _logits(operands: Operands, rows: slice, columns: slice, out: Tensor, *, slope: bool) -> Tensor | None:
-    """Write one tile's logits into `out`; returns the soft cap's slope where asked for."""
+    """Write one tile's logits into `out`. Returns the soft cap's slope if requested."""
     project(operands.hidden[rows], operands.weight[columns], out)
     bias = None if operands.bias is None else operands.bias[columns]
     return operands.transform.apply_(out, bias, slope=slope, clamp=True)
@@ -137,10 +137,10 @@ def _tiles(rows: slice, weight: Tensor) -> list[slice]:
 def head_gradient(
     operands: Operands, labels: Tensor, found: Found, upstream: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """The second pass; see `Engine.head_gradient`.
+    """Compute the second pass; see `Engine.head_gradient`.
 
-    A row of the logits' gradient is factor upstream ([v = label] - e^(reference - lse) e) slope. What is one number a
-    row goes to the hidden states, so that the exponentials enter the product as they are.
+    A row of the logit gradient is factor upstream ([v = label] - e^(reference - lse) e) slope. Factors that are one
+    number per row are applied to the hidden states, so that the exponentials enter the matmul unchanged.
     """
     hidden, weight, bias, transform = operands
     new = torch.empty_like if hidden.size(0) else torch.zeros_like
@@ -151,7 +151,7 @@ def head_gradient(
     for rows in spans(hidden.size(0), cost.TOKENS):
         states = hidden[rows].float()
         for columns in _tiles(rows, weight):
-            # taken out, so that its memory is free before the next rows of the gradient are written
+            # take removes the tile, which frees its memory before the next rows of the gradient are written
             e, reference = found.kept.take(rows.start, columns.start) or _recompute(
                 operands, rows, columns, found.lse[rows], scratch
             )
@@ -170,7 +170,7 @@ def head_gradient(
 def _recompute(
     operands: Operands, rows: slice, columns: slice, lse: Tensor, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
-    """Exponentials of one tile, and what they were taken against: the sum, known by now."""
+    """(exponentials of one tile, their reference): here the reference is the log-sum-exp, which is known."""
     x = scratch.take("logits", rows.stop - rows.start, columns.stop - columns.start)
     slope = _logits(operands, rows, columns, x, slope=True)
     x.sub_(lse[:, None]).exp_()
@@ -178,10 +178,10 @@ def _recompute(
 
 
 class Shelf:
-    """Tiles that one pass keeps for the next, within a budget; each leaves its memory when it is taken.
+    """A store of tiles that one pass keeps for the next, within a budget in bytes. Taking a tile frees its memory.
 
-    They lie in slabs that the allocator gets from the system and gives back to it: smaller pieces would stay with
-    the process, and the next pass could not write its results where they were.
+    The tiles lie in slabs so large that the allocator returns them to the system. Smaller pieces would stay with the
+    process, and the next pass could not reuse the memory for its results.
     """
 
     SLAB_BYTES = 64 * 2**20
@@ -192,7 +192,7 @@ class Shelf:
         self._tiles: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def room(self, rows: int, columns: int) -> Tensor | None:
-        """An uninitialised float32 [rows, columns], None when the budget is spent."""
+        """Return an uninitialised float32 [rows, columns], or None if the budget is used up."""
         size = rows * columns
         if size > self._slab.numel():
             self._slab = torch.empty(min(self._left, max(size, self.SLAB_BYTES // 4)), device=self._device)
@@ -203,11 +203,11 @@ class Shelf:
         return tile
 
     def put(self, row: int, column: int, tile: Tensor, reference: Tensor) -> None:
-        """Keep the tile that begins at (row, column), and the numbers [rows] that belong to it."""
+        """Store the tile that starts at (row, column) with its references [rows]."""
         self._tiles[row, column] = tile, reference
 
     def take(self, row: int, column: int) -> tuple[Tensor, Tensor] | None:
-        """The tile that was put there, and its numbers; once."""
+        """Remove and return (tile, references) stored at (row, column); None if there is none."""
         self._slab = self._slab[:0]
         return self._tiles.pop((row, column), None)
 

@@ -1,10 +1,10 @@
-"""`linear_logprob` on GPUs: for a chunk of rows at a time, products by cuBLAS, then one kernel over each row.
+"""The GPU engine of `linear_logprob`: for each chunk of rows, a cuBLAS matmul and then one kernel over the rows.
 
-`gpu_plan` chooses the chunk, and into how many parts the product with the long vocabulary is split. The logits are
-float32 unless ALIGNKIT_LOGITS says otherwise; the kernel reads a row, and turns it in place into its gradient, which
-multiplies the head again. For a head that trains, the gradients of the first rows are kept, as many as fit; for the
-others the backward takes the logits once more, a block of columns of all tokens at a time, so that each part of the
-head's gradient is few products, written once.
+`gpu_plan` chooses the chunk size and the splits of the matmul along the vocabulary. Logits are float32 unless
+ALIGNKIT_LOGITS says otherwise. The kernel turns a row of logits in place into its gradient, which is multiplied with
+the head again. For a head that trains, the gradients of the first rows are kept, as many as fit. For the other rows
+the backward recomputes the logits, one block of columns for all tokens at a time. So each part of the head's gradient
+takes few matmuls and is written once.
 """
 
 from typing import Any
@@ -22,19 +22,19 @@ from alignkit.kernels.linear_logprob.row_kernels import block_kernel, row_kernel
 from alignkit.kernels.products import add_product, project, states
 
 LANES, WARPS = 512, 16
-"""Of the row kernel; a lane reads 16 bytes at a time."""
+"""Launch sizes of the row kernel. A lane reads 16 bytes at a time."""
 BLOCK, BLOCK_WARPS = 2048, 8
-"""Columns that a program of the block kernel holds at once."""
+"""Launch sizes of the block kernel: columns that a program holds at once, and warps."""
 LONG_ROW = 100_000
-"""Columns from which one row a processor, and not two, is all that the cache holds."""
+"""Columns above which the cache holds one row per processor instead of two."""
 MOST_TOKENS = 2**16
-"""Rows of one product of a trained head's gradient; products are added up in float32."""
+"""Maximum rows of one matmul of a trained head's gradient. The matmuls are summed in float32."""
 NARROWEST_BLOCK = 512
-"""Columns of a block of a trained head's gradient at least."""
+"""Minimum columns of a block of a trained head's gradient."""
 
 
 def chunks(weight: Tensor, *, gradient: bool) -> Chunks:
-    """The plan of `sweep`, with or without the hidden states' gradient."""
+    """Return the chunk plan of `sweep`, with or without the hidden states' gradient."""
     wide, narrow = logits_dtype(weight).itemsize, weight.element_size()
     width = weight.size(1)
     work = Work(
@@ -44,7 +44,7 @@ def chunks(weight: Tensor, *, gradient: bool) -> Chunks:
 
 
 def sweep(operands: Operands, labels: Tensor, request: Request) -> Swept:
-    """One pass over the vocabulary; see `Engine.sweep`."""
+    """Compute one pass over the vocabulary; see `Engine.sweep`."""
     hidden, weight, bias, _ = operands
     values = request.empty_values(labels)
     picked, lse = (torch.empty_like(values["logps"]) for _ in range(2))
@@ -86,11 +86,11 @@ def sweep(operands: Operands, labels: Tensor, request: Request) -> Swept:
 def head_gradient(
     operands: Operands, labels: Tensor, found: Found, upstream: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """What was kept, and the logits of other tokens again, times the hidden states; see `Engine.head_gradient`."""
+    """Compute the head's gradient from kept gradients and recomputed logits; see `Engine.head_gradient`."""
     hidden, weight, bias, _ = operands
     count, vocabulary = hidden.size(0), weight.size(0)
     kept = found.kept[:, :vocabulary]
-    # the factor of a row goes to its hidden states, so that what was kept enters the product unchanged
+    # a row's factor is applied to its hidden states, so that kept gradients enter the matmul unchanged
     scaled = (hidden[: len(kept)] * upstream[: len(kept), None]).to(weight.dtype)
     tokens = [slice(at, min(at + MOST_TOKENS, count)) for at in range(len(kept), count, MOST_TOKENS)]
     products = len(tokens) + bool(len(kept))
@@ -124,7 +124,7 @@ def head_gradient(
 
 
 def _room_to_keep(weight: Tensor, count: int, chunk: int) -> Tensor:
-    """Room for the logits' gradients of whole chunks of rows, as many as fit, none where one does not."""
+    """A buffer for the logit gradients of as many whole chunks as fit; empty if not even one fits."""
     whole = memory(weight)
     budget = cost.GPU_KEPT_BYTES
     budget = budget if whole is None else min(budget, int(whole * cost.GPU_KEPT_SHARE))
@@ -134,7 +134,7 @@ def _room_to_keep(weight: Tensor, count: int, chunk: int) -> Tensor:
 
 
 def _block_width(weight: Tensor, rows: int) -> int:
-    """Columns of a block of a trained head's gradient, `rows` those that are in float32 at a time."""
+    """Columns of a block of a trained head's gradient, if `rows` rows are in float32 at a time."""
     fitting = cost.BUFFER_BYTES // max(1, rows * logits_dtype(weight).itemsize)
     return min(padded(weight.size(0)), max(NARROWEST_BLOCK, fitting) // padded(1) * padded(1))
 
@@ -148,7 +148,7 @@ def _block_gradient(
     columns: slice,
     buffer: Tensor,
 ) -> Tensor:
-    """The loss's gradient to the products of some tokens with some columns of the head, in the weight's dtype."""
+    """The loss's gradient to the matmul of some tokens with some columns of the head, in the weight's dtype."""
     hidden, weight, bias, _ = operands
     size = columns.stop - columns.start
     logits = buffer[: part.stop - part.start, : padded(size)]
@@ -174,12 +174,12 @@ def _block_gradient(
 
 
 def _buffer(weight: Tensor, rows: int, columns: int) -> Tensor:
-    """Room for logits, each row as long as `padded` makes it."""
+    """An uninitialised buffer for logits, with rows padded by `padded`."""
     return weight.new_empty(rows, padded(columns), dtype=logits_dtype(weight))
 
 
 def _padded(bias: Tensor | None, width: int) -> Tensor | None:
-    """As long as a buffer's rows, since the kernels read it beside them."""
+    """The bias padded to the length of a buffer row, since the kernels read both together."""
     return None if bias is None else pad(bias.detach(), (0, width - bias.size(0)))
 
 
@@ -195,12 +195,12 @@ def _of_head(operands: Operands) -> dict[str, Any]:
 
 
 def _pointers(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """Contiguous, since kernels step by one; None stands for a pointer that a kernel does not follow."""
+    """The tensors made contiguous, as kernels expect. None is a pointer that the kernel does not read."""
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
 def _output(value: Tensor) -> Tensor:
-    """The tensor as a kernel can write it: bool as bytes."""
+    """A view of the tensor that a kernel can write: bool as bytes."""
     return value.view(torch.int8) if value.dtype == torch.bool else value
 
 

@@ -1,17 +1,17 @@
-"""L1 distances between the softmax rows of two heads, over blocks of the vocabulary.
+"""L1 distances between the softmax rows of two heads, computed in blocks of the vocabulary.
 
 With q_i and p_j the student's and the teacher's rows, softmax(logits / temperature), and s_ijv = sign(q_iv - p_jv):
 
     D_ij = sum_v |q_iv - p_jv|          R_ij = sum_v q_iv s_ijv
 
-and for an upstream gradient U = dL/dD, at each side's own logits x over the temperature,
+For an upstream gradient U = dL/dD, with x each side's own logits over the temperature,
 
     student   dL/dx_iv =  q_iv (sum_j U_ij s_ijv - sum_j U_ij R_ij)
     teacher   dL/dx_jv = -p_jv (sum_i U_ij s_ijv - sum_i U_ij (R_ij - D_ij))
 
-since sum_v p_jv s_ijv = R_ij - D_ij. R is what a softmax's gradient needs summed over the whole vocabulary; made in
-the forward beside D, it leaves the backward a single pass. The forward takes two: log-sum-exps, then distances. A
-block of each side's probabilities is all that exists of them at a time.
+since sum_v p_jv s_ijv = R_ij - D_ij. R is the sum over the whole vocabulary that a softmax's gradient needs. The
+forward computes it together with D, so the backward takes a single pass. The forward takes two passes: log-sum-exps,
+then distances. Only one block of each side's probabilities exists at a time.
 """
 
 # Not `import torch`: in a package with a module of that name, the module would take the name's place.
@@ -41,16 +41,16 @@ def pairwise_l1(
     temperature: float = 2.0,
     implementation: Implementation | None = None,
 ) -> Tensor:
-    """D [n, m], the L1 distance (0 to 2) of each student row's softmax(logits / temperature) to each teacher row's.
+    """Compute D [n, m], the L1 distances (0 to 2) between softmax(logits / temperature) of student and teacher rows.
 
-    Student hidden [n, Hs] and weight [Vs, Hs], teacher hidden [m, Ht] and weight [Vt, Ht], biases [Vs] and [Vt]; any
-    float dtype (operands are rounded to it, or to autocast's; sums in float32, or float64 for float64 input).
-    Vocabularies that differ by padding share their first min(Vs, Vt) columns; the others count for nothing. A bias
-    of -inf removes a column. The soft cap is applied after the scale and before the temperature.
+    Student hidden [n, Hs] and weight [Vs, Hs], teacher hidden [m, Ht] and weight [Vt, Ht], biases [Vs] and [Vt]. Any
+    float dtype: operands are rounded to it, or to autocast's; sums are in float32, or float64 for float64 input.
+    Vocabularies of different padding share their first min(Vs, Vt) columns; the others are ignored. A bias of -inf
+    removes a column. The soft cap is applied after the scale and before the temperature.
 
-    Exact gradients to whatever requires them, of either side: give a frozen teacher without gradient. Where two
-    probabilities are equal the subgradient is 0. Distances of a set to itself: pass the student's tensors on both
-    sides, which does the work once. Raises ValueError for shapes that do not fit and temperature <= 0.
+    Gradients are exact and go to every operand that requires one, so detach a frozen teacher's. Where two
+    probabilities are equal the subgradient is 0. For distances within one set, pass the student's tensors on both
+    sides; the work is then done once. Raises ValueError for shapes that do not match and temperature <= 0.
     """
     arguments.positive("temperature", temperature)
     check_shapes(student_hidden, student_weight, student_bias, "student_")

@@ -1,4 +1,4 @@
-"""The autograd function of `pairwise_l1`: both sides' softmax rows a block of columns at a time, and the way back."""
+"""The autograd function of `pairwise_l1`, which computes both sides' softmax rows in blocks of columns."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,12 +14,12 @@ from alignkit.kernels.products import add_product
 
 
 def fused(student: Operands, teacher: Operands, engine: Engine) -> Tensor:
-    """D [n, m]. `teacher` may be `student` itself: then all gradient goes through the student's arguments."""
+    """Compute D [n, m]. If `teacher` is `student` itself, all gradient goes through the student's arguments."""
     return _PairwiseL1.apply(*student, *teacher, engine, teacher is student)
 
 
 class _SoftmaxRows:
-    """One side's softmax rows, a block of columns at a time."""
+    """One side's softmax rows, computed one block of columns at a time."""
 
     def __init__(self, operands: Operands, lse: Tensor | None = None) -> None:
         self.operands, self.dtype = operands, compute_dtype(operands.weight)
@@ -28,7 +28,7 @@ class _SoftmaxRows:
         )
 
     def logits(self, columns: slice, *, slope: bool) -> tuple[Tensor, Tensor | None]:
-        """x / temperature [rows, b], and the soft cap's slope if asked for and where there is a cap."""
+        """Return x / temperature [rows, b], and the soft cap's slope if requested and if there is a cap."""
         hidden, weight, bias, transform = self.operands
         block = weight[columns]
         x = block.new_empty(hidden.size(0), block.size(0), dtype=self.dtype)
@@ -37,17 +37,17 @@ class _SoftmaxRows:
         return x, steepness
 
     def measure(self, columns: slice) -> None:
-        """Add a block to the log-sum-exps; after the last, `probabilities` may be asked for."""
+        """Add a block to the log-sum-exps. Call `probabilities` only after the last block."""
         torch.logaddexp(self.lse, self.logits(columns, slope=False)[0].logsumexp(dim=1), out=self.lse)
 
     def probabilities(self, columns: slice, *, slope: bool) -> tuple[Tensor, Tensor | None]:
-        """Softmax rows [rows, b], and the soft cap's slope as in `logits`."""
+        """Return softmax rows [rows, b], and the soft cap's slope as in `logits`."""
         x, steepness = self.logits(columns, slope=slope)
         return x.sub_(self.lse[:, None]).exp_(), steepness
 
 
 class _Gradients:
-    """The gradients to one side's hidden states, weight and bias; each only if it is needed."""
+    """The gradients to one side's hidden states, weight and bias, as far as they are needed."""
 
     def __init__(self, operands: Operands, needs: tuple[bool, ...], row_terms: Tensor) -> None:
         hidden, weight, bias, _ = operands
@@ -57,8 +57,10 @@ class _Gradients:
         self.bias = torch.empty_like(bias) if needs[2] and bias is not None else None
 
     def add(self, columns: slice, signs: Tensor, q: Tensor, slope: Tensor | None) -> None:
-        """A block's gradient to the products h W^T: q (signs - row term) * slope * scale / temperature; overwrites
-        `signs`. No other block touches the weight's and the bias's part."""
+        """Add a block: its gradient to h W^T is q (signs - row term) * slope * scale / temperature.
+
+        Overwrites `signs`. Each block writes its own part of the weight's and the bias's gradient.
+        """
         hidden, weight, _, transform = self.operands
         gradient = signs.sub_(self.row_terms).mul_(q)
         if slope is not None:
@@ -73,13 +75,13 @@ class _Gradients:
             self.bias[columns] = gradient.sum(dim=0).to(self.bias.dtype)
 
     def result(self) -> tuple[Tensor | None, ...]:
-        """To hidden states, weight and bias."""
+        """Return the gradients to hidden states, weight and bias; None for those not needed."""
         hidden = None if self.hidden is None else self.hidden.to(self.operands.hidden.dtype)
         return hidden, self.weight, self.bias
 
 
 def _blocks(student: Operands, teacher: Operands) -> Iterator[slice]:
-    """Columns of one block after the other."""
+    """The columns of each block in turn."""
     rows = max(student.hidden.size(0), teacher.hidden.size(0))
     size = cost.block_columns(rows, compute_dtype(student.weight).itemsize, gpu=student.weight.is_cuda)
     return (slice(start, start + size) for start in range(0, student.weight.size(0), size))
@@ -88,7 +90,7 @@ def _blocks(student: Operands, teacher: Operands) -> Iterator[slice]:
 class _PairwiseL1(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        """Arguments: the student's Operands, the teacher's, engine, whether the sides are the same."""
+        """Compute D. Arguments: the student's Operands, the teacher's, the engine, whether both sides are one."""
         student, teacher = Operands(*arguments[:4]), Operands(*arguments[4:8])
         engine, same = arguments[8:]
         q_rows = _SoftmaxRows(student)
@@ -126,7 +128,7 @@ def _pull_back(
     engine, same = ctx.engine, ctx.same
     q_lse, p_lse, distances, mass = found
     upstream = upstream.to(distances.dtype)
-    if same:  # each row stands on both sides
+    if same:  # each row is on both sides
         upstream = upstream + upstream.T
     forth, back = upstream.contiguous(), upstream.T.contiguous()
     q_rows, p_rows = _SoftmaxRows(student, q_lse), _SoftmaxRows(teacher, p_lse)

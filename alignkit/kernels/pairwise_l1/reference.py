@@ -1,4 +1,4 @@
-"""`pairwise_l1` with all probabilities at once and autograd's gradients: short, for tests and for reading."""
+"""A short reference of `pairwise_l1` for tests: it makes all probabilities and uses autograd."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from alignkit.kernels.head import Operands, compute_dtype
 
 
 def materialised(student: Operands, teacher: Operands) -> Tensor:
-    """D [n, m]."""
+    """Compute the distances D [n, m]."""
     return torch.cdist(_probabilities(student), _probabilities(teacher), p=1)
 
 

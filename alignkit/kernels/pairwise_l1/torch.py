@@ -1,4 +1,4 @@
-"""The operations of `pairwise_l1` that are no products, in PyTorch."""
+"""The PyTorch engine of `pairwise_l1`: distances and sums of signs."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,10 @@ from alignkit.kernels.upstream import l1_backward
 
 
 def sums(q: Tensor, p: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """See `Engine.sums`. One student row at a time against the block of the teacher's, which stays in the cache:
-    `torch.cdist` makes the same distances slower, and no R."""
+    """See `Engine.sums`. Compares one student row at a time with the teacher's block, which stays in the cache.
+
+    `torch.cdist` computes the same distances more slowly, and does not give R.
+    """
     found = {name: q.new_empty(q.size(0), p.size(0)) for name in names}
     difference, sign = torch.empty_like(p), torch.empty_like(p)
     for i, row in enumerate(q):

@@ -1,8 +1,8 @@
-"""The two operations of `pairwise_l1` that are no products, for GPUs: distances and sums of signs.
+"""The GPU engine of `pairwise_l1`: distances and sums of signs.
 
-Both are products with another inner step, so both are made as an outer product is: a program holds a [BLOCK, BLOCK]
-tile of the result in registers and adds one column's or one row's share at a time; nothing goes through shared
-memory. Sums are made in a fixed order, so that equal inputs give equal results.
+Both are like matmuls with another inner operation, and are computed like outer products. A program holds a
+[BLOCK, BLOCK] tile of the result in registers and adds the share of one column or row at a time, without shared
+memory. The order of summation is fixed, so that equal inputs give equal results.
 """
 
 import torch
@@ -15,7 +15,7 @@ from alignkit.kernels.pairwise_l1.records import Engine
 BLOCK = 64
 DISTANCES_WARPS, SIGNS_WARPS = 8, 4
 SHORTEST_SPLIT = 512
-"""Columns of the vocabulary that one program walks at least."""
+"""Minimum columns of the vocabulary for one program."""
 MOST_PROGRAMS = 1024
 
 
@@ -23,7 +23,7 @@ MOST_PROGRAMS = 1024
 def distances_kernel(
     q_ptr, p_ptr, distances_ptr, mass_ptr, n, m, width, split, WANT_MASS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One split's share of D and R [splits, n, m], from q [width, n] and p [width, m]."""
+    """Compute one split's share of D and R [splits, n, m] from q [width, n] and p [width, m]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     part = tl.program_id(2)
@@ -49,7 +49,7 @@ def distances_kernel(
 
 @triton.jit
 def sign_sums_kernel(upstream_ptr, q_ptr, p_ptr, sums_ptr, n, m, width, BLOCK: tl.constexpr):
-    """sum_j upstream_ij sign(q_iv - p_jv) [n, width], from upstream [m, n], q [n, width] and p [m, width]."""
+    """Compute sum_j upstream_ij sign(q_iv - p_jv) [n, width] from upstream [m, n], q [n, width] and p [m, width]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (i < n)[:, None] & (v < width)[None, :]
@@ -66,14 +66,14 @@ def sign_sums_kernel(upstream_ptr, q_ptr, p_ptr, sums_ptr, n, m, width, BLOCK: t
 
 
 def sums(q: Tensor, p: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """See `Engine.sums`. The vocabulary is split among programs until they fill the device."""
+    """See `Engine.sums`. The vocabulary is split over enough programs to fill the device."""
     (n, width), m = q.shape, p.size(0)
     tiles = triton.cdiv(n, BLOCK) * triton.cdiv(m, BLOCK)
     splits = max(1, min(triton.cdiv(width, SHORTEST_SPLIT), MOST_PROGRAMS // max(tiles, 1)))
     shares = {name: q.new_empty(splits, n, m) for name in names}
     if n * m:
         distances_kernel[triton.cdiv(n, BLOCK), triton.cdiv(m, BLOCK), splits](
-            # a column is then read as consecutive numbers
+            # transposed, so that a column is contiguous in memory
             q.T.contiguous(),
             p.T.contiguous(),
             shares["distance"],

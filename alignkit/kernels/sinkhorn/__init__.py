@@ -1,4 +1,4 @@
-"""Entropic optimal transport with marginals of ones, in the log domain; exact gradients from the potentials alone.
+"""Entropic optimal transport with marginals of ones, in the log domain, with exact gradients from the potentials.
 
 With scores S = -cost / epsilon, g_0 = 0 and t = 1 .. T:
 
@@ -34,14 +34,14 @@ def sinkhorn(
     gradient: Gradient = "unrolled",
     implementation: Implementation | None = None,
 ) -> Plan:
-    """The Sinkhorn plan of `cost` [..., n, n], independent problems in the leading dimensions.
+    """Compute the Sinkhorn plan P of `cost` [..., n, n]. Leading dimensions are independent problems.
 
-    P starts as exp(-cost / epsilon) and takes `iterations` times: rows to sum one, then columns to sum one.
+    P starts as exp(-cost / epsilon). Each of the `iterations` scales its rows to sum to one, then its columns.
 
-    `gradient="unrolled"` is exact through the cost and every iteration; "envelope" takes P as a constant, so that
-    `.cost` has gradient P: exact for sum P cost + epsilon sum P ln P at its optimum. n = 0 gives a differentiable
-    zero. Raises ValueError for a cost that is not square, since rows and columns of ones then cannot both hold, and
-    for options out of range.
+    `gradient="unrolled"` is exact through the cost and every iteration. "envelope" treats P as a constant, so that
+    `.cost` has gradient P; that is exact for sum P cost + epsilon sum P ln P at its optimum. n = 0 gives a
+    differentiable zero. Raises ValueError for options out of range and for a cost that is not square, since its rows
+    and columns cannot all sum to one.
     """
     _check(cost, epsilon, iterations, gradient)
     cost = cost.to(promote_types(cost.dtype, float32))

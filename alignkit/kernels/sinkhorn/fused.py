@@ -10,13 +10,12 @@ from alignkit.kernels.sinkhorn.records import Engine
 
 
 def fused(cost: Tensor, epsilon: float, iterations: int, engine: Engine) -> Tensor:
-    """The plan [..., n, n], differentiable through every iteration."""
+    """Compute the plan [..., n, n], differentiable through every iteration."""
     return _Sinkhorn.apply(cost, epsilon, iterations, engine)
 
 
 def _scores(cost: Tensor, epsilon: float) -> Tensor:
-    """S [b, n, n], less each row's largest: the first row step takes any such constant out again, and small numbers
-    keep their digits."""
+    """Scores S [b, n, n] minus each row's maximum, for precision. The first row step removes any such constant."""
     scores = cost.reshape(-1, *cost.shape[-2:]) / -epsilon
     return scores - scores.amax(dim=2, keepdim=True)
 
@@ -26,7 +25,7 @@ class _Sinkhorn(torch.autograd.Function):
     def forward(ctx: Any, cost: Tensor, epsilon: float, iterations: int, engine: Engine) -> Tensor:
         scores = _scores(cost, epsilon)
         f, g = engine.potentials(scores, iterations)
-        # a softmax, not exp(S + f + g): the columns' sums are then exact even where S is huge
+        # a softmax, not exp(S + f + g), so that columns sum to one exactly even for huge S
         plan = torch.softmax(scores.add_(f[-1, :, :, None]), dim=1).view(cost.shape)
         ctx.epsilon, ctx.engine = epsilon, engine
         ctx.save_for_backward(cost, plan, f, g)

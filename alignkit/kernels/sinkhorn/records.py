@@ -1,4 +1,4 @@
-"""What goes into `sinkhorn` and comes out of it."""
+"""Output record and engine interface of `sinkhorn`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ GRADIENTS: tuple[Gradient, ...] = ("unrolled", "envelope")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The results of `sinkhorn`; float32 (float64 for float64 input)."""
+    """The results of `sinkhorn`, float32 (float64 for float64 input)."""
 
     plan: Tensor
-    """P [..., n, n], columns summing to one; differentiable, detached under `gradient="envelope"`."""
+    """Transport plan P [..., n, n], whose columns sum to one. Differentiable, detached if `gradient="envelope"`."""
     residual: Tensor
     """[...], the largest error of a row's sum, detached."""
     cost: Tensor
-    """[...], sum_ij P_ij cost_ij, differentiable."""
+    """[...], transport cost sum_ij P_ij cost_ij, differentiable."""
 
 
 class Engine(NamedTuple):
@@ -28,4 +28,4 @@ class Engine(NamedTuple):
     potentials: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     """(scores, iterations) -> f [iterations, b, n] and g [iterations + 1, b, n], whose first is g_0 = 0."""
     pull_back: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    """(scores, f, g, P dP) -> gradient to the scores."""
+    """(scores, f, g, P dL/dP) -> gradient to the scores."""

@@ -1,10 +1,10 @@
-"""`sinkhorn` as the method writes it, with autograd's gradients: short, for tests and for reading."""
+"""A short reference of `sinkhorn` for tests, as the method is written, with autograd."""
 
 from torch import Tensor
 
 
 def materialised(cost: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """The plan [..., n, n]: the matrix itself, scaled again and again."""
+    """Compute the plan [..., n, n] by scaling the matrix itself."""
     log_plan = -cost / epsilon
     for _ in range(iterations):
         log_plan = log_plan - log_plan.logsumexp(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""`sinkhorn`'s loops in PyTorch, a few operations a step."""
+"""The PyTorch engine of `sinkhorn`, with a few operations per step."""
 
 import torch
 from torch import Tensor

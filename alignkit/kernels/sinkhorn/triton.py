@@ -1,8 +1,8 @@
-"""`sinkhorn`'s loops for GPUs: one program does all iterations of one problem, one launch in all.
+"""The GPU engine of `sinkhorn`: one launch, in which one program does all iterations of one problem.
 
-A program reads the scores once an iteration, a few whole rows at a time: a row's potential needs that row only, and
-the columns' log-sum-exps are gathered on the way. Nothing but the potentials is exchanged between iterations, and
-those of the columns stay in registers.
+A program reads the scores once per iteration, a few whole rows at a time. A row's potential needs only that row, and
+the log-sum-exps of the columns are accumulated along the way. Iterations exchange only the potentials, and those of
+the columns stay in registers.
 """
 
 import triton
@@ -13,7 +13,7 @@ from alignkit.kernels.sinkhorn.records import Engine
 
 MOST_ROWS = 4096
 TILE = 4096
-"""Numbers of a tile of whole rows."""
+"""Elements of a tile of whole rows."""
 WARPS = 8
 
 
@@ -21,7 +21,7 @@ WARPS = 8
 def potentials_kernel(
     scores_ptr, f_ptr, g_ptr, problems, size, iterations, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """f [iterations, problems, size] and g [iterations + 1, problems, size] of scores [problems, size, size]."""
+    """Compute f [iterations, problems, size] and g [iterations + 1, problems, size] from [problems, size, size]."""
     problem = tl.program_id(0).to(tl.int64)
     inner = scores_ptr.dtype.element_ty
     column = tl.arange(0, COLUMNS)
@@ -34,7 +34,7 @@ def potentials_kernel(
             row = start + tl.arange(0, ROWS)
             inside = (row < size)[:, None] & (column < size)[None, :]
             at = (problem * size + row[:, None]) * size + column[None, :]
-            # far below any score, and finite: differences stay numbers
+            # far below any score but finite, so that differences are never NaN
             scores = tl.load(scores_ptr + at, mask=inside, other=-1e30)
             by_columns = scores + g[None, :]
             top = tl.max(by_columns, axis=1)
@@ -63,7 +63,10 @@ def pull_back_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The gradient to the scores, into total [problems, size, size], which holds P dP, as row and column its sums."""
+    """Compute the gradient to the scores in `total` [problems, size, size], which holds P dL/dP at the start.
+
+    `row` and `column` hold the sums of `total` at the start.
+    """
     problem = tl.program_id(0).to(tl.int64)
     inner = scores_ptr.dtype.element_ty
     column = tl.arange(0, COLUMNS)
@@ -81,7 +84,7 @@ def pull_back_kernel(
             by_rows = tl.load(scores_ptr + at, mask=inside, other=-1e30) + f[:, None]
             share = tl.exp(by_rows + g[None, :]) * grad_g[None, :]
             grad_f = -tl.sum(share, axis=1)
-            if back == 0:  # P depends on f_T besides through g_T
+            if back == 0:  # P depends on f_T directly, not only through g_T
                 grad_f += tl.load(row_ptr + problem * size + row, mask=row < size, other=0.0)
             share_before = tl.exp(by_rows + g_before[None, :]) * grad_f[:, None]
             grad_g_before -= tl.sum(share_before, axis=0)
@@ -91,7 +94,7 @@ def pull_back_kernel(
 
 
 def shape(size: int) -> dict[str, int]:
-    """The launch's tile: whole rows, as many as fit."""
+    """Return the launch sizes: a tile of as many whole rows as fit."""
     columns = max(64, triton.next_power_of_2(size))
     return {"ROWS": max(1, TILE // columns), "COLUMNS": columns, "num_warps": WARPS}
 
@@ -101,7 +104,7 @@ def potentials(scores: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     problems, size, _ = scores.shape
     if size > MOST_ROWS:
         raise ValueError(
-            f"Triton's sinkhorn takes at most {MOST_ROWS} rows, found {size}: pass implementation='torch'"
+            f"Triton's sinkhorn supports at most {MOST_ROWS} rows, found {size}; pass implementation='torch'"
         )
     f = scores.new_empty(iterations, problems, size)
     g = scores.new_zeros(iterations + 1, problems, size)

@@ -208,7 +208,7 @@ def test_an_objective_is_the_same_loss(implementation: str, training: tuple[str,
 
 def test_an_objective_must_make_one_loss_a_row() -> None:
     made = inputs(4, 9)
-    with pytest.raises(ValueError, match="one loss a row"):
+    with pytest.raises(ValueError, match="one loss per row"):
         call(made.leaves(torch.float32, LORA), None, objective=lambda d: d.forward_kl.mean())
 
 
@@ -509,7 +509,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made(
         ({}, {"labels": torch.tensor([0, 1, 7])}, "below the shared vocabulary of 7, found 7"),
         ({}, {"labels": torch.tensor([0, -1, 3])}, "shared vocabulary of 7, found -1"),
         ({}, {"temperature": 0.0}, "temperature must be a finite number > 0"),
-        ({}, {"top1": True}, "top1 compares with labels"),
+        ({}, {"top1": True}, "top1 needs labels to compare with"),
         ({}, {"implementation": "numpy"}, "must be one of"),
     ],
 )

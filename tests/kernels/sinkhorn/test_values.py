@@ -242,7 +242,7 @@ def test_what_does_not_fit_is_refused(shape: tuple[int, ...], options: dict[str,
 
 @needs_triton
 def test_triton_says_what_to_do_with_more_rows_than_it_takes() -> None:
-    with pytest.raises(ValueError, match="at most 4096 rows, found 4097: pass implementation='torch'"):
+    with pytest.raises(ValueError, match="at most 4096 rows, found 4097; pass implementation='torch'"):
         sinkhorn(torch.zeros(4097, 4097, device=DEVICE), epsilon=0.1, iterations=1, implementation="triton")
 
 
