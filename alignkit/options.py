@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 
 class Mark(Enum):
-    """Marks without arguments."""
+    """The marks without arguments."""
 
     RECIPES_ONLY = "recipes only"
     MAY_CHANGE = "may change"

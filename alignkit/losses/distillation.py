@@ -24,7 +24,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The batch's loss tokens, in the order of `Rows`."""
+    """The tokens of the batch that carry loss, in the order of the rows of `Rows`."""
 
     labels: Tensor
     """[N], ids of the tokens to predict."""

@@ -1,4 +1,4 @@
-"""f-DPO: preference optimisation under any f-divergence (arXiv 2309.16240)."""
+"""f-DPO: preference optimisation with any f-divergence (arXiv 2309.16240)."""
 
 import torch.nn.functional as F
 from torch import Tensor

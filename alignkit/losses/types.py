@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class PairLogps(NamedTuple):
-    """Log-probs of B preference pairs: of each answer given its prompt, summed over the answer's tokens, in nats."""
+    """Log-probs of the answers of B preference pairs, each given its prompt and summed over its tokens, in nats."""
 
     chosen: Tensor
     """[B], log-prob of the chosen answer under the policy, float32, differentiable."""

@@ -91,7 +91,7 @@ class FDPO(PairMethod):
 
     @cached_property
     def family(self) -> divergences.FDivergence:
-        """The divergence with its parameters."""
+        """The divergence object, with its parameters."""
         return divergences.get(self.divergence, **_parameters(vars(self)))
 
     @property

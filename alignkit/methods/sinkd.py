@@ -124,7 +124,7 @@ class SinKD(DistillMethod):
 
 
 def _sample(count: int, most: int, seed: int) -> Tensor:
-    """At most `most` of `count` positions, ascending."""
+    """Draw at most `most` of `count` positions, in ascending order."""
     if count <= most:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, OpenAI's default method: the likelihood of the data's answers."""
+"""Supervised fine-tuning, OpenAI's default method, which maximises the likelihood of the data's answers."""
 
 from typing import ClassVar, Literal
 

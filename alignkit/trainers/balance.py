@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class RouterBalance:
-    """Mixin before a TRL trainer that sets `aux_loss_enabled` and `router_aux_loss_coef`."""
+    """Mixin that adds the load-balancing loss. It goes before a TRL trainer, whose `aux_loss_enabled` it reads."""
 
     aux_loss_enabled: bool
     router_aux_loss_coef: float

@@ -37,7 +37,7 @@ from alignkit.trainers.whole_steps import WholeRowSteps
 class _Batch:
     rows: list[D2ORow]
     sequences: list[TokenSequence]
-    """The dispreferred answers, then the samples row by row."""
+    """The dispreferred answers of all rows, then the samples of each row in turn."""
     mask: Tensor
     """[B, K] bool, True for the samples that exist."""
     ref_rejected: Tensor

@@ -1,4 +1,4 @@
-"""D2O's rows with their samples, given or drawn, and the answers' log-probs under the references."""
+"""D2O's rows: prompts and answers in tokens, samples (given or drawn), and log-probs under the references."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -8,7 +8,7 @@ from alignkit.trainers.preference import PreferenceTrainer
 
 
 class FDPOTrainer(PreferenceTrainer):
-    """DPOTrainer whose loss is `losses.f_dpo_loss` with `args.divergence`. Rewards are logged as beta s(z).
+    """DPOTrainer whose loss is `losses.f_dpo_loss` with `args.divergence`. Logged rewards are beta s(z).
 
     Takes DPOTrainer's arguments. `args` is an `FDPOConfig`; None means the defaults.
     """

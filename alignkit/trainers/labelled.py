@@ -217,7 +217,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
 
 
 def _require_both(labels: Any) -> None:
-    """Raise DataError unless there are desirable and undesirable answers."""
+    """Raise DataError unless there are both desirable and undesirable answers."""
     found = {bool(label) for label in labels}
     if len(found) < 2:
         kind = "desirable" if True in found else "undesirable"

@@ -184,7 +184,7 @@ def _sweep(
 
 
 def _add_up(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
-    """The gradients made in the forward, weighted by what comes from above."""
+    """Add up the gradients that the forward computed, weighted by the upstream gradients."""
     found: dict[Name, Tensor] = {}
     for product, gradient in zip(ctx.products, ctx.saved_tensors, strict=True):
         factor = given.get("loss" if ctx.request.objective is not None else product.outputs[0])

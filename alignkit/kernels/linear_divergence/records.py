@@ -103,10 +103,12 @@ class HeadProduct(NamedTuple):
 
 
 class LogitGradient(NamedTuple):
-    """The gradient to one side's tempered logits, coefficients [c] of its rows. `own` is its distribution.
+    """Coefficients [c] per row of the gradient to one side's tempered logits, `own` being that side's distribution:
 
-    own (constant + away (log own - log other)) - toward other
-    and, at temperature 1:  label (own1 - [v = label])
+        own (constant + away (log own - log other)) - toward other
+        and, at temperature 1:  label (own1 - [v = label])
+
+    None stands for zero.
     """
 
     constant: Tensor
@@ -116,7 +118,7 @@ class LogitGradient(NamedTuple):
 
 
 def logit_gradient(side: Name, weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> LogitGradient:
-    """Coefficients of sum_k weights[k] * d output_k, for the outputs named in `weights`, all of `side`."""
+    """Return the coefficients of sum_k weights[k] * d output_k. `weights` names outputs of `side` only."""
     toward = weights.get("forward_kl" if side == "student" else "teacher_reverse_kl")
     away = weights.get("reverse_kl")
     constant = torch.zeros_like(values["forward_kl"]) if toward is None else toward
@@ -126,25 +128,25 @@ def logit_gradient(side: Name, weights: Mapping[str, Tensor], values: Mapping[st
 
 
 class Layout(NamedTuple):
-    """The buffers of one chunk, used again for the next."""
+    """The sizes and reusable buffers of a chunk."""
 
     rows: int
-    """Tokens of a chunk."""
+    """Tokens per chunk."""
     block: int
-    """Rows that one `RowBlock` takes: few on a CPU, for its cache."""
+    """Rows per `RowBlock`: few on a CPU, so that they fit in its cache."""
     splits: int
-    """Parts in which a product with [c, V] on the left is made; see `products.states`."""
+    """Number of parts of a matmul with [c, V] on the left; see `products.states`."""
     products: dict[Name, Tensor]
-    """[rows, V] of each side."""
+    """Side -> buffer [rows, V] for its matmul with the head."""
     gradients: list[Tensor]
-    """[rows, V] in the weight's dtype, of each head product; the last may share its side's products' memory."""
+    """Buffers [rows, V] in the weight's dtype, one per head product. The last may share memory with `products`."""
 
 
 class RowBlock(Protocol):
-    """Made of c rows of products [c, V]: their values, and gradients to the products. A class of it is an engine."""
+    """The values of c rows of products [c, V], and gradients to the products. An engine is such a class."""
 
     values: dict[str, Tensor]
-    """[c] each: the outputs of `Request`."""
+    """Name -> value [c], for the outputs of the request."""
 
     def __init__(
         self,
@@ -153,11 +155,11 @@ class RowBlock(Protocol):
         sides: Mapping[Name, Operands],
         request: Request,
     ):
-        """`products` belong to the block from here on."""
+        """Compute the values. The block may overwrite `products`."""
 
     @staticmethod
     def layout(sides: Mapping[Name, Operands], count: int, products: Sequence[HeadProduct]) -> Layout:
-        """Buffers for `count` tokens in chunks."""
+        """Return the chunk sizes and buffers for `count` tokens."""
 
     def gradient(self, side: Name, weights: Mapping[str, Tensor], out: Tensor) -> None:
-        """`out` [c, V] = sum_k weights[k] * d output_k / d products of `side`."""
+        """Compute `out` [c, V] = sum_k weights[k] * d output_k / d products, for the products of `side`."""

@@ -75,7 +75,7 @@ class _Running:
 
 
 def sweep(operands: Operands, labels: Tensor, request: Request) -> Swept:
-    """One pass over the vocabulary; see `Engine.sweep`."""
+    """Compute one pass over the vocabulary; see `Engine.sweep`."""
     hidden, weight, _, transform = operands
     count = hidden.size(0)
     values = request.empty_values(labels)

@@ -148,7 +148,7 @@ def _block_gradient(
     columns: slice,
     buffer: Tensor,
 ) -> Tensor:
-    """The loss's gradient to the matmul of some tokens with some columns of the head, in the weight's dtype."""
+    """The loss's gradient to h W^T for some tokens and some columns of the head, in the weight's dtype."""
     hidden, weight, bias, _ = operands
     size = columns.stop - columns.start
     logits = buffer[: part.stop - part.start, : padded(size)]

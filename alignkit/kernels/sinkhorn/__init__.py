@@ -6,12 +6,13 @@ With scores S = -cost / epsilon, g_0 = 0 and t = 1 .. T:
     g_t = -logsumexp_i(S_ij + f_t,i)        columns to sum one
     P = exp(S + f_T + g_T)
 
-The gradient of logsumexp is a softmax, which the potentials give back: with A_t = exp(S + f_t + g_t) and
-B_t = exp(S + f_t + g_t-1), whose columns and rows sum to one, the chain rule reads, from t = T down,
+The gradient of logsumexp is a softmax, which can be recomputed from the potentials. Let A_t = exp(S + f_t + g_t),
+whose columns sum to one, and B_t = exp(S + f_t + g_t-1), whose rows sum to one. From t = T down, the chain rule reads
 
     dS -= A_t dg_t    df_t -= A_t dg_t (summed over j)    dS -= df_t B_t    dg_t-1 = -df_t B_t (summed over i)
 
-from dS = P dP, df_T and dg_T its row and column sums. So T n numbers a side are kept, not T matrices.
+It starts from dS = P dP, with df_T and dg_T the row and column sums of dS. So only T n numbers per side are kept,
+instead of T matrices.
 """
 
 # Not `import torch`: in a package with a module of that name, the module would take the name's place.
