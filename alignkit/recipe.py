@@ -56,7 +56,7 @@ class Recipe(Section):
     )
 
     @model_validator(mode="after")
-    def _an_adapter_trains_on_as_it_is(self) -> Self:
+    def _lora_is_that_of_the_adapter(self) -> Self:
         """Take `lora` from the adapter that training continues; options given beside it must agree with it."""
         if self.model.adapter is None:
             return self

@@ -75,11 +75,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch: `rows` rows of the data, whose sequences have `length` tokens, `learned` of them loss tokens."""
+    """A micro-batch of `rows` rows, whose sequences have `length` tokens, `loss_tokens` of them with loss."""
 
     rows: int
     length: float
-    learned: float
+    loss_tokens: float
     prompt: float
     sequences: float
     """Sequences per row in the data, before any sampling."""
@@ -88,7 +88,7 @@ class Batch:
 
     def tokens(self, sequences: float) -> int:
         """Return the number of loss tokens in this many sequences."""
-        return round(sequences * self.learned)
+        return round(sequences * self.loss_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,9 @@ class _Batch:
     """[B, K] bool, True for the samples that exist."""
     ref_rejected: Tensor
     ref_samples: Tensor
-    shares: Tensor
+    row_weights: Tensor
     """[B], row weights: (weights * losses).sum() is this batch's share of the mean over the step's rows."""
-    counted: Tensor | None
+    is_real: Tensor | None
     """[B] bool in training, False for padding rows of the last batch; None in evaluation."""
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,15 +137,17 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             scored = self._score_batch(model, batch, parts)
             loss = self._loss(batch, scored)
             found = self.method.coefficients(batch.sample_logps(scored.logps))
-            shares = batch.shares * len(batch.rows)  # replaces the mean over the batch
-            coefficients = torch.cat([found.rejected * shares, (found.samples * shares[:, None])[batch.mask]])
+            row_weights = batch.row_weights * len(batch.rows)  # replaces the mean over the batch
+            coefficients = torch.cat(
+                [found.rejected * row_weights, (found.samples * row_weights[:, None])[batch.mask]]
+            )
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         options = {"scale_wrt_gas": False} if deepspeed else {}
-        counted: set[int] = set()
+        done: set[int] = set()
         for turn, part in enumerate(parts):
             # a repeated part only equalises the number of forwards over the ranks, so it gets no weight
-            weights = coefficients[part] * float(part[0] not in counted)
-            counted.update(part)
+            weights = coefficients[part] * float(part[0] not in done)
+            done.update(part)
             with (
                 self._accumulating(model, last=turn == len(parts) - 1),
                 self.maybe_activation_offload_context,
@@ -169,7 +171,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         return len(batch["row"])
 
     def _batch(self, inputs: dict[str, Tensor], num_items_in_batch: Any) -> _Batch:
-        counted = self.pop_counted(inputs)
+        is_real = self.pop_is_real(inputs)
         rows = [self.rows.rows[number] for number in inputs["row"].tolist()]
         device = self.accelerator.device
         most = max(len(row.samples) for row in rows)
@@ -182,8 +184,8 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             mask=mask.to(device),
             ref_rejected=torch.tensor([row.ref_rejected for row in rows], device=device),
             ref_samples=ref_samples.to(device),
-            shares=self.shares(len(rows), counted, num_items_in_batch).to(device),
-            counted=counted,
+            row_weights=self.row_weights(len(rows), is_real, num_items_in_batch).to(device),
+            is_real=is_real,
         )
 
     def _parts(self, sequences: list[TokenSequence]) -> list[list[int]]:
@@ -218,7 +220,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         preference = self.method.loss(batch.sample_logps(scored.logps))
         self._require_finite_losses(preference.losses, batch)
         self._record_step(batch, scored, preference)
-        return preference.losses @ batch.shares.to(preference.losses)
+        return preference.losses @ batch.row_weights.to(preference.losses)
 
     def _require_finite_losses(self, losses: Tensor, batch: _Batch) -> None:
         finite = torch.isfinite(losses.detach()).tolist()
@@ -259,7 +261,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
                 "samples": counts,
             },
             {"entropy": (entropies, tokens)},
-            batch.counted,
+            batch.is_real,
         )
         if self._mode == "train":
             self.count_tokens(self._tokens_seen(batch))
@@ -269,7 +271,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         lengths = torch.tensor([len(one.ids) for one in batch.sequences], device=batch.mask.device)
         samples, rejected = batch.split(lengths)
         of_rows = samples.sum(dim=1) + rejected
-        return int(self.accelerator.reduce((of_rows * (batch.shares > 0)).sum()))
+        return int(self.accelerator.reduce((of_rows * (batch.row_weights > 0)).sum()))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002 - Trainer's signature
         """Return 0: a batch holds row numbers, and the Trainer's estimate needs tokens."""

@@ -14,7 +14,7 @@ from alignkit.data.messages import Message
 from alignkit.data.rows.dispreferred import DISPREFERRED, DispreferredRow
 from alignkit.data.tokens import TokenSequence, render_prompt, render_rows
 from alignkit.sampling import Sampler, SampleStore, SamplingOptions, SamplingPrompt, digest, draw
-from alignkit.trainers.sequences import Reduction, parts_of, sequence_logps, shares
+from alignkit.trainers.sequences import Reduction, parts_for_rank, parts_of, sequence_logps
 
 SAMPLING_PROMPTS = "sampling_prompt_ids"
 """Column of a tokenised dataset: the prompts to sample from, one for each instruction of the pool."""
@@ -167,7 +167,7 @@ class D2ORows:
         for block, lines in zip(blocks, found, strict=True):
             for number, line in zip(block, lines, strict=True):
                 self._take(self.rows[number], line["answers"])
-        self._tell_left_out([line for lines in found for line in lines])
+        self._report_left_out([line for lines in found for line in lines])
         return [
             number
             for block, lines in zip(blocks, found, strict=True)
@@ -205,7 +205,7 @@ class D2ORows:
                 for ids in answers
             ]
 
-    def _tell_left_out(self, lines: list[dict[str, Any]]) -> None:
+    def _report_left_out(self, lines: list[dict[str, Any]]) -> None:
         left_out: Counter[str] = Counter()
         for line in lines:
             left_out.update(line["left_out"])
@@ -266,7 +266,7 @@ class D2ORows:
         was_training = model.training
         model.eval()
         with torch.no_grad(), accelerator.autocast():
-            for part in shares(parts, accelerator.process_index, accelerator.num_processes):
+            for part in parts_for_rank(parts, accelerator.process_index, accelerator.num_processes):
                 result = sequence_logps(
                     model,
                     [sequences[index] for index in part],

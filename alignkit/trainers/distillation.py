@@ -99,20 +99,20 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
     ) -> Any:
         """Compute the pair's loss, averaged over the optimizer step's loss tokens."""
         training = self._mode == "train"
-        counted = self.pop_counted(inputs)
+        is_real = self.pop_is_real(inputs)
         # A resumed run repeats the draws of an uninterrupted one; every evaluation makes the same draws.
         seed = (self.args.seed << 32) + (self.state.global_step if training else 0)
         if not training:
-            inputs = self._without_filling(inputs)
+            inputs = self._without_padding_rows(inputs)
         outputs: PairOutput = model(**inputs, seed=seed, calibrate=not training)
-        self._record(outputs, inputs, counted)
+        self._record(outputs, inputs, is_real)
         count = outputs.tokens.sum() if num_items_in_batch is None else num_items_in_batch
         loss = outputs.loss / torch.as_tensor(count, device=outputs.loss.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the count covers all ranks, and DDP averages
         return (loss, outputs) if return_outputs else loss
 
-    def _without_filling(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _without_padding_rows(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs without loss on padding rows, which must not enter a set of the transport."""
         labels = inputs["labels"].clone()
         labels[real_rows(self.accelerator, len(labels)) :] = -100
@@ -128,7 +128,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         """Return the loss only, since no logits are made."""
         return super().prediction_step(model, inputs, True, ignore_keys)
 
-    def _record(self, outputs: PairOutput, inputs: dict[str, Tensor], counted: Tensor | None) -> None:
+    def _record(self, outputs: PairOutput, inputs: dict[str, Tensor], is_real: Tensor | None) -> None:
         """Record the sums of each sequence in one collective, without padding rows."""
         columns = torch.stack([*outputs.sums.values()], dim=1)
         names = tuple(outputs.sums)
@@ -139,7 +139,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         )  # second, since a set's transport cannot tell which of its rows is at fault
         counts = torch.stack([outputs.tokens, inputs["attention_mask"].sum(dim=1)], dim=1)
         parts = [columns.double(), counts.double(), *(b.flatten(1) for b in outputs.calibration.values())]
-        gathered = gather_rows(self.accelerator, torch.cat(parts, dim=1), counted).sum(dim=0)
+        gathered = gather_rows(self.accelerator, torch.cat(parts, dim=1), is_real).sum(dim=0)
         sums, (tokens, seen), *bins = gathered.split([part.size(1) for part in parts])
         items = self._items[self._mode]
         for name, total in zip(outputs.sums, sums.tolist(), strict=True):

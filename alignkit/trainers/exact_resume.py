@@ -41,8 +41,8 @@ class ExactResume:
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train as the Trainer does. A resumed run logs the same values as an uninterrupted one."""
         self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
-        if not any(isinstance(callback, _GoOnLogging) for callback in self.callback_handler.callbacks):  # type: ignore[attr-defined]
-            self.add_callback(_GoOnLogging(self))  # type: ignore[attr-defined]
+        if not any(isinstance(callback, _RestoreLogging) for callback in self.callback_handler.callbacks):  # type: ignore[attr-defined]
+            self.add_callback(_RestoreLogging(self))  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
     def _run_epoch(self, **kwargs: Any) -> None:
@@ -123,7 +123,7 @@ class ExactResume:
             "evaluation_due": self._evaluation_due,
         }
 
-    def go_on_logging(self) -> None:
+    def restore_logging(self) -> None:
         """Restore the logging state from the checkpoint that the run resumes from."""
         files = sorted(Path(self._resumed_from).glob("logging_*.pt")) if self._resumed_from else []
         if not files:
@@ -141,7 +141,7 @@ class ExactResume:
             self._evaluate(None, None)
 
 
-class _GoOnLogging(TrainerCallback):
+class _RestoreLogging(TrainerCallback):
     def __init__(self, trainer: ExactResume) -> None:
         self._trainer = trainer
 
@@ -149,4 +149,4 @@ class _GoOnLogging(TrainerCallback):
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
         """Restore the sums, which the Trainer has just set to zero."""
-        self._trainer.go_on_logging()
+        self._trainer.restore_logging()

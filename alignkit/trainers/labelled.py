@@ -28,7 +28,7 @@ from alignkit.trainers.configs import Refused, default_folder, refuse_options
 from alignkit.trainers.metrics import gather_rows, record_items
 from alignkit.trainers.mismatched import with_mismatched
 from alignkit.trainers.tokenised import columns_of
-from alignkit.trainers.whole_steps import COUNTED, WholeRowSteps
+from alignkit.trainers.whole_steps import IS_REAL, WholeRowSteps
 
 LABELLED_IDS = frozenset({"prompt_ids", "completion_ids", "label"})
 """TRL's columns of a tokenised labelled answer, as `alignkit.data.tokenise` makes them."""
@@ -116,8 +116,8 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         for batch in batches:
             ratios = self._mismatched_ratios(self._scorer, batch).double()
-            counted = batch.get(COUNTED, torch.ones_like(ratios)).to(ratios)
-            total += torch.stack([(ratios * counted).sum(), counted.sum()])
+            is_real = batch.get(IS_REAL, torch.ones_like(ratios)).to(ratios)
+            total += torch.stack([(ratios * is_real).sum(), is_real.sum()])
         summed, rows = self.accelerator.reduce(total).unbind()
         return (summed / rows).clamp(min=0).float()
 
@@ -161,7 +161,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute this forward's share of the mean over the step's answers. For a held-out batch it is not logged."""
-        counted = self.pop_counted(inputs)
+        is_real = self.pop_is_real(inputs)
         held_out = self._mode == "eval"
         mismatched = self._mismatched_ratios(model, inputs) if held_out else None
         baseline = self._baseline
@@ -185,9 +185,11 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
             columns = torch.stack([*rows[:4], mismatched, *sums], dim=1)
             self._held_out.append(gather_rows(self.accelerator, columns.detach(), None))
         else:
-            record_items(self.accelerator, self._items["train"], *_metrics(rows, found, *sums), counted)
-            self.count_tokens(self._tokens_seen(inputs["attention_mask"], counted))
-        loss = found.losses @ self.shares(len(found.losses), counted, num_items_in_batch).to(found.losses)
+            record_items(self.accelerator, self._items["train"], *_metrics(rows, found, *sums), is_real)
+            self.count_tokens(self._tokens_seen(inputs["attention_mask"], is_real))
+        loss = found.losses @ self.row_weights(len(found.losses), is_real, num_items_in_batch).to(
+            found.losses
+        )
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -210,10 +212,10 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         for name, (above, below) in ratios.items():
             items.add_ratio(name, float(above.double().sum()), float(below.double().sum()))
 
-    def _tokens_seen(self, attention_mask: Tensor, counted: Tensor | None) -> int:
+    def _tokens_seen(self, attention_mask: Tensor, is_real: Tensor | None) -> int:
         """Tokens of the rows over all processes, without padding rows and mismatched answers."""
         rows = attention_mask.sum(dim=1)
-        return int(self.accelerator.reduce((rows if counted is None else rows * counted.to(rows)).sum()))
+        return int(self.accelerator.reduce((rows if is_real is None else rows * is_real.to(rows)).sum()))
 
 
 def _require_both(labels: Any) -> None:

@@ -72,7 +72,7 @@ def record_items(
     items: ItemMetrics,
     columns: Mapping[str, Tensor],
     ratios: Mapping[str, tuple[Tensor, Tensor]],
-    counted: Tensor | None,
+    is_real: Tensor | None,
 ) -> None:
     """Record per-item values [n], and per-item (numerator, denominator) [n] of metrics that are means over tokens.
 
@@ -80,7 +80,7 @@ def record_items(
     """
     values = [*columns.values(), *(value for pair in ratios.values() for value in pair)]
     stacked = torch.stack([value.detach().float() for value in values], dim=1)
-    gathered = gather_rows(accelerator, stacked, counted)
+    gathered = gather_rows(accelerator, stacked, is_real)
     for name, column in zip(columns, gathered.unbind(dim=1), strict=False):
         items.add(name, column)
     sums = gathered[:, len(columns) :].double().sum(dim=0).view(-1, 2).tolist()
@@ -88,17 +88,17 @@ def record_items(
         items.add_ratio(name, above, below)
 
 
-def gather_rows(accelerator: Any, rows: Tensor, counted: Tensor | None) -> Tensor:
+def gather_rows(accelerator: Any, rows: Tensor, is_real: Tensor | None) -> Tensor:
     """Gather rows [n, k] from all processes, without the padding rows of the last batch.
 
-    In training `counted` [n] is False for padding rows, since accelerate cannot tell: the Trainer fetches all batches
+    In training `is_real` [n] is False for padding rows, since accelerate cannot tell: the Trainer fetches all batches
     of a step at once, after which accelerate takes each of them for the last. In an evaluation it is None, and
     accelerate knows the padding.
     """
-    if counted is None:
+    if is_real is None:
         gathered: Tensor = accelerator.gather_for_metrics(rows)
         return gathered
-    flagged = accelerator.gather(torch.cat([rows, counted.to(rows)[:, None]], dim=1))
+    flagged = accelerator.gather(torch.cat([rows, is_real.to(rows)[:, None]], dim=1))
     return flagged[flagged[:, -1] > 0, :-1]
 
 

@@ -75,7 +75,7 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute this forward's share of the mean over the step's pairs."""
-        counted = self.pop_counted(inputs)
+        is_real = self.pop_is_real(inputs)
         outputs = self._forward(model, inputs)
         mask = inputs["completion_mask"][:, 1:]
         pairs = self._pairs(outputs, mask, inputs)
@@ -86,11 +86,11 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         if self._mode == "eval":
             columns["loss"] = losses  # replaces the Trainer's mean over batches
         ratios = _token_ratios(outputs, mask)
-        record_items(self.accelerator, self._items[self._mode], columns, ratios, counted)
+        record_items(self.accelerator, self._items[self._mode], columns, ratios, is_real)
         if self._mode == "train":
-            self.count_tokens(self._tokens_seen(inputs["attention_mask"], counted))
-        shares = self.shares(len(losses), counted, num_items_in_batch).to(losses)
-        loss = losses @ shares + self.balance_loss(outputs, shares.sum())
+            self.count_tokens(self._tokens_seen(inputs["attention_mask"], is_real))
+        row_weights = self.row_weights(len(losses), is_real, num_items_in_batch).to(losses)
+        loss = losses @ row_weights + self.balance_loss(outputs, row_weights.sum())
         return (loss, outputs) if return_outputs else loss
 
     def _pairs(self, outputs: Any, mask: Tensor, inputs: dict[str, Tensor]) -> PairLogps:
@@ -100,12 +100,12 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         chosen_tokens, rejected_tokens = mask.sum(dim=1).clamp(min=1).chunk(2)
         return PairLogps(chosen, rejected, reference[0], reference[1], chosen_tokens, rejected_tokens)
 
-    def _tokens_seen(self, attention_mask: Tensor, counted: Tensor | None) -> int:
+    def _tokens_seen(self, attention_mask: Tensor, is_real: Tensor | None) -> int:
         """Tokens of the pairs over all processes, without padding rows."""
         own = (
             attention_mask
-            if counted is None
-            else attention_mask * counted.to(attention_mask).repeat(2)[:, None]
+            if is_real is None
+            else attention_mask * is_real.to(attention_mask).repeat(2)[:, None]
         )
         return int(self.accelerator.reduce(own.sum()))
 

@@ -159,9 +159,9 @@ def answer_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:
     if "prompt_ids" in row:
         good = row.get("completion_ids", []) if row.get("label") else row.get("chosen_ids", [])
         return list(row["prompt_ids"]), list(good)
-    ids, learned = row["input_ids"], [label != IGNORED for label in row["labels"]]
-    start = learned.index(True)
-    end = learned.index(False, start) if False in learned[start:] else len(ids)
+    ids, is_loss = row["input_ids"], [label != IGNORED for label in row["labels"]]
+    start = is_loss.index(True)
+    end = is_loss.index(False, start) if False in is_loss[start:] else len(ids)
     return list(ids[:start]), list(ids[start:end])
 
 

@@ -63,7 +63,7 @@ def sequence_logps(
     return SequenceLogps(logps, entropies.detach(), counts)
 
 
-def shares(parts: Sequence[list[int]], rank: int, world_size: int) -> Iterator[list[int]]:
+def parts_for_rank(parts: Sequence[list[int]], rank: int, world_size: int) -> Iterator[list[int]]:
     """Yield the parts of one process. Every process gets equally many, since a forward may be collective."""
     rounds = -(-len(parts) // world_size)
     for turn in range(rounds):

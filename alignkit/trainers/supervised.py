@@ -64,16 +64,16 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute this forward's loss. `num_items_in_batch` is T, or None if the step has only this forward."""
-        counted = self.pop_counted(inputs)
+        is_real = self.pop_is_real(inputs)
         # inside the forward, where ZeRO-3 gathers the head
         outputs = model(**inputs, **self.router_inputs(), fused_lm_head=True)
-        learned = inputs["labels"][:, 1:] != IGNORED
-        losses = self.method.loss(TokenLogps(outputs.log_probs.float(), learned)).losses
+        loss_mask = inputs["labels"][:, 1:] != IGNORED
+        losses = self.method.loss(TokenLogps(outputs.log_probs.float(), loss_mask)).losses
         self._require_finite(losses, inputs)
-        self._record(outputs, losses, learned, inputs, counted)
-        tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch
+        self._record(outputs, losses, loss_mask, inputs, is_real)
+        tokens = loss_mask.sum() if num_items_in_batch is None else num_items_in_batch
         tokens = torch.as_tensor(tokens, device=losses.device).clamp(min=1)
-        loss = losses.sum() / tokens + self.balance_loss(outputs, learned.sum() / tokens)
+        loss = losses.sum() / tokens + self.balance_loss(outputs, loss_mask.sum() / tokens)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # T counts every process's tokens, and gradients are averaged over processes, not summed
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -83,16 +83,16 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
         self,
         outputs: Any,
         losses: Tensor,
-        learned: Tensor,
+        loss_mask: Tensor,
         inputs: dict[str, Tensor],
-        counted: Tensor | None,
+        is_real: Tensor | None,
     ) -> None:
         """Record sums over tokens. They are gathered per row, which drops padding rows."""
         seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum(dim=1)
-        columns = [losses, outputs.entropy.sum(dim=1), outputs.is_top1.sum(dim=1), learned.sum(dim=1), seen]
+        columns = [losses, outputs.entropy.sum(dim=1), outputs.is_top1.sum(dim=1), loss_mask.sum(dim=1), seen]
         rows = torch.stack([column.detach().double() for column in columns], dim=1)
         loss, entropy, right, tokens, everything = (
-            gather_rows(self.accelerator, rows, counted).sum(dim=0).tolist()
+            gather_rows(self.accelerator, rows, is_real).sum(dim=0).tolist()
         )
         items = self._items[self._mode]
         items.add_ratio("entropy", entropy, tokens)

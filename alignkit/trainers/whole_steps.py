@@ -13,7 +13,7 @@ from alignkit.data.tokens import IGNORED
 from alignkit.trainers.metrics import part_of_last_round
 from alignkit.trainers.upstream import batch_size
 
-COUNTED = "counted"
+IS_REAL = "is_real"
 """Batch key of a [B] bool tensor, False for padding rows. Only a padded batch has it."""
 
 _EMPTY = {"labels": IGNORED, "completion_mask": 0}
@@ -35,7 +35,7 @@ class WholeSteps:
         remainder = len(self.train_dataset) % (size * processes)
         if batches and processes > 1 and remainder and self.accelerator.gradient_state.end_of_dataloader:
             own = part_of_last_round(remainder, self.accelerator.process_index, size)
-            batches[-1] = without_filling(batches[-1], own, size)
+            batches[-1] = without_padding_rows(batches[-1], own, size)
             count = self._get_num_items_in_batch(batches, device)  # type: ignore[attr-defined]
         return batches, count
 
@@ -43,15 +43,15 @@ class WholeSteps:
         """Return the number of rows of a batch, including padding rows."""
         return len(batch["input_ids"])
 
-    def pop_counted(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        """Remove COUNTED from `inputs` and return it: [B] bool, False for padding rows.
+    def pop_is_real(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """Remove IS_REAL from `inputs` and return it: [B] bool, False for padding rows.
 
         Returns all True if there is no padding. Returns None in evaluation, where accelerate knows the padding.
         """
-        counted = inputs.pop(COUNTED, None)
+        is_real = inputs.pop(IS_REAL, None)
         if not self.model.training:
             return None
-        return torch.ones(self.rows_in(inputs), dtype=torch.bool) if counted is None else counted
+        return torch.ones(self.rows_in(inputs), dtype=torch.bool) if is_real is None else is_real
 
 
 class WholeRowSteps(WholeSteps):
@@ -61,31 +61,31 @@ class WholeRowSteps(WholeSteps):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
         counts = (
-            int(batch[COUNTED].sum()) if COUNTED in batch else self.rows_in(batch) for batch in batch_samples
+            int(batch[IS_REAL].sum()) if IS_REAL in batch else self.rows_in(batch) for batch in batch_samples
         )
         return self.accelerator.gather(torch.tensor(sum(counts), device=device)).sum()
 
-    def shares(self, count: int, counted: Tensor | None, num_items_in_batch: Any) -> Tensor:
+    def row_weights(self, count: int, is_real: Tensor | None, num_items_in_batch: Any) -> Tensor:
         """Return row weights [count]: (weights * losses).sum() is this micro-batch's share of the step's mean.
 
         The weights include a factor of the number of processes, since gradients are averaged over processes. Without
         `num_items_in_batch`, as in an evaluation, the mean is over the batch.
         """
-        if num_items_in_batch is None or counted is None:
+        if num_items_in_batch is None or is_real is None:
             return torch.full((count,), 1 / count)
-        return counted * self.accelerator.num_processes / float(num_items_in_batch)
+        return is_real * self.accelerator.num_processes / float(num_items_in_batch)
 
 
-def without_filling(batch: dict[str, Tensor], count: int, size: int) -> dict[str, Tensor]:
+def without_padding_rows(batch: dict[str, Tensor], count: int, size: int) -> dict[str, Tensor]:
     """Return the batch of `size` rows with loss on the first `count` only.
 
     A batch of pairs holds all chosen answers first, then all rejected ones.
     """
     device = next(iter(batch.values())).device
-    counted = torch.arange(size, device=device) < count
+    is_real = torch.arange(size, device=device) < count
     emptied = {
-        name: batch[name].masked_fill(~counted.repeat(len(batch[name]) // size)[:, None], empty)
+        name: batch[name].masked_fill(~is_real.repeat(len(batch[name]) // size)[:, None], empty)
         for name, empty in _EMPTY.items()
         if name in batch
     }
-    return {**batch, **emptied, COUNTED: counted}
+    return {**batch, **emptied, IS_REAL: is_real}

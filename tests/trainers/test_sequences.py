@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.data.tokens import TokenSequence
-from alignkit.trainers.sequences import parts_of, shares
+from alignkit.trainers.sequences import parts_for_rank, parts_of
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 
@@ -29,7 +29,7 @@ def test_parts_hold_each_sequence_once_and_then_the_first_part_again(
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 5))
 def test_processes_share_all_parts_and_take_equally_many(lengths: list[int], size: int, world: int) -> None:
     parts = parts_of(sequences(lengths), size)
-    taken = [list(shares(parts, rank, world)) for rank in range(world)]
+    taken = [list(parts_for_rank(parts, rank, world)) for rank in range(world)]
     assert {len(one) for one in taken} == {-(-len(parts) // world)}
     assert {tuple(part) for one in taken for part in one} == {tuple(part) for part in parts}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignkit.trainers.metrics import gather_rows, part_of_last_round
-from alignkit.trainers.whole_steps import COUNTED, WholeRowSteps, without_filling
+from alignkit.trainers.whole_steps import IS_REAL, WholeRowSteps, without_padding_rows
 
 
 @pytest.mark.parametrize(
@@ -19,20 +19,20 @@ def test_the_last_rows_go_round_as_far_as_they_do(remainder: int, parts: list[in
 
 def test_filling_carries_no_loss() -> None:
     batch = {"input_ids": torch.ones(3, 4), "labels": torch.arange(12).view(3, 4)}
-    found = without_filling(batch, 2, 3)
+    found = without_padding_rows(batch, 2, 3)
     assert found["labels"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [-100] * 4]
-    assert found[COUNTED].tolist() == [True, True, False]
+    assert found[IS_REAL].tolist() == [True, True, False]
     assert batch["labels"][2, 0] == 8  # the batch that was given is left alone
 
 
 def test_of_a_filled_up_pair_neither_answer_counts() -> None:
-    found = without_filling({"input_ids": torch.ones(4, 3), "completion_mask": torch.ones(4, 3)}, 1, 2)
+    found = without_padding_rows({"input_ids": torch.ones(4, 3), "completion_mask": torch.ones(4, 3)}, 1, 2)
     assert found["completion_mask"][:, 0].tolist() == [1, 0, 1, 0]
-    assert without_filling({"row": torch.tensor([7, 8])}, 0, 2)[COUNTED].tolist() == [False, False]
+    assert without_padding_rows({"row": torch.tensor([7, 8])}, 0, 2)[IS_REAL].tolist() == [False, False]
 
 
 class Steps(WholeRowSteps):
-    """Of so many processes."""
+    """The mixin on a given number of processes."""
 
     def __init__(self, processes: int) -> None:
         self.accelerator = SimpleNamespace(num_processes=processes)
@@ -43,12 +43,12 @@ def test_parts_sum_to_the_mean_over_the_step_s_rows() -> None:
     losses = torch.arange(1.0, 9.0)
     flags = [[True, True], [True, True], [True, False], [False, False]]
     parts = [
-        losses[2 * turn : 2 * turn + 2] @ Steps(2).shares(2, torch.tensor(flag), torch.tensor(5))
+        losses[2 * turn : 2 * turn + 2] @ Steps(2).row_weights(2, torch.tensor(flag), torch.tensor(5))
         for turn, flag in enumerate(flags)
     ]
     summed = torch.stack(parts).sum() / 2  # gradients are averaged over processes
     assert summed == pytest.approx(float(losses[:5].mean()))
-    assert Steps(2).shares(4, None, None).tolist() == [0.25] * 4  # an evaluation's batch
+    assert Steps(2).row_weights(4, None, None).tolist() == [0.25] * 4  # an evaluation's batch
 
 
 def test_metrics_leave_the_filling_out() -> None:
