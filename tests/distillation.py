@@ -87,7 +87,7 @@ def whole_logits(pair: TeacherStudentPair, batch: dict[str, Tensor]) -> tuple[An
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Of every weight that has one."""
+    """The gradients by name, of every weight that has one."""
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 

@@ -63,7 +63,7 @@ def test_a_llama_agrees(llama: LlamaForCausalLM) -> None:
     require_exact_head(llama)
 
 
-def test_a_model_is_left_as_it_was(llama: LlamaForCausalLM) -> None:
+def test_the_check_leaves_the_model_unchanged(llama: LlamaForCausalLM) -> None:
     llama.train()
     before = set(vars(llama))
     require_exact_head(llama)
@@ -104,14 +104,14 @@ def test_a_scale_and_a_soft_cap_are_measured(llama: LlamaForCausalLM) -> None:
         lambda logits: logits * 0,
     ],
 )
-def test_what_else_is_done_to_logits_is_refused(llama: LlamaForCausalLM, change: Any) -> None:
+def test_other_operations_on_logits_are_refused(llama: LlamaForCausalLM, change: Any) -> None:
     with pytest.raises(
         ModelError, match="LlamaForCausalLM does more to its logits than scale and softly cap"
     ):
         require_exact_head(doing_to_logits(llama, change))
 
 
-def test_what_the_probe_cannot_show_is_found_by_the_numbers(llama: LlamaForCausalLM) -> None:
+def test_comparing_log_probs_finds_what_the_probe_misses(llama: LlamaForCausalLM) -> None:
     def half(logits: torch.Tensor) -> torch.Tensor:
         words = llama.config.vocab_size
         return logits * torch.linspace(0.5, 1, words) if logits.size(-1) == words else logits

@@ -36,7 +36,7 @@ def test_overrides_reach_any_depth(file: Path) -> None:
     assert recipe.data.validation == "v.jsonl"
 
 
-def test_a_tracker_may_be_its_name_alone(file: Path) -> None:
+def test_a_tracker_may_be_given_by_its_name(file: Path) -> None:
     named, written = (
         Recipe.load(file, [f"training.report_to=[{tracker}]"])
         for tracker in ("tensorboard", "{type: tensorboard}")
@@ -113,7 +113,7 @@ def test_what_is_wrong_is_named(file: Path, override: str, path: str, words: str
         ),
     ],
 )
-def test_what_is_wrong_with_d2o_is_named(file: Path, override: str, path: str, words: str) -> None:
+def test_every_wrong_d2o_option_is_named(file: Path, override: str, path: str, words: str) -> None:
     base = ["method.type=d2o", "method.sample_reference=some/model"]
     with pytest.raises(RecipeError) as caught:
         Recipe.load(file, [*base, override])
@@ -172,7 +172,9 @@ def test_every_recipe_that_ships_is_one(path: Path) -> None:
         ("lora.rr=2", "lora.rr", None),
     ],
 )
-def test_a_typo_is_told_the_nearest_name(file: Path, override: str, path: str, nearest: str | None) -> None:
+def test_a_typo_gets_the_nearest_name_suggested(
+    file: Path, override: str, path: str, nearest: str | None
+) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.load(file, [override])
     (issue,) = caught.value.issues
@@ -180,7 +182,7 @@ def test_a_typo_is_told_the_nearest_name(file: Path, override: str, path: str, n
     assert issue.message == "unknown key" + (f"; did you mean {nearest}?" if nearest else "")
 
 
-def test_a_mistyped_method_or_divergence_is_told_the_nearest(file: Path) -> None:
+def test_a_mistyped_method_or_divergence_gets_the_nearest_suggested(file: Path) -> None:
     with pytest.raises(RecipeError, match=r"found 'f_dp0'; did you mean f_dpo\?"):
         Recipe.load(file, ["method.type=f_dp0"])
     with pytest.raises(RecipeError, match=r"did you mean jeffreys\?"):

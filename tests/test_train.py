@@ -151,7 +151,7 @@ def test_full_weights_give_a_model(workplace: Path) -> None:
     assert not (output / "adapter").exists()
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_adapter(
+def test_a_full_disk_is_reported_and_leaves_no_partial_adapter(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = workplace / "full-disk"
@@ -178,7 +178,9 @@ def test_a_full_disk_is_told_and_leaves_no_half_adapter(
         ({"training": {"batch_size": 4, "micro_batch_size": 3}}, "invalid_recipe", "training.batch_size"),
     ],
 )
-def test_what_cannot_run_says_why(workplace: Path, change: dict[str, Any], code: str, words: str) -> None:
+def test_a_run_that_cannot_train_reports_why(
+    workplace: Path, change: dict[str, Any], code: str, words: str
+) -> None:
     output = workplace / f"bad-{next(iter(change))}"
     assert train.main([str(recipe_file(workplace, output, **change))]) == 1
     result = RunFolder(output).read_result()
@@ -187,7 +189,7 @@ def test_what_cannot_run_says_why(workplace: Path, change: dict[str, Any], code:
     assert words in result["error"]["message"]
 
 
-def test_a_run_that_is_not_taken_up_stays_as_it_was(
+def test_a_refused_resume_leaves_the_run_unchanged(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = {name: (finished / name).read_bytes() for name in ("recipe.yaml", "result.json", "events.jsonl")}
@@ -205,7 +207,7 @@ NCCL = "NCCL error: remote process exited or there was a network error, ncclRemo
 
 
 @pytest.mark.parametrize("message", [GLOO, NCCL])
-def test_a_process_that_loses_another_leaves_the_run_to_go_on(
+def test_a_process_that_loses_a_peer_leaves_the_run_resumable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], message: str
 ) -> None:
     folder = RunFolder(tmp_path)
@@ -220,7 +222,7 @@ def test_a_process_that_loses_another_leaves_the_run_to_go_on(
     assert folder.result.exists()
 
 
-def test_any_process_that_fails_says_why(
+def test_any_failing_process_reports_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(tmp_path)
@@ -232,7 +234,7 @@ def test_any_process_that_fails_says_why(
     assert "error in process 1: Out of memory" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_gone_is_told(
+def test_a_missing_run_folder_is_reported(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = workplace / "gone"

@@ -104,7 +104,7 @@ def test_the_folder_holds_the_run_and_its_samples(finished: Path) -> None:
         ("uneven", {"sequence_batch_size": 2}),  # one process has more forwards to make than the other
     ],
 )
-def test_two_processes_learn_what_one_does(workplace: Path, data: str, method: dict[str, Any]) -> None:
+def test_two_processes_train_like_one(workplace: Path, data: str, method: dict[str, Any]) -> None:
     """One block of prompts is drawn by one process, so both runs have the same samples."""
     one, two = workplace / f"{data}-one", workplace / f"{data}-two"
     assert train.main([str(recipe_file(workplace, one, data, **method))]) == 0

@@ -22,14 +22,14 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one kernel takes on one target."""
+    """Resources of one kernel on one target."""
 
     registers: int
-    """Of one thread."""
+    """Registers of one thread."""
     spills: int
-    """What does not fit into registers: bytes stored a thread on NVIDIA, registers on AMD. Wanted: 0."""
+    """Spilled registers of one thread: bytes on NVIDIA, registers on AMD. Should be 0."""
     shared_bytes: int
-    """Of one block."""
+    """Shared memory of one block."""
     wide_loads: int = 0
     """Loads of 16 bytes a thread from global memory; counted on NVIDIA alone."""
 

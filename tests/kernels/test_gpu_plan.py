@@ -65,7 +65,7 @@ def test_chunks_cover_every_token_once(count: int, rows: int) -> None:
     assert all(span.stop - span.start == rows for span in spans[:-1])
 
 
-def test_what_was_measured_goes_before_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_plan_overrides_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     work = log_probs(64, 1000)
     monkeypatch.setitem(gpu_plan.MEASURED, (work, BUDGET), (256, 2))
     assert plan.__wrapped__(work, BUDGET)[:2] == (256, 2)

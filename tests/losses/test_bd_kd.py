@@ -248,7 +248,7 @@ def test_what_the_teacher_excludes_costs_the_forward_kl_nothing_and_the_reverse_
 
 
 def test_divergences_computed_elsewhere_combine_alike() -> None:
-    """As from a fused kernel: no logits, the same combination and the same gradients."""
+    """Divergences without logits, as a fused kernel returns them, give the same loss and gradients."""
     student, teacher = logits()
     ours = bd_kd_loss(student, teacher, temperature=2.0, nu=3.0)
     forward_kl, reverse_kl, teacher_kl = (

@@ -245,7 +245,7 @@ def test_no_prompt_is_a_differentiable_zero() -> None:
         ({"rejected_floor": math.nan}, "rejected_floor must be a log-ratio < 0, found nan"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
+def test_options_without_meaning_are_refused(
     function: Callable[..., object], change: dict[int | str, object], message: str
 ) -> None:
     values: list[object] = [*logps()]

@@ -72,7 +72,7 @@ def test_a_job_becomes_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", ["desirable_weight", "undesirable_weight", "beta"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_recipe_and_job_refuse_what_is_not_positive(name: str, value: float) -> None:
+def test_recipe_and_job_refuse_values_that_are_not_positive(name: str, value: float) -> None:
     with pytest.raises(RecipeError, match=rf"^method\.kto\.hyperparameters\.{name}: .*greater than 0"):
         spec(**{name: value})
     with pytest.raises(RecipeError, match=rf"^method\.{name}: expected greater than 0, found {value}"):

@@ -181,7 +181,7 @@ def test_ipo_equals_trls_dpo_trainer(tmp_path: Path, model_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "references"), [(SimPO(), 0), (ORPO(), 0), (IPO(), 1)], ids=["simpo", "orpo", "ipo"]
 )
-def test_without_a_reference_none_is_loaded_and_none_runs(
+def test_a_method_without_a_reference_loads_and_runs_none(
     tmp_path: Path,
     model_dir: Path,
     peft: LoraConfig | None,

@@ -81,7 +81,7 @@ def test_a_type_that_is_taken_is_refused() -> None:
     assert METHODS["f_dpo"].__name__ == "FDPO"
 
 
-def test_registering_again_what_is_there_changes_nothing() -> None:
+def test_registering_a_method_twice_changes_nothing() -> None:
     assert register(METHODS["ipo"]) is METHODS["ipo"]
 
 

@@ -72,7 +72,7 @@ def test_the_routers_get_a_gradient_from_it(mixture: Any, tokenizer: Any, tmp_pa
 @pytest.mark.parametrize(
     ("name", "experts"), [("mixtral", 4), ("qwen2_moe", 4), ("dbrx", 4), ("deepseek_v3", 4), ("llama", 0)]
 )
-def test_experts_are_counted_whatever_a_configuration_calls_them(name: str, experts: int) -> None:
+def test_experts_are_counted_under_any_name_in_the_configuration(name: str, experts: int) -> None:
     assert experts_of(tiny_config(name)) == experts
 
 

@@ -71,7 +71,7 @@ def warnings(folder: RunFolder) -> list[str]:
     return [event["message"] for event in events if event["level"] == "warn"]
 
 
-def test_a_sound_run_is_left_alone(workplace: Path) -> None:
+def test_a_sound_run_is_not_changed(workplace: Path) -> None:
     status, folder = run(workplace, "sound", SANE)
     assert status == 0
     assert warnings(folder) == []
@@ -81,7 +81,7 @@ def test_a_sound_run_is_left_alone(workplace: Path) -> None:
         assert f"valid_answers_{name}" in result["metrics"]
 
 
-def test_a_ruined_run_is_told_of_and_goes_on(workplace: Path) -> None:
+def test_a_collapse_is_warned_about_and_training_continues(workplace: Path) -> None:
     status, folder = run(workplace, "warned", RUINOUS)
     assert status == 0
     assert any("may have collapsed at step" in message for message in warnings(folder))
@@ -142,7 +142,7 @@ def test_drawn_answers_are_the_policys_and_repeatable(trainer: FDPOTrainer) -> N
     assert all(end not in answer.tokens[:-1] and 1 <= len(answer.tokens) <= 12 for answer in drawn)
 
 
-def test_log_probs_are_what_the_plain_model_says(trainer: FDPOTrainer, workplace: Path) -> None:
+def test_log_probs_equal_those_of_the_plain_model(trainer: FDPOTrainer, workplace: Path) -> None:
     answers = [Answer([5, 6, 7], [8, 9]), Answer([11], [12, 13, 14, 15])]
     base = AutoModelForCausalLM.from_pretrained(workplace / "model")
     for reference in (False, True):

@@ -430,7 +430,7 @@ def test_online_draws_from_the_policy_and_scores_by_the_refreshed_reference(
 
 
 @pytest.mark.parametrize("peft", [LORA, None], ids=["lora", "full"])
-def test_the_first_reference_stays_what_it_was_without_refresh(
+def test_without_a_refresh_the_first_reference_does_not_change(
     tmp_path: Path, model_dir: Path, peft: LoraConfig | None
 ) -> None:
     args = config(tmp_path, max_steps=3, learning_rate=5e-3, resample_every=2)
@@ -447,7 +447,7 @@ def test_the_first_reference_stays_what_it_was_without_refresh(
         assert mine.ref_samples == pytest.approx(theirs.ref_samples, abs=1e-4)
 
 
-def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path: Path, model_dir: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, model_dir: Path) -> None:
     options = {
         "learning_rate": 5e-3,
         "resample_every": 3,
@@ -588,6 +588,6 @@ def test_a_bad_row_is_named(tmp_path: Path, model_dir: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tmp_path: Path, option: dict[str, Any], words: str) -> None:
+def test_options_without_meaning_are_refused(tmp_path: Path, option: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         config(tmp_path, **option)

@@ -250,7 +250,7 @@ def test_a_teacher_without_the_labels_columns_is_refused(tmp_path: Path, models:
 
 @pytest.mark.parametrize(("kind", "config"), KINDS)
 @pytest.mark.parametrize("side", ["student", "teacher"])
-def test_numbers_that_are_none_stop_with_step_and_rows(
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows(
     tmp_path: Path, models: tuple[Path, Path], kind: Any, config: Any, side: str
 ) -> None:
     trainer = made(kind, config(**settings(tmp_path)), *models)
@@ -331,7 +331,7 @@ def test_the_teacher_learns_at_its_own_rate(tmp_path: Path, models: tuple[Path, 
     assert 0 < moved < 1e-4  # two Adam steps of 1e-5
 
 
-def test_a_frozen_teacher_stays_as_it_is(tmp_path: Path, models: tuple[Path, Path]) -> None:
+def test_a_frozen_teacher_does_not_change(tmp_path: Path, models: tuple[Path, Path]) -> None:
     trainer = made(BDKDTrainer, BDKDConfig(**settings(tmp_path), teacher_trains=False), *models)
     trainer.model.teacher.config.attention_dropout = 0.5
     before = weights(trainer.model.teacher)
@@ -342,7 +342,7 @@ def test_a_frozen_teacher_stays_as_it_is(tmp_path: Path, models: tuple[Path, Pat
     assert not any(weight.requires_grad for weight in trainer.model.teacher.parameters())
 
 
-def test_the_pair_passes_on_what_it_is_not_asked_itself() -> None:
+def test_other_attributes_of_the_pair_are_the_students() -> None:
     student, teacher = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
     pair = TeacherStudentPair(student, teacher, lambda *_: None, teacher_trains=False)  # type: ignore[arg-type, return-value]
     assert pair.in_features == 2

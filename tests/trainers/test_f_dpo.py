@@ -213,7 +213,7 @@ def built(folder: Path, model_dir: Path, dataset: Dataset) -> FDPOTrainer:
     )
 
 
-def test_a_tokenised_dataset_is_trained_as_it_is_and_equals_a_conversational_one(
+def test_a_tokenised_dataset_is_used_unchanged_and_equals_a_conversational_one(
     tmp_path: Path, model_dir: Path
 ) -> None:
     conversations = pairs(4)

@@ -186,7 +186,7 @@ def test_an_evaluation_has_one_baseline_however_it_is_split(
         assert split == pytest.approx(found[0], rel=1e-5)
 
 
-def test_a_run_that_resumes_ends_bit_for_bit_as_one_that_was_left_alone(
+def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(
     tmp_path: Path, model_dir: Path, reference_dir: Path
 ) -> None:
     options = {"save_strategy": "steps", "save_steps": 2, "train_sampling_strategy": "random", "max_steps": 4}

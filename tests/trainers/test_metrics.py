@@ -20,7 +20,7 @@ def test_rows_that_fill_up_the_last_batch_are_not_real(
     assert real_rows(SimpleNamespace(gradient_state=state, process_index=rank), 4) == real
 
 
-def test_a_restored_store_says_what_the_first_would_have_said() -> None:
+def test_a_restored_store_returns_what_the_first_would_have_returned() -> None:
     def add(items: ItemMetrics, values: list[float]) -> None:
         items.add("rewards/margins", torch.tensor(values))
         items.add_ratio("entropy", sum(values), 3)

@@ -35,7 +35,7 @@ def test_processes_share_all_parts_and_take_equally_many(lengths: list[int], siz
 
 
 @given(st.integers(1, 30), st.integers(0, 29), st.integers(1, 40))
-def test_a_cut_sequence_learns_what_is_left(length: int, start: int, most: int) -> None:
+def test_a_cut_sequence_keeps_its_loss_on_the_rest(length: int, start: int, most: int) -> None:
     learned = ((start, length),) if start < length else ()
     whole = TokenSequence("x", list(range(length)), learned)
     found = whole.cut_to(most)

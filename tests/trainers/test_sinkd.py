@@ -192,7 +192,7 @@ def test_training_moves_a_student_that_barely_overlaps_onto_its_teacher(seed: in
 
 
 @pytest.mark.slow
-def test_without_overlap_the_transport_alone_has_no_gradient_to_speak_of() -> None:
+def test_without_overlap_the_transport_has_almost_no_gradient() -> None:
     start, teacher = far_apart(14.0)
     others = {
         name: apart(descend(start, by_divergence(name, teacher)), teacher) for name in ("forward", "reverse")

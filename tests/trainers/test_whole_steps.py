@@ -17,7 +17,7 @@ def test_the_last_rows_go_round_as_far_as_they_do(remainder: int, parts: list[in
     assert [part_of_last_round(remainder, rank, 2) for rank in range(3)] == parts
 
 
-def test_filling_carries_no_loss() -> None:
+def test_padding_rows_carry_no_loss() -> None:
     batch = {"input_ids": torch.ones(3, 4), "labels": torch.arange(12).view(3, 4)}
     found = without_padding_rows(batch, 2, 3)
     assert found["labels"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [-100] * 4]
@@ -51,7 +51,7 @@ def test_parts_sum_to_the_mean_over_the_step_s_rows() -> None:
     assert Steps(2).row_weights(4, None, None).tolist() == [0.25] * 4  # an evaluation's batch
 
 
-def test_metrics_leave_the_filling_out() -> None:
+def test_metrics_leave_padding_rows_out() -> None:
     def gather(values: torch.Tensor) -> torch.Tensor:
         return torch.cat([values, values])
 

@@ -105,7 +105,7 @@ def _logits(x: Mapping[str, Tensor], side: str, options: Mapping[str, Any]) -> T
 
 
 def _kl(a: Tensor, b: Tensor) -> Tensor:
-    """Of log-probabilities."""
+    """KL(a || b) of each row of log-probabilities."""
     return torch.nn.functional.kl_div(b, a, reduction="none", log_target=True).sum(dim=1)
 
 

@@ -513,7 +513,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made(
         ({}, {"implementation": "numpy"}, "must be one of"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_arguments_that_do_not_fit_are_refused(
     change: dict[str, Tensor], options: dict[str, Any], message: str
 ) -> None:
     leaves = {**inputs(3, 7).leaves(torch.float32, ()), **change}

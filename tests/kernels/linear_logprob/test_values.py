@@ -242,7 +242,7 @@ def test_non_contiguous_input_and_autocast() -> None:
         (torch.zeros(3, 4), torch.tensor([0, -1, 1]), 1.0, "found -1"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_arguments_that_do_not_fit_are_refused(
     hidden: Tensor, labels: Tensor, temperature: float, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

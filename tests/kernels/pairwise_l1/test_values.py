@@ -263,7 +263,7 @@ def test_no_tensor_of_rows_by_vocabulary_is_made(monkeypatch: pytest.MonkeyPatch
         ({"temperature": 0.0}, "temperature must be a finite number > 0, found 0.0"),
     ],
 )
-def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pairwise_l1(**{**{k: v.float() for k, v in inputs().items()}, **change})
 

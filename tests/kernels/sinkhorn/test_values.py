@@ -235,13 +235,15 @@ def test_half_precision_is_computed_in_float32_and_strides_do_not_matter() -> No
         ((3, 3), {"implementation": "cuda"}, "implementation must be one of triton, torch, reference"),
     ],
 )
-def test_what_does_not_fit_is_refused(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(
+    shape: tuple[int, ...], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         sinkhorn(torch.zeros(shape), **{"epsilon": 0.1, "iterations": 5, **options})
 
 
 @needs_triton
-def test_triton_says_what_to_do_with_more_rows_than_it_takes() -> None:
+def test_triton_says_what_to_do_with_too_many_rows() -> None:
     with pytest.raises(ValueError, match="at most 4096 rows, found 4097; pass implementation='torch'"):
         sinkhorn(torch.zeros(4097, 4097, device=DEVICE), epsilon=0.1, iterations=1, implementation="triton")
 
