@@ -179,7 +179,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, set[str]]] = [
         "model.quantization: .* found ZeRO-3",
         {"ddp", "zero1", "zero2"},
     ),
-    ({"resample_every": 5}, {}, "method.resample_every: expected a sampler_url", {"ddp", "zero1", "zero2"}),
+    (
+        {"resample_every": 5},
+        {},
+        "method.resample_every: sampling from the policy needs a sampler_url",
+        {"ddp", "zero1", "zero2"},
+    ),
 ]
 
 

@@ -231,7 +231,7 @@ def test_no_prompt_is_a_differentiable_zero() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: torch.zeros(5, 0), 1: torch.zeros(5, 0)}, r"K >= 1 samples a prompt, found shape \[5, 0\]"),
+        ({0: torch.zeros(5, 0), 1: torch.zeros(5, 0)}, r"K >= 1 samples per prompt, found shape \[5, 0\]"),
         ({0: torch.zeros(5)}, r"policy_sample_logps must be \[B, K\]"),
         ({1: torch.zeros(5, 3)}, r"ref_sample_logps must have shape \[5, 4\], found \[5, 3\]"),
         ({2: torch.zeros(4)}, r"policy_rejected_logps must have shape \[5\], found \[4\]"),

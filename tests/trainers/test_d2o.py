@@ -465,7 +465,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, model_dir: Pa
     notices: list[str] = []
     again.report = again.references._report = notices.append
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert any("reference-4.safetensors is not there" in notice for notice in notices)
+    assert any("reference-4.safetensors is missing" in notice for notice in notices)
     assert losses(again)[-2:] == pytest.approx(losses(whole)[-2:], rel=1e-4)
 
 

@@ -51,7 +51,7 @@ def test_online_the_server_gets_the_adapter_under_a_new_name(
 def test_what_a_server_cannot_do_is_said(tmp_path: Path, model_dir: Path, server: FakeServer) -> None:
     args = config(tmp_path, sampler_url=server.url, resample_every=1)
     trainer = build(model_dir, args, rows(4, None), peft=None)
-    with pytest.raises(DataError, match="resample_every with sampler_url: expected LoRA"):
+    with pytest.raises(DataError, match="resample_every with sampler_url needs LoRA"):
         trainer.train()
     server.status, server.failures = 500, 100
     with pytest.raises(SamplingError, match="did not answer"):
