@@ -1,4 +1,4 @@
-"""The application: its parts are made when it starts, in order, and closed in reverse."""
+"""Builds the FastAPI application; its parts open in order at start and close in reverse order."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -47,7 +47,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     webhooks,
     projects,
 )
-"""What needs a key, and a scope."""
+"""Routers whose routes need a key with a scope."""
 RunnerFactory = Callable[[Database], JobRunner]
 
 
@@ -59,9 +59,9 @@ def create_app(
     routers: Sequence[APIRouter] = ROUTERS,
     engine_states: EngineStates = dict,
 ) -> FastAPI:
-    """The service. Without a `runner` jobs are accepted and wait, and /readyz says so.
+    """Build the service. Without a `runner`, jobs are accepted and wait, and /readyz reports that.
 
-    `unpublish` takes a deleted model out of serving; `engine_states` is what /metrics tells of engines.
+    `unpublish` takes a deleted model out of serving; `engine_states` supplies the engine states for /metrics.
     """
     logs.configure()
     requests = RequestMetrics()
@@ -92,7 +92,7 @@ def create_app(
     for router in routers:
         app.include_router(router, dependencies=[Depends(require_scope)])
     errors.install(app)
-    # The last one added meets a request first.
+    # The middleware added last sees a request first.
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(OpenRequests, defaults=settings.limits)
     app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))
@@ -110,7 +110,7 @@ def open_services(
     runner: RunnerFactory | None,
     unpublish: Unpublish,
 ) -> Iterator[Services]:
-    """The running service's parts: folders, schema, first key, runner; closed in reverse."""
+    """Open the parts of the running service (folders, schema, first key, runner); close them in reverse order."""
     settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in (
         settings.files_dir,
@@ -148,7 +148,7 @@ def open_services(
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description, without the 422 that it assumes: a refused request is answered with 400."""
+    """FastAPI's OpenAPI document, without the 422 it adds: this service answers a refused request with 400."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes

@@ -1,8 +1,8 @@
-"""The time as the API tells it."""
+"""The clock of the API's timestamps."""
 
 import time
 
 
 def now() -> int:
-    """Seconds since the epoch, whole."""
+    """Whole seconds since the epoch."""
     return int(time.time())

@@ -1,7 +1,7 @@
-"""Bounds of a connection, before any request of it is known: how many there are, how long each may idle or block.
+"""Limits per connection, enforced before a request is known: how many, how long each may idle or stall.
 
-A proxy in front bounds these too (docs/deploy.md), but the service must stand without one: a connection costs its
-owner nothing, and the service a file handle, memory and a place.
+A proxy in front limits these too (docs/deploy.md), but the service must be safe without one: an open connection
+costs its client nothing, and costs the service a file handle, memory and a slot.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from alignkit_server.settings import Settings
 
 MAX_HEAD_BYTES = 64 * 2**10
-"""Of a request's line and headers together."""
+"""Maximum size of a request line and its headers together."""
 MAX_SURPLUS_BYTES = 64 * 2**20
-"""Of a body that still comes when its request is answered."""
+"""Maximum bytes read of a body that is still arriving after its request was answered."""
 OTHER_FILES = 256
-"""Handles that are kept for all but connections."""
+"""File handles reserved for everything except connections."""
 
 
 def server_config(app: ASGIApp, settings: Settings, **options: Any) -> uvicorn.Config:
-    """How uvicorn runs `app`: within the bounds of `settings`, without websockets, which nothing here speaks."""
+    """uvicorn's configuration for `app`, with the limits of `settings`. Websockets are off: nothing uses them."""
     most = min(settings.max_connections, raise_file_limit() - OTHER_FILES)
 
     class Bounded(BoundedProtocol):
@@ -36,7 +36,7 @@ def server_config(app: ASGIApp, settings: Settings, **options: Any) -> uvicorn.C
 
 
 def raise_file_limit() -> int:
-    """Allow this process as many open files as its hard limit does; how many those are."""
+    """Raise this process's limit on open files to its hard limit, and return that limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -44,22 +44,22 @@ def raise_file_limit() -> int:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, of whose connections there are at most so many, and which ends those that stand still.
+    """uvicorn's HTTP protocol with a maximum number of connections, which also closes stalled ones.
 
-    Where all places are taken, a new connection takes that of the one that has been without a request for longest.
+    At the maximum, a new connection replaces the one that has been without a request for longest.
     """
 
     max_connections = 1000
     head_seconds = 30.0
-    """From a connection's beginning, or its last answer, to the end of the next request's headers."""
+    """Seconds from the start of a connection, or from its last answer, to the end of the next request's headers."""
     stall_seconds = 60.0
-    """How long a client may take no byte of an answer, or send none of a body that is waited for."""
+    """Seconds a client may go without reading an answer, or without sending a body that the service waits for."""
 
     idle = False
-    """Whether it has no request that is not answered yet."""
+    """Whether no request on this connection is waiting for its answer."""
     idle_since = 0.0
     _reading = False
-    """Whether the body of a request is not read to its end yet."""
+    """Whether the body of the current request has not been read to its end."""
     _size = 0
     _head_bytes = 0
     _surplus_bytes = 0
@@ -81,7 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self.idle and self._reading:  # answered before its end, which is still to come
+        if self.idle and self._reading:  # answered early; the rest of the body still arrives
             self._surplus_bytes += len(data)
             if self._surplus_bytes > MAX_SURPLUS_BYTES:
                 self.abort()
@@ -119,7 +119,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete:  # no request that came meanwhile was begun
+        if self.cycle.response_complete:  # no pipelined request has started
             self._await_request()
 
     def pause_writing(self) -> None:
@@ -146,7 +146,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _body_stalls(self) -> None:
-        """End a connection whose body does not come, unless it is the service that does not read on."""
+        """Abort a connection whose body stopped arriving, unless the service itself paused reading."""
         if self.flow.read_paused:
             self._await_body()
         elif self._reading:
@@ -158,7 +158,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stalled = None
 
     def _make_room(self) -> bool:
-        """End the connection that has been without a request for longest; whether there is one."""
+        """Abort the connection that has been without a request for longest; False if every one has a request."""
         idle = [one for one in self.connections if isinstance(one, BoundedProtocol) and one.idle]
         if not idle:
             return False
@@ -166,9 +166,9 @@ class BoundedProtocol(HttpToolsProtocol):
         return True
 
     def abort(self) -> None:
-        """End the connection now."""
+        """Close the connection immediately."""
         self.idle = False
-        self.connections.discard(self)  # at once: what follows in this turn of the loop must not count it
+        self.connections.discard(self)  # now, so the rest of this loop iteration does not count it
         if not self.transport.is_closing():
             self.transport.abort()
 

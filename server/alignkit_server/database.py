@@ -1,4 +1,4 @@
-"""The database: one engine, two kinds of transaction, and what happens once one is committed."""
+"""The database: one engine, read and write transactions, and actions that run after a commit."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,13 +10,13 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.orm import Session, sessionmaker
 
 BUSY_SECONDS = 30.0
-"""How long SQLite waits for another writer."""
+"""Seconds that SQLite waits for another writer."""
 _AFTER_COMMIT = "after_commit"
 Answer = TypeVar("Answer")
 
 
 class Database:
-    """Hands out transactions. Thread-safe."""
+    """Opens transactions. Thread-safe."""
 
     def __init__(self, url: str) -> None:
         self.engine = open_engine(url)
@@ -25,9 +25,9 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction that commits at the end, or rolls back on an exception.
+        """Open a transaction that commits at the end, or rolls back on an exception.
 
-        It begins at the first query. On SQLite it is the only writer from then on: keep it short.
+        It begins at the first query. On SQLite it blocks all other writers from then on: keep it short.
         """
         with self._write() as session:
             with session.begin():
@@ -38,15 +38,15 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A transaction that sees one state of the database and waits for nobody."""
+        """Open a read transaction: it sees one snapshot of the database and never blocks."""
         with self._read() as session:
             yield session
 
     async def ask(self, query: Callable[..., Answer], *arguments: Any) -> Answer:
-        """What `query`, which only reads, finds; called from the event loop.
+        """Run the read-only `query` from the event loop and return its result.
 
-        SQLite's readers wait for nobody, and crossing a thread costs more than they do: a quarter of a chat request's
-        processor time. Another database is a network away.
+        On SQLite it runs in the calling thread: readers never block, and a switch of threads would cost more than the
+        query (a quarter of a chat request's CPU time). Other databases are a network away and get a thread.
         """
         if self.engine.dialect.name == "sqlite":
             return query(*arguments)
@@ -58,14 +58,14 @@ class Database:
 
 
 def after_commit(session: Session, action: Callable[[], None]) -> None:
-    """Call `action` once the transaction of `session` is committed, and only then."""
+    """Call `action` after the transaction of `session` commits, and only if it does."""
     session.info.setdefault(_AFTER_COMMIT, []).append(action)
 
 
 def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
-    """An engine whose errors never show a value.
+    """An engine whose errors never show parameter values.
 
-    `foreign_keys` says whether SQLite enforces them: not while a migration rebuilds a table.
+    `foreign_keys` says whether SQLite enforces foreign keys; migrations that rebuild a table switch this off.
     """
     is_sqlite = url.startswith("sqlite")
     engine = create_engine(
@@ -81,25 +81,25 @@ def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
 
 
 def storable(text: str) -> str:
-    """`text` without what a database refuses: NUL, and halves of surrogate pairs."""
+    """`text` without characters that databases refuse: NUL and lone surrogates."""
     return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
 
 
 def _to_json(value: Any) -> str:
-    """JSON without escapes where it can be: SQLite finds a key only as it is written."""
+    """JSON, unescaped where possible: SQLite compares keys as they are written."""
     return storable(json.dumps(value, ensure_ascii=False))
 
 
 def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
-    """Write-ahead log, waiting instead of failing, and BEGIN IMMEDIATE for whoever may write.
+    """Set up the write-ahead log, a busy timeout, and BEGIN IMMEDIATE for transactions that may write.
 
-    A transaction that reads first and writes later would fail at once where another one wrote in between, however
-    long the timeout, so writers take their turn before they read.
+    A transaction that reads first and writes later would fail at once if another one wrote in between, whatever the
+    timeout. Writers therefore take the write lock before they read.
     """
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # BEGIN is ours
+        connection.isolation_level = None  # this module issues BEGIN itself
         for pragma in (
             f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
             "journal_mode = WAL",

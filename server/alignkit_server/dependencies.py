@@ -1,6 +1,6 @@
-"""What routes ask for: the services, the caller's project and right to ask, and a transaction.
+"""Dependencies of routes: the services, the caller's project and scopes, and a transaction.
 
-What waits for nothing is `async`: a plain function FastAPI would send through a thread, and a chat through three.
+Dependencies that never block are `async`: FastAPI runs each plain function in a thread, three of them per chat.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
 
 bearer = HTTPBearer(auto_error=False, description="A key of this service: sk-…")
-"""For the documentation; the key itself is checked by `alignkit_server.keys.authentication`."""
+"""For the OpenAPI document only; `alignkit_server.keys.authentication` checks the key."""
 
 
 async def get_services(request: Request) -> Services:
@@ -26,7 +26,7 @@ async def get_services(request: Request) -> Services:
 
 
 async def get_principal(request: Request, _: Annotated[object, Security(bearer)]) -> Principal:
-    """Who asks; there is always one behind the guard."""
+    """The authenticated caller; KeyAuthentication guarantees that there is one."""
     principal: Principal = request.state.principal
     return principal
 
@@ -36,9 +36,9 @@ ProjectDep = Annotated[Principal, Depends(get_principal)]
 
 
 async def require_scope(request: Request, principal: ProjectDep) -> None:
-    """Refuse what the request's key has no scope for: with 403, or 404 for a project that is not the key's.
+    """Refuse a request whose key lacks the needed scope: with 403, or 404 if the project is not the key's own.
 
-    A dependency of every route behind the guard; the application adds it.
+    The application adds this dependency to every route that needs a key.
     """
     path = request.scope["route"].path
     needed, also = scopes_for(request.method, path), also_needed(request.method, path)
@@ -50,14 +50,14 @@ async def require_scope(request: Request, principal: ProjectDep) -> None:
     one_of = " or ".join(sorted(needed))
     raise ApiError(
         403,
-        f"This key may not do that: expected one with the scope {' and '.join([one_of, *sorted(also)])}, "
+        f"This key lacks a scope: expected {' and '.join([one_of, *sorted(also)])}, "
         f"found {', '.join(sorted(principal.scopes))}.",
         code="missing_scope",
     )
 
 
 def get_session(request: Request, services: ServicesDep) -> Iterator[Session]:
-    """The request's transaction, committed when the route returns and before the answer leaves."""
+    """The request's transaction, committed after the route returns and before the response is sent."""
     database = services.database
     with database.reading() if request.method in READING else database.writing() as session:
         yield session

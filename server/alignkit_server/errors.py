@@ -1,4 +1,4 @@
-"""Every error leaves as OpenAI's envelope: {"error": {message, type, param, code}}."""
+"""Errors of the API, all answered in OpenAI's envelope: {"error": {message, type, param, code}}."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
@@ -16,11 +16,11 @@ from alignkit_server.redaction import without_keys
 FOUND_LENGTH = 80
 PATH_LENGTH = 200
 MAX_ISSUES = 20
-"""Refused fields that one answer names: an answer must not grow with the request."""
+"""Maximum number of refused fields that one answer names, so that answers do not grow with requests."""
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, for people and for programs."""
+    """The message for people, and the type, parameter and code for programs."""
 
     message: str
     type: str = "invalid_request_error"
@@ -35,7 +35,7 @@ class ErrorEnvelope(BaseModel):
 
 
 class ApiError(Exception):
-    """An answer other than success; `message` says what was expected and what was found."""
+    """An error answer; `message` says what was expected and what was found."""
 
     def __init__(
         self,
@@ -54,12 +54,12 @@ class ApiError(Exception):
 
 
 def not_found(kind: str, id: str, *, param: str | None = None, code: str | None = None) -> ApiError:  # noqa: A002
-    """404 for a thing that is not there, or not this project's."""
+    """404 for an object that does not exist or belongs to another project."""
     return ApiError(404, f"No such {kind}: {shorten(id)}.", param=param, code=code)
 
 
 def in_use(kind: str, name: str, job_id: str, *, param: str) -> ApiError:
-    """409 for a thing that a job needs until it has finished."""
+    """409 for an object that an unfinished job needs."""
     return ApiError(
         409,
         f"The {kind} {name} is used by the job {job_id}, which has not finished: wait for it or cancel it.",
@@ -69,14 +69,14 @@ def in_use(kind: str, name: str, job_id: str, *, param: str) -> ApiError:
 
 
 def envelope(error: ApiError) -> dict[str, Any]:
-    """The error as a client reads it."""
+    """The response body of `error`."""
     detail = error.detail
     shown = {"message": _printable(detail.message), "param": _printable(detail.param)}
     return {"error": detail.model_dump() | shown}
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The answer. A conflict or a defect is not mended by asking again, so clients are told not to."""
+    """The response of `error`. It tells clients not to retry conflicts and defects, which a retry cannot fix."""
     headers = {"x-should-retry": "false"} if error.status in {409, 500, 507} else {}
     headers.update(error.headers)
     if error.status == HTTPStatus.UNAUTHORIZED:
@@ -85,7 +85,7 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def server_error(request_id: str) -> ApiError:
-    """What a client learns of a defect; the log has the rest under the same id."""
+    """The 500 of a defect; the log has the details under the same request id."""
     return ApiError(
         500,
         f"The server failed while answering; its log has the details under request id {request_id}.",
@@ -94,7 +94,7 @@ def server_error(request_id: str) -> ApiError:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI `responses` of a route: these statuses, and those of any request with a key, with the envelope."""
+    """OpenAPI `responses` of a route: these statuses plus those of every authenticated route, with the envelope."""
     return {
         status: {"model": ErrorEnvelope, "description": HTTPStatus(status).phrase}
         for status in sorted({400, 401, 403, 413, 429, *statuses})
@@ -102,11 +102,11 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 UNREADABLE = "There was an error parsing the body"
-"""FastAPI's words for what is neither JSON nor a sentence about why not, such as bytes that are not UTF-8."""
+"""FastAPI's message for a body that cannot be parsed at all, such as bytes that are not UTF-8."""
 
 
 def install(app: FastAPI) -> None:
-    """Let `app` answer every error with the envelope."""
+    """Make `app` answer every error with the envelope."""
 
     @app.exception_handler(ApiError)
     def api_error(_: Request, error: ApiError) -> JSONResponse:
@@ -127,33 +127,35 @@ def install(app: FastAPI) -> None:
         plain = ApiError(error.status_code, messages.get(error.status_code, f"{error.detail}."))
         response = error_response(plain)
         response.headers.update(error.headers or {})
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names those of one route only
+        if (
+            error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+        ):  # Starlette lists the methods of a single route
             response.headers["allow"] = ", ".join(sorted(_allowed(app, request.url.path)))
         return response
 
 
 def _allowed(app: FastAPI, path: str) -> set[str]:
-    """The methods that are taken on `path`, by the routes of the first template that fits it."""
+    """The methods allowed on `path`: those of all routes with the first path template that matches."""
     routes = [route for route in app.routes if isinstance(route, Route) and route.path_regex.match(path)]
     return {method for route in routes if route.path == routes[0].path for method in route.methods or ()}
 
 
 def _invalid(errors: Sequence[Any], body: object) -> ApiError:
-    """One sentence a refused field; `param` and `code` are the first one's."""
+    """A 400 with one sentence per refused field; `param` and `code` are those of the first."""
     issues = [_issue(error, body) for error in errors[:MAX_ISSUES]]
     sentences = at_most([message for _, message, _ in issues], len(errors))
     return ApiError(400, sentences, param=issues[0][0], code=issues[0][2])
 
 
 def at_most(sentences: Sequence[str], count: int | None = None) -> str:
-    """The first MAX_ISSUES of `sentences`, a line each, and how many of `count` (all of them) are left out."""
+    """The first MAX_ISSUES of `sentences`, one per line, and how many of `count` (by default all) are left out."""
     left = (len(sentences) if count is None else count) - MAX_ISSUES
     more = [f"… and {left:,} more."] if left > 0 else []
     return "\n".join([*sentences[:MAX_ISSUES], *more])
 
 
 def _issue(error: dict[str, Any], body: object) -> tuple[str | None, str, str | None]:
-    """(param, sentence, code) of one of pydantic's errors."""
+    """(param, sentence, code) of one pydantic error."""
     path = ".".join(_path(error["loc"][1:], body)) or None
     if path is not None and len(path) > PATH_LENGTH:
         path = f"{path[: PATH_LENGTH - 1]}…"
@@ -177,10 +179,10 @@ def _issue(error: dict[str, Any], body: object) -> tuple[str | None, str, str | 
 
 
 def _path(location: Sequence[str | int], body: object) -> Iterator[str]:
-    """The parts of `location` by which the client would find the place in its `body`.
+    """The parts of `location` that lead to the place in the client's `body`.
 
-    pydantic has more: it tells a key from its value, and at a choice between models, which the client makes by
-    `type`, it names the choice.
+    pydantic's location has extra parts: a marker that tells a key from its value, and the name of the model that the
+    client chose by `type` among several.
     """
     here, chosen = body, False
     for part in location:
@@ -201,7 +203,7 @@ def _inside(value: Any, part: str | int) -> object:
 
 
 def shorten(value: object) -> str:
-    """`value` as a message shows it; of a large one only the beginning is looked at."""
+    """`value` as shown in a message. Only the beginning of a large value is read."""
     text, pieces = "", _pieces(value)
     while len(text) <= FOUND_LENGTH and (piece := next(pieces, None)) is not None:
         text += piece
@@ -209,7 +211,7 @@ def shorten(value: object) -> str:
 
 
 def _pieces(value: object) -> Iterator[str]:
-    """`repr(value)` of what JSON holds, bit by bit."""
+    """`repr(value)` of a JSON value, in pieces."""
     if isinstance(value, str | bytes):
         yield repr(value[: FOUND_LENGTH + 1])
     elif isinstance(value, dict):
@@ -229,5 +231,5 @@ def _pieces(value: object) -> Iterator[str]:
 
 
 def _printable(text: str | None) -> str | None:
-    """JSON can carry half a surrogate pair, UTF-8 cannot; and nobody's key is said back."""
+    """`text` as valid UTF-8 (JSON may carry lone surrogates), with API keys removed."""
     return without_keys(text.encode("utf-8", "replace").decode("utf-8")) if text is not None else None

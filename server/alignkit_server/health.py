@@ -1,4 +1,4 @@
-"""/healthz and /readyz: the only answers without a key."""
+"""/healthz and /readyz, which need no key."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """How the service is."""
+    """The health of the service."""
 
     status: Literal["ok", "ready"]
 
@@ -24,14 +24,14 @@ class Health(BaseModel):
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> Health:
-    """Say that the process is up. It takes no thread, so that no number of other requests keeps it waiting."""
+    """Report that the process is up. Runs without a thread, so a flood of other requests cannot delay it."""
     return Health(status="ok")
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": ErrorEnvelope, "description": "Not ready"}})
 async def readyz(services: ServicesDep) -> Health:
-    """Say whether the database answers and jobs are worked on. Its thread is not of those that all routes share."""
+    """Report whether the database answers and the job runner works. Uses its own threads, not the routes' pool."""
     try:
         await to_thread.run_sync(_look, services.database, limiter=services.probes)
     except SQLAlchemyError as error:

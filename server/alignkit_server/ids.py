@@ -1,4 +1,4 @@
-"""Public ids: a prefix that says what it names, then 24 random base62 characters (142 bits)."""
+"""Public ids: a prefix that names the kind of object, then 24 random base62 characters (142 bits)."""
 
 import hashlib
 import secrets
@@ -28,5 +28,5 @@ def new_id(prefix: str) -> str:
 
 
 def fixed_id(prefix: str, *parts: str) -> str:
-    """An id that is always the same for the same parts: what has it is made once, however often it is tried."""
+    """A deterministic id, equal for equal `parts`, so that retries create nothing twice."""
     return prefix + hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:LENGTH]

@@ -1,4 +1,4 @@
-"""Logs: structured, to stderr; readable on a terminal, one JSON object a line elsewhere."""
+"""Structured logs on stderr: readable on a terminal, one JSON object per line elsewhere."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ HANDLER_NAME = "alignkit"
 
 
 def configure() -> None:
-    """Send structlog's and the standard library's records the same way. Harmless when repeated."""
+    """Send records of structlog and of the standard library to the same handler. Safe to call again."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -47,5 +47,5 @@ def _rendering(terminal: bool) -> list[Processor]:  # noqa: FBT001 - one questio
 
 
 def _without_keys(_: WrappedLogger, __: str, line: EventDict) -> str:
-    """The rendered line without any key."""
+    """The rendered line with API keys removed."""
     return without_keys(str(line))

@@ -1,4 +1,4 @@
-"""Puts the service together and starts it as a process, on a socket that is ours before anything else starts."""
+"""Builds the whole service and runs it as a process, on a socket that is bound before anything else starts."""
 
 import asyncio
 import errno
@@ -31,7 +31,7 @@ from alignkit_server.settings import Settings
 def build_app(
     settings: Settings, engines: EngineManager | None = None, executor: Executor | None = None
 ) -> FastAPI:
-    """The whole service: the API, the durable queue, what runs the training and vLLM engines."""
+    """Build the whole service: the API, the durable queue, the training executor and the vLLM engines."""
     engines = engines or EngineManager(settings)
     executor = executor or executor_of(settings)
     stopping = threading.Event()
@@ -49,7 +49,7 @@ def build_app(
         settings,
         runner=make_runner,
         unpublish=take_down,
-        routers=(chat, *ROUTERS),  # tried in order, and chats come most often
+        routers=(chat, *ROUTERS),  # routes are tried in order, and chats are the most frequent
         engine_states=engines.statuses,
     )
     serve_requests = app.router.lifespan_context
@@ -61,7 +61,7 @@ def build_app(
         async with serve_requests(app) as state:
             try:
                 yield state
-            finally:  # engines first: a job that waits for one must let go before the queue can stop
+            finally:  # engines first: the queue can stop only after jobs that wait for an engine give up
                 stopping.set()
                 await app.state.chat.aclose()
                 await asyncio.to_thread(engines.shutdown)
@@ -73,7 +73,7 @@ def build_app(
 def serve(settings: Settings, app: FastAPI | None = None) -> None:
     """Run `app`, or the whole service, until SIGINT or SIGTERM.
 
-    Raises AlignkitError where the port is taken, or what is to run the training does not answer.
+    Raises AlignkitError if the port is taken, or if the training executor does not answer.
     """
     listener = listen(settings.host, settings.port)
     app = app or build_app(settings)
@@ -90,7 +90,7 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a taken port is told before a database is touched."""
+    """A listening socket, opened early so that a taken port is reported before the database is touched."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Brings the database's schema up to date; servers that start together take turns."""
+"""Upgrades the database schema; servers that start at the same time take turns."""
 
 import fcntl
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from alignkit_server.settings import Settings
 
 LOCK_NAME = ".start.lock"
 ADVISORY_LOCK = 0x616C69676E6B6974
-"""Postgres's lock of the same purpose: the bytes of "alignkit"."""
+"""Key of the Postgres advisory lock for the same purpose: the bytes of "alignkit"."""
 
 
 def migration_config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration; with `connection`, its migrations run there."""
+    """Alembic's configuration; with `connection`, migrations run on that connection."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     config.attributes["connection"] = connection
@@ -28,7 +28,7 @@ def migration_config(connection: Connection | None = None) -> Config:
 def migrate(url: str) -> None:
     """Upgrade the database at `url` to the newest schema, in one transaction.
 
-    Foreign keys are not enforced meanwhile, since SQLite can change a table only by building it anew.
+    Foreign keys are not enforced meanwhile, because SQLite can change a table only by rebuilding it.
     """
     engine = open_engine(url, foreign_keys=False)
     try:
@@ -42,7 +42,7 @@ def migrate(url: str) -> None:
 
 @contextmanager
 def start_lock(settings: Settings) -> Iterator[None]:
-    """Held while a server of this home prepares its database and first key."""
+    """Hold the start lock of this home while a server prepares its database and first key."""
     with (settings.root / LOCK_NAME).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Lists in pages, as OpenAI's: `after` the last id seen, at most `limit`, `has_more`."""
+"""Paginated lists in OpenAI's form: `after` the last id seen, at most `limit` objects, `has_more`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ Order = Literal["asc", "desc"]
 
 
 class HasId(Protocol):
-    """An object of the API that is known by its id."""
+    """An API object with an id."""
 
     id: str
 
 
 Identified = TypeVar("Identified", bound=HasId)
-After = Annotated[str | None, Query(description="id of the last object of the page before")]
+After = Annotated[str | None, Query(description="id of the last object of the previous page")]
 
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """Which page is asked for; by creation, newest first unless `order` is asc."""
+    """The requested page; sorted by creation, newest first unless `order` is asc."""
 
     after: str | None
     limit: int
@@ -33,14 +33,14 @@ class PageQuery:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """One page, and whether another follows."""
+    """One page of items, and whether another follows."""
 
     items: Sequence[Item]
     has_more: bool
 
 
 class ListObject(BaseModel, Generic[Item]):
-    """A page as the API gives it."""
+    """A page in the API's form."""
 
     object: Literal["list"] = "list"
     data: list[Item]
@@ -48,14 +48,14 @@ class ListObject(BaseModel, Generic[Item]):
 
 
 class CursorListObject(ListObject[Item], Generic[Item]):
-    """A page that names its first and last id, as OpenAI's lists of files and checkpoints do."""
+    """A page that names its first and last id, like OpenAI's lists of files and checkpoints."""
 
     first_id: str | None
     last_id: str | None
 
     @classmethod
     def of(cls, page: Page[Row], present: Callable[[Row], Identified]) -> "CursorListObject[Identified]":
-        """A page of rows, each as `present` shows it."""
+        """The page of API objects that `present` makes from the rows of `page`."""
         data = [present(row) for row in page.items]
         return CursorListObject(
             data=data,

@@ -1,4 +1,4 @@
-"""Keys out of text: one may come in a path, in a field of a request, or in the words of an exception."""
+"""Removes API keys from text: one may appear in a path, a request field or an exception's message."""
 
 import re
 
@@ -6,5 +6,5 @@ _TOKEN = re.compile(r"sk-[A-Za-z0-9_-]{20,}")
 
 
 def without_keys(text: str) -> str:
-    """`text` with whatever looks like a key cut to its beginning."""
+    """`text` with everything that looks like a key shortened to its prefix."""
     return _TOKEN.sub("sk-***", text)

@@ -1,4 +1,4 @@
-"""Gives every request an id, logs its outcome, and turns a defect into an error a client can quote."""
+"""Gives each request an id, logs its outcome, and turns a defect into an error that a client can quote."""
 
 import re
 import secrets
@@ -15,22 +15,22 @@ HEADER = "x-request-id"
 QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 NO_ROUTE = "none"
 Observe = Callable[[str, str, int, float], None]
-"""(method, route, status, seconds)."""
+"""Callback (method, route, status, seconds) for each finished request."""
 _GIVEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = structlog.get_logger()
 
 
 class RequestLog:
-    """ASGI middleware, the outermost one. Bodies, queries and headers are never logged."""
+    """The outermost ASGI middleware. Bodies, queries and headers are never logged."""
 
     def __init__(self, app: ASGIApp, observe: Observe) -> None:
-        """`observe` is told of every request, with the template of its path."""
+        """`observe` is called for each finished request, with the template of its path."""
         self._app = app
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer through the application, with the request's id in a header."""
+        """Pass the request to the application and put the request id in a response header."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -50,7 +50,7 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
             except Exception:
                 log.exception("request failed", method=scope["method"], path=scope["path"])
-                if status:  # too late for an answer: the server closes the connection
+                if status:  # too late for an error response: the server closes the connection
                     raise
                 await error_response(server_error(request_id))(scope, receive, send_with_id)
             finally:
@@ -64,6 +64,6 @@ class RequestLog:
 
 
 def _route(scope: Scope) -> str:
-    """The template of the path that answered; what matches none is one and the same."""
+    """The path template of the matched route, or NO_ROUTE if none matched."""
     path: str = getattr(scope.get("route"), "path", NO_ROUTE)
     return path

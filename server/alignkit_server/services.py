@@ -1,4 +1,4 @@
-"""What the parts of a running service share; made once by the application's lifespan."""
+"""The objects that the parts of a running service share; created once by the application's lifespan."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,31 +19,31 @@ log = structlog.get_logger()
 
 
 class JobRunner(Protocol):
-    """A durable queue of jobs. `enqueue`, `cancel` and `announce` may be called from any thread, and twice."""
+    """A durable queue of jobs. `enqueue`, `cancel` and `announce` are thread-safe and idempotent."""
 
     def start(self) -> None:
-        """Begin to work, first of all on the jobs that the last server left (`JobLedger.active_jobs`)."""
+        """Start working, first on the jobs that the previous server left (`JobLedger.active_jobs`)."""
 
     def stop(self) -> None:
-        """Stop working; running jobs are left to the next server."""
+        """Stop working; the next server takes over the running jobs."""
 
     def enqueue(self, job_id: str) -> None:
-        """Take on a job, whose row is committed."""
+        """Take on a job whose row is committed."""
 
     def cancel(self, job_id: str) -> None:
-        """End the work on a job, whose row says cancelled already."""
+        """Stop the work on a job whose row is already marked cancelled."""
 
     def announce(self, job_id: str) -> None:
-        """Send the webhooks of a job that has ended, which are stored with its end."""
+        """Send the webhooks of a job that has ended; they were stored together with its end."""
 
 
 Unpublish = Callable[[str, str], None]
-"""(model name, base model): take a deleted model out of serving."""
+"""Callback (model name, base model) that takes a deleted model out of serving."""
 
 
 @dataclass(slots=True)
 class Services:
-    """Everything a request may need beside its own transaction."""
+    """Everything a request may need besides its own transaction."""
 
     settings: Settings
     database: Database
@@ -53,29 +53,29 @@ class Services:
     vault: Vault
     runner_started: bool = False
     probes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
-    """Threads of /readyz."""
+    """Limiter for the threads of /readyz."""
     listening: Listening = field(default_factory=Listening)
     samples: Samples = field(default_factory=Samples)
     file_checks: FileCheckPool = field(default_factory=FileCheckPool)
 
     def enqueue(self, job_id: str) -> None:
-        """Hand a stored job to the runner. One that it cannot take waits for the next start, which takes all."""
+        """Hand a stored job to the runner. If that fails, it waits for the next start, which enqueues all jobs."""
         if self.runner is not None:
             _attempt("enqueue", self.runner.enqueue, job_id)
 
     def cancel(self, job_id: str) -> None:
-        """Tell the runner of a cancelled job; its row has the last word."""
+        """Tell the runner that a job was cancelled; the job's row is authoritative."""
         if self.runner is not None:
             _attempt("cancel", self.runner.cancel, job_id)
             _attempt("announce", self.runner.announce, job_id)
 
     def unpublish(self, name: str, base_model: str) -> None:
-        """Take a deleted model out of serving; without its row nobody reaches it any more."""
+        """Take a deleted model out of serving. Its row is already gone, so no request reaches it."""
         _attempt("unpublish", self.unpublisher, name, base_model)
 
 
 def _attempt(action: str, call: Callable[..., None], *arguments: str) -> None:
-    """Call what lies outside the database. The row is committed: a failure is logged, and no longer the client's."""
+    """Call something outside the database. The row is committed: log a failure, hide it from the client."""
     try:
         call(*arguments)
     except Exception:

@@ -1,4 +1,4 @@
-"""Every setting of the service: environment variables with the prefix ALIGNKIT_ (nested: ALIGNKIT_ENGINE__PORT)."""
+"""All settings of the service: environment variables with the prefix ALIGNKIT_ (nested: ALIGNKIT_ENGINE__PORT)."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,125 +10,147 @@ from alignkit.home import DEFAULT_HOME
 
 
 class Limits(BaseModel):
-    """What one project may use; null is no limit. A project may have its own (POST /v1/organization/projects/…)."""
+    """Limits of one project; null means no limit. A project can have its own (POST /v1/organization/projects/…)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    requests_per_minute: int | None = Field(3000, ge=1, le=10**9, description="of each key")
-    jobs_queued: int | None = Field(1000, ge=0, le=10**9, description="jobs that wait")
-    jobs_running: int | None = Field(None, ge=0, le=10**9, description="jobs at once; more of them wait")
-    requests_open: int | None = Field(200, ge=1, le=10**9, description="requests that are being answered")
-    streams_open: int | None = Field(20, ge=1, le=10**9, description="streams of events, of each key")
-    tokens_open: int | None = Field(
-        None, ge=1, le=10**12, description="tokens that one engine is asked for at once; more requests wait"
+    requests_per_minute: int | None = Field(
+        3000, ge=1, le=10**9, description="requests per minute of each key"
     )
-    file_bytes: int | None = Field(64 * 2**30, ge=0, le=2**62, description="of all files together")
-    gpu_seconds: int | None = Field(None, ge=0, le=10**12, description="of the jobs of the last 30 days")
+    jobs_queued: int | None = Field(1000, ge=0, le=10**9, description="jobs waiting in the queue")
+    jobs_running: int | None = Field(
+        None, ge=0, le=10**9, description="jobs running at once; further jobs wait"
+    )
+    requests_open: int | None = Field(200, ge=1, le=10**9, description="requests being answered at once")
+    streams_open: int | None = Field(20, ge=1, le=10**9, description="open event streams per key")
+    tokens_open: int | None = Field(
+        None, ge=1, le=10**12, description="tokens requested from one engine at once; further requests wait"
+    )
+    file_bytes: int | None = Field(64 * 2**30, ge=0, le=2**62, description="total size of all files")
+    gpu_seconds: int | None = Field(
+        None, ge=0, le=10**12, description="GPU time of the jobs of the last 30 days"
+    )
 
 
 class EngineSettings(BaseModel):
-    """How vLLM is started for a base model."""
+    """Options for starting vLLM for a base model."""
 
     model_config = ConfigDict(extra="forbid")
 
     dtype: str = Field("auto", description="vLLM's --dtype; auto is float32 without CUDA")
-    max_model_len: int = Field(2048, ge=16, description="tokens of context, capped by the model's own limit")
+    max_model_len: int = Field(
+        2048, ge=16, description="context length in tokens, capped by the model's own limit"
+    )
     max_num_seqs: int = Field(
-        20, ge=1, description="sequences at once, of which one project has at most seven eighths"
+        20, ge=1, description="sequences decoded at once; one project gets at most seven eighths of them"
     )
     max_answer_bytes: int = Field(
-        32 * 2**20, ge=1, description="of an answer that is no stream, which is held whole"
+        32 * 2**20, ge=1, description="maximum size of an answer without streaming, which is held in memory"
     )
     max_loras: int = Field(4, ge=1, description="adapters active in one batch")
-    max_cpu_loras: int = Field(16, ge=1, description="adapters kept in memory")
-    max_lora_rank: int = Field(64, ge=1, description="a job with a larger rank is refused")
-    kv_cache_gib: int = Field(1, ge=1, description="KV cache without CUDA, GiB")
+    max_cpu_loras: int = Field(16, ge=1, description="adapters kept in CPU memory")
+    max_lora_rank: int = Field(64, ge=1, description="largest LoRA rank; a job with a larger one is refused")
+    kv_cache_gib: int = Field(1, ge=1, description="size of the KV cache without CUDA, in GiB")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     start_timeout_seconds: float = Field(600.0, gt=0)
     max_engines: int | None = Field(
-        2, ge=1, description="engines at once; the longest unused one makes room for another"
+        2, ge=1, description="engines running at once; a new one replaces the one idle for longest"
     )
-    idle_seconds: float | None = Field(None, gt=0, description="after which an unused engine is ended")
+    idle_seconds: float | None = Field(
+        None, gt=0, description="seconds after which an idle engine is stopped"
+    )
     urls: dict[str, str] = Field(
         default_factory=dict,
-        description="base model to the URL of a vLLM that is run elsewhere and reads the adapters' folder",
+        description="base model to the URL of an external vLLM server that can read the adapters folder",
     )
     extra_args: list[str] = Field(
-        default_factory=list, description="appended to vLLM's command line as they are"
+        default_factory=list, description="appended to vLLM's command line unchanged"
     )
 
 
 class RaySettings(BaseModel):
-    """A Ray cluster, and what each job is given of it."""
+    """The Ray cluster, and the resources of each job on it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    address: str = Field("http://127.0.0.1:8265", pattern=r"^https?://", description="of its dashboard")
-    token: SecretStr | None = Field(None, description="where the cluster asks for one (RAY_AUTH_MODE=token)")
-    nodes: int = Field(1, ge=1, description="nodes of a job; several are Ray Train's")
-    gpus: int = Field(1, ge=0, description="GPUs of a job on each of its nodes, one process each")
-    cpus: int = Field(1, ge=1, description="CPUs of a job on each of its nodes")
+    address: str = Field(
+        "http://127.0.0.1:8265", pattern=r"^https?://", description="URL of the Ray dashboard"
+    )
+    token: SecretStr | None = Field(
+        None, description="token, if the cluster requires one (RAY_AUTH_MODE=token)"
+    )
+    nodes: int = Field(1, ge=1, description="nodes per job; more than one uses Ray Train")
+    gpus: int = Field(1, ge=0, description="GPUs per node of a job, one process each")
+    cpus: int = Field(1, ge=1, description="CPUs per node of a job")
     accelerate_config: str | None = Field(
-        None, description="accelerate's configuration (recipes/accelerate/…), a path on the nodes"
+        None, description="path on the nodes of an accelerate configuration (recipes/accelerate/…)"
     )
     storage: str | None = Field(
         None,
-        description="where whole checkpoints are copied to, and come back from: s3://bucket/folder, a path",
+        description="where complete checkpoints are stored and restored from: s3://bucket/folder or a path",
     )
-    python: str = Field("python", description="the interpreter on the nodes; alignkit is installed for it")
+    python: str = Field("python", description="the Python interpreter on the nodes, with alignkit installed")
     waiting: int = Field(
         1,
         ge=0,
-        description="jobs that may wait in Ray's queue beyond what its nodes hold; they make it scale up",
+        description="jobs submitted to Ray beyond the capacity of its nodes, so that it scales up",
     )
-    timeout_seconds: float = Field(10.0, gt=0, description="for one answer of the cluster")
+    timeout_seconds: float = Field(10.0, gt=0, description="seconds to wait for an answer of the cluster")
 
 
 class Settings(BaseSettings):
-    """Where the service keeps things and what it allows."""
+    """Settings of the service: storage, limits, engines and the executor."""
 
     model_config = SettingsConfigDict(env_prefix="ALIGNKIT_", env_nested_delimiter="__", extra="forbid")
 
-    home: Path = Field(DEFAULT_HOME, description="database, files, jobs, models and adapters live here")
+    home: Path = Field(DEFAULT_HOME, description="folder of the database, files, jobs, models and adapters")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite under home by default")
     project: str = Field("default", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="the first project's name")
-    training_slots: int = Field(1, ge=1, description="training jobs that run at once")
+    training_slots: int = Field(1, ge=1, description="training jobs running at once")
     max_file_bytes: int = Field(512 * 2**20, ge=1)
-    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of an upload in parts")
-    max_part_bytes: int = Field(64 * 2**20, ge=1, description="of one part of such an upload")
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="maximum size of an upload in parts")
+    max_part_bytes: int = Field(64 * 2**20, ge=1, description="maximum size of one part of an upload")
     max_line_bytes: int = Field(8 * 2**20, ge=1)
     max_request_bytes: int = Field(
-        4 * 2**20, ge=1, description="body of a job, a prompt or an upload's end; of any other, 64 KiB"
+        4 * 2**20,
+        ge=1,
+        description="body of a job, a prompt or an upload's completion; 64 KiB for all others",
     )
     max_connections: int = Field(
-        1000, ge=1, description="at once; beyond them the one that has idled for longest is ended"
+        1000, ge=1, description="open connections; a further one replaces the one idle for longest"
     )
     request_head_seconds: float = Field(
-        30.0, gt=0, description="from a connection's beginning, or its last answer, to the next request"
+        30.0,
+        gt=0,
+        description="seconds from a connection's start, or last answer, to the next request's headers",
     )
     stall_seconds: float = Field(
-        60.0, gt=0, description="how long a client may take no byte of an answer, or send none of a body"
+        60.0, gt=0, description="seconds a client may go without reading an answer or sending a body"
     )
-    limits: Limits = Field(default_factory=Limits, description="of every project without its own")
+    limits: Limits = Field(default_factory=Limits, description="limits of projects without their own")
     rate_limit_storage: str = Field(
-        "memory://", description="where requests are counted: memory:// or redis://…"
+        "memory://", description="storage of request counts: memory:// or redis://…"
     )
     executor: Literal["local", "ray"] = Field("local", description="where training runs")
     ray: RaySettings = Field(default_factory=RaySettings)
-    stop_grace_seconds: float = Field(20.0, gt=0, description="between SIGTERM and SIGKILL of a child")
+    stop_grace_seconds: float = Field(
+        20.0, gt=0, description="seconds between SIGTERM and SIGKILL of a child process"
+    )
     pause_grace_seconds: float = Field(
-        600.0, gt=0, description="what a paused run may take to finish its step and save, before it is ended"
+        600.0,
+        gt=0,
+        description="seconds a paused run may take to finish its step and save before it is killed",
     )
     metrics_open: bool = Field(
-        False, description="/metrics answers without a key; otherwise to an admin's only"
+        False, description="/metrics answers without a key; if false, it needs an admin key"
     )
     training_restarts: int = Field(
-        3, ge=0, description="how often a killed training process goes on from the same checkpoint"
+        3, ge=0, description="how often a killed training process is restarted from the same checkpoint"
     )
     webhook_private_targets: bool = Field(
-        False, description="webhooks may go to private and loopback addresses, and over http"
+        False, description="webhooks may target private and loopback addresses, and use http"
     )
     engine: EngineSettings = Field(default_factory=EngineSettings)
 
@@ -159,7 +181,7 @@ class Settings(BaseSettings):
 
     @property
     def weights_dir(self) -> Path:
-        """Fully trained models that are served."""
+        """Fully trained models that the engines serve."""
         return self.root / "weights"
 
     @property

@@ -1,4 +1,4 @@
-"""Tokenizers of models on this server, kept while their folders stay as they are."""
+"""Tokenizers of models on this server, cached until their folders change."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -11,15 +11,15 @@ _LOADING = Lock()
 
 
 def tokenizer_at(folder: Path) -> Any:
-    """The tokenizer of the model in `folder`; raises ModelError where there is none, or it has no chat template."""
+    """The tokenizer of the model in `folder`. Raises ModelError if it is missing or has no chat template."""
     config = folder / "config.json"
     changed = config.stat().st_mtime_ns if config.exists() else 0
-    with _LOADING:  # transformers cannot be imported by two threads at once, and nothing is loaded twice
+    with _LOADING:  # two threads cannot import transformers at once; and load nothing twice
         return _load(folder, changed)
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a tokenizer to load, by the names of its files."""
+    """Whether `folder` contains a tokenizer, judged by the names of its files."""
     return any(folder.glob("tokenizer*"))
 
 

@@ -1,7 +1,7 @@
-"""OpenTelemetry traces of requests and of the stages of jobs: with the extra `otel`, and an endpoint to send them to.
+"""OpenTelemetry traces of requests and job stages; needs the extra `otel` and an endpoint.
 
-The endpoint is named as OpenTelemetry names it, OTEL_EXPORTER_OTLP_ENDPOINT; without one nothing here does anything.
-All stages of a job are one trace, whichever servers worked on them: its id follows from the job's.
+OTEL_EXPORTER_OTLP_ENDPOINT names the endpoint, as in OpenTelemetry; without it this module does nothing.
+All stages of a job form one trace, even across servers: the trace id is derived from the job id.
 """
 
 import functools
@@ -26,11 +26,11 @@ R = TypeVar("R")
 log = structlog.get_logger()
 _tracer: Any = None
 _first: ContextVar[tuple[int, int] | None] = ContextVar("_first", default=None)
-"""The ids of the trace and of the span that is just begun, where they are not random."""
+"""Fixed (trace id, span id) for the span about to start; None for random ids."""
 
 
 def install(app: FastAPI) -> Callable[[], None]:
-    """Trace the app's requests and jobs, if that is asked for; what is returned sends the rest and ends it."""
+    """Trace the app's requests and jobs if an endpoint is set. Returns a function that flushes and stops tracing."""
     global _tracer  # noqa: PLW0603 - the stages of jobs are module functions
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return lambda: None
@@ -58,7 +58,7 @@ def install(app: FastAPI) -> Callable[[], None]:
 
 
 def _hide_keys(span: Any, _scope: Any) -> None:
-    """A key in a path or a query stays here."""
+    """Remove API keys from a span's path and query."""
     for name, value in dict(span.attributes or {}).items():
         if isinstance(value, str) and without_keys(value) != value:
             span.set_attribute(name, without_keys(value))
@@ -67,7 +67,7 @@ def _hide_keys(span: Any, _scope: Any) -> None:
 def stage(
     name: str,
 ) -> Callable[[Callable[Concatenate[str, P], R]], Callable[Concatenate[str, P], R]]:
-    """A decorator: each call of the function, whose first argument is a job's id, is a span of that job's trace."""
+    """Decorator: each call becomes a span in the trace of the job whose id is the first argument."""
 
     def decorate(step: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[str, P], R]:
         @functools.wraps(step)
@@ -92,7 +92,7 @@ def _span(name: str, job_id: str) -> Iterator[None]:
 
 
 def queued(job_id: str, created_at: int) -> None:
-    """The first span of a job's trace and the parent of its stages: from the job's creation until now."""
+    """Record the first span of a job's trace, the parent of its stages: from the job's creation until now."""
     if _tracer is None:
         return
     from opentelemetry.context import Context
@@ -108,13 +108,13 @@ def queued(job_id: str, created_at: int) -> None:
 
 
 def _ids_of(job_id: str) -> tuple[int, int]:
-    """Of a job's trace and of its first span."""
+    """The ids of a job's trace and of its first span."""
     digest = hashlib.sha256(job_id.encode()).digest()
     return int.from_bytes(digest[:16]), int.from_bytes(digest[16:24])
 
 
 def _id_generator() -> Any:
-    """Random ids, but for those in `_first`."""
+    """A generator of random ids, except for those set in `_first`."""
     from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
     class Ids(RandomIdGenerator):

@@ -1,6 +1,6 @@
 """Private parts of DBOS and Ray that the server relies on; `tests/server/test_upstream.py` pins them.
 
-Both are imported where they are used: a process of Ray needs no DBOS, and Ray is an extra.
+Both are imported inside functions: a process on Ray needs no DBOS, and Ray is an optional extra.
 """
 
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def recover_workflows(executors: Sequence[str]) -> None:
-    """Take up the pending workflows of dead executors, given by id; idempotent. DBOS has no public name for it."""
+    """Take over the pending workflows of dead executors, given by id. Idempotent; DBOS has no public equivalent."""
     from dbos import DBOS  # saves DBOS in a process of Ray
 
     DBOS._recover_pending_workflows(list(executors))
 
 
 def supervisor(submission_id: str) -> tuple[str, str]:
-    """(name, namespace) of the actor by which Ray runs a submitted job."""
+    """(name, namespace) of the actor that runs a submitted job in Ray."""
     from ray.dashboard.modules.job.common import (  # an extra
         JOB_ACTOR_NAME_TEMPLATE,
         SUPERVISOR_ACTOR_RAY_NAMESPACE,
@@ -25,7 +25,7 @@ def supervisor(submission_id: str) -> tuple[str, str]:
 
 
 def data_parallel_trainer() -> Any:
-    """Ray Train's trainer of one function on several nodes; public are only its subclasses for a framework."""
+    """Ray Train's trainer of one function on several nodes; only its framework-specific subclasses are public."""
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # an extra
 
     return DataParallelTrainer

@@ -1,7 +1,7 @@
-"""The service's own secret, outside the database: what is sealed with it, and what is derived from it.
+"""The service's secret key, stored outside the database; it seals secrets and derives others.
 
-Whoever reads the database or a backup of it learns nothing that was sealed. The file is made at the first start;
-without it what was sealed is lost, so it is kept with backups of the home, apart from those of the database.
+Someone who reads the database or its backup cannot read sealed secrets. The key file is made at the first start.
+Sealed secrets are lost without it: back it up with the home, but apart from the database.
 """
 
 import base64
@@ -20,33 +20,33 @@ FILE_NAME = "secret-key"
 
 
 class Vault:
-    """Seals text, and derives a project's secrets."""
+    """Encrypts text and derives secrets of projects."""
 
     def __init__(self, key: bytes) -> None:
         self._fernet = Fernet(key)
         self._key = base64.urlsafe_b64decode(key)
 
     def seal(self, text: str) -> str:
-        """`text` as only this service reads it."""
+        """`text` encrypted with this service's key."""
         return self._fernet.encrypt(text.encode()).decode()
 
     def open(self, sealed: str) -> str:
-        """What was sealed. Raises AlignkitError where it was with another key."""
+        """The text that was sealed. Raises AlignkitError if it was sealed with another key."""
         try:
             return self._fernet.decrypt(sealed.encode()).decode()
         except InvalidToken as error:
             raise AlignkitError(
-                f"a sealed secret cannot be read: the home's {FILE_NAME} is not the one that it was sealed with"
+                f"a sealed secret cannot be read: the home's {FILE_NAME} is not the key it was sealed with"
             ) from error
 
     def salt(self, project_id: str) -> str:
-        """A secret of the project's that is the same on every server and after every start."""
+        """A secret of the project that stays the same across servers and restarts."""
         digest = hmac.new(self._key, f"cache-salt:{project_id}".encode(), hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def open_vault(root: Path) -> Vault:
-    """The vault of the home `root`; its key is made where there is none. Raises AlignkitError where it is damaged."""
+    """The vault of the home `root`; creates its key if missing. Raises AlignkitError if the key is damaged."""
     path = root / FILE_NAME
     if not path.exists():
         _write_private(path, Fernet.generate_key())
@@ -54,12 +54,12 @@ def open_vault(root: Path) -> Vault:
         return Vault(path.read_bytes().strip())
     except ValueError as error:
         raise AlignkitError(
-            f"the home's {FILE_NAME} is damaged: expected 32 bytes in base64; take it from a backup"
+            f"the home's {FILE_NAME} is damaged: expected 32 bytes in base64; restore it from a backup"
         ) from error
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """Write the file for this user only; of two servers that start together the first one's stays."""
+    """Write the file readable by this user only; if two servers start at once, the first file wins."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
