@@ -12,7 +12,7 @@ from alignkit_server.tables import File, Job
 
 
 class FileRepository(ScopedRepository[File]):
-    """One project's files; those that expired are not there any more."""
+    """One project's files; expired files are treated as missing."""
 
     table = File
     kind = "file"
@@ -22,16 +22,16 @@ class FileRepository(ScopedRepository[File]):
         return super().select().where(or_(File.expires_at.is_(None), File.expires_at > now()))
 
     def list(self, purpose: str | None, query: PageQuery) -> Page[File]:
-        """A page of the files, of one purpose if one is given."""
+        """A page of the files, optionally of one purpose."""
         statement = self.select()
         return self.page(statement if purpose is None else statement.where(File.purpose == purpose), query)
 
     def lock(self, id: str) -> File | None:  # noqa: A002 - the column's name
-        """The file, which until the end of the transaction nobody else can delete or start to use."""
+        """The file, locked until the end of the transaction against deletion and use by others."""
         return self._session.scalar(self.select().where(File.id == id).with_for_update())
 
     def user_of(self, id: str) -> str | None:  # noqa: A002 - the column's name
-        """The id of a job that has not finished and uses the file."""
+        """The id of an unfinished job that uses the file, or None."""
         jobs = JobRepository(self._session, self._project_id)
         return jobs.unfinished(or_(Job.training_file == id, Job.validation_file == id))
 

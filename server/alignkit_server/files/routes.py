@@ -71,6 +71,6 @@ def delete_file(file_id: str, files: FileServiceDep) -> FileDeleted:
 
 @router.get("/{file_id}/content", responses=documented(404) | CONTENT, response_class=FileResponse)
 def retrieve_file_content(file_id: str, files: FileServiceDep) -> FileResponse:
-    """Download a file as it was uploaded."""
+    """Download a file's original content."""
     path, filename = files.content(file_id)
     return FileResponse(path, media_type="application/octet-stream", filename=filename)

@@ -1,11 +1,11 @@
-"""Files as the API gives them: OpenAI's."""
+"""Files in the form of OpenAI's API."""
 
 from typing import Literal, get_args
 
 from pydantic import BaseModel
 
 Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
-"""What OpenAI lets a file be uploaded for."""
+"""Purposes that OpenAI accepts for an uploaded file."""
 PURPOSES: tuple[str, ...] = get_args(Purpose)
 FINE_TUNE = "fine-tune"
 
@@ -25,7 +25,7 @@ class FileObject(BaseModel):
 
 
 class FileDeleted(BaseModel):
-    """Says that a file is gone."""
+    """The confirmation that a file was deleted."""
 
     id: str
     object: Literal["file"] = "file"

@@ -1,4 +1,4 @@
-"""Files of a project: bytes on disk under the file's id, the rest in the database."""
+"""Files of a project: the bytes on disk under the file's id, everything else in the database."""
 
 import re
 from pathlib import Path
@@ -23,9 +23,9 @@ from alignkit_server.services import Services
 from alignkit_server.tables import File
 
 EXPIRY_SECONDS = (3600, 2592000)
-"""OpenAI's bounds: an hour, thirty days."""
+"""OpenAI's limits: one hour to thirty days."""
 DEFAULT_EXPIRY_SECONDS = {"batch": 2592000}
-"""By purpose; the others are kept until they are deleted."""
+"""Default lifetime per purpose; files of other purposes are kept until they are deleted."""
 FILENAME_LENGTH = 255
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -43,15 +43,15 @@ class FileService:
         self._files = FileRepository(session, project.project_id)
 
     def create(self, upload: Upload) -> FileObject:
-        """Keep an upload. Raises ApiError where a field of it is refused; the upload stays the caller's to remove."""
+        """Store an upload. Raises ApiError if a field is invalid. The caller removes the upload's temporary file."""
         purpose = _purpose(upload.fields)
         seconds = _expiry_seconds(upload.fields)
         return self.keep(upload.path, upload.filename, purpose, upload.size, seconds)
 
     def keep(self, path: Path, filename: str, purpose: str, size: int, seconds: int | None) -> FileObject:
-        """Make the file at `path`, which is moved, one of the project's; it expires after `seconds`, if any.
+        """Move the file at `path` into the project; it expires after `seconds`, if given.
 
-        429 where the project's files would hold too much.
+        Raises 429 if the project's files would exceed its quota.
         """
         created_at = now()
         if seconds is None:
@@ -79,12 +79,12 @@ class FileService:
         return present(self._files.get(file_id))
 
     def content(self, file_id: str) -> tuple[Path, str]:
-        """Where the file's bytes are, and the name it was uploaded under."""
+        """The path of the file's bytes, and the name it was uploaded under."""
         file = self._files.get(file_id)
         return self._path(file.id), file.filename
 
     def delete(self, file_id: str) -> FileDeleted:
-        """Remove a file; 409 while a job that has not finished uses it."""
+        """Delete a file. Raises 409 while an unfinished job uses it."""
         self._files.lock(file_id)
         file = self._files.get(file_id)
         job_id = self._files.user_of(file_id)
@@ -108,7 +108,7 @@ class FileService:
 
 
 def present(file: File) -> FileObject:
-    """The file as the API gives it."""
+    """The file as an API object."""
     return FileObject(
         id=file.id,
         bytes=file.bytes,
@@ -120,7 +120,7 @@ def present(file: File) -> FileObject:
 
 
 def safe_filename(given: str) -> str:
-    """The last part of a path of any system, printable, at most 255 characters; "file" where nothing is left."""
+    """The last part of a path (of any operating system), printable, at most 255 characters; "file" if empty."""
     last = _UNPRINTABLE.sub("", re.split(r"[/\\]", given)[-1]).strip(" .")
     return last[:FILENAME_LENGTH] or "file"
 
@@ -139,7 +139,7 @@ def _purpose(fields: dict[str, str]) -> str:
 
 
 def _expiry_seconds(fields: dict[str, str]) -> int | None:
-    """How long the file is kept, from `expires_after[anchor]` and `expires_after[seconds]`."""
+    """The file's lifetime, from `expires_after[anchor]` and `expires_after[seconds]`."""
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:
         return None

@@ -1,6 +1,6 @@
-"""Receives a multipart upload straight into a file of the service's own folder, within its limit.
+"""Streams a multipart upload directly into a file of the service's own folder, within a size limit.
 
-Starlette's form parser would spool the whole body elsewhere before a route could look at its size.
+Starlette's form parser would spool the whole body elsewhere before a route could check its size.
 """
 
 import errno
@@ -24,13 +24,13 @@ from alignkit_server.errors import ApiError, shorten
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 FIELD_BYTES = 1024
 OVERHEAD_BYTES = 64 * 2**10
-"""What a body may hold beside the file."""
+"""Maximum size of a body's content besides the file."""
 DRAIN_BYTES = 64 * 2**20
-"""How much of a refused body is still read, so that its sender gets to the answer."""
+"""Bytes of a refused body that are still read, so that the client gets to read the answer."""
 WRITE_BYTES = 2**20
 PREFIX = ".upload-"
 LEFTOVER_SECONDS = 3600.0
-"""No upload pauses this long; another server of the same home may be receiving the younger ones."""
+"""Age at which a partial upload counts as abandoned. Younger ones may belong to another server of this home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Upload:
 
 
 class _Form:
-    """What the parser has found so far; `pending` is file content to be written."""
+    """The state of the parser; `pending` is file content that is not yet written."""
 
     def __init__(self, max_bytes: int, file_field: str, known_fields: Sequence[str]) -> None:
         self.file_field = file_field
@@ -119,9 +119,9 @@ async def receive(
     file_field: str = "file",
     fields: Sequence[str] = FIELDS,
 ) -> AsyncIterator[Upload]:
-    """The request's upload, in a temporary file of `folder` that is gone at the end unless it was renamed.
+    """Receive the request's upload in a temporary file of `folder`, removed at the end unless it was renamed.
 
-    The form holds one file under the name `file_field`, and of other fields only those named in `fields`.
+    The form must hold one file under the name `file_field`; other fields are allowed only if listed in `fields`.
     """
     boundary = _boundary(request)
     body = request.stream()
@@ -157,7 +157,7 @@ async def _parse(body: AsyncIterator[bytes], boundary: bytes, descriptor: int, f
     )
     callbacks: Any = {f"on_{name}": getattr(form, f"on_{name}") for name in names}
     try:
-        parser = MultipartParser(boundary, callbacks)  # refuses a boundary that is too long
+        parser = MultipartParser(boundary, callbacks)  # raises if the boundary is too long
         async for chunk in body:
             parser.write(chunk)
             if len(form.pending) >= WRITE_BYTES:
@@ -180,7 +180,7 @@ async def _flush(form: _Form, descriptor: int) -> None:
 
 
 def write_all(descriptor: int, data: bytes | bytearray) -> None:
-    """Write all of `data`; a full disk is 507."""
+    """Write all of `data`. Raises 507 if the disk is full."""
     view = memoryview(data)
     try:
         while view:
@@ -193,7 +193,7 @@ def write_all(descriptor: int, data: bytes | bytearray) -> None:
 
 
 async def _drain(body: AsyncIterator[bytes]) -> None:
-    """Read on, a while: closing a connection that still has data to read can take the answer with it."""
+    """Read some more of a refused body: closing a connection with unread data can lose the answer."""
     left = DRAIN_BYTES
     try:
         async for chunk in body:
@@ -218,7 +218,7 @@ def _declared_length(request: Request) -> int:
 
 
 def too_large(max_bytes: int, param: str = "file") -> ApiError:
-    """413."""
+    """The 413 of a file above the limit."""
     return ApiError(
         413,
         f"{param}: larger than the limit of {max_bytes} bytes.",
@@ -228,14 +228,14 @@ def too_large(max_bytes: int, param: str = "file") -> ApiError:
 
 
 def missing(param: str) -> ApiError:
-    """400."""
+    """The 400 of a missing field."""
     return ApiError(
         400, f"Missing required parameter: {param!r}.", param=param, code="missing_required_parameter"
     )
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what servers that were killed had half received."""
+    """Delete the partial uploads that killed servers left behind."""
     for path in folder.glob(f"{PREFIX}*"):
         if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
             path.unlink(missing_ok=True)
