@@ -1,1 +1,1 @@
-"""Fine-tuning jobs: their API, their record, and the workflow that runs them."""
+"""Fine-tuning jobs: API, database queries, and the checks before a job is stored."""

@@ -1,4 +1,4 @@
-"""A job that is asked for twice under one Idempotency-Key is created once."""
+"""Creates a job once, even if it is requested twice with the same Idempotency-Key."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ HEADER = "Idempotency-Key"
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """The key of a request, and a digest of what was asked for."""
+    """The key of a request, and a hash of the request's content."""
 
     key: str
     request_hash: str
 
     @classmethod
     def of(cls, key: str, request: JobRequest) -> "Idempotency":
-        """For a request; what it leaves out counts as its default."""
+        """The record of a request; omitted fields count as their defaults."""
         return cls(key, hashlib.sha256(request.model_dump_json().encode()).hexdigest())
 
     def refuse_another(self, job: Job) -> None:
-        """409 where `job`, which was created under this key, was asked for otherwise."""
+        """Raise 409 if `job`, which was created under this key, was requested with different content."""
         if job.request_hash != self.request_hash:
             raise ApiError(
                 409,
@@ -38,7 +38,7 @@ class Idempotency:
 
 
 def created_before(idempotency: Idempotency, project: Principal, services: Services) -> str | None:
-    """The id of the job that was created under the key, before any file is read again for it."""
+    """The id of the job that was already created under the key, looked up before any file is read again."""
     with services.database.reading() as session:
         job = JobRepository(session, project.project_id).by_idempotency_key(idempotency.key)
         if job is None:

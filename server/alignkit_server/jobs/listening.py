@@ -1,4 +1,4 @@
-"""Listeners to jobs: those that wait for the same event share one look for it, and a key has so many at once."""
+"""Listeners to jobs: those waiting for the same event share one query; each key has a limit of streams."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,18 +13,18 @@ from alignkit_server.keys.service import Principal
 from alignkit_server.limits.open import Held
 
 LOOKS_AT_ONCE = 2
-"""Threads, beside those that all routes share."""
+"""Threads for these queries, separate from those that all routes share."""
 
 
 class SharedLooks:
-    """Looks at the database for listeners. However many ask for the same, one look in `seconds` answers them."""
+    """Database queries shared by listeners: one query per `seconds` answers everyone who asks the same thing."""
 
     def __init__(self) -> None:
         self._threads = CapacityLimiter(LOOKS_AT_ONCE)
         self._looks: dict[object, asyncio.Task[Any]] = {}
 
     async def ask(self, what: object, look: Callable[[], Any], seconds: float) -> Any:
-        """What `look` finds, or found for another within the last `seconds`."""
+        """The result of `look`, or a result that another listener got for `what` within the last `seconds`."""
         task = self._looks.get(what)
         if task is None:
             task = asyncio.create_task(to_thread.run_sync(look, limiter=self._threads))
@@ -40,7 +40,7 @@ class SharedLooks:
 
 
 class Listening:
-    """What the streams of this server share."""
+    """State shared by the event streams of this server."""
 
     def __init__(self) -> None:
         self.looks = SharedLooks()
@@ -48,7 +48,7 @@ class Listening:
 
 
 class ListenerResponse(EventSourceResponse):
-    """A stream of events, or 429 where the key has as many as it may."""
+    """A stream of events, or 429 if the key already has its maximum number of streams."""
 
     def __init__(
         self, chunks: AsyncIterator[bytes], held: Held, listener: Principal, most: int | None

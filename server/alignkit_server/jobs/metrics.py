@@ -1,4 +1,4 @@
-"""A job's metrics as series over its steps, few enough points to draw."""
+"""A job's metrics as series over steps, reduced to a number of points that can be plotted."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -13,9 +13,9 @@ Point = tuple[int, float | None]
 def collect(
     job_id: str, reports: Iterable[dict[str, Any]], names: Collection[str], max_points: int | None
 ) -> JobMetrics:
-    """The series of what `reports` hold, in the order they were made; all, or those of `names`.
+    """The series in `reports`, which are in order of creation; all series, or those in `names`.
 
-    A step that was reported again, after a resume, has the later value.
+    If a step was reported again after a resume, the later value counts.
     """
     found: dict[str, dict[int, float | None]] = {}
     for report in reports:
@@ -40,8 +40,11 @@ def _series(points: list[Point], max_points: int | None) -> MetricSeries:
 
 
 def downsample(points: list[Point], most: int) -> list[Point]:
-    """At most `most` (even, at least 4) of the points: the first, the last, and of each stretch between them the
-    lowest and the highest, so that no spike is lost. A value of None, which was not finite, counts as highest."""
+    """At most `most` (even, at least 4) of the points, chosen so that no spike is lost.
+
+    Keeps the first and the last point, and the lowest and highest of each stretch between them. None (a value that
+    was not finite) counts as highest.
+    """
     if len(points) <= most:
         return points
     inner, stretches = points[1:-1], (most - 2) // 2

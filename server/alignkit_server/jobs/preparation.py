@@ -1,6 +1,6 @@
-"""From a request to a job that can run: every refusal there is happens here, before anything is stored.
+"""Turns a request into a job that can run; every check that can refuse it runs here, before anything is stored.
 
-model -> trackers -> method -> files -> what is in them -> recipe
+model -> trackers -> method -> files -> their contents -> recipe
 """
 
 import secrets
@@ -26,22 +26,22 @@ from alignkit_server.services import Services
 from alignkit_server.tokenizers import has_tokenizer, tokenizer_at
 
 RENDERED_ROWS = 5000
-"""Rows of a file that are rendered before a job is created; the trainer renders all before it loads a model."""
+"""Rows of a file rendered before a job is created; the trainer renders all rows before it loads a model."""
 SUPERVISED = "supervised"
-"""What OpenAI does where no method is named."""
+"""The method if a request names none, as in OpenAI's API."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedJob:
-    """A job whose model, files and hyperparameters are all in order."""
+    """A job whose model, files and hyperparameters have been checked."""
 
     id: str
     request: JobRequest
     base_model: str
     start_model: str | None
-    """The fine-tuned model that it trains on from."""
+    """Name of the fine-tuned model or checkpoint that training starts from; None for a base model."""
     fine_tuned_models: tuple[str, ...]
-    """All that it needs until it has finished."""
+    """All fine-tuned models that the job needs until it has finished."""
     seed: int
     method: str
     hyperparameters: dict[str, Any]
@@ -60,10 +60,10 @@ class _Data:
 def prepare(
     request: JobRequest, project: Principal, services: Services, *, renders: bool = False
 ) -> PreparedJob:
-    """The job of a request; raises ApiError with the parameter at fault.
+    """Check a request and build its job. Raises ApiError that names the parameter at fault.
 
-    With `renders`, rows are checked as the token ids that are trained too, where the model has a tokenizer.
-    Reading big data files takes seconds, so no transaction is held meanwhile.
+    With `renders`, rows are also checked as rendered token ids, if the model has a tokenizer.
+    No transaction is open meanwhile, because reading large data files takes seconds.
     """
     model = _model(request.model, project, services)
     trackers = _trackers(request)
@@ -90,7 +90,7 @@ def prepare(
         )
     except RecipeError as error:
         message, param = at_most([str(issue) for issue in error.issues]), error.issues[0].path or "method"
-        if request.method is None:  # name the place where the values were given
+        if request.method is None:  # name the parameter as the client gave it
             message, param = (text.replace(f"method.{method}.", "") for text in (message, param))
         raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
     _require_trainable(spec.recipe, request.model, method)
@@ -117,14 +117,14 @@ def prepare(
 
 
 def _trackers(request: JobRequest) -> list[dict[str, Any]]:
-    """The integrations as the recipe's trackers; 400 where one is not installed on this server."""
+    """The recipe's trackers for the requested integrations. Raises 400 if one is not installed on this server."""
     asked = [integration.model_dump() for integration in request.integrations or []]
     if missing := [tracker["type"] for tracker in asked if not installed(tracker["type"])]:
         commands = " and ".join(f"`{command}`" for command in sorted(set(map(how_to_install, missing))))
         raise ApiError(
             400,
             f"integrations: {', '.join(missing)} {'are' if missing[1:] else 'is'} not installed on this server; "
-            f"leave it out, or ask its operator for {commands}.",
+            f"remove it from the request, or ask the server's operator to run {commands}.",
             param="integrations",
             code="integration_unavailable",
         )
@@ -132,7 +132,7 @@ def _trackers(request: JobRequest) -> list[dict[str, Any]]:
 
 
 def _resolver(project: Principal, services: Services) -> ResolveModel:
-    """Finds the models that hyperparameters name, among those that the project may use."""
+    """A function that finds models named in hyperparameters among those the project may use."""
 
     def resolve(name: str) -> ModelSource:
         try:
@@ -144,7 +144,7 @@ def _resolver(project: Principal, services: Services) -> ResolveModel:
 
 
 def _require_trainable(recipe: Any, model: str, method: str) -> None:
-    """Refuse a model, or a teacher, that would fail once it is loaded."""
+    """Refuse a model or teacher that would fail when it is loaded."""
     teacher = getattr(recipe.method, "teacher", None)
     checks = [("model", model, recipe.model.path, recipe.lora is None)]
     if teacher is not None:
@@ -158,20 +158,20 @@ def _require_trainable(recipe: Any, model: str, method: str) -> None:
 
 
 def _require_servable(recipe: Any, method: str, services: Services) -> None:
-    """Refuse what would train for hours and then not be served."""
+    """Refuse a job whose trained model this server could not serve."""
     most = services.settings.engine.max_lora_rank
     if recipe.lora is not None and recipe.lora.r > most:
         param = f"method.{method}.hyperparameters.lora_rank"
         raise ApiError(
             400,
-            f"{param}: expected at most {most}, the rank that this server serves, found {recipe.lora.r}.",
+            f"{param}: expected at most {most}, the largest rank this server serves, found {recipe.lora.r}.",
             param=param,
             code="invalid_hyperparameters",
         )
 
 
 def _model(name: str, project: Principal, services: Services) -> TrainableModel:
-    """The model to train; 404 where there is none, or it is not ready."""
+    """The model to train. Raises 404 if it does not exist or is not ready."""
     try:
         return services.catalog.trainable(name, project.project_id)
     except ApiError as error:
@@ -181,12 +181,14 @@ def _model(name: str, project: Principal, services: Services) -> TrainableModel:
 
 
 def _fine_tuned(services: Services, *names: str | None) -> tuple[str, ...]:
-    """Sorted, so that two requests lock them in the same order."""
+    """The fine-tuned models among `names`, sorted so that two requests lock them in the same order."""
     return tuple(sorted({name for name in names if name and services.catalog.base(name) is None}))
 
 
 def _no_model(name: str, bases: list[str]) -> ApiError:
-    there_are = f"the base models here are {', '.join(bases)}" if bases else "no base model is imported yet"
+    there_are = (
+        f"the available base models are {', '.join(bases)}" if bases else "no base model is imported yet"
+    )
     return ApiError(
         404,
         f"The model {shorten(name)} does not exist or cannot be fine-tuned: {there_are}.",
@@ -196,14 +198,14 @@ def _no_model(name: str, bases: list[str]) -> ApiError:
 
 
 def _method(request: JobRequest) -> tuple[str, dict[str, Any]]:
-    """The method's name and the hyperparameters as given; without a method, supervised as at OpenAI."""
+    """The method's name and the given hyperparameters; without a method, supervised as in OpenAI's API."""
     method, known = request.method, ", ".join(METHODS)
     if method is None:
         return SUPERVISED, request.hyperparameters or {}
     if request.hyperparameters is not None:
         raise ApiError(
             400,
-            f"hyperparameters: beside `method`, expected under method.{method.type}.hyperparameters.",
+            f"hyperparameters: with `method` given, expected them under method.{method.type}.hyperparameters.",
             param="hyperparameters",
             code="invalid_value",
         )
@@ -222,7 +224,7 @@ def _method(request: JobRequest) -> tuple[str, dict[str, Any]]:
 
 
 def _object(path: str, value: object) -> dict[str, Any]:
-    """A part of the request that may be absent."""
+    """An optional object of the request; empty if it is missing."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -234,7 +236,7 @@ def _object(path: str, value: object) -> dict[str, Any]:
 
 def _refuse_others(path: str, given: dict[str, Any], only: str) -> None:
     for key, value in given.items():
-        if key != only and value is not None:  # a client's own objects name what they do not have, too
+        if key != only and value is not None:  # client libraries send null for unset fields
             raise ApiError(
                 400,
                 f"Unknown parameter: {f'{path}.{key}'!r}; expected only {only!r} there.",
@@ -261,7 +263,7 @@ def _data(param: str, file_id: str, method: str, project: Principal, services: S
 
 
 def _rendered(param: str, data: _Data, recipe: Any, model: str, services: Services) -> _Data:
-    """The same file, its rows checked as the token ids that are trained; of a large file, the first ones."""
+    """The same file, its rows checked as rendered token ids; only the first RENDERED_ROWS of a large file."""
     report = check_file(
         data.path,
         recipe.method.type,
@@ -284,12 +286,12 @@ def _tokenizer(folder: Path, name: str) -> Any:
     try:
         return tokenizer_at(folder)
     except ModelError as error:
-        message = f"The model {name!r} cannot render conversations: {error}"
+        message = f"The model {name!r} cannot render the rows: {error}"
         raise ApiError(400, message.replace(str(folder), name), param="model") from error
 
 
 def _notices(training: _Data, validation: _Data | None) -> tuple[str, ...]:
-    """What is odd about the files without being wrong."""
+    """Warnings about the files that do not make them invalid."""
     named = [("training", training.report)] + ([("validation", validation.report)] if validation else [])
     shared = overlap(training.report, validation.report) if validation else []
     notices = [*((name, notice) for name, report in named for notice in report.notices)]

@@ -1,4 +1,4 @@
-"""Rows of jobs, events and checkpoints as the API gives them."""
+"""Converts rows of jobs, events and checkpoints to API objects."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobError
 from alignkit_server.tables import Checkpoint, Event, Job
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
-"""Those that a job of OpenAI's repeats at its top level."""
+"""Hyperparameters that OpenAI's job object repeats at its top level."""
 
 
 def present_job(job: Job, organization: str, queue_position: int | None) -> JobObject:
-    """A job; `organization` is its project's name, `queue_position` its place among those that wait."""
+    """A job; `organization` is the name of its project, `queue_position` its position among waiting jobs."""
     resolved = job.hyperparameters
     method = {"type": job.method_type, job.method_type: {"hyperparameters": resolved}}
     return JobObject(
@@ -28,7 +28,7 @@ def present_job(job: Job, organization: str, queue_position: int | None) -> JobO
         trained_tokens=job.trained_tokens,
         training_file=job.training_file,
         validation_file=job.validation_file,
-        # A run that is being stopped still reports how long it would have taken.
+        # A run that is being stopped still reports an estimate.
         estimated_finish=job.estimated_finish if job.status == "running" else None,
         queue_position=queue_position,
         integrations=_integrations(job),
@@ -38,7 +38,7 @@ def present_job(job: Job, organization: str, queue_position: int | None) -> JobO
 
 
 def _integrations(job: Job) -> list[Any] | None:
-    """The recipe's trackers as they were asked for."""
+    """The recipe's trackers in the form of the request's integrations."""
     found = []
     for tracker in (job.recipe.get("training") or {}).get("report_to", []):
         settings = {name: value for name, value in tracker.items() if name != "type"}

@@ -1,4 +1,4 @@
-"""The order in which jobs start: the projects take turns, and each project's jobs go in order."""
+"""The order in which jobs start: projects take turns, and jobs of one project run in order of creation."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from alignkit_server.tables import Job, Project
 
 
 def places(session: Session, jobs: Iterable[Job]) -> dict[str, int]:
-    """The place of each of `jobs` that waits, as turns would be given now: 1 is the next to start.
+    """The queue position of each waiting job in `jobs`, if turns were assigned now; 1 starts next.
 
-    Projects take turns, so a project's n-th job starts in the n-th round: after every other project's first n - 1,
-    and after the n-th of those that come before it in a round. So nobody's queue is read, only its length. Limits on
-    how many jobs of a project run at once are not looked at.
+    Projects take turns, so a project's n-th job starts in the n-th round: after the first n - 1 jobs of every other
+    project, and after the n-th jobs of the projects ahead of it in the round. Only the lengths of other queues are
+    read, not their jobs. Limits on running jobs per project are ignored.
     """
     asked = [job for job in jobs if job.status in WAITING]
     if not asked:
@@ -28,7 +28,7 @@ def places(session: Session, jobs: Iterable[Job]) -> dict[str, int]:
     for job in asked:
         if job.seq not in ranks:
             continue
-        earlier = ranks[job.seq]  # of its own project
+        earlier = ranks[job.seq]  # earlier jobs of its own project
         before = rounds.index(job.project_id)
         others = sum(
             min(lengths[project_id], earlier + (turn < before))
@@ -40,43 +40,45 @@ def places(session: Session, jobs: Iterable[Job]) -> dict[str, int]:
 
 
 def waiting(session: Session) -> int:
-    """How many jobs wait, those called to start included."""
+    """Number of waiting jobs, including those that have a turn and have not started."""
     query = select(func.count(Job.seq)).where(Job.status.in_(WAITING))
     return session.scalars(query).one()
 
 
 class Queue:
-    """Queries on the jobs that wait and those that hold a slot, in one transaction."""
+    """Queries on the jobs that wait or hold a slot, in one transaction."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def lock(self) -> None:
-        """Let one server at a time give out turns: SQLite's writers are one at a time anyway."""
+        """Allow only one server at a time to assign turns. SQLite has one writer at a time anyway."""
         query = select(Project.id).order_by(Project.id)
         self._session.execute(query.with_for_update(key_share=True))
 
     def taken(self) -> int:
-        """Slots in use."""
+        """Number of slots in use."""
         query = select(func.count(Job.seq)).where(Job.status.in_(ACTIVE), Job.turn.is_not(None))
         return self._session.scalars(query).one()
 
     def running(self) -> dict[str, int]:
-        """Slots in use by project."""
+        """Number of slots in use per project."""
         query = select(Job.project_id, func.count(Job.seq)).where(
             Job.status.in_(ACTIVE), Job.turn.is_not(None)
         )
         return _pairs(self._session.execute(query.group_by(Job.project_id)))
 
     def last_turns(self, projects: Iterable[str]) -> dict[str, int]:
-        """The last turn of each of these projects that has had one; looked up one by one, since each is one step
-        into an index, and all of them together a walk over every job there ever was."""
+        """The last turn of each of these projects that has had one.
+
+        One query per project: each is one index lookup, while one query for all would scan every job ever created.
+        """
         query = select(func.max(Job.turn))
         last = {name: self._session.scalar(query.where(Job.project_id == name)) for name in projects}
         return {name: turn for name, turn in last.items() if turn is not None}
 
     def waiting(self) -> list[tuple[Project, int]]:
-        """Projects with jobs that wait for their turn, and the first such job's `seq`."""
+        """Projects with jobs that wait for a turn, each with the `seq` of its first such job."""
         first = (
             select(Job.project_id, func.min(Job.seq).label("first"))
             .where(Job.status.in_(WAITING), Job.turn.is_(None))
@@ -87,7 +89,7 @@ class Queue:
         return [(project, seq) for project, seq in self._session.execute(query)]
 
     def lengths(self) -> dict[str, int]:
-        """How many jobs of each project wait for their turn, in the order in which the projects are served next."""
+        """Number of jobs that wait for a turn per project, in the order in which projects are served next."""
         waits = (Job.status.in_(WAITING), Job.turn.is_(None))
         query = select(Job.project_id, func.count(Job.seq)).where(*waits).group_by(Job.project_id)
         lengths = _pairs(self._session.execute(query.order_by(func.min(Job.seq))))
@@ -108,10 +110,10 @@ class Queue:
             .subquery()
         )
         query = select(ranked).where(ranked.c.seq.in_([job.seq for job in asked]))
-        return {seq: rank for seq, rank in self._session.execute(query)}  # noqa: C416 - as below
+        return {seq: rank for seq, rank in self._session.execute(query)}  # noqa: C416 - Row is no pair to a type checker
 
     def job(self, seq: int) -> Job:
-        """The job of that `seq`."""
+        """The job with that `seq`."""
         return self._session.scalars(select(Job).where(Job.seq == seq)).one()
 
     def give_turn(self, job: Job) -> None:
@@ -121,7 +123,7 @@ class Queue:
         self._session.flush()
 
     def called(self, *, started: bool = False) -> Sequence[str]:
-        """Jobs that have a turn and are not finished, nor, unless asked for, started."""
+        """Ids of unfinished jobs with a turn, in order of turns; with `started`, also those that have started."""
         query = select(Job.id).where(Job.status.in_(ACTIVE if started else WAITING), Job.turn.is_not(None))
         return self._session.scalars(query.order_by(Job.turn)).all()
 

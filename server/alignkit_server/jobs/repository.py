@@ -12,11 +12,11 @@ from alignkit_server.scoped import ScopedRepository
 from alignkit_server.tables import Checkpoint, Event, Job
 
 RATES = 20
-"""Former jobs that an estimate looks at."""
+"""Number of past jobs that an estimate uses."""
 
 
 def change_of(status: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is set with a job's status: `values`, and its clock, which runs while the status is `running`."""
+    """Columns to set with a job's status: `values`, and its run time, which counts while the status is `running`."""
     if status == "running":
         clock = {"started_at": func.coalesce(Job.started_at, now()), "running_since": now()}
     else:
@@ -32,7 +32,7 @@ class JobRepository(ScopedRepository[Job]):
     kind = "fine-tuning job"
 
     def list(self, labels: Mapping[str, str] | None, query: PageQuery) -> Page[Job]:
-        """A page of the jobs that carry all of `labels`; None asks for those that carry none."""
+        """A page of the jobs that carry all of `labels`; with None, of the jobs without labels."""
         statement = self.select()
         if labels is None:
             statement = statement.where(Job.labels.is_(None))
@@ -41,7 +41,7 @@ class JobRepository(ScopedRepository[Job]):
         return self.page(statement, query)
 
     def rates(self, base_model: str, method: str) -> Sequence[float]:
-        """Tokens a second of the newest jobs that succeeded without a pause, from start to answering model."""
+        """Tokens per second of the newest succeeded jobs that were never paused, from start to a serving model."""
         done = self.select().where(
             Job.status == "succeeded",
             Job.base_model == base_model,
@@ -56,16 +56,16 @@ class JobRepository(ScopedRepository[Job]):
         ]
 
     def unfinished(self, which: ColumnElement[bool]) -> str | None:
-        """The id of a job that has not finished and for which `which` holds."""
+        """The id of an unfinished job that satisfies `which`, or None."""
         query = self.select().with_only_columns(Job.id).where(Job.status.in_(UNFINISHED), which)
         return self._session.scalar(query.limit(1))
 
     def by_idempotency_key(self, key: str) -> Job | None:
-        """The job that was created under that key."""
+        """The job created under this key, or None."""
         return self._session.scalar(self.select().where(Job.idempotency_key == key))
 
     def change(self, job: Job, status: str, *, only_from: Sequence[str], **values: Any) -> bool:
-        """Set the status and `values` if the status is one of `only_from`; whether it was."""
+        """Set the status and `values` if the current status is one of `only_from`; returns whether it was."""
         change = update(Job).where(Job.seq == job.seq, Job.status.in_(only_from))
         done = self._session.execute(change.values(change_of(status, values)).returning(Job.seq)).all()
         self._session.refresh(job)
@@ -83,13 +83,13 @@ class EventRepository(ScopedRepository[Event]):
         return self.page(self.select().where(Event.job_id == job_id), query)
 
     def metrics(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """What a job's metrics events hold, oldest first."""
+        """The data of a job's metrics events, oldest first."""
         query = self.select().where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
         rows = self._session.execute(query.with_only_columns(Event.data).execution_options(yield_per=1000))
         yield from (data for (data,) in rows if data)
 
     def position(self, job_id: str, event_id: str) -> int | None:
-        """Where an event stands among its job's."""
+        """The `seq` of an event of the job, or None if the job has no such event."""
         event = self._session.scalar(self.select().where(Event.job_id == job_id, Event.id == event_id))
         return None if event is None else event.seq
 
@@ -100,7 +100,7 @@ class EventRepository(ScopedRepository[Event]):
         limit: int,
         type: str | None = None,  # noqa: A002 - OpenAI's name
     ) -> Sequence[Event]:
-        """The job's next events after a position, oldest first; of one type if one is given."""
+        """The job's next events after a position, oldest first; optionally of one type."""
         query = self.select().where(Event.job_id == job_id, Event.seq > position)
         if type is not None:
             query = query.where(Event.type == type)
@@ -114,6 +114,6 @@ class CheckpointRepository(ScopedRepository[Checkpoint]):
     kind = "checkpoint"
 
     def list(self, job_id: str, query: PageQuery) -> Page[Checkpoint]:
-        """A page of a job's checkpoints that were published; a model of theirs may be deleted since."""
+        """A page of a job's published checkpoints; their models may have been deleted since."""
         published = self.select().where(Checkpoint.job_id == job_id, Checkpoint.model_name.is_not(None))
         return self.page(published, query)

@@ -22,12 +22,12 @@ from alignkit_server.services import Services
 EVENT_STREAM = "text/event-stream"
 YAML = "application/yaml"
 Limit = Annotated[int, Query(ge=1, le=1000)]
-Stream = Annotated[bool, Query(description="events as they come, oldest first, to the job's end")]
-LastEventId = Annotated[str | None, Header(description="go on after this event")]
+Stream = Annotated[bool, Query(description="stream events as they occur, oldest first, until the job ends")]
+LastEventId = Annotated[str | None, Header(description="continue after the event with this id")]
 RECIPE_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {YAML: {"schema": {"type": "object"}}}}}
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {EVENT_STREAM: {}}, "description": "A page, or with ?stream=true a stream, of events"},
-    204: {"description": "The job is over and its last event was seen"},
+    204: {"description": "The job has ended and its last event was already received"},
 }
 _LABEL = re.compile(r"metadata\[([^\"\\\x00]{1,64})\]")
 
@@ -42,10 +42,10 @@ async def create_job(
     jobs: JobServiceDep,
     idempotency_key: Annotated[
         str | None,
-        Header(pattern=r"^[\x21-\x7e]{1,255}$", description="the same key and body give the same job again"),
+        Header(pattern=r"^[\x21-\x7e]{1,255}$", description="repeating a key and body returns the same job"),
     ] = None,
 ) -> JobObject:
-    """Create a fine-tuning job. Refused whole where the model, a file or a hyperparameter is not in order."""
+    """Create a fine-tuning job. Refused as a whole if the model, a file or a hyperparameter is invalid."""
     idempotency = Idempotency.of(idempotency_key, body) if idempotency_key is not None else None
     if idempotency and (known := await to_thread.run_sync(created_before, idempotency, project, services)):
         return await to_thread.run_sync(jobs.get, known)
@@ -64,7 +64,7 @@ def list_jobs(
     metadata: Annotated[
         str | None,
         Query(
-            description="`metadata[key]=value` for jobs that carry it, `metadata=null` for those with none"
+            description="`metadata[key]=value` for jobs with this label, `metadata=null` for jobs without labels"
         ),
     ] = None,
 ) -> ListObject[JobObject]:
@@ -72,7 +72,7 @@ def list_jobs(
     labels = _labels(request)
     if metadata not in {None, "", "null"} or (metadata == "null" and labels):
         raise ApiError(
-            400, "metadata: expected metadata[key]=value, or metadata=null alone.", param="metadata"
+            400, "metadata: expected metadata[key]=value, or only metadata=null.", param="metadata"
         )
     return jobs.list(None if metadata == "null" else labels, PageQuery(after, limit))
 
@@ -91,13 +91,13 @@ def cancel_job(job_id: str, jobs: JobServiceDep) -> JobObject:
 
 @router.post("/{job_id}/pause", responses=documented(404))
 def pause_job(job_id: str, jobs: JobServiceDep) -> JobObject:
-    """Pause a fine-tuning job: it saves its state, frees its place, and can be resumed."""
+    """Pause a fine-tuning job: it saves its state, frees its slot, and can be resumed."""
     return jobs.pause(job_id)
 
 
 @router.post("/{job_id}/resume", responses=documented(404))
 def resume_job(job_id: str, jobs: JobServiceDep) -> JobObject:
-    """Resume a paused fine-tuning job from its last checkpoint, once there is a place for it."""
+    """Resume a paused fine-tuning job from its last checkpoint, once a slot is free."""
     return jobs.resume(job_id)
 
 
@@ -118,7 +118,7 @@ def list_events(
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: LastEventId = None,
 ) -> Any:
-    """List a job's events, newest first, or listen to them."""
+    """List a job's events, newest first, or stream them."""
     if not stream and EVENT_STREAM not in accept:
         return jobs.events(job_id, PageQuery(after, limit))
     return _stream(services, project, job_id, last_event_id)
@@ -131,15 +131,17 @@ def retrieve_metrics(
     project: ProjectDep,
     services: ServicesDep,
     jobs: JobServiceDep,
-    names: Annotated[str | None, Query(description="such as train_loss,valid_loss; all by default")] = None,
+    names: Annotated[
+        str | None, Query(description="comma-separated names, such as train_loss,valid_loss; all by default")
+    ] = None,
     max_points: Annotated[
-        int, Query(ge=4, le=10_000, description="of each series; lows and highs are kept")
+        int, Query(ge=4, le=10_000, description="maximum points per series; minima and maxima are kept")
     ] = 1000,
     stream: Stream = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: LastEventId = None,
 ) -> Any:
-    """Retrieve a job's metrics as series over its steps, or listen to its metrics events."""
+    """Retrieve a job's metrics as series over its steps, or stream its metrics events."""
     if not stream and EVENT_STREAM not in accept:
         return jobs.metrics(job_id, names.split(",") if names else (), max_points)
     return _stream(services, project, job_id, last_event_id, "metrics")
@@ -147,7 +149,7 @@ def retrieve_metrics(
 
 @router.get("/{job_id}/recipe", responses=documented(404) | RECIPE_RESPONSE, response_class=Response)
 def retrieve_recipe(job_id: str, jobs: JobServiceDep) -> Response:
-    """Download the recipe that the job runs, to run it elsewhere."""
+    """Download the job's recipe, for example to run it elsewhere."""
     headers = {"content-disposition": f'attachment; filename="{job_id}.yaml"'}
     return Response(jobs.recipe(job_id), media_type=YAML, headers=headers)
 
@@ -156,7 +158,7 @@ def retrieve_recipe(job_id: str, jobs: JobServiceDep) -> Response:
 def list_checkpoints(
     job_id: str, jobs: JobServiceDep, after: After = None, limit: Limit = 10
 ) -> CursorListObject[CheckpointObject]:
-    """List the checkpoints of a job that can be used, newest first."""
+    """List the usable checkpoints of a job, newest first."""
     return jobs.checkpoints(job_id, PageQuery(after, limit))
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs as OpenAI's API gives and takes them."""
+"""Fine-tuning jobs in the form of OpenAI's API."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,26 +10,26 @@ MAX_SEED = 2**31 - 1
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^"\\\x00-\x1f]*$')]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
-"""Text that every database can look for: the pattern also refuses halves of surrogate pairs."""
+"""Text that every database can search for; the pattern also refuses lone surrogates."""
 Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]{0,63}$")]
 
 
 class MethodRequest(BaseModel):
-    """How to train: the method's name, and under that name its `hyperparameters`."""
+    """The training method's name, and under that name its `hyperparameters`."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    type: str = Field(description="such as f_dpo")
+    type: str = Field(description="name of the method, such as f_dpo")
 
 
 class IntegrationBase(BaseModel):
-    """A tracker that a job reports to; the tracker's account is the server's."""
+    """A tracker that a job reports to, with the server's account."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class WandbIntegration(IntegrationBase):
-    """Weights & Biases, as at OpenAI."""
+    """Weights & Biases, as in OpenAI's API."""
 
     type: Literal["wandb"]
     wandb: WandbRun
@@ -43,7 +43,7 @@ class TrackioIntegration(IntegrationBase):
 
 
 class MLflowIntegration(IntegrationBase):
-    """MLflow; the project is its experiment."""
+    """MLflow; the project becomes the MLflow experiment."""
 
     type: Literal["mlflow"]
     mlflow: MLflowRun
@@ -62,16 +62,16 @@ Integration = Annotated[
 
 
 class JobRequest(BaseModel):
-    """A new job."""
+    """A request to create a job."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: Name = Field(
-        description="name of a base model, or of a model or checkpoint that a job of the project made"
+        description="name of a base model, or of a model or checkpoint made by a job of the project"
     )
-    training_file: Name = Field(description="id of a file uploaded with the purpose fine-tune")
+    training_file: Name = Field(description="id of a file with the purpose fine-tune")
     validation_file: Name | None = None
-    method: MethodRequest | None = Field(None, description="supervised where it is left out, as at OpenAI")
+    method: MethodRequest | None = Field(None, description="supervised if omitted, as in OpenAI's API")
     suffix: Suffix | None = Field(None, description="part of the new model's name")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     metadata: Annotated[dict[Label, LabelValue], Field(max_length=16)] | None = None
@@ -80,7 +80,7 @@ class JobRequest(BaseModel):
     )
     hyperparameters: dict[str, Any] | None = Field(
         None,
-        description="OpenAI's older place for method.supervised.hyperparameters; refused beside `method`",
+        description="OpenAI's deprecated form of method.supervised.hyperparameters; refused if `method` is given",
     )
 
     @field_validator("integrations")
@@ -90,7 +90,7 @@ class JobRequest(BaseModel):
 
 
 class MethodObject(BaseModel):
-    """The method and, under its name, the hyperparameters as they were resolved."""
+    """The method and, under its name, the resolved hyperparameters."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -98,7 +98,7 @@ class MethodObject(BaseModel):
 
 
 class JobError(BaseModel):
-    """Why a job failed."""
+    """The reason why a job failed."""
 
     code: str
     message: str
@@ -106,7 +106,7 @@ class JobError(BaseModel):
 
 
 class JobObject(BaseModel):
-    """A job."""
+    """A fine-tuning job."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -124,14 +124,14 @@ class JobObject(BaseModel):
     training_file: str
     validation_file: str | None
     estimated_finish: int | None
-    queue_position: int | None = Field(description="among all jobs that wait: 1 is the next to start")
+    queue_position: int | None = Field(description="position among all waiting jobs; 1 starts next")
     integrations: list[Integration] | None = None
     metadata: dict[str, str] | None
     method: MethodObject
 
 
 class EventObject(BaseModel):
-    """Something a job reported."""
+    """An event of a job."""
 
     id: str
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
@@ -155,15 +155,15 @@ class CheckpointObject(BaseModel):
 
 
 class MetricSeries(BaseModel):
-    """One metric over the steps; `values` has null where a value was not finite."""
+    """One metric over the steps; `values` has null where the metric was not finite."""
 
     steps: list[int]
     values: list[float | None]
-    total_points: int = Field(description="before points were left out")
+    total_points: int = Field(description="number of points before downsampling")
 
 
 class JobMetrics(BaseModel):
-    """A job's metrics."""
+    """A job's metrics, one series per metric."""
 
     object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"
     job_id: str

@@ -1,4 +1,4 @@
-"""Jobs of a project: create, look at, pause, resume, cancel. Stores what `preparation` has accepted."""
+"""Jobs of a project: create, list, pause, resume, cancel. Stores what `preparation` has accepted."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -44,9 +44,9 @@ class JobService:
         self._checkpoints = CheckpointRepository(session, project.project_id)
 
     def create(self, prepared: PreparedJob, idempotency: Idempotency | None = None) -> JobObject:
-        """Store the job, and hand it to the runner once it is committed; 429 where the project's quota is used up.
+        """Store the job and enqueue it after the commit. Raises 429 if the project's quota is used up.
 
-        Where another request with the same idempotency key was faster, its job is the answer.
+        If another request with the same idempotency key was faster, returns that request's job.
         """
         require_job(self._session, self._project.project_id, self._services.settings.limits)
         request = prepared.request
@@ -85,7 +85,7 @@ class JobService:
         return self._present(job)
 
     def list(self, labels: Mapping[str, str] | None, query: PageQuery) -> ListObject[JobObject]:
-        """A page of jobs, newest first; see JobRepository.list for `labels`."""
+        """A page of jobs, newest first; `labels` as in JobRepository.list."""
         page = self._jobs.list(labels, query)
         found = places(self._session, page.items)
         data = [present_job(job, self._project.project_name, found.get(job.id)) for job in page.items]
@@ -96,7 +96,7 @@ class JobService:
         return self._present(self._jobs.get(job_id))
 
     def cancel(self, job_id: str) -> JobObject:
-        """End a job that has not finished; 400 for one that has."""
+        """Cancel an unfinished job. Raises 400 for a finished one."""
         job = self._jobs.get(job_id)
         ended = {"finished_at": now(), "estimated_finish": None}
         self._change(job, "cancelled", UNFINISHED, "cancelled", **ended)
@@ -105,13 +105,13 @@ class JobService:
         return self._present(job)
 
     def pause(self, job_id: str) -> JobObject:
-        """Stop a job so that it can go on later: its run saves its state and frees its place. 400 if it is over."""
+        """Pause a job so that it can be resumed: its run saves its state and frees the slot. 400 if finished."""
         job = self._jobs.get(job_id)
         self._change(job, PAUSED, ACTIVE, "paused", estimated_finish=None)
         return self._present(job)
 
     def resume(self, job_id: str) -> JobObject:
-        """Let a paused job wait for a turn again; it goes on from its last checkpoint. 400 for any other."""
+        """Queue a paused job again; it resumes from its last checkpoint. Raises 400 for any other job."""
         job = self._jobs.get(job_id)
         again = {"attempt": job.attempt + 1, "turn": None}
         self._change(job, "queued", (PAUSED,), "resumed", **again)
@@ -129,17 +129,17 @@ class JobService:
         return CursorListObject.of(page, present_checkpoint)
 
     def metrics(self, job_id: str, names: Collection[str], max_points: int) -> JobMetrics:
-        """A job's metrics as series of at most `max_points`."""
+        """A job's metrics as series of at most `max_points` points."""
         return collect(job_id, self._events.metrics(self._jobs.get(job_id).id), names, max_points)
 
     def recipe(self, job_id: str) -> str:
-        """The job's recipe as YAML, with names in place of this server's paths."""
+        """The job's recipe as YAML, with names instead of paths of this server."""
         root = self._services.settings.root
         recipe = _without_paths(self._jobs.get(job_id).recipe, root)
         return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
     def _add(self, job: Job, idempotency: Idempotency | None) -> Job:
-        """Store the job, or return the one that has its idempotency key already."""
+        """Store the job, or return the job that already has its idempotency key."""
         try:
             with self._session.begin_nested():
                 self._jobs.add(job)
@@ -156,19 +156,19 @@ class JobService:
             over = job.status in FINISHED
             raise ApiError(
                 400,
-                f"The job {job.id} {'has already finished: its' if over else 'stays as it is: its'} "
-                f"status is {job.status!r}, so it cannot be {done}.",
+                f"The job {job.id} {'has already finished' if over else f'cannot be {done}'}: "
+                f"its status is {job.status!r}.",
                 code="job_already_finished" if over else "invalid_job_status",
             )
         self._report(job, "info", f"The job was {done}")
 
     def _hold_file(self, param: str, file_id: str) -> None:
-        """Make sure that the file was not deleted since it was checked, and is not before the job is stored."""
+        """Lock the file: it still exists, and is not deleted before the job is stored. Raises 404 otherwise."""
         if FileRepository(self._session, self._project.project_id).lock(file_id) is None:
             raise not_found("file", file_id, param=param)
 
     def _hold_model(self, name: str) -> None:
-        """As for a file."""
+        """Like `_hold_file`, for a model."""
         if ModelRepository(self._session, self._project.project_id).lock(name) is None:
             raise not_found("model", name, param="model")
 
@@ -189,9 +189,9 @@ class JobService:
 
 
 def _without_paths(value: Any, root: Path) -> Any:
-    """`value` with the last part of every path under `root` alone: a model's name, a file's or a job's id.
+    """`value` with every path under `root` replaced by its last part: a model name, or the id of a file or job.
 
-    A model's as its archive's folder has it.
+    A model's name is written as in the folder of its archive.
     """
     if isinstance(value, dict):
         return {key: _without_paths(item, root) for key, item in value.items()}

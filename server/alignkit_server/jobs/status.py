@@ -1,8 +1,8 @@
-"""A job's states, as OpenAI names them; `paused` is in its examples, though not in its list.
+"""A job's states, named as in OpenAI's API (whose examples include `paused`, although its list does not).
 
 validating_files -> queued -> running -> succeeded | failed
                       ^ |________|
-               resume | v  pause                      cancel: from any state that is not a last one
+               resume | v  pause                      cancel: from any unfinished state
                      paused
 """
 

@@ -1,4 +1,4 @@
-"""A job's events as server-sent events: from the start or after the last one seen, until the job has finished."""
+"""A job's events as server-sent events: from the start or after a given event, until the job has ended."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +23,7 @@ BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class EventStream:
-    """One listener to one job. Every look at the database is short and off the event loop."""
+    """One listener to one job. Every database query is short and runs off the event loop."""
 
     database: Database
     looks: SharedLooks
@@ -31,7 +31,7 @@ class EventStream:
     job_id: str
     position: int
     type: str | None = None
-    """Which events: message or metrics; all of them by default."""
+    """The event type to send, message or metrics; None for all."""
 
     @classmethod
     def open(
@@ -44,7 +44,7 @@ class EventStream:
         last_event_id: str | None,
         type: str | None = None,  # noqa: A002 - OpenAI's name
     ) -> "EventStream":
-        """Begin after `last_event_id`; 404 where the project has no such job, 400 where it has no such event."""
+        """Start after `last_event_id`. Raises 404 for an unknown job, 400 for an unknown event."""
         with database.reading() as session:
             JobRepository(session, project_id).get(job_id)
             position: int | None = 0
@@ -59,12 +59,12 @@ class EventStream:
         return cls(database, looks, project_id, job_id, position, type)
 
     def exhausted(self) -> bool:
-        """Whether the job is over and its last event was seen: a listener need not come back."""
+        """Whether the job has ended and its last event was received, so a client need not reconnect."""
         events, over = self._look(self.position)
         return over and not events
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The stream's bytes: events as they come, comments while none do."""
+        """The bytes of the stream: events as they occur, keep-alive comments in between."""
         position, quiet_since = self.position, time.monotonic()
         while True:
             what = (self.job_id, self.type, position)
@@ -82,7 +82,7 @@ class EventStream:
             await anyio.sleep(POLL_SECONDS)
 
     def _render(self, position: int) -> tuple[list[tuple[int, bytes]], bool]:
-        """The next events as they are sent, rendered once for all who listen."""
+        """The next events in their sent form, rendered once for all listeners."""
         events, over = self._look(position)
         return [
             (event.seq, format_sse_event(data_str=present_event(event).model_dump_json(), id=event.id))
@@ -90,9 +90,9 @@ class EventStream:
         ], over
 
     def _look(self, position: int) -> tuple[Sequence[Event], bool]:
-        """The next events, and whether none can follow them any more."""
+        """The next events, and whether the job has ended, so that no event can follow them."""
         with self.database.reading() as session:
-            # In this order: a finished job is given no further events, so those looked for after it are all.
+            # The order matters: a finished job gets no more events, so events read after its status are complete.
             over = JobRepository(session, self.project_id).get(self.job_id).status in FINISHED
             events = EventRepository(session, self.project_id)
             return events.following(self.job_id, position, BATCH, self.type), over
