@@ -177,10 +177,10 @@ def test_a_killed_trainer_goes_on_and_killed_again_fails_with_its_last_words(
         for process in [_training(folder), *_training(folder).children(recursive=True)]:
             process.send_signal(signal.SIGKILL)
     failed = service.finish(job.id)
-    assert "The training process died; it goes on from the beginning" in service.messages(job.id)
+    assert "The training process died; it resumes from the beginning" in service.messages(job.id)
     assert failed.status == "failed"
     assert failed.error.code == "training_died"
-    assert "died 2 times at the same place" in failed.error.message
+    assert "died 2 times without progress" in failed.error.message
     assert "Step 2/100000" in failed.error.message
     assert "Step 2/100000" in service.messages(job.id)[-1]
     assert str(service.home) not in failed.error.message

@@ -1,1 +1,1 @@
-"""The durable workflow of a job: its queue, its training, its publishing."""
+"""The durable workflow of a job: its queue, training and publishing."""

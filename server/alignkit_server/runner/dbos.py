@@ -19,7 +19,7 @@ QUEUE = "fine_tuning"
 class DBOSRunner:
     """The durable queue of jobs: `training_slots` run at once, the rest wait for their project's turn.
 
-    DBOS hears of a job when its turn comes.
+    A job is handed to DBOS when its turn comes.
     """
 
     def __init__(self, services: StepServices) -> None:
@@ -31,11 +31,11 @@ class DBOSRunner:
         self._dispatcher = Dispatcher(turns, self._begin)
 
     def start(self) -> None:
-        """Launch DBOS, adopt the jobs of the last server, and queue those it never queued."""
+        """Launch DBOS, take over the jobs of the previous server, and enqueue jobs that it never enqueued."""
         _off_the_loop(self._start)
 
     def stop(self) -> None:
-        """Leave the running jobs to the next server."""
+        """Stop; the next server takes over the running jobs."""
         self._services.stopping.set()
         _off_the_loop(self._stop)
 
@@ -71,22 +71,22 @@ class DBOSRunner:
         self._heartbeat.sign_off()
 
     def _recover(self, servers: list[str]) -> None:
-        """Take up the workflows of dead servers, and end the engines that they left."""
+        """Take over the workflows of dead servers, and stop the engines that they left running."""
         recover_workflows(servers)
         self._services.engines.cleanup_leftovers()
 
     def _begin(self, job_id: str) -> None:
-        """Give a job to DBOS; once an attempt, however often it is called."""
+        """Hand a job to DBOS; idempotent per attempt."""
         attempt = self._services.ledger.get(job_id).attempt
         with SetWorkflowID(f"{job_id}-{attempt}-v{WORKFLOW_VERSION}"):
             DBOS.enqueue_workflow(QUEUE, fine_tune, job_id, attempt)
 
-    def enqueue(self, job_id: str) -> None:  # noqa: ARG002 - its row is in the queue already
-        """Look whether the job's turn has come."""
+    def enqueue(self, job_id: str) -> None:  # noqa: ARG002 - its row is already in the queue
+        """Wake the dispatcher, which checks whether the job's turn has come."""
         self._dispatcher.wake()
 
     def cancel(self, job_id: str) -> None:
-        """Nothing to do: the job's status is cancelled already, and every step looks at it."""
+        """Do nothing: the job's status is already cancelled, and every step checks it."""
 
     def announce(self, job_id: str) -> None:
         """Queue the job's webhooks."""
@@ -95,8 +95,11 @@ class DBOSRunner:
 
 
 def _drop_older_versions() -> None:
-    """Cancel the unfinished workflows of older versions: this version cannot resume them, and they would hold the
-    queues' slots for ever. The dispatcher begins their jobs again and finds their runs; events are queued again."""
+    """Cancel the unfinished workflows of older versions, which would hold the queues' slots for ever.
+
+    This version cannot resume them. The dispatcher starts their jobs again and finds their runs; webhook deliveries
+    are enqueued again.
+    """
     left = DBOS.list_workflows(
         queue_name=[QUEUE, delivery.QUEUE],
         status=["PENDING", "ENQUEUED", "DELAYED"],
@@ -109,6 +112,6 @@ def _drop_older_versions() -> None:
 
 
 def _off_the_loop(work: Callable[[], None]) -> None:
-    """Run `work` in a thread and wait: DBOS refuses these calls where an event loop runs."""
+    """Run `work` in a thread and wait: DBOS refuses these calls in a thread with a running event loop."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(work).result()

@@ -1,4 +1,4 @@
-"""Follows a run's events.jsonl into the ledger: every line once, whole lines only, also across restarts."""
+"""Copies a run's events.jsonl into the ledger: complete lines only, each once, also across restarts."""
 
 import json
 import time
@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 
 class EventFollower:
-    """One job's events, from the first line that the ledger does not hold yet."""
+    """Follows one job's events, starting with the first line that the ledger does not have."""
 
     def __init__(self, ledger: JobLedger, job_id: str, folder: RunFolder) -> None:
         self._ledger = ledger
@@ -25,7 +25,7 @@ class EventFollower:
         self._stored = ledger.source_lines(job_id)
 
     def read(self) -> None:
-        """Store every whole line that was not stored before."""
+        """Store every complete line that is not stored yet."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)

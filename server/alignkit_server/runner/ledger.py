@@ -1,7 +1,7 @@
-"""The record of jobs as their workflow sees it: all projects, every method a transaction of its own, thread-safe.
+"""Job records for the workflow, across all projects. Thread-safe; every method is its own transaction.
 
-A workflow may repeat any step after a crash, so every method may be called twice: changes of status are
-compare-and-set, and what is added is added once.
+A workflow may repeat any step after a crash, so every method is idempotent: status changes are compare-and-set,
+and nothing is added twice.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ FIELDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as its workflow needs it."""
+    """The fields of a job that its workflow needs."""
 
     id: str
     project_id: str
@@ -54,18 +54,18 @@ class JobRecord:
 
 
 class JobLedger:
-    """Reads and changes jobs by id; an unknown id is a LookupError."""
+    """Reads and changes jobs by id. An unknown id raises LookupError."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @property
     def database(self) -> Database:
-        """Where the record is kept."""
+        """The database that holds the records."""
         return self._database
 
     def get(self, job_id: str) -> JobRecord:
-        """The job as it is now."""
+        """The current state of the job."""
         query = select(Job, Project.name).join(Project, Job.project_id == Project.id)
         with self._database.reading() as session:
             found = session.execute(query.where(Job.id == job_id)).one_or_none()
@@ -90,7 +90,7 @@ class JobLedger:
         )
 
     def active_jobs(self) -> list[str]:
-        """Ids of the jobs that are not finished, oldest first."""
+        """Ids of the active jobs (not paused, not finished), oldest first."""
         with self._database.reading() as session:
             return list(session.scalars(select(Job.id).where(Job.status.in_(ACTIVE)).order_by(Job.seq)))
 
@@ -103,10 +103,10 @@ class JobLedger:
         events: Iterable[tuple[str, str]] = (),
         **fields: Any,
     ) -> bool:
-        """Set the status and `fields` if the status is one of `only_from`; whether it was.
+        """Set the status and `fields` if the current status is one of `only_from`; returns whether it was.
 
-        `events`, (level, message), are added in the same transaction, and so are the webhooks of a last status, so
-        that none of them is ever without the others.
+        A finished job gets no more events: the last one reports its end, so clients know that they have all.
+        them exists without the others.
         """
         change = update(Job).where(Job.id == job_id, Job.status.in_(tuple(only_from)))
         with self._database.writing() as session:
@@ -119,7 +119,7 @@ class JobLedger:
         return bool(done)
 
     def set_fields(self, job_id: str, **fields: Any) -> None:
-        """Set `fields`, whatever the status."""
+        """Set `fields` regardless of the status."""
         with self._database.writing() as session:
             session.execute(update(Job).where(Job.id == job_id).values(**_known(fields)))
 
@@ -135,9 +135,9 @@ class JobLedger:
         source_line: int | None = None,
         once: str | None = None,
     ) -> None:
-        """Add an event; one that has a `source_line`, or a name under `once`, only where the job has none of that.
+        """Add an event, unless the job already has one with the same `source_line` or the same `once` name.
 
-        A finished job is given none: its last event is the one of its end, so whoever has seen that has seen all.
+        A finished job gets no more events: its last event reports its end, so clients know they have all.
         """
         with self._database.writing() as session:
             job = _locked(session, job_id)
@@ -156,12 +156,12 @@ class JobLedger:
             session.add(event)
 
     def metrics(self, job_id: str) -> list[dict[str, Any]]:
-        """What the job's metrics events hold, oldest first."""
+        """The data of the job's metrics events, oldest first."""
         with self._database.reading() as session:
             return list(EventRepository(session, _locked(session, job_id).project_id).metrics(job_id))
 
     def add_file(self, job_id: str, *, id: str, filename: str, purpose: str, size: int) -> None:  # noqa: A002
-        """Give the job's project a file, whose bytes are in place, once an id."""
+        """Record a file for the job's project; its bytes are already in place. Idempotent per id."""
         with self._database.writing() as session:
             job = _locked(session, job_id)
             if session.scalar(select(File.id).where(File.id == id)) is None:
@@ -170,7 +170,7 @@ class JobLedger:
                 session.add(file)
 
     def source_lines(self, job_id: str) -> int:
-        """How many lines of the run's own record are stored."""
+        """Number of stored lines of the run's events.jsonl."""
         with self._database.reading() as session:
             last = session.scalar(select(func.max(Event.source_line)).where(Event.job_id == job_id))
         return 0 if last is None else last + 1
@@ -178,7 +178,7 @@ class JobLedger:
     def add_checkpoint(
         self, job_id: str, *, step: int, model_name: str | None, metrics: dict[str, Any], path: str
     ) -> None:
-        """Add the checkpoint of that step, or complete it: a later call may bring the name it is published under."""
+        """Record the checkpoint of a step, or complete its record, such as with the name it was published under."""
         with self._database.writing() as session:
             job = _locked(session, job_id)
             query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step == step)
@@ -203,7 +203,7 @@ class JobLedger:
     def add_model(
         self, job_id: str, *, name: str, base_model: str, kind: str, path: str, step: int | None = None
     ) -> None:
-        """Add a model the job made, once a name. Nobody else sees it before the job has succeeded."""
+        """Record a model of the job, once per name. It is not visible to others until the job has succeeded."""
         with self._database.writing() as session:
             job = _locked(session, job_id)
             if _exists(session, FineTunedModel, job_id, FineTunedModel.name == name):
@@ -231,7 +231,7 @@ def _known(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _locked(session: Session, job_id: str) -> Job:
-    """The job, its row locked: what is added to one job becomes visible in the order of its `seq`."""
+    """The job with its row locked, so that additions to one job become visible in the order of `seq`."""
     job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
     if job is None:
         raise LookupError(f"no job {job_id}")

@@ -1,4 +1,4 @@
-"""From a trained run to a model that answers: publish, prove, finish."""
+"""The last steps of a job: publish its models, verify the served model, finish the job."""
 
 import json
 import time
@@ -22,7 +22,7 @@ from alignkit_server.runner.result_csv import FILENAME, PURPOSE, result_file_id,
 from alignkit_server.runner.step_services import Detached, JobFailedError, StepServices, folder_of, use
 
 PROOFS = 3
-"""How often an engine may fail, or be killed, before a trained job fails with it."""
+"""How often an engine may fail or be killed before the trained job fails with it."""
 
 PASSING = ("engine_failed", "engine_busy")
 
@@ -30,7 +30,7 @@ PASSING = ("engine_failed", "engine_busy")
 @DBOS.step(name="publish")
 @tracing.stage("publish")
 def publish_models(job_id: str) -> None:
-    """Put the result and every checkpoint where an engine finds them."""
+    """Publish the result and every checkpoint to where an engine finds them."""
     services, folder = use(), folder_of(job_id)
     job = services.ledger.get(job_id)
     checkpoints = {step_of(path): path for path in folder.checkpoints.glob("checkpoint-*")}
@@ -40,7 +40,7 @@ def publish_models(job_id: str) -> None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint folder's name."""
+    """The step number in a checkpoint folder's name."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -63,19 +63,19 @@ def _publish(services: StepServices, job: JobRecord, path: Path, step: int | Non
 
 
 def kind_of(job: JobRecord) -> str:
-    """What the job makes: an adapter, or a whole model."""
+    """The kind of model that the job produces: an adapter or a full model."""
     return ADAPTER if job.recipe.get("lora", True) else FULL
 
 
 def name_of(job: JobRecord, step: int | None = None) -> str:
-    """The name a job's model is served under."""
+    """The name under which a model of the job is served."""
     return model_name(job.base_model, job.project_name, job.suffix, job.id, step)
 
 
 @DBOS.step(name="canary")
 @tracing.stage("canary")
 def prove(job_id: str) -> None:
-    """Let the engine show that it answers as the trained model."""
+    """Verify with the canary that the engine answers like the trained model."""
     services = use()
     message = "Checking that the served model answers as trained"
     services.ledger.add_event(job_id, level="info", message=message, once="canary")
@@ -92,7 +92,7 @@ def prove(job_id: str) -> None:
 
 
 def _report(services: StepServices, job: JobRecord, folder: RunFolder) -> CanaryReport:
-    """The canary's report; an engine that was killed meanwhile is started again, one run elsewhere is waited for."""
+    """The canary's report. An engine that was killed is started again; an external one is waited for."""
     engine = name_of(job) if kind_of(job) == FULL else job.base_model
     elsewhere = engine in services.settings.engine.urls
     patience = services.settings.engine.start_timeout_seconds if elsewhere else 0.0
@@ -127,7 +127,7 @@ def _canary(folder: RunFolder) -> dict[str, Any]:
 @DBOS.step(name="finish")
 @tracing.stage("finish")
 def finish(job_id: str) -> None:
-    """Name the model and close the job."""
+    """Set the job's fine-tuned model and mark the job succeeded."""
     services = use()
     result = folder_of(job_id).read_result() or {}
     name = name_of(services.ledger.get(job_id))
@@ -149,7 +149,7 @@ def finish(job_id: str) -> None:
 
 
 def _keep_results(services: StepServices, job_id: str) -> str:
-    """Make the job's metrics a file of its project; the file's id."""
+    """Store the job's metrics as a file of its project; returns the file's id."""
     file_id, content = result_file_id(job_id), results_csv(job_id, services.ledger.metrics(job_id))
     path = services.settings.files_dir / file_id
     path.parent.mkdir(parents=True, exist_ok=True)

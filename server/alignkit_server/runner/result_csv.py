@@ -1,4 +1,4 @@
-"""A finished job's metrics as a file of the project: CSV, one row a step, as OpenAI's result files are."""
+"""A finished job's metrics as a file of the project: CSV, one row per step, like OpenAI's result files."""
 
 import csv
 import io
@@ -13,12 +13,12 @@ PURPOSE = "fine-tune-results"
 
 
 def result_file_id(job_id: str) -> str:
-    """The file's id: always the same for a job, so that making it twice makes one."""
+    """The deterministic id of a job's result file, so that creating it twice makes one file."""
     return FILE + job_id.removeprefix(JOB)
 
 
 def results_csv(job_id: str, reports: Iterable[dict[str, Any]]) -> bytes:
-    """The metrics by step; a cell is empty where a metric has no finite value at a step."""
+    """The metrics as CSV, one row per step; a cell is empty where a metric has no finite value."""
     series = collect(job_id, reports, (), max_points=None).series
     by_step: dict[int, dict[str, float | None]] = {}
     for name, points in series.items():

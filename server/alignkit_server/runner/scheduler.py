@@ -1,8 +1,8 @@
-"""Whose turn it is: projects take turns, and within a project jobs go in order.
+"""Decides which job starts next: projects take turns, and jobs of one project run in order.
 
-A free slot goes to the project that has waited longest since its last turn, so a project with a thousand jobs delays
-another's first one by at most one. Turns are stored with the jobs before the durable queue hears of them; a server
-that is killed in between hands them over when it starts again.
+A free slot goes to the project whose last turn is longest ago, so a project with a thousand jobs delays the first
+job of another by at most one job. Turns are stored with the jobs before they are enqueued; if a server is killed
+in between, they are enqueued at the next start.
 """
 
 import threading
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class FairQueue:
-    """Gives out the slots. Thread-safe, also between servers of one database."""
+    """Assigns the slots. Safe for several threads and for several servers on one database."""
 
     def __init__(
         self, database: Database, settings: Settings, capacity: Callable[[], int | None] = lambda: None
@@ -34,10 +34,12 @@ class FairQueue:
         self._limits = settings.limits
 
     def take(self) -> Sequence[str]:
-        """Give the free slots away; returns every job that has a turn and has not started, in order."""
+        """Assign the free slots; returns every job that has a turn and has not started, in order."""
         capacity = self._capacity()
         slots = self._slots if capacity is None else min(self._slots, capacity)
-        with self._database.reading() as session:  # most looks find nothing to do, and need no writer's turn
+        with (
+            self._database.reading() as session
+        ):  # usually there is nothing to do, and no write lock is needed
             queue = Queue(session)
             if queue.taken() >= slots or not queue.waiting():
                 return queue.called()
@@ -70,10 +72,10 @@ class FairQueue:
 
 
 class Dispatcher:
-    """A thread that hands over jobs as their turns come."""
+    """A thread that hands jobs to the durable queue as their turns come."""
 
     def __init__(self, queue: FairQueue, start_job: Callable[[str], None]) -> None:
-        """`start_job` hands one job to the durable queue; it is called again and again until the job has started."""
+        """`start_job` hands one job to the durable queue; it is called repeatedly until the job has started."""
         self._queue = queue
         self._start_job = start_job
         self._wake = threading.Event()
@@ -81,20 +83,20 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
     def start(self) -> None:
-        """Hand over what an earlier server began, then whatever has its turn."""
+        """Hand over the jobs that an earlier server started, then each job that gets a turn."""
         for job_id in self._queue.begun():
             self._start_job(job_id)
         self._thread.start()
 
     def stop(self) -> None:
-        """Hand over nothing more."""
+        """Stop handing over jobs."""
         self._stopping.set()
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def wake(self) -> None:
-        """Look at once: there may be a job to hand over."""
+        """Check the queue now: a job may be ready."""
         self._wake.set()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""What the steps of a job's workflow work with; set when the runner starts, since DBOS steps are module functions."""
+"""Dependencies of the workflow's steps; set when the runner starts, because DBOS steps are module functions."""
 
 import threading
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from alignkit_server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class StepServices:
-    """What the steps work with."""
+    """The objects that the workflow's steps use."""
 
     settings: Settings
     ledger: JobLedger
@@ -24,7 +24,7 @@ class StepServices:
 
 
 class JobFailedError(Exception):
-    """A job cannot go on; becomes its `error`."""
+    """A failure that ends the job; becomes the job's `error`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)  # both, since DBOS stores and rebuilds it
@@ -35,32 +35,32 @@ class JobFailedError(Exception):
 
 
 class Detached(BaseException):
-    """The server stops while a job runs: not an outcome, so DBOS must not record one (it records Exceptions)."""
+    """The server is stopping while a job runs. A BaseException, so that DBOS records no outcome for the step."""
 
 
 _services: StepServices | None = None
 
 
 def install(services: StepServices) -> None:
-    """Let every step work with `services` from now on."""
+    """Set the services that every step uses from now on."""
     global _services  # noqa: PLW0603 - DBOS workflows are module functions
     _services = services
 
 
 def use() -> StepServices:
-    """What the runner was started with."""
+    """The services that the runner was started with. Raises RuntimeError if it is not started."""
     if _services is None:
         raise RuntimeError("the runner is not started")
     return _services
 
 
 def folder_of(job_id: str) -> RunFolder:
-    """The job's folder."""
+    """The job's run folder."""
     return RunFolder(use().settings.jobs_dir / job_id)
 
 
 def with_log(message: str, folder: RunFolder) -> str:
-    """`message` and the last lines of the training log, without paths and the trackers' credentials."""
+    """`message` with the last lines of the training log, without paths and tracker credentials."""
     tail = folder.log_tail()
     text = f"{message}\nLast lines of the training log:\n{tail}" if tail else message
     return scrub_paths(without_secrets(text))

@@ -1,8 +1,8 @@
-"""The training of one attempt at a job: started, followed, and started again where it was killed.
+"""Trains one attempt of a job: starts the trainer, follows it, and restarts it if it was killed.
 
-A trainer that fails says so in result.json, and its job fails. One that is gone without a word was killed (by
-SIGKILL, for want of memory, with its machine), and one that says "paused" though nobody asked was ended from outside:
-both go on from the last whole checkpoint, `training_restarts` times from the same one.
+A trainer that fails writes that to result.json, and the job fails. A trainer that ended without a result was
+killed (SIGKILL, out of memory, a lost machine). One that wrote "paused" without a request was ended from outside.
+Both resume from the last complete checkpoint, up to `training_restarts` times from the same checkpoint.
 """
 
 import time
@@ -25,20 +25,20 @@ from alignkit_server.runner.step_services import Detached, JobFailedError, folde
 
 POLL_SECONDS = 0.5
 TOLERATED_SECONDS = 3.0
-"""For which an executor may be silent before the job's events say so."""
+"""Seconds that an executor may be silent before the job's events mention it."""
 MARKER = "attempt"
-"""The file that says which start of the job the run in its folder is of."""
+"""Name of the file that records which start of the job the run in this folder belongs to."""
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
 class Start(NamedTuple):
-    """One of the starts of an attempt: the first, or a repeat after its trainer was killed."""
+    """One start of an attempt: the first, or a restart after the trainer was killed."""
 
     number: int = 0
     from_step: int = 0
     fruitless: int = 0
-    """How many starts from that step ended there."""
+    """Number of starts from this step that made no progress."""
 
     def after(self, step: int) -> "Start":
         """The next start, from the checkpoint at `step`."""
@@ -50,16 +50,16 @@ FIRST = Start()
 
 
 class Ending(NamedTuple):
-    """How a run ended: "trained", "left" (paused, cancelled) or "killed"; and its last whole checkpoint's step."""
+    """How a run ended: "trained", "left" (paused, cancelled) or "killed"; and its last complete checkpoint's step."""
 
     outcome: str
     step: int = 0
 
 
 def train(job_id: str, attempt: int) -> bool:
-    """Train until there is a result; False where the job was paused or cancelled. Part of the workflow.
+    """Train until there is a result; False if the job was paused or cancelled. Part of the workflow.
 
-    Raises JobFailedError where there will be none.
+    Raises JobFailedError if training failed for good.
     """
     start = FIRST
     while launch(job_id, attempt, start):
@@ -92,33 +92,33 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     folder.path.mkdir(parents=True, exist_ok=True)
     if _prepare(folder, job, f"{attempt}.{start.number}"):
         _require_inputs(job)
-        # A run that has reported anything goes on in its own folder; with no checkpoint yet, from the beginning.
+        # A run that reported anything resumes in its own folder, from the beginning if it has no checkpoint.
         resume = attempt > 1 or folder.events.exists()
         answered(job_id, lambda: services.executor.start(folder.path, resume=resume))
     return True
 
 
 def goes_on(job_id: str, attempt: int) -> bool:
-    """Whether this attempt is still what the job is at."""
+    """Whether the job is running and this is still its current attempt."""
     job = use().ledger.get(job_id)
     return job.status == "running" and job.attempt == attempt
 
 
 def _require_inputs(job: JobRecord) -> None:
-    """Fail a job whose files somebody took from the disk while it waited: its trainer could not say why it ended."""
+    """Fail a job whose input files were deleted from disk while it waited; its trainer could not report why."""
     for keys, value in paths_of(job.recipe):
         if not Path(value).exists():
             message = (
-                f"{'.'.join(keys)} is no longer on this server's disk: bring it back, or create another job."
+                f"{'.'.join(keys)} is no longer on this server's disk: restore it, or create another job."
             )
             raise JobFailedError("input_gone", message)
 
 
 def _prepare(folder: RunFolder, job: JobRecord, start: str) -> bool:
-    """Make the folder ready for this start, once; whether there is anything left to train."""
+    """Prepare the folder for this start, once; returns whether anything is left to train."""
     marker = folder.path / MARKER
     if not marker.exists() or marker.read_text(encoding="utf-8") != start:
-        _wind_down(job.id, folder)  # the attempt before may still be saving its state
+        _wind_down(job.id, folder)  # the previous attempt may still be saving its state
         if (folder.read_result() or {}).get("status") == "succeeded":
             return False
         folder.result.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def _prepare(folder: RunFolder, job: JobRecord, start: str) -> bool:
 
 
 def _end_last_line(folder: RunFolder) -> None:
-    """Close an event that a killed trainer had half written: the next one must begin a line."""
+    """Terminate an event line that a killed trainer left half written, so that the next event starts a new line."""
     try:
         with folder.events.open("r+b") as file:
             if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
@@ -145,8 +145,8 @@ def _end_last_line(folder: RunFolder) -> None:
 def watch(job_id: str, attempt: int = 1, start: Start = FIRST) -> tuple[str, int]:
     """Follow the run until its process is gone; returns the fields of an `Ending`.
 
-    DBOS records them as plain values, so that moving a class does not make records unreadable.
-    Raises JobFailedError where the run failed, or was killed once too often.
+    DBOS records them as plain values, so the records stay readable if a class moves.
+    Raises JobFailedError if the run failed, or was killed too often.
     """
     outcome, step = _follow(job_id, attempt, start)
     return outcome, step
@@ -173,16 +173,16 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
 
 
 def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) -> Ending:
-    """What becomes of a run that was ended from outside: it starts again, unless that did not help before."""
+    """Decide about a run that was ended from outside: restart it, unless restarts made no progress before."""
     services = use()
     checkpoint = folder.last_checkpoint()
     step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     following, most = start.after(step), services.settings.training_restarts
     if following.fruitless > most:
         if not interrupted:
-            times = f"{following.fruitless} times at the same place" if most else "once"
+            times = f"{following.fruitless} times without progress" if most else "once"
             raise JobFailedError("training_died", with_log(f"The training process died {times}.", folder))
-        message = "Training was interrupted from outside: resume the job to go on"
+        message = "Training was interrupted from outside: resume the job to continue"
         services.ledger.transition(job_id, PAUSED, only_from=("running",), events=[("warn", message)])
         return Ending("left")
     ended = "was interrupted from outside" if interrupted else "died"
@@ -190,7 +190,7 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
     services.ledger.add_event(
         job_id,
         level="warn",
-        message=f"The training process {ended}; it goes on {whence}",
+        message=f"The training process {ended}; it resumes {whence}",
         data={"step": step, "restart": following.number},
         once=f"{services.ledger.get(job_id).attempt}.{following.number}",
     )
@@ -199,7 +199,7 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
 
 
 def _wind_down(job_id: str, folder: RunFolder) -> None:
-    """End the run, with its state saved if the job is to go on and the saving does not take too long."""
+    """Stop the run. If the job can be resumed, the run may save its state first, within the grace period."""
     services = use()
     answered(job_id, lambda: services.executor.interrupt(folder.path))
     deadline = time.monotonic() + services.settings.pause_grace_seconds
@@ -211,9 +211,9 @@ def _wind_down(job_id: str, folder: RunFolder) -> None:
 
 
 def answered(job_id: str, ask: Callable[[], T], meanwhile: Callable[[], None] = lambda: None) -> T:
-    """What the executor answers to `ask`, however long it does not: an event says so, and so when it does again.
+    """The executor's answer to `ask`, waiting as long as it takes; events report an outage and its end.
 
-    `meanwhile` is called now and then until it answers.
+    `meanwhile` is called now and then until the executor answers.
     """
     services, began, told = use(), time.time(), False
 
@@ -226,11 +226,11 @@ def answered(job_id: str, ask: Callable[[], T], meanwhile: Callable[[], None] = 
         except ExecutorUnavailableError as error:
             if not told and time.time() - began > TOLERATED_SECONDS:
                 told = True
-                tell("warn", f"{error}. The job waits for it; nothing is lost")
+                tell("warn", f"{error}. The job waits until it is back; nothing is lost")
             meanwhile()
             if services.stopping.wait(POLL_SECONDS):
                 raise Detached from error
         else:
             if told:
-                tell("info", "What runs the training answers again")
+                tell("info", "The training executor answers again")
             return answer

@@ -1,9 +1,9 @@
-"""A job's way from the queue to an answering model, as a durable DBOS workflow.
+"""A job's path from the queue to a serving model, as a durable DBOS workflow.
 
     launch -> watch -> publish -> canary -> succeeded
 
-Each step may be repeated after a crash: starting finds a run that goes on already, events are stored once a line,
-publishing replaces whole folders, and every change of status is a compare-and-set. The training itself is an
+Each step may be repeated after a crash: a start finds a run that is already running, each event line is stored
+once, publishing replaces whole folders, and every status change is a compare-and-set. The training itself is an
 external process that a restarted server finds again.
 """
 
@@ -18,19 +18,19 @@ from alignkit_server.runner.training import train
 from alignkit_server.webhooks import delivery
 
 WORKFLOW_VERSION = "3"
-"""Raised when a running workflow could not resume under the new code; otherwise an upgrade adopts running jobs.
+"""Raised when a running workflow could not resume under the new code; otherwise an upgrade takes over running jobs.
 
-2 -> 3: the records of 2 name classes of a package that was called `server`.
+2 -> 3: records of version 2 name classes of a package that was called `server`.
 """
 
 log = structlog.get_logger()
 
 
-@DBOS.workflow(name="fine_tune", max_recovery_attempts=None)  # however often its servers are killed
+@DBOS.workflow(name="fine_tune", max_recovery_attempts=None)  # retry however often servers are killed
 def fine_tune(job_id: str, attempt: int = 1) -> None:
-    """Run one job to its end, or until it is paused; every outcome is in the ledger.
+    """Run one job until it ends or is paused; the ledger records every outcome.
 
-    A job that was resumed is another `attempt`, a workflow of its own.
+    Each resume of a job is another `attempt` with its own workflow.
     """
     with structlog.contextvars.bound_contextvars(job_id=job_id):
         try:
@@ -51,13 +51,13 @@ def fine_tune(job_id: str, attempt: int = 1) -> None:
 
 @DBOS.step(name="webhooks")
 def webhooks(job_id: str) -> list[str]:
-    """The events that tell of the job's end."""
+    """Ids of the webhook deliveries that announce the job's end."""
     return delivery.pending(job_id)
 
 
 @DBOS.step(name="fail")
 def fail(job_id: str, code: str, message: str) -> None:
-    """Close a job that cannot go on; a cancelled one stays cancelled."""
+    """Mark a job as failed; a cancelled job stays cancelled."""
     use().ledger.transition(
         job_id,
         "failed",

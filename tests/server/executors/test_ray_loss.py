@@ -87,7 +87,7 @@ def test_jobs_of_a_lost_node_go_on_elsewhere(cluster: Cluster, rig: Rig) -> None
     rig.finish(jobs)
     rig.check(jobs)
     told = [message for job in jobs for message in messages(rig, job)]
-    assert sum(f"goes on from the checkpoint at step {HELD}" in message for message in told) == 1
+    assert sum(f"resumes from the checkpoint at step {HELD}" in message for message in told) == 1
     rig.stop()
 
 
@@ -109,7 +109,7 @@ def test_a_head_that_is_started_again_and_a_killed_service_lose_nothing(cluster:
     rig.check(jobs)
     for job in training:
         assert any(
-            f"goes on from the checkpoint at step {HELD}" in message for message in messages(rig, job)
+            f"resumes from the checkpoint at step {HELD}" in message for message in messages(rig, job)
         ), messages(rig, job)
     rig.stop()
 

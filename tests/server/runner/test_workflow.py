@@ -164,7 +164,7 @@ def test_a_death_without_a_result_brings_the_log_without_paths(
     with pytest.raises(JobFailedError) as caught:
         training.watch(job_id, start=LAST)
     assert caught.value.code == "training_died"
-    assert "died 4 times at the same place" in str(caught.value)
+    assert "died 4 times without progress" in str(caught.value)
     assert "Killed while writing …/adapter" in str(caught.value)
     assert str(services.settings.root) not in str(caught.value)
 
@@ -197,7 +197,7 @@ def test_a_killed_trainer_goes_on_from_its_last_whole_checkpoint(
     assert messages(ledger, job_id) == [
         "Fine-tuning job started",
         "began",
-        "The training process died; it goes on from the checkpoint at step 4",
+        "The training process died; it resumes from the checkpoint at step 4",
         "went on",
     ]
 
@@ -412,8 +412,8 @@ def test_a_silent_executor_is_waited_for_while_events_are_read(
     write_json(folder.result, {"status": "succeeded"})
     assert training.watch(job_id) == ("trained", 0)
     told = messages(ledger, job_id)
-    assert told.index("Step 1") < told.index("What runs the training answers again")
-    silence = "The cluster does not answer: refused. The job waits for it; nothing is lost"
+    assert told.index("Step 1") < told.index("The training executor answers again")
+    silence = "The cluster does not answer: refused. The job waits until it is back; nothing is lost"
     assert told.count(silence) == 1
 
 
