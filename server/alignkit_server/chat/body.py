@@ -1,4 +1,4 @@
-"""What the service reads of a completion request before it passes its bytes on."""
+"""The parts of a completion request that the service reads before it passes the bytes to the engine."""
 
 import json
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from alignkit_server.limits.body import THREAD_BYTES
 MAX_BODY_BYTES = 16 * 2**20
 
 TEXT_PARTS = frozenset({"text", "refusal", "input_text", "output_text", "thinking"})
-"""The others would make the engine fetch a URL of the client's choice."""
+"""Allowed content parts; others would make the engine fetch a URL chosen by the client."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionBody:
-    """A request's bytes as they came, the model they name and what they ask of its engine."""
+    """A request's original bytes, the model they name and their demand on the engine."""
 
     raw: bytes
     model: str
     demand: Demand
 
     def salted(self, salt: str) -> bytes:
-        """The bytes for the engine: as they came, but with a salt for its cache of prefixes.
+        """The bytes for the engine: the original ones plus a salt for the engine's prefix cache.
 
-        Without one the time that an answer takes would tell whether another project has asked the same before.
+        Without a salt, the time to answer would reveal whether another project has sent the same prompt before.
         """
         return b'{"cache_salt":"%s",' % salt.encode() + self.raw[self.raw.index(b"{") + 1 :]
 
 
 async def read_body(request: Request) -> CompletionBody:
-    """The request's body, checked. Raises ApiError (400 or 413)."""
+    """Read and check the request's body. Raises ApiError (400 or 413)."""
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
@@ -45,14 +45,14 @@ async def read_body(request: Request) -> CompletionBody:
 
 
 def parse_body(raw: bytes) -> CompletionBody:
-    """Check `raw` as far as the service must know it; the engine checks the rest. Raises ApiError (400)."""
+    """Check the parts of `raw` that the service must know; the engine checks the rest. Raises ApiError (400)."""
     try:
         body = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         why = (
             error
             if isinstance(error, json.JSONDecodeError)
-            else "it is not UTF-8, nests or counts without end"
+            else "it is not UTF-8, or nested too deeply, or has a number that is too long"
         )
         raise ApiError(400, f"The body is not valid JSON: {why}.", code="invalid_json") from error
     if not isinstance(body, dict):
@@ -72,5 +72,5 @@ def _refuse_media(body: dict[str, Any]) -> None:
         for position, part in enumerate(content if isinstance(content, list) else []):
             if isinstance(part, dict) and str(part.get("type")) not in TEXT_PARTS:
                 param = f"messages[{number}].content[{position}].type"
-                expected = "expected 'text', since only text is served"
+                expected = "expected 'text', because only text is supported"
                 raise ApiError(400, f"{param}: {expected}; found {shorten(part.get('type'))}.", param=param)

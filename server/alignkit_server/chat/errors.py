@@ -1,4 +1,4 @@
-"""What a client is told when an engine cannot answer, or refuses to."""
+"""Error answers for an engine that cannot answer or refuses a request."""
 
 import json
 
@@ -8,26 +8,26 @@ from alignkit_server.errors import ApiError, envelope
 MAX_MESSAGE = 1000
 DATA = b"data:"
 ERROR_KEY = b'"error"'
-"""In a text of the model's the quotes would be escaped."""
+"""The key of every error; inside a model's text its quotes would be escaped."""
 
 
 def engine_error(error: EngineError) -> ApiError:
-    """503: there is no engine to answer."""
+    """The 503 of an engine that is not available."""
     return ApiError(503, f"The model cannot answer: {error}.", type="server_error", code=error.code)
 
 
 def engine_lost(base_model: str) -> ApiError:
-    """503: the engine went away with the answer."""
+    """The 503 of an engine that ended or closed the connection before it finished its answer."""
     return ApiError(
         503,
-        f"The engine of {base_model} ended or hung up before it had answered; try again.",
+        f"The engine of {base_model} stopped before it finished its answer; try again.",
         type="server_error",
         code="engine_failed",
     )
 
 
 def engine_refused(status: int, content: bytes) -> ApiError:
-    """The engine's own error answer: its status and message, without the machine's paths."""
+    """The engine's own error, with its status and message, without paths of this machine."""
     try:
         error = json.loads(content)["error"]
         message, param = str(error["message"]), error.get("param")
@@ -43,14 +43,14 @@ def engine_refused(status: int, content: bytes) -> ApiError:
 
 
 def as_event(error: ApiError) -> bytes:
-    """The error envelope as a server-sent event, for an answer that has begun."""
+    """The error envelope as a server-sent event, for a response that has already started."""
     return b"data: %s\n\n" % json.dumps(envelope(error)).encode()
 
 
 def with_errors_told(events: bytes) -> bytes:
-    """Whole events of an engine, its own errors among them as a client may read them.
+    """Complete events of an engine, with the engine's own errors rewritten as error envelopes.
 
-    The rest passes untouched: nearly all of it by one look for the key that every error has.
+    Everything else passes unchanged; a single search for the key of every error settles nearly all chunks.
     """
     if ERROR_KEY not in events:
         return events

@@ -1,6 +1,6 @@
-"""Which options of a completion request reach the engine: those named here, within bounds, and no others.
+"""The options of a completion request that may reach the engine, with their limits; all others are refused.
 
-An engine is shared, so an option that could hold it up is bounded, and one that is not known is refused.
+An engine is shared: options that could slow it down are limited, and unknown options are refused.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from alignkit_server.chat.structured import check_schema, check_structured
 from alignkit_server.errors import ApiError, shorten
 
 MAX_SEQUENCES = 4096
-"""Prompts times `n`: where the engine's own limit, which is far lower, is not known."""
+"""Limit of prompts times `n` if the engine's own limit, which is far lower, is unknown."""
 MAX_LOGPROBS = 20
 MAX_TOOLS = 128
 
@@ -27,12 +27,12 @@ def _at_most(most: int) -> Check:
 
 
 def _entries(most: int, length: int | None = None) -> Check:
-    """At most so many entries, each, where it is text, of at most `length` characters."""
+    """A check for at most `most` entries, with at most `length` characters each if they are text."""
 
     def check(param: str, value: Any) -> None:
         entries = [value] if isinstance(value, str) else value
         if not isinstance(entries, list | dict):
-            return  # the engine's to refuse
+            return  # the engine refuses it
         if len(entries) > most:
             raise _refused(param, f"expected at most {most:,} entries, found {len(entries):,}")
         if length and any(isinstance(entry, str) and len(entry) > length for entry in entries):
@@ -42,7 +42,7 @@ def _entries(most: int, length: int | None = None) -> Check:
 
 
 def _format(param: str, value: Any) -> None:
-    """`response_format`; the schema is one level down at OpenAI, and a structural tag holds several."""
+    """Check `response_format`; OpenAI nests the schema one level down, and a structural tag holds several."""
     if isinstance(value, dict):
         check_schema(param, value)
 
@@ -72,7 +72,7 @@ OPTIONS: dict[str, Check | None] = {
     "stream": None,
     "stream_options": None,
     "echo": None,
-    # how tokens are drawn
+    # sampling
     "temperature": None,
     "top_p": None,
     "top_k": None,
@@ -85,7 +85,7 @@ OPTIONS: dict[str, Check | None] = {
     "logit_bias": _entries(1024),
     "allowed_token_ids": None,
     "bad_words": _entries(64, 256),
-    # how much
+    # amount and end of the output
     "n": None,
     "best_of": None,
     "use_beam_search": None,
@@ -98,7 +98,7 @@ OPTIONS: dict[str, Check | None] = {
     "include_stop_str_in_output": None,
     "truncate_prompt_tokens": None,
     "truncation_side": None,
-    # what is said of the tokens
+    # information about tokens
     "logprobs": _at_most(MAX_LOGPROBS),
     "top_logprobs": _at_most(MAX_LOGPROBS),
     "prompt_logprobs": _at_most(MAX_LOGPROBS),
@@ -107,7 +107,7 @@ OPTIONS: dict[str, Check | None] = {
     "return_tokens_as_token_ids": None,
     "skip_special_tokens": None,
     "spaces_between_special_tokens": None,
-    # the chat template's
+    # chat template
     "add_generation_prompt": None,
     "continue_final_message": None,
     "add_special_tokens": None,
@@ -116,13 +116,13 @@ OPTIONS: dict[str, Check | None] = {
     "reasoning_effort": None,
     "include_reasoning": None,
     "thinking_token_budget": None,
-    # the form of the answer
+    # form of the answer
     "response_format": _format,
     "structured_outputs": check_structured,
     "tools": _tools,
     "tool_choice": None,
     "parallel_tool_calls": None,
-    # OpenAI's, of which nothing comes here
+    # OpenAI's; no effect here
     "user": None,
     "metadata": None,
     "store": None,
@@ -133,34 +133,34 @@ OPTIONS: dict[str, Check | None] = {
     "verbosity": None,
     "modalities": None,
 }
-"""By name; None for what the engine itself checks, or what costs nothing."""
+"""Option name -> check; None if the engine checks the option itself, or if it costs nothing."""
 REFUSED = {
     "chat_template": "messages are rendered with the model's own template",
     "prompt_embeds": "prompts are text or token ids",
-    "kv_transfer_params": "it is not for clients",
-    "ec_transfer_params": "it is not for clients",
-    "vllm_xargs": "it is not for clients",
-    "mm_processor_kwargs": "only text is served",
-    "media_io_kwargs": "only text is served",
-    "request_id": "ids are given by the service",
-    "priority": "it is not for clients",
+    "kv_transfer_params": "it is internal to the engine",
+    "ec_transfer_params": "it is internal to the engine",
+    "vllm_xargs": "it is internal to the engine",
+    "mm_processor_kwargs": "only text is supported",
+    "media_io_kwargs": "only text is supported",
+    "request_id": "the service assigns ids",
+    "priority": "clients cannot choose it",
     "cache_salt": "each project has its own",
 }
-"""Options with a reason to tell; null is let through, as for every other."""
+"""Options that are refused with a specific reason; null is allowed, as for all options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request takes of an engine: sequences, and the most tokens of each (None: the model's length)."""
+    """The demand of a request on an engine: sequences, and maximum tokens per sequence (None: the model's length)."""
 
     sequences: int
     tokens: int | None
     structured: bool
-    """Whether the engine compiles something first."""
+    """Whether the engine must compile a schema, pattern or grammar first."""
 
 
 def check_options(body: dict[str, Any]) -> Demand:
-    """Refuse (400) options that are not for clients, not known or out of bounds; what the others ask for."""
+    """Refuse (400) options that are internal, unknown or out of range; return the demand of the others."""
     for name, value in body.items():
         if value is None:
             continue
@@ -170,7 +170,7 @@ def check_options(body: dict[str, Any]) -> Demand:
             shown = shorten(name)
             raise ApiError(
                 400,
-                f"Unknown parameter: {shown}; docs/service.md lists what the engines are asked.",
+                f"Unknown parameter: {shown}; docs/service.md lists the supported parameters.",
                 param=name[:80],
                 code="unknown_parameter",
             )
@@ -179,16 +179,16 @@ def check_options(body: dict[str, Any]) -> Demand:
             check(name, value)
     sequences = _prompts(body.get("prompt")) * max(_whole(body, "n", 1), _whole(body, "best_of", 1))
     if sequences > MAX_SEQUENCES:
-        raise _refused("n", f"expected at most {MAX_SEQUENCES:,} sequences, which is prompts times n")
+        raise _refused("n", f"expected at most {MAX_SEQUENCES:,} sequences (number of prompts times n)")
     given = [body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
     tokens = max(filter(lambda value: isinstance(value, int), given), default=None)
     if tokens is None and "prompt" in body:
-        tokens = 16  # the engine's default, as OpenAI's
+        tokens = 16  # the engine's default, like OpenAI's
     return Demand(sequences, tokens, _is_structured(body))
 
 
 def _prompts(prompt: object) -> int:
-    """How many prompts there are: a text, a list of token ids, or a list of either."""
+    """The number of prompts: one for a text or a list of token ids, else the length of the list."""
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return len(prompt)
     return 1

@@ -14,7 +14,7 @@ router = APIRouter(tags=["chat"])
 ERRORS = documented(404, 413, 503)
 ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "OpenAI's object, or with stream=true its chunks",
+        "description": "OpenAI's completion object, or its chunks with stream=true",
         "content": {
             "application/json": {"schema": {"type": "object"}},
             "text/event-stream": {"schema": {"type": "string"}},
@@ -24,7 +24,7 @@ ANSWER: dict[int | str, dict[str, Any]] = {
 
 
 def _body(asked: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """What a request holds, as far as the service itself reads it; the engine checks the rest."""
+    """The request body's schema, for the fields that the service itself reads; the engine checks the rest."""
     properties = {"model": {"type": "string", "minLength": 1}, asked: schema, "stream": {"type": "boolean"}}
     body = {"type": "object", "required": ["model", asked], "properties": properties}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
@@ -36,13 +36,13 @@ TEXT_BODY = _body("prompt", {})
 
 @router.post("/v1/chat/completions", responses=ERRORS | ANSWER, openapi_extra=CHAT_BODY)
 async def create_chat_completion(request: Request, services: ServicesDep, caller: ProjectDep) -> Response:
-    """Answer a chat with a base or fine-tuned model, whole or streamed."""
+    """Answer a chat with a base or fine-tuned model, as a whole or streamed."""
     return await _answer(request, "/v1/chat/completions", services, caller)
 
 
 @router.post("/v1/completions", responses=ERRORS | ANSWER, openapi_extra=TEXT_BODY)
 async def create_completion(request: Request, services: ServicesDep, caller: ProjectDep) -> Response:
-    """Continue a text with a base or fine-tuned model, whole or streamed."""
+    """Continue a text with a base or fine-tuned model, as a whole or streamed."""
     return await _answer(request, "/v1/completions", services, caller)
 
 

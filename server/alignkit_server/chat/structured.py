@@ -1,8 +1,8 @@
-"""Bounds for what an engine compiles before it answers: schemas, regular expressions, grammars, choices.
+"""Limits for what an engine compiles before it answers: schemas, regular expressions, grammars, choices.
 
-Compilation is the engine's own and shared by everybody who asks it: one that takes minutes keeps every other
-structured answer waiting, and hanging up does not end it. What is counted here is what makes it long: the size, the
-repetitions multiplied out, and the patterns, each of which is matched against the whole vocabulary.
+The engine compiles for all clients in one place. A compilation of minutes delays every other structured answer,
+and does not stop when the client disconnects. These limits count what makes it slow: the size, the repetitions
+multiplied out, and the patterns, because each is matched against the whole vocabulary.
 """
 
 import json
@@ -13,14 +13,14 @@ from typing import Any
 from alignkit_server.errors import ApiError
 
 MAX_BYTES = 16 * 2**10
-"""Of a schema, a grammar or all choices together, as JSON."""
+"""Maximum size of a schema, a grammar or all choices together, as JSON."""
 MAX_CHOICES = 256
 MAX_CHOICE_LENGTH = 1024
 MAX_REGEX_LENGTH = 1024
 MAX_REPEATED = 10_000
-"""Characters of a pattern, or items of a schema, with every repetition written out."""
+"""Maximum characters of a pattern, or items of a schema, with every repetition written out."""
 MAX_PATTERNS = 32
-"""Parts of one schema that are matched character by character."""
+"""Maximum number of parts of one schema that are matched character by character."""
 MAX_NODES = 1000
 REPEATS = ("maxItems", "minItems", "maxProperties", "minProperties")
 LENGTHS = ("maxLength", "minLength")
@@ -30,7 +30,7 @@ _CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]?", re.DOTALL)
 
 
 def check_structured(param: str, given: object) -> None:
-    """Refuse (400) `structured_outputs` that would take the engine long."""
+    """Refuse (400) `structured_outputs` that would take the engine too long to compile."""
     if not isinstance(given, dict):
         raise _refused(param, "expected an object")
     for kind, check in CHECKS.items():
@@ -39,7 +39,7 @@ def check_structured(param: str, given: object) -> None:
 
 
 def check_schema(param: str, given: object) -> None:
-    """Refuse (400) a JSON schema, or a structural tag that holds some, that would take the engine long."""
+    """Refuse (400) a JSON schema, or a structural tag with schemas, that would take too long to compile."""
     if isinstance(given, str):
         _require(param, "bytes", len(given.encode("utf-8", "replace")), MAX_BYTES)
         try:
@@ -64,7 +64,7 @@ def check_schema(param: str, given: object) -> None:
 
 
 def check_regex(param: str, given: object) -> None:
-    """Refuse (400) a regular expression that is long with every repetition written out."""
+    """Refuse (400) a regular expression that is too long with every repetition written out."""
     if not isinstance(given, str):
         raise _refused(param, "expected a string")
     _require(param, "characters", len(given), MAX_REGEX_LENGTH)
@@ -72,7 +72,7 @@ def check_regex(param: str, given: object) -> None:
 
 
 def written_out(pattern: str) -> int:
-    """Roughly the length of `pattern` with `{n}` and `{n,m}` replaced by that many copies."""
+    """The approximate length of `pattern` with `{n}` and `{n,m}` replaced by that many copies."""
     sums, last, position = [0], 0, 0
     while position < len(pattern):
         quantifier = _QUANTIFIER.match(pattern, position)
@@ -131,7 +131,7 @@ CHECKS = {
 
 
 def _nodes(value: Any, times: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """The objects inside of `value`, each with how often those around it repeat it."""
+    """The objects inside `value`, each with the number of times that enclosing objects repeat it."""
     if isinstance(value, dict):
         times *= max(1, *(_count(value.get(name)) for name in REPEATS))
         yield value, times

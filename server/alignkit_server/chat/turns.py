@@ -1,7 +1,7 @@
-"""Who is asking an engine now: no project all of it, and those that wait take turns.
+"""Fair access to an engine: no project gets all of it, and waiting projects take turns.
 
-vLLM serves in order of arrival, so what waits there waits behind everything that came before. Here a request is sent
-on only once it can begin, and the next to begin is of the project that has the fewest sequences at work.
+vLLM serves requests in order of arrival, so one queued there waits behind everything sent before. Here a request
+is sent only when it can start, and the next to start belongs to the project with the fewest running sequences.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a request occupies of an engine."""
+    """The part of an engine that a request occupies."""
 
     sequences: int
     tokens: int
@@ -23,7 +23,7 @@ class _Waiting:
     most_tokens: int | None
     begun: asyncio.Future[None]
     number: int
-    """In the order of arrival, which decides between projects with as much at work."""
+    """Number in order of arrival; breaks ties between projects with equally many running sequences."""
 
 
 @dataclass(slots=True)
@@ -34,10 +34,10 @@ class _Project:
 
 
 class Turns:
-    """The places of one engine. For one event loop."""
+    """The sequence slots of one engine. For use in one event loop."""
 
     def __init__(self, capacity: int) -> None:
-        """`capacity` is how many sequences the engine works on at once."""
+        """`capacity` is the number of sequences that the engine processes at once."""
         self._capacity = capacity
         self.share = share_of(capacity)
         self._sequences = 0
@@ -45,9 +45,9 @@ class Turns:
         self._projects: dict[str, _Project] = {}
 
     async def take(self, project_id: str, load: Load, most_tokens: int | None = None) -> None:
-        """Wait until `load` may begin; give it back with `release`.
+        """Wait until `load` may start; end it with `release`.
 
-        A project has at most `share` sequences at work, and `most_tokens` tokens; one request alone may have more.
+        A project may run at most `share` sequences and `most_tokens` tokens; a single request alone may exceed both.
         """
         project = self._projects.setdefault(project_id, _Project())
         self._arrived += 1
@@ -66,7 +66,7 @@ class Turns:
             raise
 
     def release(self, project_id: str, load: Load) -> None:
-        """Give the places of a request back."""
+        """Free the slots of a request."""
         project = self._projects[project_id]
         project.sequences -= load.sequences
         project.tokens -= load.tokens
@@ -75,7 +75,7 @@ class Turns:
         self._forget(project_id)
 
     def _begin(self) -> None:
-        """Let those begin whose turn it is. One that does not fit yet keeps the others from passing it."""
+        """Start the requests whose turn it is. A request that does not fit yet is not overtaken by others."""
         while True:
             ready = [
                 project
@@ -108,5 +108,5 @@ class Turns:
 
 
 def share_of(capacity: int) -> int:
-    """How many of an engine's sequences one project may have: an eighth is left for the others."""
+    """The number of an engine's sequences that one project may use: an eighth is left for the others."""
     return max(1, capacity - max(1, capacity // 8))
