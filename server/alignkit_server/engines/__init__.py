@@ -1,1 +1,1 @@
-"""Inference engines: one vLLM process per base model, the adapters it serves, and the proof that it serves them."""
+"""Inference engines: one vLLM process per base model, the adapters it serves, and the canary that verifies them."""

@@ -1,7 +1,8 @@
-"""Adapters where the engine finds them: {adapters}/{base model}/{model name}/, put there whole or not at all.
+"""Publishes adapters to where the engine finds them, atomically: {adapters}/{base model}/{model name}/.
 
-vLLM's filesystem resolver loads a folder of that name at its first request. Only what it needs is published: the
-config and the safetensors weights. A model name is never used twice, since vLLM's prefix cache may remember it.
+vLLM's filesystem resolver loads the folder of that name at the first request. Only the files it needs are
+published: the config and the safetensors weights. A model name is never reused, because vLLM's prefix cache may
+still hold entries of that name.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ __all__ = ["AdapterError", "publish", "refuse_unservable", "unpublish"]
 
 UNLOAD_SECONDS = 10.0
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,249}")
-"""One path component in every case."""
+"""Pattern of model names; each is a single path component."""
 
 _UNSUPPORTED = {
     "modules_to_save": "fully trained modules (modules_to_save)",
@@ -44,15 +45,15 @@ logger = logging.getLogger(__name__)
 
 
 def publish(settings: Settings, adapter_dir: Path, *, model_name: str, base_model: str) -> Path:
-    """Copy the peft adapter in `adapter_dir` to its served place and return that; doing it twice is harmless.
+    """Copy the peft adapter in `adapter_dir` to the folder it is served from, and return that folder. Idempotent.
 
-    Raises AdapterError where vLLM could not serve it or another adapter has the name.
+    Raises AdapterError if vLLM could not serve the adapter, or if another adapter has the name.
     """
     target = _place(settings, model_name, base_model)
     weights = adapter_dir / WEIGHTS_FILE
     config = _read_config(adapter_dir)
     refuse_unservable(config, weights, max_rank=settings.engine.max_lora_rank)
-    # The resolver takes an adapter only for the base of this very name.
+    # The resolver accepts an adapter only if this name equals that of the base model.
     served = json.dumps(config | {"base_model_name_or_path": base_model}, indent=2).encode()
     if target.exists():
         if _same(target, served, weights):
@@ -63,7 +64,7 @@ def publish(settings: Settings, adapter_dir: Path, *, model_name: str, base_mode
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(
         f".publishing-{model_name}"
-    )  # always the same: one cut short is not left behind
+    )  # a fixed name: the next attempt replaces an interrupted one
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
@@ -80,9 +81,9 @@ def publish(settings: Settings, adapter_dir: Path, *, model_name: str, base_mode
 
 
 def unpublish(settings: Settings, *, model_name: str, base_model: str, engine_url: str | None = None) -> None:
-    """Remove the adapter and ask the engine at `engine_url`, if any, to forget it; harmless where it is not there.
+    """Remove the adapter and ask the engine at `engine_url`, if given, to unload it. Idempotent.
 
-    First from disk: an engine that forgot it could otherwise load it again.
+    The files go first: an engine that unloaded the adapter could otherwise load it again.
     """
     target = _place(settings, model_name, base_model)
     if target.exists():
@@ -95,9 +96,9 @@ def unpublish(settings: Settings, *, model_name: str, base_model: str, engine_ur
 
 
 def refuse_unservable(config: dict[str, Any], weights: Path, *, max_rank: int) -> None:
-    """Raise AdapterError where vLLM cannot serve the adapter; `config` is its adapter_config.json.
+    """Raise AdapterError if vLLM cannot serve the adapter; `config` is its adapter_config.json.
 
-    Reads names and shapes from the weights' header only.
+    Reads only names and shapes, from the header of the weights file.
     """
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"only LoRA adapters can be served, found peft_type {config.get('peft_type')!r}")
@@ -116,7 +117,7 @@ def refuse_unservable(config: dict[str, Any], weights: Path, *, max_rank: int) -
     for name, shape in shapes.items():
         if HEAD_MODULES & set(name.split(".")):
             raise AdapterError(
-                f"the adapter cannot be served: vLLM has no LoRA for heads and embeddings, found {name}"
+                f"the adapter cannot be served: vLLM does not support LoRA on heads and embeddings, found {name}"
             )
         if not name.endswith(_WEIGHT_SUFFIXES):
             raise AdapterError(f"the adapter cannot be served: expected only LoRA weights, found {name}")

@@ -1,7 +1,7 @@
-"""The proof that an engine answers with an adapter: its log-probs against the trainer's own, token by token.
+"""The canary: verifies that an engine serves a trained model, by comparing log-probs with the trainer's per token.
 
-vLLM loads an adapter whose module names do not match without an error and goes on answering as the base model, so a
-successful request proves nothing; numbers do.
+vLLM loads an adapter whose module names do not match without an error, and then answers as the base model. A
+successful request therefore proves nothing; equal numbers do.
 """
 
 import math
@@ -16,17 +16,17 @@ from alignkit_server.engines.errors import CanaryError, EngineError, scrub_paths
 __all__ = ["CanaryError", "CanaryReport", "check"]
 
 REQUEST_SECONDS = 120.0
-"""The first request to an adapter loads it."""
+"""Timeout of a request; the first request to an adapter also loads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far two computations of the same log-probs may lie apart, in nats."""
+    """Maximum allowed differences between two computations of the same log-probs, in nats."""
 
     maximum: float
     mean: float
     visible: float
-    """A trainer's shift from base to adapter that the engine must show at least a trace of."""
+    """Minimum shift from base to adapter, in nats, above which the engine must show a shift as well."""
 
 
 FULL_PRECISION = Tolerance(maximum=0.05, mean=0.01, visible=0.001)
@@ -56,38 +56,38 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class OverBase:
-    """What an adapter does to its base, by the trainer's numbers and the engine's."""
+    """The effect of an adapter on its base model, measured by the trainer and by the engine."""
 
     base: Difference
-    """The engine's base model against the trainer's."""
+    """The engine's base model compared with the trainer's."""
     trained_shift: Difference
-    """The trainer's adapter against what the trainer began with: what training changed."""
+    """The trainer's adapter compared with the start of training: the change by training."""
     served_shift: Difference
-    """The engine's adapter against the engine's base: what of that is served."""
+    """The engine's adapter compared with the engine's base: the part of that change that is served."""
 
     def __str__(self) -> str:
-        moved = f"training moved them by {self.trained_shift}, serving by {self.served_shift}"
+        moved = f"shift by training: {self.trained_shift}, shift when served: {self.served_shift}"
         return f"(base model: {self.base}); {moved}"
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryReport:
-    """What the canary measured; differences are of log-probs a completion token, in nats."""
+    """The result of a canary check; differences are of log-probs per completion token, in nats."""
 
     tokens: int
     adapter: Difference
-    """The engine's adapter, or fully trained model, against the trainer's."""
+    """The engine's adapter, or fully trained model, compared with the trainer's."""
     tolerance: Tolerance
     over_base: "OverBase | None"
-    """What an adapter changes; None where all weights were trained, and so the engine knows no base."""
+    """The effect of an adapter; None if all weights were trained, because the engine then has no base model."""
 
     @property
     def conclusive(self) -> bool:
-        """Whether training changed enough for the numbers to tell adapter from base."""
+        """Whether training changed enough to tell the adapter from the base model."""
         return self.over_base is None or self.over_base.trained_shift.maximum > self.tolerance.visible
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, ready for JSON."""
+        """The numbers as JSON values."""
         return asdict(self) | {"conclusive": self.conclusive}
 
     def __str__(self) -> str:
@@ -100,8 +100,8 @@ def check(
 ) -> CanaryReport:
     """Compare the engine at `endpoint` with the trainer's numbers in `canary` (a job's canary.json).
 
-    Tolerances are those of full precision where trainer and engine both use float32. Raises CanaryError where the
-    engine does not answer as trained, EngineError where it does not answer at all.
+    The strict tolerances apply if trainer and engine both use float32. Raises CanaryError if the engine does not
+    answer as trained, EngineError if it does not answer at all.
     """
     prompt, completion, trained_base, trained = _parts(canary)
     over_base = None
@@ -130,20 +130,20 @@ def check(
 def _complaint(report: CanaryReport) -> str | None:
     tolerance, over_base = report.tolerance, report.over_base
     if over_base is not None and not over_base.base.within(tolerance):
-        return "vLLM's base model is not the one that was trained"
+        return "vLLM's base model differs from the one that was trained"
     if over_base is not None and report.conclusive and over_base.served_shift.maximum == 0:
-        return "vLLM answers as the base model: the adapter has no effect there"
+        return "vLLM answers as the base model: the adapter has no effect"
     if report.adapter.within(tolerance):
         return None
     if over_base is None:
-        return "vLLM's model does not answer as it was trained"
+        return "vLLM's model does not answer as trained"
     if over_base.served_shift.maximum < over_base.trained_shift.maximum / 10:
         return "vLLM answers as the base model"
-    return "vLLM's adapter does not answer as it was trained"
+    return "vLLM's adapter does not answer as trained"
 
 
 def _parts(canary: dict[str, Any]) -> tuple[list[int], list[int], list[float] | None, list[float]]:
-    """Prompt, completion, and the trainer's log-probs of it: the base's, if there is one, and the result's."""
+    """Prompt, completion, and its log-probs by the trainer: those of the base, if any, and those of the result."""
     try:
         prompt, completion = list(canary["prompt_token_ids"]), list(canary["completion_token_ids"])
         base = None if canary["base_logprobs"] is None else list(canary["base_logprobs"])

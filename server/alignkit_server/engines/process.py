@@ -1,7 +1,7 @@
-"""A child process that can always be ended, whole: by the server that started it or by the next one.
+"""A child process that can always be ended with all its descendants, by its own server or by the next one.
 
-Every process carries a random token in its environment, which its own children inherit. The token finds them all,
-also when the first of them is gone, when one of them moved to another session, and when process ids were used again.
+Every process carries a random token in its environment, which its children inherit. The token finds all of them,
+even if the first one is gone, one moved to another session, or process ids were reused.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The few variables a child needs from this process, and `extra`; never a secret of this process."""
+    """The few variables of this process that a child needs, plus `extra`; never a secret of this process."""
     passed = {
         name: value
         for name, value in os.environ.items()
@@ -58,7 +58,7 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a child is and who started it, so that neither is taken for another process with the same id."""
+    """Identifies a child and the server that started it, so that reused process ids are not mistaken for them."""
 
     token: str
     pid: int
@@ -68,7 +68,7 @@ class Identity:
     owner_create_time: float
 
     def save(self, path: Path) -> None:
-        """Write to `path`, whole or not at all."""
+        """Write to `path`, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".{path.name}.tmp")
         staging.write_text(json.dumps(asdict(self)))
@@ -76,23 +76,23 @@ class Identity:
 
     @classmethod
     def load(cls, path: Path) -> "Identity | None":
-        """What `path` records, or None where it is missing or unreadable."""
+        """The identity recorded in `path`, or None if it is missing or unreadable."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def owned_by_another(self) -> bool:
-        """Whether the server that started it is still running and is not this process."""
+        """Whether the server that started it is another process that still runs."""
         return self.owner_pid != os.getpid() and runs(self.owner_pid, self.owner_create_time)
 
     def owned_by_us(self) -> bool:
-        """Whether this very process started it, and not an earlier one with its id."""
+        """Whether this process started it, as opposed to an earlier one with the same process id."""
         return self.owner_pid == os.getpid() and runs(self.owner_pid, self.owner_create_time)
 
 
 class ManagedProcess:
-    """A child in its own session, writing to a log file and recorded in an identity file. Thread-safe."""
+    """A child in its own session, with a log file and an identity file. Thread-safe."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class ManagedProcess:
         identity_path: Path,
         child: subprocess.Popen[bytes] | None,
     ) -> None:
-        """Use `start` or `attach`."""
+        """Use `start` or `attach` instead."""
         self.identity = identity
         self._log_path = log_path
         self._identity_path = identity_path
@@ -121,14 +121,14 @@ class ManagedProcess:
     ) -> "ManagedProcess":
         """Start `command` with exactly `environment`; the log of an earlier run is kept as `<log>.1`.
 
-        Raises OSError where the program cannot be started.
+        Raises OSError if the program cannot be started.
         """
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             log_path.replace(log_path.with_name(f"{log_path.name}.1"))
         owner = psutil.Process()
         identity = Identity(secrets.token_hex(16), 0, 0.0, port, owner.pid, owner.create_time())
-        # Recorded before the child exists: a server killed between the two lines below leaves no child unrecorded.
+        # Recorded before the child exists: even a server killed in the next lines leaves no unrecorded child.
         identity.save(identity_path)
         # SPT_NOENV: a program that sets its title (vLLM does) would otherwise overwrite the token.
         marked = {**environment, TOKEN_VARIABLE: identity.token, "SPT_NOENV": "1"}
@@ -154,7 +154,7 @@ class ManagedProcess:
 
     @classmethod
     def attach(cls, identity_path: Path, *, log_path: Path) -> "ManagedProcess | None":
-        """The process that `identity_path` records, alive or not; None where nothing is recorded."""
+        """The process recorded in `identity_path`, alive or not; None if none is recorded."""
         identity = Identity.load(identity_path)
         if identity is None:
             return None
@@ -170,29 +170,29 @@ class ManagedProcess:
 
     @property
     def returncode(self) -> int | None:
-        """The exit status once it ended (negative: the signal), None before and for an attached process."""
+        """The exit status after it ended (negative: the signal), else None; always None for an attached process."""
         return self._child.poll() if self._child else None
 
     def alive(self) -> bool:
-        """Whether the process itself runs; a zombie does not, nor does another process with its id."""
+        """Whether the process itself runs; false for a zombie, and for another process with its id."""
         if self._child is not None:
             return self._child.poll() is None
         return runs(self.identity.pid, self.identity.create_time)
 
     def interrupt(self) -> None:
-        """Let those it launched save and end; see `alignkit.launch.interrupt`."""
+        """Ask the training processes it launched to save and exit; see `alignkit.launch.interrupt`."""
         if self.alive():
             interrupt(self.identity.pid)
 
     def terminate(self, grace: float) -> None:
-        """End it and everything it started: SIGTERM, and after `grace` seconds SIGKILL. Removes its record."""
+        """Stop it and all its descendants: SIGTERM, and SIGKILL after `grace` seconds. Removes its identity file."""
         members = self._members()
         _signal(members, kill=False)
         self._wait_for(members, grace)
         deadline = time.monotonic() + KILL_SECONDS
         while members := self._members():
             if time.monotonic() > deadline:
-                # Not even SIGKILL ends a process stuck in the kernel; the record stays for the next start.
+                # Not even SIGKILL ends a process stuck in the kernel; its identity file stays for the next start.
                 logger.error("processes %s did not end after SIGKILL", [process.pid for process in members])
                 return
             _signal(members, kill=True)
@@ -202,7 +202,7 @@ class ManagedProcess:
         self._identity_path.unlink(missing_ok=True)
 
     def last_lines(self, count: int) -> list[str]:
-        """The last `count` lines of the log that are not empty."""
+        """The last `count` non-empty lines of the log."""
         try:
             with self._log_path.open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
@@ -212,7 +212,7 @@ class ManagedProcess:
         return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 
     def _members(self) -> list[psutil.Process]:
-        """Every living process that carries the token."""
+        """Every living process with the token."""
         members = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -224,7 +224,7 @@ class ManagedProcess:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self._child is not None:
-                self._child.poll()  # reaps it, or it would stay a zombie
+                self._child.poll()  # reap it, or it would stay a zombie
             if not any(_living(process) for process in members):
                 return
             time.sleep(POLL_SECONDS)
@@ -238,10 +238,10 @@ def _living(process: psutil.Process) -> bool:
 
 
 def runs(pid: int, create_time: float) -> bool:
-    """Whether the process that was created then still runs."""
+    """Whether the process with this id and creation time still runs."""
     try:
         process = psutil.Process(pid)
-        # A second of tolerance: the time is derived from the clock, which may be adjusted meanwhile.
+        # A second of tolerance: the time is derived from the clock, which may have been adjusted.
         return abs(process.create_time() - create_time) < 1 and _living(process)
     except (psutil.Error, ValueError):
         return False
@@ -257,7 +257,7 @@ def _signal(members: list[psutil.Process], *, kill: bool) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of `host` ("" for every address) that nobody listens on now."""
+    """A free port of `host` ("" for all addresses)."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Which engines may run at once: a limit, and who makes room for another."""
+"""Limits which engines run at once, and decides which one is stopped for another."""
 
 import threading
 import time
@@ -12,8 +12,8 @@ WAKE_SECONDS = 0.5
 class Slots:
     """Slots for engines, by name. Thread-safe.
 
-    An engine that is in use keeps its slot. The one idle longest makes room for another. One slot, of several, is
-    never given to the engine of a project's own model: base models serve everybody.
+    An engine in use keeps its slot. The engine idle longest is stopped for another. If there are several slots, one
+    is never given to the engine of a project's own model, because base models serve all projects.
     """
 
     def __init__(
@@ -24,24 +24,24 @@ class Slots:
         *,
         is_shared: Callable[[str], bool] = lambda _name: True,
     ) -> None:
-        """`stop` ends an engine, and may take its time; `is_shared` tells a base model's."""
+        """`stop` stops an engine and may block; `is_shared` tells whether an engine belongs to a base model."""
         self._limit = limit
         self._is_shared = is_shared
         self._stop = stop
         self._stopping = stopping
         self._changed = threading.Condition()
         self._taken: dict[str, float] = {}
-        """When each was last used, by the monotonic clock."""
+        """Time of last use of each engine, on the monotonic clock."""
         self._ending: set[str] = set()
         self._users: dict[str, int] = {}
 
     def hold(self, name: str) -> None:
-        """Count one more user of that engine, running or not."""
+        """Count one more user of the engine, running or not."""
         with self._changed:
             self._users[name] = self._users.get(name, 0) + 1
 
     def release(self, name: str) -> None:
-        """Count one less."""
+        """Count one user less."""
         with self._changed:
             self._users[name] -= 1
             if not self._users[name]:
@@ -51,9 +51,9 @@ class Slots:
             self._changed.notify_all()
 
     def take(self, name: str, wait_seconds: float) -> None:
-        """Reserve a slot for an engine that the caller holds; if none is free, evict the one idle longest.
+        """Reserve a slot for an engine that the caller holds; if none is free, stop the engine idle longest.
 
-        Raises EngineError if none becomes free.
+        Raises EngineError if no slot becomes free within `wait_seconds`.
         """
         deadline = time.monotonic() + wait_seconds
         while (idlest := self._try(name)) is not None:
@@ -68,18 +68,18 @@ class Slots:
                     self._changed.wait(WAKE_SECONDS)
 
     def give_back(self, name: str) -> None:
-        """Free the slot of an engine that did not start."""
+        """Free the slot of an engine that did not start or was stopped."""
         with self._changed:
             self._taken.pop(name, None)
             self._changed.notify_all()
 
     def is_ending(self, name: str) -> bool:
-        """Whether that engine is being ended for want of use; one that is held and is not stays."""
+        """Whether the engine is being stopped as idle. An engine that is held and not ending keeps running."""
         with self._changed:
             return name in self._ending
 
     def end_idle(self, seconds: float) -> None:
-        """End the engines that nobody used for so long."""
+        """Stop the engines that have been idle for `seconds`."""
         while True:
             with self._changed:
                 before = time.monotonic() - seconds
@@ -90,7 +90,7 @@ class Slots:
             self._end(idle[0])
 
     def _try(self, name: str) -> str | None:
-        """None if the slot is reserved now; else the engine to end for it, or "" if none can be ended."""
+        """None if the slot is reserved now; else the engine to stop for it, or "" if none can be stopped."""
         with self._changed:
             if name in self._ending:
                 return ""
@@ -106,13 +106,13 @@ class Slots:
             return idle[0]
 
     def _kind_is_full(self, name: str) -> bool:
-        """Whether one more of the projects' own models would leave no slot for a base model."""
+        """Whether one more engine of a project's own model would leave no slot for a base model."""
         if self._limit is None or self._limit == 1 or self._is_shared(name):
             return False
         return sum(not self._is_shared(one) for one in self._taken) >= self._limit - 1
 
     def _idle(self) -> list[str]:
-        """Names of the engines that are not in use, longest unused first."""
+        """Names of the idle engines, longest idle first."""
         idle = [name for name in self._taken if name not in self._users and name not in self._ending]
         return sorted(idle, key=self._taken.__getitem__)
 

@@ -1,7 +1,7 @@
-"""Fully trained weights where an engine of their own serves them: {home}/weights/{model}/.
+"""Publishes fully trained weights to where their own engine serves them: {home}/weights/{model}/.
 
-They are put there whole or not at all; files are linked, not copied, where the file system can, since a checkpoint of
-all weights is as large as its model.
+Publishing is atomic. Files are hard-linked instead of copied where possible, because a full checkpoint is as large
+as its model.
 """
 
 import os
@@ -23,23 +23,23 @@ SERVED = (
     "merges.txt",
     "chat_template*",
 )
-"""What a server of the model reads; a checkpoint holds the optimizer's state besides."""
+"""Files that an engine reads; a checkpoint also holds the optimizer state."""
 
 
 def weights_folder(settings: Settings, model_name: str) -> Path:
-    """Where the model of that name is served from."""
+    """The folder that the model is served from."""
     return settings.weights_dir / file_name(model_name)
 
 
 def file_name(model_name: str) -> str:
-    """A model's name as a file's: colons mean something to too many programs. Still unique, for the job's id is."""
+    """A model's name as a file name, without colons, which many programs interpret. Unique through the job's id."""
     return model_name.replace(":", "_")
 
 
 def publish_weights(settings: Settings, source: Path, *, model_name: str) -> Path:
-    """Put the model in `source` where its engine finds it and return that; doing it twice is harmless.
+    """Copy or link the model in `source` to the folder it is served from, and return that folder. Idempotent.
 
-    Raises AdapterError where there are no weights to serve.
+    Raises AdapterError if there are no weights to serve.
     """
     target = weights_folder(settings, model_name)
     if target.exists():
@@ -48,7 +48,7 @@ def publish_weights(settings: Settings, source: Path, *, model_name: str) -> Pat
         raise AdapterError("the model cannot be served: expected config.json and *.safetensors")
     staging = target.with_name(
         f".publishing-{target.name}"
-    )  # always the same: one cut short is not left behind
+    )  # a fixed name: the next attempt replaces an interrupted one
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     for path in {path for pattern in SERVED for path in source.glob(pattern)}:
@@ -58,12 +58,12 @@ def publish_weights(settings: Settings, source: Path, *, model_name: str) -> Pat
 
 
 def unpublish_weights(settings: Settings, *, model_name: str) -> None:
-    """Remove the model; harmless where it is not there."""
+    """Remove the model. Idempotent."""
     shutil.rmtree(weights_folder(settings, model_name), ignore_errors=True)
 
 
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # different file systems, or no support for links
         shutil.copyfile(source, target)

@@ -67,14 +67,14 @@ def test_a_true_adapter_passes_with_its_numbers(served: Served) -> None:
     assert report.over_base.trained_shift.maximum == 2.0
     shift = json.loads(json.dumps(report.to_dict()))["over_base"]["served_shift"]
     assert shift["maximum"] == pytest.approx(1.9997)
-    assert "training moved them by at most 2, 1.2 on average" in str(report)
+    assert "shift by training: at most 2, 1.2 on average" in str(report)
 
 
 def test_a_model_whose_every_weight_was_trained_has_no_base(served: Served) -> None:
     report = served.check(shifted(BASE, 9.0), shifted(ADAPTER, 1e-3), base_logprobs=None)
     assert report.conclusive
     assert report.adapter.maximum == pytest.approx(1e-3)
-    with pytest.raises(CanaryError, match="vLLM's model does not answer as it was trained: 3 tokens"):
+    with pytest.raises(CanaryError, match="vLLM's model does not answer as trained: 3 tokens"):
         served.check(BASE, shifted(ADAPTER, 1.0), base_logprobs=None)
 
 
@@ -100,12 +100,12 @@ def test_an_untrained_adapter_is_let_through_as_inconclusive(served: Served) -> 
 
 
 def test_another_adapter_is_caught(served: Served) -> None:
-    with pytest.raises(CanaryError, match="adapter does not answer as it was trained"):
+    with pytest.raises(CanaryError, match="adapter does not answer as trained"):
         served.check(BASE, shifted(ADAPTER, 1.0))
 
 
 def test_another_base_model_is_caught(served: Served) -> None:
-    with pytest.raises(CanaryError, match="base model is not the one that was trained"):
+    with pytest.raises(CanaryError, match="base model differs from the one that was trained"):
         served.check(shifted(BASE, 0.5), ADAPTER)
 
 
