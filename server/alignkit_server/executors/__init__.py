@@ -1,1 +1,1 @@
-"""Where training runs: one protocol, local processes behind it by default."""
+"""Executors, which run the training: one protocol, with local processes as the default."""

@@ -1,4 +1,4 @@
-"""What a training process finds in its environment: little, and of the secrets here only what its trackers need."""
+"""Environment variables of training processes: few, and of secrets only those of the run's trackers."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ TRACKER_VARIABLES = {
         *NETWORK,
     ),
 }
-"""By tracker, the variables of this server that a run which reports to it is given."""
+"""Tracker -> variables of this server that are passed to runs which report to it."""
 
 
 def training_environment(folder: Path) -> dict[str, str]:

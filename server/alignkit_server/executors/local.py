@@ -1,4 +1,4 @@
-"""Training as a process of this machine, in a session of its own, found again after a restart."""
+"""Runs training as a process of this machine, in its own session, which a restarted server finds again."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from alignkit_server.executors.environment import training_environment
 
 
 class LocalExecutor:
-    """Implements alignkit_server.executors.protocol.Executor with one process group a run."""
+    """Implements alignkit_server.executors.protocol.Executor with one process group per run."""
 
     anywhere = False
 
@@ -20,11 +20,11 @@ class LocalExecutor:
         self._processes: dict[Path, ManagedProcess] = {}
 
     def capacity(self) -> int | None:
-        """As many as there are slots for."""
+        """No limit besides the training slots."""
         return None
 
     def start(self, folder: Path, *, resume: bool) -> None:
-        """Start training in `folder`, or go on, unless its process was started before."""
+        """Start training in `folder`, or resume it, unless its process was already started."""
         known = self._find(folder)
         if known is not None and known.pid:
             return
@@ -39,7 +39,7 @@ class LocalExecutor:
         )
 
     def running(self, folder: Path) -> bool:
-        """Whether the process lives; once it does not, what it may have left behind is ended."""
+        """Whether the process lives; after its end, also stops any descendants it left behind."""
         process = self._find(folder)
         if process is None:
             return False
@@ -49,13 +49,13 @@ class LocalExecutor:
         return False
 
     def interrupt(self, folder: Path) -> None:
-        """Let the trainer save and end."""
+        """Ask the trainer to save and exit."""
         process = self._find(folder)
         if process is not None:
             process.interrupt()
 
     def stop(self, folder: Path) -> None:
-        """End the process and all of its children."""
+        """Stop the process and all its children."""
         process = self._find(folder)
         if process is not None:
             process.terminate(self._grace)

@@ -1,4 +1,4 @@
-"""The executors by the name that selects one."""
+"""Executors by name."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ EXECUTORS: dict[str, Callable[[Settings], Executor]] = {
 
 
 def executor_of(settings: Settings) -> Executor:
-    """The executor that the settings name; raises AlignkitError where it cannot be used."""
+    """The executor selected by the settings. Raises AlignkitError if it cannot be used."""
     return EXECUTORS[settings.executor](settings)
 
 
 def trains_on_gpu(settings: Settings) -> bool | None:
-    """Whether jobs train on a GPU that need not be this machine's; None where this machine trains them."""
+    """Whether jobs train on a GPU of another machine; None if this machine trains them."""
     return settings.ray.gpus > 0 if settings.executor == "ray" else None

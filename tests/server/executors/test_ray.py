@@ -125,12 +125,12 @@ def test_what_ray_knows_of_a_failure_is_in_the_log(executor: RayExecutor, tmp_pa
     until(lambda: executor._jobs.find(f"{folder.name}-1").status == "FAILED", "it fails")  # type: ignore[union-attr]
     (folder / "elsewhere.json").rename(folder / "ray.json")
     assert not executor.running(folder)
-    assert "must lie on storage that all nodes see" in (folder / "train.log").read_text()
+    assert "must be on storage that all nodes mount" in (folder / "train.log").read_text()
 
 
 def test_more_gpus_than_any_node_has_are_refused_or_waited_for(cluster: Cluster, tmp_path: Path) -> None:
     ray = RaySettings(address=cluster.address, gpus=8, waiting=0)
-    with pytest.raises(AlignkitError, match="a job asks for 8 GPUs of a node, and the largest node has 1"):
+    with pytest.raises(AlignkitError, match="a job needs 8 GPUs per node, and the largest node has 1"):
         executor_of(Settings(home=tmp_path, executor="ray", ray=ray))
     waiting = RayExecutor.connect(Settings(home=tmp_path, ray=ray.model_copy(update={"waiting": 1})))
     assert waiting.capacity() == 1

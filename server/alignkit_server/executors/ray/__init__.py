@@ -1,1 +1,1 @@
-"""Training on a Ray cluster: the server's half (executor, jobs) and the nodes' half (entry, supervisor)."""
+"""Training on a Ray cluster: the server's side (executor, jobs) and the nodes' side (entry, supervisor)."""

@@ -1,4 +1,4 @@
-"""What a Ray job of the service runs: `python -m alignkit_server.executors.ray.entry FOLDER NUMBER`."""
+"""The entry point of the service's Ray jobs: `python -m alignkit_server.executors.ray.entry FOLDER NUMBER`."""
 
 import socket
 import sys
@@ -14,24 +14,26 @@ from alignkit_server.executors.ray.supervisor import supervise
 
 
 def main() -> int:
-    """Run the folder's run, on this node or over several; the exit status is the trainer's."""
+    """Execute the folder's run, on this node or over several; returns the trainer's exit status."""
     folder, number = Path(sys.argv[1]), int(sys.argv[2])
     submission = read(folder)
     if submission is None:
         print(
             f"{folder} is not on the node {socket.gethostname()}: "
-            "the service's home must lie on storage that all nodes see under the same path"
+            "the service's home must be on storage that all nodes mount at the same path"
         )
         return 2
     if submission.number != number or submission.ended or submission.pausing():
-        print(f"submission {number} of {folder.name} was ended before it began")
+        print(f"submission {number} of {folder.name} was ended before it started")
         return 0
     submission = replace(submission, order=replace(submission.order, resume=_goes_on(submission)))
     if submission.order.nodes == 1:
         return supervise(submission)
     try:
         with extras.needed("ray", purpose="a run over several nodes"):
-            from alignkit_server.executors.ray.several import run  # Ray Train; a run on one node needs none
+            from alignkit_server.executors.ray.several import (
+                run,
+            )  # saves Ray Train, which a run on one node does not need
     except AlignkitError as error:
         print(error)
         return 2
@@ -40,8 +42,11 @@ def main() -> int:
 
 
 def _goes_on(submission: Submission) -> bool:
-    """Whether the run goes on, decided once for all nodes. What has reported anything goes on in its own folder, if
-    from the beginning: without --resume it would begin another beside it."""
+    """Whether to resume, decided once for all nodes.
+
+    A run that has reported anything resumes in its own folder, even from the beginning: without --resume it would
+    start another run beside it.
+    """
     order = submission.order
     return (
         order.resume

@@ -1,7 +1,8 @@
-"""Training as jobs of a Ray cluster, which queues them for its GPUs.
+"""Runs training as jobs of a Ray cluster, which queues them for its GPUs.
 
-A run is a Ray job whose id is in its folder before Ray hears of it, so that any server finds it again. Ray says
-whether it lives; everything else (its log, events, checkpoints, result) is in its folder, which all nodes share.
+A run is a Ray job whose id is written to the run's folder before submission, so that any server finds it again.
+Ray tells whether it lives; everything else (log, events, checkpoints, result) is in its folder, which all nodes
+share.
 """
 
 import secrets
@@ -26,13 +27,13 @@ CONNECT_SECONDS = 15.0
 WITHDRAW_SECONDS = 60.0
 NOTE_CHARACTERS = 1500
 CAPACITY_SECONDS = 3.0
-"""How long an answer of the cluster about its nodes is good for."""
+"""Seconds that an answer of the cluster about its nodes is cached."""
 
 log = structlog.get_logger()
 
 
 class RayExecutor:
-    """Implements alignkit_server.executors.protocol.Executor with one Ray job a run."""
+    """Implements alignkit_server.executors.protocol.Executor with one Ray job per run."""
 
     anywhere = True
 
@@ -45,9 +46,9 @@ class RayExecutor:
 
     @classmethod
     def connect(cls, settings: Settings) -> "RayExecutor":
-        """An executor whose cluster answers.
+        """An executor for a cluster that answers.
 
-        Raises AlignkitError where it does not within seconds, or where no node could ever hold a job.
+        Raises AlignkitError if the cluster does not answer within seconds, or if no node could ever run a job.
         """
         executor = cls(settings.ray, grace_seconds=settings.stop_grace_seconds)
         deadline = time.monotonic() + CONNECT_SECONDS
@@ -63,7 +64,7 @@ class RayExecutor:
                 time.sleep(POLL_SECONDS)
         if lacking and not settings.ray.waiting:
             raise AlignkitError(
-                f"executor=ray: {lacking}, and none may be waited for (ALIGNKIT_RAY__WAITING=0)"
+                f"executor=ray: {lacking}, and waiting for larger nodes is off (ALIGNKIT_RAY__WAITING=0)"
             )
         if lacking:
             log.warning("jobs wait for larger nodes", reason=lacking)
@@ -71,11 +72,11 @@ class RayExecutor:
         return executor
 
     def capacity(self) -> int | None:
-        """What fits the living nodes, and the few that may wait in Ray's queue for more of them."""
+        """Runs that fit on the living nodes, plus those that may wait in Ray's queue until more nodes start."""
         return self._capacity.now()
 
     def start(self, folder: Path, *, resume: bool) -> None:
-        """Submit the run, or find that it was submitted."""
+        """Submit the run unless it was already submitted."""
         order = Order(
             nodes=self._settings.nodes,
             gpus=self._settings.gpus,
@@ -88,7 +89,7 @@ class RayExecutor:
         self._submit(begin(folder, order))
 
     def running(self, folder: Path) -> bool:
-        """Whether Ray runs it or has it in its queue; why it no longer does is in the run's log."""
+        """Whether Ray runs the job or has it queued; if not, the run's log says why."""
         submission = _under_way(folder)
         if submission is None:
             return False
@@ -106,18 +107,18 @@ class RayExecutor:
         return False
 
     def interrupt(self, folder: Path) -> None:
-        """Let the trainer save and end, or take the run out of Ray's queue."""
+        """Ask the trainer to save and exit, or withdraw the run from Ray's queue."""
         submission = _under_way(folder)
         if submission is not None:
             submission.ask_to_pause()
             self._withdraw_if_pending(submission)
 
     def stop(self, folder: Path) -> None:
-        """End the job; in Ray's queue, a job must be withdrawn to end before its turn."""
+        """Stop the job; a job in Ray's queue must be withdrawn to end before it starts."""
         submission = _under_way(folder)
         if submission is None:
             return
-        submission.ask_to_pause()  # for a run that is about to begin
+        submission.ask_to_pause()  # in case the run is about to start
         self._jobs.stop(submission.id)
         self._withdraw_if_pending(submission)
         if self._ends(submission.id, self._grace + WITHDRAW_SECONDS):
@@ -125,7 +126,7 @@ class RayExecutor:
 
     def _submit(self, submission: Submission) -> None:
         order = submission.order
-        # Several nodes are asked for by Ray Train, from a job that needs nothing itself.
+        # For several nodes, Ray Train requests the resources; the job itself needs none.
         gpus, cpus = (order.gpus, order.cpus) if order.nodes == 1 else (0, 0)
         line = [self._settings.python, "-m", "alignkit_server.executors.ray.entry"]
         environment = ALWAYS | {"RAY_JOB_STOP_WAIT_TIME_S": str(int(order.grace) + 10)}
@@ -138,10 +139,10 @@ class RayExecutor:
         )
 
     def _withdraw_if_pending(self, submission: Submission) -> None:
-        """Take a job out of Ray's queue.
+        """Take a pending job out of Ray's queue.
 
-        The Jobs API cannot: a stop is a message to the actor that runs the job, which reads none before it is placed.
-        So another job, which needs nothing and therefore never waits, removes that actor.
+        The Jobs API cannot: its stop is a message to the actor that runs the job, and that actor reads none before
+        it is placed. So another job, which needs no resources and never waits, removes that actor.
         """
         job = self._jobs.find(submission.id)
         if job is None or job.status != "PENDING":
@@ -154,7 +155,7 @@ class RayExecutor:
         self._ends(withdrawal, WITHDRAW_SECONDS)
 
     def _ends(self, id: str, seconds: float) -> bool:  # noqa: A002
-        """Whether Ray's job ends within so many seconds."""
+        """Wait for the end of Ray's job; returns whether it ended within `seconds`."""
         deadline = time.monotonic() + seconds
         while (job := self._jobs.find(id)) is not None and job.alive:
             if time.monotonic() > deadline:
@@ -164,7 +165,7 @@ class RayExecutor:
 
 
 class _Capacity:
-    """How many runs the cluster takes, asked now and then."""
+    """The number of runs that the cluster can take, cached for CAPACITY_SECONDS."""
 
     def __init__(self, jobs: RayJobs, settings: RaySettings) -> None:
         self._jobs = jobs
@@ -176,23 +177,23 @@ class _Capacity:
         self._known = 0
 
     def now(self) -> int:
-        """The last answer; a cluster that does not answer takes nothing new."""
+        """The current capacity; 0 while the cluster does not answer."""
         with self._lock:
             if time.monotonic() - self._asked > CAPACITY_SECONDS:
                 try:
                     self._known = self._ask()
                 except ExecutorUnavailableError as error:
                     self._known = 0
-                    log.warning("no jobs are started", reason=str(error))
+                    log.warning("no jobs can be started", reason=str(error))
                 self._asked = time.monotonic()
             return self._known
 
     def lacking(self) -> str | None:
-        """What a job asks for that no living node has; None where one has it."""
+        """The resources of a job that no living node has, as a sentence; None if some node has them."""
         largest = max((int(node.get(self._kind, 0)) for node in self._jobs.nodes()), default=0)
         if largest >= self._each:
             return None
-        return f"a job asks for {self._each} {self._kind}s of a node, and the largest node has {largest}"
+        return f"a job needs {self._each} {self._kind}s per node, and the largest node has {largest}"
 
     def _ask(self) -> int:
         places = sum(int(node.get(self._kind, 0) // self._each) for node in self._jobs.nodes())
@@ -205,9 +206,11 @@ def _under_way(folder: Path) -> Submission | None:
 
 
 def _note(folder: RunFolder, id: str, job: Job | None) -> None:  # noqa: A002
-    """Add to the log of a run that left no result what only Ray knows of its end."""
+    """Append to the log of a run without a result what Ray reports about its end."""
     if folder.read_result() is not None or (job is not None and job.status != "FAILED"):
         return
-    message = job.message.strip() if job else "the cluster does not know the job; was its head started again?"
+    message = (
+        job.message.strip() if job else "the cluster does not know the job; was its head node restarted?"
+    )
     with folder.log.open("a", encoding="utf-8") as file:
         file.write(f"Ray job {id}: {message[-NOTE_CHARACTERS:]}\n")

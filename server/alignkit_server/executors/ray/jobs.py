@@ -1,4 +1,4 @@
-"""The part of Ray's Jobs API that is needed, over HTTP: the server needs no Ray of its own."""
+"""Client for the needed part of Ray's Jobs API over HTTP, so that the server needs no Ray installation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import httpx
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 
 WAITED_TOO_LONG = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
-"""Ray's reason for a job that found no room within RAY_JOB_START_TIMEOUT_SECONDS (15 minutes unless set)."""
+"""Ray's error type for a job that found no room in RAY_JOB_START_TIMEOUT_SECONDS (default 15 minutes)."""
 
 ALIVE = frozenset({"PENDING", "RUNNING"})
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What Ray knows of a job."""
+    """A Ray job's status."""
 
     status: str
     message: str
@@ -24,15 +24,15 @@ class Job:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs or waits."""
+        """Whether the job runs or waits."""
         return self.status in ALIVE
 
 
 class RayJobs:
-    """A cluster's jobs; thread-safe. Every call raises ExecutorUnavailableError where no answer can be had."""
+    """The jobs of a cluster. Thread-safe. Calls raise ExecutorUnavailableError if the cluster does not answer."""
 
     def __init__(self, address: str, *, token: str | None = None, timeout: float = 10.0) -> None:
-        """`address`: of the cluster's dashboard, http://host:8265."""
+        """`address` is the URL of the cluster's dashboard, http://host:8265."""
         self._address = address.rstrip("/")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
@@ -40,7 +40,7 @@ class RayJobs:
         )
 
     def version(self) -> str:
-        """The cluster's Ray."""
+        """The cluster's Ray version."""
         return str(self._ask("GET", "/api/version").json()["ray_version"])
 
     def submit(
@@ -52,10 +52,10 @@ class RayJobs:
         cpus: int = 0,
         environment: Mapping[str, str],
     ) -> None:
-        """Submit the job, once an id, however often it is called.
+        """Submit the job. Idempotent per id.
 
-        Ray answers a second submission with an error of its own, and so does a cluster that is seconds old: what
-        counts is whether it knows the job afterwards.
+        Ray answers a second submission with an error, and so does a cluster that started seconds ago. A call
+        succeeds if the cluster knows the job afterwards.
         """
         if self.find(id) is not None:
             return
@@ -73,7 +73,7 @@ class RayJobs:
                 raise
 
     def find(self, id: str) -> Job | None:  # noqa: A002
-        """The job, or None where the cluster does not know it."""
+        """The job, or None if the cluster does not know it."""
         answer = self._ask("GET", f"/api/jobs/{id}", absent=httpx.codes.NOT_FOUND)
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
@@ -81,11 +81,11 @@ class RayJobs:
         return Job(value["status"], value.get("message") or "", value.get("error_type"))
 
     def stop(self, id: str) -> None:  # noqa: A002
-        """Ask Ray to end the job, if it knows it. One that is PENDING stays so."""
+        """Ask Ray to stop the job, if it knows it. A PENDING job stays pending."""
         self._ask("POST", f"/api/jobs/{id}/stop", absent=httpx.codes.NOT_FOUND)
 
     def nodes(self) -> list[dict[str, float]]:
-        """What each living node has in all: GPU, CPU, ..."""
+        """Total resources of each living node: GPU, CPU, ..."""
         answer = self._ask("GET", "/api/v0/nodes?limit=10000&detail=true").json()
         nodes = answer["data"]["result"]["result"]
         return [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]

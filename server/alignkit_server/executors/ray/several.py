@@ -1,4 +1,4 @@
-"""A run over several nodes: Ray Train finds them all at once, accelerate and DeepSpeed train over them."""
+"""Runs training over several nodes: Ray Train reserves them together, accelerate and DeepSpeed train on them."""
 
 import os
 import threading
@@ -16,9 +16,9 @@ from alignkit_server.upstream import data_parallel_trainer
 
 
 def run(submission: Submission) -> int:
-    """Run the submission on as many nodes as it orders; 0 where every node's processes ended well."""
+    """Run the submission on as many nodes as it requests; returns 0 if the processes of all nodes succeeded."""
     order = submission.order
-    ray.init()  # the cluster whose job this is, as Ray tells it in the environment
+    ray.init()  # connects to the cluster of this job, from Ray's environment variables
     _give_up_while_waiting(submission)
     trainer = data_parallel_trainer()(
         _on_node,
@@ -29,7 +29,7 @@ def run(submission: Submission) -> int:
             resources_per_worker={"CPU": order.cpus} | ({"GPU": order.gpus} if order.gpus else {}),
             placement_strategy="STRICT_SPREAD",
         ),
-        # What failed is begun again by the service, from the last whole checkpoint: one rule for one node and many.
+        # The service restarts a failed run from the last whole checkpoint, for one node and for many alike.
         run_config=RunConfig(
             name=submission.id,
             storage_path=str(marks(submission.folder)),
@@ -45,7 +45,7 @@ def run(submission: Submission) -> int:
 
 
 def _on_node(config: dict[str, Submission]) -> None:
-    """What each node's worker does: the node's part of the run."""
+    """Run this node's part of the run, in the node's worker."""
     submission, rank = config["submission"], get_context().get_world_rank()
     address, port = broadcast_from_rank_zero((get_node_ip_address(), free_port("")) if rank == 0 else None)
     machine = Machine(rank=rank, total=submission.order.nodes, address=address, port=port)
@@ -55,7 +55,7 @@ def _on_node(config: dict[str, Submission]) -> None:
 
 
 def _give_up_while_waiting(submission: Submission) -> None:
-    """End this process if the run is paused, or over, before its nodes were found: nothing is there to be saved."""
+    """Exit this process if the run is paused or ended before its nodes are found: there is nothing to save."""
 
     def watch() -> None:
         while True:

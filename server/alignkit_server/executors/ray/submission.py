@@ -1,7 +1,7 @@
-"""Which Ray job the run of a folder is, told in the folder to both sides: the server that submits and the nodes.
+"""The link between a run folder and its Ray job, kept as files in the folder for the server and the nodes.
 
-ray.json          the last submission, written before Ray hears of it
-ray/pause         the id of the submission that is to save its state and end
+ray.json          the last submission, written before it is submitted to Ray
+ray/pause         the id of the submission that must save its state and exit
 ray/alive-I-R     counted up by the supervisor of process group R of submission I, for as long as it may still write
 """
 
@@ -14,8 +14,9 @@ from alignkit.run.folder import write_json
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a run is given: nodes, GPUs and CPUs of each; accelerate's configuration, a path on the nodes; where its
-    checkpoints are copied; seconds to save when it is ended; whether it goes on from its last checkpoint."""
+    """The options of a run: nodes; GPUs and CPUs per node; the path on the nodes of accelerate's configuration; the
+    storage of its checkpoints; seconds to save when it is stopped; whether it resumes from its last checkpoint.
+    """
 
     nodes: int
     gpus: int
@@ -28,7 +29,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One submission of a folder's run; the numbers of a folder only grow."""
+    """One submission of a folder's run; the numbers within a folder only grow."""
 
     folder: Path
     number: int
@@ -41,12 +42,12 @@ class Submission:
         return f"{self.folder.name}-{self.number}"
 
     def save(self) -> None:
-        """Make it the folder's last one."""
+        """Record it as the folder's last submission."""
         value = {"number": self.number, "ended": self.ended, "order": asdict(self.order)}
         write_json(_record(self.folder), value)
 
     def current(self) -> bool:
-        """Whether it is still the one that may run; taken for granted while the folder cannot be read."""
+        """Whether this submission may still run; assumed true while the folder cannot be read."""
         try:
             found = read(self.folder)
         except OSError:
@@ -54,18 +55,18 @@ class Submission:
         return found is None or (found.number == self.number and not found.ended)
 
     def end(self) -> None:
-        """Record that it is over, unless another one has followed."""
+        """Record its end, unless another submission has followed."""
         found = read(self.folder)
         if found is not None and found.number == self.number:
             Submission(self.folder, self.number, self.order, ended=True).save()
 
     def ask_to_pause(self) -> None:
-        """Let its run save its state and end."""
+        """Ask its run to save its state and exit."""
         marks(self.folder).mkdir(exist_ok=True)
         (marks(self.folder) / "pause").write_text(self.id, encoding="utf-8")
 
     def pausing(self) -> bool:
-        """Whether that was asked."""
+        """Whether `ask_to_pause` was called for this submission."""
         try:
             return (marks(self.folder) / "pause").read_text(encoding="utf-8") == self.id
         except OSError:
@@ -73,7 +74,7 @@ class Submission:
 
 
 def read(folder: Path) -> Submission | None:
-    """The last submission of the folder's run, or None where there was none."""
+    """The last submission of the folder's run, or None if it was never submitted."""
     try:
         value = json.loads(_record(folder).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -82,7 +83,7 @@ def read(folder: Path) -> Submission | None:
 
 
 def begin(folder: Path, order: Order) -> Submission:
-    """The submission that is under way, or the next one: the same whoever asks, and however often."""
+    """The current submission, or a new one if it has ended. Idempotent."""
     last = read(folder)
     if last is not None and not last.ended:
         return last
@@ -92,7 +93,7 @@ def begin(folder: Path, order: Order) -> Submission:
 
 
 def marks(folder: Path) -> Path:
-    """Where the small files lie by which both sides talk."""
+    """The folder of the small files through which server and nodes communicate."""
     return folder / "ray"
 
 

@@ -1,9 +1,9 @@
-"""The supervisor of a run's processes on one node: starts them, watches them, and ends them before it ends itself.
+"""Supervises a run's processes on one node: starts them, watches them, and stops them before it exits.
 
-Ray may lose sight of a run: it kills what it started itself, at once, and knows nothing of the launcher's children;
-a head that was started again does not know the jobs of the one before. So the supervisor is in a session of its own
-and ends the run, with time to save, when its parent (what Ray started) is gone or another submission took its place.
-It counts up a file for as long as the run may write to its folder, and starts only when no earlier one does.
+Ray may lose track of a run: it kills at once the process it started, without knowing the launcher's children, and
+a restarted head does not know earlier jobs. So the supervisor runs in its own session. It ends the run, with time
+to save, when its parent (started by Ray) is gone or another submission took its place. It counts up a file for as
+long as the run may write to its folder, and starts only when no earlier supervisor does.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from alignkit_server.executors.ray.submission import Submission, marks, read
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 10.0
-"""After which an earlier run whose file stands still is taken for dead, with its node."""
+"""Seconds without a new count after which an earlier run, with its node, is considered dead."""
 COPY_SECONDS = 2.0
 MODULE = "alignkit_server.executors.ray.supervisor"
 
 
 def supervise(submission: Submission, machine: Machine | None = None) -> int:
-    """Run the submission's processes of this node to their end; returns the launcher's exit status."""
+    """Run the submission's processes on this node until they end; returns the launcher's exit status."""
     command = _command(submission, machine)
     rank = str(machine.rank if machine else 0)
     line = [sys.executable, "-m", MODULE, str(submission.folder), str(submission.number), rank, *command]
-    # The pipe is what ties the supervisor to this process: it closes when this process ends, however it does.
+    # The pipe ties the supervisor to this process: it closes when this process ends for whatever reason.
     child = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True)
     return child.wait()
 
@@ -52,12 +52,12 @@ def _command(submission: Submission, machine: Machine | None) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`FOLDER NUMBER RANK COMMAND…`; see the module."""
+    """Run the supervisor with arguments `FOLDER NUMBER RANK COMMAND…`; see the module's docstring."""
     folder, number, rank, *command = arguments
     submission = read(Path(folder))
     if submission is None or submission.number != int(number):
         return 0
-    # Ray's stop signals everyone, and the supervisor must end last. Not SIG_IGN, which the trainer would inherit.
+    # Ray's stop signals all processes, but the supervisor must end last. Not SIG_IGN: the trainer would inherit it.
     signal.signal(signal.SIGTERM, lambda *_: None)
     parent_gone = threading.Event()
     threading.Thread(target=_await_end, args=(parent_gone,), daemon=True).start()
@@ -73,13 +73,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _await_end(parent_gone: threading.Event) -> None:
-    """Set the event when the parent is gone; from the pipe itself, since a buffered read would hold up the exit."""
+    """Set the event when the parent is gone. Reads the pipe unbuffered: a buffered read would delay the exit."""
     os.read(sys.stdin.fileno(), 1)
     parent_gone.set()
 
 
 def _alone(submission: Submission, parent_gone: threading.Event) -> bool:
-    """Wait until no earlier submission's run can write any more; False where this one is over before that."""
+    """Wait until no earlier submission's run can write; False if this submission ended before that."""
     seen: dict[Path, tuple[str, float]] = {}
     while submission.current() and not submission.pausing() and not parent_gone.is_set():
         earlier = [
@@ -120,7 +120,7 @@ def _run(submission: Submission, rank: int, command: list[str], parent_gone: thr
 
 @contextlib.contextmanager
 def _copies(submission: Submission) -> Iterator[None]:
-    """Keep the run's whole checkpoints in its storage as well, if it has one, and bring back what only that has."""
+    """Keep copies of the run's complete checkpoints in its storage, if any, and restore those missing locally."""
     url, checkpoints = submission.order.storage, RunFolder(submission.folder).checkpoints
     if url is None:
         yield
@@ -128,14 +128,14 @@ def _copies(submission: Submission) -> Iterator[None]:
     store, ended = CheckpointStore(url), threading.Event()
     fetched = store.fetch(checkpoints)
     if fetched:
-        print(f"{fetched} was fetched from the storage of checkpoints", flush=True)
+        print(f"{fetched} was restored from the checkpoint storage", flush=True)
 
     def copy() -> None:
         while True:
             last = ended.wait(COPY_SECONDS)
             try:
                 store.sync(checkpoints)
-            except OSError as error:  # storage that is away: the next turn copies what this one did not
+            except OSError as error:  # storage is unavailable: the next turn copies what is missing
                 print(f"checkpoints cannot be copied: {error}", flush=True)
             if last:
                 return
@@ -150,7 +150,7 @@ def _copies(submission: Submission) -> Iterator[None]:
 
 
 class _Beat:
-    """Counts up the supervisor's file, in a thread, until it is stopped."""
+    """Counts up the supervisor's file in a thread until it is stopped."""
 
     def __init__(self, submission: Submission, rank: str) -> None:
         self._path = marks(submission.folder) / f"alive-{submission.number}-{rank}"
@@ -173,7 +173,7 @@ class _Beat:
             count += 1
             try:
                 self._path.write_text(str(count), encoding="utf-8")
-            except OSError as error:  # storage that is away for a while
+            except OSError as error:  # storage is temporarily unavailable
                 print(f"{self._path} cannot be written: {error}", flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Takes a job out of Ray's queue: `python -m alignkit_server.executors.ray.withdraw SUBMISSION_ID`, itself a Ray job.
+"""Withdraws a job from Ray's queue: `python -m alignkit_server.executors.ray.withdraw SUBMISSION_ID`, as a Ray job.
 
-Ray runs a job by an actor that waits for the job's resources; a job that is PENDING is such an actor, not yet placed.
+Ray runs a job through an actor that waits for the job's resources; for a PENDING job, the actor is not yet placed.
 """
 
 import sys
@@ -14,7 +14,7 @@ WAITING = frozenset({"DEPENDENCIES_UNREADY", "PENDING_CREATION"})
 
 
 def main() -> None:
-    """Remove the job's actor if it still waits; Ray then calls the job FAILED."""
+    """Remove the job's actor if it still waits; Ray then reports the job as FAILED."""
     (submission_id,) = sys.argv[1:]
     ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
     name, namespace = supervisor(submission_id)
