@@ -1,4 +1,4 @@
-"""Lets nobody in without a key: around the whole application, so that no route can be forgotten."""
+"""Requires a key for every request, around the whole application, so that no route can be forgotten."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,14 +10,14 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json
 
 
 class KeyAuthentication:
-    """ASGI middleware: sets `request.state.principal`, or answers 401 (and 400 to a URL no database can take)."""
+    """ASGI middleware: sets `request.state.principal`, or answers 401 (400 for a URL that contains NUL)."""
 
     def __init__(self, app: ASGIApp, also_open: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._open = OPEN_PATHS | also_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is open or carries a valid key."""
+        """Pass on requests to open paths and requests with a valid key."""
         if scope["type"] != "http" or scope["path"] in self._open:
             await self._app(scope, receive, send)
             return
@@ -33,12 +33,12 @@ class KeyAuthentication:
     async def _principal(self, scope: Scope) -> Principal:
         kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not token.strip():
-            raise _refused("No API key was given: expected the header 'Authorization: Bearer sk-…'.")
+            raise _refused("No API key was provided: expected the header 'Authorization: Bearer sk-…'.")
         database = scope["app"].state.services.database
         principal = await authenticate(database, token.strip())
         if principal is None:
             raise _refused(
-                "The API key is not valid: expected one that this service made and that was not revoked and "
+                "The API key is not valid: expected a key that this service created and that has not been revoked and "
                 "has not expired."
             )
         return principal
@@ -46,7 +46,7 @@ class KeyAuthentication:
 
 def _refuse_nul(scope: Scope) -> None:
     if b"%00" in scope["raw_path"] + scope["query_string"]:
-        raise ApiError(400, "The URL holds a NUL character, which is part of no name here.")
+        raise ApiError(400, "The URL contains a NUL character (%00).")
 
 
 def _refused(message: str) -> ApiError:

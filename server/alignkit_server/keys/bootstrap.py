@@ -1,4 +1,4 @@
-"""The first start makes an admin's key and leaves it where this machine's user finds it; a terminal is shown it."""
+"""Creates an admin key at the first start, in a file only this user can read, and shows it on a terminal."""
 
 import os
 import sys
@@ -15,10 +15,10 @@ FILE_NAME = "first-key"
 
 
 def ensure_first_key(database: Database, settings: Settings) -> None:
-    """Make and store a key that may do everything, unless there is an admin's key that can be used.
+    """Create and store a key with all scopes, unless a usable admin key exists.
 
-    Whoever starts the service could read its database, so this gives nothing away; it is the way back in after the
-    last such key was revoked or expired.
+    Whoever starts the service can read its database anyway, so this reveals nothing. It is the way back in after the
+    last admin key was revoked or expired.
     """
     path = settings.root / FILE_NAME
     with database.writing() as session:
@@ -37,19 +37,19 @@ def _write_private(path: Path, token: str) -> None:
 
 
 def _show(token: str, project: str, path: Path) -> None:
-    """Tell of the key. Only a terminal is shown it: any other output is kept somewhere, as a log."""
+    """Announce the key. Only a terminal shows the key itself: other output may be kept in a log."""
     if not sys.stdout.isatty():
         print(
-            f"An admin's API key, in the project {project!r}, is in {path}, which only you can read.",
+            f"An admin API key for the project {project!r} is in {path}, which only you can read.",
             flush=True,
         )
         return
     line = "-" * 78
     print(
         f"{line}\n"
-        f"An admin's API key, in the project {project!r}. It is shown only now:\n\n"
+        f"An admin API key for the project {project!r}. It is shown only once:\n\n"
         f"    {token}\n\n"
-        f"It is also in {path}, which only you can read and where\n"
+        f"It is also stored in {path}, which only you can read and where\n"
         "`alignkit jobs` looks for it. Move it to a safe place for any use beyond this machine.\n"
         f"{line}",
         flush=True,

@@ -1,4 +1,4 @@
-"""Queries on keys: of the whole service, since a key is what tells the project, and of one project."""
+"""Queries on keys: of the whole service, because the key determines the project, and of one project."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from alignkit_server.tables import ApiKey, Project
 
 
 class FoundKey(NamedTuple):
-    """What a request is let in by."""
+    """A key as needed to authenticate a request."""
 
     id: str
     hash: str
@@ -25,7 +25,7 @@ class FoundKey(NamedTuple):
     limits: dict[str, int] | None
 
 
-# Every request asks this: made once, and for columns, it takes half the time of asking for rows.
+# Run for every request: built once, and selecting columns takes half the time of selecting rows.
 _BY_HASH = (
     select(
         ApiKey.id,
@@ -43,7 +43,7 @@ _BY_HASH = (
 
 
 class KeyRepository:
-    """Keys of every project, and the projects they name."""
+    """The keys of all projects."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -54,16 +54,16 @@ class KeyRepository:
         return self._session.scalars(select(ApiKey).where(unexpired)).all()
 
     def project(self, name: str) -> Project | None:
-        """The project of that name."""
+        """The project with that name, or None."""
         return self._session.scalar(select(Project).where(Project.name == name))
 
     def by_hash(self, digest: str) -> FoundKey | None:
-        """The key of that hash, with its project."""
+        """The key with that hash and its project, or None."""
         found = self._session.execute(_BY_HASH, {"digest": digest}).one_or_none()
         return None if found is None else FoundKey(*found)
 
     def get(self, id: str) -> ApiKey | None:  # noqa: A002 - the column's name
-        """The key of that id."""
+        """The key with that id, or None."""
         return self._session.scalar(select(ApiKey).where(ApiKey.id == id))
 
     def add(self, row: Project | ApiKey) -> None:

@@ -1,4 +1,4 @@
-"""What a key may do: five scopes, and which of them each request needs."""
+"""Scopes of keys: five of them, and the ones that each request needs."""
 
 from typing import Literal
 
@@ -9,14 +9,14 @@ INFERENCE: Scope = "inference"
 METRICS: Scope = "metrics"
 ADMIN: Scope = "admin"
 SCOPES: dict[Scope, str] = {
-    READ: "look at files, jobs and models, and download them",
-    TRAIN: "upload and delete files, start and end jobs, delete models",
-    INFERENCE: "ask models, and list them",
-    METRICS: "read what the whole service measures, at /metrics",
-    ADMIN: "make projects, keys and limits, of every project",
+    READ: "view and download files, jobs and models",
+    TRAIN: "upload and delete files, start and stop jobs, delete models",
+    INFERENCE: "send prompts to models, and list them",
+    METRICS: "read the metrics of the whole service at /metrics",
+    ADMIN: "manage all projects with their keys and limits",
 }
 PROJECT_SCOPES = (READ, TRAIN, INFERENCE)
-"""What a key may do unless told otherwise: everything within its own project."""
+"""Default scopes of a key: everything within its own project."""
 READING = frozenset({"GET", "HEAD"})
 
 _AREAS: dict[str, frozenset[Scope]] = {
@@ -24,16 +24,16 @@ _AREAS: dict[str, frozenset[Scope]] = {
     "chat": frozenset({INFERENCE}),
     "completions": frozenset({INFERENCE}),
 }
-"""Parts of the API whose every request needs the same scope, by what follows /v1/."""
+"""Part of the path after /v1/ -> the scope that all requests there need."""
 _ALSO_READ_BY: dict[str, frozenset[Scope]] = {"models": frozenset({INFERENCE})}
 _WEIGHTS = "/archive"
 _ROWS = "/v1/fine_tuning/preview"
 _GIVES_OUT = ("/permissions", "/webhook_endpoints")
-"""What lets others see something of the project: only who may see it and change it gives it out."""
+"""Parts of a path that expose the project's data to others: changes there need read and train."""
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
-    """The scopes of which a request needs one; outside of /v1 only an admin's will do, but for /metrics."""
+    """The scopes of which a request needs one; outside of /v1 only admin, except for /metrics."""
     version, _, rest = path.removeprefix("/").partition("/")
     if version != "v1":
         return frozenset({ADMIN, METRICS} if path == "/metrics" else {ADMIN})
@@ -48,6 +48,6 @@ def scopes_for(method: str, path: str) -> frozenset[Scope]:
 
 
 def also_needed(method: str, path: str) -> frozenset[Scope]:
-    """The scopes that a request needs beside one of `scopes_for`."""
+    """The scopes that a request needs in addition to one of `scopes_for`."""
     gives_out = method not in READING and any(part in path for part in _GIVES_OUT)
     return frozenset({READ} if gives_out else ())

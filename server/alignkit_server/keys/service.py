@@ -1,4 +1,4 @@
-"""Keys: random 256-bit tokens of which only the hash, and the last characters, are kept."""
+"""API keys: random 256-bit tokens of which only the hash and the last characters are stored."""
 
 import hashlib
 import hmac
@@ -19,12 +19,12 @@ from alignkit_server.tables import ApiKey, Project
 TOKEN_BYTES = 32
 HINT_LENGTH = 4
 USED_RESOLUTION = 60
-"""Seconds by which `last_used_at` may lag, so that not every request writes."""
+"""Seconds by which `last_used_at` may lag, so that not every request writes to the database."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: the project that a request's key opens, what the key may do, and the project's own limits."""
+    """An authenticated caller: the project of its key, the key's scopes, and the project's own limits."""
 
     project_id: str
     project_name: str
@@ -34,7 +34,7 @@ class Principal:
 
 
 def new_key(name: str, scopes: Sequence[str], expires_at: int | None = None) -> tuple[ApiKey, str]:
-    """A key that is not stored yet, and its token, which is kept nowhere."""
+    """A key that is not stored yet, and its token, which is never stored."""
     token = f"sk-{secrets.token_urlsafe(TOKEN_BYTES)}"
     key = ApiKey(
         id=new_id(KEY),
@@ -52,7 +52,7 @@ def new_key(name: str, scopes: Sequence[str], expires_at: int | None = None) -> 
 def issue_key(
     session: Session, project_name: str, scopes: Sequence[str] = PROJECT_SCOPES, name: str = ""
 ) -> str:
-    """Make a key of that project, and the project where there is none; returns the token, kept nowhere."""
+    """Create a key for that project, creating the project if missing; returns the token, which is never stored."""
     repository = KeyRepository(session)
     project = repository.project(project_name)
     if project is None:
@@ -65,7 +65,7 @@ def issue_key(
 
 
 async def authenticate(database: Database, token: str) -> Principal | None:
-    """Whose key it is, or None. The time it takes tells nothing of the keys that exist: they are found by hash."""
+    """The caller of a token, or None if invalid. Its timing reveals no existing keys: they are looked up by hash."""
     digest = _digest(token)
     found = await database.ask(_by_hash, database, digest)
     if found is None or not hmac.compare_digest(found.hash, digest):

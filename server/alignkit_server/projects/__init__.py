@@ -1,1 +1,1 @@
-"""Projects, their keys and their limits, as an admin sees them."""
+"""Projects, their keys and their limits, for admins."""

@@ -1,4 +1,4 @@
-"""Queries on projects; not narrowed to one, since only an admin gets here."""
+"""Queries on all projects; only admins get here."""
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.exc import IntegrityError
@@ -10,20 +10,20 @@ from alignkit_server.tables import Project
 
 
 class ProjectRepository:
-    """Every project."""
+    """All projects."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def get(self, id: str, *, param: str | None = None) -> Project:  # noqa: A002 - the column's name
-        """The project; 404 where there is none of that id."""
+        """The project with that id. Raises 404 if there is none."""
         project = self._session.get(Project, id)
         if project is None:
             raise not_found("project", id, param=param)
         return project
 
     def lock(self, id: str) -> Project:  # noqa: A002 - the column's name
-        """The project, which nobody else changes until the end of the transaction."""
+        """The project, locked against changes by others until the end of the transaction."""
         self._session.execute(select(Project.id).where(Project.id == id).with_for_update(key_share=True))
         return self.get(id)
 
@@ -39,11 +39,11 @@ class ProjectRepository:
         return Page(rows[: query.limit], has_more=len(rows) > query.limit)
 
     def add(self, project: Project) -> None:
-        """Store a new project; 409 where its name is taken."""
+        """Store a new project. Raises 409 if its name is taken."""
         self._session.add(project)
         try:
             self._session.flush()
         except IntegrityError as error:
             raise ApiError(
-                409, f"There is a project {project.name!r} already.", param="name", code="project_exists"
+                409, f"The project {project.name!r} already exists.", param="name", code="project_exists"
             ) from error

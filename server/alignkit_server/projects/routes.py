@@ -1,4 +1,4 @@
-"""/v1/organization/projects: projects, limits and keys; for keys with the scope admin only."""
+"""/v1/organization/projects: projects, limits and keys; only for keys with the scope admin."""
 
 from typing import Annotated
 
@@ -40,7 +40,7 @@ def list_projects(
 
 @router.get("/{project_id}", responses=documented(404))
 def retrieve_project(project_id: str, projects: ProjectServiceDep) -> ProjectObject:
-    """Retrieve a project, its limits and what it uses."""
+    """Retrieve a project with its limits and usage."""
     return projects.get(project_id)
 
 
@@ -52,7 +52,7 @@ def update_project(project_id: str, body: ProjectUpdate, projects: ProjectServic
 
 @router.post("/{project_id}/api_keys", responses=documented(400, 404))
 def create_key(body: KeyRequest, keys: KeyServiceDep) -> NewKeyObject:
-    """Create a key. Its value is in this answer only."""
+    """Create a key. Only this answer contains its value."""
     return keys.create(body)
 
 
@@ -70,13 +70,13 @@ def retrieve_key(key_id: str, keys: KeyServiceDep) -> KeyObject:
 
 @router.post("/{project_id}/api_keys/{key_id}", responses=documented(400, 404))
 def update_key(key_id: str, body: KeyUpdate, keys: KeyServiceDep) -> KeyObject:
-    """Change what a key may do, or when it expires."""
+    """Change a key's scopes or expiry."""
     return keys.update(key_id, body)
 
 
 @router.post("/{project_id}/api_keys/{key_id}/rotate", responses=documented(400, 404))
 def rotate_key(key_id: str, keys: KeyServiceDep, body: KeyRotation = KeyRotation()) -> NewKeyObject:
-    """Replace a key. The new value is in this answer only."""
+    """Replace a key by a new one. Only this answer contains the new value."""
     return keys.rotate(key_id, body)
 
 

@@ -1,4 +1,4 @@
-"""Projects and keys as OpenAI's administration API gives them, with this service's scopes, limits and usage."""
+"""Projects and keys in the form of OpenAI's administration API, plus this service's scopes, limits and usage."""
 
 from typing import Annotated, Literal
 
@@ -16,15 +16,15 @@ Seconds = Annotated[int, Field(ge=1, le=MAX_EXPIRY_SECONDS)]
 
 
 class ProjectRequest(BaseModel):
-    """A new project."""
+    """A request to create a project."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    name: ProjectName = Field(description="part of its models' names")
+    name: ProjectName = Field(description="name of the project; part of its models' names")
 
 
 class ProjectLimits(BaseModel):
-    """Limits of a project: a number sets it, null takes the service's again, what is left out stays."""
+    """Changes to a project's limits: a number sets a limit, null restores the service's, omitted ones stay."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -39,7 +39,7 @@ class ProjectLimits(BaseModel):
 
 
 class ProjectUpdate(BaseModel):
-    """What can be changed of a project; its name is part of its models' names and cannot."""
+    """Changes to a project. Its name cannot change, because it is part of its models' names."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class ProjectUpdate(BaseModel):
 
 
 class UsageObject(BaseModel):
-    """What a project uses now; the seconds are of the jobs of the last 30 days."""
+    """The current usage of a project; gpu_seconds counts the jobs of the last 30 days."""
 
     jobs_queued: int
     jobs_running: int
@@ -56,7 +56,7 @@ class UsageObject(BaseModel):
 
 
 class ProjectObject(BaseModel):
-    """A project; `limits` are those in force, null for none."""
+    """A project; `limits` are those in effect, null for no limit."""
 
     id: str
     object: Literal["organization.project"] = "organization.project"
@@ -69,7 +69,7 @@ class ProjectObject(BaseModel):
 
 
 class KeyRequest(BaseModel):
-    """A new key."""
+    """A request to create a key."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -79,7 +79,7 @@ class KeyRequest(BaseModel):
 
 
 class KeyUpdate(BaseModel):
-    """What to change of a key; what is left out stays."""
+    """Changes to a key; omitted fields stay."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -88,7 +88,7 @@ class KeyUpdate(BaseModel):
 
 
 class KeyRotation(BaseModel):
-    """How long the old key goes on opening, so that its users can be given the new one."""
+    """The grace period in which the old key stays valid, so that its users can be given the new one."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -96,13 +96,13 @@ class KeyRotation(BaseModel):
 
 
 class KeyOwner(BaseModel):
-    """Keys belong to their project; OpenAI's have a user or a service account here."""
+    """The owner of a key; always empty, because keys belong to their project (OpenAI's belong to users)."""
 
     type: None = None
 
 
 class KeyObject(BaseModel):
-    """A key, without itself."""
+    """A key, without its value."""
 
     id: str
     object: Literal["organization.project.api_key"] = "organization.project.api_key"
@@ -117,13 +117,13 @@ class KeyObject(BaseModel):
 
 
 class NewKeyObject(KeyObject):
-    """A key that was just made: the only answer that ever holds its value."""
+    """A newly created key; no other answer contains its value."""
 
     value: str
 
 
 class KeyDeleted(BaseModel):
-    """Says that a key opens nothing any more."""
+    """The confirmation that a key was revoked."""
 
     id: str
     object: Literal["organization.project.api_key.deleted"] = "organization.project.api_key.deleted"

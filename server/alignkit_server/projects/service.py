@@ -1,4 +1,4 @@
-"""What an admin does with projects and keys. A key's value leaves here once, in the answer that made it."""
+"""Management of projects and keys by admins. A key's value is returned only once, when it is created."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 
 class ProjectService:
-    """Every project, and what it may use."""
+    """All projects and their limits."""
 
     def __init__(self, session: SessionDep, services: ServicesDep) -> None:
         self._session = session
@@ -42,7 +42,7 @@ class ProjectService:
         self._projects = ProjectRepository(session)
 
     def create(self, name: str) -> ProjectObject:
-        """Make a project; 409 where the name is taken."""
+        """Create a project. Raises 409 if the name is taken."""
         project = Project(id=new_id(PROJECT), name=name, created_at=now())
         self._projects.add(project)
         return self._present(project)
@@ -75,7 +75,7 @@ class ProjectService:
 
 
 class KeyService:
-    """The keys of one project, which must exist."""
+    """The keys of one project. Raises 404 if the project does not exist."""
 
     def __init__(self, project_id: str, session: SessionDep) -> None:
         self._session = session
@@ -83,7 +83,7 @@ class KeyService:
         self._keys = ProjectKeyRepository(session, project_id)
 
     def create(self, request: KeyRequest) -> NewKeyObject:
-        """Make a key."""
+        """Create a key."""
         return self._issue(request.name, request.scopes, _expiry(request.expires_in_seconds))
 
     def list(self, query: PageQuery) -> CursorListObject[KeyObject]:
@@ -95,7 +95,7 @@ class KeyService:
         return KeyObject(**_fields(self._keys.get(key_id)))
 
     def update(self, key_id: str, changes: KeyUpdate) -> KeyObject:
-        """Change what a key may do, or for how long."""
+        """Change a key's scopes or expiry."""
         key = self._unexpired(key_id)
         if changes.scopes is not None:
             key.scopes = list(changes.scopes)
@@ -105,7 +105,7 @@ class KeyService:
         return KeyObject(**_fields(key))
 
     def rotate(self, key_id: str, rotation: KeyRotation) -> NewKeyObject:
-        """Make a key that may do the same for as long as the old one; the old one ends after the grace period."""
+        """Create a key with the same scopes and expiry as the old one, which expires after the grace period."""
         old = self._unexpired(key_id)
         new = self._issue(old.name, old.scopes, old.expires_at)
         end = now() + rotation.grace_seconds
@@ -114,7 +114,7 @@ class KeyService:
         return new
 
     def delete(self, key_id: str) -> KeyDeleted:
-        """Revoke a key: it opens nothing from the next request on."""
+        """Revoke a key: it is invalid from the next request on."""
         self._keys.delete(self._keys.get(key_id))
         after_commit(self._session, lambda: log.info("key revoked", key_id=key_id))
         return KeyDeleted(id=key_id)
@@ -122,14 +122,14 @@ class KeyService:
     def _issue(self, name: str, scopes: Sequence[str], expires_at: int | None) -> NewKeyObject:
         key, token = new_key(name, scopes, expires_at)
         self._keys.add(key)
-        log.info("key made", key_id=key.id, project=self._project.name, scopes=key.scopes)
+        log.info("key created", key_id=key.id, project=self._project.name, scopes=key.scopes)
         return NewKeyObject(**_fields(key), value=token)
 
     def _unexpired(self, key_id: str) -> ApiKey:
         key = self._keys.get(key_id)
         if key.expires_at is not None and key.expires_at <= now():
             raise ApiError(
-                400, f"The key {key_id} has expired: make a new one.", param="key_id", code="key_expired"
+                400, f"The key {key_id} has expired: create a new one.", param="key_id", code="key_expired"
             )
         return key
 

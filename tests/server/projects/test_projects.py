@@ -49,7 +49,7 @@ def test_a_project_is_made_listed_and_found(admin: Any, project: str) -> None:
     assert (made.object, made.name, made.status) == ("organization.project", project, "active")
     assert admin.retrieve(made.id) == made
     assert made in list(admin.list(limit=2))
-    with pytest.raises(openai.ConflictError, match="There is a project") as refused:
+    with pytest.raises(openai.ConflictError, match="already exists") as refused:
         admin.create(name=project)
     assert refused.value.code == "project_exists"
     with pytest.raises(openai.NotFoundError, match="No such project"):
