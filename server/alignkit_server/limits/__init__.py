@@ -1,1 +1,1 @@
-"""What one project may use, and how fast."""
+"""Limits of a project: quotas, request rates and request sizes."""

@@ -1,7 +1,7 @@
-"""Bodies at the edge: no request but an upload may be large, and no JSON nested deeply or made of too many values.
+"""Limits for request bodies: only uploads may be large, and JSON may not be deeply nested or have too many values.
 
-Everything here is counted before anything is parsed, at a cost that does not grow with what the JSON holds: parsing
-and validating take time on the event loop that all requests share.
+Everything is counted before parsing, at a cost that does not depend on the JSON's content, because parsing and
+validation take time on the event loop that all requests share.
 """
 
 import re
@@ -14,20 +14,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from alignkit_server.errors import ApiError, error_response
 
 STREAMED = re.compile(r"/v1/(files|uploads/[^/]+/parts)")
-"""Uploads: their routes write the body to disk as it comes, within a limit of their own."""
+"""Uploads: their routes stream the body to disk, within their own limit."""
 LARGE = re.compile(
     r"/v1/(chat/completions|completions|fine_tuning/(jobs|preview|jobs/estimate)|uploads/[^/]+/complete)"
 )
-"""Requests that may have more than SMALL_BYTES to say."""
+"""Requests whose body may exceed SMALL_BYTES."""
 PROMPTS = re.compile(r"/v1/(chat/)?completions")
-"""Requests that may hold prompts as token ids."""
+"""Requests that may contain prompts as token ids."""
 SMALL_BYTES = 64 * 2**10
 THREAD_BYTES = 256 * 2**10
-"""A larger body is looked at in a thread."""
+"""Size above which a body is checked in a thread."""
 MAX_DEPTH = 64
-"""Levels of objects and arrays. Nothing that reads a request needs more stack than these."""
+"""Maximum nesting of objects and arrays; parsing and validation need no more stack than that."""
 DRAIN_BYTES = 64 * 2**20
-"""How much of a refused body is still read, so that its sender gets to the answer."""
+"""Bytes of a refused body that are still read, so that the client gets to read the answer."""
 
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
@@ -35,14 +35,14 @@ _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many values, and how many objects and arrays, a body may hold."""
+    """Maximum number of values, and of objects and arrays, in a body."""
 
     values: int
     containers: int
 
 
 FORM = Counts(values=12_000, containers=2_000)
-"""The most is asked by the end of an upload in parts: 10,000 ids."""
+"""The largest such request completes an upload in parts, with 10,000 ids."""
 PROMPT = Counts(values=200_000, containers=10_000)
 
 
@@ -54,7 +54,7 @@ class BodyLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its body read."""
+        """Read the body and pass the request on."""
         if scope["type"] != "http" or STREAMED.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
@@ -64,7 +64,7 @@ class BodyLimit:
         try:
             body = await _read(Headers(scope=scope), receive, most)
             if body is None:
-                return  # the client has gone
+                return  # the client disconnected
             if len(body) > THREAD_BYTES:
                 await to_thread.run_sync(refuse_shape, body, counts)
             else:
@@ -76,7 +76,7 @@ class BodyLimit:
 
 
 async def _read(headers: Headers, receive: Receive, most: int) -> bytes | None:
-    """The body of at most `most` bytes; None where the client hangs up before its end."""
+    """The body, of at most `most` bytes; None if the client disconnects before its end."""
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         await _drain(receive)
@@ -104,14 +104,14 @@ def _too_large(most: int) -> ApiError:
 
 
 def refuse_shape(body: bytes, counts: Counts) -> None:
-    """Raise ApiError (400) where JSON is nested deeper than MAX_DEPTH, or holds more than `counts`.
+    """Raise ApiError (400) if JSON is nested deeper than MAX_DEPTH, or has more values than `counts`.
 
-    What is no JSON is left to the parser, which comes to no more of it than was counted here: up to the first
-    mistake both see the same strings.
+    Invalid JSON is left to the parser. It stops at the first mistake, and up to there both see the same strings. It
+    therefore never handles more than was counted here.
     """
     if (
         b"\x00" in body
-    ):  # in no JSON of UTF-8; the parser would take UTF-16 and UTF-32, which nothing here counts
+    ):  # never in UTF-8 JSON; the parser would also accept UTF-16 and UTF-32, which this does not count
         raise ApiError(400, "The body is not valid JSON: expected UTF-8 without NUL.", code="invalid_json")
     containers = body.count(b"[") + body.count(b"{")
     if body.count(b",") < counts.values and containers <= MAX_DEPTH:
@@ -126,19 +126,19 @@ def refuse_shape(body: bytes, counts: Counts) -> None:
 
 
 def _without_strings(body: bytes, most: int) -> tuple[bytes, bool]:
-    """JSON without its strings, up to the end of the first `most` of them, and whether that is all."""
+    """JSON without the contents of its first `most` strings, and whether that is the whole document."""
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     parts = plain.split(b'"', 2 * most)
     return b"".join(parts[: 2 * most : 2]), len(parts) <= 2 * most
 
 
 def _refuse_deep(brackets: bytes) -> None:
-    """Refuse a document, of which only the brackets are left: each pass takes its innermost level away."""
+    """Refuse a document, given as its brackets only; each pass removes the innermost level."""
     for _ in range(MAX_DEPTH):
         if b"[]" not in brackets:
             break
         brackets = brackets.replace(b"[]", b"")
-    # Openings that are left without an end are no JSON, but the parser would follow them all the way down.
+    # Unclosed brackets are invalid JSON, but the parser would follow them all the way down.
     if b"[]" in brackets or brackets.count(b"[") > MAX_DEPTH:
         raise ApiError(
             400,
@@ -149,12 +149,12 @@ def _refuse_deep(brackets: bytes) -> None:
 
 def _too_many(most: int, what: str) -> ApiError:
     return ApiError(
-        400, f"The body holds too much: expected at most {most:,} {what}.", code="request_too_large"
+        400, f"The body is too complex: expected at most {most:,} {what}.", code="request_too_large"
     )
 
 
 def _after(body: bytes, receive: Receive) -> Receive:
-    """What the application receives: the body, and then whatever else the client does."""
+    """A `receive` for the application: first the body that was read, then further messages of the client."""
     sent = False
 
     async def receive_read() -> Message:

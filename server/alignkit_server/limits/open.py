@@ -1,4 +1,4 @@
-"""Requests that are being answered, of one project: so many at once, however long each may take."""
+"""Limits how many requests of one project are answered at once, however long each takes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from alignkit_server.settings import Limits
 
 
 class Held:
-    """Counts what each of several owners holds. For one event loop."""
+    """Counts what each of several owners holds. For use in one event loop."""
 
     def __init__(self) -> None:
         self._held: Counter[str] = Counter()
 
     @contextmanager
     def one(self, owner: str, most: int | None, what: str) -> Iterator[None]:
-        """Hold one more; 429 where the owner holds `most` already."""
+        """Hold one more during the context. Raises 429 if the owner already holds `most`."""
         if most is not None and self._held[owner] >= most:
             raise ApiError(
                 429,
-                f"Too many {what} at once: the limit is {most:,}, and they are all open. Wait for one to end.",
+                f"Too many {what} at once: the limit is {most:,}, and all are open. Wait for one to end.",
                 type="requests",
                 code="rate_limit_exceeded",
                 headers={"retry-after": "1"},
@@ -39,7 +39,7 @@ class Held:
 
 
 class OpenRequests:
-    """ASGI middleware behind the guard: answers a request of its project, or 429."""
+    """ASGI middleware after authentication: passes a request on, or answers 429 if the project has too many open."""
 
     def __init__(self, app: ASGIApp, defaults: Limits) -> None:
         self._app = app
@@ -47,9 +47,9 @@ class OpenRequests:
         self._held = Held()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Pass the request on within the project's limit."""
         principal: Principal | None = scope.get("state", {}).get("principal")
-        if principal is None:  # what is open without a key
+        if principal is None:  # a path that needs no key
             await self._app(scope, receive, send)
             return
         most = limits_of(principal.limits, self._defaults).requests_open

@@ -1,4 +1,4 @@
-"""Requests of one key per minute, in fixed windows, with the headers that OpenAI sends."""
+"""Limits requests per minute and key, in fixed windows, with the headers that OpenAI sends."""
 
 import math
 import time
@@ -20,19 +20,19 @@ from alignkit_server.limits.quotas import limits_of
 from alignkit_server.settings import Limits
 
 REDIS_OPTIONS: dict[str, str | float] = {
-    "implementation": "redispy",  # the client that people have; `limits` would ask for another
+    "implementation": "redispy",  # the common client; the default of `limits` is another one
     "socket_connect_timeout": 1.0,
     "socket_timeout": 1.0,
 }
-"""A Redis that does not answer must not hold up a request for long."""
+"""Short timeouts: a Redis that does not answer must not delay requests for long."""
 
 log = structlog.get_logger()
 
 
 class RateLimit:
-    """ASGI middleware behind the guard: counts the request for its key, or answers 429.
+    """ASGI middleware after authentication: counts the request for its key, or answers 429.
 
-    A storage that does not answer is logged and lets everybody through: it is no lock.
+    If the storage does not answer, that is logged and all requests pass: the rate limit is not an access control.
     """
 
     def __init__(self, app: ASGIApp, defaults: Limits, storage: Storage) -> None:
@@ -41,9 +41,9 @@ class RateLimit:
         self._limiter = FixedWindowRateLimiter(storage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer through the application, with how many requests are left in headers."""
+        """Pass the request on, and add headers with the number of remaining requests."""
         principal: Principal | None = scope.get("state", {}).get("principal")
-        if principal is None:  # what is open without a key
+        if principal is None:  # a path that needs no key
             await self._app(scope, receive, send)
             return
         most = limits_of(principal.limits, self._defaults).requests_per_minute
@@ -65,7 +65,7 @@ class RateLimit:
         await answer(scope, receive, send_with_limits)
 
     async def _count(self, key_id: str, most: int) -> tuple[bool, dict[str, str]]:
-        """Whether the key may ask once more, and the headers that say how it stands."""
+        """Whether the key may make this request, and the rate-limit headers."""
         item = RateLimitItemPerMinute(most)
         allowed = await self._limiter.hit(item, key_id)
         window = await self._limiter.get_window_stats(item, key_id)
@@ -81,7 +81,7 @@ class RateLimit:
 def _too_many(most: int, headers: dict[str, str]) -> ApiError:
     return ApiError(
         429,
-        f"Too many requests: the limit of this key is {most:,} per minute, and they are used. "
+        f"Too many requests: the limit of this key is {most:,} per minute, all used."
         f"Try again in {headers['retry-after']} s.",
         type="requests",
         code="rate_limit_exceeded",
@@ -89,7 +89,7 @@ def _too_many(most: int, headers: dict[str, str]) -> ApiError:
 
 
 def open_storage(url: str) -> Storage:
-    """Where requests are counted; raises AlignkitError where the URL is none, or its package is not installed."""
+    """The storage of request counts. Raises AlignkitError if the URL is invalid or its package is not installed."""
     options = REDIS_OPTIONS if "redis" in url.partition(":")[0] else {}
     try:
         return cast(Storage, storage_from_string(f"async+{url}", wrap_exceptions=True, **options))

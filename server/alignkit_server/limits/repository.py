@@ -1,4 +1,4 @@
-"""What a project uses, counted from its rows: there is no counter that could drift."""
+"""A project's usage, computed from its rows, so that no counter can drift."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from alignkit_server.jobs.status import WAITING
 from alignkit_server.tables import File, Job, Project
 
 GPU_WINDOW = 30 * 24 * 3600
-"""Seconds for which a job counts after it first started."""
+"""Seconds for which a job counts after its first start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a project uses now."""
+    """The current usage of a project."""
 
     jobs_queued: int
     jobs_running: int
@@ -24,39 +24,39 @@ class Usage:
 
 
 class UsageRepository:
-    """Counts one project's rows."""
+    """Computes the usage of one project."""
 
     def __init__(self, session: Session, project_id: str) -> None:
         self._session = session
         self._project_id = project_id
 
     def locked_limits(self) -> dict[str, int]:
-        """The project's own limits. Until the transaction ends nobody else adds to what the project uses.
+        """The project's own limits. Locks the project against additions to its usage until the transaction ends.
 
-        Rows that only name the project can be added meanwhile: the lock is not of its key.
+        Rows that only refer to the project can still be added: the lock does not cover its key.
         """
         query = select(Project).where(Project.id == self._project_id).with_for_update(key_share=True)
         return self._session.scalars(query).one().limits or {}
 
     def usage(self) -> Usage:
-        """Everything that is limited."""
+        """The usage of everything that has a limit."""
         return Usage(self.jobs_queued(), self.jobs_running(), self.file_bytes(), self.gpu_seconds())
 
     def jobs_queued(self) -> int:
-        """Jobs that wait."""
+        """Number of waiting jobs."""
         return self._jobs(func.count(Job.seq), Job.status.in_(WAITING))
 
     def jobs_running(self) -> int:
-        """Jobs at work."""
+        """Number of running jobs."""
         return self._jobs(func.count(Job.seq), Job.status == "running")
 
     def file_bytes(self) -> int:
-        """Bytes of all files on disk, those that expired and were not removed yet included."""
+        """Bytes of all files on disk, including expired files that are not removed yet."""
         query = select(func.coalesce(func.sum(File.bytes), 0)).where(File.project_id == self._project_id)
         return int(self._session.scalars(query).one())
 
     def gpu_seconds(self) -> int:
-        """Seconds for which the jobs that started within the window have run, in all of their attempts."""
+        """Seconds that the jobs started within the window have run, over all of their attempts."""
         seconds = Job.run_seconds + func.coalesce(now() - Job.running_since, 0)
         return self._jobs(func.coalesce(func.sum(seconds), 0), Job.started_at >= now() - GPU_WINDOW)
 

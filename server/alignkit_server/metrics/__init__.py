@@ -1,1 +1,1 @@
-"""What Prometheus is told of the service."""
+"""Metrics of the service for Prometheus."""

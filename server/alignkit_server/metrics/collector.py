@@ -1,7 +1,7 @@
-"""The service as Prometheus sees it: what is true of the jobs is read from the database when asked for.
+"""Exports the service's metrics to Prometheus; job metrics are read from the database on each scrape.
 
-So every server of one database tells the same of its jobs, also after a restart; of requests and engines each tells
-its own.
+All servers of one database therefore report the same job metrics, also after a restart. Request and engine metrics
+are those of each server alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,43 +14,43 @@ from alignkit_server.database import Database
 from alignkit_server.metrics.repository import JobFacts, facts
 
 EngineStates = Callable[[], Mapping[str, str]]
-"""The state of each engine, by its model."""
+"""Function that returns the state of each engine by its model's name."""
 ENGINE_STATES = ("stopped", "starting", "ready", "failed")
 
 
 class RequestMetrics:
-    """How long requests took. Made before the service starts; everything else joins its registry then."""
+    """Durations of requests. Created before the service starts, when the other metrics join its registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._seconds = Histogram(
             "alignkit_request_seconds",
-            "Time to the end of the answer",
+            "Time until the end of the answer",
             ("method", "route", "status"),
             registry=self.registry,
         )
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request; `route` is the template of its path, so that no id becomes a label."""
+        """Record a request; `route` is its path template, so that ids never become labels."""
         self._seconds.labels(method, route, str(status)).observe(seconds)
 
 
 class ServiceCollector(Collector):
-    """Jobs and engines."""
+    """Metrics of jobs and engines."""
 
     def __init__(self, database: Database, engine_states: EngineStates) -> None:
         self._database = database
         self._engine_states = engine_states
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not read the database."""
+        """Nothing, because registering must not read the database."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Everything as it is now."""
+        """All current metrics."""
         yield from _jobs(facts(self._database))
         engines = GaugeMetricFamily(
-            "alignkit_engine", "1 for the state an engine is in", labels=("model", "state")
+            "alignkit_engine", "1 for the current state of an engine", labels=("model", "state")
         )
         for model, current in self._engine_states().items():
             for state in ENGINE_STATES:
@@ -65,20 +65,22 @@ def _jobs(known: JobFacts) -> Iterator[Metric]:
     yield states
     yield SummaryMetricFamily(
         "alignkit_job_queue_wait_seconds",
-        "From creation to start, of the jobs that were started",
+        "Time from creation to start, for jobs that have started",
         count_value=known.started,
         sum_value=known.waited_seconds,
     )
     yield GaugeMetricFamily(
         "alignkit_job_oldest_wait_seconds",
-        "Age of the oldest job that waits",
+        "Age of the oldest waiting job",
         value=known.oldest_wait_seconds,
     )
     steps = GaugeMetricFamily(
-        "alignkit_job_step_seconds", "Of a running job's last steps", labels=("job_id",)
+        "alignkit_job_step_seconds", "Seconds per step over a running job's latest steps", labels=("job_id",)
     )
     tokens = GaugeMetricFamily(
-        "alignkit_job_tokens_per_second", "Of a running job's last steps", labels=("job_id",)
+        "alignkit_job_tokens_per_second",
+        "Tokens per second over a running job's latest steps",
+        labels=("job_id",),
     )
     for pace in known.paces:
         steps.add_metric((pace.job_id,), pace.step_seconds)

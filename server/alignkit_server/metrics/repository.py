@@ -1,4 +1,4 @@
-"""What is read of the jobs for Prometheus: of all projects, and a few rows only."""
+"""Queries for Prometheus: few rows, over the jobs of all projects."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from alignkit_server.jobs.status import ACTIVE, FINISHED, PAUSED, WAITING
 from alignkit_server.tables import Event, Job
 
 REPORTS = 20
-"""A running job's last reports, over which its pace is measured."""
+"""Number of a running job's latest reports over which its speed is measured."""
 
 Report = tuple[int, dict[str, Any]]
-"""When a job reported its metrics, and what."""
+"""A job's metrics report: (time, metrics)."""
 
 
 class Pace(NamedTuple):
-    """How fast a job runs."""
+    """The speed of a running job."""
 
     job_id: str
     step_seconds: float
@@ -29,7 +29,7 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """The jobs of the whole service."""
+    """Figures about all jobs of the service."""
 
     states: dict[str, int]
     started: int
@@ -39,7 +39,7 @@ class JobFacts:
 
 
 def facts(database: Database) -> JobFacts:
-    """The jobs as they are now."""
+    """The current figures about all jobs."""
     with database.reading() as session:
         counts = session.execute(select(Job.status, func.count(Job.seq)).group_by(Job.status))
         known: dict[str, int] = {status: count for status, count in counts}  # noqa: C416 - Row is no pair
@@ -59,7 +59,7 @@ def facts(database: Database) -> JobFacts:
 
 
 def _pace(session: Session, job_id: str) -> Pace | None:
-    """The pace between the first and the last of its last reports; None where time stood still meanwhile."""
+    """The speed between the first and last of a job's latest reports; None if no time passed between them."""
     query = select(Event.created_at, Event.data).join(Job, Event.job_id == Job.id)
     query = query.where(Job.id == job_id, Event.type == "metrics", Event.created_at >= Job.running_since)
     found = session.execute(query.order_by(Event.seq.desc()).limit(REPORTS)).all()
@@ -75,7 +75,7 @@ def _pace(session: Session, job_id: str) -> Pace | None:
 
 
 def _since_restart(reports: Iterable[Report]) -> list[Report]:
-    """Those of `reports`, newest first, since the run last went back to a checkpoint."""
+    """The leading `reports` (newest first) since the run last resumed from a checkpoint."""
     kept: list[Report] = []
     for report in reports:
         if kept and report[1]["step"] > kept[-1][1]["step"]:

@@ -17,6 +17,6 @@ ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"sch
 
 @router.get(PATH, response_class=Response, responses=documented(403) | ANSWER)
 def metrics(request: Request) -> Response:
-    """The service's metrics, as Prometheus reads them; an admin's key, unless the service is set to be open."""
+    """Return the service's metrics for Prometheus. Needs an admin or metrics key, unless metrics are open."""
     known: RequestMetrics = request.app.state.request_metrics
     return Response(generate_latest(known.registry), media_type=CONTENT_TYPE_LATEST)

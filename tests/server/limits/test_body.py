@@ -203,7 +203,7 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(http: httpx.Cl
     path, body = MANY[name]
     answer = http.post(path, content=body, headers=JSON)
     assert answer.status_code == 400, answer.text
-    assert "The body holds too much: expected at most " in answer.json()["error"]["message"]
+    assert "The body is too complex: expected at most " in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
