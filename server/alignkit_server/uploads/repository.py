@@ -16,12 +16,12 @@ class UploadRepository(ScopedRepository[Upload]):
     kind = "upload"
 
     def lock(self, id: str) -> Upload:  # noqa: A002 - the column's name
-        """The upload, which until the end of the transaction nobody else changes; 404 where there is none."""
+        """The upload, locked against changes by others until the end of the transaction. Raises 404 if missing."""
         self._session.execute(self.select().where(Upload.id == id).with_for_update())
         return self.get(id)
 
     def close(self, upload: Upload, status: str, file_id: str | None = None) -> bool:
-        """Set a last status if the upload is still open; whether it was."""
+        """Set a final status if the upload is still open; returns whether it was."""
         still_open = (Upload.seq == upload.seq, Upload.status == "pending", Upload.expires_at > now())
         change = update(Upload).where(*still_open).values(status=status, file_id=file_id)
         done = self._session.execute(change.returning(Upload.seq)).all()
@@ -29,7 +29,7 @@ class UploadRepository(ScopedRepository[Upload]):
         return bool(done)
 
     def expire(self) -> Sequence[str]:
-        """Close the project's uploads whose time is over; their ids."""
+        """Close the project's expired uploads; returns their ids."""
         over = (Upload.project_id == self._project_id, Upload.status == "pending", Upload.expires_at <= now())
         change = update(Upload).where(*over).values(status="expired").returning(Upload.id)
         return self._session.scalars(change).all()
@@ -42,13 +42,13 @@ class PartRepository(ScopedRepository[UploadPart]):
     kind = "upload part"
 
     def of(self, upload_id: str) -> Sequence[UploadPart]:
-        """The parts of an upload, in the order they came in."""
+        """The parts of an upload, in order of arrival."""
         return self._session.scalars(
             self.select().where(UploadPart.upload_id == upload_id).order_by(UploadPart.seq)
         ).all()
 
     def totals(self, upload_id: str) -> tuple[int, int]:
-        """How many parts an upload has, and how many bytes."""
+        """Number and total bytes of an upload's parts."""
         parts = self.select().where(UploadPart.upload_id == upload_id).subquery()
         row = self._session.execute(
             select(func.count(), func.coalesce(func.sum(parts.c.bytes), 0)).select_from(parts)

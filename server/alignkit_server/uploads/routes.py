@@ -33,7 +33,7 @@ def create_upload(body: UploadRequest, uploads: UploadServiceDep) -> UploadObjec
 async def add_upload_part(
     upload_id: str, request: Request, uploads: UploadServiceDep, services: ServicesDep
 ) -> PartObject:
-    """Add a part."""
+    """Add a part to an upload."""
     settings = services.settings
     async with receive(
         request, settings.uploads_dir, settings.max_part_bytes, file_field=DATA, fields=()
@@ -49,7 +49,7 @@ def complete_upload(
     services: ServicesDep,
     uploads: UploadServiceDep,
 ) -> UploadObject:
-    """Put the parts together in the given order; the result is a file like any other."""
+    """Join the parts in the given order; the result is a normal file."""
     assembled = assemble(upload_id, body, project, services)
     try:
         return uploads.complete(assembled)
@@ -59,5 +59,5 @@ def complete_upload(
 
 @router.post("/{upload_id}/cancel", responses=documented(404))
 def cancel_upload(upload_id: str, uploads: UploadServiceDep) -> UploadObject:
-    """Throw an upload and its parts away."""
+    """Cancel an upload and delete its parts."""
     return uploads.cancel(upload_id)

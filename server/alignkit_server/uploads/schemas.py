@@ -1,4 +1,4 @@
-"""Uploads in parts as OpenAI's API gives and takes them."""
+"""Uploads in parts, in the form of OpenAI's API."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ MAX_PARTS = 10_000
 
 
 class ExpiresAfter(BaseModel):
-    """How long the file is kept once the upload is complete."""
+    """The lifetime of the file after the upload is complete."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -20,32 +20,32 @@ class ExpiresAfter(BaseModel):
 
 
 class UploadRequest(BaseModel):
-    """A new upload."""
+    """A request to open an upload."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    bytes: Annotated[int, Field(ge=0, description="how many bytes the whole file has")]
+    bytes: Annotated[int, Field(ge=0, description="size of the whole file in bytes")]
     filename: Annotated[Name, Field(min_length=1)]
     mime_type: Annotated[
-        str, Field(description="taken as it is: what a file holds is checked where it is used")
+        str, Field(description="accepted but not checked; a file's content is checked when it is used")
     ]
     purpose: Purpose
     expires_after: ExpiresAfter | None = None
 
 
 class CompleteRequest(BaseModel):
-    """Which parts make the file, in order."""
+    """The parts that make up the file, in order."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     part_ids: Annotated[list[Name], Field(max_length=MAX_PARTS)]
     md5: Annotated[
-        str | None, Field(pattern=r"^[0-9a-fA-F]{32}$", description="of the whole file, in hexadecimal")
+        str | None, Field(pattern=r"^[0-9a-fA-F]{32}$", description="MD5 of the whole file, in hexadecimal")
     ] = None
 
 
 class UploadObject(BaseModel):
-    """An upload; `file` is there once it is complete."""
+    """An upload; `file` is set when it is complete."""
 
     id: str
     object: Literal["upload"] = "upload"

@@ -1,4 +1,4 @@
-"""Uploads of a project: opened, filled part by part, and turned into a file or thrown away."""
+"""Uploads of a project: opened, filled part by part, then completed as a file or cancelled."""
 
 import hashlib
 import os
@@ -35,13 +35,13 @@ from alignkit_server.uploads.schemas import (
 )
 
 LIFETIME_SECONDS = 3600
-"""OpenAI's: an upload expires an hour after it was opened."""
+"""Lifetime of an upload, as at OpenAI: one hour."""
 COPY_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The parts of an upload put together, in a temporary file; an upload's bytes and its parts' agree."""
+    """The parts of an upload, joined in a temporary file; their size equals the announced size."""
 
     path: Path
     upload_id: str
@@ -59,7 +59,7 @@ class UploadService:
         self._parts = PartRepository(session, project.project_id)
 
     def create(self, request: UploadRequest) -> UploadObject:
-        """Open an upload; 429 where the project's files would hold too much with it."""
+        """Open an upload. Raises 429 if the project's files would exceed their quota with it."""
         if request.bytes > self._settings.max_upload_bytes:
             raise too_large(self._settings.max_upload_bytes, "bytes")
         require_bytes(self._session, self._project.project_id, self._settings.limits, request.bytes)
@@ -80,7 +80,7 @@ class UploadService:
         return self._present(upload)
 
     def add_part(self, upload_id: str, received: Received) -> PartObject:
-        """Keep a part. Parts may come in any order and at the same time."""
+        """Store a part. Parts may arrive in any order and simultaneously."""
         upload = self._uploads.lock(upload_id)
         _require_open(upload)
         count, size = self._parts.totals(upload_id)
@@ -88,7 +88,7 @@ class UploadService:
             raise too_large(self._settings.max_upload_bytes, "data")
         if count >= MAX_PARTS:
             raise ApiError(
-                400, f"The upload {upload_id} has {MAX_PARTS} parts, which is the most.", param="data"
+                400, f"The upload {upload_id} already has {MAX_PARTS} parts, the maximum.", param="data"
             )
         part = UploadPart(id=new_id(PART), upload_id=upload_id, bytes=received.size, created_at=now())
         self._parts.add(part)
@@ -98,7 +98,7 @@ class UploadService:
         return PartObject(id=part.id, created_at=part.created_at, upload_id=upload_id)
 
     def complete(self, assembled: Assembled) -> UploadObject:
-        """Make the assembled parts a file of the project, unless the upload was closed meanwhile."""
+        """Store the joined parts as a file of the project. Raises 400 if the upload was closed meanwhile."""
         upload = self._uploads.lock(assembled.upload_id)
         _require_open(upload)
         files = FileService(self._session, self._project, self._services)
@@ -109,7 +109,7 @@ class UploadService:
         return self._present(upload)
 
     def cancel(self, upload_id: str) -> UploadObject:
-        """Throw an open upload away."""
+        """Cancel an open upload and delete its parts."""
         upload = self._uploads.lock(upload_id)
         _require_open(upload)
         if not self._uploads.close(upload, "cancelled"):
@@ -143,9 +143,9 @@ class UploadService:
 
 
 def assemble(upload_id: str, request: CompleteRequest, project: Principal, services: Services) -> Assembled:
-    """Put the named parts together, in order; raises ApiError where they are not the file that was announced.
+    """Join the named parts in order. Raises ApiError if the result is not the file that was announced.
 
-    Copying gigabytes takes a while, so no transaction is held meanwhile. The caller removes the result's path.
+    No transaction is open meanwhile, because copying gigabytes takes a while. The caller removes the result's path.
     """
     with services.database.reading() as session:
         upload = UploadRepository(session, project.project_id).get(upload_id)
@@ -156,7 +156,7 @@ def assemble(upload_id: str, request: CompleteRequest, project: Principal, servi
     if size != upload.bytes:
         raise ApiError(
             400,
-            f"part_ids: expected parts of {upload.bytes} bytes together, as announced, found {size}.",
+            f"part_ids: expected parts with {upload.bytes} bytes in total, as announced, found {size}.",
             param="part_ids",
             code="upload_size_mismatch",
         )
@@ -166,7 +166,7 @@ def assemble(upload_id: str, request: CompleteRequest, project: Principal, servi
         path.unlink(missing_ok=True)
         raise ApiError(
             400,
-            f"md5: the parts together have the checksum {digest}, not {request.md5.lower()}.",
+            f"md5: the joined parts have the checksum {digest}, expected {request.md5.lower()}.",
             param="md5",
             code="upload_checksum_mismatch",
         )
@@ -183,11 +183,11 @@ def _require_parts(upload: Upload, known: Collection[str], part_ids: Sequence[st
                 code="invalid_value",
             )
     if len(set(part_ids)) < len(part_ids):
-        raise ApiError(400, "part_ids: a part is named twice.", param="part_ids", code="invalid_value")
+        raise ApiError(400, "part_ids: a part is listed twice.", param="part_ids", code="invalid_value")
 
 
 def _join(parts: Sequence[Path], folder: Path) -> tuple[Path, str]:
-    """A synced temporary file of `folder` with the bytes of all parts, and their MD5."""
+    """A synced temporary file in `folder` with the bytes of all parts, and its MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
     path = Path(name)
@@ -203,7 +203,9 @@ def _join(parts: Sequence[Path], folder: Path) -> tuple[Path, str]:
             os.close(descriptor)
     except FileNotFoundError as error:  # cancelled or completed meanwhile
         path.unlink(missing_ok=True)
-        raise ApiError(400, "The upload was closed while it was completed.", code="upload_closed") from error
+        raise ApiError(
+            400, "The upload was closed while it was being completed.", code="upload_closed"
+        ) from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -211,7 +213,7 @@ def _join(parts: Sequence[Path], folder: Path) -> tuple[Path, str]:
 
 
 def status_of(upload: Upload) -> str:
-    """The status now: an open upload whose time is over has expired."""
+    """The current status: an open upload past its time has expired."""
     return "expired" if upload.status == "pending" and upload.expires_at <= now() else upload.status
 
 
@@ -223,7 +225,7 @@ def _require_open(upload: Upload) -> None:
 def _closed(upload: Upload) -> ApiError:
     return ApiError(
         400,
-        f"The upload {upload.id} is {status_of(upload)}: expected one that is pending.",
+        f"The upload {upload.id} is {status_of(upload)}: expected a pending upload.",
         code="upload_closed",
     )
 

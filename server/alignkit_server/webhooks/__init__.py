@@ -1,1 +1,1 @@
-"""Webhooks: a project is told when its jobs end."""
+"""Webhooks, which notify a project when its jobs end."""

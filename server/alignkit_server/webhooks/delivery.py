@@ -1,7 +1,7 @@
-"""Sends events durably: each attempt is a DBOS workflow, and one that fails puts the next into the queue, delayed.
+"""Delivers webhook events durably: each attempt is a DBOS workflow, and a failed one enqueues the next with a delay.
 
-So an event that waits for its next attempt costs a row, not a thread, and survives any restart. An endpoint may get
-an event twice; its `webhook-id` tells.
+An event that waits for its next attempt therefore costs a row, not a thread, and survives restarts. An endpoint
+may receive an event twice, with the same `webhook-id`.
 """
 
 from dataclasses import dataclass
@@ -25,30 +25,30 @@ from alignkit_server.webhooks.targets import TargetError
 QUEUE = "webhooks_by_project"
 SENT_AT_ONCE = 8
 OF_A_PROJECT = 2
-"""Fewer than there are, so that one project's endpoints do not keep another's events waiting."""
+"""Attempts at once per project: fewer than SENT_AT_ONCE, so that one project's endpoints do not block another's."""
 HOUR = 3600.0
 BACK_OFF_SECONDS = (5.0, 30.0, 120.0, 600.0, HOUR, 4 * HOUR, 12 * HOUR, 24 * HOUR, 24 * HOUR)
-"""Between attempts; about three days in all, as OpenAI does."""
+"""Delays between attempts; about three days in total, as at OpenAI."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Outbox:
-    """Where events wait, and how they may be sent."""
+    """The dependencies of delivery."""
 
     database: Database
     settings: Settings
     vault: Vault
     version: str
-    """The application's, part of every workflow's id: an older version's workflows are cancelled at the start."""
+    """The application's version, part of every workflow id: workflows of older versions are cancelled at start."""
 
 
 _outbox: Outbox | None = None
 
 
 def start(outbox: Outbox) -> None:
-    """Resume what the last server left. Call it once DBOS runs."""
+    """Resume the deliveries that the previous server left. Call it after DBOS has started."""
     global _outbox  # noqa: PLW0603 - DBOS workflows are module functions
     _outbox = outbox
     DBOS.register_queue(
@@ -66,7 +66,7 @@ def start(outbox: Outbox) -> None:
 
 
 def enqueue(delivery_id: str, attempt: int = 1, *, delay: float | None = None) -> None:
-    """Queue an attempt of its project's; once, however often it is called."""
+    """Enqueue an attempt in its project's partition. Idempotent."""
     with _use().database.reading() as session:
         project_id = session.scalar(select(Delivery.project_id).where(Delivery.id == delivery_id))
     if project_id is None:  # the endpoint was deleted
@@ -78,7 +78,7 @@ def enqueue(delivery_id: str, attempt: int = 1, *, delay: float | None = None) -
 
 
 def pending(job_id: str) -> list[str]:
-    """Ids of the job's events that no endpoint has taken yet."""
+    """Ids of the job's events that are not delivered yet."""
     query = select(Delivery.id).where(Delivery.status == PENDING, Delivery.job_id == job_id)
     query = query.order_by(Delivery.seq)
     with _use().database.reading() as session:
@@ -93,21 +93,21 @@ def _use() -> Outbox:
 
 @DBOS.workflow(name="deliver_webhook")
 def deliver(delivery_id: str, attempt: int) -> None:
-    """Try to send an event, and see to the next attempt where it fails and there is one."""
+    """Attempt a delivery; if it fails, enqueue the next attempt unless it was the last."""
     if not try_to_send(delivery_id, attempt) and attempt <= len(BACK_OFF_SECONDS):
         enqueue(delivery_id, attempt + 1, delay=BACK_OFF_SECONDS[attempt - 1])
 
 
 @DBOS.step(name="try_to_send_webhook")
 def try_to_send(delivery_id: str, attempt: int) -> bool:
-    """Send the event once; whether it needs no further attempt."""
+    """Send the event once; returns whether no further attempt is needed."""
     outbox = _use()
     query = select(Delivery, Endpoint).join(Endpoint, Delivery.endpoint_id == Endpoint.id)
     with outbox.database.reading() as session:
         found = session.execute(query.where(Delivery.id == delivery_id)).one_or_none()
     if (
         found is None or found[0].status != PENDING
-    ):  # the endpoint was deleted, or a crash came after the answer
+    ):  # the endpoint was deleted, or a crash followed the answer
         return True
     delivery, endpoint = found
     delivered, answer = _attempt(delivery, endpoint, outbox)
@@ -123,7 +123,7 @@ def try_to_send(delivery_id: str, attempt: int) -> bool:
 
 
 def _attempt(delivery: Delivery, endpoint: Endpoint, outbox: Outbox) -> tuple[bool, str]:
-    """Whether the endpoint took the event, and what it said."""
+    """Whether the endpoint accepted the event, and its answer."""
     try:
         signing = active_secrets(endpoint, outbox.vault)
         private = outbox.settings.webhook_private_targets

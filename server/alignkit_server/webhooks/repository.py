@@ -1,4 +1,4 @@
-"""Queries on endpoints, and the events on their way to them."""
+"""Queries on webhook endpoints and their deliveries."""
 
 from collections.abc import Sequence
 
@@ -25,18 +25,18 @@ class EndpointRepository(ScopedRepository[Endpoint]):
         return self.page(self.select(), query)
 
     def all(self) -> Sequence[Endpoint]:
-        """Every endpoint."""
+        """All endpoints."""
         return self._session.scalars(self.select()).all()
 
     def count(self) -> int:
-        """How many there are."""
+        """Number of endpoints."""
         return self._session.scalar(select(func.count()).select_from(self.select().subquery())) or 0
 
 
 def announce(session: Session, job: Job, status: str) -> None:
-    """Note that `job` ended, for every endpoint that wants to know: in the transaction that ends it.
+    """Store an event about the end of `job` for every endpoint that subscribed to it.
 
-    So that neither is ever without the other, whatever crashes.
+    Call it in the transaction that ends the job, so that neither exists without the other, whatever crashes.
     """
     event_type = f"fine_tuning.job.{status}"
     for endpoint in EndpointRepository(session, job.project_id).all():
@@ -60,7 +60,7 @@ def _delivery(endpoint: Endpoint, job: Job, event_type: str) -> Delivery:
 
 
 def event(event_id: str, event_type: str, job_id: str, created_at: int) -> dict[str, object]:
-    """An event as OpenAI sends it."""
+    """An event in OpenAI's form."""
     return {
         "id": event_id,
         "object": "event",

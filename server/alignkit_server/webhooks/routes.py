@@ -29,13 +29,13 @@ router = APIRouter(prefix="/v1", tags=["webhooks"])
 
 @router.get("/webhook_event_types", responses=documented())
 def list_webhook_event_types(_: ProjectDep) -> EventTypeList:
-    """List the events that an endpoint can ask for."""
+    """List the events that an endpoint can subscribe to."""
     return EventTypeList(data=list(EVENT_TYPES))
 
 
 @router.post("/webhook_endpoints", responses=documented())
 def create_webhook_endpoint(body: EndpointRequest, webhooks: WebhookServiceDep) -> EndpointWithSecret:
-    """Add a URL that is told of the project's events. The answer alone shows the signing secret."""
+    """Add a URL that receives the project's events. Only this answer contains the signing secret."""
     return webhooks.create(body)
 
 
@@ -63,7 +63,7 @@ def update_webhook_endpoint(
 
 @router.delete("/webhook_endpoints/{endpoint_id}", responses=documented(404))
 def delete_webhook_endpoint(endpoint_id: str, webhooks: WebhookServiceDep) -> EndpointDeleted:
-    """Remove an endpoint, and what is still on its way to it."""
+    """Delete an endpoint and its undelivered events."""
     return webhooks.delete(endpoint_id)
 
 
@@ -71,7 +71,7 @@ def delete_webhook_endpoint(endpoint_id: str, webhooks: WebhookServiceDep) -> En
 def rotate_webhook_secret(
     endpoint_id: str, webhooks: WebhookServiceDep, body: RotateRequest | None = None
 ) -> EndpointWithSecret:
-    """Give an endpoint a new signing secret. The answer alone shows it."""
+    """Replace an endpoint's signing secret. Only this answer contains the new one."""
     keep_old = body is not None and body.keep_old_secret_active_for_24_hours
     return webhooks.rotate(endpoint_id, keep_old=keep_old)
 
@@ -80,7 +80,7 @@ def rotate_webhook_secret(
 async def try_webhook_endpoint(
     endpoint_id: str, body: TestRequest, project: ProjectDep, services: ServicesDep
 ) -> TestResult:
-    """Send a sample event and say what the endpoint answers. No transaction waits for it."""
+    """Send a sample event and return the endpoint's answer. No database transaction is open meanwhile."""
 
     def find() -> Endpoint:
         with services.database.reading() as session:

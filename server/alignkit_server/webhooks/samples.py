@@ -1,4 +1,4 @@
-"""The places in which sample events are sent: few for each project, so that its endpoints hold up only itself."""
+"""Limits for sending sample events: few at once per project, so that slow endpoints delay only their project."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ LOOKUPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """One project's. A look-up of a name takes a thread, sending takes none."""
+    """Limits of one project. Looking up a name uses a thread; sending does not."""
 
     sending: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AT_ONCE))
     lookups: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LOOKUPS))
 
 
 class Samples:
-    """Every project's."""
+    """Limits of all projects."""
 
     def __init__(self) -> None:
         self._places: dict[str, Places] = defaultdict(Places)
 
     def of(self, project_id: str) -> Places:
-        """The project's places."""
+        """The limits of one project."""
         return self._places[project_id]

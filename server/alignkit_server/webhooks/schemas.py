@@ -1,4 +1,4 @@
-"""Webhook endpoints as OpenAI's API gives and takes them."""
+"""Webhook endpoints in the form of OpenAI's API."""
 
 from typing import Annotated, Literal, get_args
 
@@ -15,13 +15,11 @@ EventTypes = Annotated[
     AfterValidator(lambda given: list(dict.fromkeys(given))),
 ]
 EndpointName = Annotated[Name, Field(min_length=1, max_length=255)]
-Url = Annotated[
-    str, Field(min_length=1, max_length=2048, description="https, and no address of a private network")
-]
+Url = Annotated[str, Field(min_length=1, max_length=2048, description="an https URL with a public address")]
 
 
 class EndpointRequest(BaseModel):
-    """A new endpoint."""
+    """A request to add an endpoint."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -31,7 +29,7 @@ class EndpointRequest(BaseModel):
 
 
 class EndpointUpdate(BaseModel):
-    """What is to change; the rest stays."""
+    """Changes to an endpoint; omitted fields stay."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -41,7 +39,7 @@ class EndpointUpdate(BaseModel):
 
 
 class RotateRequest(BaseModel):
-    """How to change a signing secret."""
+    """Options for replacing a signing secret."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -49,7 +47,7 @@ class RotateRequest(BaseModel):
 
 
 class TestRequest(BaseModel):
-    """Which sample to send."""
+    """The sample event to send."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -57,7 +55,7 @@ class TestRequest(BaseModel):
 
 
 class EndpointObject(BaseModel):
-    """An endpoint."""
+    """A webhook endpoint."""
 
     id: str
     object: Literal["webhook_endpoint"] = "webhook_endpoint"
@@ -70,13 +68,13 @@ class EndpointObject(BaseModel):
 
 
 class EndpointWithSecret(EndpointObject):
-    """An endpoint whose secret was just made; no other answer shows it."""
+    """An endpoint whose secret was just created; no other answer contains it."""
 
     signing_secret: str
 
 
 class EndpointDeleted(BaseModel):
-    """Says that an endpoint is gone."""
+    """The confirmation that an endpoint was deleted."""
 
     id: str
     object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
@@ -84,7 +82,7 @@ class EndpointDeleted(BaseModel):
 
 
 class TestResult(BaseModel):
-    """What an endpoint answered to a sample."""
+    """An endpoint's answer to a sample event."""
 
     object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
     webhook_endpoint_id: str
@@ -94,7 +92,7 @@ class TestResult(BaseModel):
 
 
 class EventTypeList(BaseModel):
-    """The events there are."""
+    """All event types."""
 
     object: Literal["list"] = "list"
     data: list[str]

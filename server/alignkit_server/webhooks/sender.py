@@ -1,4 +1,4 @@
-"""Signs an event as standard-webhooks says, which is what OpenAI does, and sends it."""
+"""Signs events by the standard-webhooks specification, as OpenAI does, and sends them."""
 
 import base64
 import hashlib
@@ -17,12 +17,12 @@ from alignkit_server.webhooks.signing import PREFIX
 from alignkit_server.webhooks.targets import Target, TargetError, resolve
 
 TIMEOUT_SECONDS = 10.0
-"""For a name's look-up, the connection and the answer together."""
+"""Limit for the name lookup, the connection and the answer together."""
 USER_AGENT = "alignkit-webhooks/1"
 
 
 def sign(signing: Sequence[str], event_id: str, timestamp: int, body: str) -> str:
-    """The signature header: v1 and the HMAC-SHA256 of `id.timestamp.body`, once a secret."""
+    """The signature header: for each secret, v1 and the HMAC-SHA256 of `id.timestamp.body`."""
     content = f"{event_id}.{timestamp}.{body}".encode()
     keys = [base64.b64decode(secret.removeprefix(PREFIX)) for secret in signing]
     return " ".join(
@@ -38,10 +38,11 @@ async def send(
     private: bool,
     lookups: CapacityLimiter | None = None,
 ) -> int:
-    """The status that the endpoint answers with. Raises TargetError where it gives none within TIMEOUT_SECONDS.
+    """Send an event and return the status code of the endpoint's answer.
 
-    The time is for all of it, since a peer that sends a byte now and then keeps every shorter deadline. A name whose
-    look-up takes longer keeps its place among `lookups` until it ends.
+    Raises TargetError if it does not answer within TIMEOUT_SECONDS. One limit covers everything, because a peer that
+    sends a byte now and then meets every shorter deadline. A name lookup that takes longer keeps its slot of
+    `lookups` until it ends.
     """
     try:
         with anyio.fail_after(TIMEOUT_SECONDS):
@@ -66,7 +67,7 @@ async def _post(target: Target, signing: Sequence[str], payload: dict[str, Any])
         "webhook-timestamp": str(timestamp),
         "webhook-signature": sign(signing, payload["id"], timestamp, body),
     }
-    # The certificate must be the name's, though the connection is the address's.
+    # The certificate must match the name, although the connection goes to the address.
     extensions = {"sni_hostname": target.server_name}
     async with (
         httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS) as client,

@@ -1,4 +1,4 @@
-"""Webhook endpoints of a project: add, change, try out, remove."""
+"""Webhook endpoints of a project: add, change, test, delete."""
 
 from typing import Annotated
 
@@ -40,10 +40,10 @@ class WebhookService:
         self._vault = services.vault
 
     def create(self, request: EndpointRequest) -> EndpointWithSecret:
-        """Add an endpoint; its secret is shown in this answer only."""
+        """Add an endpoint; only this answer contains its secret."""
         check_url(request.url, private=self._private)
         if self._endpoints.count() >= MAX_ENDPOINTS:
-            raise ApiError(400, f"The project has {MAX_ENDPOINTS} webhook endpoints, which is the most.")
+            raise ApiError(400, f"The project already has {MAX_ENDPOINTS} webhook endpoints, the maximum.")
         created_at, secret = now(), new_secret()
         endpoint = Endpoint(
             id=new_id(WEBHOOK),
@@ -66,7 +66,7 @@ class WebhookService:
         return self._present(self._endpoints.get(endpoint_id))
 
     def update(self, endpoint_id: str, request: EndpointUpdate) -> EndpointObject:
-        """Change what is given."""
+        """Change the given fields."""
         endpoint = self._endpoints.get(endpoint_id)
         if request.url is not None:
             check_url(request.url, private=self._private)
@@ -82,7 +82,7 @@ class WebhookService:
         return self._present(endpoint)
 
     def rotate(self, endpoint_id: str, *, keep_old: bool) -> EndpointWithSecret:
-        """Give the endpoint a new secret; where `keep_old`, events are signed with both for a day."""
+        """Replace the endpoint's secret; with `keep_old`, events are signed with both for a day."""
         endpoint = self._endpoints.get(endpoint_id)
         endpoint.old_secret = endpoint.secret if keep_old else None
         endpoint.old_secret_until = now() + DAY_SECONDS if keep_old else None
@@ -91,7 +91,7 @@ class WebhookService:
         return self._with_secret(endpoint, secret)
 
     def delete(self, endpoint_id: str) -> EndpointDeleted:
-        """Remove an endpoint, and what is still on its way to it."""
+        """Delete an endpoint and its undelivered events."""
         self._endpoints.delete(self._endpoints.get(endpoint_id))
         return EndpointDeleted(id=endpoint_id)
 
@@ -111,7 +111,7 @@ class WebhookService:
 
 
 async def try_out(endpoint: Endpoint, event_type: str, services: Services) -> TestResult:
-    """Send a sample, now and once; 400 where the endpoint does not answer at all."""
+    """Send a sample event once, immediately. Raises 400 if the endpoint does not answer."""
     event_id = new_id(DELIVERY)
     payload = event(event_id, event_type, "ftjob-sample", now())
     private = services.settings.webhook_private_targets
@@ -123,7 +123,7 @@ async def try_out(endpoint: Endpoint, event_type: str, services: Services) -> Te
     except AlignkitError as error:
         raise ApiError(
             400,
-            f"The endpoint {endpoint.id} cannot be signed for: {error}. Rotate its secret.",
+            f"No event can be signed for the endpoint {endpoint.id}: {error}. Rotate its secret.",
             code="secret_unreadable",
         ) from error
     except TargetError as error:

@@ -1,6 +1,6 @@
-"""The secrets that sign events: sealed in the database, opened only to sign.
+"""Signing secrets of webhooks: sealed in the database, opened only to sign.
 
-The key that opens them lies in the home, so a copy of the database alone can sign nothing.
+The key that opens them is in the home, so a copy of the database alone cannot sign anything.
 """
 
 import base64
@@ -24,18 +24,18 @@ log = structlog.get_logger()
 
 
 def new_secret() -> str:
-    """A new signing secret, not sealed."""
+    """A new signing secret, not yet sealed."""
     return PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
 def active_secrets(endpoint: Endpoint, vault: Vault) -> Sequence[str]:
-    """The endpoint's secret, and the one before while it is still valid. Raises AlignkitError where none opens."""
+    """The endpoint's secret, and the previous one while valid. Raises AlignkitError if they cannot be opened."""
     old = endpoint.old_secret if now() < (endpoint.old_secret_until or 0) else None
     return [vault.open(sealed) for sealed in (endpoint.secret, old) if sealed is not None]
 
 
 def hint(endpoint: Endpoint, vault: Vault) -> str:
-    """The end of the secret, by which people tell secrets apart; "????" where the vault cannot open it."""
+    """The end of the secret, by which people tell secrets apart; "????" if the vault cannot open it."""
     try:
         return f"{PREFIX}…{vault.open(endpoint.secret)[-HINT_LENGTH:]}"
     except AlignkitError:
@@ -43,7 +43,7 @@ def hint(endpoint: Endpoint, vault: Vault) -> str:
 
 
 def seal_stored(database: Database, vault: Vault) -> None:
-    """Seal the secrets that an older version stored as they are. Harmless when repeated."""
+    """Seal secrets that an older version stored in plain text. Safe to call again."""
     plain = Endpoint.secret.startswith(PREFIX) | Endpoint.old_secret.startswith(PREFIX)
     with database.reading() as session:
         if session.scalar(select(Endpoint.seq).where(plain).limit(1)) is None:

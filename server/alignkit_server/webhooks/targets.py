@@ -1,8 +1,8 @@
-"""Where webhooks may go: by default to public addresses over https only.
+"""Restricts the targets of webhooks: by default to public addresses, over https only.
 
-Otherwise whoever may add an endpoint could make the server ask its own machine, or its neighbours, for things. A name
-is resolved when an event is sent, every address it has must be public, and the connection goes to the very address
-that was looked at, so that a name which changes its mind in between gains nothing. Redirects are not followed.
+Otherwise, whoever may add an endpoint could make the server send requests to itself or its neighbours. A name is
+resolved when an event is sent, all its addresses must be public, and the connection goes to an address that was
+checked, so that a DNS answer that changes in between has no effect. Redirects are not followed.
 """
 
 import socket
@@ -15,22 +15,22 @@ from alignkit_server.errors import ApiError, shorten
 
 NAT64 = IPv6Network("64:ff9b::/96")
 NOT_PUBLIC = (
-    IPv4Network("192.0.0.0/24"),  # for protocols; a cloud's metadata is at 192.0.0.192
-    IPv6Network("64:ff9b:1::/48"),  # NAT64 of a network's own
+    IPv4Network("192.0.0.0/24"),  # protocol assignments; a cloud's metadata is at 192.0.0.192
+    IPv6Network("64:ff9b:1::/48"),  # local-use NAT64
     IPv6Network("fec0::/10"),  # site-local
     IPv6Network("::/96"),  # IPv4-compatible
     IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated
 )
-"""What `is_global` of Python 3.11 takes for public."""
+"""Networks that are not public, although Python 3.11's `is_global` says so."""
 
 
 class TargetError(Exception):
-    """An event cannot go to a URL; the message says why."""
+    """An event cannot be sent to a URL; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a request goes: the URL with an address in place of the name, and the name."""
+    """The target of a request: the URL with an address in place of the name, and the name."""
 
     url: httpx.URL
     host: str
@@ -38,7 +38,7 @@ class Target:
 
 
 def check_url(url: str, *, private: bool) -> None:
-    """Refuse a URL that could never be sent to. Raises ApiError (400)."""
+    """Refuse a URL that could never be used. Raises ApiError (400)."""
     try:
         parsed = _parse(url, private=private)
         _literal(parsed.host, private=private)
@@ -47,7 +47,7 @@ def check_url(url: str, *, private: bool) -> None:
 
 
 def resolve(url: str, *, private: bool) -> Target:
-    """The address that `url` stands for now. Raises TargetError where it has none, or one that is not allowed."""
+    """The current address of `url`. Raises TargetError if it has none, or one that is not allowed."""
     parsed = _parse(url, private=private)
     port = parsed.port or {"https": 443, "http": 80}[parsed.scheme]
     try:
@@ -67,11 +67,11 @@ def _parse(url: str, *, private: bool) -> httpx.URL:
         raise TargetError(f"expected a URL, found {shorten(url)}") from error
     schemes = ("https", "http") if private else ("https",)
     if parsed.scheme not in schemes or not parsed.host:
-        raise TargetError(f"expected a URL that begins with {' or '.join(schemes)}://, found {shorten(url)}")
+        raise TargetError(f"expected a URL that starts with {' or '.join(schemes)}://, found {shorten(url)}")
     if parsed.port is not None and not 0 < parsed.port < 2**16:
         raise TargetError(f"expected a port of 1 to 65535, found {parsed.port}")
     if parsed.userinfo:
-        raise TargetError("expected no name and password in the URL: events are signed instead")
+        raise TargetError("expected no credentials in the URL, because events are signed instead")
     return parsed
 
 
@@ -87,18 +87,18 @@ def _require_allowed(address: IPv4Address | IPv6Address, *, private: bool) -> No
     if private or public(address):
         return
     raise TargetError(
-        f"{address} is no public address; the setting ALIGNKIT_WEBHOOK_PRIVATE_TARGETS allows others"
+        f"{address} is not a public address; the setting ALIGNKIT_WEBHOOK_PRIVATE_TARGETS allows private ones"
     )
 
 
 def public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether anybody's network leads there, and not this machine's own; what stands for an IPv4 address is that."""
+    """Whether the address is publicly routable. An IPv6 address that embeds an IPv4 one is judged by that."""
     if isinstance(address, IPv6Address):
         if address.sixtofour or address.teredo:
             return False
         embedded = IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else address.ipv4_mapped
         if embedded is not None:
             return public(embedded)
-    if any(address in network for network in NOT_PUBLIC):  # of the other version's, none
+    if any(address in network for network in NOT_PUBLIC):  # false for networks of the other IP version
         return False
     return address.is_global and not address.is_multicast

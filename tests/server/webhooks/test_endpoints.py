@@ -109,7 +109,7 @@ def test_a_name_that_leads_inside_is_refused_when_it_is_used(monkeypatch: pytest
     target = targets.resolve("https://example.com:8443/a?b=c", private=False)
     assert str(target.url) == "https://8.8.8.8:8443/a?b=c"
     assert (target.host, target.server_name) == ("example.com:8443", "example.com")
-    with pytest.raises(targets.TargetError, match=r"10\.0\.0\.1 is no public address"):
+    with pytest.raises(targets.TargetError, match=r"10\.0\.0\.1 is not a public address"):
         targets.resolve("https://example.com/", private=False)
 
 
