@@ -1,1 +1,1 @@
-"""Permissions on checkpoints: a project lets another one use a model of its own."""
+"""Permissions on checkpoints: a project allows another project to use one of its models."""

@@ -10,24 +10,24 @@ from alignkit_server.tables import Permission, Project
 
 
 class PermissionRepository(ScopedRepository[Permission]):
-    """The permissions that one project gave."""
+    """The permissions granted by one project."""
 
     table = Permission
     kind = "checkpoint permission"
 
     def list(self, model_id: str, grantee_id: str | None, query: PageQuery) -> Page[Permission]:
-        """A page of the permissions on a model, of one other project if one is given."""
+        """A page of the permissions on a model, optionally only those of one grantee project."""
         statement = self.select().where(Permission.model_id == model_id)
         if grantee_id is not None:
             statement = statement.where(Permission.grantee_id == grantee_id)
         return self.page(statement, query)
 
     def of(self, model_id: str, grantee_id: str) -> Permission | None:
-        """The permission of that project on a model."""
+        """The grantee project's permission on a model, or None."""
         query = self.select().where(Permission.model_id == model_id, Permission.grantee_id == grantee_id)
         return self._session.scalar(query)
 
     def unknown(self, project_ids: Sequence[str]) -> str | None:
-        """The first of the ids that is no project's."""
+        """The first of the ids that belongs to no project, or None."""
         known = set(self._session.scalars(select(Project.id).where(Project.id.in_(project_ids))))
         return next((project_id for project_id in project_ids if project_id not in known), None)

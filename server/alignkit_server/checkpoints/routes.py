@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1/fine_tuning/checkpoints/{checkpoint}/permissions"
 def create_permissions(
     checkpoint: str, body: PermissionRequest, permissions: PermissionServiceDep
 ) -> CursorListObject[PermissionObject]:
-    """Let other projects use a checkpoint, or a finished model, of this one."""
+    """Allow other projects to use a checkpoint or a finished model of this project."""
     return permissions.create(checkpoint, body.project_ids)
 
 
@@ -25,12 +25,12 @@ def list_permissions(
     *,
     checkpoint: str,
     permissions: PermissionServiceDep,
-    project_id: Annotated[str | None, Query(description="only this project's")] = None,
+    project_id: Annotated[str | None, Query(description="only permissions of this project")] = None,
     after: After = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 10,
     order: Literal["ascending", "descending"] = "descending",
 ) -> CursorListObject[PermissionObject]:
-    """List which projects may use a checkpoint."""
+    """List the projects that may use a checkpoint."""
     query = PageQuery(after, limit, "asc" if order == "ascending" else "desc")
     return permissions.list(checkpoint, project_id, query)
 
@@ -39,5 +39,5 @@ def list_permissions(
 def delete_permission(
     checkpoint: str, permission_id: str, permissions: PermissionServiceDep
 ) -> PermissionDeleted:
-    """Take a permission back."""
+    """Revoke a permission."""
     return permissions.delete(checkpoint, permission_id)

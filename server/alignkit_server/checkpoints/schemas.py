@@ -1,4 +1,4 @@
-"""Permissions on checkpoints as OpenAI's API gives and takes them."""
+"""Permissions on checkpoints in the form of OpenAI's API."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ MAX_PROJECTS = 100
 
 
 class PermissionRequest(BaseModel):
-    """Which projects may use the checkpoint."""
+    """The projects that may use the checkpoint."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -27,7 +27,7 @@ class PermissionObject(BaseModel):
 
 
 class PermissionDeleted(BaseModel):
-    """Says that a permission is gone."""
+    """The confirmation that a permission was revoked."""
 
     id: str
     object: Literal["checkpoint.permission"] = "checkpoint.permission"

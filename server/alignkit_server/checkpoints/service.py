@@ -1,4 +1,4 @@
-"""Permissions on a project's checkpoints: give, list, take back."""
+"""Permissions on a project's checkpoints: grant, list, revoke."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -19,7 +19,7 @@ from alignkit_server.tables import Permission
 
 
 class PermissionService:
-    """The permissions that one project gives on its models."""
+    """The permissions that one project grants on its models."""
 
     def __init__(self, session: Session, project: Principal) -> None:
         self._session = session
@@ -27,12 +27,12 @@ class PermissionService:
         self._permissions = PermissionRepository(session, project.project_id)
 
     def create(self, checkpoint: str, project_ids: Sequence[str]) -> CursorListObject[PermissionObject]:
-        """Let projects use a checkpoint; one that may already keeps the permission it has."""
+        """Allow projects to use a checkpoint; a project that already may keeps its permission."""
         model_id = self._model(checkpoint)
         if self._project.project_id in project_ids:
             raise ApiError(
                 400,
-                f"project_ids: {self._project.project_id!r} owns the checkpoint and needs no permission.",
+                f"project_ids: {self._project.project_id!r} owns the checkpoint and does not need permission.",
                 param="project_ids",
                 code="invalid_value",
             )
@@ -50,7 +50,7 @@ class PermissionService:
         return CursorListObject.of(page, _present)
 
     def delete(self, checkpoint: str, permission_id: str) -> PermissionDeleted:
-        """Take a permission back."""
+        """Revoke a permission."""
         model_id = self._model(checkpoint)
         permission = self._permissions.get(permission_id)
         if permission.model_id != model_id:

@@ -1,4 +1,4 @@
-"""A folder as a tar archive, made while it is sent."""
+"""Streams a folder as a tar archive."""
 
 import os
 import tarfile
@@ -12,7 +12,7 @@ END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class Archive:
-    """The files of a folder, under `root`; opened at once, so that none can vanish while they are sent."""
+    """The files of a folder as a tar archive under `root`; opened at once, so none can vanish during the transfer."""
 
     def __init__(self, folder: Path, root: str) -> None:
         self._stack = ExitStack()
@@ -30,11 +30,11 @@ class Archive:
 
     @property
     def size(self) -> int:
-        """Bytes of the archive."""
+        """Size of the archive in bytes."""
         return sum(len(header) + size + _padding(size) for header, _, size in self._members) + len(END)
 
     def chunks(self) -> Iterator[bytes]:
-        """The archive; its files are closed at the end."""
+        """The archive in chunks; closes the files at the end."""
         with self._stack:
             for header, file, size in self._members:
                 yield header
@@ -42,7 +42,7 @@ class Archive:
                 while left > 0:
                     chunk = file.read(min(CHUNK_BYTES, left))
                     if not chunk:
-                        raise OSError(f"{file.name} became shorter while it was sent")
+                        raise OSError(f"{file.name} became shorter during the transfer")
                     left -= len(chunk)
                     yield chunk
                 yield bytes(_padding(size))

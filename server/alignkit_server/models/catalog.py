@@ -1,4 +1,4 @@
-"""What models there are: base models are folders, fine-tuned ones rows of the project that made them."""
+"""Available models: base models are folders, fine-tuned models are rows of the project that made them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ FULL = "full"
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model that can answer: `kind` is "base", "adapter" or "full", `owner` the project that made it."""
+    """A model that can be served: `kind` is "base", "adapter" or "full", `owner` the project that made it."""
 
     name: str
     base_model: str
@@ -30,13 +30,13 @@ class ResolvedModel:
 
     @property
     def engine(self) -> str:
-        """The model whose engine answers: its own where all weights were trained, else its base's."""
+        """The model whose engine serves it: the model itself if fully trained, else its base model."""
         return self.name if self.kind == FULL else self.base_model
 
 
 @dataclass(frozen=True, slots=True)
 class TrainableModel:
-    """A model that a job may train or learn from: its base model's name, and where its weights are."""
+    """A model that a job may start from or use as teacher: the name of its base model, and its weights."""
 
     base_model: str
     source: ModelSource
@@ -54,7 +54,7 @@ class ModelCatalog:
         return [name for name in available(self._folder) if NAME_PATTERN.fullmatch(name)]
 
     def base(self, name: str) -> ResolvedModel | None:
-        """The base model of that name."""
+        """The base model with that name, or None."""
         if not NAME_PATTERN.fullmatch(name) or not (self.path(name) / "config.json").is_file():
             return None
         created = int((self.path(name) / "config.json").stat().st_mtime)
@@ -65,7 +65,7 @@ class ModelCatalog:
         return self._folder / base
 
     def resolve(self, name: str, project_id: str) -> ResolvedModel:
-        """The model of that name that the project may use; an ApiError with status 404 says why there is none."""
+        """The model with that name, if the project may use it. Otherwise raises ApiError (404) with the reason."""
         base = self.base(name)
         if base is not None:
             return base
@@ -73,7 +73,7 @@ class ModelCatalog:
             return fine_tuned(session, name, project_id)
 
     def trainable(self, name: str, project_id: str) -> TrainableModel:
-        """A base model, or a fine-tuned one of the project; an ApiError with status 404 says why there is none."""
+        """A base model, or the project's fine-tuned model. Raises ApiError (404) with the reason if unavailable."""
         if self.base(name) is not None:
             return TrainableModel(name, ModelSource(str(self.path(name))))
         with self._database.reading() as session:
@@ -84,14 +84,14 @@ class ModelCatalog:
 
 
 def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
-    """The fine-tuned model of that name that the project may use; 404 where there is none, or it is not ready."""
+    """The fine-tuned model with that name that the project may use. Raises 404 if missing or not ready."""
     found = _ready(UsableModels(session, project_id).by_name(name), name)
     model = found.model
     return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner)
 
 
 def own_model(session: Session, name: str, project_id: str) -> FineTunedModel:
-    """The project's own fine-tuned model of that name; 404 where there is none, or it is not ready."""
+    """The project's own fine-tuned model with that name. Raises 404 if missing or not ready."""
     return _ready(ModelRepository(session, project_id).by_name(name), name).model
 
 
@@ -99,8 +99,8 @@ def _ready(found: FoundModel | None, name: str) -> FoundModel:
     if found is None:
         raise ApiError(
             404,
-            f"The model {name!r} does not exist or you do not have access to it. "
-            "GET /v1/models lists the models you can use.",
+            f"The model {name!r} does not exist, or you do not have access to it. "
+            "GET /v1/models lists the models that you can use.",
             param="model",
             code="model_not_found",
         )

@@ -26,17 +26,17 @@ class ModelRepository(ScopedRepository[FineTunedModel]):
     kind = "model"
 
     def by_name(self, name: str) -> FoundModel | None:
-        """The model of that name."""
+        """The model with that name, or None."""
         found = self._session.execute(_described(self.select()).where(FineTunedModel.name == name))
         row = found.one_or_none()
         return None if row is None else FoundModel(*row)
 
     def lock(self, name: str) -> FineTunedModel | None:
-        """The model, which until the end of the transaction nobody else can delete or start to use."""
+        """The model, locked until the end of the transaction against deletion and use by others."""
         return self._session.scalar(self.select().where(FineTunedModel.name == name).with_for_update())
 
     def user_of(self, name: str) -> str | None:
-        """The id of a job that has not finished and trains on from the model, or is taught by it."""
+        """The id of an unfinished job that starts from the model or uses it as teacher, or None."""
         jobs = JobRepository(self._session, self._project_id)
         named = {option for method in METHODS.values() for option in names_of_models(method)}
         by_name = (Job.hyperparameters[option].as_string() == name for option in sorted(named))
@@ -44,16 +44,16 @@ class ModelRepository(ScopedRepository[FineTunedModel]):
 
 
 class UsableModels(ModelRepository):
-    """The models that one project may use: its own, and those that others let it use."""
+    """The models that one project may use: its own, and those it has permission for."""
 
     def select(self) -> Select[FineTunedModel]:
-        """The models that the project may use."""
+        """A query for the models that the project may use."""
         permitted = select(Permission.model_id).where(Permission.grantee_id == self._project_id)
         own = FineTunedModel.project_id == self._project_id
         return select(FineTunedModel).where(or_(own, FineTunedModel.id.in_(permitted)))
 
     def ready(self) -> Sequence[FoundModel]:
-        """The models of jobs that succeeded, newest first."""
+        """The models of succeeded jobs, newest first."""
         query = _described(self.select()).where(Job.status == "succeeded")
         rows = self._session.execute(query.order_by(FineTunedModel.seq.desc()))
         return [FoundModel(*row) for row in rows]

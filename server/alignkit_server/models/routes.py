@@ -19,13 +19,13 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 @router.get("", responses=documented())
 def list_models(models: ModelServiceDep) -> ModelList:
-    """List the base models and the project's fine-tuned ones."""
+    """List the base models, and the fine-tuned models that the project may use."""
     return models.list()
 
 
 @router.get("/{model:path}/archive", responses=documented(403, 404) | TAR_RESPONSE, response_class=Response)
 def download_model(model: str, models: ModelServiceDep) -> StreamingResponse:
-    """Download a fine-tuned model's adapter as a tar archive."""
+    """Download the files of a fine-tuned model as a tar archive."""
     archive = models.archive(model)
     headers = {
         "content-length": str(archive.size),

@@ -1,4 +1,4 @@
-"""Models as the API gives them: OpenAI's, with what this service knows beyond."""
+"""Models in the form of OpenAI's API, with some additional fields."""
 
 from typing import Literal
 
@@ -6,25 +6,25 @@ from pydantic import BaseModel, Field
 
 
 class ModelObject(BaseModel):
-    """A model that can answer."""
+    """A model that can be used for completions."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    parent: str | None = Field(description="the base model of a fine-tuned one")
-    kind: str = Field(description="base, adapter, or full where all weights were trained")
+    parent: str | None = Field(description="base model of a fine-tuned model")
+    kind: str = Field(description="base, adapter, or full if all weights were trained")
 
 
 class ModelList(BaseModel):
-    """Every model the project may use; OpenAI's list has no pages."""
+    """All models that the project may use; like OpenAI's list, it has no pages."""
 
     object: Literal["list"] = "list"
     data: list[ModelObject]
 
 
 class ModelDeleted(BaseModel):
-    """Says that a model is gone."""
+    """The confirmation that a model was deleted."""
 
     id: str
     object: Literal["model"] = "model"

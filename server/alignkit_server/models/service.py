@@ -1,4 +1,4 @@
-"""Models of a project: what can answer, and taking one out."""
+"""Models of a project: list, download, delete."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ class ModelService:
         self._usable = UsableModels(session, project.project_id)
 
     def list(self) -> ModelList:
-        """Base models, then those that the project made or may use, newest first."""
+        """Base models first, then the fine-tuned models that the project may use, newest first."""
         catalog = self._services.catalog
         bases = [base for name in catalog.bases() if (base := catalog.base(name))]
         tuned = [
@@ -38,11 +38,11 @@ class ModelService:
         return ModelList(data=[_present(model) for model in (*bases, *tuned)])
 
     def get(self, name: str) -> ModelObject:
-        """One model; 404 where there is none or it is not ready."""
+        """One model. Raises 404 if it is missing or not ready."""
         return _present(self._find(name))
 
     def archive(self, name: str) -> Archive:
-        """The files of a model that the project made; 403 for a base model."""
+        """The files of a model of the project. Raises 403 for a base model."""
         if self._services.catalog.base(name) is not None:
             raise ApiError(
                 403, f"{name!r} is a base model: only fine-tuned models can be downloaded.", param="model"
@@ -52,13 +52,16 @@ class ModelService:
             return Archive(Path(model.path), name.replace(":", "_"))
         except FileNotFoundError as error:
             raise ApiError(
-                404, f"The files of the model {name!r} are gone.", param="model", code="model_not_found"
+                404,
+                f"The files of the model {name!r} no longer exist.",
+                param="model",
+                code="model_not_found",
             ) from error
 
     def delete(self, name: str) -> ModelDeleted:
-        """Remove a fine-tuned model and take it out of serving.
+        """Delete a fine-tuned model and take it out of serving.
 
-        403 for a base model or another project's, 409 while a job that has not finished needs it.
+        Raises 403 for a base model or another project's model, 409 while an unfinished job needs it.
         """
         model = self._find(name)
         if model.kind == BASE:
@@ -70,7 +73,9 @@ class ModelService:
         found = self._models.by_name(name)
         if found is None:
             raise ApiError(
-                403, f"{name!r} belongs to the project {model.owner}: only that can delete it.", param="model"
+                403,
+                f"{name!r} belongs to the project {model.owner}, and only that project can delete it.",
+                param="model",
             )
         self._models.lock(name)
         job_id = self._models.user_of(name)
