@@ -1,1 +1,1 @@
-"""The methods that a job can name, described."""
+"""Descriptions of the methods that a job can use."""

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/fine_tuning/methods", tags=["fine-tuning"])
 
 @router.get("", responses=documented())
 def list_methods(_: ProjectDep, services: ServicesDep) -> MethodList:
-    """List the methods with their hyperparameters, by the very schema that checks those of a job."""
+    """List the methods and their hyperparameters, with the schemas that jobs are checked against."""
     most = services.settings.engine.max_lora_rank
     return MethodList(
         data=[
@@ -27,7 +27,7 @@ def list_methods(_: ProjectDep, services: ServicesDep) -> MethodList:
 
 
 def _schema(method: type[Method], max_lora_rank: int) -> dict[str, Any]:
-    """The method's schema, within what this server's engine takes."""
+    """The method's schema, restricted to what this server's engine supports."""
     schema = hyperparameters_of(method).model_json_schema()
     rank = schema["properties"]["lora_rank"]
     rank["maximum"] = min(rank["maximum"], max_lora_rank)

@@ -1,4 +1,4 @@
-"""Methods as the API describes them."""
+"""Methods in the API's form."""
 
 from typing import Any, Literal
 
@@ -6,19 +6,19 @@ from pydantic import BaseModel, Field
 
 
 class MethodDescription(BaseModel):
-    """A method: its name is `method.type` of a job."""
+    """A method; its id is the `method.type` of a job."""
 
     id: str
     object: Literal["fine_tuning.method"] = "fine_tuning.method"
     description: str = Field(description="What the method is for")
-    rows: str = Field(description="Kind of row that its files hold, such as preference or completion")
+    rows: str = Field(description="Kind of rows in its files, such as preference or completion")
     hyperparameters: dict[str, Any] = Field(
         description="JSON Schema of method.<type>.hyperparameters: types, bounds and defaults"
     )
 
 
 class MethodList(BaseModel):
-    """Every method that this server trains."""
+    """All methods that this server can train."""
 
     object: Literal["list"] = "list"
     data: list[MethodDescription]

@@ -1,1 +1,1 @@
-"""The database's schema, step by step (alembic)."""
+"""Migrations of the database schema (alembic)."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs revisions on the connection it is given, or on the database of the settings."""
+"""Alembic's entry point: runs migrations on a given connection, or on the database of the settings."""
 
 from alembic import context
 from sqlalchemy import Connection
@@ -9,7 +9,7 @@ from alignkit_server.tables import Base
 
 
 def run(connection: Connection) -> None:
-    """Run the revisions asked for."""
+    """Run the requested migrations."""
     sqlite = connection.dialect.name == "sqlite"
     context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=sqlite)
     with context.begin_transaction():

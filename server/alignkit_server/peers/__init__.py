@@ -1,1 +1,1 @@
-"""Servers of one database: each says that it lives, and takes up the jobs of one that does not."""
+"""Servers that share a database: each sends heartbeats and takes over the jobs of dead ones."""

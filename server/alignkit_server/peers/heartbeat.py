@@ -1,7 +1,7 @@
-"""A server's heartbeat, and what becomes of the work of one whose heart has stopped.
+"""A server's heartbeat, and the recovery of work from servers whose heartbeat stopped.
 
-On one machine a server is dead once its process is gone, which is seen at once; from another machine, once it has
-been silent for `TIMEOUT_SECONDS`.
+On the same machine, a server counts as dead as soon as its process is gone; on another machine, after it has sent
+no heartbeat for `TIMEOUT_SECONDS`.
 """
 
 import os
@@ -27,10 +27,10 @@ log = structlog.get_logger()
 
 
 class Heartbeat:
-    """Keeps this server's row fresh, and calls `recover` with the ids of dead servers, whose rows it then removes.
+    """Updates this server's row, and calls `recover` with the ids of dead servers before deleting their rows.
 
-    `recover` may be called twice with the same ids, also by two servers. With `anywhere`, servers of other machines
-    count too.
+    `recover` may be called twice with the same ids, also by two servers. With `anywhere`, servers on other machines
+    are included.
     """
 
     def __init__(self, database: Database, recover: Callable[[list[str]], None], *, anywhere: bool) -> None:
@@ -42,7 +42,7 @@ class Heartbeat:
         self.id = new_id(SERVER)
 
     def register(self) -> None:
-        """Make this server known, before it takes on anything."""
+        """Register this server, before it takes on any work."""
         process = psutil.Process()
         row = Peer(id=self.id, host=socket.gethostname(), pid=process.pid, started=process.create_time())
         row.beat_at = now()
@@ -50,26 +50,26 @@ class Heartbeat:
             session.add(row)
 
     def start(self) -> None:
-        """Take up what dead servers left, now and from now on."""
+        """Take over the work of dead servers, now and regularly from now on."""
         self.look()
         self._thread.start()
 
     def stop(self) -> None:
-        """Fall silent."""
+        """Stop the heartbeat."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def sign_off(self) -> None:
-        """Let the others take up what this server has let go of."""
+        """Mark this server as stopped, so that others take over its work."""
         with self._database.writing() as session:
             session.execute(update(Peer).where(Peer.id == self.id).values(beat_at=0))
 
     def look(self) -> None:
-        """Recover the work of every server that is dead."""
+        """Recover the work of every dead server."""
         dead = self._dead()
         if dead:
-            log.warning("taking up the jobs of dead servers", servers=dead)
+            log.warning("taking over the jobs of dead servers", servers=dead)
             self._recover(list(dead))
             with self._database.writing() as session:
                 session.execute(delete(Peer).where(Peer.id.in_(dead)))
@@ -88,8 +88,8 @@ class Heartbeat:
         change = update(Peer).where(Peer.id == self.id).values(beat_at=now()).returning(Peer.id)
         with self._database.writing() as session:
             known = session.execute(change).all()
-        if not known:  # its jobs are another's now: two servers must not work on them
-            log.error("another server took this one for dead and has its jobs: ending")
+        if not known:  # another server has its jobs: two servers must not work on them
+            log.error("another server considered this one dead and took over its jobs: shutting down")
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _run(self) -> None:

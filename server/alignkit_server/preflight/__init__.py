@@ -1,1 +1,1 @@
-"""What a job would train on, and for how long, before it is created."""
+"""Preview and estimate of a job before it is created."""

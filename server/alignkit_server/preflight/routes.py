@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/preview and /v1/fine_tuning/jobs/estimate: a job's request, without a job."""
+"""/v1/fine_tuning/preview and /v1/fine_tuning/jobs/estimate: check a job's request without creating the job."""
 
 from fastapi import APIRouter
 
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 
 @router.post("/preview", responses=documented(404))
 async def preview_job(body: PreviewRequest, project: ProjectDep, services: ServicesDep) -> PreviewObject:
-    """Show rows of the training file as the job would see them, and which tokens carry loss."""
+    """Show rows of the training file as the job would train on them, with the tokens that carry loss."""
     return await services.file_checks.run(
         project.project_id, lambda: service.preview(body, prepare(body, project, services))
     )
@@ -22,7 +22,7 @@ async def preview_job(body: PreviewRequest, project: ProjectDep, services: Servi
 
 @router.post("/jobs/estimate", responses=documented(404))
 async def estimate_job(body: JobRequest, project: ProjectDep, services: ServicesDep) -> EstimateObject:
-    """Estimate a job's tokens, steps, time and memory, and whether it fits the device that jobs run on."""
+    """Estimate a job's tokens, steps, time and memory, and whether it fits on the training device."""
     return await services.file_checks.run(
         project.project_id, lambda: service.estimate(prepare(body, project, services), project, services)
     )

@@ -1,4 +1,4 @@
-"""What is asked and told before a job is created: its request, with a few questions beside it."""
+"""Requests and answers of preview and estimate."""
 
 from typing import Annotated, Literal
 
@@ -10,32 +10,36 @@ MAX_ROWS = 50
 
 
 class PreviewRequest(JobRequest):
-    """A job, and which rows of its training file to show."""
+    """A job's request, plus the rows of its training file to show."""
 
     rows: Annotated[int, Field(ge=1, le=MAX_ROWS)] = 3
-    offset: Annotated[int, Field(ge=0, le=2**31, description="rows to skip")] = 0
+    offset: Annotated[int, Field(ge=0, le=2**31, description="number of rows to skip")] = 0
 
 
 class SegmentObject(BaseModel):
-    """A run of tokens that are treated alike."""
+    """A run of consecutive tokens that are treated alike."""
 
     text: str
     tokens: int
     carries_loss: bool
-    cut: bool = Field(description="whether it lies beyond max_length and is not trained on")
+    cut: bool = Field(description="whether it exceeds max_length and is not trained on")
 
 
 class PreviewRow(BaseModel):
     """A row as the trainer sees it."""
 
-    index: int = Field(description="the row's number in the file, counted from 1")
-    dropped: bool = Field(description="whether it is left out, since its prompt alone fills max_length")
-    notes: list[str] = Field(description="how it differs from what is in the row, or from what is served")
-    sequences: dict[str, list[SegmentObject]] = Field(description="such as chosen and rejected")
+    index: int = Field(description="number of the row in the file, from 1")
+    dropped: bool = Field(description="whether the row is dropped because its prompt alone fills max_length")
+    notes: list[str] = Field(
+        description="differences from the row's content, or from how the model is served"
+    )
+    sequences: dict[str, list[SegmentObject]] = Field(
+        description="sequences by name, such as chosen and rejected"
+    )
 
 
 class PreviewObject(BaseModel):
-    """Rows of the training file, rendered by the model's own chat template."""
+    """Rows of the training file, rendered with the model's chat template."""
 
     object: Literal["fine_tuning.preview"] = "fine_tuning.preview"
     model: str
@@ -45,37 +49,37 @@ class PreviewObject(BaseModel):
 
 
 class MemoryObject(BaseModel):
-    """What training takes of the device that jobs run on, at the longest row of the sample."""
+    """Memory that training needs on the training device, at the longest row of the sample."""
 
-    device: str = Field(description="as the driver names it, or cpu")
-    available_bytes: int = Field(description="what training may take of it")
-    peak_bytes: int = Field(description="the most at once; not the sum of bytes_by_kind")
+    device: str = Field(description="the driver's name of the device, or cpu")
+    available_bytes: int = Field(description="memory available to training")
+    peak_bytes: int = Field(description="peak of the total memory; not the sum of bytes_by_kind")
     peak_during: str
     bytes_by_kind: dict[str, int] = Field(
-        description="each kind at its own most: weights, gradients, optimizer, activations, heads, reference, teacher"
+        description="peak of each kind: weights, gradients, optimizer, activations, heads, reference, teacher"
     )
     trainable_parameters: int
-    checkpoint_bytes: int = Field(description="on disk, of each checkpoint")
+    checkpoint_bytes: int = Field(description="size on disk of each checkpoint")
 
 
 class EstimateObject(BaseModel):
-    """How much there is to train, what it takes of this machine, and how long it took with earlier jobs."""
+    """The amount of training, its memory on the training device, and its time judged by earlier jobs."""
 
     object: Literal["fine_tuning.estimate"] = "fine_tuning.estimate"
     rows: int
-    sampled_rows: int = Field(description="rows whose tokens were counted; the rest is taken to be like them")
+    sampled_rows: int = Field(description="rows whose tokens were counted, as a sample of all rows")
     dropped_rows: int = Field(
-        description="left out since their prompt alone fills max_length, scaled to all rows"
+        description="rows dropped because their prompt alone fills max_length, scaled to all rows"
     )
     steps: int
-    tokens: int = Field(description="tokens that the whole run trains on, prompts included")
+    tokens: int = Field(description="tokens of the whole run, prompts included")
     seconds: float | None = Field(
-        description="by the median rate of this project's earlier jobs with the same model and method, "
-        "loading and publishing included; null where there are none"
+        description="from the median speed of this project's earlier jobs with the same model and method, "
+        "including loading and publishing; null without such jobs"
     )
     based_on_jobs: int
-    queue_position: int = Field(description="that the job would have now")
+    queue_position: int = Field(description="position in the queue if created now")
     memory: MemoryObject | None = Field(
-        description="null where no row is trained on, or the model's architecture is not estimated"
+        description="null if no row is trained on, or the model's architecture is not supported"
     )
-    fits: bool | None = Field(description="whether peak_bytes is available; null as memory is")
+    fits: bool | None = Field(description="whether peak_bytes fit in available_bytes; null if memory is null")

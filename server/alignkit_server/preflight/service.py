@@ -1,4 +1,4 @@
-"""Looks at a job before it is created: its rows as the trainer sees them, its tokens, steps and memory."""
+"""Inspects a job before it is created: its rows as the trainer sees them, its tokens, steps and memory."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -31,11 +31,11 @@ from alignkit_server.services import Services
 from alignkit_server.tokenizers import tokenizer_at
 
 SAMPLE_ROWS = 2000
-"""Rows whose tokens are counted: enough for a mean, little enough for a request."""
+"""Number of rows whose tokens are counted: enough for a mean, few enough for a request."""
 
 
 def preview(request: PreviewRequest, prepared: PreparedJob) -> PreviewObject:
-    """The rows asked for, rendered."""
+    """The requested rows, rendered."""
     tokenizer = _tokenizer(prepared, request.model)
     max_length = int(prepared.recipe["data"]["max_length"])
     shown = []
@@ -54,7 +54,7 @@ def preview(request: PreviewRequest, prepared: PreparedJob) -> PreviewObject:
 
 
 def estimate(prepared: PreparedJob, project: Principal, services: Services) -> EstimateObject:
-    """Tokens counted in a sample of the rows; memory by the library; time by what earlier jobs took."""
+    """The estimate of a job: tokens from a sample of rows, memory from the library, time from earlier jobs."""
     recipe, rows = Recipe.parse(prepared.recipe), prepared.train_rows
     rendered = _rendered(prepared, _tokenizer(prepared, prepared.request.model))
     lengths = library.count_lengths(rendered, recipe.data.max_length, len(rendered) / rows)
@@ -63,7 +63,7 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
     found = _on_this_machine(recipe, lengths) if lengths else None
     tokens = round(lengths.mean * lengths.sequences * kept * passes) if lengths else 0
     if found is not None and found.tokens is not None:
-        tokens = found.tokens  # what the method draws is trained on too
+        tokens = found.tokens  # sampled answers are trained on, too
     with services.database.reading() as session:
         jobs = JobRepository(session, project.project_id)
         rates = jobs.rates(prepared.base_model, prepared.method)
@@ -83,7 +83,7 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
 
 
 def _on_this_machine(recipe: Recipe, lengths: library.Lengths) -> library.Estimate | None:
-    """By one process, as jobs are trained; None for a model that the library makes no estimate of."""
+    """The library's estimate for one process, as jobs are trained; None for an unsupported model."""
     try:
         return library.estimate(recipe, lengths, device=library.at_hand())
     except library.EstimateError:
@@ -104,7 +104,7 @@ def _memory(found: library.Estimate) -> MemoryObject:
 
 
 def _rendered(prepared: PreparedJob, tokenizer: Any) -> list[list[TokenSequence]]:
-    """The sequences of a sample of the rows."""
+    """The rendered sequences of a sample of the rows."""
     rendered = []
     for index, row in islice(_rows(prepared), 0, None, max(1, prepared.train_rows // SAMPLE_ROWS)):
         try:
@@ -115,7 +115,7 @@ def _rendered(prepared: PreparedJob, tokenizer: Any) -> list[list[TokenSequence]
 
 
 def _rows(prepared: PreparedJob) -> Iterator[tuple[int, Any]]:
-    """(number from 1, row) of the training file, which is known to be in order."""
+    """(number from 1, row) of the training file, which was already validated."""
     kind: Any = schema_for(prepared.method)
     lines = iter_lines(Path(prepared.recipe["data"]["train"]))
     yield from enumerate(Inspection(kind).rows(lines), start=1)
@@ -126,7 +126,7 @@ def _tokenizer(prepared: PreparedJob, name: str) -> Any:
     try:
         return tokenizer_at(folder)
     except ModelError as error:
-        message = f"The model {name!r} cannot render conversations: {error}"
+        message = f"The model {name!r} cannot render the rows: {error}"
         raise ApiError(400, message.replace(str(folder), name), param="model") from error
 
 

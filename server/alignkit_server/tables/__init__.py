@@ -1,4 +1,4 @@
-"""Every table; nothing but tables is imported here, so that every other package may import them."""
+"""All database tables. This package imports nothing else of the service, so every other package may import it."""
 
 from alignkit_server.tables.base import Base, Owned
 from alignkit_server.tables.files import File

@@ -1,4 +1,4 @@
-"""What every table shares: the registry, and the columns of a row that a project owns."""
+"""The base of all tables, and the columns of rows that a project owns."""
 
 from typing import ClassVar
 
@@ -7,7 +7,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """Every table. Names of constraints are fixed, so that migrations can find them."""
+    """The base of all tables. Constraint names follow a convention, so that migrations can refer to them."""
 
     type_annotation_map: ClassVar = {int: BigInteger().with_variant(Integer(), "sqlite")}
     metadata = MetaData(
@@ -22,7 +22,7 @@ class Base(DeclarativeBase):
 
 
 class Owned:
-    """A row that belongs to a project. `seq` gives the order of creation, which `created_at` is too coarse for."""
+    """A row that belongs to a project. `seq` is the order of creation, for which `created_at` is too coarse."""
 
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)

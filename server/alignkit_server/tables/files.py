@@ -1,4 +1,4 @@
-"""Uploaded files; their bytes lie in the service's files folder under their id."""
+"""Uploaded files; their bytes are in the service's files folder, named by their id."""
 
 from sqlalchemy import String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from alignkit_server.tables.base import Base, Owned
 
 
 class File(Owned, Base):
-    """What is known of an uploaded file."""
+    """An uploaded file's metadata."""
 
     __tablename__ = "files"
 

@@ -1,4 +1,4 @@
-"""Jobs, what they reported, and the checkpoints they made."""
+"""Jobs, their events, and their checkpoints."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from alignkit_server.tables.base import Base, Owned
 
 
 class Job(Owned, Base):
-    """A fine-tuning job. `status` changes by compare-and-set only.
+    """A fine-tuning job. `status` changes only by compare-and-set.
 
-    `turn` counts the jobs of the whole service in the order in which they left the queue; null while one waits.
+    `turn` numbers the jobs of the whole service in the order in which they left the queue; null while a job waits.
     """
 
     __tablename__ = "jobs"
@@ -24,7 +24,7 @@ class Job(Owned, Base):
     status: Mapped[str] = mapped_column(String(32), index=True)
     base_model: Mapped[str] = mapped_column(String(96))
     start_model: Mapped[str | None] = mapped_column(String(255))
-    """The fine-tuned model that it trains on from; null where that is the base model itself."""
+    """The fine-tuned model that training starts from; null if it starts from the base model."""
     training_file: Mapped[str] = mapped_column(String(64))
     validation_file: Mapped[str | None] = mapped_column(String(64))
     suffix: Mapped[str | None] = mapped_column(String(64))
@@ -38,22 +38,22 @@ class Job(Owned, Base):
     fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
     trained_tokens: Mapped[int | None]
     started_at: Mapped[int | None]
-    """When it first began to run."""
+    """Time of the first start."""
     running_since: Mapped[int | None]
-    """When it last began to run; null while it does not."""
+    """Time of the last start; null while the job is not running."""
     run_seconds: Mapped[int] = mapped_column(server_default="0")
-    """For how long it has run, up to when it last stopped."""
+    """Seconds of running up to the last stop."""
     finished_at: Mapped[int | None]
     estimated_finish: Mapped[int | None]
     attempt: Mapped[int] = mapped_column(server_default="1")
-    """Counts the times the job was put into the queue: once, and once more a resume."""
+    """Number of times the job was queued: once, plus once per resume."""
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     request_hash: Mapped[str | None] = mapped_column(String(64))
     turn: Mapped[int | None] = mapped_column(index=True, unique=True)
 
 
 class Event(Owned, Base):
-    """Something a job reported; `source_line` is its line in the run's own record, where it comes from there."""
+    """An event of a job; `source_line` is its line in the run's events.jsonl, if it comes from there."""
 
     __tablename__ = "events"
     __table_args__ = (UniqueConstraint("job_id", "source_line"),)
@@ -67,7 +67,7 @@ class Event(Owned, Base):
 
 
 class Checkpoint(Owned, Base):
-    """A job's state at a step; it has a `model_name` once it is published."""
+    """A job's checkpoint at a step; `model_name` is set when it is published."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "step"),)

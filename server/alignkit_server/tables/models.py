@@ -1,4 +1,4 @@
-"""Models that jobs made; base models are folders and have no row."""
+"""Models made by jobs; base models are folders and have no row."""
 
 from sqlalchemy import ForeignKey, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from alignkit_server.tables.base import Base, Owned
 
 
 class FineTunedModel(Owned, Base):
-    """A published model. Its name carries its job's id, so that it is never used twice."""
+    """A published model. Its name contains its job's id, so that it is never reused."""
 
     __tablename__ = "models"
 

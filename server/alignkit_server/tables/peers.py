@@ -7,7 +7,7 @@ from alignkit_server.tables.base import Base
 
 
 class Peer(Base):
-    """A server: `id` names it to the durable queue, and `pid` and `started` to its machine."""
+    """A server: `id` identifies it in the durable queue; `pid` and `started` identify its process."""
 
     __tablename__ = "servers"
 
@@ -15,6 +15,6 @@ class Peer(Base):
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int]
     started: Mapped[float] = mapped_column(Float)
-    """When the process was created, by its machine's clock."""
+    """Creation time of the process, by its machine's clock."""
     beat_at: Mapped[int]
-    """When it last said that it lives; 0 once it has stopped."""
+    """Time of the last heartbeat; 0 after the server has stopped."""

@@ -1,4 +1,4 @@
-"""Which project may use a model of another."""
+"""Permissions of projects to use models of other projects."""
 
 from sqlalchemy import ForeignKey, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from alignkit_server.tables.base import Base, Owned
 
 
 class Permission(Owned, Base):
-    """The owning project lets another one, the grantee, use a model. Gone with the model."""
+    """Permission for another project, the grantee, to use a model. Deleted with the model."""
 
     __tablename__ = "checkpoint_permissions"
     __table_args__ = (UniqueConstraint("model_id", "grantee_id"),)
@@ -15,4 +15,4 @@ class Permission(Owned, Base):
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), index=True)
     grantee_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     created_by: Mapped[str] = mapped_column(String(64))
-    """The key that granted it."""
+    """The id of the key that granted it."""

@@ -1,4 +1,4 @@
-"""Projects and the keys that open them."""
+"""Projects and their API keys."""
 
 from sqlalchemy import JSON, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from alignkit_server.tables.base import Base, Owned
 
 
 class Project(Base):
-    """What every other row belongs to; `limits` are those that differ from the service's."""
+    """A project, to which all other rows belong; `limits` has the values that differ from the service's."""
 
     __tablename__ = "projects"
 
@@ -18,7 +18,7 @@ class Project(Base):
 
 
 class ApiKey(Owned, Base):
-    """A key, known by its hash only; `hint` is the end of it, by which people tell keys apart."""
+    """An API key, stored as a hash; `hint` is its last characters, by which people tell keys apart."""
 
     __tablename__ = "api_keys"
 

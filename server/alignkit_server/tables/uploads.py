@@ -1,4 +1,4 @@
-"""Uploads in parts; a part's bytes lie in the upload's folder under the part's id."""
+"""Uploads in parts; a part's bytes are in the upload's folder, named by the part's id."""
 
 from sqlalchemy import ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from alignkit_server.tables.base import Base, Owned
 
 
 class Upload(Owned, Base):
-    """A file that comes in parts. `status` changes by compare-and-set; that it expired is told by the clock."""
+    """A file that is uploaded in parts. `status` changes only by compare-and-set; expiry depends on the clock."""
 
     __tablename__ = "uploads"
 
@@ -17,7 +17,7 @@ class Upload(Owned, Base):
     status: Mapped[str] = mapped_column(String(16))
     expires_at: Mapped[int]
     file_seconds: Mapped[int | None]
-    """How long the file will be kept."""
+    """Lifetime of the resulting file in seconds; null to keep it."""
     file_id: Mapped[str | None] = mapped_column(String(64))
 
 

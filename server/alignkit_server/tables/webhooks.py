@@ -1,4 +1,4 @@
-"""Where a project wants to be told of its jobs, and what is to be told."""
+"""A project's webhook endpoints, and the events to deliver to them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from alignkit_server.tables.base import Base, Owned
 
 
 class Endpoint(Owned, Base):
-    """A URL that gets events. Its secrets are sealed; see `alignkit_server.webhooks.signing`."""
+    """A URL that receives events. Its secrets are sealed; see `alignkit_server.webhooks.signing`."""
 
     __tablename__ = "webhook_endpoints"
 
@@ -23,7 +23,7 @@ class Endpoint(Owned, Base):
 
 
 class Delivery(Owned, Base):
-    """An event on its way to an endpoint, stored in the very transaction that made it true."""
+    """An event to deliver to an endpoint, stored in the same transaction as the change that it reports."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (UniqueConstraint("endpoint_id", "job_id", "event_type"),)
@@ -38,4 +38,4 @@ class Delivery(Owned, Base):
     """pending, delivered or given_up."""
     attempts: Mapped[int]
     last_answer: Mapped[str | None] = mapped_column(Text)
-    """What came of the last attempt, in words."""
+    """The result of the last attempt, in words."""

@@ -18,7 +18,7 @@ JSON_OR_NULL = sa.JSON(none_as_null=True)
 
 
 def upgrade() -> None:
-    """Make every table."""
+    """Create all tables."""
     op.create_table(
         "projects",
         sa.Column("id", sa.String(64), nullable=False),
@@ -70,7 +70,7 @@ def upgrade() -> None:
 
 
 def create_jobs() -> None:
-    """Make the table of jobs."""
+    """Create the table of jobs."""
     create_owned(
         "jobs",
         sa.Column("status", sa.String(32), nullable=False),
@@ -95,7 +95,7 @@ def create_jobs() -> None:
 
 
 def create_owned(table: str, *parts: Any) -> None:
-    """Make a table whose rows belong to a project."""
+    """Create a table whose rows belong to a project."""
     op.create_table(
         table,
         sa.Column("seq", INTEGER, autoincrement=True, nullable=False),
@@ -111,7 +111,7 @@ def create_owned(table: str, *parts: Any) -> None:
 
 
 def create_of_job(table: str, *parts: Any) -> None:
-    """Make a table whose rows belong to a job."""
+    """Create a table whose rows belong to a job."""
     create_owned(
         table,
         sa.Column("job_id", sa.String(64), nullable=False),
@@ -122,6 +122,6 @@ def create_of_job(table: str, *parts: Any) -> None:
 
 
 def downgrade() -> None:
-    """Remove every table."""
+    """Drop all tables."""
     for table in ("models", "checkpoints", "events", "jobs", "files", "api_keys", "projects"):
         op.drop_table(table)

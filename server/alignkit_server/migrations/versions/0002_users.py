@@ -1,4 +1,4 @@
-"""Several users: what a key may do and for how long, limits of a project, and turns of the projects' jobs.
+"""Multiple users: scopes and expiry of keys, limits of projects, and turns of the projects' jobs.
 
 Revision 0002, after 0001.
 """
@@ -25,7 +25,7 @@ KEYS = sa.table(
 
 
 def upgrade() -> None:
-    """Add the columns. The first key becomes an admin's; what waited in the queue keeps its place there."""
+    """Add the columns. The first key becomes an admin key; waiting jobs keep their place in the queue."""
     op.add_column("projects", sa.Column("limits", JSON_OR_NULL, nullable=True))
     added = (
         sa.Column("name", sa.String(64), nullable=True),
@@ -42,12 +42,12 @@ def upgrade() -> None:
         for column in added[:3]:
             keys.alter_column(column.name, existing_type=column.type, nullable=False)
     op.add_column("jobs", sa.Column("turn", INTEGER, nullable=True))
-    op.execute("UPDATE jobs SET turn = seq")  # all of them are in the durable queue already, or finished
+    op.execute("UPDATE jobs SET turn = seq")  # all jobs are already in the durable queue, or finished
     op.create_index("ix_jobs_turn", "jobs", ["turn"], unique=True)
 
 
 def downgrade() -> None:
-    """Remove the columns."""
+    """Drop the columns."""
     op.drop_index("ix_jobs_turn", "jobs")
     with op.batch_alter_table("jobs") as jobs:
         jobs.drop_column("turn")

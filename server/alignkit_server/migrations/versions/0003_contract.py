@@ -1,4 +1,4 @@
-"""OpenAI's whole contract: uploads in parts, permissions on checkpoints, webhooks, and jobs that pause.
+"""The rest of OpenAI's contract: uploads in parts, checkpoint permissions, webhooks, and pausing jobs.
 
 Revision 0003, after 0002.
 """
@@ -17,7 +17,7 @@ INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Add the tables, and what a job that pauses needs."""
+    """Add the tables, and the columns for jobs that pause."""
     create_owned(
         "uploads",
         sa.Column("filename", sa.String(255), nullable=False),
@@ -53,7 +53,7 @@ def upgrade() -> None:
 
 
 def create_webhooks() -> None:
-    """Make the tables of webhooks."""
+    """Create the tables of webhooks."""
     create_owned(
         "webhook_endpoints",
         sa.Column("name", sa.String(255), nullable=False),
@@ -83,7 +83,7 @@ def create_webhooks() -> None:
 
 
 def create_owned(table: str, *parts: Any, indexed: tuple[str, ...] = ()) -> None:
-    """Make a table whose rows belong to a project."""
+    """Create a table whose rows belong to a project."""
     op.create_table(
         table,
         sa.Column("seq", INTEGER, autoincrement=True, nullable=False),
@@ -100,13 +100,13 @@ def create_owned(table: str, *parts: Any, indexed: tuple[str, ...] = ()) -> None
 
 
 def foreign(table: str, column: str, target: str, *, ondelete: str | None = None) -> sa.ForeignKeyConstraint:
-    """A foreign key to another table's id, under the name that the tables give it."""
+    """A foreign key to another table's id, named by the tables' naming convention."""
     name = f"fk_{table}_{column}_{target}"
     return sa.ForeignKeyConstraint([column], [f"{target}.id"], name=name, ondelete=ondelete)
 
 
 def downgrade() -> None:
-    """Take it all back."""
+    """Drop the tables and columns."""
     op.drop_index("uq_jobs_idempotency_key", "jobs")
     for column in ("request_hash", "idempotency_key", "attempt"):
         op.drop_column("jobs", column)

@@ -30,7 +30,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Drop the table and the indexes."""
     for column in ("seq", "turn"):
         op.drop_index(f"ix_jobs_project_id_{column}", "jobs")
     op.drop_table("servers")

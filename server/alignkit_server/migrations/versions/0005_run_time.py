@@ -15,7 +15,7 @@ INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Add the columns; what is known of earlier jobs is their last start and their end."""
+    """Add the columns; for earlier jobs only their last start and their end are known."""
     op.add_column("jobs", sa.Column("running_since", INTEGER, nullable=True))
     op.add_column("jobs", sa.Column("run_seconds", INTEGER, server_default="0", nullable=False))
     op.execute("UPDATE jobs SET running_since = started_at WHERE status = 'running'")
@@ -23,6 +23,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Drop the columns."""
     op.drop_column("jobs", "run_seconds")
     op.drop_column("jobs", "running_since")

@@ -1,4 +1,4 @@
-"""The fine-tuned model that a job trains on from.
+"""The fine-tuned model that a job starts from.
 
 Revision 0006, after 0005.
 """
@@ -13,10 +13,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; jobs until now began at a base model."""
+    """Add the column; all earlier jobs started from a base model."""
     op.add_column("jobs", sa.Column("start_model", sa.String(255), nullable=True))
 
 
 def downgrade() -> None:
-    """Remove it."""
+    """Drop the column."""
     op.drop_column("jobs", "start_model")

@@ -1,7 +1,7 @@
-"""Room for sealed signing secrets.
+"""Wider columns for sealed signing secrets.
 
-Revision 0007, after 0006. The secrets themselves are sealed by the server that starts, which has the key; see
-`alignkit_server.webhooks.signing`.
+Revision 0007, after 0006. The secrets themselves are sealed by the server when it starts, because it has the key;
+see `alignkit_server.webhooks.signing`.
 """
 
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ branch_labels = None
 depends_on = None
 
 COLUMNS = {"secret": False, "old_secret": True}
-"""By name, whether it may be null."""
+"""Column -> whether it is nullable."""
 
 
 def upgrade() -> None:
@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Narrow them again. Sealed secrets do not fit and cannot be opened here, so endpoints are removed."""
+    """Narrow the columns. Sealed secrets do not fit and cannot be opened here, so all endpoints are deleted."""
     op.execute("DELETE FROM webhook_deliveries")
     op.execute("DELETE FROM webhook_endpoints")
     with op.batch_alter_table("webhook_endpoints") as table:
