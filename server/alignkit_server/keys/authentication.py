@@ -38,7 +38,7 @@ class KeyAuthentication:
         principal = await authenticate(database, token.strip())
         if principal is None:
             raise _refused(
-                "The API key is not valid: expected a key that this service created and that has not been revoked and "
+                "The API key is not valid: expected a key created by this service that has not been revoked and "
                 "has not expired."
             )
         return principal
