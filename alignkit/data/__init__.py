@@ -1,4 +1,4 @@
-"""Training data: rows, their forms and tokens, validation and reports; importing it loads no torch and no TRL."""
+"""Training data: rows, their forms and tokens, validation and reports. Importing it loads neither torch nor TRL."""
 
 from alignkit.data.dataset import load_rows, render, to_dispreferred, to_trl, tokenise
 from alignkit.data.messages import Message

@@ -1,4 +1,4 @@
-"""From a file to the rows, the token sequences and the dataset that a trainer takes."""
+"""Turns a data file into rows, token sequences, and the dataset that a trainer takes."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ _logger = logging.getLogger(__name__)
 
 
 def render(row: object, tokenizer: Any, *, method: Any, max_length: int | None = None) -> list[TokenSequence]:
-    """The sequences that `method` trains on for one row: ids, the spans that carry loss, and how many were cut.
+    """The token sequences that `method` trains on for one row: ids, spans that carry loss, and tokens cut off.
 
-    `row` is a JSON value or a parsed row; `method` a method's name or class. With `max_length`, sequences are cut
-    to it as training cuts them. Raises RowError where the value is no row of the method's kind, and DataError
-    where the model's chat template cannot render it.
+    `row` is a JSON value or a parsed row; `method` a method's name or class. With `max_length`, sequences are cut to
+    it as in training. Raises RowError if the value is not a row of the method's kind, and DataError if the model's
+    chat template cannot render it.
     """
     kind = schema_for(method)
     if isinstance(row, dict):
@@ -37,7 +37,7 @@ def render(row: object, tokenizer: Any, *, method: Any, max_length: int | None =
 
 @dataclass(frozen=True, slots=True)
 class LoadedRows:
-    """The good rows of a file, their sequences (none without a tokenizer), and the report on all."""
+    """The valid rows of a file, their sequences (empty without a tokenizer), and the report on all rows."""
 
     rows: list[Any]
     sequences: list[list[TokenSequence]]
@@ -53,10 +53,10 @@ def load(
     columns: Mapping[str, str] | None = None,
     skip_bad: float = 0,
 ) -> LoadedRows:
-    """Every row of `path`, of the method's kind, read and checked in one pass.
+    """Read and check every row of `path`, of the method's kind, in one pass.
 
-    `columns` renames keys, from the file's names to those of a form. Raises DataError with the whole report where
-    rows cannot be used, unless they are at most `skip_bad` (below 1 a share of all), which are then left out.
+    `columns` maps the file's keys to those of a form. Raises DataError with the whole report if there are invalid
+    rows, unless they are at most `skip_bad` (below 1: a share of all rows); those are skipped.
     """
     inspection = Inspection(schema_for(method), tokenizer=tokenizer, max_length=max_length, skip_bad=skip_bad)
     found = list(inspection.rendered(iter_lines(path, columns=columns)))
@@ -69,7 +69,7 @@ def load(
 def load_rows(
     path: Path, method: Any, *, columns: Mapping[str, str] | None = None, skip_bad: float = 0
 ) -> list[Any]:
-    """Every row of `path`, of the method's kind; raises DataError as `load` does."""
+    """Every row of `path`, of the method's kind. Raises DataError like `load`."""
     return load(path, method, columns=columns, skip_bad=skip_bad).rows
 
 
@@ -86,10 +86,10 @@ class DataOptions(Protocol):
 def run_datasets(
     data: DataOptions, method: Any, tokenizer: Any, make: Callable[[str, list[Any]], Any] | None = None
 ) -> tuple[Any, Any]:
-    """A run's training dataset, and its held-out dataset or None, as the method's trainer takes them.
+    """A run's training dataset and its validation dataset (or None), in the columns that the method's trainer takes.
 
-    `make` turns a file's name and rows into a dataset where token ids in TRL's columns will not do. A share as
-    `validation` holds out that part of the training file, by prompt. Raises DataError.
+    `make` turns a file's name and rows into a dataset, for trainers that do not take token ids in TRL's columns. If
+    `validation` is a share, that part of the training file is held out, by prompt. Raises DataError.
     """
 
     def made(name: str, rows: list[Any], sequences: list[list[TokenSequence]]) -> Any:
@@ -128,21 +128,21 @@ def _load(file: str, data: DataOptions, method: Any, tokenizer: Any) -> LoadedRo
 
 
 def _say(message: str) -> None:
-    """Log a warning, of several processes by the first."""
+    """Log a warning, on rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         _logger.warning("%s", message)
 
 
 def skipped_share(skip_bad: bool | float) -> float:  # noqa: FBT001 - a recipe's value
-    """The bad rows that may be left out, as a number or (below 1) a share; `true` allows SKIPPED_SHARE."""
+    """The number of invalid rows that may be skipped, or (below 1) their share; `true` means SKIPPED_SHARE."""
     return SKIPPED_SHARE if skip_bad is True else float(skip_bad)
 
 
 def split(rows: Sequence[Any], share: float) -> tuple[list[int], list[int]]:
-    """The indices of the rows to train on and of those held out: `share` of the prompts, at least one.
+    """The indices of the rows to train on, and of those held out: `share` of the prompts, at least one.
 
-    By a digest of the prompt, so that rows of one prompt stay together, and neither the order of the file nor
-    another run changes it. Raises DataError where there are not two prompts.
+    Chosen by a digest of the prompt: rows with the same prompt stay together, and the choice depends neither on the
+    order of the file nor on the run. Raises DataError if there are fewer than two prompts.
     """
     keys = [digest(row.prompt) for row in rows]
     prompts = sorted(set(keys))
@@ -157,9 +157,9 @@ def split(rows: Sequence[Any], share: float) -> tuple[list[int], list[int]]:
 
 
 def tokenise(rows: Sequence[Any], tokenizer: Any, method: Any, max_length: int) -> Any:
-    """A datasets.Dataset of token ids, in the columns that the trainer of the method's rows takes.
+    """A datasets.Dataset of token ids, in the columns that the trainer for the method's rows takes.
 
-    As `dataset_of` makes it. Raises DataError, naming the row from 1, where `render` does.
+    See `dataset_of`. Raises DataError, naming the row from 1, if `render` does.
     """
     rendered = list(render_rows(rows, tokenizer, lambda row, by: row.render(by)))
     return dataset_of(rendered, method, max_length)
@@ -168,8 +168,8 @@ def tokenise(rows: Sequence[Any], tokenizer: Any, method: Any, max_length: int) 
 def dataset_of(rendered: Sequence[list[TokenSequence]], method: Any, max_length: int) -> Any:
     """A datasets.Dataset of rows' sequences, cut to `max_length`, in the columns that the trainer takes.
 
-    A sequence is left out where no token that carries loss is within it; how many is logged. Raises DataError where
-    none is left.
+    Drops and counts in the log each sequence without a token that carries loss within `max_length`. Raises DataError
+    if none is left.
     """
     from datasets import Dataset  # saves datasets at start-up
 
@@ -187,7 +187,7 @@ def dataset_of(rendered: Sequence[list[TokenSequence]], method: Any, max_length:
         )
     if dropped:
         _logger.warning(
-            "%d of %d sequences are left out: nothing that carries loss is within max_length %d",
+            "%d of %d sequences are dropped: no token that carries loss is within max_length %d",
             dropped,
             sum(map(len, rendered)),
             max_length,
@@ -196,7 +196,7 @@ def dataset_of(rendered: Sequence[list[TokenSequence]], method: Any, max_length:
 
 
 def to_trl(rows: Sequence[PreferenceRow]) -> Any:
-    """A datasets.Dataset of conversational prompt / chosen / rejected, as TRL's preference trainers take it."""
+    """A datasets.Dataset of conversational prompt / chosen / rejected, in the form of TRL's preference trainers."""
     columns: dict[str, list[Any]] = {
         "prompt": [row.prompt for row in rows],
         "chosen": [row.chosen for row in rows],
@@ -208,7 +208,7 @@ def to_trl(rows: Sequence[PreferenceRow]) -> Any:
 
 
 def to_dispreferred(rows: Sequence[DispreferredRow]) -> Any:
-    """A datasets.Dataset of prompt, rejected and, where a row has them, samples and tools, as D2OTrainer takes it."""
+    """A datasets.Dataset of prompt, rejected and, where rows have them, samples and tools, for D2OTrainer."""
     columns: dict[str, list[Any]] = {
         "prompt": [row.prompt for row in rows],
         "rejected": [row.rejected for row in rows],
@@ -223,5 +223,5 @@ def to_dispreferred(rows: Sequence[DispreferredRow]) -> Any:
 def _dataset(columns: dict[str, list[Any]]) -> Any:
     from datasets import Dataset, Features, Json, List  # saves datasets at start-up
 
-    # Stored as JSON, a message keeps exactly its own keys: Arrow would give each the keys of all the others.
+    # Stored as JSON, a message keeps exactly its own keys: Arrow would add the keys of all other messages to each.
     return Dataset.from_dict(columns, features=Features({name: List(Json()) for name in columns}))

@@ -1,4 +1,4 @@
-"""JSON, stricter than Python's: no duplicate keys, no NaN, no number too large, and no error but RowError."""
+"""A strict JSON decoder: no duplicate keys, no NaN, no oversized numbers, and no error other than RowError."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from alignkit.data.nodes import RowError, printable
 
 EXPECTED = "one JSON object a line"
 _BEGUN = re.compile(r"|t|tr|tru|f|fa|fal|fals|n|nu|nul|-|\.|[eE][+-]?")
-"""What may be left where a cut text stops being JSON: nothing, or a literal or number begun."""
+"""The possible rest of a truncated text after its valid part: nothing, or an incomplete literal or number."""
 
 
 def decode_line(raw: bytes) -> Any:
-    """The value of a line; raises RowError saying at which byte or character it goes wrong, counted from 1."""
+    """The value of a line. Raises RowError that names the wrong byte or character, counted from 1."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -24,7 +24,7 @@ def decode_line(raw: bytes) -> Any:
 
 
 def decode_text(text: str) -> Any:
-    """The value of a JSON text; raises RowError."""
+    """The value of a JSON text. Raises RowError."""
     text = text.rstrip(" \t\r\n")
     try:
         return _DECODER.decode(text)
@@ -37,9 +37,9 @@ def decode_text(text: str) -> Any:
 
 
 def scan_value(text: str, start: int) -> tuple[Any, int] | None:
-    """The JSON value that stands at `start`, and where it ends; None where it does not end within the text.
+    """The JSON value at `start` and its end; None if the value does not end within the text.
 
-    Raises RowError where no more text would make it JSON.
+    Raises RowError if the text cannot become valid JSON, whatever follows.
     """
     try:
         return _DECODER.raw_decode(text, start)
@@ -62,7 +62,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> str:
 
 
 def _is_cut(rest: str, message: str) -> bool:
-    """Whether the text would be JSON so far: it ends inside a string, an escape, a literal or between tokens."""
+    """Whether the text is valid JSON so far: it ends inside a string, an escape or a literal, or between tokens."""
     if message.startswith("Invalid \\u"):
         return len(rest) < len("\\u0000")
     return message.startswith("Unterminated") or _BEGUN.fullmatch(rest) is not None

@@ -1,4 +1,4 @@
-"""What a row that is refused looks like, and who would take it."""
+"""Hints for refused rows: the kind of row they look like, and the methods that take that kind."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from alignkit.data.schemas import methods_taking
 
 
 def looks_like(value: Any, wanted: RowKind[Any]) -> str | None:
-    """The form of another kind that a value is in, and the methods that take it.
+    """A sentence about the form of another kind that the value has, and the methods that take it.
 
-    None where it has the keys of one of the kind that is wanted, or is in no form.
+    None if the value has the keys of a form of the wanted kind, or is in no known form.
     """
     if not isinstance(value, dict) or any(form.required <= value.keys() for form in wanted.forms):
         return None

@@ -1,4 +1,4 @@
-"""A value inside a row that knows where it stands: every error about it names the place by itself."""
+"""JSON values that know their place inside a row, so that every error names it."""
 
 import json
 import math
@@ -14,7 +14,7 @@ ABSENT: Any = type("Absent", (), {"__repr__": lambda _: "ABSENT"})()
 
 
 class RowError(Exception):
-    """A row is refused: where (JSON pointer), what was expected, what was found."""
+    """A refused row: the place (JSON pointer), what was expected, and what was found."""
 
     def __init__(self, pointer: str, expected: str, found: str) -> None:
         self.pointer = pointer
@@ -24,12 +24,12 @@ class RowError(Exception):
 
 
 def printable(text: str, limit: int = 40) -> str:
-    """`text` shortened, on one line, with what a terminal or a UTF-8 encoder would stumble over escaped."""
+    """`text` shortened and on one line, with characters escaped that a terminal or UTF-8 encoder cannot take."""
     return repr(text[:limit])[1:-1] + ("…" if len(text) > limit else "")
 
 
 def describe(value: object) -> str:
-    """A short name for what was found, never the whole of it."""
+    """A short description of the value found, never its whole content."""
     if isinstance(value, str):
         return f"the text '{printable(value)}'" if value else "an empty text"
     if isinstance(value, dict):
@@ -37,7 +37,7 @@ def describe(value: object) -> str:
     if isinstance(value, list):
         return "an array" if value else "an array without entries"
     if value is ABSENT:
-        return "no such key"
+        return "a missing key"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return f"the number {str(value)[:20]}"
@@ -45,7 +45,7 @@ def describe(value: object) -> str:
 
 @dataclass(slots=True)
 class Node:
-    """A JSON value, its place in the row, and the keys of the row that nothing used."""
+    """A JSON value, its place in the row, and the keys of the row that were not used."""
 
     value: Any
     inside: "Node | None" = None
@@ -54,7 +54,7 @@ class Node:
 
     @property
     def pointer(self) -> str:
-        """The JSON pointer from the row's root. Made when it is asked for: few of a good file's values are."""
+        """The JSON pointer from the row's root. Computed on demand, because valid rows rarely need it."""
         return "" if self.inside is None else f"{self.inside.pointer}/{self.key}"
 
     @property
@@ -63,11 +63,11 @@ class Node:
         return self.value is not ABSENT and self.value is not None
 
     def refuse(self, expected: str, found: str | None = None) -> RowError:
-        """The error that says what was expected here."""
+        """The RowError for this place."""
         return RowError(self.pointer, expected, describe(self.value) if found is None else found)
 
     def as_object(self, expected: str, keys: frozenset[str]) -> "Node":
-        """Itself, if it is an object; its keys outside `keys` are remembered as unused."""
+        """This node, if it is an object, else raises RowError. Keys outside `keys` are recorded as unused."""
         if not isinstance(self.value, dict):
             raise self.refuse(expected)
         if not self.value.keys() <= keys:
@@ -80,7 +80,7 @@ class Node:
             self.unused.add(f"{place}/{printable(name)}" if place else printable(name))
 
     def at(self, key: str) -> "Node":
-        """The value under `key` of an object; ABSENT if there is none."""
+        """The value under `key` of an object; ABSENT if the key is missing."""
         return Node(self.value.get(key, ABSENT), self, key, self.unused)
 
     def has(self, key: str) -> bool:
@@ -88,22 +88,22 @@ class Node:
         return self.value.get(key) is not None
 
     def leave(self, keys: frozenset[str]) -> None:
-        """Remember as unused those of `keys` under which there is something."""
+        """Record as unused those of `keys` that have a non-empty value."""
         if not keys.isdisjoint(self.value) and (left := {key for key in keys if self.value.get(key)}):
             self._remember(left)
 
     def holding(self, value: Any) -> "Node":
-        """The same place with `value`, which was made of what stands there."""
+        """The same place with `value`, which was derived from the value there."""
         return Node(value, self.inside, self.key, self.unused)
 
     def entries(self, expected: str) -> list["Node"]:
-        """The elements of an array that has some."""
+        """The elements of an array. Raises RowError if it is not an array, or empty."""
         if not isinstance(self.value, list) or not self.value:
             raise self.refuse(expected)
         return [Node(value, self, index, self.unused) for index, value in enumerate(self.value)]
 
-    def text(self, expected: str = "text that is not blank") -> str:
-        """A string that is not blank and that UTF-8 can write."""
+    def text(self, expected: str = "non-blank text") -> str:
+        """A non-blank string that can be encoded as UTF-8. Raises RowError otherwise."""
         if not isinstance(self.value, str) or not self.value.strip():
             raise self.refuse(expected)
         if not _encodable(self.value):
@@ -111,7 +111,7 @@ class Node:
         return self.value
 
     def plain(self) -> Any:
-        """A value that is kept as it is, once it is sure that every later stage can write it."""
+        """The value unchanged, after checking that every later stage can encode it. Raises RowError."""
         level = [self.value]
         for _ in range(MAX_DEPTH):
             if not level:
@@ -123,7 +123,7 @@ class Node:
         if isinstance(value, str) and not _encodable(value):
             raise self.refuse("valid Unicode", "half of a surrogate pair")
         if isinstance(value, int | float) and not _portable(value):
-            raise self.refuse("numbers that 64 bits hold", f"the number {str(value)[:20]}")
+            raise self.refuse("numbers that fit in 64 bits", f"the number {str(value)[:20]}")
         if isinstance(value, dict):
             return [*value, *value.values()]
         return value if isinstance(value, list) else []

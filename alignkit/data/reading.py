@@ -1,4 +1,4 @@
-"""Reading data files a row at a time: JSON Lines, a JSON array, CSV (each plain or gzipped), and Parquet."""
+"""Reads data files row by row: JSON Lines, a JSON array, CSV (each plain or gzipped), and Parquet."""
 
 import gzip
 import stat
@@ -16,9 +16,9 @@ from alignkit.errors import DataError
 
 DEFAULT_MAX_LINE_BYTES = 8 * 2**20
 DEFAULT_MAX_BYTES = 2 * 2**30
-"""Of the text, decompressed: a gzip of a few MB can hold many GB."""
+"""Limit of the decompressed text: a gzip of a few MB can contain many GB."""
 DEFAULT_MAX_LINES = 2_000_000
-"""Blank ones included: a gzip of half a MB can hold hundreds of millions of them."""
+"""Limit of lines, including blank ones: a gzip of half a MB can contain hundreds of millions."""
 
 _PEEKED = 256
 _BOM = b"\xef\xbb\xbf"
@@ -30,18 +30,18 @@ _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
 }
-"""What people upload by mistake, by its first bytes."""
+"""First bytes of files that people upload by mistake -> description."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of a file: its number from 1, and its value or why it has none."""
+    """One row of a file: its number from 1, and its value or the error."""
 
     number: int
     value: Any = None
     error: RowError | None = None
     unit: str = "line"
-    """What the number counts: lines of text, or rows."""
+    """The unit of the number: a line of text, or a row."""
 
 
 def iter_lines(
@@ -52,11 +52,11 @@ def iter_lines(
     max_bytes: int = DEFAULT_MAX_BYTES,
     max_lines: int = DEFAULT_MAX_LINES,
 ) -> Iterator[Line]:
-    """Every row of a file; its format follows from what is in it, not from its name.
+    """Every row of a file; its format is recognised by its content, not by its name.
 
-    `columns` renames keys, from the file's names to those of a form. A line over `max_line_bytes` is skipped
-    without being held. Raises DataError, after the rows that could be read, where the file as a whole cannot be:
-    missing, damaged, of another kind, over `max_bytes` of text or `max_lines`.
+    `columns` maps the file's keys to those of a form. A line over `max_line_bytes` becomes an error and is not held
+    in memory. Raises DataError, after the readable rows, if the file as a whole cannot be read: missing, damaged, of
+    another type, over `max_bytes` of text or over `max_lines`.
     """
     reader = _Reader(max_line_bytes, max_bytes, max_lines)
     try:
@@ -80,7 +80,7 @@ def _open(path: Path, stack: ExitStack) -> BinaryIO:
 
 
 class _Reader:
-    """Counts lines and bytes while it reads; `number` is the last line begun."""
+    """Counts lines and bytes while reading; `number` is the current line."""
 
     def __init__(self, max_line_bytes: int, max_bytes: int, max_lines: int) -> None:
         self.number = 0
@@ -91,7 +91,7 @@ class _Reader:
         self._first = True
 
     def rows(self, path: Path, file: Any) -> Iterator[Line]:
-        """The rows of a file, whichever format it is in."""
+        """The rows of a file in any supported format."""
         begin = file.peek(_PEEKED)[:_PEEKED]
         if begin.startswith(PARQUET):
             values = parquet_rows(path, max_bytes=self._max_bytes, max_rows=self._max_lines)
@@ -103,7 +103,7 @@ class _Reader:
             yield from self.lines(file)
 
     def _numbered(self, values: Iterator[Any]) -> Iterator[Line]:
-        """Values as rows; one that cannot be read ends them."""
+        """Values as rows; an unreadable value ends them."""
         try:
             for number, value in enumerate(values, start=1):
                 if number > self._max_lines:
@@ -115,7 +115,7 @@ class _Reader:
             yield Line(self.number + 1, error=error, unit="row")
 
     def lines(self, file: BinaryIO) -> Iterator[Line]:
-        """The rows of JSON Lines, or of CSV where the first line is its header."""
+        """The rows of JSON Lines, or of CSV if the first line is a CSV header."""
         while raw := self._piece(file):
             if self.number == self._max_lines:
                 raise DataError(
@@ -135,7 +135,7 @@ class _Reader:
             self._first = False
 
     def _texts(self, file: BinaryIO) -> Iterator[str]:
-        """The lines that are left, as text."""
+        """The remaining lines as text."""
         try:
             while raw := self._piece(file):
                 yield raw.decode("utf-8")
@@ -152,7 +152,7 @@ class _Reader:
         except RowError as error:
             return self._refused(raw, error)
         if isinstance(value, list):
-            return Line(self.number, error=RowError("", f"{EXPECTED}, no array around them", describe(value)))
+            return Line(self.number, error=RowError("", f"{EXPECTED}, not an array", describe(value)))
         return Line(self.number, value)
 
     def _refused(self, raw: bytes, error: RowError) -> Line:
@@ -161,7 +161,7 @@ class _Reader:
         return Line(self.number, error=error)
 
     def _skip_rest(self, file: BinaryIO) -> int:
-        """Read to the end of the line; how many bytes that was, without the line's end."""
+        """Skip to the end of the line; returns the number of bytes skipped, without the line end."""
         length = 0
         while chunk := self._piece(file):
             if chunk.endswith(b"\n"):
@@ -170,7 +170,7 @@ class _Reader:
         return length
 
     def _piece(self, file: BinaryIO) -> bytes:
-        """The next line, or as much of it as is over the limit."""
+        """The next line, or its first part if it exceeds the limit."""
         piece = file.readline(self._max_line_bytes + 1)
         self._left -= len(piece)
         if self._left < 0:

@@ -1,4 +1,4 @@
-"""Reports, statistics and previews for a terminal."""
+"""Rendering of reports, statistics and previews for a terminal."""
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -12,14 +12,14 @@ CONTEXT, LOSS, CUT = "dim", "green", "strike red"
 
 
 def render_report(name: str, report: FileReport) -> RenderableType:
-    """The report of a check: the verdict in colour, then the bad lines and the notices."""
+    """The report of a check: a coloured headline, then invalid rows and notices."""
     head = Text(visible(f"{name}: {report.headline}"), style="green" if report.ok else "bold red")
     findings = (Text(line) for line in report.findings())
     return Group(head, *findings, *(Text(f"note: {notice}", style="yellow") for notice in report.notices))
 
 
 def render_statistics(found: DatasetStatistics) -> RenderableType:
-    """Lengths as a table, the rest as lines; what spoils a training or its evaluation is in yellow."""
+    """Lengths as a table, counts as lines; yellow marks what can spoil training or its evaluation."""
     lengths = Table("tokens")
     for name in ("p50", "p90", "p99", "max"):
         lengths.add_column(name, justify="right")
@@ -33,19 +33,19 @@ def render_statistics(found: DatasetStatistics) -> RenderableType:
     return Group(
         lengths,
         _line(f"cut at {found.max_length:,} tokens", found.truncated, found.truncated_share),
-        _line("dropped, nothing that carries loss is left", found.dropped, found.dropped_share),
+        _line("dropped, no token that carries loss is left", found.dropped, found.dropped_share),
         _line(found.no_signal_words, found.no_signal),
-        _line("repeating an earlier row", found.duplicates),
+        _line("duplicates of an earlier row", found.duplicates),
         _line("with the prompt of an earlier row", found.duplicate_prompts),
-        _line("rows the validation file has too", found.overlap),
-        _line("prompts the validation file has too", found.prompt_overlap),
+        _line("rows that are also in the validation file", found.overlap),
+        _line("prompts that are also in the validation file", found.prompt_overlap),
     )
 
 
 def render_preview(title: str, preview: RowPreview, *, marks: bool = False) -> RenderableType:
-    """Every sequence: loss in green, context dim, what truncation cuts struck through.
+    """Every sequence: tokens with loss in green, context dim, truncated tokens struck through.
 
-    With `marks`, where there is no colour, what carries loss stands in [[ ]], what is cut in [-- --].
+    With `marks`, for terminals without colour, tokens with loss are in [[ ]] and truncated ones in [-- --].
     """
     panels: list[RenderableType] = [
         Panel(_text(segments, marks=marks), title=Text(f"{title} · {side}"), title_align="left")
@@ -53,12 +53,12 @@ def render_preview(title: str, preview: RowPreview, *, marks: bool = False) -> R
     ]
     notes = [f"note: {note}" for note in preview.notes]
     if preview.dropped:
-        notes.append(f"{title} is dropped: nothing that carries loss is within max_length")
+        notes.append(f"{title} is dropped: no token that carries loss is within max_length")
     return Group(*panels, *(Text(visible(note), style="yellow") for note in notes))
 
 
 def visible(text: str) -> str:
-    """`text` with every character that a terminal would obey, rather than show, escaped."""
+    """`text` with all control characters escaped, so that a terminal shows them instead of obeying them."""
     return "".join(
         character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
         for character in text
@@ -80,11 +80,11 @@ def _text(segments: list[Segment], *, marks: bool) -> Text:
 
 
 _MARKS = {(False, False): ("", ""), (True, False): ("[[", "]]"), (False, True): ("[--", "--]")}
-"""What stands around a segment without colour, by whether it carries loss and whether it is cut."""
+"""(carries loss, is cut) -> the marks around a segment without colour."""
 
 
 def _look(segment: Segment) -> tuple[str, str]:
-    """A segment's name and style."""
+    """The label and style of a segment."""
     if segment.cut:
         return "cut", CUT
     return ("with loss", LOSS) if segment.carries_loss else ("context", CONTEXT)

@@ -1,4 +1,4 @@
-"""Statistics of a file and previews of its rows, both of the token sequences that are trained."""
+"""Statistics of a file and previews of its rows, both based on the trained token sequences."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from alignkit.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Percentiles of a token count: that share of the rows is at most so long."""
+    """Percentiles of token counts: p90 is a count that 90 % of the rows do not exceed."""
 
     p50: int
     p90: int
@@ -23,44 +23,44 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class DatasetStatistics:
-    """Counts are rows; lengths are tokens."""
+    """Statistics of a data file; counts are rows, lengths are tokens."""
 
     rows: int
     prompt: Lengths
     answers: dict[str, Lengths]
-    """By the name of the sequence: tokens from the first that carries loss on."""
+    """Sequence name -> lengths from the first token that carries loss."""
     total: Lengths
-    """Of a row's longest sequence."""
+    """Lengths of each row's longest sequence."""
     max_length: int
     truncated: int
-    """Rows of which at least one sequence is cut, dropped ones included."""
+    """Rows with at least one truncated sequence, including dropped rows."""
     dropped: int
-    """Rows of which no sequence has a token with loss within max_length; the trainer leaves them out."""
+    """Rows without a token that carries loss within max_length; the trainer drops them."""
     no_signal: int
-    """Rows that change nothing, for the reason in `no_signal_words`."""
+    """Rows that give no gradient, for the reason in `no_signal_words`."""
     no_signal_words: str
     duplicates: int
-    """Rows that repeat an earlier one whole."""
+    """Rows equal to an earlier row."""
     duplicate_prompts: int
-    """Rows with the prompt of an earlier one, duplicates included."""
+    """Rows with the same prompt as an earlier row, including duplicates."""
     overlap: int
-    """Rows that the held-out file has too."""
+    """Rows that are also in the validation file."""
     prompt_overlap: int
-    """Rows whose prompt the held-out file has too, whole rows included."""
+    """Rows whose prompt is also in the validation file, including rows in `overlap`."""
 
     @property
     def truncated_share(self) -> float:
-        """The share of rows that are cut, from 0 to 1."""
+        """The share of truncated rows, from 0 to 1."""
         return self.truncated / self.rows
 
     @property
     def dropped_share(self) -> float:
-        """The share of rows that are dropped, from 0 to 1."""
+        """The share of dropped rows, from 0 to 1."""
         return self.dropped / self.rows
 
 
 class Statistics(Generic[Row]):
-    """Counts the rows of a file, one after the other; equality is of the token ids that are trained."""
+    """Collects statistics row by row; rows are equal if their trained token ids are."""
 
     def __init__(self, kind: RowKind[Row], max_length: int) -> None:
         self._kind = kind
@@ -68,12 +68,12 @@ class Statistics(Generic[Row]):
         self._sizes: list[_Size] = []
         self._no_signal = 0
         self.keys: list[bytes] = []
-        """A digest of every row's trained ids."""
+        """A digest of each row's trained ids."""
         self.prompts: list[bytes] = []
-        """A digest of every row's prompt ids."""
+        """A digest of each row's prompt ids."""
 
     def add(self, row: Row, sequences: Sequence[TokenSequence]) -> None:
-        """Count a row, given with its sequences as `render` makes them."""
+        """Add a row with its sequences as returned by its `render`."""
         trained = self._kind.trained(sequences, self._max_length)
         self._sizes.append(_Size.of(sequences, self._max_length))
         self._no_signal += row.has_no_signal or (bool(trained) and self._kind.has_no_signal(trained))
@@ -82,7 +82,7 @@ class Statistics(Generic[Row]):
         self.prompts.append(prompt_digest)
 
     def result(self, held_out: "Statistics[Row] | None" = None) -> DatasetStatistics:
-        """The statistics, and what `held_out` has in common; raises DataError where no row was added."""
+        """The statistics, including the overlap with `held_out`. Raises DataError if no row was added."""
         if not self._sizes:
             raise DataError("statistics need at least one row")
         sizes, keys, prompts = self._sizes, self.keys, self.prompts
@@ -113,7 +113,7 @@ def describe_rows(
     max_length: int,
     held_out: Sequence[Row] = (),
 ) -> DatasetStatistics:
-    """Statistics of `rows`; raises DataError where there are none, or the chat template refuses one."""
+    """Statistics of `rows`. Raises DataError if there are none, or the chat template refuses one."""
     both = []
     for part in (rows, held_out):
         counted = Statistics(kind, max_length)
@@ -125,7 +125,7 @@ def describe_rows(
 
 
 def percentiles(counts: Sequence[int]) -> Lengths:
-    """Nearest-rank percentiles of counts, at least one: each is a count that occurs."""
+    """Nearest-rank percentiles of a non-empty list of counts; each is one of the counts."""
     ordered = sorted(counts)
     p50, p90, p99 = (ordered[math.ceil(len(ordered) * share / 100) - 1] for share in (50, 90, 99))
     return Lengths(p50, p90, p99, ordered[-1])
@@ -133,7 +133,7 @@ def percentiles(counts: Sequence[int]) -> Lengths:
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """What is kept of a rendered row, so that a large file's token ids are never all in memory."""
+    """The lengths of a rendered row, kept instead of its token ids to save memory."""
 
     prompt: int
     answers: dict[str, int]
@@ -151,7 +151,7 @@ class _Size:
 
 
 def _answers(sizes: list[_Size]) -> dict[str, Lengths]:
-    """By name, in the order in which the names come up."""
+    """Lengths per sequence name, in order of first appearance."""
     names = dict.fromkeys(name for size in sizes for name in size.answers)
     return {
         name: percentiles([size.answers[name] for size in sizes if name in size.answers]) for name in names
@@ -160,13 +160,13 @@ def _answers(sizes: list[_Size]) -> dict[str, Lengths]:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of tokens treated alike."""
+    """A run of consecutive tokens that are treated alike."""
 
     text: str
     tokens: int
     carries_loss: bool
     cut: bool
-    """Whether it lies beyond max_length."""
+    """Whether the tokens exceed max_length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +175,13 @@ class RowPreview:
 
     sequences: dict[str, list[Segment]]
     dropped: bool = False
-    """Whether the trainer leaves the row out, since nothing that carries loss is within max_length."""
+    """Whether the trainer drops the row, because no token that carries loss is within max_length."""
     notes: tuple[str, ...] = ()
-    """How it differs from what is in the row, or from what is served."""
+    """Differences from the row's content, or from how the model is served."""
 
 
 def preview_row(row: Record, tokenizer: Any, *, max_length: int) -> RowPreview:
-    """Segments of every sequence of `row`; raises DataError as the row's render does."""
+    """Segments of every sequence of `row`. Raises DataError like the row's `render`."""
     return preview_of(row.render(tokenizer), tokenizer, max_length=max_length)
 
 
@@ -195,7 +195,7 @@ def preview_of(sequences: Sequence[TokenSequence], tokenizer: Any, *, max_length
 
 
 def _segments(sequence: TokenSequence, max_length: int, tokenizer: Any) -> Iterator[Segment]:
-    """The sequence, split where loss starts and ends and where truncation cuts."""
+    """The sequence, split at the boundaries of loss spans and at the truncation."""
     ids = sequence.ids
     kept = min(max_length, len(ids))
     edges = {edge for run in sequence.loss_spans for edge in run if edge < kept}
@@ -203,8 +203,8 @@ def _segments(sequence: TokenSequence, max_length: int, tokenizer: Any) -> Itera
     whole = _decode(ids, tokenizer)
     shown = 0
     for begin, end in pairwise(bounds):
-        # Decoded from the first token on, as a tokenizer may render a token otherwise at a text's start. A
-        # character whose bytes lie on both sides belongs to the later segment.
+        # Decoded from the first token on, since a tokenizer may render a token differently at the start of a text. A
+        # character whose bytes lie on both sides of a boundary belongs to the later segment.
         until = _shared(_decode(ids[:end], tokenizer), whole)
         cut = begin >= kept
         with_loss = any(start <= begin < stop for start, stop in sequence.loss_spans)
@@ -213,7 +213,7 @@ def _segments(sequence: TokenSequence, max_length: int, tokenizer: Any) -> Itera
 
 
 def _shared(part: str, whole: str) -> int:
-    """How many characters both begin with."""
+    """The length of the common prefix, in characters."""
     differing = (index for index, (one, other) in enumerate(zip(part, whole, strict=False)) if one != other)
     return next(differing, min(len(part), len(whole)))
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # saves torch where rows are only read
 
 
 def schema_for(method: "str | type[Method]") -> RowKind[Any]:
-    """The kind of row that a method takes, given as class or by name; raises DataError for an unknown one."""
+    """The kind of row that a method, given as class or name, takes. Raises DataError for an unknown one."""
     from alignkit.methods import get  # saves torch where rows are only read
 
     try:
@@ -25,7 +25,7 @@ def schema_for(method: "str | type[Method]") -> RowKind[Any]:
 
 
 def methods_taking(kind: str) -> list[str]:
-    """The methods whose rows are of a kind, given its name."""
+    """The methods that take a kind of row, given by its name."""
     from alignkit.methods import METHODS  # saves torch where rows are only read
 
     return [name for name, method in METHODS.items() if method.rows == kind]

@@ -1,4 +1,4 @@
-"""Rows of files other than JSON Lines: a JSON array, CSV, Parquet. None is ever held whole."""
+"""Rows of JSON arrays, CSV and Parquet files, read without holding a whole file in memory."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from alignkit.data.rows import ROW_KINDS
 from alignkit.errors import DataError
 
 PARQUET = b"PAR1"
-"""The first bytes of a Parquet file."""
+"""First bytes of a Parquet file."""
 _BATCH_ROWS = 64
 _CHUNK = 2**16
 _NOT_BLANK = re.compile(r"\S")
@@ -21,9 +21,9 @@ _COLUMN = re.compile(r"[\w .:/-]{1,64}")
 
 
 def parquet_rows(path: Path, *, max_bytes: int, max_rows: int) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file; raises DataError where it is damaged or holds too much.
+    """The rows of a Parquet file. Raises DataError if it is damaged or too large.
 
-    Arrow gives every object the keys of all others; those without a value are left out again.
+    Arrow gives every object the keys of all others; keys without a value are removed again.
     """
     from pyarrow import ArrowException  # saves pyarrow at start-up
     from pyarrow.parquet import ParquetFile
@@ -45,7 +45,7 @@ def parquet_rows(path: Path, *, max_bytes: int, max_rows: int) -> Iterator[dict[
 
 
 def _without_nulls(value: Any) -> Any:
-    """A value as JSON has it, without the keys that hold none."""
+    """A value as JSON, without keys whose value is null."""
     if isinstance(value, dict):
         return {str(key): _without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
@@ -54,9 +54,9 @@ def _without_nulls(value: Any) -> Any:
 
 
 def array_values(file: BinaryIO, *, max_value_bytes: int, max_bytes: int) -> Iterator[Any]:
-    """The values of one JSON array, read as they come.
+    """The values of one JSON array, read incrementally.
 
-    A value that is no JSON ends the file: raises RowError with the place where it goes wrong.
+    Raises RowError with the place of the error if a value is not valid JSON; that ends the file.
     """
     text = _Text(file, max_bytes)
     text.skip()  # the bracket
@@ -77,7 +77,7 @@ def array_values(file: BinaryIO, *, max_value_bytes: int, max_bytes: int) -> Ite
 
 
 class _Text:
-    """The text of a file, of which as little as can be is held."""
+    """A file's text, of which only the part being parsed is held in memory."""
 
     def __init__(self, file: BinaryIO, max_bytes: int) -> None:
         self._stream = io.TextIOWrapper(file, encoding="utf-8-sig")
@@ -86,7 +86,7 @@ class _Text:
         self._left = self._max_bytes = max_bytes
 
     def _more(self, size: int = _CHUNK) -> bool:
-        """Read on, and forget what lies behind."""
+        """Read the next chunk, and discard the consumed text."""
         try:
             chunk = self._stream.read(size)
         except UnicodeDecodeError as error:
@@ -99,7 +99,7 @@ class _Text:
         return bool(chunk)
 
     def peek(self) -> str:
-        """The next character that is not blank; empty at the end."""
+        """The next non-blank character; empty at the end."""
         while True:
             found = _NOT_BLANK.search(self._buffer, self._at)
             self._at = len(self._buffer) if found is None else found.start()
@@ -107,7 +107,7 @@ class _Text:
                 return self._buffer[self._at : self._at + 1]
 
     def skip(self) -> None:
-        """Go past the next character that is not blank."""
+        """Skip the next non-blank character."""
         self._at += len(self.peek())
 
     def value(self, max_bytes: int) -> Any:
@@ -126,7 +126,7 @@ class _Text:
 
 
 def csv_columns(line: str) -> tuple[list[str], str] | None:
-    """The columns and the delimiter of a CSV file's first line; None where it is no header of rows we know."""
+    """The columns and the delimiter of a CSV header line; None if it is not a header of known rows."""
     for delimiter in (",", "\t", ";"):
         try:
             names = next(csv.reader([line], delimiter=delimiter, strict=True), [])
@@ -143,9 +143,9 @@ def _known_columns() -> frozenset[str]:
 
 
 def csv_rows(lines: Iterator[str], names: list[str], delimiter: str, max_bytes: int) -> Iterator[Any]:
-    """The rows below a CSV header. A cell that holds JSON's object or array is decoded, an empty one left out.
+    """The rows below a CSV header. Cells with a JSON object or array are decoded, empty cells left out.
 
-    A row with more cells than columns is given as the RowError that says so.
+    A row with more cells than columns is returned as a RowError.
     """
     csv.field_size_limit(max_bytes)
     try:
@@ -153,11 +153,11 @@ def csv_rows(lines: Iterator[str], names: list[str], delimiter: str, max_bytes: 
             if not cells:
                 continue
             if len(cells) > len(names):
-                yield RowError("", f"{len(names)} cells, as the header has", str(len(cells)))
+                yield RowError("", f"{len(names)} cells, as in the header", str(len(cells)))
                 continue
             yield {name: _cell(cell) for name, cell in zip(names, cells, strict=False) if cell}
     except csv.Error as error:
-        raise DataError(f"the file cannot be read: it is no valid CSV ({error})") from error
+        raise DataError(f"the file cannot be read: it is not valid CSV ({error})") from error
 
 
 def _cell(text: str) -> Any:
@@ -170,7 +170,7 @@ def _cell(text: str) -> Any:
 
 
 def renamed(row: Any, columns: Mapping[str, str]) -> Any:
-    """A row whose keys are called as the forms call them: `columns` gives a file's name and the form's."""
+    """The row with its keys renamed by `columns` (the file's key -> the form's key)."""
     if not columns or not isinstance(row, dict):
         return row
     kept = {key: value for key, value in row.items() if key not in columns and key not in columns.values()}

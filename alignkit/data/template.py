@@ -1,8 +1,8 @@
-"""The model's chat template at work: the prompt as it is served, an answer after it, and what is left out of either.
+"""Rendering with the model's chat template: the prompt as served, the answer after it, and checks for losses.
 
-An answer follows exactly the ids of the prompt that serving renders, wherever the template allows it: then what is
-trained is what the model is asked for. Every difference is a note on the sequence, or a refusal where an answer would
-be trained without a part of it.
+Wherever the template allows it, an answer follows exactly the ids of the served prompt, so that training matches
+serving. Every difference becomes a note on the sequence. An answer that would be trained with a part missing is
+refused.
 """
 
 import json
@@ -20,34 +20,34 @@ NO_TEMPLATE = (
     "or put a chat_template.jinja into the model's folder"
 )
 NO_CALLS = (
-    "the answer calls a tool, which the model's chat template does not write, so it would not be trained: "
-    "use a model whose template has tools"
+    "the answer calls a tool, which the model's chat template does not render, so it would not be trained: "
+    "use a model whose template supports tools"
 )
 NO_END = "the chat template writes no end token after the answer, so the model is not trained to stop there"
-EMPTY = "the answer is empty once the model's chat template has rendered it, so there is nothing to train"
-KEPT_REASONING = "the chat template leaves out the answer's reasoning, which is trained all the same"
+EMPTY = "the answer is empty after rendering with the model's chat template, so there is nothing to train"
+KEPT_REASONING = "the chat template omits the answer's reasoning, but it is trained anyway"
 
 _REASONING_KEYS = {
     key: re.compile(rf"[.'\"]{key}\b") for key in ("reasoning_content", "thinking", "reasoning")
 }
-"""How chat templates call what a model thinks before it answers."""
+"""Keys that chat templates use for a model's reasoning before an answer."""
 _THINK = re.compile(r"</?think>")
 _BLOCK = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
-"""An answer that begins with its reasoning."""
+"""An answer that starts with its reasoning."""
 _PLACEHOLDER = "placeholder7f3a9c"
 _SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedAnswer:
-    """An answer after a prompt, in token ids and text."""
+    """An answer after a prompt, as token ids."""
 
     context: list[int]
-    """The ids before the answer; those of the served prompt, unless `missing` says what they lack."""
+    """The ids before the answer: those of the served prompt, except for the part in `missing`."""
     ids: list[int]
-    """The answer's own ids, its end token and what the template writes after it included."""
+    """The answer's ids, including its end token and what the template writes after it."""
     missing: str = ""
-    """The end of the served prompt that the template leaves out before the answer."""
+    """The end of the served prompt that the template omits before the answer."""
     notes: tuple[str, ...] = ()
 
 
@@ -62,9 +62,9 @@ class Chat:
         self._ids: dict[str, list[int]] = {}
 
     def text(self, messages: list[Message], *, prompt: bool = False) -> str:
-        """A conversation, or with `prompt` one that the model is to go on with.
+        """The rendered conversation; with `prompt`, followed by the start of the assistant turn to generate.
 
-        Raises DataError where the template refuses it, or there is none.
+        Raises DataError if the template refuses the conversation, or is missing.
         """
         if not self.tokenizer.chat_template:
             raise DataError(f"the model's tokenizer has {NO_TEMPLATE}")
@@ -75,31 +75,31 @@ class Chat:
                 tokenize=False,
                 add_generation_prompt=prompt,
             )
-        except Exception as error:  # a template is a program of the model's, and may raise anything
+        except Exception as error:  # a template is code that comes with the model, and may raise anything
             raise DataError(f"the model's chat template refuses the conversation: {error}") from error
         return text
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a rendered text, as transformers makes them."""
+        """Token ids of a rendered text, as transformers computes them."""
         if text not in self._ids:
             self._ids[text] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return self._ids[text]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """The text of token ids, including special tokens."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def answer(self, prompt: list[Message], answer: list[Message]) -> RenderedAnswer:
-        """The answer after the prompt as it is served.
+        """The answer after the prompt as served.
 
-        Raises DataError where the template leaves out a part of the answer, or all of it.
+        Raises DataError if the template omits a part of the answer, or all of it.
         """
         served, whole = self.text(prompt, prompt=True), self.text(prompt + answer)
         notes = self.context_notes(prompt, served)
         shared = shared_length(served, whole)
         left_out = missing_part(answer, whole[shared:])
-        if left_out is not None:  # an answer may begin as the served prompt ends
+        if left_out is not None:  # an answer may start with the text that ends the served prompt
             left_out = missing_part(answer, whole[shared_length(self.text(prompt), whole) :])
         if left_out is not None:
             whole, notes = self._verbatim(prompt, answer, served, left_out), [*notes, KEPT_REASONING]
@@ -111,13 +111,13 @@ class Chat:
             notes.append(NO_END)
         if found.missing:
             notes.append(
-                f"the model is served after '{printable(found.missing, _SHOWN)}', which the chat template leaves out "
-                "before the answer"
+                f"in serving, the answer follows '{printable(found.missing, _SHOWN)}', which the chat template omits "
+                "in training"
             )
         return RenderedAnswer(found.context, found.ids, found.missing, tuple(notes))
 
     def _split(self, served: str, whole: str) -> RenderedAnswer:
-        """The ids of `whole`, apart where the served prompt ends."""
+        """The ids of `whole`, split at the end of the served prompt."""
         context, ids = self.ids(served), self.ids(whole)
         shared = shared_length(context, ids)
         if shared == len(context):
@@ -131,17 +131,17 @@ class Chat:
     def _verbatim(
         self, prompt: list[Message], answer: list[Message], served: str, left_out: tuple[str, str]
     ) -> str:
-        """The served prompt and an answer that the template would render without its reasoning.
+        """The served prompt followed by an answer whose reasoning the template would omit.
 
-        Made as the template renders any other answer, with this one in its place. Raises DataError where the
-        template leaves out something else, or such a place cannot be found.
+        Renders a placeholder answer with the template and replaces it by this answer. Raises DataError if the
+        template omits anything else, or the placeholder cannot be found.
         """
         kind, part = left_out
         refused = DataError(
             NO_CALLS
             if kind == CALL
-            else f"the model's chat template leaves out {kind} of the answer, '{printable(part, _SHOWN)}', so it "
-            "would not be trained: use a model whose template has it"
+            else f"the model's chat template omits {kind} of the answer, '{printable(part, _SHOWN)}', so it "
+            "would not be trained: use a model whose template supports it"
         )
         if (
             kind != REASONING
@@ -188,11 +188,11 @@ class Chat:
         return rest
 
     def _reasoning_key(self) -> str | None:
-        """The key under which the template reads reasoning."""
+        """The key under which the template reads reasoning, or None."""
         return next((key for key, found in _REASONING_KEYS.items() if found.search(self._template)), None)
 
     def _writes_reasoning(self) -> bool:
-        """Whether the template writes the reasoning of a last answer that is given under a key of its own."""
+        """Whether the template renders the reasoning of the last answer if it is given under its own key."""
         if self._writes is None:
             said = {
                 "role": "assistant",
@@ -207,27 +207,27 @@ class Chat:
         return self._writes
 
     def context_notes(self, prompt: list[Message], served: str) -> list[str]:
-        """Notes of what the template leaves out of the prompt, in serving as in training."""
+        """Notes on the parts of the prompt that the template omits, in serving and training alike."""
         text = _squeezed(served)
         notes = []
         for role in dict.fromkeys(message["role"] for message in prompt):
             mine = [message for message in prompt if message["role"] == role]
             if not all(_is_in(part, text) for message in mine for part in _context_parts(message)):
-                notes.append(f"the chat template leaves out a part of the prompt, of a {role} message")
+                notes.append(f"the chat template omits a part of the prompt, in a {role} message")
         names = [str(tool.get("function", tool).get("name", "")) for tool in self._tools or []]
         if not all(_is_in(name, text) for name in names if name):
-            notes.append("the chat template leaves out the tools")
+            notes.append("the chat template omits the tools")
         return notes
 
     def end_of_turn(self, ids: list[int]) -> int:
-        """Where an answer ends: after its end token, without the blank that a template writes behind it."""
+        """The end of an answer: after its end token, without whitespace that a template writes after it."""
         last = len(ids)
         while last > 0 and not self.tokenizer.decode([ids[last - 1]]).strip():
             last -= 1
         return last if last > 0 and self.is_special(ids[last - 1]) else len(ids)
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is one of the tokenizer's special ones."""
+        """Whether a token is a special token of the tokenizer."""
         return bool(self.tokenizer.decode([token], skip_special_tokens=True) == "")
 
     def without_special(self, ids: list[int]) -> str:
@@ -235,19 +235,19 @@ class Chat:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-REASONING, TEXT, CALL = "the reasoning", "the text", "a call of a tool"
+REASONING, TEXT, CALL = "the reasoning", "the text", "a tool call"
 
 
 def missing_part(answer: Iterable[Message], text: str) -> tuple[str, str] | None:
-    """The first part of an answer that its rendered text lacks, as (kind, part); None where all is there.
+    """The first part of an answer that is missing in its rendered text, as (kind, part); None if complete.
 
-    Blanks do not count: templates trim what they are given. Parts are looked for in their order.
+    Whitespace is ignored, because templates trim texts. Parts are searched in order.
     """
     rest = _squeezed(text)
     for message in answer:
         for kind, part in _parts(message):
             at = next((at for form in _forms(part) if (at := rest.find(form)) >= 0), -1)
-            if kind == CALL:  # every template quotes arguments in its own way
+            if kind == CALL:  # each template quotes arguments differently
                 if at < 0 and not all(word in rest for word in re.findall(r"\w+", part)):
                     return kind, part
                 continue
@@ -258,7 +258,7 @@ def missing_part(answer: Iterable[Message], text: str) -> tuple[str, str] | None
 
 
 def _parts(message: Message) -> Iterator[tuple[str, str]]:
-    """What a template must write of a message."""
+    """The parts of a message that a template must render."""
     if message.get("reasoning_content"):
         yield REASONING, str(message["reasoning_content"])
     *thoughts, said = _THINK.split(str(message.get("content") or ""))
@@ -272,7 +272,7 @@ def _parts(message: Message) -> Iterator[tuple[str, str]]:
 
 
 def _context_parts(message: Message) -> Iterator[str]:
-    """What a template should write of a message before the answer; earlier reasoning is left out by design."""
+    """The parts of a context message that a template should render; earlier reasoning is omitted by design."""
     said = _THINK.split(str(message.get("content") or ""))[-1]
     if said.strip():
         yield said
@@ -280,7 +280,7 @@ def _context_parts(message: Message) -> Iterator[str]:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The keys and texts inside a JSON value."""
+    """The keys and strings inside a JSON value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)
@@ -297,7 +297,7 @@ def _is_in(part: str, squeezed: str) -> bool:
 
 
 def _forms(part: str) -> list[str]:
-    """A text as it stands, and as JSON writes it inside quotes; without blanks."""
+    """A text as is and as JSON writes it inside quotes, both without whitespace."""
     written = (json.dumps(part, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
     return list(dict.fromkeys(map(_squeezed, (part, *written))))
 
@@ -307,7 +307,7 @@ def _squeezed(text: str) -> str:
 
 
 def shared_length(one: Any, other: Any) -> int:
-    """How many items, or characters, two sequences both begin with."""
+    """The length of the common prefix of two sequences or strings."""
     least = min(len(one), len(other))
     if one[:least] == other[:least]:
         return least

@@ -1,4 +1,4 @@
-"""Token sequences: a conversation as the model's own chat template writes it, and which tokens carry loss."""
+"""Token sequences: a conversation rendered with the model's chat template, and the tokens that carry loss."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,36 +21,36 @@ Rendered = TypeVar("Rendered")
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """One of the sequences that a row becomes: its name among them, its ids, and which of these carry loss."""
+    """One token sequence of a row: its name within the row, its ids, and which of them carry loss."""
 
     name: str
     ids: list[int]
     loss_spans: tuple[tuple[int, int], ...]
-    """Start and end of every run of tokens that carry loss, ascending."""
+    """(start, end) of every run of tokens that carry loss, ascending."""
     cut: int = 0
-    """Tokens past max_length that were cut off the end."""
+    """Number of tokens past max_length that were cut off the end."""
     notes: tuple[str, ...] = ()
-    """How it differs from what is in the row, or from what is served."""
+    """Differences from the row's content, or from how the model is served."""
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the first that carries loss."""
+        """Number of tokens before the first that carries loss."""
         return self.loss_spans[0][0] if self.loss_spans else len(self.ids)
 
     @property
     def labels(self) -> list[int]:
-        """The ids, IGNORED where no loss falls."""
+        """The ids, with IGNORED for tokens without loss."""
         labels = [IGNORED] * len(self.ids)
         for start, end in self.loss_spans:
             labels[start:end] = self.ids[start:end]
         return labels
 
     def dropped_at(self, max_length: int | None) -> bool:
-        """Whether a trainer leaves it out: nothing that carries loss is within `max_length`."""
+        """Whether a trainer drops it, because no token that carries loss is within `max_length`."""
         return not self.loss_spans or (max_length is not None and self.prompt_length >= max_length)
 
     def cut_to(self, max_length: int | None) -> "TokenSequence":
-        """The first `max_length` tokens; None keeps all."""
+        """The sequence cut to its first `max_length` tokens; unchanged for None."""
         if max_length is None or len(self.ids) <= max_length:
             return self
         spans = tuple((start, min(end, max_length)) for start, end in self.loss_spans if start < max_length)
@@ -63,9 +63,9 @@ class TokenSequence:
 
 
 def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
-    """A model's tokenizer; raises ModelError where there is none, or it has no chat template.
+    """A model's tokenizer. Raises ModelError if it is missing or has no chat template.
 
-    `chat_template`: a file, or a name of TRL's, in place of the model's own.
+    `chat_template`, a file or the name of a TRL template, replaces the model's own.
     """
     from transformers import AutoTokenizer  # saves transformers at start-up
 
@@ -88,9 +88,9 @@ def render_answers(
 ) -> list[TokenSequence]:
     """The prompt with each answer, by the answer's name; every token of an answer carries loss.
 
-    The answers start where prompt and whole conversation diverge, the earliest of them, so that all share their
-    prompt's ids, as in TRL. Raises DataError where the tokenizer has no chat template, the template refuses the
-    conversation, or leaves out a part of an answer.
+    All answers start at the earliest position where the prompt and a whole conversation diverge, so that they share
+    the prompt's ids, as in TRL. Raises DataError if the tokenizer has no chat template, or the template refuses the
+    conversation or omits a part of an answer.
     """
     chat = Chat(tokenizer, tools)
     rendered = {name: chat.answer(prompt, answer) for name, answer in answers.items()}
@@ -106,7 +106,7 @@ def render_answers(
 def render_rows(
     rows: Iterable[Row], tokenizer: Any, render: Callable[[Row, Any], Rendered]
 ) -> Iterator[Rendered]:
-    """The result of `render` for each row; its DataError is raised with the row's number, from 1."""
+    """The result of `render` for each row; adds the row's number, from 1, to its DataError."""
     for number, row in enumerate(rows, start=1):
         try:
             yield render(row, tokenizer)
@@ -115,13 +115,13 @@ def render_rows(
 
 
 def render_prompt(messages: list[Message], tools: list[dict[str, Any]] | None, tokenizer: Any) -> list[int]:
-    """Token ids of a conversation that the model is to go on with, as it is served; raises DataError."""
+    """Token ids of a conversation that the model is to continue, as served. Raises DataError."""
     chat = Chat(tokenizer, tools)
     return chat.ids(chat.text(messages, prompt=True))
 
 
 def digests(sequences: Sequence[TokenSequence]) -> tuple[bytes, bytes]:
-    """A digest of all that is trained of a row, and one of its prompt, equal for equal token ids."""
+    """A digest of a row's trained tokens, and one of its prompt; equal for equal token ids."""
     first = sequences[0]
     trained = [[one.name, one.ids, one.loss_spans] for one in sequences]
     return digest(trained), digest(first.ids[: first.prompt_length])

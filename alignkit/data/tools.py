@@ -1,4 +1,4 @@
-"""Tools and the calls of them: as OpenAI and TRL write them, and as OpenAI did before, when they were functions."""
+"""Tools and tool calls in the notation of OpenAI and TRL, and in OpenAI's older notation as functions."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from alignkit.data.decoding import decode_text
 from alignkit.data.nodes import Node, RowError
 
 TOOLS = frozenset({"tools", "functions"})
-"""The keys of a conversation's tools, now and before."""
+"""Keys of a conversation's tools, current and deprecated."""
 CALLS = frozenset({"tool_calls", "function_call"})
-"""The keys of an assistant's calls, now and before."""
+"""Keys of an assistant's calls, current and deprecated."""
 
 
 def parse_tools(conversation: Node) -> list[dict[str, Any]] | None:
-    """The tools of a conversation; None if there are none.
+    """The tools of a conversation; None if it has none.
 
-    `tools` is an array of objects, also as JSON text as TRL allows. `functions` become tools.
+    `tools` is an array of objects, or that array as JSON text, which TRL allows. `functions` become tools.
     """
     tools = _array(conversation.at("tools"), "an array of tools")
     functions = _array(conversation.at("functions"), "an array of functions")
@@ -28,7 +28,7 @@ def parse_tools(conversation: Node) -> list[dict[str, Any]] | None:
 
 
 def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool as chat templates take it; ShareGPT's data and OpenAI's Responses name the function at its top."""
+    """A tool as chat templates take it; ShareGPT and OpenAI's Responses API name the function at top level."""
     if "function" in tool or "name" not in tool:
         return tool
     kind = tool.get("type", "function")
@@ -36,7 +36,7 @@ def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_written_calls(node: Node) -> list[dict[str, Any]]:
-    """The call, or the array of calls, that stands as JSON text in a turn of ShareGPT's."""
+    """The call or calls in a ShareGPT turn, which are JSON text."""
     expected = 'the JSON text of a call {"name": …, "arguments": …}'
     if not isinstance(node.value, str):
         raise node.refuse(expected)
@@ -59,8 +59,8 @@ def _array(node: Node, expected: str) -> Node | None:
 def parse_calls(message: Node) -> list[dict[str, Any]] | None:
     """The calls that an assistant's message makes; None if it makes none.
 
-    A `function_call` becomes a tool's. Arguments, which OpenAI writes as the text of an object, become the object:
-    vLLM renders them so, and chat templates write text a second time as a string.
+    A `function_call` becomes a tool call. Arguments, which OpenAI gives as the text of a JSON object, become the
+    object: vLLM renders them that way, and chat templates would encode text a second time.
     """
     before = message.at("function_call")
     calls = message.at("tool_calls")
@@ -78,7 +78,7 @@ def _call(node: Node) -> dict[str, Any]:
 
 
 def _function(node: Node) -> dict[str, Any]:
-    """The function's name and arguments; none given are an object without entries, as in vLLM."""
+    """The function's name and arguments; missing arguments become an empty object, as in vLLM."""
     _require_name(node)
     expected, arguments = "a JSON object, or the text of one", node.at("arguments")
     if not arguments.given or (isinstance(arguments.value, str) and not arguments.value.strip()):
@@ -91,7 +91,7 @@ def _function(node: Node) -> dict[str, Any]:
 
 
 def _decoded(node: Node, expected: str) -> Node:
-    """The same place with the value of the JSON text that stands there."""
+    """The same place with the decoded value of its JSON text."""
     try:
         return node.holding(decode_text(node.value))
     except RowError as error:

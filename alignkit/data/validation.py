@@ -1,4 +1,4 @@
-"""Whether a file can be trained on: every bad row by number, field, expected and found."""
+"""Checks whether a file can be trained on, and reports invalid rows by number, field, expected and found."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,16 +22,16 @@ from alignkit.errors import DataError
 
 MAX_ISSUES = 20
 MAX_BAD_ROWS = 10_000
-"""After as many, the rest of a file is not read."""
+"""Number of invalid rows after which the rest of a file is not read."""
 MAX_NAMES_SHOWN = 8
 MAX_NOTES = 8
 SKIPPED_SHARE = 0.1
-"""The share of bad rows that `skip_bad: true` leaves out at most."""
+"""The maximum share of invalid rows that `skip_bad: true` skips."""
 
 
 @dataclass(frozen=True, slots=True)
 class LineIssue:
-    """A reason why rows are refused: the first row that it holds for, and how many there are."""
+    """A reason for refusing rows: the first row it applies to, and the number of such rows."""
 
     line: int
     pointer: str
@@ -39,7 +39,7 @@ class LineIssue:
     found: str
     rows: int = 1
     unit: str = "line"
-    """What `line` counts: lines of text, or rows."""
+    """The unit of `line`: a line of text, or a row."""
 
     def __str__(self) -> str:
         place = f"{self.unit} {self.line}" + (f", {self.pointer}" if self.pointer else "")
@@ -49,20 +49,20 @@ class LineIssue:
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """The findings of a check. `rows` counts the rows that are not blank, bad ones included."""
+    """The findings of a check. `rows` counts non-blank rows, including invalid ones."""
 
     rows: int
     bad_rows: int
     issues: tuple[LineIssue, ...]
     notices: tuple[str, ...] = ()
     problem: str | None = None
-    """What is wrong with the file as a whole, if anything."""
+    """A problem of the file as a whole, if any."""
     skips_bad: bool = False
-    """Whether its bad rows are left out, being as few as was allowed."""
+    """Whether invalid rows are skipped, because they are as few as allowed."""
     digests: frozenset[bytes] = frozenset()
-    """Digests of the rows that were rendered, by what is trained of them."""
+    """Digests of the trained tokens of the rendered rows."""
     prompts: frozenset[bytes] = frozenset()
-    """Digests of their prompts."""
+    """Digests of the rendered rows' prompts."""
 
     @property
     def ok(self) -> bool:
@@ -75,39 +75,39 @@ class FileReport:
         if self.problem:
             return self.problem
         if self.bad_rows and self.skips_bad:
-            return f"{self.bad_rows:,} of {self.rows:,} rows are bad and left out"
+            return f"{self.bad_rows:,} of {self.rows:,} rows are invalid and skipped"
         if self.bad_rows:
             return f"{self.bad_rows:,} of {self.rows:,} rows cannot be used"
         return f"{count(self.rows)}, all valid"
 
     def findings(self) -> list[str]:
-        """The reasons why rows are bad, and how many more bad rows there are."""
+        """The reasons for refusing rows, and how many more invalid rows there are."""
         more = self.bad_rows - sum(issue.rows for issue in self.issues)
         return [*map(str, self.issues), *([f"and {more:,} more"] if more else [])]
 
     def summary(self) -> str:
-        """The report in words, one finding a line."""
+        """The report as text, one finding per line."""
         notes = (f"note: {notice}" for notice in self.notices)
         return "\n".join([self.headline, *self.findings(), *notes])
 
 
 class Seen(Protocol):
-    """The rendered rows of a file, as a report has them."""
+    """The part of a report that `overlap` compares."""
 
     @property
     def digests(self) -> frozenset[bytes]:
-        """Digests of the rows."""
+        """Digests of the trained tokens of the rows."""
 
     @property
     def prompts(self) -> frozenset[bytes]:
-        """Digests of their prompts."""
+        """Digests of the rows' prompts."""
 
 
 def overlap(training: Seen, held_out: Seen) -> list[str]:
-    """Notices of what two files have in common, by the token ids that are trained."""
+    """Notices about rows and prompts that two files have in common, compared by trained token ids."""
     rows, prompts = training.digests & held_out.digests, training.prompts & held_out.prompts
     words = ((len(rows), "different rows"), (len(prompts), "different prompts"))
-    return [f"the validation file has {shared:,} of its {what} too" for shared, what in words if shared]
+    return [f"the validation file also has {shared:,} of its {what}" for shared, what in words if shared]
 
 
 def count(rows: int) -> str:
@@ -129,12 +129,12 @@ def check_file(
     max_bytes: int = DEFAULT_MAX_BYTES,
     max_lines: int = DEFAULT_MAX_LINES,
 ) -> FileReport:
-    """Check every row of `path` for `method`, streaming. Never raises for what is in the file.
+    """Check every row of `path` for `method`, streaming. Never raises for the content of the file.
 
-    With the model's tokenizer, rows are rendered too, cut to `max_length`: what its chat template refuses or leaves
-    out, and equal answers, are found by their tokens; after `max_rendered` rows no more are rendered. `columns`
-    renames keys; `skip_bad` bad rows (below 1 a share of all) are allowed. `max_bytes` limits the text,
-    decompressed; `max_lines` counts blank lines too. Raises DataError for an unknown method.
+    With the model's tokenizer, rows are also rendered and cut to `max_length`. That finds what the chat template
+    refuses or omits, and equal answers, by their tokens. At most `max_rendered` rows are rendered. `columns` renames
+    keys; `skip_bad` invalid rows (below 1: a share of all rows) are allowed. `max_bytes` limits the decompressed
+    text; `max_lines` includes blank lines. Raises DataError for an unknown method.
     """
     inspection = Inspection(schema_for(method), max_issues, tokenizer, max_length, skip_bad, max_rendered)
     lines = iter_lines(
@@ -147,7 +147,7 @@ def check_file(
 
 @dataclass(slots=True)
 class Inspection(Generic[Row]):
-    """One pass over a file: gives its good rows and keeps account of all."""
+    """One pass over a file: yields its valid rows and collects findings on all."""
 
     kind: RowKind[Row]
     max_issues: int = MAX_ISSUES
@@ -155,13 +155,13 @@ class Inspection(Generic[Row]):
     max_length: int | None = None
     skip_bad: float = 0
     max_rendered: int | None = None
-    """Rows after which no more are rendered; None renders all."""
+    """Number of rows to render; None renders all."""
     _seen: int = 0
     _bad: int = 0
     _no_signal: int = 0
     _dropped: int = 0
     _first: dict[str, Line] = field(default_factory=dict)
-    """The first row of every kind of oddity."""
+    """The first row of every kind of finding."""
     _issues: dict[tuple[str, str], LineIssue] = field(default_factory=dict)
     _notes: Counter[str] = field(default_factory=Counter)
     _unused: set[str] = field(default_factory=set)
@@ -172,15 +172,15 @@ class Inspection(Generic[Row]):
     _hint: str | None = None
 
     def __post_init__(self) -> None:
-        """No row has shown any of the fields that a file needs."""
+        """Mark all needed fields as missing so far."""
         self._lacking = set(self.kind.needed)
 
     def rows(self, lines: Iterator[Line]) -> Iterator[Row]:
-        """The good rows; what is wrong with the others, or with the file, goes into the report."""
+        """The valid rows; findings on the others, or on the file, go into the report."""
         return (row for row, _ in self.rendered(lines))
 
     def rendered(self, lines: Iterator[Line]) -> Iterator[tuple[Row, list[TokenSequence]]]:
-        """The good rows with their sequences, whole; without a tokenizer there are none."""
+        """The valid rows with their uncut sequences, which are empty without a tokenizer."""
         try:
             for line in lines:
                 self._seen += 1
@@ -188,7 +188,7 @@ class Inspection(Generic[Row]):
                 if found is not None:
                     yield found
                 elif self._bad >= MAX_BAD_ROWS:  # half a gigabyte of bad lines would take minutes to count
-                    self._problem = f"the first {count(self._seen)} hold {MAX_BAD_ROWS:,} that cannot be used"
+                    self._problem = f"{MAX_BAD_ROWS:,} of the first {count(self._seen)} cannot be used"
                     return
         except DataError as error:
             self._problem = str(error)
@@ -244,7 +244,7 @@ class Inspection(Generic[Row]):
             self._issues[alike] = LineIssue(line.number, pointer, expected, found, unit=line.unit)
 
     def report(self) -> FileReport:
-        """The findings; complete once `rows` or `rendered` is exhausted."""
+        """The findings; complete after `rows` or `rendered` is exhausted."""
         problem, kept = self._problem, self._seen - self._bad
         if problem is None and self._seen == 0:
             problem = "the file is empty: expected one JSON object a line"
@@ -264,16 +264,16 @@ class Inspection(Generic[Row]):
 
     @property
     def _allowed(self) -> int:
-        """The bad rows that may be left out."""
+        """The number of invalid rows that may be skipped."""
         return int(self.skip_bad if self.skip_bad >= 1 else self.skip_bad * self._seen)
 
     def _nothing_to_learn(self, kept: int) -> str | None:
         words = self.kind.no_signal_words
         if self._no_signal == kept:
-            return f"every row has {words}, so there is nothing to learn"
+            return f"every row has {words}, so there is nothing to train"
         if self._dropped + self._no_signal == kept:
-            nothing = f"nothing that carries loss within max_length {self.max_length}"
-            return f"every row has {f'{words} or ' if self._no_signal else ''}{nothing}, so there is nothing to learn"
+            nothing = f"no token that carries loss within max_length {self.max_length}"
+            return f"every row has {f'{words} or ' if self._no_signal else ''}{nothing}, so there is nothing to train"
         if self._lacking:
             return f"no row is {min(self._lacking)}: expected {' and '.join(self.kind.needed)} ones"
         return None
@@ -282,7 +282,7 @@ class Inspection(Generic[Row]):
         if self._hint is not None and 2 * self._bad > self._seen:
             yield self._hint
         if self._bad > self._allowed > 0:
-            yield f"{self._allowed:,} bad rows may be left out, and there are {self._bad:,}"
+            yield f"at most {self._allowed:,} invalid rows may be skipped, found {self._bad:,}"
         if 0 < self._no_signal < self._seen - self._bad:
             verb, end = ("has", "changes") if self._no_signal == 1 else ("have", "change")
             yield (
@@ -292,7 +292,7 @@ class Inspection(Generic[Row]):
         if self._dropped:
             verb = "is" if self._dropped == 1 else "are"
             yield (
-                f"{self._dropped:,} of {self._seen:,} rows {verb} dropped: nothing that carries loss is within "
+                f"{self._dropped:,} of {self._seen:,} rows {verb} dropped: no token that carries loss is within "
                 f"max_length {self.max_length}{self._since('dropped')}"
             )
         for note, rows in self._notes.most_common(MAX_NOTES):
@@ -304,7 +304,7 @@ class Inspection(Generic[Row]):
             more = len(names) - MAX_NAMES_SHOWN
             least = "at least " if len(names) >= MAX_UNUSED_NAMES else ""
             tail = f" and {least}{more} more" if more > 0 else ""
-            yield f"keys that are not used: {', '.join(names[:MAX_NAMES_SHOWN])}{tail}"
+            yield f"unused keys: {', '.join(names[:MAX_NAMES_SHOWN])}{tail}"
 
     def _since(self, oddity: str, between: str = ": ") -> str:
         line = self._first[oddity]
@@ -312,5 +312,5 @@ class Inspection(Generic[Row]):
 
 
 def _place(pointer: str) -> str:
-    """A JSON pointer without its numbers: the same mistake in another turn is the same mistake."""
+    """A JSON pointer without array indices, so that the same mistake in different turns counts as one."""
     return "/".join("*" if part.isdigit() else part for part in pointer.split("/"))

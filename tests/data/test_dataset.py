@@ -123,7 +123,7 @@ def test_bad_rows_are_left_out_up_to_a_limit_and_listed(
     with caplog.at_level(logging.WARNING):
         train, _ = run_datasets(options(file, skip_bad=skip_bad), "f_dpo", tokenizer)
     assert len(train) == 18
-    assert "rows.jsonl: 2 of 20 rows are bad and left out\nline 19" in caplog.text
+    assert "rows.jsonl: 2 of 20 rows are invalid and skipped\nline 19" in caplog.text
     assert "line 20, /chosen: expected text" in caplog.text
 
 
@@ -159,7 +159,7 @@ def test_no_other_method_is_named_where_the_form_is_right_and_a_value_is_wrong(t
 def test_more_bad_rows_than_may_be_left_out_are_said(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(pairs(8) + '{"prompt": "a"}\n' * 2)
     report = check_file(tmp_path / "rows.jsonl", "f_dpo", skip_bad=0.1)
-    assert (report.ok, report.notices) == (False, ("1 bad rows may be left out, and there are 2",))
+    assert (report.ok, report.notices) == (False, ("at most 1 invalid rows may be skipped, found 2",))
 
 
 def test_rows_and_prompts_that_the_held_out_file_has_too_are_said(
@@ -171,5 +171,5 @@ def test_rows_and_prompts_that_the_held_out_file_has_too_are_said(
     held_out = options(tmp_path / "train.jsonl", validation=str(tmp_path / "held.jsonl"))
     with caplog.at_level(logging.WARNING):
         run_datasets(held_out, "f_dpo", tokenizer)
-    assert "train.jsonl: the validation file has 2 of its different rows too" in caplog.text
-    assert "train.jsonl: the validation file has 3 of its different prompts too" in caplog.text
+    assert "train.jsonl: the validation file also has 2 of its different rows" in caplog.text
+    assert "train.jsonl: the validation file also has 3 of its different prompts" in caplog.text

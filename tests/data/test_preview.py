@@ -76,8 +76,8 @@ def test_statistics_on_a_terminal(tokenizer: Any) -> None:
     )
     assert "prompt and longer answer" in text
     assert "cut at 40 tokens: 4 rows (100.0%)" in text
-    assert "repeating an earlier row: 3 rows" in text
-    assert "rows the validation file has too: 4 rows" in text
+    assert "duplicates of an earlier row: 3 rows" in text
+    assert "rows that are also in the validation file: 4 rows" in text
 
 
 def test_a_report_on_a_terminal() -> None:

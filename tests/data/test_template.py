@@ -93,7 +93,7 @@ def test_reasoning_that_a_template_drops_is_trained_after_the_served_prompt_and_
         assert tokenizer.decode(prompt).endswith("<think>\n")
         answer = f"{reason} reason\n</think>\n\n42{EOS}"
         assert tokenizer.decode(sequence.ids[len(prompt) :]) == answer
-        assert "leaves out the answer's reasoning, which is trained all the same" in sequence.notes[0]
+        assert "omits the answer's reasoning, but it is trained anyway" in sequence.notes[0]
     chat = {"messages": PAIR["prompt"] + PAIR["chosen"]}
     assert spans(chat, tokenizer, "supervised") == [f"good reason\n</think>\n\n42{EOS}"]
 
@@ -110,7 +110,7 @@ def test_reasoning_content_carries_loss_where_the_template_reads_it(model: Any, 
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma"])
 def test_reasoning_content_is_refused_where_no_template_reads_it(model: Any, name: str) -> None:
     with pytest.raises(
-        DataError, match=r"leaves out the reasoning of the answer, 'They greet\.', so it would not be"
+        DataError, match=r"omits the reasoning of the answer, 'They greet\.', so it would not be"
     ):
         render(THOUGHT, model(name), method="supervised")
 
@@ -164,8 +164,8 @@ def test_an_answer_follows_the_served_prompt_where_tokens_would_merge_across_it(
 def test_a_part_of_the_served_prompt_that_is_not_before_the_answer_is_said(model: Any, name: str) -> None:
     for sequence in render({"prompt": "Hi", "chosen": "yes", "rejected": "no"}, model(name), method="f_dpo"):
         (note,) = sequence.notes
-        assert "the model is served after '" in note
-        assert "\\n', which the chat template leaves out before the answer" in note
+        assert "in serving, the answer follows '" in note
+        assert "\\n', which the chat template omits in training" in note
 
 
 def test_system_turns_and_tools_that_a_template_drops_are_said(tokenizer: Any) -> None:
@@ -180,8 +180,8 @@ def test_system_turns_and_tools_that_a_template_drops_are_said(tokenizer: Any) -
     }
     (sequence,) = render(row, deaf, method="supervised")
     assert sequence.notes == (
-        "the chat template leaves out a part of the prompt, of a system message",
-        "the chat template leaves out the tools",
+        "the chat template omits a part of the prompt, in a system message",
+        "the chat template omits the tools",
     )
 
 
@@ -190,7 +190,7 @@ def test_an_answer_that_is_empty_once_rendered_is_refused(tokenizer: Any) -> Non
     silent.chat_template = tokenizer.chat_template.replace(
         "message['content']", "message['content'].strip('.')"
     )
-    with pytest.raises(DataError, match="leaves out the text of the answer"):
+    with pytest.raises(DataError, match="omits the text of the answer"):
         render({"prompt": "Hi", "chosen": "...", "rejected": "no"}, silent, method="f_dpo")
     assert "empty" in EMPTY
 
@@ -205,8 +205,8 @@ QUOTED = {"content": "", "tool_calls": [{"function": {"name": "say", "arguments"
         (message("assistant", "<think>42</think>42"), "42", "the text"),
         (message("assistant", 'say "x"\n'), r'{"content": "say \"x\"\n"}', None),
         (QUOTED, r"say(text='it\'s')", None),
-        (QUOTED, "say()", "a call of a tool"),
-        (QUOTED, "none", "a call of a tool"),
+        (QUOTED, "say()", "a tool call"),
+        (QUOTED, "none", "a tool call"),
     ],
 )
 def test_a_part_that_a_rendered_answer_lacks_is_found(answer: Any, text: str, missing: str | None) -> None:
@@ -230,7 +230,7 @@ def test_answers_that_differ_in_blanks_only_are_equal_where_the_template_trims(
     rows = [{"prompt": f"q{n}", "chosen": "yes", "rejected": "yes \n"} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     gemma = check_file(tmp_path / "rows.jsonl", "f_dpo", tokenizer=model("gemma"), max_length=512)
-    assert gemma.problem == "every row has chosen equal to rejected, so there is nothing to learn"
+    assert gemma.problem == "every row has chosen equal to rejected, so there is nothing to train"
     assert check_file(tmp_path / "rows.jsonl", "f_dpo", tokenizer=model("qwen2_5"), max_length=512).ok
 
 

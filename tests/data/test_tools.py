@@ -58,7 +58,7 @@ def test_functions_are_tools_and_their_results_a_tools() -> None:
             [{"type": "function"}],
             "/input/functions: expected tools or functions, not both",
         ),
-        ([{}], None, "/input/functions/0/name: expected the name of a function, found no such key"),
+        ([{}], None, "/input/functions/0/name: expected the name of a function, found a missing key"),
         (["add"], [], "/input/functions/0: expected a tool, which is an object"),
     ],
 )

@@ -56,7 +56,7 @@ def check(tmp_path: Path, content: bytes | str, **options: int) -> FileReport:
         ),
         (
             GOOD + "\n" + GOOD.replace('"assistant"', '"user"', 1),
-            "line 2, /preferred_output/0/role: expected an answer's turn (assistant), found the text 'user'",
+            "line 2, /preferred_output/0/role: expected a turn of an answer (assistant), found the text 'user'",
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes | str, sentence: str
         ("\n\r\n \t \n", "the file is empty"),
         (b"\xef\xbb\xbf", "the file is empty"),
         (gzip.compress(b"", mtime=0), "the file is empty"),
-        ("[" + "1," * 10_000_000, "the first 10,000 rows hold 10,000 that cannot be used"),
+        ("[" + "1," * 10_000_000, "10,000 of the first 10,000 rows cannot be used"),
         ("\n" * 300 + f"[{GOOD},\n{GOOD}]", "the file is one JSON array"),
         (b"PAR1 but no more", "the file cannot be read: it is a damaged Parquet file"),
         (b"PK\x03\x04rest", "the file is a zip archive: expected JSON Lines, plain or gzipped"),
@@ -86,7 +86,7 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes | str, sentence: str
             "its gzip data is damaged or cut off after line 300",
         ),
         (b"\x1f\x8bnot gzip", "its gzip data is damaged or cut off at its start"),
-        (f"{SAME}\n" * 3, "every row has chosen equal to rejected, so there is nothing to learn"),
+        (f"{SAME}\n" * 3, "every row has chosen equal to rejected, so there is nothing to train"),
     ],
     ids=str,
 )
@@ -191,9 +191,7 @@ def test_equal_pairs_are_a_notice(tmp_path: Path) -> None:
 def test_unused_keys_are_one_notice(tmp_path: Path) -> None:
     extra = {f"key{number}": 1 for number in range(9)}
     report = check(tmp_path, json.dumps(row(1) | {"weight": 1}) + "\n" + json.dumps(row(1) | extra))
-    assert report.notices == (
-        "keys that are not used: key0, key1, key2, key3, key4, key5, key6, key7 and 2 more",
-    )
+    assert report.notices == ("unused keys: key0, key1, key2, key3, key4, key5, key6, key7 and 2 more",)
     many = {f"{number:03}{'x' * 50}": 1 for number in range(1000)}
     (notice,) = check(tmp_path, json.dumps(row(1) | many)).notices
     assert notice.endswith("and at least 92 more")
@@ -258,7 +256,7 @@ def test_a_file_of_nothing_but_bad_lines_is_given_up_on(tmp_path: Path) -> None:
     report = check_file(path, "f_dpo")
     assert not report.ok
     assert (report.rows, report.bad_rows, len(report.issues)) == (10_000, 10_000, 1)
-    assert "the first 10,000 rows hold 10,000 that cannot be used" in report.summary()
+    assert "10,000 of the first 10,000 rows cannot be used" in report.summary()
 
 
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.rows == "completion"])
@@ -269,11 +267,11 @@ def test_methods_without_pairs_take_completions_and_the_preferred_side_of_pairs(
     assert (report.ok, report.rows, report.notices) == (True, 12, ())
     pairs = check_file(write_pairs(tmp_path / "pairs.jsonl"), method)
     assert pairs.ok
-    assert pairs.notices == ("keys that are not used: non_preferred_output",)
+    assert pairs.notices == ("unused keys: non_preferred_output",)
     idle = tmp_path / "idle.jsonl"
     idle.write_text(
         (tmp_path / "chat.jsonl").read_text().replace("}]}", ', "weight": 0}]}'), encoding="utf-8"
     )
     assert check_file(idle, method).problem == (
-        "every row has no turn that carries loss, so there is nothing to learn"
+        "every row has no turn that carries loss, so there is nothing to train"
     )

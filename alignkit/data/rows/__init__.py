@@ -1,4 +1,4 @@
-"""The kinds of row, by the name that a method's `rows` gives; each is one file: record, forms, sequences."""
+"""The kinds of row, by the name in a method's `rows`; one file each, with record, forms and rendering."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ ROW_KINDS = {kind.name: kind for kind in KINDS}
 
 
 def row_kind(name: str) -> RowKind[Any]:
-    """The kind of row of this name; raises DataError for an unknown one."""
+    """The kind of row with this name. Raises DataError for an unknown one."""
     if name not in ROW_KINDS:
         raise DataError(f"unknown kind of row {name!r}: expected one of {', '.join(ROW_KINDS)}")
     return ROW_KINDS[name]

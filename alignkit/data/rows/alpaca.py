@@ -1,14 +1,14 @@
-"""Alpaca's way to write a prompt, which completions, pairs and labelled rows share."""
+"""Alpaca's notation of a prompt, shared by completions, pairs and labelled rows."""
 
 from alignkit.data.messages import Message, system_text
 from alignkit.data.nodes import Node
 
 PROMPT_KEYS = frozenset({"input", "system", "history"})
-"""The keys that may stand beside `instruction`."""
+"""Keys that may accompany `instruction`."""
 
 
 def alpaca_prompt(row: Node, key: str = "instruction") -> list[Message]:
-    """System text, earlier rounds and the instruction; its input goes on a line of its own, as in LLaMA-Factory."""
+    """System text, earlier rounds and the instruction; its input follows on a new line, as in LLaMA-Factory."""
     asked = row.at(key).text()
     if row.at("input").given and row.at("input").value != "":
         asked = f"{asked}\n{row.at('input').text()}"
@@ -16,7 +16,7 @@ def alpaca_prompt(row: Node, key: str = "instruction") -> list[Message]:
 
 
 def _history(node: Node) -> list[Message]:
-    """Earlier rounds, [[question, answer], …]."""
+    """Earlier rounds, given as [[question, answer], …]."""
     if not node.given or node.value == []:
         return []
     messages: list[Message] = []

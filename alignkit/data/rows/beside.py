@@ -1,4 +1,4 @@
-"""Answers beside a prompt that may repeat it: text, one message, messages, or the whole conversation."""
+"""Answers given in keys of their own next to a prompt: text, one message, messages, or a whole conversation."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from alignkit.data.nodes import Node
 
 
 def prompt_beside(node: Node) -> list[Message]:
-    """TRL's prompt: text, which is a user's turn, one message, or messages."""
+    """The messages of TRL's prompt: text (a user turn), one message, or messages."""
     if isinstance(node.value, str):
         return [{"role": "user", "content": parse_content(node)}]
     return parse_prompt([node] if isinstance(node.value, dict) else turns_of(node), MESSAGES)
@@ -28,8 +28,8 @@ def answers_beside(
 ) -> tuple[list[Message], list[list[Message]]]:
     """The prompt and the answers to it.
 
-    Where the answers are whole conversations, the prompt is what all of them begin with, and must hold the one
-    that is given. Raises RowError where one repeats a prompt and is not of it, or two have different ones.
+    If the answers are whole conversations, the prompt is their common beginning, and must contain the given prompt.
+    Raises RowError if a conversation does not contain the given prompt, or two have different prompts.
     """
     turns = [answer_turns(node, expected) for node in nodes]
     whole = [_is_whole(answer) for answer in turns]
@@ -40,7 +40,9 @@ def answers_beside(
     prompts = [begin for (begin, _), is_whole in zip(answers, whole, strict=True) if is_whole]
     for node, (begin, _), is_whole in zip(nodes, answers, whole, strict=True):
         if is_whole and begin != prompts[0]:
-            raise node.refuse("a conversation that begins as the other answers do", "another beginning")
+            raise node.refuse(
+                "a conversation with the same beginning as the other answers", "another beginning"
+            )
     return (prompts[0] if prompts else prompt), [answer for _, answer in answers]
 
 
@@ -55,7 +57,7 @@ def _split(prompt: list[Message], node: Node, turns: Sequence[Node]) -> tuple[li
     count = len(prompt)
     if prompt not in (messages[:count], messages[-count:]) and prompt[-1] not in messages:
         raise role_of(turns[0]).refuse(
-            "an answer only, or a conversation that begins with the prompt; for whole conversations without a "
-            "prompt of their own, leave the key 'prompt' out"
+            "only an answer, or a conversation that begins with the prompt; for whole conversations without a "
+            "separate prompt, remove the key 'prompt'"
         )
     return messages, parse_answer(answer, MESSAGES)

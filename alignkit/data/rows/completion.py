@@ -1,4 +1,4 @@
-"""Completion rows: a conversation of which some of the assistant's turns carry loss."""
+"""Completion rows: a conversation in which some of the assistant's turns carry loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ from alignkit.errors import DataError
 
 WEIGHT = frozenset({"weight"})
 REJECTED = frozenset({"rejected", "non_preferred_output", "rejected_response", "rejected_messages"})
-"""The dispreferred answer's key in the forms of preference rows."""
+"""Keys of the dispreferred answer in the forms of preference rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRow:
-    """A conversation, the positions in it of the assistant's turns that carry loss, and its tools."""
+    """A conversation, the positions of the assistant turns that carry loss, and its tools."""
 
     messages: list[Message]
     loss_positions: tuple[int, ...]
-    """Ascending; empty where every turn has weight 0."""
+    """Ascending message indices; empty if every turn has weight 0."""
     tools: list[dict[str, Any]] | None = None
 
     @property
@@ -53,11 +53,11 @@ class CompletionRow:
         return not self.loss_positions
 
     def render(self, tokenizer: Any) -> list[TokenSequence]:
-        """One sequence, in which every loss turn's own tokens and its end token carry loss.
+        """One sequence, in which the tokens of every loss turn and its end token carry loss.
 
-        Where the template renders a turn otherwise once others follow (some drop earlier reasoning), one sequence a
-        loss turn, each as the model sees it when that turn is its to give. Raises DataError where the template
-        refuses the conversation, or changes what comes before an answer once the answer follows.
+        Some templates render a turn differently once others follow (for example, without its reasoning). Then each
+        loss turn gets its own sequence, as the model sees it when it generates that turn. Raises DataError if the
+        template refuses the conversation, or changes the text before an answer once the answer follows.
         """
         chat = Chat(tokenizer, self.tools)
         together = _together(self, chat)
@@ -65,16 +65,16 @@ class CompletionRow:
 
 
 def parse_completion(row: object, unused: set[str] | None = None) -> CompletionRow:
-    """A row in OpenAI's, TRL's, Alpaca's or ShareGPT's form, or a preference row; raises RowError.
+    """A row in OpenAI's, TRL's, Alpaca's or ShareGPT's form, or a preference row. Raises RowError.
 
-    Of a preference row the preferred answer carries loss, and the other's key counts as unused. The names of keys
-    that play no part are added to `unused`.
+    In a preference row, the preferred answer carries loss, and the other answer's key counts as unused. Names of
+    unused keys are added to `unused`.
     """
     return COMPLETION.parse(row, unused)
 
 
 def _openai(row: Node) -> CompletionRow:
-    """OpenAI's chat rows: an assistant's turn of weight 0 carries no loss."""
+    """OpenAI's chat rows; an assistant turn with weight 0 carries no loss."""
     turns = turns_of(row.at("messages"))
     messages = [parse_message(turn, WEIGHT if _is_assistant(turn) else frozenset()) for turn in turns]
     _require_answer(turns, messages)
@@ -90,18 +90,18 @@ def _weight(node: Node) -> bool:
     if not node.given:
         return True
     if isinstance(node.value, bool) or node.value not in (0, 1):
-        raise node.refuse("0 or 1, whether the turn carries loss")
+        raise node.refuse("0 or 1 (whether the turn carries loss)")
     return bool(node.value)
 
 
 def _trl(row: Node) -> CompletionRow:
-    """TRL's prompt and completion; turns of the assistant inside the prompt are context."""
+    """TRL's prompt and completion; assistant turns inside the prompt are context."""
     prompt, (answer,) = answers_beside(prompt_beside(row.at("prompt")), [row.at("completion")])
     return _answered(prompt, answer, parse_tools(row))
 
 
 def _alpaca(row: Node) -> CompletionRow:
-    """Alpaca's instruction and output; the answers of its history carry loss too."""
+    """Alpaca's instruction and output; the answers in its history carry loss, too."""
     answer: Message = {"role": "assistant", "content": parse_content(row.at("output"))}
     messages = [*alpaca_prompt(row), answer]
     return CompletionRow(messages, _answers(messages))
@@ -116,17 +116,15 @@ def _sharegpt(row: Node) -> CompletionRow:
 
 
 def _require_answer(turns: Sequence[Node], messages: list[Message]) -> None:
-    """A conversation ends with an answer to somebody."""
+    """Refuse a conversation that does not end with an answer to a previous turn."""
     if messages[-1]["role"] != "assistant":
-        raise role_of(turns[-1]).refuse(
-            "the conversation to end with the assistant's turn, which carries loss"
-        )
+        raise role_of(turns[-1]).refuse("the conversation to end with an assistant turn, which carries loss")
     if not _answers(messages):
-        raise role_of(turns[0]).refuse("a turn that the assistant answers to begin the conversation")
+        raise role_of(turns[0]).refuse("the conversation to start with a turn that the assistant answers")
 
 
 def _answers(messages: list[Message]) -> tuple[int, ...]:
-    """The assistant's turns that answer somebody; a greeting before anybody spoke is context."""
+    """The assistant turns that answer a user or tool turn; a greeting before that is context."""
     asked = next(
         (at for at, message in enumerate(messages) if message["role"] in {"user", "tool"}), len(messages)
     )
@@ -143,7 +141,7 @@ def _answered(
 
 
 def _preferred(form: Form[PreferenceRow]) -> Form[CompletionRow]:
-    """A form of preference rows, of which the preferred answer is learned."""
+    """A form of preference rows whose preferred answer carries loss."""
 
     def parse(row: Node) -> CompletionRow:
         pair = form.parse(row)
@@ -154,7 +152,7 @@ def _preferred(form: Form[PreferenceRow]) -> Form[CompletionRow]:
 
 
 def _together(row: CompletionRow, chat: Chat) -> TokenSequence | None:
-    """All loss turns in one sequence; None where the template renders one otherwise once others follow."""
+    """All loss turns in one sequence; None if the template renders one differently once others follow."""
     whole = chat.ids(chat.text(row.messages))
     spans: list[tuple[int, int]] = []
     notes: list[str] = []
@@ -176,9 +174,9 @@ def _together(row: CompletionRow, chat: Chat) -> TokenSequence | None:
 
 
 def _end(row: CompletionRow, turn: int, whole: list[int], chat: Chat) -> int | None:
-    """Where the tokens of `turn` end in `whole`, with the token by which the model ends them.
+    """The end of `turn`'s tokens in `whole`, including the token with which the model ends the turn.
 
-    None if `whole` does not begin as the conversation up to that turn does, or ends the turn with another token.
+    None if `whole` does not start like the conversation up to that turn, or ends the turn with another token.
     """
     ids = chat.ids(chat.text(row.messages[: turn + 1]))
     shared = shared_length(ids, whole)
@@ -190,19 +188,19 @@ def _end(row: CompletionRow, turn: int, whole: list[int], chat: Chat) -> int | N
         return end
     if any(chat.is_special(token) for token in rest):
         return None
-    # Some templates end no turn: what begins the next one is what the model must say to end its own.
+    # Some templates have no end token: the token that starts the next turn is then what the model must emit.
     begins_next = end < len(whole) and chat.is_special(whole[end])
     return end + 1 if begins_next else end
 
 
 def _alone(row: CompletionRow, turn: int, chat: Chat) -> TokenSequence:
-    """The conversation up to `turn`, which alone carries loss."""
+    """The conversation up to `turn`, the only turn that carries loss."""
     prompt = row.messages[:turn]
     found = chat.answer(prompt, [row.messages[turn]])
     if found.missing and not _continues(chat, prompt, found.context):
         raise DataError(
-            f"the model's chat template renders what comes before message {turn + 1} otherwise once that message "
-            "follows, so it cannot be told which tokens are the answer"
+            f"the model's chat template changes the text before message {turn + 1} once that message "
+            "follows, so the tokens of the answer cannot be determined"
         )
     start = len(found.context)
     span = (start, start + chat.end_of_turn(found.ids))
@@ -210,7 +208,7 @@ def _alone(row: CompletionRow, turn: int, chat: Chat) -> TokenSequence:
 
 
 def _continues(chat: Chat, prompt: list[Message], context: list[int]) -> bool:
-    """Whether an answer's context holds the whole prompt, special tokens at its end apart."""
+    """Whether an answer's context contains the whole prompt, except for special tokens at its end."""
     ids = chat.ids(chat.text(prompt))
     return not chat.without_special(ids[shared_length(ids, context) :]).strip()
 
@@ -224,11 +222,11 @@ COMPLETION_FORMS: tuple[Form[CompletionRow], ...] = (
     *(form for form in _PREFERRED if "messages" not in form.required),
     Form("ShareGPT", frozenset({"conversations"}), frozenset({"system"}) | TOOLS, _sharegpt),
 )
-"""In the order they are tried: one whose keys contain another's comes first."""
+"""All forms in the order of matching: a form whose keys include another's comes first."""
 
 
 def _columns(sequences: Sequence[TokenSequence]) -> list[dict[str, Any]]:
-    """The columns that TRL's SFTTrainer takes as tokenised."""
+    """Columns of a tokenised dataset for TRL's SFTTrainer."""
     return [{"input_ids": sequence.ids, "labels": sequence.labels} for sequence in sequences]
 
 

@@ -1,4 +1,4 @@
-"""Dispreferred rows: a prompt with one dispreferred answer, and the model's own answers where the file has them."""
+"""Dispreferred rows: a prompt with one dispreferred answer, and optionally the model's own answers (samples)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ MAX_SAMPLES = 1024
 
 @dataclass(frozen=True, slots=True)
 class DispreferredRow:
-    """One conversation with a dispreferred continuation. `samples` is None where they are to be drawn."""
+    """One conversation with a dispreferred answer. `samples` is None if answers are to be sampled from the model."""
 
     prompt: list[Message]
     rejected: list[Message]
@@ -45,19 +45,19 @@ class DispreferredRow:
 
     @property
     def has_no_signal(self) -> bool:
-        """Whether all its samples are the dispreferred answer, so that push and pull cancel."""
+        """Whether all samples equal the dispreferred answer, so that their gradients cancel."""
         return self.samples is not None and all(sample == self.rejected for sample in self.samples)
 
     def render(self, tokenizer: Any) -> list[TokenSequence]:
-        """`rejected`, then `sample 1`, … as the file has them, each after the prompt; raises DataError."""
+        """`rejected`, then `sample 1`, … from the file, each after the prompt. Raises DataError."""
         samples = {f"sample {number}": sample for number, sample in enumerate(self.samples or [], start=1)}
         return render_answers(self.prompt, {"rejected": self.rejected, **samples}, self.tools, tokenizer)
 
 
 def parse_dispreferred(row: object, unused: set[str] | None = None) -> DispreferredRow:
-    """A row in one of DISPREFERRED_FORMS; raises RowError.
+    """A row in one of DISPREFERRED_FORMS. Raises RowError.
 
-    The names of keys that play no part, a preferred answer among them, are added to `unused`.
+    Names of unused keys, including that of a preferred answer, are added to `unused`.
     """
     return DISPREFERRED.parse(row, unused)
 
@@ -92,7 +92,7 @@ def _orca(row: Node) -> DispreferredRow:
 
 
 def _trl_implicit(row: Node) -> DispreferredRow:
-    """A whole conversation, messages or HH's plain text; the prompt ends with its last turn of the user."""
+    """A whole conversation, as messages or HH's plain text; the prompt ends with its last user turn."""
     begin, rejected = split_last_answer(conversation_of(row.at("rejected")), row.at("rejected"))
     return DispreferredRow(
         prompt=parse_prompt(begin, MESSAGES),
@@ -113,7 +113,7 @@ def _sharegpt(row: Node) -> DispreferredRow:
 
 
 def _of_pair(form: Form[PreferenceRow]) -> Form[DispreferredRow]:
-    """A form of preference rows, whose preferred answer is not used."""
+    """A form of preference rows whose preferred answer is not used."""
 
     def parse(row: Node) -> DispreferredRow:
         pair = form.parse(row)
@@ -125,7 +125,7 @@ def _of_pair(form: Form[PreferenceRow]) -> Form[DispreferredRow]:
 def _samples(node: Node, style: Style) -> list[list[Message]] | None:
     if not node.given:
         return None
-    entries = node.entries("an array of answers (leave the key out to have them drawn)")
+    entries = node.entries("an array of answers (remove the key to sample them from the model)")
     if len(entries) > MAX_SAMPLES:
         raise node.refuse(f"at most {MAX_SAMPLES:,} answers", f"{len(entries):,}")
     return [parse_answer(answer_turns(entry), style) for entry in entries]
@@ -143,7 +143,7 @@ DISPREFERRED_FORMS: tuple[Form[DispreferredRow], ...] = (
     *(_of_pair(form) for form in PREFERENCE_FORMS if form.name.startswith("ms-swift")),
     Form("TRL (without prompt)", frozenset({"rejected"}), _SAMPLES | TOOLS, _trl_implicit),
 )
-"""In the order they are tried: one whose keys contain another's comes first."""
+"""All forms in the order of matching: a form whose keys include another's comes first."""
 
 
 def _has_no_signal(sequences: Sequence[TokenSequence]) -> bool:
@@ -152,7 +152,7 @@ def _has_no_signal(sequences: Sequence[TokenSequence]) -> bool:
 
 
 def _columns(sequences: Sequence[TokenSequence]) -> list[dict[str, Any]]:
-    """The prompt, the dispreferred answer and the samples, token ids each."""
+    """Token ids of the prompt, the dispreferred answer and the samples."""
     rejected, *samples = sequences
     start = rejected.prompt_length
     return [

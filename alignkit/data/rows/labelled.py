@@ -1,4 +1,4 @@
-"""Labelled rows: a prompt and an answer that is desirable or not, as KTO takes them; also pairs, taken apart."""
+"""Labelled rows, as KTO takes them: a prompt and an answer that is desirable or not; also pairs, split up."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from alignkit.data.tools import TOOLS, parse_tools
 
 DESIRABLE, UNDESIRABLE = "desirable", "undesirable"
 LABELS = {"label": "TRL", "kto_tag": "LLaMA-Factory"}
-"""The keys that say whether an answer is desirable, and who writes them so."""
+"""Keys that tell whether an answer is desirable -> the project that uses them."""
 _TRUE, _FALSE = ("true", "1", DESIRABLE), ("false", "0", UNDESIRABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow:
-    """A prompt with a desirable answer, an undesirable one, or (made from a pair) one of each."""
+    """A prompt with a desirable answer, an undesirable one, or (from a pair) one of each."""
 
     prompt: list[Message]
     desirable: list[Message] | None = None
@@ -50,14 +50,14 @@ class LabelledRow:
         return self.desirable == self.undesirable
 
     def render(self, tokenizer: Any) -> list[TokenSequence]:
-        """`desirable`, `undesirable` or both, each after the prompt; raises DataError."""
+        """`desirable`, `undesirable` or both, each after the prompt. Raises DataError."""
         given = {DESIRABLE: self.desirable, UNDESIRABLE: self.undesirable}
         answers = {name: answer for name, answer in given.items() if answer is not None}
         return render_answers(self.prompt, answers, self.tools, tokenizer)
 
 
 def parse_labelled(row: object, unused: set[str] | None = None) -> LabelledRow:
-    """A labelled row in TRL's, OpenAI's, Alpaca's or ShareGPT's form, or a preference row; raises RowError.
+    """A labelled row in TRL's, OpenAI's, Alpaca's or ShareGPT's form, or a preference row. Raises RowError.
 
     A preference row gives a desirable and an undesirable answer to one prompt.
     """
@@ -72,7 +72,7 @@ def _row(label: Node, prompt: list[Message], answer: list[Message], tools: Any =
 def _is_desirable(node: Node) -> bool:
     value = str(node.value).strip().lower() if isinstance(node.value, str | int) else ""
     if value not in _TRUE + _FALSE:
-        raise node.refuse("true or false, whether the answer is desirable")
+        raise node.refuse("true or false (whether the answer is desirable)")
     return value in _TRUE
 
 
@@ -93,7 +93,7 @@ def _alpaca(label: str) -> Callable[[Node], LabelledRow]:
 
 
 def _conversation(label: str, key: str, style: Style) -> Callable[[Node], LabelledRow]:
-    """A whole conversation under `key`, whose turns after the last one of the user are the answer."""
+    """A whole conversation under `key`; the turns after the last user turn are the answer."""
 
     def parse(row: Node) -> LabelledRow:
         turns, answer = split_last_answer(turns_of(row.at(key), "an array of turns"), row.at(key))
@@ -131,7 +131,7 @@ LABELLED_FORMS: tuple[Form[LabelledRow], ...] = (
     *(form for label, writer in LABELS.items() for form in _labelled_forms(label, writer)),
     *map(_of_pair, PREFERENCE_FORMS),
 )
-"""In the order they are tried: one whose keys contain another's comes first."""
+"""All forms in the order of matching: a form whose keys include another's comes first."""
 
 
 def _has_no_signal(sequences: Sequence[TokenSequence]) -> bool:
@@ -139,7 +139,7 @@ def _has_no_signal(sequences: Sequence[TokenSequence]) -> bool:
 
 
 def _columns(sequences: Sequence[TokenSequence]) -> list[dict[str, Any]]:
-    """TRL's tokenised columns, one dataset row an answer."""
+    """TRL's tokenised columns, one dataset row per answer."""
     return [
         {
             "prompt_ids": one.ids[: one.prompt_length],

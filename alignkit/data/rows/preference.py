@@ -27,7 +27,7 @@ from alignkit.data.tools import TOOLS, parse_tools
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:
-    """One conversation with a preferred and a dispreferred continuation."""
+    """One conversation with a preferred and a dispreferred answer."""
 
     prompt: list[Message]
     chosen: list[Message]
@@ -45,15 +45,15 @@ class PreferenceRow:
         return self.chosen == self.rejected
 
     def render(self, tokenizer: Any) -> list[TokenSequence]:
-        """`chosen` and `rejected`, each after the prompt, whose ids they share; raises DataError."""
+        """`chosen` and `rejected`, each after the prompt, with the same prompt ids. Raises DataError."""
         answers = {"chosen": self.chosen, "rejected": self.rejected}
         return render_answers(self.prompt, answers, self.tools, tokenizer)
 
 
 def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceRow:
-    """A row in one of PREFERENCE_FORMS, recognised by its keys; raises RowError.
+    """A row in one of PREFERENCE_FORMS, recognised by its keys. Raises RowError.
 
-    The names of keys that play no part are added to `unused`.
+    Names of unused keys are added to `unused`.
     """
     return PREFERENCE.parse(row, unused)
 
@@ -69,7 +69,7 @@ def _openai(row: Node) -> PreferenceRow:
 
 
 def _beside(row: Node, prompt: list[Message]) -> PreferenceRow:
-    """The answers under `chosen` and `rejected` to a prompt."""
+    """A prompt with the answers under `chosen` and `rejected`."""
     answers = [row.at("chosen"), row.at("rejected")]
     prompt, (chosen, rejected) = answers_beside(prompt, answers)
     return PreferenceRow(prompt, chosen, rejected, parse_tools(row))
@@ -92,7 +92,7 @@ def _orca(row: Node) -> PreferenceRow:
 
 
 def _trl_implicit(row: Node) -> PreferenceRow:
-    """Whole conversations on both sides, messages or HH's plain text; the prompt is what they share."""
+    """Whole conversations on both sides, as messages or HH's plain text; the prompt is their common beginning."""
     chosen, rejected = (conversation_of(row.at(side)) for side in ("chosen", "rejected"))
     shared = _shared(list(map(MESSAGES, chosen)), list(map(MESSAGES, rejected)))
     if shared == 0:
@@ -108,7 +108,7 @@ def _trl_implicit(row: Node) -> PreferenceRow:
 
 
 def _shared(chosen: list[Message], rejected: list[Message]) -> int:
-    """How many messages both begin with; the last of either is an answer even if it is the same."""
+    """The number of leading messages in common; the last message of each is an answer, even if equal."""
     most = min(len(chosen), len(rejected)) - 1
     return next((index for index in range(most) if chosen[index] != rejected[index]), most)
 
@@ -124,7 +124,7 @@ def _sharegpt(row: Node) -> PreferenceRow:
 
 
 def _swift(row: Node) -> PreferenceRow:
-    """ms-swift's: a conversation that ends with the preferred answer, and the other answer beside it."""
+    """ms-swift's pairs: a conversation that ends with the preferred answer, and the other answer in its own key."""
     turns = turns_of(row.at("messages"))
     begin, chosen = split_last_answer(turns, row.at("messages"))
     prompt = parse_prompt(begin, MESSAGES)
@@ -138,7 +138,7 @@ def _swift(row: Node) -> PreferenceRow:
 
 
 def _swift_conversations(row: Node) -> PreferenceRow:
-    """ms-swift's with two whole conversations."""
+    """ms-swift's pairs given as two whole conversations."""
     begin, chosen = split_last_answer(turns_of(row.at("messages")), row.at("messages"))
     other, rejected = split_last_answer(turns_of(row.at("rejected_messages")), row.at("rejected_messages"))
     prompt = parse_prompt(begin, MESSAGES)
@@ -174,7 +174,7 @@ PREFERENCE_FORMS: tuple[Form[PreferenceRow], ...] = (
     ),
     Form("TRL (without prompt)", _ANSWERS, TOOLS, _trl_implicit),
 )
-"""In the order they are tried: one whose keys contain another's comes first."""
+"""All forms in the order of matching: a form whose keys include another's comes first."""
 
 
 def _columns(sequences: Sequence[TokenSequence]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Recognition of rows: a form by its keys, and a kind of row with the forms it may be written in."""
+"""Recognition of rows: forms, recognised by their keys, and kinds of row with their forms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from alignkit.data.tokens import TokenSequence
 
 
 class Record(Protocol):
-    """A parsed row of any kind."""
+    """The interface of parsed rows of any kind."""
 
     @property
     def prompt(self) -> list[Message]:
@@ -22,10 +22,10 @@ class Record(Protocol):
 
     @property
     def has_no_signal(self) -> bool:
-        """Whether training on the row changes nothing, as its messages show."""
+        """Whether training on the row has no effect, judged by its messages."""
 
     def render(self, tokenizer: Any) -> list[TokenSequence]:
-        """The sequences it is trained on, by the model's chat template; raises DataError."""
+        """The sequences to train on, rendered with the model's chat template. Raises DataError."""
 
 
 Row = TypeVar("Row", bound=Record)
@@ -33,7 +33,7 @@ Row = TypeVar("Row", bound=Record)
 
 @dataclass(frozen=True, slots=True)
 class Form(Generic[Row]):
-    """A recognisable form of row: the keys it must have, those it may have, and its parser."""
+    """A form of row: the keys it must have, the keys it may have, and its parser."""
 
     name: str
     required: frozenset[str]
@@ -43,38 +43,38 @@ class Form(Generic[Row]):
 
 @dataclass(frozen=True, slots=True)
 class RowKind(Generic[Row]):
-    """A kind of row: its record, the forms it may be written in, and the dataset columns it becomes."""
+    """A kind of row: its record, the forms it may have in a file, and the dataset columns it becomes."""
 
     name: str
     record: type[Row]
     forms: tuple[Form[Row], ...]
-    """In the order they are tried: a form whose keys contain another's comes first."""
+    """All forms in the order of matching: a form whose keys include another's comes first."""
     no_signal_words: str
-    """Completes "12 of 300 rows have …"."""
+    """The end of the sentence "12 of 300 rows have …"."""
     has_no_signal: Callable[[Sequence[TokenSequence]], bool]
-    """Whether the sequences, cut as they are trained, change nothing."""
+    """Function that tells whether the sequences, truncated as in training, have no effect."""
     columns: Callable[[Sequence[TokenSequence]], list[dict[str, Any]]]
-    """The trainer's dataset rows for one row's sequences, each of which has a token that carries loss."""
+    """Function that makes the trainer's dataset rows from a row's sequences, all of which have loss tokens."""
 
     together: bool = False
-    """Whether a row's sequences are trained together or not at all, however long each is."""
+    """Whether a row's sequences are kept or dropped together, whatever their lengths."""
     needed: tuple[str, ...] = ()
-    """Fields of the record that at least one row of a file must have, each."""
+    """Fields of the record, each of which at least one row of a file must have."""
 
     def trained(self, sequences: Sequence[TokenSequence], max_length: int | None) -> list[TokenSequence]:
-        """The sequences of a row that are trained, cut to `max_length`; none where nothing with loss is within it."""
+        """The sequences of a row to train on, cut to `max_length`; empty if no loss token is within it."""
         kept = [one for one in sequences if not one.dropped_at(max_length)]
         return [one.cut_to(max_length) for one in (sequences if kept and self.together else kept)]
 
     def parse(self, value: object, unused: set[str] | None = None) -> Row:
-        """The row of a JSON value; raises RowError. Adds the names of keys that play no part to `unused`."""
+        """The row of a JSON value. Raises RowError. Adds the names of unused keys to `unused`."""
         return parse_row(value, unused, self.forms, self.name)
 
 
 def parse_row(row: object, unused: set[str] | None, forms: Sequence[Form[Row]], kind: str) -> Row:
-    """A row in the first of `forms` whose keys it has; raises RowError. `kind` completes "a … row".
+    """A row in the first of `forms` whose keys it has. Raises RowError. `kind` completes "a … row".
 
-    The names of keys that play no part are added to `unused`.
+    Names of unused keys are added to `unused`.
     """
     node = Node(row, unused=set() if unused is None else unused)
     form = _recognise(node, forms, kind)
@@ -91,7 +91,7 @@ def _recognise(node: Node, forms: Sequence[Form[Row]], kind: str) -> Form[Row]:
 
 
 def _nearest(node: Node, forms: Sequence[Form[Row]], kind: str) -> RowError:
-    """The error that helps most: the first key that the row lacks of the form it comes closest to."""
+    """The most helpful error: the first missing key of the form that the row comes closest to."""
     keys = node.value.keys()
     best = min(forms, key=lambda form: (len(form.required - keys), -len(form.required & keys)))
     if best.required & keys:

@@ -100,14 +100,18 @@ def test_any_value_gives_a_row_or_a_row_error(
     [
         (3, "", "expected an object, found the number 3"),
         ({}, "", "expected the keys of a dispreferred row (OpenAI: input, non_preferred_output; ShareGPT: "),
-        ({"prompt": "a"}, "/rejected", "expected the key of a row in TRL's form, found no such key"),
-        ({"prompt": "a", "chosen": "b"}, "/rejected", "found no such key"),
-        (TRL | {"samples": []}, "/samples", "leave the key out to have them drawn), found an array without"),
+        ({"prompt": "a"}, "/rejected", "expected the key of a row in TRL's form, found a missing key"),
+        ({"prompt": "a", "chosen": "b"}, "/rejected", "found a missing key"),
+        (
+            TRL | {"samples": []},
+            "/samples",
+            "remove the key to sample them from the model), found an array without",
+        ),
         (TRL | {"samples": "yes"}, "/samples", "expected an array of answers"),
         (TRL | {"samples": ["yes", " "]}, "/samples/1", "found the text ' '"),
         (TRL | {"samples": ["yes", 3]}, "/samples/1", "expected text, or an array of messages, found the"),
         (TRL | {"samples": [[]]}, "/samples/0", "found an array without entries"),
-        (TRL | {"samples": [HI]}, "/samples/0/0/role", "expected an answer's turn (assistant)"),
+        (TRL | {"samples": [HI]}, "/samples/0/0/role", "expected a turn of an answer (assistant)"),
         (TRL | {"samples": ["y"] * 1025}, "/samples", "expected at most 1,024 answers, found 1,025"),
         (TRL | {"rejected": ""}, "/rejected", "found an empty text"),
         (
@@ -115,8 +119,12 @@ def test_any_value_gives_a_row_or_a_row_error(
             "/rejected/0/role",
             "an answer only, or a conversation",
         ),
-        ({"rejected": "no"}, "/rejected", "since there is no prompt key: an array of messages, or text that"),
-        ({"rejected": HI}, "/rejected", "expected a turn of the user and an answer after it, found user"),
+        (
+            {"rejected": "no"},
+            "/rejected",
+            "because there is no prompt key: an array of messages, or text that",
+        ),
+        ({"rejected": HI}, "/rejected", "expected a user turn and an answer after it, found user"),
         ({"rejected": NO}, "/rejected", "found assistant"),
     ],
 )
@@ -137,7 +145,7 @@ def test_a_report_says_that_preferred_answers_are_not_used_and_what_is_idle(tmp_
     assert report.ok
     assert report.notices == (
         "1 of 2 rows has no sample but the dispreferred answer itself and changes nothing: the first at line 2",
-        "keys that are not used: chosen",
+        "unused keys: chosen",
     )
     path.write_text('{"prompt": "a", "rejected": "no", "samples": []}\n')
     with pytest.raises(DataError, match="line 1, /samples: expected an array of answers"):

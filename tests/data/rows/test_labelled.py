@@ -54,13 +54,13 @@ def test_a_pair_gives_a_desirable_and_an_undesirable_answer(pair: Any, form: Any
         (
             {"prompt": "Hi", "completion": "yes", "label": "maybe"},
             "/label",
-            "true or false, whether the answer",
+            "true or false (whether the answer",
         ),
         ({"prompt": "Hi", "completion": "yes", "label": None}, "/label", "true or false"),
         ({"prompt": "Hi", "completion": "yes", "label": 0.5}, "/label", "true or false"),
         ({"prompt": "Hi", "completion": "yes"}, "/label", "the key of a row in TRL (label)'s form"),
-        ({"messages": HI, "label": True}, "/messages", "a turn of the user and an answer after it"),
-        ({"messages": YES, "label": True}, "/messages", "a turn of the user and an answer after it"),
+        ({"messages": HI, "label": True}, "/messages", "a user turn and an answer after it"),
+        ({"messages": YES, "label": True}, "/messages", "a user turn and an answer after it"),
     ],
 )
 def test_a_bad_row_is_named(row: Any, pointer: str, sentence: str) -> None:

@@ -114,11 +114,15 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         ({"text": 1, "\x1b[2J": 2}, "", "found the keys \\x1b[2J, text"),
         ({"prompt": "a", "chosen": "b"}, "/rejected", "expected the key of a row in TRL's form, found no su"),
         ({"chosen": []}, "/rejected", "expected the key of a row in TRL (without prompt)'s form"),
-        ({"conversations": [], "chosen": {}}, "/rejected", "ShareGPT's form, found no such key"),
-        ({"input": {}, "preferred_output": []}, "/non_preferred_output", "OpenAI's form, found no such key"),
+        ({"conversations": [], "chosen": {}}, "/rejected", "ShareGPT's form, found a missing key"),
+        (
+            {"input": {}, "preferred_output": []},
+            "/non_preferred_output",
+            "OpenAI's form, found a missing key",
+        ),
         # OpenAI
         (OPENAI | {"input": "Hi"}, "/input", "expected an object {\"messages\": …}, found the text 'Hi'"),
-        (OPENAI | {"input": {}}, "/input/messages", "expected an array of messages, found no such key"),
+        (OPENAI | {"input": {}}, "/input/messages", "expected an array of messages, found a missing key"),
         (OPENAI | spoken(), "/input/messages", "expected an array of messages, found an array without entr"),
         (OPENAI | {"input": {"messages": ["Hi"]}}, "/input/messages/0", 'a message {"role": …, "content": …'),
         (
@@ -129,13 +133,13 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (
             OPENAI | {"input": {"messages": [{"content": "Hi"}]}},
             "/input/messages/0/role",
-            "found no such key",
+            "found a missing key",
         ),
         (OPENAI | spoken(("user", 3)), "/input/messages/0/content", "text parts, found the number 3"),
         (
             OPENAI | spoken(("user", None)),
             "/input/messages/0/content",
-            "text that is not blank, or an array o",
+            "non-blank text, or an array o",
         ),
         (OPENAI | spoken(("user", " \n")), "/input/messages/0/content", "found the text ' \\n'"),
         (OPENAI | spoken(("user", "\ud800")), "/input/messages/0/content", "found half of a surrogate pair"),
@@ -143,12 +147,12 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (
             OPENAI | spoken(("user", [{"type": "image_url", "image_url": {}}])),
             "/input/messages/0/content/0/type",
-            "expected 'text' or 'refusal', the types of part that can be learned, found the text 'image_url'",
+            "expected 'text' or 'refusal', the types of part that can be trained on, found the text 'image_url'",
         ),
         (
             OPENAI | spoken(("user", [{"type": "text", "text": "a"}, {"type": "text"}])),
             "/input/messages/0/content/1/text",
-            "expected text, found no such key",
+            "expected text, found a missing key",
         ),
         (
             OPENAI | spoken(("user", "Hi"), ("assistant", "Yes?")),
@@ -165,7 +169,7 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (
             OPENAI | {"preferred_output": [message("assistant", "x"), message("tool", "y")]},
             "/preferred_output/1/role",
-            "expected an answer's turn (assistant), found the text 'tool'",
+            "expected a turn of an answer (assistant), found the text 'tool'",
         ),
         (
             OPENAI | {"input": OPENAI["input"] | {"tools": {"a": 1}}},
@@ -183,13 +187,13 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (
             TRL | {"chosen": "  "},
             "/chosen",
-            "text that is not blank, or an array of text parts, found the te",
+            "non-blank text, or an array of text parts, found the te",
         ),
         (TRL | {"rejected": [message("assistant", "")]}, "/rejected/0/content", "found an empty text"),
         (
             TRL | {"chosen": [message("user", "Bye"), *ROW.chosen]},
             "/chosen/0/role",
-            "leave the key 'prompt' out, found",
+            "remove the key 'prompt', found",
         ),
         (
             TRL
@@ -198,7 +202,7 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
                 "rejected": IMPLICIT["rejected"],
             },
             "/rejected",
-            "expected a conversation that begins as the other answers do, found another beginning",
+            "expected a conversation with the same beginning as the other answers, found another beginning",
         ),
         (
             TRL | {"tools": "[1"},
@@ -209,7 +213,7 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (
             {"chosen": "b", "rejected": "c"},
             "/chosen",
-            "since there is no prompt key: an array of messages, or text that",
+            "because there is no prompt key: an array of messages, or text that",
         ),
         (IMPLICIT | {"rejected": ROW.rejected}, "/rejected/0", "the same first message as in chosen"),
         (
@@ -218,7 +222,7 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
                 "rejected": IMPLICIT["rejected"],
             },
             "/chosen/2/role",
-            "expected an answer's turn (assistant or tool), found the text 'user'",
+            "expected a turn of an answer (assistant or tool), found the text 'user'",
         ),
         # ShareGPT
         (SHAREGPT | {"conversations": "Hi"}, "/conversations", "expected an array of turns, found the text"),
@@ -231,10 +235,10 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (
             SHAREGPT | {"chosen": {"from": "human", "value": "x"}},
             "/chosen/from",
-            "an answer's turn (assistant)",
+            "a turn of an answer (assistant)",
         ),
-        (SHAREGPT | {"rejected": {"from": "gpt"}}, "/rejected/value", "not blank, found no such key"),
-        (SHAREGPT | {"system": 3}, "/system", "expected text that is not blank, found the number 3"),
+        (SHAREGPT | {"rejected": {"from": "gpt"}}, "/rejected/value", "non-blank text, found a missing key"),
+        (SHAREGPT | {"system": 3}, "/system", "expected non-blank text, found the number 3"),
         (
             SHAREGPT | {"conversations": [{"from": "gpt", "value": "x"}]},
             "/conversations/0/from",
@@ -247,7 +251,7 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
                 "system": "y",
             },
             "/conversations/0/from",
-            "no system turn beside the key 'system'",
+            "no system turn, because there is a key 'system'",
         ),
     ],
 )
@@ -281,9 +285,9 @@ def nested(depth: int) -> Any:
         ("tool_calls", [calling("[1]")], ARGUMENTS, "a JSON object, or the text of one, found an array"),
         ("tool_calls", [calling("null")], ARGUMENTS, "a JSON object, or the text of one, found null"),
         ("tool_calls", [calling(5)], ARGUMENTS, "a JSON object, or the text of one, found the number 5"),
-        ("tool_calls", [calling(f'{{"a": {2**64}}}')], ARGUMENTS, "numbers that 64 bits hold"),
+        ("tool_calls", [calling(f'{{"a": {2**64}}}')], ARGUMENTS, "numbers that fit in 64 bits"),
         ("function_call", "add", "function_call", 'expected {"name": …, "arguments": …}, found the text'),
-        ("function_call", {}, "function_call/name", "the name of a function, found no such key"),
+        ("function_call", {}, "function_call/name", "the name of a function, found a missing key"),
         ("function_call", {"name": "add", "odd": nested(80)}, "function_call", "at most 64 levels"),
         ("tool_calls", [{}], "tool_calls/0/function", 'expected {"name": …, "arguments": …}, found no such'),
         ("tool_calls", [{"function": {}}], "tool_calls/0/function/name", "the name of a function, found no"),
@@ -300,7 +304,7 @@ def nested(depth: int) -> Any:
             "tool_calls",
             [CALL | {"odd": 2**64}],
             "tool_calls/0",
-            "numbers that 64 bits hold, found the number 1",
+            "numbers that fit in 64 bits, found the number 1",
         ),
     ],
 )

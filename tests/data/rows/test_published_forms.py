@@ -58,7 +58,7 @@ def test_hh_conversations_share_their_beginning() -> None:
     assert [turn["role"] for turn in pair.prompt] == ["user", "assistant", "user"]
     assert pair.prompt[1:] == [message("assistant", "Hello."), message("user", "And?")]
     assert (pair.chosen, pair.rejected) == ([YES], [message("assistant", "no: \n\nreally")])
-    with pytest.raises(RowError, match=r'/chosen: expected a whole conversation.*begins with "Human:"'):
+    with pytest.raises(RowError, match=r'/chosen: expected a whole conversation.*starts with "Human:"'):
         parse_preference({"chosen": "Hi there", "rejected": "no"})
     with pytest.raises(
         RowError, match="/rejected: expected text after each Human: and Assistant:, found none"
@@ -80,7 +80,9 @@ def test_an_empty_system_turn_is_none() -> None:
         assert parse_preference({"prompt": [system, HI], "chosen": "yes", "rejected": "no"}).prompt == [HI]
     turns = [{"from": "system", "value": ""}, *TURNS]
     assert parse_completion({"conversations": turns}).messages == [HI, YES]
-    with pytest.raises(RowError, match="/messages: expected a turn other than an empty system turn"):
+    with pytest.raises(
+        RowError, match="/messages: expected at least one turn that is not an empty system turn"
+    ):
         parse_completion({"messages": [message("system", "")]})
 
 
@@ -143,5 +145,5 @@ def test_a_greeting_before_anybody_spoke_is_context() -> None:
     ):
         found = parse_completion(row)
         assert (found.messages, found.loss_positions) == ([welcome, HI, YES], (2,))
-    with pytest.raises(RowError, match="a turn that the assistant answers to begin the conversation"):
+    with pytest.raises(RowError, match="the conversation to start with a turn that the assistant answers"):
         parse_completion({"messages": [welcome]})
