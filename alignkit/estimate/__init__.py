@@ -1,10 +1,10 @@
-"""What a run takes before it is started: memory by kind, time, disk, and the smallest configuration that fits.
+"""Estimates a run before it starts: memory by kind, time, disk, and the smallest configuration that fits.
 
     lengths = lengths_of(recipe)
     estimate(recipe, lengths, device="h100", count=8, stage="zero3").memory.peak
     smallest(recipe, lengths, device="h100")
 
-Memory follows from the model's own code and from our heads' buffers; time from stated assumptions.
+Memory follows from the model's own code and the buffers of the head kernels; time follows from stated assumptions.
 """
 
 from alignkit.estimate.devices import EstimateError, at_hand

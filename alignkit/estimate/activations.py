@@ -1,7 +1,7 @@
-"""What a forward and a backward keep, by running the model's own code on tensors without memory.
+"""Measures the memory that a forward and a backward pass keep, by running the model's code on fake tensors.
 
-One and two layers are run; a layer more costs the difference. So adapters, checkpointing, attention, autocast and
-the architecture count as they are, and nothing has to be known of them here.
+One and two layers are run; each further layer costs the difference. Adapters, checkpointing, attention, autocast
+and the architecture are therefore included without any knowledge of them here.
 """
 
 import inspect
@@ -18,24 +18,24 @@ from alignkit.estimate.upstream import FakeTensorMode, replace_tensors, set_atte
 from alignkit.methods.work import ModelUse
 
 TRACED_ATTENTION = "sdpa"
-"""Stands for kernels that are not installed here: all of them keep queries, keys, values and the output."""
+"""Stands in for kernels that are not installed here: all of them keep queries, keys, values and the output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes beside weights and the gradients of weights; the last hidden states count, heads do not."""
+    """Bytes besides weights and their gradients; the last hidden states are included, the heads are not."""
 
     kept: int
-    """From the forward to the backward."""
+    """Kept from the forward pass for the backward pass."""
     forward: int
-    """At the most in the forward, beside what is kept."""
+    """Peak in the forward pass, in addition to `kept`."""
     backward: int
-    """At the most in the backward of one layer, beside what was kept."""
+    """Peak in the backward pass of one layer, in addition to `kept`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """How a model is run."""
+    """The options of a pass through a model."""
 
     sequences: int
     length: int
@@ -46,7 +46,7 @@ class Forward:
 
 
 def measure(use: ModelUse, forward: Forward, layers: int) -> Activations:
-    """Of a model with so many layers."""
+    """The activations of a model with that many layers."""
     if not use.trains and forward.backward:
         raise EstimateError(f"{use.field}: a frozen model has no backward")
     with refusing(f"{use.field}: the code of {use.path} cannot be traced"):
@@ -85,46 +85,48 @@ def _run(use: ModelUse, _changed: int, forward: Forward, depth: int) -> Activati
 
 
 def _prepare(model: Any, use: ModelUse, forward: Forward) -> Any:
-    """As the trainers set it up. Returns it without peft's wrapper."""
+    """Set up the model like the trainers do; returns it without peft's wrapper."""
     bare = model.get_base_model() if use.trains and use.lora else model
     model.train(forward.backward)
     for stack in (module for module in model.modules() if hasattr(module, "layerdrop")):
-        stack.training = False  # it would look at a number that it drew; here no layer is left out
+        stack.training = (
+            False  # layerdrop reads a random number, which fake tensors lack; no layer is dropped here
+        )
     if forward.backward and forward.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if forward.backward and (forward.checkpointing or use.lora is None):
-        # the embedding's gradient is counted as a gradient; what comes before it is not a layer's
+        # the embedding's gradient counts as a gradient, not as part of a layer
         bare.get_input_embeddings().weight.requires_grad_(False)
         bare.enable_input_require_grads()
     return bare
 
 
 def _padding(base: Any, forward: Forward, attention: str) -> dict[str, Any]:
-    """What says which tokens are padding; of one sequence none is, and then nothing says so."""
+    """The arguments that mark padding tokens; none for a single sequence, which has no padding."""
     if forward.sequences == 1:
         return {}
     if attention == "eager":
         return {"attention_mask": torch.ones(forward.sequences, forward.length, dtype=torch.long)}
-    # Of a mask a token, sdpa's callers ask whether it hides anything, which a tensor without memory cannot say.
+    # With a mask per token, sdpa's callers read its values, which fake tensors do not have.
     mask = torch.ones(forward.sequences, 1, forward.length, forward.length, dtype=torch.bool)
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return {"attention_mask": mask}
-    # Given, since some models take positions from the mask.
+    # Given explicitly, because some models derive positions from the mask.
     positions = torch.arange(forward.length).unsqueeze(0)
     return {"attention_mask": mask, "position_ids": positions}
 
 
 def _attention(config: Any, asked: str | None) -> str:
-    """Where none is asked for, a model without TRACED_ATTENTION has its own, as when it is loaded."""
+    """The attention implementation; by default TRACED_ATTENTION, or eager for models that do not support it."""
     if asked == "eager":
         return asked
-    if asked is None and not supports_sdpa(config):  # built with it, the model would refuse
+    if asked is None and not supports_sdpa(config):  # the model would refuse to be built with sdpa
         return "eager"
     return TRACED_ATTENTION
 
 
 def _without_memory(model: Any) -> None:
-    """Put tensors of the same shapes, on a device that exists but without memory, in the place of meta's."""
+    """Replace meta tensors by fake tensors of the same shapes on a real device."""
 
     def empty(tensor: Any) -> Any:
         return torch.empty(tensor.shape, dtype=tensor.dtype)

@@ -1,4 +1,4 @@
-"""Devices: a table (devices.yaml), and `cpu`, the machine at hand, whose rates are measured."""
+"""Devices: a table (devices.yaml), and `cpu`, this machine, whose rates are measured."""
 
 import subprocess
 import time
@@ -15,20 +15,20 @@ from alignkit.errors import AlignkitError
 
 CPU = "cpu"
 CONTEXT_BYTES = 2**30
-"""Assumption: what the driver, the libraries and the collectives take of a GPU."""
+"""Assumption: bytes of a GPU used by the driver, libraries and collectives."""
 FRAGMENTATION = {False: 1 / 3, True: 0.06}
-"""Assumption: the share of memory that the allocator loses, on a CPU (glibc's heap, as was seen) and on a GPU."""
+"""Assumption: share of memory lost by the allocator, on a CPU (glibc's heap, as observed) and on a GPU."""
 EFFICIENCY = {False: 0.6, True: 0.45}
-"""Assumption: the share of a large product's rate that training reaches, on a CPU and on a GPU."""
+"""Assumption: share of a large matrix product's rate that training reaches, on a CPU and on a GPU."""
 
 
 class EstimateError(AlignkitError):
-    """Something an estimate cannot be made of; says what was expected."""
+    """An estimate cannot be made; the message says what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What one device has and does; bytes, and operations or bytes a second."""
+    """The capacities of one device: bytes, and operations or bytes per second."""
 
     name: str
     memory: int
@@ -39,27 +39,27 @@ class Device:
     network: float
     per_node: int
     host: int
-    """Main memory for each device."""
+    """Bytes of main memory per device."""
     is_gpu: bool = True
 
     @property
     def usable(self) -> int:
-        """Bytes that training may take."""
+        """Bytes available to training."""
         context = CONTEXT_BYTES if self.is_gpu else 0
         return int((self.memory - context) * (1 - FRAGMENTATION[self.is_gpu]))
 
     def rate(self, itemsize: int) -> float:
-        """Operations a second that training reaches with products of numbers of so many bytes."""
+        """Operations per second that training reaches in matrix products with this itemsize in bytes."""
         return (self.bf16 if itemsize == 2 else self.fp32) * EFFICIENCY[self.is_gpu]
 
 
 def names() -> tuple[str, ...]:
-    """Every device there is an entry for."""
+    """Names of all known devices."""
     return (CPU, *_table())
 
 
 def get(name: str | Device) -> Device:
-    """The device of that name, in any case; raises EstimateError."""
+    """The device with that name, in any case. Raises EstimateError."""
     if isinstance(name, Device):
         return name
     found = name.lower()
@@ -90,9 +90,9 @@ def _table() -> dict[str, Device]:
 
 
 def at_hand() -> Device:
-    """The first GPU of this machine with the memory it has, as nvidia-smi names it; without one, the CPU.
+    """The first GPU of this machine with its memory, as named by nvidia-smi; without a GPU, the CPU.
 
-    A GPU that is not in the table gets the rates of its slowest entry.
+    A GPU that is not in the table gets the rates of the slowest entry.
     """
     asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
@@ -105,7 +105,7 @@ def at_hand() -> Device:
 
 
 def _closest(name: str, memory: int) -> Device:
-    """The entry whose name is part of `name`, of several the one of like memory."""
+    """The table's entry whose name is part of `name`; among several, the one with the closest memory size."""
     words = name.lower().replace("-", " ").replace("geforce rtx ", "rtx").split()
     fitting = [device for key, device in _table().items() if key.split("-")[0] in words]
     slowest = min(_table().values(), key=lambda device: device.bf16)
@@ -115,14 +115,14 @@ def _closest(name: str, memory: int) -> Device:
 
 @cache
 def _this_machine() -> Device:
-    """This machine's memory, and what a large product and a large copy reach on all its cores."""
+    """This machine's memory, and the measured rates of a large matrix product and a large copy on all cores."""
     size, copied = 1024, 2**26
     a, b = torch.randn(2, size, size)
     product = _fastest(lambda: torch.mm(a, b))
     source = torch.zeros(copied // 4)
     copy = _fastest(source.clone)
     rate, bandwidth = 2 * size**3 / product, 2 * copied / copy
-    # 16-bit products gain nothing that can be relied on; processes talk through memory
+    # 16-bit products are not reliably faster on CPUs; processes communicate through memory
     memory = psutil.virtual_memory().total
     return Device(
         CPU,
@@ -139,7 +139,7 @@ def _this_machine() -> Device:
 
 
 def _fastest(work: Callable[[], object], runs: int = 5) -> float:
-    """Seconds of the fastest of a few runs."""
+    """Seconds of the fastest of several runs."""
     seconds = []
     for _ in range(runs):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run writes."""
+"""Estimates the disk space of a run."""
 
 import math
 from collections.abc import Mapping
@@ -10,27 +10,28 @@ from alignkit.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Bytes."""
+    """Disk space of a run, in bytes."""
 
     checkpoint: int
-    """Of one."""
+    """Size of one checkpoint."""
     checkpoints: int
-    """How many; all are kept."""
+    """Number of checkpoints; all are kept."""
     result: int
-    """The adapter or the model."""
+    """Size of the trained adapter or model."""
 
     @property
     def total(self) -> int:
-        """Of the run's folder at its end."""
+        """Size of the run's folder at its end."""
         return self.checkpoint * self.checkpoints + self.result
 
 
 def disk(
     recipe: Recipe, models: Mapping[str, Model], layout: Layout, steps: int | None, epochs: float
 ) -> Disk:
-    """A checkpoint holds what trains and the optimizer's state; the result is the policy's alone.
+    """The disk space of a run.
 
-    Both as the engine holds them: FSDP2 under mixed precision in float32.
+    A checkpoint holds the trained weights and the optimizer state; the result holds the policy only. Both are stored
+    as the engine holds them: FSDP2 under mixed precision in float32.
     """
     trained = [model for model in models.values() if model.use.trains]
     every = recipe.training.save_steps

@@ -1,4 +1,4 @@
-"""A recipe's estimate on some devices, on each way to share it, and the smallest that fits."""
+"""Estimates a recipe on given devices, on every sharding stage, and finds the smallest configuration that fits."""
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ MOST_DEVICES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run takes, on one layout. Bytes, seconds."""
+    """The estimate of a run on one layout. Units are bytes and seconds."""
 
     device: Device
     devices: int
@@ -32,29 +32,29 @@ class Estimate:
     lengths: Lengths
     memory: Memory
     steps: int | None
-    """None where neither max_steps nor the number of rows is known, as for what follows from them."""
+    """Optimizer steps; None, like all derived fields, if neither max_steps nor the number of rows is known."""
     tokens: int | None
-    """That the run trains on, prompts included."""
+    """Tokens that the run trains on, prompts included."""
     step_seconds: Seconds
     seconds: float | None
-    """Of training, with what is drawn and scored before; without loading, evaluating and saving."""
+    """Seconds of training, including sampling and scoring before it, without loading, evaluating and saving."""
     disk: Disk
 
     @property
     def fits(self) -> bool:
-        """Whether one process's peak is within what a device has."""
-        processes = 1 if self.device.is_gpu else self.devices  # on a CPU they share its memory
+        """Whether one process's peak fits into the usable memory of a device."""
+        processes = 1 if self.device.is_gpu else self.devices  # processes on a CPU share its memory
         here = self.memory.peak * processes <= self.device.usable
         return here and self.memory.host <= self.device.host
 
     @property
     def parameters(self) -> int:
-        """Of the trained model, adapters included."""
+        """Parameters of the trained model, including adapters."""
         return self.models["policy"].shape.parameters
 
     @property
     def trainable(self) -> int:
-        """Of all models that train."""
+        """Trainable parameters of all models."""
         return sum(model.shape.trainable for model in self.models.values())
 
 
@@ -66,7 +66,7 @@ def estimate(
     count: int = 1,
     stage: str | None = None,
 ) -> Estimate:
-    """The estimate on `count` devices; without a stage single, or ddp. Raises EstimateError."""
+    """The estimate on `count` devices; the default stage is single, or ddp for several. Raises EstimateError."""
     chosen = sharding.get(stage or ("single" if count == 1 else "ddp"))
     return _Estimating(recipe, lengths, devices.get(device)).on(chosen, count)
 
@@ -74,7 +74,7 @@ def estimate(
 def compare(
     recipe: Recipe, lengths: Lengths, *, device: str | Device = devices.CPU, count: int = 1
 ) -> list[Estimate]:
-    """On every stage that makes sense with so many devices and can train the recipe."""
+    """The estimates on every stage that is possible with that many devices and can train the recipe."""
     estimating = _Estimating(recipe, lengths, devices.get(device))
     return [estimating.on(stage, count) for stage in estimating.stages(count)]
 
@@ -82,11 +82,11 @@ def compare(
 def smallest(
     recipe: Recipe, lengths: Lengths, *, device: str | Device = devices.CPU, stage: str | None = None
 ) -> Estimate | None:
-    """The fewest devices that it fits on, and the stage that sends least; None where it fits on no number.
+    """The fewest devices that the recipe fits on, with the stage that communicates least; None if it never fits.
 
-    Tried are the numbers that the batch can be split over: up to the devices of a node, then whole nodes. A recipe
-    that leaves micro_batch_size open gets the largest that fits. With `stage`, that one alone; without, offloading is
-    not considered: it fits on less, and takes far longer. Raises EstimateError.
+    Tries the numbers of devices that divide the batch: up to the devices of a node, then whole nodes. A recipe
+    without micro_batch_size gets the largest that fits. With `stage`, only that stage is tried. Otherwise offloading
+    is skipped: it fits on fewer devices, but takes far longer. Raises EstimateError.
     """
     estimating = _Estimating(recipe, lengths, devices.get(device))
     asked = None if stage is None else sharding.get(stage)
@@ -102,7 +102,7 @@ def smallest(
 
 
 class _Estimating:
-    """One recipe on one kind of device."""
+    """Estimates one recipe on one kind of device."""
 
     def __init__(self, recipe: Recipe, lengths: Lengths, device: Device) -> None:
         self.recipe, self.lengths, self.device = recipe, lengths, device
@@ -167,14 +167,14 @@ class _Estimating:
         )
 
     def counts(self) -> list[int]:
-        """Numbers of devices that the batch can be split over: up to those of a node, then whole nodes."""
+        """Numbers of devices that divide the batch: up to those of a node, then whole nodes."""
         training, node = self.recipe.training, self.device.per_node
         micro = training.micro_batch_size or 1
         possible = [*range(1, min(node, self.most) + 1), *range(2 * node, self.most + 1, node)]
         return [count for count in possible if training.batch_size % (count * micro) == 0]
 
     def stages(self, count: int) -> list[sharding.Stage]:
-        """Those that go with so many devices and train the recipe; a CPU has no other memory to offload to."""
+        """Stages that are possible with that many devices and train the recipe; a CPU cannot offload."""
         return [
             stage
             for stage in sharding.fitting(count)
@@ -182,9 +182,9 @@ class _Estimating:
         ]
 
     def largest(self, stage: sharding.Stage, count: int) -> Estimate | None:
-        """With the recipe's micro-batch, or, where it is free, the largest that fits; None where none does."""
+        """The estimate with the recipe's micro-batch, or else the largest that fits; None if none does."""
         *smaller, whole = self._micro_batches(count)
-        # The whole share has no gradients of earlier forwards beside it; of all others memory grows with their rows.
+        # The whole share keeps no gradients of earlier forwards; for smaller ones memory grows with the rows.
         first = self.on(stage, count, smaller[0] if smaller else whole)
         spared = replace(first.memory, peak=first.memory.peak - first.memory.kinds["gradients"])
         if not replace(first, memory=spared).fits:
@@ -196,7 +196,7 @@ class _Estimating:
         return self.on(stage, count, smaller[fitting - 1]) if fitting else None
 
     def _micro_batches(self, count: int) -> list[int]:
-        """The recipe's, or, where it is free, all that divide a process's share."""
+        """The recipe's micro-batch size, or else all sizes that divide a process's share of the batch."""
         per_process, given = self.recipe.training.batch_size // count, self.recipe.training.micro_batch_size
         if given or self.plan.micro_batch_matters:
             return [given or per_process]
@@ -244,7 +244,7 @@ class _Estimating:
         return activations.measure(use, forward, model.shape.layers)
 
     def _evaluation(self, layout: Layout) -> dict[Pass, activations.Activations]:
-        """The passes of an evaluation's batch, all without gradients; none without held-out rows."""
+        """The passes of an evaluation batch, all without gradients; empty without validation data."""
         if self.recipe.data.validation is None:
             return {}
         work = self._work(self.recipe.training.eval_batch_size, longest=True)
@@ -260,7 +260,7 @@ class _Estimating:
             reasons += [] if self.device.is_gpu else [f"this machine has {self.device.per_node} cores"]
             raise EstimateError(f"devices: expected 1 to {most:,} ({', '.join(reasons)}), found {count:,}")
         if not stage.goes_with(count):
-            raise EstimateError(f"stage: {stage.name} does not go with {count} device{'s'[: count > 1]}")
+            raise EstimateError(f"stage: {stage.name} is not possible with {count} device{'s'[: count > 1]}")
         if training.batch_size % count:
             raise EstimateError(
                 f"training.batch_size: expected a multiple of {count} devices, found {training.batch_size}"
@@ -268,9 +268,9 @@ class _Estimating:
         self.require_trainable(stage)
 
     def require_trainable(self, stage: sharding.Stage) -> None:
-        """Raise EstimateError for a stage under which training would refuse the recipe."""
+        """Raise EstimateError if training would refuse the recipe under this stage."""
         for issue in self._refusals(stage):
-            raise EstimateError(f"stage: {stage.name} does not train this recipe: {issue}")
+            raise EstimateError(f"stage: {stage.name} cannot train this recipe: {issue}")
 
     def _refusals(self, stage: sharding.Stage) -> list[FieldIssue]:
         return list(refused_under(stage.sharding, self.recipe))

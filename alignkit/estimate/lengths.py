@@ -1,4 +1,4 @@
-"""How long the rows of a data file are: the longest make the peak of memory, the mean makes the time."""
+"""Lengths of a data file's rows: the longest determine the memory peak, the mean determines the time."""
 
 import math
 from collections.abc import Iterable
@@ -16,25 +16,25 @@ SAMPLE_ROWS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Of the rows that are trained on, cut to max_length. Of a row's sequences the longest and their mean."""
+    """Token lengths of the trained rows, cut to max_length; of a row's sequences the longest and the mean."""
 
     rows: int | None
-    """Of them; None where it is not known."""
+    """Number of rows that are trained on; None if unknown."""
     sequences: float
-    """A row's, in the mean."""
+    """Mean number of sequences per row."""
     longest: int
     longest_learned: int
-    """Tokens that carry loss, at the most in a sequence."""
+    """Maximum number of tokens that carry loss in one sequence."""
     longest_prompt: int
     mean: float
     mean_learned: float
     mean_prompt: float
     assumed: bool = False
-    """Whether there was no data to look at."""
+    """Whether the lengths are assumed because there was no data."""
 
 
 def assumed(max_length: int, rows: int | None, sequences: float = 1.0) -> Lengths:
-    """As if every row filled max_length, half of it the prompt."""
+    """Lengths under the assumption that every row fills max_length, half of it with the prompt."""
     half = max_length // 2
     return Lengths(
         rows, sequences, max_length, max_length - half, half, max_length, max_length - half, half, True
@@ -42,7 +42,7 @@ def assumed(max_length: int, rows: int | None, sequences: float = 1.0) -> Length
 
 
 def count(rows: Iterable[list[TokenSequence]], max_length: int, share: float = 1.0) -> Lengths | None:
-    """Of rows that are `share` of all rows; None where none of them is trained on."""
+    """The lengths of `rows`, which are `share` of all rows; None if none of them is trained on."""
     cut, kept = [], 0
     for sequences in rows:
         if all(sequence.dropped_at(max_length) for sequence in sequences):
@@ -65,7 +65,7 @@ def count(rows: Iterable[list[TokenSequence]], max_length: int, share: float = 1
 
 
 def steps(rows: int | None, training: TrainingSection) -> tuple[int | None, float]:
-    """Optimizer steps over so many rows, None where neither they nor max_steps are known, and passes over them."""
+    """(optimizer steps, passes over the data); the steps are None if neither `rows` nor max_steps is known."""
     if rows == 0:
         return 0, 0.0
     if training.max_steps:
@@ -76,9 +76,9 @@ def steps(rows: int | None, training: TrainingSection) -> tuple[int | None, floa
 
 
 def read(recipe: Recipe, rows: int | None = None) -> Lengths:
-    """Of the recipe's training file, by its model's tokenizer; assumed where either is not there.
+    """The lengths of the recipe's training file, by its model's tokenizer; assumed if either is missing.
 
-    A file's rows count unless `rows` are given. Raises DataError for a file that cannot be used.
+    The number of rows is that of the file unless `rows` is given. Raises DataError for a file that cannot be used.
     """
     file, folder, most = Path(recipe.data.train), Path(recipe.model.path), recipe.data.max_length
     if not file.is_file() or not folder.is_dir():

@@ -1,4 +1,4 @@
-"""How many bytes are alive while a model runs on tensors that have shapes but no memory."""
+"""Counts the bytes that are alive while a model runs on fake tensors, which have shapes but no memory."""
 
 import weakref
 from typing import Any
@@ -9,9 +9,9 @@ from alignkit.estimate.upstream import TorchDispatchMode, WeakIdKeyDictionary, t
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts storages from the operation that makes them until nothing holds them.
+    """Counts storages from the operation that creates them until they are freed.
 
-    Used inside FakeTensorMode. Memory that an operation takes and gives back within itself is not seen.
+    Use it inside FakeTensorMode. Memory that an operation allocates and frees internally is not seen.
     """
 
     def __init__(self) -> None:
@@ -21,12 +21,12 @@ class LiveBytes(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
 
     def ignore(self, tensors: Any) -> None:
-        """These were there before; they do not count."""
+        """Exclude tensors that existed before."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()] = 0
 
     def restart(self) -> None:
-        """Forget the highest count so far."""
+        """Reset the peak to the current count."""
         self.peak = self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,7 +1,7 @@
-"""Bytes that one process holds, by kind, and the most of them at once.
+"""Memory of one process: bytes by kind, and the peak of their sum.
 
-Training goes through moments: the forward, the heads, the backward's beginning and end, the optimizer's step, an
-evaluation, and for D2O the drawing. What stays loaded is there in all of them; the rest comes and goes.
+Training passes through moments: the forward pass, the heads, the start and end of the backward pass, the optimizer
+step, an evaluation, and sampling for D2O. Some memory is held in all of them; the rest is temporary.
 """
 
 from collections import Counter
@@ -28,9 +28,9 @@ OPTIMIZER_NUMBERS = {
     "adafactor": 0.01,
     "sgd": 0.0,
 }
-"""By transformers' name, how many numbers of the weight's dtype it keeps a trained weight."""
+"""Optimizer name in transformers -> state values per trained weight, in the weight's dtype."""
 STEPS_AT_ONCE = {"adamw_torch", "adagrad", "rmsprop", "sgd"}
-"""Those that on a GPU make one temporary of all weights in their step."""
+"""Optimizers that on a GPU make one temporary of all weights in their step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Model:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a weight as loaded."""
+        """Bytes per weight as loaded."""
         return FLOAT if self.use.dtype == "float32" else 2
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How training is laid out on devices."""
+    """The distribution of training over devices."""
 
     stage: Stage
     devices: int
@@ -56,28 +56,28 @@ class Layout:
     optimizer: str
     mixed: bool
     accumulates: bool
-    """Whether gradients of earlier forwards are there in a forward."""
+    """Whether gradients of earlier micro-batches are held during a forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one process, bytes."""
+    """Memory of one process, in bytes."""
 
     kinds: dict[str, int]
-    """Each kind at its most."""
+    """Peak of each kind."""
     peak: int
-    """Of all of them together, at the most at once; not their sum."""
+    """Peak of all kinds together; not the sum of their peaks."""
     moment: str
-    """When that is."""
+    """Name of the moment of the peak."""
     host: int = 0
-    """In main memory, where shares are offloaded."""
+    """Main memory used for offloaded shares."""
 
 
 Bytes = Counter[str]
 
 
 def resident(models: Mapping[str, Model], layout: Layout) -> Bytes:
-    """What stays loaded: weights, what is gathered of them, gradients' buckets and the optimizer's state."""
+    """Memory held all the time: weights, gathered weights, gradient buckets and the optimizer state."""
     stage, held = layout.stage, Counter[str]()
     for role, model in models.items():
         share = layout.devices if stage.shares_weights else 1
@@ -94,7 +94,7 @@ def resident(models: Mapping[str, Model], layout: Layout) -> Bytes:
 
 
 def weight_bytes(model: Model, layout: Layout) -> int:
-    """Of the whole model: DeepSpeed trains in 16 bits under mixed precision, FSDP2 keeps what trains in float32."""
+    """Bytes of the whole model. Under mixed precision, DeepSpeed trains in 16 bits, FSDP2 in float32."""
     shape = model.shape
     if layout.mixed and layout.stage.engine == "deepspeed":
         return 2 * (shape.parameters - shape.quantised) + shape.quantised_bytes
@@ -104,7 +104,7 @@ def weight_bytes(model: Model, layout: Layout) -> int:
 
 
 def offloaded(models: Mapping[str, Model], layout: Layout) -> int:
-    """Bytes of main memory that one process's shares take."""
+    """Bytes of main memory for the offloaded shares of one process."""
     if not layout.stage.offload:
         return 0
     trained = [model for model in models.values() if model.use.trains]
@@ -119,7 +119,7 @@ def peak(
     traces: Mapping[Pass, Activations],
     evaluation: Mapping[Pass, Activations],
 ) -> Memory:
-    """Over all moments; `traces` holds the activations of `work`'s passes, `evaluation` of an evaluation's."""
+    """The peak over all moments; `traces` are the activations of `work`'s passes, `evaluation` of an evaluation's."""
     trained = [model for model in models.values() if model.use.trains]
     on_device = [] if layout.stage.offload else trained
     whole = Counter(gradients=sum(_gradients(model, layout) for model in on_device))
@@ -147,7 +147,7 @@ def peak(
 
 
 def _forwards(work: Work, traces: Mapping[Pass, Activations]) -> tuple[dict[str, Bytes], Bytes]:
-    """The forwards one after the other, the heads over several models, and what is kept after them."""
+    """The moments of the forward passes and of heads over several models, and the memory kept after them."""
     moments, kept = {}, Counter[str]()
     for step in work.passes:
         found = traces[step]
@@ -167,7 +167,7 @@ def _backward_begins(
     kept: Bytes,
     accumulated: bool,  # noqa: FBT001
 ) -> dict[str, Bytes]:
-    """All activations are there yet, through the heads and the last layer."""
+    """The moments at the start of the backward pass (heads and last layer), with all activations held."""
     trained = [step for step in work.passes if step.trains]
     heads = work.heads.backward + max((step.head.backward for step in trained), default=0)
     states = max((_states(models[step.model], step) for step in trained), default=0)
@@ -187,15 +187,15 @@ def _most(always: Bytes, moments: Mapping[str, Bytes], host: int) -> Memory:
 
 
 def optimizer_numbers(name: str) -> float:
-    """Numbers that the optimizer keeps a trained weight; raises EstimateError for one that is not known."""
+    """State values that the optimizer keeps per trained weight. Raises EstimateError for an unknown optimizer."""
     if name not in OPTIMIZER_NUMBERS:
         known = ", ".join(OPTIMIZER_NUMBERS)
-        raise EstimateError(f"training.optimizer: an estimate knows {known}, found {name!r}")
+        raise EstimateError(f"training.optimizer: estimates support {known}, found {name!r}")
     return OPTIMIZER_NUMBERS[name]
 
 
 def optimizer_bytes(model: Model, layout: Layout) -> int:
-    """Of all processes that share it."""
+    """Bytes of the optimizer state, over all processes that share it."""
     numbers = optimizer_numbers(layout.optimizer)
     if layout.stage.master_weights:
         return int((1 + numbers) * FLOAT * model.shape.trainable)
@@ -207,12 +207,12 @@ def _optimizer(model: Model, layout: Layout) -> int:
 
 
 def _gradients(model: Model, layout: Layout) -> int:
-    """Whole or shared, in the dtype of the weights."""
+    """Bytes of gradients per process, in the dtype of the weights."""
     return trained_bytes(model, layout) // (layout.devices if layout.stage.shares_gradients else 1)
 
 
 def trained_bytes(model: Model, layout: Layout) -> int:
-    """Of the weights that train, as the stage's engine holds them."""
+    """Bytes of the trained weights, as held by the stage's engine."""
     shape = model.shape
     if layout.stage.engine == "torch" or not layout.mixed:
         return shape.trained_bytes
@@ -220,7 +220,7 @@ def trained_bytes(model: Model, layout: Layout) -> int:
 
 
 def _standing_buckets(models: Mapping[str, Model], layout: Layout) -> int:
-    """DDP's copy of all gradients, or DeepSpeed's bucket; a CPU gives a bucket only what is written to it."""
+    """DDP's copy of all gradients, or DeepSpeed's bucket; on a CPU, a bucket takes only what is written to it."""
     trained = [model for model in models.values() if model.use.trains]
     sizes = [trained_bytes(model, layout) for model in trained]
     if layout.stage.buckets:
@@ -233,19 +233,19 @@ def _standing_buckets(models: Mapping[str, Model], layout: Layout) -> int:
 
 
 def _gathered(model: Model, layout: Layout) -> int:
-    """Weights that are whole for the time being, beside the share or their quantised form."""
+    """Bytes of weights that are temporarily whole, in addition to the share or their quantised form."""
     stage, shape = layout.stage, model.shape
     if not stage.shares_weights:
         return shape.largest_quantised * model.itemsize
     itemsize = 2 if layout.mixed else model.itemsize
     if stage.engine == "deepspeed":
         return itemsize * min(shape.parameters, MAX_LIVE)
-    # FSDP2: the layer at hand and the next, and all that is no layer, which is not shared again until the end
+    # FSDP2: the current layer and the next, and all weights outside layers, which stay gathered until the end
     return itemsize * (2 * shape.layer_parameters + shape.parameters - shape.layers * shape.layer_parameters)
 
 
 def _step(model: Model, layout: Layout) -> int:
-    """Temporaries of the optimizer's step."""
+    """Bytes of temporaries in the optimizer step."""
     share = layout.devices if layout.stage.shares_optimizer else 1
     if layout.gpu and layout.optimizer in STEPS_AT_ONCE:
         size = FLOAT * model.shape.trainable if layout.stage.engine != "torch" else model.shape.trained_bytes
@@ -254,7 +254,7 @@ def _step(model: Model, layout: Layout) -> int:
 
 
 def _stepped(model: Model, layout: Layout) -> int:
-    """DeepSpeed's float32 gradients of a step."""
+    """Bytes of DeepSpeed's float32 gradients in the optimizer step."""
     if not layout.stage.master_weights:
         return 0
     most = SUB_GROUP if layout.stage.shares_weights else model.shape.trainable
@@ -262,7 +262,7 @@ def _stepped(model: Model, layout: Layout) -> int:
 
 
 def _states(model: Model, step: Pass) -> int:
-    """One tensor of the last hidden states."""
+    """Bytes of one tensor of last hidden states."""
     return round(step.sequences * step.length) * model.shape.hidden * model.itemsize
 
 
@@ -272,13 +272,13 @@ def _head_gradient(model: Model) -> int:
 
 
 def _embedding_gradient(model: Model) -> int:
-    """A tied weight's second gradient, or the first one's copy, before the two are one."""
+    """Bytes of a tied weight's second gradient, or of the first one's copy, before they are summed."""
     shape = model.shape
     return shape.vocabulary * shape.hidden * model.itemsize if shape.embedding_trains else 0
 
 
 def _cache(model: Model, drawing: Generation) -> int:
     length = drawing.prompt + drawing.tokens
-    # a layer's cache grows by copying
+    # the cache of one layer is copied when it grows
     growing = 1 + 1 / model.shape.layers
     return round(drawing.at_a_time * length * model.shape.cached * model.itemsize * growing)

@@ -1,4 +1,4 @@
-"""Bytes of weights that bitsandbytes stores for QLoRA, as alignkit.models.loading configures it."""
+"""Bytes of weights that bitsandbytes stores for QLoRA, as configured in alignkit.models.loading."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from alignkit.estimate.upstream import linear_layers
 
 BLOCK = 64
-"""Weights of nf4 that share a constant."""
+"""Number of nf4 weights that share a constant."""
 CONSTANTS = 256
-"""Constants that share one of their own: their size is a byte, being quantised themselves."""
+"""Number of constants, themselves quantised to a byte each, that share a second constant."""
 
 
 def matrices(model: Any) -> Iterator[Any]:
-    """Weights of frozen linear layers but the head; the rest, biases too, stays as loaded."""
+    """Weights of frozen linear layers except the head; other weights and biases stay as loaded."""
     linear = linear_layers()
     head = model.get_output_embeddings().weight
     for module in model.modules():
@@ -26,8 +26,8 @@ def _nf4(weight: Any) -> float:
 
 
 def _int8(weight: Any) -> float:
-    return float(weight.numel() + 4 * weight.size(0))  # a float32 scale a row
+    return float(weight.numel() + 4 * weight.size(0))  # a float32 scale per row
 
 
 BYTES: dict[str, Callable[[Any], float]] = {"nf4": _nf4, "int8": _int8}
-"""By the recipe's name, of a matrix."""
+"""Quantisation name in recipes -> bytes of a matrix."""

@@ -1,4 +1,4 @@
-"""A model's shape from its configuration: no weights are loaded, and nothing is computed."""
+"""A model's shape from its configuration, without loading weights or computing anything."""
 
 import copy
 import threading
@@ -19,38 +19,38 @@ from alignkit.methods.work import ModelUse
 from alignkit.models.adapters import peft_config
 
 _BUILDING = threading.Lock()
-"""transformers sets torch's default dtype meanwhile, for all threads."""
+"""Held while a model is built, because transformers then changes torch's default dtype for all threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Counts of one model as a recipe uses it."""
+    """Counts of one model as used by a recipe."""
 
     source: str
-    """Where the configuration came from."""
+    """Source of the configuration."""
     parameters: int
     trainable: int
     weight_bytes: int
-    """Of all parameters, as they are stored."""
+    """Bytes of all parameters as stored."""
     quantised: int
-    """Parameters that are stored quantised, if any."""
+    """Number of parameters that are stored quantised."""
     quantised_bytes: int
     largest_quantised: int
-    """Parameters of the largest such matrix, which is made whole for its products."""
+    """Parameters of the largest quantised matrix, which is dequantised for its products."""
     trained_bytes: int
-    """Of the trainable ones."""
+    """Bytes of the trainable parameters."""
     largest_trained: int
-    """Bytes of the largest single tensor that trains."""
+    """Bytes of the largest single trainable tensor."""
     layers: int
     layer_parameters: int
-    """Of one layer, adapters included."""
+    """Parameters of one layer, including adapters."""
     multiplied: int
-    """Parameters of the layers, each of which takes part in one multiply-add a token."""
+    """Parameters of all layers; each takes part in one multiply-add per token."""
     hidden: int
     attention_width: int
-    """Heads times their width."""
+    """Number of attention heads times their width."""
     cached: int
-    """Numbers of the KV cache a token."""
+    """Values in the KV cache per token."""
     vocabulary: int
     max_positions: int | None
     embedding_trains: bool
@@ -58,7 +58,7 @@ class Shape:
 
 
 def configuration(use: ModelUse) -> tuple[Any, str]:
-    """The model's configuration and where it came from: its folder, the table of known models, or the hub."""
+    """The model's configuration and its source: its folder, the table of known models, or the hub."""
     with refusing(f"{use.field}: {use.path}/config.json cannot be read"):
         config, source = _configuration(use)
     _require_dense_decoder(config, use)
@@ -84,14 +84,14 @@ def _configuration(use: ModelUse) -> tuple[Any, str]:
 
 
 def known_name(path: str) -> str | None:
-    """The known model that a path's last part names: itself, or with a suffix such as -instruct or -sft."""
+    """The known model named by a path's last part, possibly with a suffix such as -instruct or -sft; or None."""
     last = Path(path).name.lower()
     fitting = [name for name in _known() if last == name or last.startswith(f"{name}-")]
     return max(fitting, key=len, default=None)
 
 
 def read_shape(use: ModelUse) -> Shape:
-    """The counts of a model; raises EstimateError where there is no configuration, or it cannot be used."""
+    """The counts of a model. Raises EstimateError if its configuration is missing or cannot be used."""
     return _read_shape(use, changed(use))
 
 
@@ -137,7 +137,7 @@ def _read_shape(use: ModelUse, _changed: int) -> Shape:
 
 
 def build(config: Any, use: ModelUse) -> Any:
-    """The model on torch's meta device, with its adapters, as the trainers make it."""
+    """The model on torch's meta device, with its adapters, as the trainers build it."""
     from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     what = f"{use.field}: {use.path} cannot be built from its configuration"
@@ -147,7 +147,7 @@ def build(config: Any, use: ModelUse) -> Any:
             from peft import get_peft_model  # saves peft at start-up
 
             model = get_peft_model(model, peft_config(use.lora, model))
-            if use.quantization is not None:  # as TRL makes them
+            if use.quantization is not None:  # as in TRL
                 for weight in (weight for weight in model.parameters() if weight.requires_grad):
                     weight.data = weight.data.to(torch.bfloat16)
     if not use.trains:
@@ -157,19 +157,19 @@ def build(config: Any, use: ModelUse) -> Any:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Make an EstimateError, `what` and why, of whatever a model's code raises at a configuration of the user's."""
+    """Turn any exception of a model's code into an EstimateError that starts with `what`."""
     try:
         yield
     except EstimateError:
         raise
-    except Exception as error:  # each model's code checks, or does not, in its own way
+    except Exception as error:  # each model's code checks its configuration differently
         why = " ".join(str(error).partition("\nModel type should be one of")[0].split())
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         raise EstimateError(f"{what}: {kind}{why}") from error
 
 
 def _require_dense_decoder(config: Any, use: ModelUse) -> None:
-    """Raise EstimateError for what is no stack of layers of one kind that attend to what is before."""
+    """Raise EstimateError unless the model is a dense decoder: a stack of causal layers of one kind."""
     text = config.get_text_config()
     heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
     masked = is_masked(config.model_type) and not getattr(config, "is_decoder", False)
@@ -178,12 +178,12 @@ def _require_dense_decoder(config: Any, use: ModelUse) -> None:
         or getattr(text, "num_experts", None),
         "an encoder with a decoder": config.is_encoder_decoder,
         "an encoder": masked,
-        "no stack of layers": layers is None,
-        "no stack of attention layers": heads is None,
+        "not a stack of layers": layers is None,
+        "not a stack of attention layers": heads is None,
     }
     for kind in (kind for kind, is_one in kinds.items() if is_one):
         raise EstimateError(
-            f"a {config.model_type} model is {kind}: estimates are of dense decoders with num_hidden_layers"
+            f"a {config.model_type} model is {kind}: estimates support only dense decoders with num_hidden_layers"
         )
     for name, found in (("num_attention_heads", heads), ("num_hidden_layers", layers)):
         if not isinstance(found, int) or found < 1:
@@ -191,10 +191,10 @@ def _require_dense_decoder(config: Any, use: ModelUse) -> None:
 
 
 def with_layers(config: Any, layers: int) -> Any:
-    """A copy of the configuration with so many layers."""
+    """A copy of the configuration with that many layers."""
     shorter = copy.deepcopy(config)
     shorter.num_hidden_layers = layers
-    if getattr(shorter, "layer_types", None):  # one entry a layer, such as sliding or full attention
+    if getattr(shorter, "layer_types", None):  # one entry per layer, such as sliding or full attention
         shorter.layer_types = shorter.layer_types[:layers]
     return shorter
 
@@ -208,18 +208,18 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def known_models() -> tuple[str, ...]:
-    """Names of the models whose shape is known without their folder."""
+    """Names of the models whose shape is known without a folder."""
     return tuple(_known())
 
 
 def _no_model(use: ModelUse) -> EstimateError:
     return EstimateError(
-        f"{use.field}: expected a folder with a config.json, a hub id, or a name that begins with one of "
+        f"{use.field}: expected a folder with a config.json, a hub id, or a name that starts with one of "
         f"{', '.join(_known())}, found {use.path!r}"
     )
 
 
 def changed(use: ModelUse) -> int:
-    """When the folder's config.json was written, ns; what is kept of a model holds until then. 0 without a folder."""
+    """Modification time of the folder's config.json in ns, the key of cached results; 0 without a folder."""
     file = Path(use.path) / "config.json"
     return file.stat().st_mtime_ns if file.is_file() else 0

@@ -1,6 +1,6 @@
-"""What each process holds and sends under each of the ways in recipes/accelerate/.
+"""Memory and communication of each process under the configurations in recipes/accelerate/.
 
-Of n processes. The figures are those of the engines' own defaults, which our configurations leave alone.
+The constants are the engines' defaults, which those configurations do not change.
 """
 
 from dataclasses import dataclass, replace
@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from alignkit.estimate.devices import EstimateError
 
 REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's reduce_bucket_size, elements; allocated whole."""
+"""DeepSpeed's reduce_bucket_size in elements; allocated as a whole."""
 MAX_LIVE = 1_000_000_000
-"""DeepSpeed's stage3_max_live_parameters: so many stay gathered."""
+"""DeepSpeed's stage3_max_live_parameters: the number of parameters that stay gathered."""
 SUB_GROUP = 1_000_000_000
-"""DeepSpeed's sub_group_size: so many elements are stepped at a time under ZeRO-3."""
+"""DeepSpeed's sub_group_size: the number of elements stepped at a time under ZeRO-3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One way to share training among processes; what is not shared, every process holds whole."""
+    """One way to shard training over processes; every process holds the whole of what is not shared."""
 
     name: str
     shares_weights: bool = False
@@ -26,24 +26,24 @@ class Stage:
     engine: str = "torch"
     """torch, deepspeed or fsdp."""
     offload: bool = False
-    """Shares lie in main memory."""
+    """Whether shares are kept in main memory."""
     reduces_each_forward: bool = False
-    """Gradients are sent at every backward, not once a step."""
+    """Whether gradients are communicated at every backward pass instead of once per step."""
     sharding: str | None = None
-    """What alignkit.run.environment_checks calls it."""
+    """The name of this stage in alignkit.run.environment_checks."""
 
     @property
     def master_weights(self) -> bool:
-        """Whether a float32 copy of the trained weights is kept, with float32 optimizer states."""
+        """Whether a float32 copy of the trained weights is kept, with float32 optimizer state."""
         return self.engine == "deepspeed"
 
     def goes_with(self, devices: int) -> bool:
-        """Whether so many make sense: one shares nothing, but may leave its weights in main memory."""
+        """Whether the stage is possible with that many devices; one device can only train alone or offload."""
         return self.offload or (devices == 1) == (self.name == "single")
 
     @property
     def buckets(self) -> bool:
-        """Whether gradients are copied into buckets that stay."""
+        """Whether gradients are copied into permanent buckets."""
         return self.name == "ddp"
 
 
@@ -68,16 +68,16 @@ STAGES: dict[str, Stage] = {
         replace(_ZERO3, name="zero3_offload", offload=True),
     )
 }
-"""In the order in which they are tried: the least that is sent first."""
+"""Stages by name, ordered by communication, the least first."""
 
 
 def get(name: str) -> Stage:
-    """The stage of that name; raises EstimateError."""
+    """The stage with that name. Raises EstimateError."""
     if name not in STAGES:
         raise EstimateError(f"stage: expected one of {', '.join(STAGES)}, found {name!r}")
     return STAGES[name]
 
 
 def fitting(devices: int) -> list[Stage]:
-    """The stages that make sense with so many devices."""
+    """The stages that are possible with that many devices."""
     return [stage for stage in STAGES.values() if stage.goes_with(devices)]

@@ -1,7 +1,8 @@
-"""How long a step takes, and what it is spent on: operations over a rate, bytes over a bandwidth.
+"""Time of a step and its parts: operations over a rate, bytes over a bandwidth.
 
-Assumptions, here and in devices.py: training reaches a fixed share of a large product's rate; sending overlaps with
-computing, so that a step takes the longer of the two; a collective waits HOP once for every node in its ring.
+Assumptions, here and in devices.py: training reaches a fixed share of a large matrix product's rate; communication
+overlaps with computation, so that a step takes the longer of the two; a collective waits HOP once per node in its
+ring.
 """
 
 from collections import defaultdict
@@ -13,30 +14,30 @@ from alignkit.estimate.memory import FLOAT, Layout, Model, optimizer_numbers, we
 from alignkit.methods.work import Generation, Pass, Work
 
 HOP = 10e-6
-"""Seconds that a collective loses for each node, and once within a node."""
+"""Seconds that a collective loses per node, and once within a node."""
 
 
 HOST_BANDWIDTH = 50e9
-"""Bytes a second between a device and the main memory that its shares were offloaded to."""
+"""Bytes per second between a device and the main memory that holds offloaded shares."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Of one optimizer step, and of what comes once before training."""
+    """Seconds of one optimizer step, and of the work before training."""
 
     computing: dict[str, float]
-    """By purpose: policy, reference, teacher, scoring, heads."""
+    """Seconds of computation by purpose: policy, reference, teacher, scoring, heads."""
     optimizer: float
     communication: float
-    """If nothing else were done."""
+    """Seconds of communication if it did not overlap."""
     drawing: float
-    """Once, answers."""
+    """Seconds of sampling answers, once before training."""
     scoring: float
-    """Once, references' log-probs."""
+    """Seconds of computing reference log-probs, once before training."""
 
     @property
     def step(self) -> float:
-        """Of the whole step, sending overlapped."""
+        """Seconds of the whole step, with overlapping communication."""
         return max(sum(self.computing.values()), self.communication) + self.optimizer
 
 
@@ -50,7 +51,7 @@ def seconds(
     rows: int,
     checkpointing: bool,
 ) -> Seconds:
-    """Of `work` for one micro-batch, `forwards` of them a step, and `rows` in all before training."""
+    """The time of `work` per micro-batch, with `forwards` micro-batches per step and `rows` rows before training."""
     rate = device.rate(2 if layout.mixed else models["policy"].itemsize)
     computing: defaultdict[str, float] = defaultdict(float)
     for step in work.passes:
@@ -77,7 +78,7 @@ def seconds(
 
 
 def flops(model: Model, step: Pass, *, checkpointing: bool) -> float:
-    """Operations of one pass without heads; a frozen weight has no gradient of its own, but passes one on."""
+    """Operations of one pass without heads; frozen weights have no gradient, but propagate one."""
     shape, tokens = model.shape, step.sequences * step.length
     forward = (
         2.0 * shape.multiplied * tokens + 4.0 * tokens * step.length * shape.attention_width * shape.layers
@@ -97,7 +98,7 @@ def communication(
     forwards: int,
     checkpointing: bool,
 ) -> float:
-    """Seconds of a step's collectives: gradients to all, and what is gathered of shared weights and sent on."""
+    """Seconds of a step's collectives: gradient reduction, and gathering of sharded weights."""
     stage, count = layout.stage, layout.devices
     if count == 1 and not stage.offload:
         return 0.0
@@ -109,7 +110,7 @@ def communication(
     trained = [model for model in models.values() if model.use.trains]
     gradients = sum(_sent(model, layout) for model in trained)
     times = forwards * max(p.times for p in work.passes if p.trains) if stage.reduces_each_forward else 1
-    # reduced to one's share, and, where all of it or the new weights are needed, gathered again
+    # reduced to shares; gathered again unless the weights are sharded
     total, collectives = gradients * times * (1 if stage.shares_weights else 2), 2.0 * times
     if stage.shares_weights:
         for step in work.passes:
@@ -121,13 +122,13 @@ def communication(
             total += gathers * size
             collectives += gathers * model.shape.layers
     nodes = -(-count // device.per_node)
-    # of what lies in main memory one's own share comes over the bus too
+    # with offloading, a process's own share is also transferred over the bus
     share = 1.0 if stage.offload else (count - 1) / count
     return total * share / bandwidth + collectives * HOP * nodes
 
 
 def _twice(layout: Layout, checkpointing: bool) -> bool:  # noqa: FBT001
-    """ZeRO-3 gathers once for the second forward and once more for the backward."""
+    """Whether weights are gathered twice: ZeRO-3 does so for the recomputed forward and for the backward."""
     return checkpointing and layout.stage.engine == "deepspeed"
 
 
@@ -137,7 +138,7 @@ def _sent(model: Model, layout: Layout) -> int:
 
 
 def _stepped_bytes(model: Model, layout: Layout) -> float:
-    """Read and written by the optimizer: weights, gradients and its state."""
+    """Bytes read and written by the optimizer: weights, gradients and its state."""
     share = layout.devices if layout.stage.shares_optimizer else 1
     return model.shape.trainable * FLOAT * (3 + 2 * optimizer_numbers(layout.optimizer)) / share
 
@@ -145,7 +146,7 @@ def _stepped_bytes(model: Model, layout: Layout) -> float:
 def _drawing(
     device: Device, layout: Layout, models: Mapping[str, Model], drawing: Generation, rows: int
 ) -> float:
-    """Every new token reads all weights once, and computes for those who are drawn together."""
+    """Seconds of sampling: each new token reads all weights once, and computes for all rows of a batch."""
     model = models[drawing.model]
     reading = (
         model.shape.weight_bytes

@@ -1,6 +1,6 @@
 """Private parts of torch and transformers that estimates rely on; `tests/test_upstream.py` pins them.
 
-Those of transformers are imported where they are used, which saves it at start-up.
+Those of transformers are imported inside functions, which saves them at start-up.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ __all__ = [
 
 
 def set_attention(config: Any, attention: str) -> None:
-    """Have a model that is built from the configuration run with this attention implementation."""
+    """Make a model built from the configuration use this attention implementation."""
     config._attn_implementation = attention
 
 
 def supports_sdpa(config: Any) -> bool:
-    """Whether the causal LM of this configuration runs with torch's own attention; true where there is none."""
+    """Whether the causal LM of this configuration supports torch's attention; true if there is no such model."""
     from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     model = AutoModelForCausalLM._model_mapping.get(type(config), None)
@@ -39,7 +39,7 @@ def supports_sdpa(config: Any) -> bool:
 
 
 def replace_tensors(model: nn.Module, weight: Callable[[Any], Any], buffer: Callable[[Any], Any]) -> None:
-    """Put `weight(w)` in the place of every weight and `buffer(b)` of every buffer; a shared weight stays shared."""
+    """Replace every weight w by `weight(w)` and every buffer b by `buffer(b)`; shared weights stay shared."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for name, value in module._parameters.items():

@@ -196,7 +196,7 @@ def test_what_training_refuses_is_not_recommended(
     assert {one.stage for one in compare(run, LENGTHS, device="h100", count=4)} == stages
     for ask in (estimate, smallest):
         options: Any = {"count": 4} if ask is estimate else {}
-        with pytest.raises(EstimateError, match=f"stage: zero3 does not train this recipe: {message}"):
+        with pytest.raises(EstimateError, match=f"stage: zero3 cannot train this recipe: {message}"):
             ask(run, LENGTHS, device="h100", stage="zero3", **options)
 
 
@@ -274,8 +274,8 @@ def test_quantised_weights_take_less(name: str, bits: float) -> None:
         ({"count": 1_000_000}, "devices: expected 1 to 16 .* found 1,000,000"),
         ({"count": 3}, "multiple of 3 devices, found 16"),
         ({"count": 16}, "multiple of 16 devices x micro_batch_size 2"),
-        ({"stage": "zero3"}, "zero3 does not go with 1 device"),
-        ({"stage": "single", "count": 2}, "single does not go with 2 devices"),
+        ({"stage": "zero3"}, "zero3 is not possible with 1 device"),
+        ({"stage": "single", "count": 2}, "single is not possible with 2 devices"),
         ({"device": "cpu", "count": 16}, "this machine has [0-9]+ cores"),
     ],
 )

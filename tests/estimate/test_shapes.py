@@ -87,12 +87,12 @@ LLAMA |= {"num_attention_heads": 4, "num_hidden_layers": 2}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "a mamba model is no stack of attention layers"),
+        ({"model_type": "mamba"}, "a mamba model is not a stack of attention layers"),
         (
             {"model_type": "mamba2", "num_heads": 8, "head_dim": 16},
-            "a mamba2 model is no stack of attention layers",
+            "a mamba2 model is not a stack of attention layers",
         ),
-        ({"model_type": "rwkv"}, "a rwkv model is no stack of attention layers"),
+        ({"model_type": "rwkv"}, "a rwkv model is not a stack of attention layers"),
         ({"model_type": "bert"}, "a bert model is an encoder: "),
         ({"model_type": "t5"}, "a t5 model is an encoder with a decoder: "),
         ({"hidden_size": "abc"}, "config.json cannot be read: .*'hidden_size' expected int, got str"),
