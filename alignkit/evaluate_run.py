@@ -1,4 +1,4 @@
-"""Evaluating a finished run again: the untrained and the trained model on the same held-out rows."""
+"""Evaluates a finished run again: the untrained and the trained model on the same validation rows."""
 
 import tempfile
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from alignkit.sections import CollapseGuardSection
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Metrics by name, as a run's events name them."""
+    """Metrics before and after training, named as in the run's events."""
 
     before: dict[str, float | None]
     after: dict[str, float | None]
@@ -22,13 +22,15 @@ class Comparison:
 def evaluate_run(run: Path, *, data: Path | None = None, step: int | None = None) -> Comparison:
     """Evaluate the run in the folder `run` on `data` (default: its recipe's validation file).
 
-    `step` chooses a checkpoint instead of the result. Raises RecipeError where there is no recipe or nothing to
-    evaluate on, DataError where the weights are missing.
+    `step` selects a checkpoint instead of the result. Raises RecipeError if there is no recipe or nothing to evaluate
+    on, DataError if the weights are missing.
     """
     folder = RunFolder(run)
     recipe = Recipe.load(folder.recipe, [f"data.validation={data}"] if data else [])
     if recipe.data.validation is None:
-        raise RecipeError([FieldIssue("data.validation", "the run has no validation file: give one")])
+        raise RecipeError(
+            [FieldIssue("data.validation", "the run has no validation file: pass one with --data")]
+        )
     weights = _weights(folder, recipe, step)
     with tempfile.TemporaryDirectory() as scratch:
         trainer, guard = _trainer(recipe, Path(scratch))

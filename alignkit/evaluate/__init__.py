@@ -1,4 +1,4 @@
-"""What a model says, measured: a preference metric is not a quality metric."""
+"""Measures of a model's sampled answers, because preference metrics do not measure quality."""
 
 from alignkit.evaluate.answers import AnswerQuality, Limits, distinct, measure, reasons, repetition
 

@@ -1,8 +1,8 @@
-"""Measures of drawn answers, and when they say that a model is ruined.
+"""Measures of sampled answers, and the limits at which a model counts as collapsed.
 
-A run can reach held-out accuracy 1.0 with answers that are noise. What gives it away does not come from preferences:
-how likely the model's own answers are under the reference, how much they repeat, and how far the likelihood of good
-answers has fallen.
+A run can reach a validation accuracy of 1.0 with answers that are noise. These measures reveal it, because they do
+not come from preferences: the likelihood of the model's answers under the reference, their repetition, and the drop
+in likelihood of good answers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,29 +13,29 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class AnswerQuality:
-    """What drawn answers look like; log-probs in nats a token. None where there is nothing to measure it by."""
+    """Measures of sampled answers, with log-probs in nats per token. A field is None if it cannot be measured."""
 
     reference_logp: float | None
-    """Mean log-prob of the drawn answers' tokens under the reference."""
+    """Mean log-prob of the sampled answers' tokens under the reference."""
     kl: float | None
-    """Estimated KL(policy || reference) of a token: the mean of log pi - log pi_ref over the drawn answers."""
+    """Estimated KL(policy || reference) per token: the mean of log pi - log pi_ref over the sampled answers."""
     sequence_kl: float | None
-    """The same, summed over an answer's tokens."""
+    """The same estimate, summed over an answer's tokens."""
     repetition: float
-    """Share of 4-grams that stood in the same answer before, 0 to 1."""
+    """Share of 4-grams that occurred earlier in the same answer, 0 to 1."""
     distinct_2: float
-    """Share of different 2-grams among all, 0 to 1."""
+    """Share of distinct 2-grams among all 2-grams, 0 to 1."""
     good_logp: float | None
     """Mean log-prob under the policy of the tokens of known good answers (chosen, or completions)."""
 
     def metrics(self) -> dict[str, float]:
-        """The measures there are, by name."""
+        """The available measures by name."""
         return {f"answers/{name}": value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far a measure may go from where the untrained model was."""
+    """Maximum changes of the measures from those of the untrained model."""
 
     reference_logp_drop: float = 2.5
     repetition_rise: float = 0.5
@@ -43,13 +43,13 @@ class Limits:
 
 
 def repetition(tokens: Sequence[int], n: int = 4) -> float:
-    """Share of the n-grams of one answer that stood in it before; 0 for an answer without an n-gram."""
+    """Share of an answer's n-grams that occurred earlier in it; 0 for an answer shorter than n."""
     grams = _grams(tokens, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct(answers: Iterable[Sequence[int]], n: int = 2) -> float:
-    """Share of different n-grams among those of all answers; 1 where there is none."""
+    """Share of distinct n-grams among those of all answers; 1 if there are none."""
     grams = [gram for tokens in answers for gram in _grams(tokens, n)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
@@ -64,9 +64,9 @@ def measure(
     reference_logps: Sequence[Tensor] | None,
     good_logps: Sequence[Tensor] | None,
 ) -> AnswerQuality:
-    """The quality of `answers` (token ids), from the log-probs [length] of each one's tokens.
+    """The quality of `answers` (token ids), from the log-probs [length] of each answer's tokens.
 
-    `good_logps` are those of known good answers under the policy.
+    `good_logps` are the log-probs of known good answers under the policy.
     """
     reference = None if reference_logps is None else _mean(reference_logps)
     policy = _mean(policy_logps)
@@ -81,7 +81,7 @@ def measure(
 
 
 def _mean(logps: Sequence[Tensor]) -> float | None:
-    """Over all tokens of all sequences."""
+    """The mean over all tokens of all sequences; None without tokens."""
     count = sum(values.numel() for values in logps)
     return sum(float(values.double().sum()) for values in logps) / count if count else None
 
@@ -92,16 +92,16 @@ def _sequence_kl(policy: Sequence[Tensor], reference: Sequence[Tensor]) -> float
 
 
 def reasons(now: AnswerQuality, baseline: AnswerQuality, limits: Limits) -> list[str]:
-    """Why the model counts as collapsed, a clause each; empty while it is sound. NaN is never sound."""
+    """The reasons why the model counts as collapsed, one clause each; empty if it is sound. NaN is never sound."""
     checks = (
         (
-            "its answers' log-prob a token under the reference",
+            "its answers' log-prob per token under the reference",
             "reference_logp",
             -1,
             limits.reference_logp_drop,
         ),
         ("the repeated share of its answers", "repetition", 1, limits.repetition_rise),
-        ("the log-prob a token of good answers", "good_logp", -1, limits.good_logp_drop),
+        ("the log-prob per token of good answers", "good_logp", -1, limits.good_logp_drop),
     )
     found = []
     for words, name, direction, limit in checks:

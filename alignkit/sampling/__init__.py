@@ -1,4 +1,4 @@
-"""Answers drawn from a model: by transformers in this process, or by a server that speaks OpenAI's protocol."""
+"""Sampling of answers from a model: with transformers in this process, or from an OpenAI-compatible server."""
 
 from alignkit.sampling.drawing import Drawn, SamplingOptions, SamplingPrompt, draw
 from alignkit.sampling.local import LocalSampler

@@ -1,4 +1,4 @@
-"""From prompts to K usable answers each: instructions in turn, filters, and further draws for what was filtered."""
+"""Samples K usable answers per prompt: rotates instructions, filters answers, and redraws what was filtered."""
 
 import random
 from collections import Counter
@@ -11,29 +11,29 @@ from alignkit.sampling.sampler import Sampler
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How answers are drawn."""
+    """Options for sampling answers."""
 
     count: int = 11
-    """K, answers a prompt."""
+    """K, the number of answers per prompt."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
     redraws: int = 2
-    """How often answers are drawn anew in place of those that were filtered."""
+    """Number of further rounds that replace filtered answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingPrompt:
-    """What answers are drawn to: one or more renderings of a prompt, taken in turn, and the answer none may equal."""
+    """A prompt to sample answers for: its renderings, used in turn, and an answer that samples must not equal."""
 
     renderings: tuple[tuple[int, ...], ...]
-    """Token ids; with an instruction pool, one a instruction."""
+    """Token ids; with an instruction pool, one rendering per instruction."""
     unwanted: str
 
 
 @dataclass(slots=True)
 class Drawn:
-    """For each prompt its answers, at most K, in the order they were drawn; and how many were left out, by reason."""
+    """The answers of each prompt, at most K, in the order drawn; and the number of filtered ones by reason."""
 
     answers: list[list[list[int]]]
     left_out: list[Counter[str]]
@@ -47,10 +47,10 @@ def draw(
     *,
     seed: int,
 ) -> Drawn:
-    """K answers to each prompt, without empty ones, repeats and the unwanted one.
+    """Sample K answers per prompt, without empty ones, repeats and the unwanted one.
 
-    Answers are compared as text without special tokens and outer blanks. A prompt that is still short after
-    `redraws` further draws keeps what it has, which may be nothing. Raises what the sampler raises.
+    Answers are compared as text without special tokens and surrounding whitespace. A prompt that is still short after
+    `redraws` rounds keeps what it has, which may be nothing. Raises the sampler's errors.
     """
     drawn = Drawn([[] for _ in prompts], [Counter() for _ in prompts])
     seen = [{"": "empty", prompt.unwanted.strip(): "equal to the dispreferred answer"} for prompt in prompts]

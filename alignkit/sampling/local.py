@@ -1,4 +1,4 @@
-"""Drawing with transformers, in batches."""
+"""Samples with transformers, in batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from alignkit.sampling.sampler import SamplingError
 
 
 class LocalSampler:
-    """Draws from `model` (a causal LM of transformers, also under peft) as it is now; `batch_size` rows at a time."""
+    """Samples from the current `model` (a causal LM of transformers, also under peft), in batches of `batch_size`."""
 
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
         self._model = model
@@ -30,7 +30,7 @@ class LocalSampler:
         max_tokens: int,
         seed: int,
     ) -> list[list[int]]:
-        """See Sampler. The random state outside is left as it was; so is the model's mode."""
+        """Sample answers; see Sampler. Restores the random state and the model's mode."""
         device = next(self._model.parameters()).device
         self._check(prompts, max_tokens)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding
@@ -54,8 +54,8 @@ class LocalSampler:
         longest = max(map(len, prompts), default=0)
         if limit is not None and longest + max_tokens > limit:
             raise SamplingError(
-                f"expected prompts of at most {limit - max_tokens} tokens, as the model takes {limit} and an answer "
-                f"may have {max_tokens}, found one of {longest}"
+                f"expected prompts of at most {limit - max_tokens} tokens, since the model takes {limit} and an "
+                f"answer may have {max_tokens}, found one with {longest}"
             )
 
     def _generate(
@@ -66,7 +66,7 @@ class LocalSampler:
         padded = [[self._pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         device = next(self._model.parameters()).device
-        # every processor that would change the distribution is named: what is left out comes from the model's folder
+        # name every processor that changes the distribution: omitted ones are read from the model's folder
         config = GenerationConfig(
             do_sample=True,
             temperature=temperature,
@@ -84,7 +84,7 @@ class LocalSampler:
                 input_ids=torch.tensor(padded, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=config,
-                synced_gpus=False,  # the caller holds the weights whole, and processes draw different numbers
+                synced_gpus=False,  # the caller gathered the weights, and processes draw different numbers of answers
             )
         return [self._until_end(answer) for answer in out[:, length:].tolist()]
 

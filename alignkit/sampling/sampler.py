@@ -1,4 +1,4 @@
-"""What draws answers."""
+"""The interface of samplers."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,11 +7,11 @@ from alignkit.errors import AlignkitError
 
 
 class SamplingError(AlignkitError):
-    """No answers could be drawn; the message says from what, and why."""
+    """Answers could not be sampled; the message says from what, and why."""
 
 
 class Sampler(Protocol):
-    """Draws one answer to each prompt."""
+    """Samples one answer per prompt."""
 
     def complete(
         self,
@@ -22,9 +22,9 @@ class Sampler(Protocol):
         max_tokens: int,
         seed: int,
     ) -> list[list[int]]:
-        """Token ids of one answer a prompt, its end token included where it was reached.
+        """Token ids of one answer per prompt, including its end token if it was reached.
 
-        A prompt that occurs n times gets n independent answers. The same arguments give the same answers, as far
-        as the model's arithmetic repeats. Raises SamplingError.
+        A prompt that occurs n times gets n independent answers. Equal arguments give equal answers, as far as the
+        model's arithmetic is reproducible. Raises SamplingError.
         """
         ...

@@ -1,4 +1,4 @@
-"""Drawing from a server that speaks OpenAI's protocol, such as vLLM: prompts go as token ids to /v1/completions."""
+"""Samples from an OpenAI-compatible server such as vLLM; prompts are sent as token ids to /v1/completions."""
 
 import itertools
 import time
@@ -18,10 +18,10 @@ TIMEOUT_S = 600.0
 
 
 class ServerSampler:
-    """Draws from the model `model` of the server at `url` (with or without /v1); default: the only one it serves.
+    """Samples from `model` on the server at `url` (with or without /v1); by default, from its only model.
 
-    `tokenizer` is the model's own: it reads the answers where the server does not return token ids. Use as a
-    context manager, or `close` it. Raises SamplingError where the server cannot be reached or has no such model.
+    `tokenizer`, the model's own, tokenises answers if the server does not return token ids. Use it as a context
+    manager, or call `close`. Raises SamplingError if the server cannot be reached or does not have the model.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ServerSampler:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
     def _served(self, wanted: str | None) -> str:
@@ -56,14 +56,14 @@ class ServerSampler:
         if wanted is None and len(names) == 1:
             return names[0]
         if wanted not in names:
-            expected = f"a model named {wanted!r}" if wanted else "one model, or sampler_model to choose"
+            expected = f"a model named {wanted!r}" if wanted else "one model, or sampler_model to select one"
             raise SamplingError(
                 f"the sampling server {self.url}: expected {expected}, found {', '.join(names) or 'none'}"
             )
         return wanted
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Serve the LoRA adapter in `folder` as `name` and draw from it; a name is never reused (vLLM only)."""
+        """Serve the LoRA adapter in `folder` as `name` and sample from it; names must not be reused (vLLM only)."""
         self._json("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
         self.model = name
 
@@ -76,7 +76,7 @@ class ServerSampler:
         max_tokens: int,
         seed: int,
     ) -> list[list[int]]:
-        """See Sampler. Equal prompts are one request with `n` answers; requests run beside each other."""
+        """Sample answers; see Sampler. Equal prompts become one request with `n` answers. Runs in parallel."""
         counts = Counter(tuple(prompt) for prompt in prompts)
         bodies = [
             {
@@ -87,7 +87,7 @@ class ServerSampler:
                 "top_p": top_p,
                 "max_tokens": max_tokens,
                 "seed": seed + index,
-                # vLLM's own: no defaults from the model's folder, and ids, as text may tokenise otherwise
+                # vLLM's: no defaults from the model's folder; token ids, because text may tokenise differently
                 "top_k": -1,
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
@@ -115,7 +115,7 @@ class ServerSampler:
         return [*ids, self._tokenizer.eos_token_id] if choice.get("finish_reason") == "stop" else ids
 
     def _json(self, verb: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The answer's JSON; a connection that breaks and a status of 429 or 5xx are tried again."""
+        """The JSON of an answer; retries after broken connections and status 429 or 5xx."""
         for attempt in itertools.count(1):
             try:
                 response = self._http.request(verb, path, json=body)

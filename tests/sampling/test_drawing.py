@@ -173,7 +173,7 @@ def test_what_is_wrong_with_a_server_is_said(server: FakeServer, tokenizer: Any)
     with pytest.raises(SamplingError, match="expected a model named 'other', found base"):
         ServerSampler(server.url, tokenizer, model="other")
     server.models = ["a", "b"]
-    with pytest.raises(SamplingError, match="expected one model, or sampler_model to choose, found a, b"):
+    with pytest.raises(SamplingError, match="expected one model, or sampler_model to select one, found a, b"):
         ServerSampler(server.url, tokenizer)
     server.failures, server.status = 1, 400
     with (
