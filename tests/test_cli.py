@@ -45,7 +45,7 @@ def test_data_check_counts_tokens_and_overlap(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "pairs.jsonl: 8 rows, all valid" in done.stdout
     assert "cut at 32 tokens: 8 rows (100.0%)" in done.stdout
-    assert "rows the validation file has too: 2" in done.stdout
+    assert "rows that are also in the validation file: 2" in done.stdout
 
 
 def test_data_check_names_bad_lines_and_exits_with_one(home: Path) -> None:
@@ -76,7 +76,7 @@ def test_train_refuses_a_bad_recipe_before_it_starts(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("models", "import", "nobody/nothing-at-all"), "is no packaged model"),
+        (("models", "import", "nobody/nothing-at-all"), "is not a packaged model"),
         (("data", "check", "pairs.jsonl", "--method", "ppo"), "unknown method 'ppo'"),
         (("data", "preview", "pairs.jsonl", "--model", "other"), "no model 'other'"),
         (("jobs", "list"), "no API key"),

@@ -1,4 +1,4 @@
-"""The `alignkit` command: every error is one readable line; `--debug` shows the trace."""
+"""The `alignkit` command. Every error is one readable line; `--debug` shows the traceback."""
 
 import sys
 from pathlib import Path
@@ -29,11 +29,9 @@ app.command("methods")(methods.methods)
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     debug = "--debug" in sys.argv
-    sys.path.append(
-        str(Path.cwd())
-    )  # as `python -m` has it: a recipe may name a class in the user's own package
+    sys.path.append(str(Path.cwd()))  # like `python -m`: a recipe may name a class in the user's own package
     try:
         app()
     except KeyboardInterrupt:
@@ -47,7 +45,7 @@ def main() -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell the user, or None for a defect of ours, whose trace is worth more."""
+    """The message for the user, or None for a defect, whose traceback is more useful."""
 
     if isinstance(error, AlignkitError):
         return escape(str(error))
@@ -65,9 +63,9 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of every command."""
+    """Define the options of the `alignkit` command itself."""
 
 
 @app.command()
@@ -79,18 +77,18 @@ def train(
     config_file: Annotated[
         Path | None,
         typer.Option(
-            "--config-file", "--config_file", help="accelerate's configuration, for several GPUs or ZeRO"
+            "--config-file", "--config_file", help="accelerate configuration, for several GPUs or ZeRO"
         ),
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option(min=1, help="processes; default: the configuration's, or one")
+        int | None, typer.Option(min=1, help="number of processes; default: the configuration's, or 1")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="resume from the last checkpoint")] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="leave bad rows out, up to a tenth (data.skip_bad=true)")
+        bool, typer.Option("--skip-bad", help="skip invalid rows, at most 10% of all (data.skip_bad=true)")
     ] = False,
 ) -> None:
-    """Run a recipe with accelerate."""
+    """Train with a recipe."""
     from alignkit.recipe import Recipe  # saves torch at start-up
 
     overrides = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
@@ -105,11 +103,13 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="a run's folder: a recipe's output_dir, or a job's folder")],
-    data: Annotated[Path | None, typer.Option(help="held-out rows; default: the recipe's")] = None,
-    step: Annotated[int | None, typer.Option(min=1, help="a checkpoint instead of the result")] = None,
+    run: Annotated[Path, typer.Argument(help="run folder: a recipe's output_dir, or a job's folder")],
+    data: Annotated[Path | None, typer.Option(help="validation file; default: the recipe's")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="step of a checkpoint to evaluate instead of the result")
+    ] = None,
 ) -> None:
-    """Evaluate the untrained and the trained model of a run on the same held-out rows."""
+    """Evaluate the untrained and the trained model of a run on the same validation rows."""
     from alignkit.evaluate_run import evaluate_run  # saves torch at start-up
     from alignkit.run.folder import newest
 
@@ -125,11 +125,13 @@ def evaluate(
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="address to listen on; ALIGNKIT_HOST")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on (ALIGNKIT_HOST)")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0 picks a free one; ALIGNKIT_PORT")
+        int | None, typer.Option(min=0, max=65535, help="port; 0 picks a free one (ALIGNKIT_PORT)")
     ] = None,
-    home: Annotated[Path | None, typer.Option(help="where everything is kept; ALIGNKIT_HOME")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="folder for all data of the service (ALIGNKIT_HOME)")
+    ] = None,
 ) -> None:
     """Start the service."""
     with extras.needed("serve", purpose="alignkit serve"):

@@ -1,4 +1,4 @@
-"""`alignkit data`: check a file before training on it, and see what the model will see."""
+"""`alignkit data`: check a data file before training, and preview how its rows are rendered."""
 
 from itertools import islice
 from pathlib import Path
@@ -13,16 +13,18 @@ from alignkit.home import models_dir
 
 app = typer.Typer(help="Check and preview training data.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(help="JSON Lines, a JSON array or CSV, plain or gzipped, or Parquet")]
-Model = Annotated[str | None, typer.Option(help="imported base model, folder or hub id, for token counts")]
-Method = Annotated[str, typer.Option(help="method the file is for, such as f_dpo or supervised")]
-MaxLength = Annotated[int, typer.Option(min=16, help="tokens at which training cuts")]
+Model = Annotated[
+    str | None, typer.Option(help="imported base model, folder or hub id; adds checks of tokens")
+]
+Method = Annotated[str, typer.Option(help="training method, such as f_dpo or supervised")]
+MaxLength = Annotated[
+    int, typer.Option(min=16, help="maximum tokens per sequence; longer ones are truncated")
+]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", help="file's name=form's name, such as question=prompt; repeatable"),
+    typer.Option("--column", help="rename a column, such as question=prompt; repeatable"),
 ]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="allow a tenth of the rows to be bad, and leave them out")
-]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="skip invalid rows, at most 10% of all")]
 
 
 @app.command()
@@ -30,13 +32,15 @@ def check(
     file: File,
     model: Model = None,
     method: Method = "f_dpo",
-    validation: Annotated[Path | None, typer.Option(help="held-out file, to find rows in common")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="validation file, to find rows in both files")
+    ] = None,
     max_length: MaxLength = 1024,
     column: Columns = None,
     skip_bad: SkipBad = False,
     home: Home = None,
 ) -> None:
-    """Check every row; with --model, as its tokens too. Exits with 1 if a row cannot be used."""
+    """Check every row; with --model, also as tokens. Exits with 1 if there are invalid rows."""
     from alignkit.data.reading import iter_lines  # saves torch at start-up
     from alignkit.data.rendering import render_report, render_statistics
     from alignkit.data.report import Statistics
@@ -71,12 +75,12 @@ def preview(
     file: File,
     model: Annotated[str, typer.Option(help="imported base model, folder or hub id")],
     method: Method = "f_dpo",
-    rows: Annotated[int, typer.Option(min=1, help="how many")] = 2,
+    rows: Annotated[int, typer.Option(min=1, help="number of rows to show")] = 2,
     max_length: MaxLength = 1024,
     column: Columns = None,
     home: Home = None,
 ) -> None:
-    """Show how the first rows are rendered and which tokens carry loss. Exits with 1 if one cannot be used."""
+    """Show how the first rows are rendered and which tokens carry loss. Exits with 1 if a row is invalid."""
     from alignkit.data.reading import iter_lines  # saves torch at start-up
     from alignkit.data.rendering import render_preview, render_report
     from alignkit.data.report import preview_of
@@ -98,11 +102,11 @@ def preview(
 
 
 def _columns(given: list[str] | None) -> dict[str, str]:
-    """`file's name=form's name` as a mapping."""
+    """The mapping given as `file's name=form's name` texts."""
     pairs = [text.partition("=") for text in given or []]
     if not all(name and to for name, _, to in pairs):
         raise typer.BadParameter(
-            "expected file's name=form's name, such as question=prompt", param_hint="--column"
+            "expected NAME_IN_FILE=NAME_OF_FORM, such as question=prompt", param_hint="--column"
         )
     return {name: to for name, _, to in pairs}
 

@@ -1,4 +1,4 @@
-"""`alignkit estimate`: what a recipe takes, before it is started."""
+"""`alignkit estimate`: estimate a run before it starts."""
 
 import json
 from dataclasses import asdict
@@ -24,15 +24,15 @@ def estimate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as model.path=llama-3.1-70b")
     ] = None,
-    device: Annotated[str, typer.Option(help="kind of device; cpu is this machine")] = "cpu",
+    device: Annotated[str, typer.Option(help="kind of device, such as h100; cpu is this machine")] = "cpu",
     devices: Annotated[
-        int | None, typer.Option(help="how many; default: the fewest that it, or the stage, fits on")
+        int | None, typer.Option(help="number of devices; default: the fewest that the recipe fits on")
     ] = None,
-    stage: Annotated[str | None, typer.Option(help="single, ddp, zero1 … fsdp2; default: every one")] = None,
+    stage: Annotated[str | None, typer.Option(help="single, ddp, zero1 … fsdp2; default: all")] = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="rows of the data, where the file is not at hand or not whole")
+        int | None, typer.Option(min=1, help="number of rows, if the data file is missing or incomplete")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="everything, as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Estimate a run's memory by kind, time, disk and tokens, and the smallest configuration that fits."""
     from alignkit import estimate as library  # saves torch at start-up
@@ -61,7 +61,7 @@ def estimate(
 def _fewest(
     run: "Recipe", lengths: "Lengths", device: str, stage: str | None, least: "Estimate | None"
 ) -> int:
-    """Devices on which the stage fits, or any stage; one where none does, to show by how much."""
+    """The number of devices on which the stage, or any stage, fits; 1 if none does, to show by how much."""
     from alignkit import estimate as library  # saves torch at start-up
 
     if stage is None:
@@ -69,7 +69,7 @@ def _fewest(
     found = library.smallest(run, lengths, device=device, stage=stage)
     if found is None:
         raise library.EstimateError(
-            f"stage: {stage} fits on no number of {device} that the batch allows; --devices says what it takes on one"
+            f"stage: {stage} fits on no number of {device} that divides the batch; see its needs with --devices 1"
         )
     return found.devices
 
@@ -92,9 +92,9 @@ def _about(one: "Estimate") -> list[str]:
         lines.append(f"{role}: {shape.source}, {_big(shape.parameters)} parameters, {trained}")
     lengths = one.lengths
     rows = "unknown number of rows" if lengths.rows is None else f"{lengths.rows:,} rows"
-    found = "assumed, as there is no data to look at" if lengths.assumed else "counted"
+    found = "assumed, because there is no data file" if lengths.assumed else "counted"
     lines.append(
-        f"data: {rows}, sequences of {lengths.mean:.0f} tokens in the mean and {lengths.longest:,} at the most "
+        f"data: {rows}, sequences of {lengths.mean:.0f} tokens on average, at most {lengths.longest:,} "
         f"({found})"
     )
     steps = "unknown: give max_steps or --rows" if one.steps is None else f"{one.steps:,}"
@@ -109,7 +109,7 @@ def _about(one: "Estimate") -> list[str]:
 
 def _memory_table(found: "list[Estimate]") -> Table:
     first = found[0]
-    table = _table(f"GiB of each of {first.devices} {first.device.name}, by kind at its most", found)
+    table = _table(f"GiB per device on {first.devices} {first.device.name}, peak of each kind", found)
     for kind in first.memory.kinds:
         sizes = [one.memory.kinds[kind] for one in found]
         if any(sizes):
@@ -119,16 +119,16 @@ def _memory_table(found: "list[Estimate]") -> Table:
     if any(one.memory.host for one in found):
         table.add_row("in main memory", *(_gib(one.memory.host) for one in found))
     table.add_row(f"fits {_gib(first.device.usable)}", *("yes" if one.fits else "no" for one in found))
-    table.add_row("most in the", *(one.memory.moment for one in found))
+    table.add_row("peak during", *(one.memory.moment for one in found))
     return table
 
 
 def _time_table(found: "list[Estimate]") -> Table:
-    table = _table("seconds a step; sending overlaps with computing", found)
+    table = _table("seconds per step; communication overlaps with computation", found)
     for part in found[0].step_seconds.computing:
         table.add_row(part, *(f"{one.step_seconds.computing[part]:.3g}" for one in found))
     table.add_row("optimizer", *(f"{one.step_seconds.optimizer:.3g}" for one in found))
-    table.add_row("sending", *(f"{one.step_seconds.communication:.3g}" for one in found))
+    table.add_row("communication", *(f"{one.step_seconds.communication:.3g}" for one in found))
     table.add_section()
     table.add_row("step", *(f"{one.step_seconds.step:.3g}" for one in found))
     before = [one.step_seconds.drawing + one.step_seconds.scoring for one in found]
@@ -149,7 +149,7 @@ def _table(title: str, found: "list[Estimate]") -> Table:
 def _smallest(least: "Estimate | None", device: str) -> str:
     if least is None:
         return (
-            f"Fits on no number of {device} tried: lower micro_batch_size or max_length, turn on "
+            f"Does not fit on any number of {device}: lower micro_batch_size or max_length, turn on "
             "gradient_checkpointing, or train with LoRA."
         )
     layout = (

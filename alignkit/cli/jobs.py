@@ -23,15 +23,17 @@ FINISHED = {"succeeded", "failed", "cancelled"}
 
 
 def connect() -> Any:
-    """An OpenAI client: ALIGNKIT_BASE_URL (default http://127.0.0.1:8000/v1) and ALIGNKIT_API_KEY, or the first key
-    of a service on this machine."""
+    """An OpenAI client with ALIGNKIT_BASE_URL (default http://127.0.0.1:8000/v1) and ALIGNKIT_API_KEY.
+
+    Without ALIGNKIT_API_KEY, uses the first key of a service on this machine. Raises AlignkitError if there is none.
+    """
     from openai import OpenAI  # saves openai at start-up
 
     url = os.environ.get("ALIGNKIT_BASE_URL", "http://127.0.0.1:8000/v1")
     key = os.environ.get("ALIGNKIT_API_KEY") or _first_key()
     if not key:
         raise AlignkitError(
-            "no API key: set ALIGNKIT_API_KEY to the key that the service printed at its first start"
+            "no API key: set ALIGNKIT_API_KEY; the service stored the first key in its home at its first start"
         )
     return OpenAI(base_url=url, api_key=key, max_retries=2)
 
@@ -60,15 +62,15 @@ def client_error(error: Exception) -> str | None:
 @app.command()
 def submit(
     training_file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    model: Annotated[str, typer.Option(help="base model, or one that a job made")],
-    method: Annotated[str, typer.Option(help="such as f_dpo or supervised")] = "f_dpo",
+    model: Annotated[str, typer.Option(help="base model, or a model made by a job")],
+    method: Annotated[str, typer.Option(help="training method, such as f_dpo or supervised")] = "f_dpo",
     validation_file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", help="hyperparameter, name=value")
+        list[str] | None, typer.Option("--param", "-p", help="hyperparameter as name=value; repeatable")
     ] = None,
-    suffix: Annotated[str | None, typer.Option(help="part of the model's name")] = None,
+    suffix: Annotated[str | None, typer.Option(help="suffix of the new model's name")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="follow the job to its end")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="follow the job until it ends")] = False,
 ) -> None:
     """Upload the files and create a job."""
     client = connect()
@@ -91,7 +93,7 @@ def submit(
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:
-    """Hyperparameters from name=value."""
+    """The hyperparameters given as name=value texts."""
     values = {}
     for pair in pairs:
         name, separator, text = pair.partition("=")
@@ -102,7 +104,7 @@ def parameters(pairs: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A JSON or YAML value: YAML alone takes 1e-3 for text, which no number's place accepts."""
+    """A JSON or YAML value; YAML alone reads 1e-3 as text, which no numeric option accepts."""
     try:
         return json.loads(text)
     except ValueError:
@@ -128,7 +130,7 @@ def cancel(job_id: str) -> None:
 
 @app.command()
 def pause(job_id: str) -> None:
-    """Pause a job: it saves its state and frees its place."""
+    """Pause a job: it saves its state and frees its slot."""
     console.print(connect().fine_tuning.jobs.pause(job_id).status)
 
 
@@ -140,7 +142,7 @@ def resume(job_id: str) -> None:
 
 @app.command()
 def watch(job_id: str) -> None:
-    """Follow a job to its end; exits with 1 unless it succeeded."""
+    """Follow a job until it ends; exits with 1 unless it succeeded."""
     client = connect()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -167,7 +169,7 @@ def watch(job_id: str) -> None:
 
 
 def _new_events(client: Any, job_id: str, seen: str | None) -> list[Any]:
-    """Events after `seen`, oldest first; the list endpoint gives the newest first."""
+    """Events after `seen`, oldest first (the list endpoint returns the newest first)."""
     events = []
     for event in client.fine_tuning.jobs.list_events(job_id, limit=100):
         if event.id == seen:

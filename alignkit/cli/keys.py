@@ -1,4 +1,4 @@
-"""`alignkit keys`: what opens a project. A key is printed once, when it is made."""
+"""`alignkit keys`: API keys of projects. A key is printed only once, when it is created."""
 
 import re
 import time
@@ -10,22 +10,25 @@ from rich.console import Console
 from alignkit.cli import output, service
 from alignkit.errors import AlignkitError
 
-app = typer.Typer(help="API keys of a running service; needs an admin's key.", no_args_is_help=True)
+app = typer.Typer(help="API keys of a running service; needs an admin key.", no_args_is_help=True)
 console = Console()
-Project = Annotated[str, typer.Option(help="the project's name")]
+Project = Annotated[str, typer.Option(help="name of the project")]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="what it is for")],
+    name: Annotated[str, typer.Argument(help="name of the key")],
     project: Project = "default",
     scope: Annotated[
-        list[str] | None, typer.Option(help="read, train, inference or admin; all but admin by default")
+        list[str] | None,
+        typer.Option(
+            help="read, train, inference, metrics or admin; repeatable; default: read, train and inference"
+        ),
     ] = None,
-    expires_in: Annotated[str | None, typer.Option(help="such as 90d, 12h, 30m")] = None,
+    expires_in: Annotated[str | None, typer.Option(help="lifetime, such as 90d, 12h or 30m")] = None,
 ) -> None:
-    """Create a key and print it, once."""
+    """Create a key and print it, only this once."""
     client = service.admin()
     body: dict[str, Any] = {"name": name}
     if scope:
@@ -39,7 +42,7 @@ def create(
 def list_(project: Project = "default") -> None:
     """List a project's keys, newest first."""
     client = service.admin()
-    table = output.table("key", "name", "value", "scopes", "made", "expires", "last used")
+    table = output.table("key", "name", "value", "scopes", "created", "expires", "last used")
     keys = client.admin.organization.projects.api_keys
     for key in keys.list(service.project_id(client, project), limit=100):
         times = (key.created_at, key.expires_at, key.last_used_at)
@@ -51,9 +54,9 @@ def list_(project: Project = "default") -> None:
 def rotate(
     key_id: str,
     project: Project = "default",
-    grace: Annotated[str, typer.Option(help="how long the old key goes on opening, such as 1d")] = "0s",
+    grace: Annotated[str, typer.Option(help="how long the old key stays valid, such as 1d")] = "0s",
 ) -> None:
-    """Replace a key: print a new one that may do the same, and let the old one end."""
+    """Replace a key: print a new one with the same scopes, and let the old one expire."""
     client = service.admin()
     path = f"{service.project_id(client, project)}/api_keys/{key_id}/rotate"
     _show(service.post(client, path, {"grace_seconds": seconds(grace)}))
@@ -61,25 +64,29 @@ def rotate(
 
 @app.command()
 def revoke(key_id: str, project: Project = "default") -> None:
-    """End a key, at once."""
+    """Revoke a key immediately."""
     client = service.admin()
     keys = client.admin.organization.projects.api_keys
     keys.delete(key_id, project_id=service.project_id(client, project))
-    console.print(f"{key_id} opens nothing any more")
+    console.print(f"{key_id} is revoked")
 
 
 def seconds(text: str) -> int:
-    """A duration such as 90d, 12h, 30m or 45s; raises AlignkitError for any other text."""
+    """The seconds of a duration such as 90d, 12h, 30m or 45s. Raises AlignkitError for any other text."""
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if match is None:
-        raise AlignkitError(f"a duration: expected a number and s, m, h or d, such as 90d, found {text!r}")
+        raise AlignkitError(
+            f"duration: expected a number followed by s, m, h or d, such as 90d, found {text!r}"
+        )
     return int(match[1]) * UNITS[match[2]]
 
 
 def _show(key: dict[str, Any]) -> None:
-    # The key alone goes to stdout, whole on its line, so that a script can read it.
+    # Only the key goes to stdout, on a line of its own, so that a script can read it.
     print(key["value"])
-    Console(stderr=True).print(f"{key['id']}: kept nowhere, so write it down now", highlight=False)
+    Console(stderr=True).print(
+        f"{key['id']}: the key is not stored anywhere, so save it now", highlight=False
+    )
 
 
 def _date(at: int | None) -> str:

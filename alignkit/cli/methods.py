@@ -1,4 +1,4 @@
-"""`alignkit methods`."""
+"""`alignkit methods`: list the training methods."""
 
 import json
 from typing import Annotated
@@ -11,11 +11,11 @@ from alignkit.cli import output
 
 def methods(
     as_json: Annotated[
-        bool, typer.Option("--json", help="All options with types, bounds and defaults.")
+        bool, typer.Option("--json", help="Print all options with types, bounds and defaults.")
     ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/methods.md.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/methods.md.")] = False,
 ) -> None:
-    """List the training methods and what each is for."""
+    """List the training methods and their purposes."""
     from alignkit.methods.describe import described  # saves torch at start-up
     from alignkit.methods.describe import markdown as page
 
@@ -29,5 +29,5 @@ def methods(
             table.add_row(method["type"], method["rows"], method["description"])
         output.show(table)
         Console(stderr=True).print(
-            "Options of each: docs/methods.md, or alignkit methods --json", highlight=False
+            "Options of each method: docs/methods.md, or alignkit methods --json", highlight=False
         )

@@ -1,11 +1,11 @@
-"""`alignkit projects`: who may use the service."""
+"""`alignkit projects`: projects of the service."""
 
 import typer
 from rich.console import Console
 
 from alignkit.cli import output, service
 
-app = typer.Typer(help="Projects of a running service; needs an admin's key.", no_args_is_help=True)
+app = typer.Typer(help="Projects of a running service; needs an admin key.", no_args_is_help=True)
 console = Console()
 
 
@@ -17,7 +17,7 @@ def create(name: str) -> None:
 
 @app.command("list")
 def list_() -> None:
-    """List projects, what they use and what they may."""
+    """List projects with their usage and limits."""
     table = output.table("project", "id", "jobs queued", "jobs running", "file bytes", "GPU seconds")
     for project in service.projects(service.admin()):
         columns = ("jobs_queued", "jobs_running", "file_bytes", "gpu_seconds")

@@ -1,4 +1,4 @@
-"""Administration of a running service, through the official OpenAI client: what `projects` and `keys` share."""
+"""Administration of a running service through the official OpenAI client, shared by `projects` and `keys`."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ PROJECTS = "/organization/projects"
 
 
 def admin() -> Any:
-    """The client, which asks for everything with the same key."""
+    """The client, with one key for all requests."""
     client = connect()
     return client.with_options(admin_api_key=client.api_key)
 
 
 def projects(client: Any) -> list[Any]:
-    """Every project, newest first."""
+    """All projects, newest first."""
     return list(client.admin.organization.projects.list(limit=100))
 
 
 def project_id(client: Any, name: str) -> str:
-    """The id of the project of that name; raises AlignkitError where there is none."""
+    """The id of the project with that name. Raises AlignkitError if there is none."""
     found = {project.name: project.id for project in projects(client)}
     if name not in found:
         raise AlignkitError(f"no project {name!r}: the projects are {', '.join(sorted(found))}")
@@ -28,6 +28,6 @@ def project_id(client: Any, name: str) -> str:
 
 
 def post(client: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The answer to what the official client has no method for."""
+    """The answer to a request for which the official client has no method."""
     answer: dict[str, Any] = client.post(f"{PROJECTS}/{path}", body=body, cast_to=object)
     return answer
