@@ -1,1 +1,1 @@
-"""Base models and adapters on disk: import, load, what can be trained, chat templates."""
+"""Base models and adapters on disk: import, loading, trainability checks, chat templates."""

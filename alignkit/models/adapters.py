@@ -1,7 +1,7 @@
-"""Training on from an adapter: reading its folder, loading it to train, and keeping it as it was beside it.
+"""Training that starts from an adapter: reads its folder, loads it for training, and keeps a frozen copy of it.
 
-The copy is what every reference means by the model before training. TRL's DPOTrainer makes it itself, under the same
-name; `keep_start` does it for the other trainers. Importing this imports neither torch nor peft.
+The copy is the model before training, which all references mean. TRL's DPOTrainer makes this copy itself, under the
+same name; `keep_start` makes it for the other trainers. Importing this module imports neither torch nor peft.
 """
 
 import json
@@ -19,21 +19,21 @@ from alignkit.sections import HEAD_MODULES, LoraSection
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 START = "ref"
-"""The name of the frozen copy, as TRL has it."""
+"""Name of the frozen copy, as in TRL."""
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""peft's named initialisations that leave the base weights alone; the others change what is under the adapter."""
+"""peft's named initialisations that leave the base weights unchanged; all others change them."""
 
 _REFUSED = ("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens")
-"""What in a config is more than LoRA: a copy beside the adapter would change the model, or not be one."""
+"""Config entries beyond plain LoRA: a copy of such an adapter would change the model, or not be an exact copy."""
 _PARTS = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".lora_magnitude_vector")
 
 
 def lora_of(folder: Path) -> LoraSection:
-    """What the adapter in `folder` is made of; raises ModelError unless it is a LoRA that can train on."""
+    """The LoRA section of the adapter in `folder`. Raises ModelError unless it can be trained further."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"{folder} holds no {CONFIG_FILE}: expected the folder of a peft adapter") from error
+        raise ModelError(f"{folder} has no {CONFIG_FILE}: expected the folder of a peft adapter") from error
     except ValueError as error:
         raise ModelError(f"{folder}: {CONFIG_FILE} is not JSON") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
@@ -48,24 +48,26 @@ def lora_of(folder: Path) -> LoraSection:
             target_modules=targets if isinstance(targets, str) else sorted(targets or ()),
         )
     except (ValueError, TypeError) as error:  # pydantic's is a ValueError
-        raise ModelError(f"{folder}: {CONFIG_FILE} is of no LoRA that can train on: {error}") from error
+        raise ModelError(
+            f"{folder}: {CONFIG_FILE} does not describe a LoRA that can be trained further: {error}"
+        ) from error
 
 
 def _require_plain(folder: Path, config: dict[str, Any]) -> None:
-    """Raise ModelError unless the adapter is matrices of layers inside the model, over the base as it is."""
+    """Raise ModelError unless the adapter is plain LoRA on inner layers and leaves the base weights unchanged."""
     init = config.get("init_lora_weights", True)
     for name in _REFUSED:
         if config.get(name):
-            raise ModelError(f"{folder}: expected LoRA alone, found {name} {config[name]}")
+            raise ModelError(f"{folder}: expected only LoRA, found {name} {config[name]}")
     if config.get("bias", "none") != "none":
         raise ModelError(f"{folder}: expected bias 'none', found {config['bias']!r}")
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
-        raise ModelError(f"{folder}: init_lora_weights {init!r} changes the weights under the adapter")
+        raise ModelError(f"{folder}: init_lora_weights {init!r} changes the base weights")
     if not (folder / WEIGHTS_FILE).is_file():
-        raise ModelError(f"{folder} holds no {WEIGHTS_FILE}; pickled weights are not accepted")
+        raise ModelError(f"{folder} has no {WEIGHTS_FILE}; pickled weights are not accepted")
     for name in _written(folder):
         if not name.endswith(_PARTS) or HEAD_MODULES & set(name.split(".")):
-            raise ModelError(f"{folder}: expected LoRA of layers inside the model, found {name}")
+            raise ModelError(f"{folder}: expected LoRA on inner layers only, found {name}")
 
 
 def _written(folder: Path) -> set[str]:
@@ -75,13 +77,13 @@ def _written(folder: Path) -> set[str]:
         with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
             return set(weights.keys())
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: {WEIGHTS_FILE} is no safetensors file ({error})") from error
+        raise ModelError(f"{folder}: {WEIGHTS_FILE} is not a safetensors file ({error})") from error
 
 
 def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
-    """`model` (a causal LM) under the adapter in `folder`, which trains; raises ModelError where it does not fit.
+    """Put the adapter in `folder`, which is then trained, on `model` (a causal LM).
 
-    `upcast`: hold an adapter of 16 bits in float32.
+    Raises ModelError if it does not fit. `upcast` holds a 16-bit adapter in float32.
     """
     from peft import PeftModel, get_peft_model_state_dict  # saves peft at start-up
 
@@ -90,12 +92,12 @@ def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=upcast)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load the adapter {folder} onto the model: {error}") from error
-    # What does not match by name peft leaves out with no more than a warning.
+    # peft skips weights whose names do not match, with only a warning.
     held = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     if differing := _written(folder) ^ held:
         names = ", ".join(sorted(differing)[:3])
-        raise ModelError(f"the adapter {folder} is of another model: it does not match in {names}")
-    # A published adapter names the service's base, which peft would look for on the hub whenever it saves.
+        raise ModelError(f"the adapter {folder} belongs to another model: it does not match in {names}")
+    # A published adapter names the service's base model, which peft would look up on the hub at each save.
     adapted.peft_config[adapted.active_adapter].base_model_name_or_path = model.name_or_path
     _hold_as_trl(adapted)
     adapted.add_adapter = partial(_add_alike, adapted, adapted.add_adapter, upcast)
@@ -103,7 +105,7 @@ def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
 
 
 def _hold_as_trl(model: Any) -> None:
-    """Over quantised weights TRL casts adapters to bfloat16: here already, so that a copy is of that dtype too."""
+    """Cast adapters over quantised weights to bfloat16, as TRL does later, so that a copy gets that dtype, too."""
     import torch  # saves torch at the start of the engine manager, which reads adapters
 
     if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
@@ -114,14 +116,14 @@ def _hold_as_trl(model: Any) -> None:
 
 
 def _add_alike(model: Any, add: Callable[..., None], upcast: bool, name: str, config: Any) -> None:  # noqa: FBT001
-    """peft's `add_adapter` for a copy of the active adapter: of another dtype it would differ by rounding."""
+    """Add an adapter like peft's `add_adapter`, in the active adapter's dtype; another dtype would round the copy."""
     add(name, config, autocast_adapter_dtype=upcast)
     for copy, own in _pairs(model, name):
         copy.data = copy.data.to(own.dtype)
 
 
 def _pairs(model: Any, name: str) -> Iterator[tuple[Any, Any]]:
-    """The weights of the adapter `name`, each beside the active adapter's."""
+    """Pairs (weight of the adapter `name`, corresponding weight of the active adapter)."""
     active = f".{model.active_adapter}."
     for place, own in list(model.named_parameters()):
         if active in place:
@@ -129,7 +131,7 @@ def _pairs(model: Any, name: str) -> Iterator[tuple[Any, Any]]:
 
 
 def keep_start(model: Any) -> None:
-    """Give a peft model that trains on from its adapter a frozen copy of it, unless it has one."""
+    """Give a peft model that trains a loaded adapter a frozen copy of it, unless it has one."""
     if START in model.peft_config:
         return
     model.add_adapter(START, model.peft_config[model.active_adapter])
@@ -138,15 +140,15 @@ def keep_start(model: Any) -> None:
 
 
 def start_of(model: Any) -> str | None:
-    """The adapter under which a peft model is what it was before training; None: no adapter."""
+    """The adapter with which a peft model equals the model before training; None for no adapter."""
     return START if START in model.peft_config else None
 
 
 def peft_config(lora: LoraSection | None, model: Any = None) -> Any:
-    """peft's LoraConfig of a recipe's section; None for None.
+    """peft's LoraConfig for a recipe's section; None for None.
 
-    `model`: what it is for. Of a model that sees or hears as well, it leaves out all but the language model: no text
-    row has a gradient for the rest, and vLLM would not serve it.
+    `model` is the model it is for. In a multimodal model, only the language model gets adapters: text rows give no
+    gradient to the rest, and vLLM would not serve it.
     """
     if lora is None:
         return None
@@ -165,7 +167,7 @@ def peft_config(lora: LoraSection | None, model: Any = None) -> Any:
 
 
 def language_model(model: Any) -> str | None:
-    """The name of the language model inside `model`; None where `model` is nothing else."""
+    """The name of the language model inside a multimodal `model`; None for a plain language model."""
     if model.config.get_text_config() is model.config:
         return None
     decoder = model.get_decoder()
@@ -173,8 +175,8 @@ def language_model(model: Any) -> str | None:
 
 
 def adapted_modules(model: Any) -> tuple[str, ...]:
-    """The last parts of the names of the modules that `model`'s adapters change, sorted."""
+    """The last name parts of the modules that `model`'s adapters change, sorted."""
     places = {name.rpartition(".lora_A.")[0] for name, _ in model.named_parameters()}
-    # of two matrices in one module, peft wraps the module twice
+    # if a module has two adapted matrices, peft wraps it twice
     names = {place.removesuffix(".base_layer").rpartition(".")[2] for place in places}
     return tuple(sorted(names - {""}))

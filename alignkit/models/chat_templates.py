@@ -1,4 +1,4 @@
-"""Chat templates for models that come without one: a file, or one that ships with TRL, by its name."""
+"""Chat templates for models without one: a file, or one of TRL's templates by name."""
 
 import importlib.util
 from pathlib import Path
@@ -9,9 +9,9 @@ SUFFIX = ".jinja"
 
 
 def available() -> tuple[str, ...]:
-    """Names of the templates that ship with the installed TRL, sorted; none where it is not installed.
+    """Names of the installed TRL's chat templates, sorted; empty if TRL is not installed.
 
-    TRL's variants for training mark what carries loss, which alignkit finds out by itself, so they are left out.
+    Excludes TRL's training variants, which mark the tokens that carry loss; alignkit determines those itself.
     """
     folder = _folder()
     if folder is None:
@@ -21,9 +21,9 @@ def available() -> tuple[str, ...]:
 
 
 def read_template(source: str) -> str:
-    """The template in the file `source`, or TRL's of that name.
+    """The template in the file `source`, or TRL's template with that name.
 
-    Raises ModelError where there is neither, or it is no Jinja template.
+    Raises ModelError if neither exists, or if it is not a Jinja template.
     """
     text = _text(source)
     from jinja2 import Environment, TemplateSyntaxError  # saves jinja2 at start-up
@@ -32,7 +32,7 @@ def read_template(source: str) -> str:
         # transformers renders with these extensions, so a template may use them
         Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(_plain(text))  # noqa: S701 - parsed alone
     except TemplateSyntaxError as error:
-        raise ModelError(f"{source} is no Jinja template: line {error.lineno}: {error.message}") from error
+        raise ModelError(f"{source} is not a Jinja template: line {error.lineno}: {error.message}") from error
     return text
 
 
@@ -53,7 +53,7 @@ def _text(source: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without transformers' own `{% generation %}` blocks, which its renderer alone knows."""
+    """The template without `{% generation %}` blocks, which only transformers' renderer supports."""
     for word in ("generation", "endgeneration"):
         for left in ("{%", "{%-"):
             for right in ("%}", "-%}"):

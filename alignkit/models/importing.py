@@ -1,8 +1,7 @@
-"""Base models on disk: import them once into a folder that transformers, the trainer and vLLM all read.
+"""Imports base models into folders that transformers, the trainers and vLLM can all read.
 
-A base model is a folder in Hugging Face format (config.json, *.safetensors, tokenizer files). `import_model`
-makes one from a model that ships as a Python package (GGUF, dequantised once), from a local folder, or from a
-hub id, and puts it in place whole or not at all.
+A base model is a folder in Hugging Face format (config.json, *.safetensors, tokenizer files). `import_model` makes
+one, atomically, from a model shipped as a Python package (GGUF, dequantised once), a local folder, or a hub id.
 """
 
 import importlib.metadata
@@ -32,7 +31,7 @@ class PackagedModel:
     distribution: str
     version: str
     gguf: str
-    """Path of the file inside the package's installed files."""
+    """Path of the GGUF file within the installed package."""
 
 
 PACKAGED_MODELS = {
@@ -47,7 +46,9 @@ def available(models_dir: Path) -> list[str]:
     if not models_dir.is_dir():
         return []
     names = (path.parent.name for path in models_dir.glob("*/config.json"))
-    return sorted(name for name in names if NAME_PATTERN.fullmatch(name))  # not one that is being imported
+    return sorted(
+        name for name in names if NAME_PATTERN.fullmatch(name)
+    )  # not a folder of an import in progress
 
 
 def import_model(
@@ -58,11 +59,11 @@ def import_model(
     chat_template: str | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Put the model `source` into `models_dir/name` and return that folder; does nothing if it is there.
+    """Import the model `source` as `models_dir/name` and return that folder; does nothing if it exists.
 
-    `source` is a name of `PACKAGED_MODELS`, a local folder in Hugging Face format, or a hub id. `chat_template`: a
-    Jinja file, or a name of TRL's templates, with which it trains and is served. Raises ModelError where one of
-    them cannot be found or read, or the model cannot be trained.
+    `source` is a name in `PACKAGED_MODELS`, a local folder in Hugging Face format, or a hub id. `chat_template`, a
+    Jinja file or the name of a TRL template, is used for training and serving. Raises ModelError if one of them
+    cannot be found or read, or if the model cannot be trained.
     """
     template = None if chat_template is None else read_template(chat_template)
     name = name or Path(source).name.lower()
@@ -94,16 +95,16 @@ def import_model(
 def prune_model(
     source: Path, models_dir: Path, name: str, every: int, *, report: Callable[[str], None] = print
 ) -> Path:
-    """Put the model in `source`, of its layers only 0, `every`, 2 `every`, …, into `models_dir/name`; returns that.
+    """Save the model in `source`, reduced to its layers 0, `every`, 2 `every`, …, as `models_dir/name`; returns that.
 
-    A student to distil into: it speaks the teacher's vocabulary and starts near it. Raises ModelError where the
-    source is no model of numbered layers, or the name is taken.
+    The result is a student for distillation: it has the teacher's vocabulary and starts close to it. Raises
+    ModelError if the source is not a model of numbered layers, or the name is taken.
     """
     if not NAME_PATTERN.fullmatch(name):
         raise ModelError(f"model name {name!r}: expected letters, digits, '.', '_' or '-'")
     target = models_dir / name
     if target.exists():
-        raise ModelError(f"{target} is there already: choose another name")
+        raise ModelError(f"{target} already exists: choose another name")
     model, tokenizer = load_causal_lm(source, "float32", field="source")
     pruned, kept = _keep_layers(model, every)
     with _whole_or_nothing(target) as staging:
@@ -116,7 +117,7 @@ def prune_model(
 
 
 def _keep_layers(model: Any, every: int) -> tuple[Any, list[int]]:
-    """A fresh model with every `every`-th layer of `model`, and which those are."""
+    """A new model with every `every`-th layer of `model`, and the indices of those layers."""
     from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     config = type(model.config).from_dict(model.config.to_dict())
@@ -125,7 +126,7 @@ def _keep_layers(model: Any, every: int) -> tuple[Any, list[int]]:
         raise ModelError(f"a {config.model_type} model has no num_hidden_layers, so it cannot be pruned")
     kept = list(range(0, layers, every))
     config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):  # one entry a layer, such as sliding or full attention
+    if getattr(config, "layer_types", None):  # one entry per layer, such as sliding or full attention
         config.layer_types = [config.layer_types[layer] for layer in kept]
     pruned = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     pruned.load_state_dict(dict(_renumbered(model.state_dict(), kept)))
@@ -164,7 +165,7 @@ def _from_package(packaged: PackagedModel, folder: Path, report: Callable[[str],
         ) from None
     gguf = Path(str(distribution.locate_file(packaged.gguf)))
     if not gguf.is_file():
-        raise ModelError(f"{packaged.distribution} {distribution.version} does not hold {packaged.gguf}")
+        raise ModelError(f"{packaged.distribution} {distribution.version} does not contain {packaged.gguf}")
     report(f"Converting {gguf.name} to safetensors (once, about half a minute) …")
     model, tokenizer = _dequantise(gguf)
     model.save_pretrained(folder)
@@ -174,8 +175,8 @@ def _from_package(packaged: PackagedModel, folder: Path, report: Callable[[str],
 def _dequantise(gguf: Path) -> tuple[Any, Any]:
     """A float32 model and its tokenizer from a GGUF file.
 
-    The model that `from_pretrained` returns remembers that it was quantised and refuses to be saved, so its
-    weights are copied into a fresh one.
+    The model that `from_pretrained` returns is marked as quantised and refuses to be saved, so its weights are copied
+    into a new model.
     """
     extras.require("gguf", extra="gguf", purpose=f"converting {gguf.name}")
     import torch  # saves torch and transformers at start-up
@@ -187,7 +188,7 @@ def _dequantise(gguf: Path) -> tuple[Any, Any]:
 
 
 def _fresh(loaded: Any) -> Any:
-    """A model of the same weights that remembers nothing of a quantised file."""
+    """A new model with the same weights, without any mark of a quantised file."""
     from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     config = type(loaded.config).from_dict(loaded.config.to_dict())
@@ -201,7 +202,7 @@ def _fresh(loaded: Any) -> Any:
 
 
 def _replace_quantised(folder: Path, report: Callable[[str], None]) -> None:
-    """Write the checkpoint in `folder` in bfloat16, which trains, in place of its quantised weights."""
+    """Replace the quantised weights in `folder` by bfloat16 weights, which can be trained."""
     import torch  # saves torch and transformers at start-up
     from transformers import AutoModelForCausalLM
 
@@ -217,7 +218,7 @@ def _replace_quantised(folder: Path, report: Callable[[str], None]) -> None:
 
 def _from_folder(source: Path, folder: Path) -> None:
     if not (source / "config.json").is_file():
-        raise ModelError(f"{source} holds no config.json: expected a model folder in Hugging Face format")
+        raise ModelError(f"{source} has no config.json: expected a model folder in Hugging Face format")
     for path in source.iterdir():
         if path.is_file() and path.suffix in {".json", ".safetensors", ".txt", ".model", ".jinja"}:
             shutil.copy2(path, folder / path.name)
@@ -231,26 +232,26 @@ def _require_trainable(folder: Path, source: str) -> None:
 
 
 def _refuse_bad_weights(folder: Path, source: str) -> None:
-    """Raise ModelError unless the weights are safetensors, all of them in `folder`: nothing else is ever loaded."""
+    """Raise ModelError unless all weights are safetensors files in `folder`: nothing else is ever loaded."""
     from safetensors import SafetensorError, safe_open  # saves safetensors at start-up
 
     weights = {path.name: path for path in folder.glob("*.safetensors")}
     if not weights:
-        raise ModelError(f"{source} holds no *.safetensors file; pickled weights are not accepted")
+        raise ModelError(f"{source} has no *.safetensors file; pickled weights are not accepted")
     for name, path in weights.items():
         try:
             with safe_open(path, framework="numpy"):
                 pass
         except SafetensorError as error:
-            raise ModelError(f"{source}: {name} is no safetensors file ({error})") from error
+            raise ModelError(f"{source}: {name} is not a safetensors file ({error})") from error
     for index in folder.glob("*.safetensors.index.json"):
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{source}: {index.name} is no index of safetensors files") from error
+            raise ModelError(f"{source}: {index.name} is not an index of safetensors files") from error
         if not named <= weights.keys():
             missing = ", ".join(sorted(map(str, named - weights.keys()))[:3])
-            raise ModelError(f"{source}: {index.name} names files that are not there: {missing}")
+            raise ModelError(f"{source}: {index.name} names missing files: {missing}")
 
 
 def _from_hub(source: str, folder: Path) -> None:
@@ -260,11 +261,11 @@ def _from_hub(source: str, folder: Path) -> None:
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         snapshot_download(source, local_dir=folder, allow_patterns=["config.json"])
-        _require_trainable(folder, source)  # before gigabytes are fetched
+        _require_trainable(folder, source)  # before downloading gigabytes
         snapshot_download(source, local_dir=folder, allow_patterns=patterns)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"{source!r} is no packaged model ({', '.join(PACKAGED_MODELS)}), no folder, and the hub did not "
-            f"give it ({type(error).__name__})"
+            f"{source!r} is not a packaged model ({', '.join(PACKAGED_MODELS)}), not a folder, and could not be "
+            f"downloaded from the hub ({type(error).__name__})"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer for training: dtype, attention, quantised storage."""
+"""Loads a causal language model and its tokenizer for training: dtype, attention, quantisation."""
 
 import os
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ def load_causal_lm(
     field: str,
     quantization: str | None = None,
 ) -> tuple[Any, Any]:
-    """The model in `path` (a folder or a hub id) and its tokenizer; code from the checkpoint is never run.
+    """The model in `path` (a folder or a hub id) and its tokenizer; never runs code from the checkpoint.
 
-    `quantization`: a name of `QUANTIZATIONS`, by which weights are stored, while products are in `dtype`. Raises
-    ModelError, which names the recipe's `field`.
+    `quantization`, a name in `QUANTIZATIONS`, sets how weights are stored; products are computed in `dtype`. Raises
+    ModelError that names the recipe's `field`.
     """
     import torch  # saves torch and transformers at start-up
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if str(path).startswith((".", "/", "~")) and not Path(path).is_dir():
         raise ModelError(
-            f"{field}: there is no folder {path}; `alignkit models import` makes a model known by its name, "
-            "and a folder or a hub id will do"
+            f"{field}: there is no folder {path}; expected a folder, a hub id, or a model imported with "
+            "`alignkit models import`"
         )
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if quantization:
@@ -46,7 +46,7 @@ def load_causal_lm(
 
 
 def _read_config(path: str | Path, field: str) -> dict[str, Any]:
-    """The configuration of a model in a folder or on the hub; raises ModelError for one that cannot be trained."""
+    """The configuration of a model in a folder or on the hub. Raises ModelError if it cannot be trained."""
     from transformers import PreTrainedConfig  # saves transformers at start-up
 
     try:
@@ -60,7 +60,7 @@ def _read_config(path: str | Path, field: str) -> dict[str, Any]:
 
 
 def dequantising(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What from_pretrained takes, so that a quantised checkpoint is floating point once it is loaded."""
+    """Arguments for from_pretrained that turn a quantised checkpoint into floating point while loading."""
     from transformers import FineGrainedFP8Config, Mxfp4Config  # saves transformers at start-up
 
     kinds = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
@@ -69,7 +69,7 @@ def dequantising(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""What configurations call the number of a mixture's experts."""
+"""Configuration keys for the number of experts in a mixture."""
 
 
 def experts_of(config: Any) -> int:
@@ -84,11 +84,11 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
     "int8": {"load_in_8bit": True},
 }
-"""QLoRA's storage of frozen weights, as bitsandbytes names it."""
+"""QLoRA storage of frozen weights -> bitsandbytes options."""
 
 
 def _quantized(name: str, dtype: Any) -> dict[str, Any]:
-    """What from_pretrained takes: the weights are quantised on the GPU that this process trains on."""
+    """Arguments for from_pretrained that quantise the weights on this process's GPU."""
     import torch  # saves torch and transformers at start-up
     from transformers import BitsAndBytesConfig
 

@@ -1,6 +1,6 @@
-"""Whether a model can train, by its config.json alone: no weights and no torch are loaded.
+"""Checks whether a model can be trained by its config.json alone, without loading weights or torch.
 
-Import, job creation and every run ask the same, so that no run fails after it has waited for a device.
+Import, job creation and every run use the same checks, so that no run fails after it has waited for a device.
 """
 
 import json
@@ -14,26 +14,26 @@ import yaml
 from alignkit.errors import ModelError
 
 DEQUANTISED = frozenset({"fp8", "mxfp4"})
-"""Quantisations that transformers turns back into floating point while it loads a checkpoint."""
+"""Quantisations that transformers converts to floating point while loading a checkpoint."""
 FROZEN_UNDER_LORA = frozenset({"bitsandbytes"})
-"""Quantisations whose weights stay as they are while adapters train."""
+"""Quantisations whose weights stay quantised and frozen while adapters train."""
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The configuration in `folder`; raises ModelError where there is none, or it is no JSON object."""
+    """The configuration in `folder`. Raises ModelError if it is missing or not a JSON object."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError("it holds no config.json: expected a model folder in Hugging Face format") from error
+        raise ModelError("it has no config.json: expected a model folder in Hugging Face format") from error
     except ValueError as error:
         raise ModelError("its config.json is not JSON") from error
     if not isinstance(config, dict):
-        raise ModelError("its config.json is no JSON object")
+        raise ModelError("its config.json is not a JSON object")
     return config
 
 
 def quantization_of(config: Mapping[str, Any]) -> str | None:
-    """The method by which a checkpoint's own weights are quantised, in lower case; None where they are not."""
+    """The quantisation method of a checkpoint's weights, in lower case; None if they are not quantised."""
     for part in (config, config.get("text_config")):
         found = part.get("quantization_config") if isinstance(part, Mapping) else None
         if isinstance(found, Mapping):
@@ -46,7 +46,7 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequ
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
-    """The most tokens that a model of this configuration was made for; None where it sets no limit."""
+    """The maximum number of tokens for this configuration; None if it sets no limit."""
     text = config.get("text_config")
     for part in (text if isinstance(text, Mapping) else {}, config):
         for name in _POSITIONS:
@@ -56,10 +56,10 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
 
 
 def length_within(folder: Path, asked: int | None, default: int) -> int:
-    """Tokens of a row in training: `asked`, or `default` where that is None, but never more than positions.
+    """Maximum tokens of a training row: `asked`, or `default` (limited to the model's positions) if None.
 
-    Raises ValueError where `asked` is more than the model in `folder` has positions. A model that is not in a folder,
-    or whose configuration cannot be read, sets no limit here.
+    Raises ValueError if `asked` exceeds the positions of the model in `folder`. A model that is not in a folder, or
+    whose configuration cannot be read, sets no limit here.
     """
     try:
         most = positions_of(config_of(folder))
@@ -73,16 +73,16 @@ def length_within(folder: Path, asked: int | None, default: int) -> int:
 
 
 def refusals(config: Mapping[str, Any], *, all_weights: bool = False) -> Iterator[str]:
-    """Why a model of this configuration cannot train, each reason a clause; `all_weights`: without adapters."""
+    """The reasons why a model with this configuration cannot train, one clause each; `all_weights`: without LoRA."""
     quantization = quantization_of(config)
     if quantization is not None and quantization not in DEQUANTISED:
         if quantization not in FROZEN_UNDER_LORA:
             yield (
-                f"its weights are quantised with {quantization.upper()}, which cannot be trained; take the "
-                "checkpoint that it was made from"
+                f"its weights are quantised with {quantization.upper()}, which cannot be trained; use the "
+                "checkpoint from which it was quantised"
             )
         elif all_weights:
-            yield f"its weights are quantised with {quantization}, of which adapters alone can be trained"
+            yield f"its weights are quantised with {quantization}, so only adapters can be trained"
     name = config.get("model_type")
     reason = architectures()["refused"].get(name)
     if reason is not None and not config.get("is_decoder"):
@@ -90,14 +90,14 @@ def refusals(config: Mapping[str, Any], *, all_weights: bool = False) -> Iterato
 
 
 def require_trainable(config: Mapping[str, Any], *, all_weights: bool = False) -> None:
-    """Raise ModelError, one sentence, where a model of this configuration cannot train."""
+    """Raise ModelError with one sentence if a model with this configuration cannot be trained."""
     if reasons := list(refusals(config, all_weights=all_weights)):
         raise ModelError("; ".join(reasons))
 
 
 @cache
 def architectures() -> dict[str, Any]:
-    """How each causal architecture of transformers fares: `agrees`, `refused` (with the reason) and `not_built`."""
+    """Support of transformers' causal architectures: `agrees`, `refused` (with the reason) and `not_built`."""
     file = Path(__file__).with_name("architectures.yaml")
     found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return found

@@ -56,7 +56,7 @@ def add_embedding(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "holds no adapter_config.json"),
+    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config.json"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "is not JSON"),
     "no LoRA": (lambda folder: change_config(folder, peft_type="IA3"), "expected a LoRA adapter"),
     "whole modules": (lambda folder: change_config(folder, modules_to_save=["lm_head"]), "modules_to_save"),
@@ -68,7 +68,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "biases": (lambda folder: change_config(folder, bias="all"), "expected bias 'none'"),
     "embeddings": (add_embedding, "layers inside the model, found .*embed_tokens"),
     "damaged": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "no safetensors"),
-    "no rank": (lambda folder: change_config(folder, r=None), "is of no LoRA that can train on"),
+    "no rank": (
+        lambda folder: change_config(folder, r=None),
+        "does not describe a LoRA that can be trained further",
+    ),
     "the head": (lambda folder: change_config(folder, target_modules=["lm_head"]), "lm_head"),
     "pickled": (pickle_weights, "pickled weights are not accepted"),
 }

@@ -48,7 +48,7 @@ def test_a_typo_is_told_the_nearest_name() -> None:
 def test_a_file_that_is_no_template_is_refused_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
-    with pytest.raises(ModelError, match="is no Jinja template: line 2"):
+    with pytest.raises(ModelError, match="is not a Jinja template: line 2"):
         read_template(str(file))
 
 

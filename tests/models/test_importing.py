@@ -38,7 +38,7 @@ def test_a_folder_is_copied_once_without_what_is_not_needed(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda folder: None, "holds no config.json"),
+        (lambda folder: None, "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{}"), "pickled weights are not accepted"),
     ],
 )
@@ -54,14 +54,14 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, prepare: object, m
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors", pickle.dumps({"weight": [1.0]}), "model.safetensors is no safetensors file"),
-        ("extra.safetensors", b"", "extra.safetensors is no safetensors file"),
+        ("model.safetensors", pickle.dumps({"weight": [1.0]}), "model.safetensors is not a safetensors file"),
+        ("extra.safetensors", b"", "extra.safetensors is not a safetensors file"),
         (
             "model.safetensors.index.json",
             b'{"weight_map": {"a": "../other/model.safetensors"}}',
-            "names files that are not there: ../other/model.safetensors",
+            "names missing files: ../other/model.safetensors",
         ),
-        ("model.safetensors.index.json", b"[]", "is no index"),
+        ("model.safetensors.index.json", b"[]", "is not an index"),
     ],
 )
 def test_weights_that_only_look_safe_are_refused(
@@ -111,7 +111,7 @@ def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pyt
 
 def test_an_unknown_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="the hub did not give it"):
+    with pytest.raises(ModelError, match="could not be downloaded from the hub"):
         importing.import_model("nobody/nothing", tmp_path, report=quiet)
     assert importing.available(tmp_path) == []
 
@@ -135,7 +135,7 @@ def test_pruning_keeps_every_nth_layer_and_the_rest(tmp_path: Path) -> None:
     ids = torch.arange(9)[None]
     torch.testing.assert_close(small(ids).logits, whole(ids).logits)
     assert AutoTokenizer.from_pretrained(pruned).chat_template
-    with pytest.raises(ModelError, match="is there already"):
+    with pytest.raises(ModelError, match="already exists"):
         importing.prune_model(source, tmp_path, "half", 2, report=quiet)
     with pytest.raises(ModelError, match="source: there is no folder"):
         importing.prune_model(tmp_path / "none", tmp_path, "other", 2, report=quiet)
