@@ -1,1 +1,1 @@
-"""A run on disk and while it goes: its folder, checkpoints, progress, pausing, and the checks at its start."""
+"""A run on disk and in progress: its folder, checkpoints, progress, pausing, and the checks at its start."""

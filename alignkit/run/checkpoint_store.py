@@ -1,7 +1,7 @@
-"""Copies of whole checkpoints in a bucket, or in any folder that pyarrow reaches: s3://, gs://, file://, a path.
+"""Copies of complete checkpoints in any storage that pyarrow supports: s3://, gs://, file://, or a path.
 
-A copy is whole once its manifest is there, which is written last. S3-compatible servers other than Amazon's are named
-in the URL: s3://bucket/prefix?endpoint_override=http://host:9000.
+A copy is complete when its manifest exists, which is written last. The URL can name an S3-compatible server:
+s3://bucket/prefix?endpoint_override=http://host:9000.
 """
 
 import re
@@ -16,16 +16,16 @@ from alignkit.run.checkpoints import ASIDE, MANIFEST, damage, newest_first, read
 
 
 def inside(url: str, name: str) -> str:
-    """The URL of what is called `name` in the folder at `url`."""
+    """The URL of the entry `name` in the folder at `url`."""
     parts = urlsplit(url)
     return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 
 
 class CheckpointStore:
-    """One run's checkpoints at a URL."""
+    """The checkpoints of one run at a URL."""
 
     def __init__(self, url: str) -> None:
-        """Raises AlignkitError for a URL that names no storage."""
+        """Open the storage at `url`. Raises AlignkitError if the URL is invalid."""
         try:
             given = url if "://" in url else str(Path(url).expanduser().resolve())
             self._files, self._root = fs.FileSystem.from_uri(given)
@@ -35,7 +35,7 @@ class CheckpointStore:
             ) from error
 
     def steps(self) -> list[str]:
-        """Names of the whole checkpoints, newest first."""
+        """Names of the complete checkpoints, newest first."""
         entries = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         names = [entry.base_name for entry in entries if entry.base_name.startswith("checkpoint-")]
         manifests = self._files.get_file_info([f"{self._root}/{name}/{MANIFEST}" for name in names])
@@ -43,9 +43,9 @@ class CheckpointStore:
         return sorted(whole, key=_step, reverse=True)
 
     def sync(self, checkpoints: Path) -> list[str]:
-        """Copy the whole checkpoints in the folder that have no copy, and drop copies of those it has no more.
+        """Copy complete checkpoints of the folder that have no copy, and delete copies of those no longer there.
 
-        Returns the names of what was copied. A checkpoint that is taken away meanwhile has no copy.
+        Returns the names of the copied checkpoints. A checkpoint that is deleted meanwhile is not copied.
         """
         here = {path.name: path for path in newest_first(checkpoints) if (path / MANIFEST).is_file()}
         there = set(self.steps())
@@ -56,7 +56,7 @@ class CheckpointStore:
         return copied
 
     def fetch(self, checkpoints: Path) -> str | None:
-        """Copy the newest whole checkpoint into the folder, if that has none as new; its name where it was copied."""
+        """Copy the newest complete checkpoint into the folder if that has none as new; returns its name or None."""
         local = next((_step(path.name) for path in newest_first(checkpoints) if damage(path) is None), -1)
         for name in self.steps():
             if _step(name) <= local:

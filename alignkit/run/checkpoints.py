@@ -1,7 +1,7 @@
-"""Checkpoints that are there whole or not at all.
+"""Checkpoints that are written atomically and verified.
 
-One is written aside, its files are synced and listed with sizes and digests in manifest.json, and only then does the
-folder get its name. What does not match its manifest is damaged, and a run goes on from the one before it.
+A checkpoint is written aside; its files are synced and listed with sizes and digests in manifest.json; only then is
+it renamed into place. One that does not match its manifest is damaged, and a run resumes from the previous one.
 """
 
 import json
@@ -14,16 +14,16 @@ from typing import Any
 from alignkit.disk import digest, sync
 
 FORMAT = 2
-"""Of the checkpoints that this version writes and reads; in the manifest of each."""
+"""Format version of checkpoints written and read by this version; recorded in each manifest."""
 MANIFEST = "manifest.json"
 ASIDE = ".writing"
-"""Folder beside the checkpoints in which one is written."""
+"""Name of the folder next to the checkpoints in which new ones are written."""
 
 
 def seal(written: Path, target: Path, origin: Mapping[str, Any]) -> None:
-    """Sync the checkpoint in `written`, add its manifest and give it its name, in the place of what has that now.
+    """Sync the checkpoint in `written`, add its manifest, and rename it to `target`, replacing what is there.
 
-    `origin`: what the manifest says of the run beside the files (alignkit.run.resume_guard).
+    `origin` is what the manifest records about the run (alignkit.run.resume_guard).
     """
     files = _files(written)
     with ThreadPoolExecutor() as pool:
@@ -45,9 +45,9 @@ def seal(written: Path, target: Path, origin: Mapping[str, Any]) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, as a sentence's end; None where every file is what its manifest says.
+    """The damage of a checkpoint, as the end of a sentence; None if every file matches the manifest.
 
-    What another version of alignkit wrote is not ours to call damaged: the run that would go on from it refuses it.
+    A checkpoint of another version of alignkit does not count as damaged: a run that would resume from it refuses it.
     """
     try:
         manifest = read_manifest(checkpoint)
@@ -64,13 +64,13 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest; raises OSError or ValueError where there is none that can be read."""
+    """The manifest. Raises OSError or ValueError if it is missing or unreadable."""
     value: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     return value
 
 
 def newest_first(folder: Path) -> Iterable[Path]:
-    """The checkpoints in `folder`, whole or not."""
+    """The checkpoints in `folder`, newest first, complete or not."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
 
@@ -92,4 +92,4 @@ def _difference(file: Path, entry: dict[str, Any]) -> str | None:
     size = file.stat().st_size
     if size != entry["bytes"]:
         return f"has {size:,} bytes, expected {entry['bytes']:,}"
-    return None if digest(file) == entry["sha256"] else "has other contents than were written"
+    return None if digest(file) == entry["sha256"] else "has other contents than when written"

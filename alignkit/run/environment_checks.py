@@ -1,6 +1,6 @@
-"""What a recipe asks of the machine and of the launcher, checked before anything is loaded.
+"""Checks of a recipe's requirements on the machine and the launcher, before anything is loaded.
 
-Each check looks at one part and gives the fields that cannot be had here, with what can.
+Each check covers one part, and yields the fields that are not possible here together with what is.
 """
 
 import importlib.util
@@ -18,8 +18,10 @@ from alignkit.recipe import Recipe
 from alignkit.sharding import SHARES_WEIGHTS, sharding
 
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-"""Optimizers whose step of a weight depends on that weight's gradients alone, so that a part of a matrix can be
-stepped without the rest. ZeRO would take the others too, and train something else."""
+"""Optimizers that update each weight from that weight's gradients alone.
+
+Only these can update a part of a matrix without the rest. ZeRO would accept the others, and train something else.
+"""
 
 _IN_BITSANDBYTES = ("8bit", "bnb", "paged", "lion")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -27,14 +29,14 @@ _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_in
 
 
 def require(recipe: Recipe) -> None:
-    """Raise RecipeError, naming every field, unless this process can run the recipe as it was launched."""
+    """Raise RecipeError that names every field, unless this process can run the recipe as launched."""
     issues = [issue for check in CHECKS for issue in check(recipe)]
     if issues:
         raise RecipeError(issues)
 
 
 def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
-    """The options that cannot be had under `sharded`, one of `alignkit.sharding.sharding`'s results."""
+    """The options that are not possible under `sharded`, a result of `alignkit.sharding.sharding`."""
     yield from recipe.method.refusals(recipe, sharded)
     if sharded is None:
         return
@@ -51,7 +53,7 @@ def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
 
 
 def _model(recipe: Recipe) -> Iterator[FieldIssue]:
-    """A model in a folder, by its configuration; one on the hub is looked at when it is loaded."""
+    """Check the configuration of a model in a folder; a model on the hub is checked when it is loaded."""
     folder = Path(recipe.model.path)
     if (folder / "config.json").is_file():
         try:
@@ -61,9 +63,9 @@ def _model(recipe: Recipe) -> Iterator[FieldIssue]:
 
 
 def settle_length(recipe: Recipe) -> Recipe:
-    """The recipe with a `data.max_length` that its model has positions for, where it has the default.
+    """The recipe, with its default `data.max_length` lowered to the positions of its model.
 
-    Raises RecipeError where it gives more than that.
+    Raises RecipeError if the recipe sets more than that.
     """
     data = recipe.data
     # a resolved recipe has its defaults written out
@@ -89,7 +91,7 @@ def _devices(_recipe: Recipe) -> Iterator[FieldIssue]:
     wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if torch.cuda.is_available() and wanted > found:
         yield FieldIssue(
-            "", f"expected a GPU for each of the {wanted} processes of this machine, found {found}"
+            "", f"expected a GPU for each of the {wanted} processes on this machine, found {found}"
         )
 
 
@@ -97,9 +99,9 @@ def _precision(recipe: Recipe) -> Iterator[FieldIssue]:
 
     field, wanted = "training.mixed_precision", recipe.training.mixed_precision
     if wanted == "fp16" and not torch.cuda.is_available():
-        yield FieldIssue(field, "fp16 needs a GPU, and there is none: expected bf16 or no")
+        yield FieldIssue(field, "fp16 needs a GPU, but this machine has none: expected bf16 or no")
     if wanted == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        yield FieldIssue(field, f"{torch.cuda.get_device_name()} has no bf16: expected fp16 or no")
+        yield FieldIssue(field, f"{torch.cuda.get_device_name()} does not support bf16: expected fp16 or no")
 
 
 def _attention(recipe: Recipe) -> Iterator[FieldIssue]:
@@ -111,7 +113,7 @@ def _attention(recipe: Recipe) -> Iterator[FieldIssue]:
         yield FieldIssue(field, f"expected one of {', '.join(_ATTENTION)}, found {wanted!r}")
         return
     if wanted not in {"eager", "sdpa"} and not torch.cuda.is_available():
-        yield FieldIssue(field, f"{wanted} needs a GPU, and there is none: expected eager or sdpa")
+        yield FieldIssue(field, f"{wanted} needs a GPU, but this machine has none: expected eager or sdpa")
     package = _FLASH.get(wanted)
     if package and not _installed(package):
         yield FieldIssue(field, f"{wanted} needs the package {package}, which is not installed")

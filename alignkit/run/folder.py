@@ -1,16 +1,16 @@
-"""A run's folder: what is in it, who writes it, and how it is written.
+"""A run's folder: its contents, who writes them, and how.
 
 recipe.yaml     the resolved recipe
-train.log       output of the training process (written by whoever starts it)
-events.jsonl    what the trainer reports, append-only: {created_at, level, type, message, data}
-checkpoints/    checkpoint-N folders, whole or absent (alignkit.run.checkpoints)
-samples/        answers that D2O drew, and the references' log-probs
-adapter/        the trained adapter (or model/ for all weights), whole or absent
-collapse_guard.json   what the untrained model answered like, and the steps that were sound
-teacher/        the trained teacher of a distillation, where its recipe asks for it
-tensorboard/    event files, where the recipe reports to tensorboard (other trackers: a folder of their own name)
-trackers.json   ids of the run's records at trackers, by which a resumed run goes on with them
-canary.json     log-probs by which a server proves that it answers with this result
+train.log       output of the training process (written by the process that starts it)
+events.jsonl    the trainer's events, append-only: {created_at, level, type, message, data}
+checkpoints/    checkpoint-N folders, written atomically (alignkit.run.checkpoints)
+samples/        answers sampled for D2O, and log-probs of the references
+adapter/        the trained adapter (or model/ if all weights were trained), written atomically
+collapse_guard.json   measures of the untrained model's answers, and the steps that were sound
+teacher/        the trained teacher of a distillation, if the recipe saves it
+tensorboard/    event files, if the recipe reports to tensorboard (other trackers: a folder with their name)
+trackers.json   ids of the run at its trackers, so that a resumed run continues the same records
+canary.json     log-probs with which a server verifies that it serves this result
 result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
 """
 
@@ -26,8 +26,11 @@ from alignkit.run.checkpoints import damage, newest_first
 
 Level = Literal["info", "warn", "error"]
 SAVED_TEACHER = Path("teacher") / "model"
-"""Where a trained teacher lies inside a saved student. Not `teacher` itself: the Trainer takes a folder with an
-adapter right inside a checkpoint for one more adapter of the student."""
+"""Path of a trained teacher inside a saved student.
+
+Not `teacher` itself: the Trainer takes a folder with an adapter directly inside a checkpoint for another adapter of
+the student.
+"""
 
 
 def newest(path: Path) -> Path:
@@ -38,7 +41,7 @@ def newest(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths of one run."""
+    """The paths of one run."""
 
     path: Path
 
@@ -87,16 +90,16 @@ class RunFolder:
         return self.path / "result.json"
 
     def last_checkpoint(self, skipped: Callable[[str], object] = lambda _: None) -> Path | None:
-        """The newest whole checkpoint, or None; `skipped` is told of each newer one, in a sentence."""
+        """The newest undamaged checkpoint, or None; `skipped` is called with a sentence about each newer one."""
         for path in newest_first(self.checkpoints):
             wrong = damage(path)
             if wrong is None:
                 return path
-            skipped(f"{path.name} is damaged, so the run goes on from an earlier checkpoint: {wrong}")
+            skipped(f"{path.name} is damaged, so the run resumes from an earlier checkpoint: {wrong}")
         return None
 
     def emit(self, message: str, *, level: Level = "info", type: str = "message", data: Any = None) -> None:  # noqa: A002 - OpenAI's name
-        """Append one event; a reader sees whole lines only."""
+        """Append one event; readers see only complete lines."""
         event = {
             "created_at": int(time.time()),
             "level": level,
@@ -108,7 +111,7 @@ class RunFolder:
             file.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
-        """The result, or None while there is none."""
+        """The result, or None if there is none yet."""
         try:
             value = json.loads(self.result.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
@@ -128,7 +131,7 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` whole or not at all: temporary file, fsync, rename."""
+    """Write `value` atomically: temporary file, fsync, rename."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=False, indent=1)

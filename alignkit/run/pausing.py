@@ -1,7 +1,7 @@
-"""A run that can go on later: SIGTERM lets it finish its step, save a checkpoint and end.
+"""Pausing of a run: on SIGTERM it finishes its step, saves a checkpoint and ends, so that it can be resumed.
 
-An evaluation is cut short after a batch. Before the first step and after the last there is nothing to save, so that
-the run ends at once.
+An evaluation is aborted after the current batch. Before the first step and after the last there is nothing to save,
+so the run ends immediately.
 """
 
 import signal
@@ -15,15 +15,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class Leaving(BaseException):
-    """The run ends where it is. Not an Exception, since libraries go on after some of those."""
+    """The run ends immediately. Not an Exception, because libraries swallow some of those."""
 
 
 class EvaluationCut(Exception):  # noqa: N818 - nothing went wrong
-    """An evaluation in the middle of training is left undone."""
+    """An evaluation during training is aborted."""
 
 
 class PauseCallback(TrainerCallback):
-    """Ends the training after the step at which it was asked to; `paused` says whether anything is left to do."""
+    """Ends training after the step at which a pause was requested; `paused` tells whether steps are left."""
 
     def __init__(self) -> None:
         self.paused = False
@@ -31,7 +31,7 @@ class PauseCallback(TrainerCallback):
         self._stepping = False
 
     def ask(self, _signal: int, _frame: FrameType | None) -> None:
-        """Pause after this step: the handler of SIGTERM."""
+        """Request a pause after this step; the handler of SIGTERM."""
         self._asked = True
         if not self._stepping:
             raise Leaving
@@ -39,19 +39,19 @@ class PauseCallback(TrainerCallback):
     def on_step_begin(
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """From now on there is something to save."""
+        """Note that there is now something to save."""
         self._stepping = True
 
     def on_train_end(
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
-        """Everything is saved."""
+        """Note that everything is saved."""
         self._stepping = False
 
     def on_prediction_step(
         self, args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """An evaluation may take longer than whoever asked will wait."""
+        """Abort an evaluation if a pause was requested: it may take longer than the requester waits."""
         if self._stepping and self._asked_anywhere(args):
             self.paused = control.should_save = control.should_training_stop = True
             raise EvaluationCut
@@ -59,19 +59,19 @@ class PauseCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Save and stop where asked; the last step is the end anyhow."""
+        """Save and stop if a pause was requested, except after the last step, which ends training anyway."""
         if state.global_step < state.max_steps and self._asked_anywhere(args):
             self.paused = control.should_save = control.should_training_stop = True
 
     def on_epoch_end(
         self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The epoch that ends here is cut short, and its state is saved already."""
+        """Skip the save at the end of an aborted epoch, because its state is already saved."""
         if self.paused:
             control.should_save = False
 
     def _asked_anywhere(self, args: TrainingArguments) -> bool:
-        """Whether any process was asked: all must stop at the same step."""
+        """Whether a pause was requested on any rank: all ranks must stop at the same step."""
         if args.world_size == 1:
             return self._asked
 
@@ -82,7 +82,7 @@ class PauseCallback(TrainerCallback):
 
 @contextmanager
 def pausing_on_sigterm() -> Iterator[PauseCallback]:
-    """A callback that SIGTERM reaches, instead of ending the process."""
+    """A callback that receives SIGTERM, which no longer ends the process."""
     callback = PauseCallback()
     before = signal.signal(signal.SIGTERM, callback.ask)
     try:

@@ -1,4 +1,4 @@
-"""What a trainer reports while it runs: one event a log line, with the time left."""
+"""The trainer's reports while it runs: one event per log entry, with the remaining time."""
 
 import math
 import time
@@ -16,7 +16,7 @@ _EVAL_NOISE = ("_runtime", "_samples_per_second", "_steps_per_second")
 
 
 class ProgressCallback(TrainerCallback):
-    """Writes metrics and checkpoints to the run's events, and to the log as readable lines."""
+    """Writes metrics and checkpoints to the run's events, and readable lines to the log."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -27,7 +27,7 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say how much there is to do."""
+        """Report the number of steps."""
         held_out = kwargs.get("eval_dataloader")
         self._rows_evaluated = len(held_out.dataset) if held_out is not None else 0
         if state.is_world_process_zero:
@@ -39,19 +39,19 @@ class ProgressCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure."""
+        """Measure the time of a step."""
         self._clock.begin_step()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure."""
+        """Measure the time of a step."""
         self._clock.end_step()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure."""
+        """Measure the time of an evaluation."""
         self._clock.evaluated()
 
     def on_log(
@@ -62,7 +62,7 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """One metrics event a training log, one an evaluation."""
+        """Emit one metrics event per training log entry, and one per evaluation."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         metrics = rename(logs)
@@ -76,7 +76,7 @@ class ProgressCallback(TrainerCallback):
         self._folder.emit(message, type="metrics", data=data)
 
     def _remaining(self, args: TrainingArguments, state: TrainerState, *, evaluated: bool) -> float | None:
-        """Seconds left; a step's own evaluation is still to come unless it is `evaluated`."""
+        """Seconds left; includes the current step's own evaluation unless `evaluated`."""
         every = int(args.eval_steps) if args.eval_strategy == "steps" and args.eval_steps else None
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         left = evaluations_left(
@@ -87,7 +87,7 @@ class ProgressCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Name the checkpoint that was just written."""
+        """Report the checkpoint that was just written."""
         if state.is_world_process_zero and state.global_step != self._saved_step:
             self._saved_step = state.global_step  # the end of an epoch may save a step again
             path = f"checkpoints/checkpoint-{state.global_step}"
@@ -100,9 +100,9 @@ class ProgressCallback(TrainerCallback):
 
 
 def checkpoint_metrics(state: TrainerState) -> dict[str, Any]:
-    """The metrics of a checkpoint: the last training log's, and those of the step's own evaluation.
+    """The metrics of a checkpoint: those of the last training log entry, and of the step's own evaluation.
 
-    An evaluation is of the whole held-out file, so OpenAI's `full_valid_…` are the same values.
+    An evaluation covers the whole validation file, so OpenAI's `full_valid_…` metrics have the same values.
     """
     trained: dict[str, Any] = next((e for e in reversed(state.log_history) if "loss" in e), {})
     evaluated = {
@@ -120,12 +120,12 @@ def checkpoint_metrics(state: TrainerState) -> dict[str, Any]:
 
 
 class Clock:
-    """Time left: the median of recent steps, and the mean of the pauses for evaluations, each times those to come."""
+    """Estimates the time left from the median of recent steps and the mean of pauses for evaluations."""
 
     RECENT = 25
-    """Steps that the median is over: a run's speed changes when something else takes the machine."""
+    """Number of steps for the median: a run's speed changes when other work shares the machine."""
     EVALUATION_SHARE = 1 / 3
-    """Time of a row in an evaluation, which has no backward, as a share of its time in a training step."""
+    """Time per row in an evaluation, which has no backward pass, as a share of the time per row in training."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -135,25 +135,25 @@ class Clock:
         self._evaluating = False
 
     def begin_step(self) -> None:
-        """Note that a step begins, which ends the pause before it."""
+        """Note the start of a step, which ends the pause before it."""
         self._began = self._now()
         if self._evaluating and self._steps:
             self._pauses.append(self._began - self._ended)
         self._evaluating = False
 
     def end_step(self) -> None:
-        """Note that a step has ended."""
+        """Note the end of a step."""
         self._ended = self._now()
         self._steps.append(self._ended - self._began)
 
     def evaluated(self) -> None:
-        """Note that the pause since the last step is an evaluation's."""
+        """Note that the pause since the last step is an evaluation."""
         self._evaluating = True
 
     def remaining(self, steps: int, evaluations: int, rows_a_step: int, rows_evaluated: int) -> float | None:
-        """Seconds left for so many steps and evaluations; None before the first step.
+        """Seconds left for that many steps and evaluations; None before the first step.
 
-        Before the first evaluation was seen, its time is guessed from its rows.
+        Before the first evaluation, its time is guessed from its number of rows.
         """
         if not self._steps:
             return None
@@ -164,15 +164,17 @@ class Clock:
 
 
 def evaluations_left(step: int, total: int, every: int | None) -> int:
-    """How many evaluations follow after `step`: one `every` so many steps, and one at the end."""
+    """The number of evaluations after `step`: one every `every` steps, and one at the end."""
     if not every or step >= total:
         return 0
     return total // every - step // every + (total % every != 0)
 
 
 def rename(logs: dict[str, float]) -> dict[str, float | None]:
-    """Trainer logs under OpenAI's prefixes: `loss` -> `train_loss`, `eval_rewards/margins` ->
-    `valid_rewards_margins`. A value that is not finite becomes None, as JSON has no NaN."""
+    """Trainer logs under OpenAI's names: `loss` -> `train_loss`, `eval_rewards/margins` -> `valid_rewards_margins`.
+
+    A value that is not finite becomes None, because JSON has no NaN.
+    """
     metrics: dict[str, float | None] = {}
     for name, value in logs.items():
         if name in _NOT_METRICS or name.endswith(_EVAL_NOISE) or not isinstance(value, int | float):
@@ -183,7 +185,7 @@ def rename(logs: dict[str, float]) -> dict[str, float | None]:
 
 
 def describe(data: dict[str, Any]) -> str:
-    """One line for people: step, the figures that matter, time left."""
+    """A line for people: step, the most important metrics, time left."""
     shown = {
         "train_loss": "training loss",
         "valid_loss": "validation loss",
@@ -201,9 +203,9 @@ def describe(data: dict[str, Any]) -> str:
 
 
 def _guarded(data: dict[str, Any]) -> str:
-    """The collapse guard's verdict in words; where there is no reference, without its figures."""
+    """The collapse guard's verdict in words, with its measure if there is a reference."""
     verdict = "answers are sound" if data["valid_answers_sound"] else "answers may have collapsed"
     found, limit = data.get("valid_answers_reference_logp"), data.get("valid_answers_reference_logp_limit")
     if found is None or limit is None:
         return verdict
-    return f"{verdict} (log-prob a token {found:.1f}, limit {limit:.1f})"
+    return f"{verdict} (log-prob per token {found:.1f}, limit {limit:.1f})"

@@ -1,7 +1,7 @@
-"""Which run a checkpoint is of, and whether another may go on from it.
+"""Tells which run wrote a checkpoint, and whether another run may resume from it.
 
-A checkpoint's manifest holds its origin: the format it is written in, how many processes wrote it and what each held,
-and of the recipe everything that the rest of the run depends on. What may change between two starts is left out.
+A checkpoint's manifest records its origin: its format, the processes that wrote it and what each held, and all parts
+of the recipe that the rest of the run depends on. Options that may change between two starts are excluded.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from alignkit.run.checkpoints import FORMAT
 _DIGEST = re.compile("[0-9a-f]{64}")
 _WEIGHTS = ("*.safetensors", "*.bin")
 _BLOCKS, _BLOCK_BYTES = 64, 4096
-"""So much is read of each file of weights: another training of a model of the same shape differs everywhere."""
+"""Samples read of each weights file: another training of a model of the same shape differs everywhere."""
 
 RESHARDED = ("whole", "fsdp2")
-"""Whose checkpoints hold whole weights and states, so that any number of processes can go on from them."""
+"""Shardings whose checkpoints hold whole weights and states, so any number of processes can resume from them."""
 
 
 def origin_of(recipe: Recipe, accelerator: Any) -> dict[str, Any]:
-    """What the checkpoints of this run say of it."""
+    """The origin that this run's checkpoints record."""
     facts = _facts(recipe)
     if recipe.method.micro_batch_matters:
         facts["training.micro_batch_size"] = recipe.training.micro_batch_size
@@ -39,7 +39,7 @@ def origin_of(recipe: Recipe, accelerator: Any) -> dict[str, Any]:
 
 
 def sharding_of(accelerator: Any) -> str:
-    """`zero1` to `zero3`, `fsdp2`, or `whole`."""
+    """The sharding of the run: `zero1` to `zero3`, `fsdp2`, or `whole`."""
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
     if deepspeed is not None:
         return f"zero{deepspeed.zero_stage}"
@@ -47,19 +47,19 @@ def sharding_of(accelerator: Any) -> str:
 
 
 def refusal(name: str, written: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
-    """Why a run of the origin `ours` cannot go on from the checkpoint `name`; None where it can."""
+    """The reason why a run with origin `ours` cannot resume from the checkpoint `name`; None if it can."""
     if written.get("format") != FORMAT:
         return (
             f"{name} was written by another version of alignkit: expected format {FORMAT}, "
-            f"found {written.get('format')}; go on with that version"
+            f"found {written.get('format')}; resume with that version"
         )
     if written["sharding"] != ours["sharding"]:
         wrote, uses = written["sharding"], ours["sharding"]
         return f"{name} was written under {wrote} and resumes only under it; this run uses {uses}"
     if written["processes"] != ours["processes"] and ours["sharding"] not in RESHARDED:
         return (
-            f"{name} goes on with {written['processes']} processes, as under {ours['sharding']} each wrote its "
-            f"own share, found {ours['processes']}"
+            f"{name} resumes only with {written['processes']} processes, because under {ours['sharding']} each wrote "
+            f"its own share; found {ours['processes']}"
         )
     theirs, expected = written["recipe"], ours["recipe"]
     differing = sorted(key for key in theirs.keys() | expected.keys() if theirs.get(key) != expected.get(key))
@@ -91,7 +91,7 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def _contents(path: Path) -> str:
-    """A folder by its configuration and samples of its weights, a file by its bytes, else the name itself."""
+    """A digest of a folder's configuration and samples of its weights, or of a file; otherwise the name itself."""
     if path.is_dir():
         configs = [
             file for file in sorted(path.glob("*config.json")) if file.name != "generation_config.json"
@@ -106,7 +106,7 @@ def _contents(path: Path) -> str:
 
 
 def _sample(file: Path) -> bytes:
-    """The name, the size, and blocks from the first to the last, evenly spread."""
+    """The name, size and digest of evenly spread blocks of a file."""
     size = file.stat().st_size
     sampled = hashlib.sha256()
     with file.open("rb") as stream:

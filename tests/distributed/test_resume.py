@@ -173,5 +173,5 @@ def test_shares_of_two_are_not_taken_up_by_one(inputs: Path) -> None:
     result = RunFolder(path.with_suffix("")).read_result()
     assert result is not None, done.stdout[-3000:]
     assert result["error"]["message"] == (
-        "checkpoint-2 goes on with 2 processes, as under zero2 each wrote its own share, found 1"
+        "checkpoint-2 resumes only with 2 processes, because under zero2 each wrote its own share; found 1"
     )

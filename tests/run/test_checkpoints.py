@@ -39,7 +39,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda path: flip(path / "global_step" / "shard.pt"), "other contents than were written"),
+        (lambda path: flip(path / "global_step" / "shard.pt"), "other contents than when written"),
         (lambda path: (path / "model.safetensors").write_text("weigh"), "has 5 bytes, expected 7"),
         (lambda path: (path / "empty").unlink(), "empty is missing"),
         (lambda path: (path / MANIFEST).unlink(), "has no manifest.json"),

@@ -69,7 +69,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     environment_checks.require(recipe())
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert refused() == "expected a GPU for each of the 8 processes of this machine, found 2"
+    assert refused() == "expected a GPU for each of the 8 processes on this machine, found 2"
 
 
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,14 +79,14 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     gpus(monkeypatch, 1, bf16=False)
     environment_checks.require(recipe(training={"mixed_precision": "fp16"}))
-    assert "Tesla T4 has no bf16" in refused(training={"mixed_precision": "bf16"})
+    assert "Tesla T4 does not support bf16" in refused(training={"mixed_precision": "bf16"})
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "flex_attention"])
 def test_attention_that_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     gpus(monkeypatch, 0)
     message = refused(model={"attn_implementation": name})
-    assert message.startswith(f"model.attn_implementation: {name} needs a GPU, and there is none")
+    assert message.startswith(f"model.attn_implementation: {name} needs a GPU, but this machine has none")
 
 
 def test_attention_whose_package_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

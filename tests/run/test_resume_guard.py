@@ -56,7 +56,7 @@ def test_another_version_s_is_refused() -> None:
     message = refusal("checkpoint-4", {**OURS, "format": FORMAT + 1}, OURS)
     assert message == (
         f"checkpoint-4 was written by another version of alignkit: expected format {FORMAT}, found {FORMAT + 1}; "
-        "go on with that version"
+        "resume with that version"
     )
     assert "found None" in str(refusal("checkpoint-4", {"processes": 2}, OURS))
 
@@ -64,7 +64,7 @@ def test_another_version_s_is_refused() -> None:
 def test_shares_are_taken_up_by_as_many_processes() -> None:
     assert refusal("checkpoint-4", OURS, OURS) is None
     assert refusal("checkpoint-4", OURS, {**OURS, "processes": 4}) == (
-        "checkpoint-4 goes on with 2 processes, as under zero2 each wrote its own share, found 4"
+        "checkpoint-4 resumes only with 2 processes, because under zero2 each wrote its own share; found 4"
     )
     assert refusal("checkpoint-4", OURS, {**OURS, "sharding": "fsdp2"}) == (
         "checkpoint-4 was written under zero2 and resumes only under it; this run uses fsdp2"
