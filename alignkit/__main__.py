@@ -1,4 +1,4 @@
-"""`python -m alignkit` is the `alignkit` command."""
+"""Run `python -m alignkit` as the `alignkit` command."""
 
 from alignkit.cli import main
 

@@ -1,4 +1,4 @@
-"""Errors a user can act on: each says where, what was expected and what was found."""
+"""Errors that a user can fix; each names the place, what was expected and what was found."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from difflib import get_close_matches
 
 
 class AlignkitError(Exception):
-    """Base of every error that is the user's to mend; shown as one readable line, without a trace."""
+    """Base of all errors that a user can fix; shown as one readable line, without a traceback."""
 
 
 class DataError(AlignkitError):
-    """A data file cannot be used; the message lists the lines."""
+    """A data file cannot be used; the message lists the rows at fault."""
 
 
 class ModelError(AlignkitError):
@@ -26,12 +26,12 @@ class MethodError(AlignkitError):
 
 
 class CollapseError(AlignkitError):
-    """A run was ended because its model no longer answers sensibly."""
+    """A run was ended because its model's answers collapsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldIssue:
-    """One refused field: its dotted path and a sentence with what was expected and found."""
+    """One refused field: its dotted path, and a sentence with what was expected and found."""
 
     path: str
     message: str
@@ -41,7 +41,7 @@ class FieldIssue:
 
 
 class RecipeError(AlignkitError):
-    """A recipe or a job's hyperparameters are refused; `issues` holds every refused field."""
+    """A recipe or a job's hyperparameters are refused; `issues` has every refused field."""
 
     def __init__(self, issues: Iterable[FieldIssue]) -> None:
         self.issues = tuple(issues)
@@ -49,6 +49,6 @@ class RecipeError(AlignkitError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Completes a refusal of `name` with the known name that it is most like; empty where none is like it."""
+    """The end of a message that refuses `name`: the most similar known name; empty if none is similar."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,4 +1,4 @@
-"""One sentence for a package that an optional part of alignkit needs and that is not installed."""
+"""Messages about packages that an optional part of alignkit needs but that are not installed."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ def how_to_install(extra: str) -> str:
 
 
 def require(module: str, *, extra: str, purpose: str) -> None:
-    """Raise AlignkitError unless `module` can be imported; it is not imported here."""
+    """Raise AlignkitError unless `module` can be imported. Does not import it."""
     if importlib.util.find_spec(module) is None:
         raise AlignkitError(missing(module, extra=extra, purpose=purpose))
 
 
 @contextmanager
 def needed(extra: str, *, purpose: str) -> Iterator[None]:
-    """Turn the failed import of another project's module in this block into an AlignkitError."""
+    """Turn a failed import of another project's module in this block into an AlignkitError."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -31,5 +31,5 @@ def needed(extra: str, *, purpose: str) -> Iterator[None]:
 
 
 def missing(module: str, *, extra: str, purpose: str) -> str:
-    """The sentence for a package that is not installed."""
+    """The sentence about a package that is not installed."""
     return f"{purpose} needs the package {module}, which is not installed: {how_to_install(extra)}"

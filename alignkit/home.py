@@ -7,17 +7,17 @@ DEFAULT_HOME = Path("~/.alignkit")
 
 
 def models_dir(home: Path | None = None) -> Path:
-    """The folder of imported models under `home` (default: the service's)."""
+    """The folder of imported models under `home` (default: the service's home)."""
     return service_home(home) / "models"
 
 
 def find_model(name: str) -> str:
-    """The folder of an imported model of this name; any other name, folder or hub id unchanged."""
+    """The folder of the imported model with this name; any other name, folder or hub id is returned unchanged."""
     imported = models_dir() / name
     return str(imported) if "/" not in name and not Path(name).is_dir() and imported.is_dir() else name
 
 
 def service_home(given: Path | None = None) -> Path:
-    """The folder, absolute: `given`, else ALIGNKIT_HOME, else ~/.alignkit."""
+    """The absolute path of `given`, else of ALIGNKIT_HOME, else of ~/.alignkit."""
     home = given or Path(os.environ.get("ALIGNKIT_HOME", DEFAULT_HOME))
     return home.expanduser().resolve()

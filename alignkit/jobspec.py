@@ -1,6 +1,6 @@
-"""From a fine-tuning job's hyperparameters, in OpenAI's shape, to a recipe.
+"""Turns a fine-tuning job's hyperparameters, in OpenAI's form, into a recipe.
 
-A hyperparameter that takes "auto" is resolved here, and the resolved value is what the job echoes.
+Hyperparameters given as "auto" are resolved here; the job object shows the resolved values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,18 +21,18 @@ from alignkit.recipe import Recipe
 from alignkit.schema import field_issues
 
 EVALUATION_STEPS = 8
-"""Least steps between evaluations under "auto": each draws answers too, which takes as long as several steps."""
+"""Minimum steps between evaluations under "auto": each also samples answers, which takes as long as several steps."""
 ALL_WEIGHTS_RATE = 0.01
-"""Of the learning rate with LoRA: what is sound for an adapter ruins a model whose every weight it moves."""
+"""Full fine-tuning uses this fraction of the LoRA rate: one that suits an adapter destroys a fully trained model."""
 
 
 LENGTH = 1024
-"""Tokens of a row where a job says "auto" and the model has as many positions."""
+"""Maximum tokens per row if a job says "auto", limited to the model's positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """A job's recipe and the hyperparameters as they were resolved."""
+    """A job's recipe and its resolved hyperparameters."""
 
     recipe: Recipe
     hyperparameters: dict[str, Any]
@@ -52,12 +52,12 @@ def recipe_for_job(
     report_to: Sequence[Mapping[str, Any]] = (),
     on_gpu: bool | None = None,
 ) -> JobSpec:
-    """The recipe of a job; raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
+    """The recipe of a job. Raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
 
-    `start` is the model that is trained: a base model, or a fine-tuned one, which trains on as it was made. Its
-    adapter's rank and alpha stay as they are, a fully trained one goes on with all weights.
-    `resolve_model` finds the models that hyperparameters name, such as a teacher; `report_to` are the recipe's
-    trackers; `on_gpu` says whether a GPU trains it, by default whether this machine has one.
+    `start` is the model to train: a base model, or a fine-tuned model, which keeps its form: an adapter's rank and
+    alpha stay, and a fully trained model is trained with all weights. `resolve_model` finds the models that
+    hyperparameters name, such as a teacher. `report_to` are the recipe's trackers. `on_gpu` tells whether training
+    runs on a GPU; by default, whether this machine has one.
     """
     if method not in METHODS:
         expected = f"expected one of {', '.join(METHODS)}, found {method!r}{nearest(method, METHODS)}"
@@ -96,7 +96,7 @@ def recipe_for_job(
 
 
 def _as_it_was_trained(given: Hyperparameters, start: ModelSource, prefix: str) -> dict[str, Any]:
-    """Of the hyperparameters, those that a fine-tuned model brings; what is given beside it must agree."""
+    """The hyperparameters that a fine-tuned start model determines. Raises RecipeError if given ones disagree."""
     if start.trained_weights is None:
         return {}
     own: dict[str, Any] = {"trained_weights": start.trained_weights}
@@ -111,7 +111,7 @@ def _as_it_was_trained(given: Hyperparameters, start: ModelSource, prefix: str) 
     issues = [
         FieldIssue(
             f"{prefix}.{name}",
-            f"expected {own.get(name, 'none')!r}, as the model that is trained on has it, "
+            f"expected {own.get(name, 'none')!r}, as in the model that training starts from, "
             f"found {getattr(given, name)!r}",
         )
         for name in ("trained_weights", "lora_rank", "lora_alpha")
@@ -123,7 +123,7 @@ def _as_it_was_trained(given: Hyperparameters, start: ModelSource, prefix: str) 
 
 
 def _plain_auto(issues: list[FieldIssue]) -> list[FieldIssue]:
-    """One issue a field: pydantic reports each arm of `auto | number` on its own."""
+    """The issues, one per field: pydantic reports each alternative of `auto | number` separately."""
     arms = {"literal['auto']", "int", "float", "constrained-int", "constrained-float"}
     merged: dict[str, str] = {}
     for issue in issues:
@@ -196,7 +196,7 @@ def _training_section(resolved: dict[str, Any], learning_rate: float) -> dict[st
 def _method_section(
     resolved: dict[str, Any], spec: type[Method], prefix: str, resolve_model: ResolveModel
 ) -> Method:
-    """The recipe's section of the method, from the hyperparameters by the marks on its fields."""
+    """The recipe's method section, from the hyperparameters and the marks on the method's fields."""
     context = JobContext(resolved, resolve_model, spec.learning_rate)
     options = {name: field for name, field in spec.own_options().items() if in_jobs(field)}
     values = {}

@@ -17,7 +17,7 @@ from alignkit.errors import AlignkitError
 
 
 class Machine(NamedTuple):
-    """One of several machines of a run: its rank of `total`, and where rank 0 listens."""
+    """One of the machines of a run: its rank of `total`, and the address and port of rank 0."""
 
     rank: int
     total: int
@@ -28,7 +28,7 @@ class Machine(NamedTuple):
 def require_configuration(file: Path) -> None:
     """Check the file of --config-file before anything starts.
 
-    Raises AlignkitError where it is no configuration of accelerate's, or asks for DeepSpeed without it installed.
+    Raises AlignkitError if it is not an accelerate configuration, or if it asks for DeepSpeed without it installed.
     """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def require_configuration(file: Path) -> None:
         raise AlignkitError(f"--config-file: {file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise AlignkitError(
-            f"--config-file: expected accelerate's configuration, such as recipes/accelerate/zero3.yaml, "
+            f"--config-file: expected an accelerate configuration, such as recipes/accelerate/zero3.yaml, "
             f"found {type(values).__name__} in {file}"
         )
     if values.get("distributed_type") == "DEEPSPEED":
@@ -55,11 +55,12 @@ def launch_command(
     python: str = sys.executable,
     resume: bool = False,
 ) -> list[str]:
-    """The argument list. `config_file` is accelerate's (recipes/accelerate/…); without one, a plain run.
+    """The argument list of the launch command.
 
-    `num_processes` are of this machine; default: the configuration's, or one. With `machine`, this is one of
-    several, each of which starts as many.
-    With `resume` the run in the recipe's folder goes on from its last checkpoint.
+    `config_file` is an accelerate configuration (recipes/accelerate/…); without one, a plain run. `num_processes`
+    counts the processes on this machine; by default, the configuration's number, or one. With `machine`, this machine
+    is one of several, each of which starts as many. With `resume`, the run in the recipe's folder resumes from its
+    last checkpoint.
     """
     machines = machine.total if machine else 1
     total = (num_processes or 1) * machines
@@ -86,7 +87,7 @@ def launch_command(
 
 
 def _place(machine: Machine | None, *, has_config: bool) -> list[str]:
-    """Which of the run's machines this is, where the configuration does not say."""
+    """Options that identify this machine, unless the configuration does."""
     if machine is None:
         return [] if has_config else ["--num_machines=1"]
     return [
@@ -98,7 +99,7 @@ def _place(machine: Machine | None, *, has_config: bool) -> list[str]:
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a launch command to its end; returns its exit status. A SIGTERM is passed on to the trainers."""
+    """Run a launch command until it ends; returns its exit status. Passes SIGTERM on to the trainers."""
     launcher = subprocess.Popen(command)
 
     def pass_on(_signal: int, _frame: FrameType | None) -> None:
@@ -112,10 +113,10 @@ def run(command: Sequence[str]) -> int:
 
 
 def interrupt(launcher: int) -> None:
-    """Send SIGTERM to the children of that process, which may end in their own time; to it alone where it has none.
+    """Send SIGTERM to the children of the process `launcher`, or to the process itself if it has none.
 
-    To the trainers alone: accelerate's launcher would end at once and leave one behind, or give several 30 seconds.
-    What has ended is passed over.
+    Only the trainers get the signal: accelerate's launcher would end at once, leave a single trainer behind, and give
+    several trainers only 30 seconds. Processes that have already ended are ignored.
     """
     with suppress(psutil.Error, ValueError):
         process = psutil.Process(launcher)
@@ -125,9 +126,9 @@ def interrupt(launcher: int) -> None:
 
 
 def _main() -> None:
-    """Run accelerate's launcher, without its own report of a trainer that failed: the trainer has said why."""
+    """Run accelerate's launcher without its report of a failed trainer, which has already reported the reason."""
     from accelerate.commands.launch import (
-        main,  # saves accelerate and torch wherever a command is only put together
+        main,  # saves accelerate and torch where a command is only composed
     )
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

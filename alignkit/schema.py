@@ -1,4 +1,4 @@
-"""What every typed section is made of: no unknown keys, no silent coercion, and errors as sentences."""
+"""The base of all typed sections: no unknown keys, no silent coercion, and readable error sentences."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from alignkit.errors import FieldIssue, nearest
 
 
 class Section(BaseModel):
-    """Base of every part of a recipe: unknown keys are refused, values are not coerced across kinds."""
+    """Base of every part of a recipe: unknown keys are refused, and values are not coerced across types."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def refused(key: str, message: str, found: object) -> ValidationError:
-    """The error that a validator of a mapping raises to refuse one of its keys."""
+    """The error with which a validator of a mapping refuses one of its keys."""
     kind = PydanticCustomError("value_error", "{reason}", {"reason": message})
     return ValidationError.from_exception_data(
         "section", [InitErrorDetails(type=kind, loc=(key,), input=found)]
@@ -24,13 +24,13 @@ def refused(key: str, message: str, found: object) -> ValidationError:
 
 
 Siblings = Callable[[tuple[str, ...]], Iterable[str]]
-"""From the keys of an unknown key to the names that are known beside it."""
+"""Function from the path of an unknown key to the known names next to it."""
 
 
 def field_issues(
     error: ValidationError, prefix: str = "", siblings: Siblings = lambda _keys: ()
 ) -> list[FieldIssue]:
-    """One issue a refused field: its path, what was expected and what was found; for a typo the nearest name."""
+    """One issue per refused field: its path, what was expected and found, and for a typo the nearest known name."""
     issues = []
     for item in error.errors(include_url=False):
         keys = tuple(str(part) for part in _location(item))
@@ -42,7 +42,7 @@ def field_issues(
 
 
 def _location(item: Mapping[str, Any]) -> tuple[str | int, ...]:
-    """The place of the mistake. pydantic places a wrong choice between sections at the section, not at its `type`."""
+    """The path of a mistake; for a wrong `type`, pydantic gives only the path of the section."""
     found: tuple[str | int, ...] = item["loc"]
     return (*found, "type") if item["type"] == "union_tag_invalid" else found
 

@@ -1,6 +1,6 @@
-"""The trackers' callbacks: transformers' own, told where the run goes, and kept from ending it.
+"""Callbacks of the trackers: those of transformers, with the run's destination and protected from ending the run.
 
-A run that goes on from a checkpoint goes on in the tracker's record as well: the record's id is in the run's folder.
+A resumed run continues the same record at the tracker; the record's id is in the run's folder.
 """
 
 import copy
@@ -26,11 +26,11 @@ from alignkit.tracking import (
 )
 
 FINISH_SECONDS = 60.0
-"""What a tracker may take to send its last figures, before the run ends without it."""
+"""Seconds that a tracker may take to send its last metrics before the run ends without it."""
 
 
 class TensorBoard(TensorBoardCallback):
-    """Writes into the run's folder; what a killed run wrote beyond its checkpoint is marked as superseded."""
+    """Writes into the run's folder; marks what a killed run wrote after its checkpoint as superseded."""
 
     def __init__(self, _tracker: Any, folder: RunFolder, _recipe: Recipe) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TensorBoard(TensorBoardCallback):
 
 
 class Wandb(WandbCallback):
-    """One run of Weights & Biases, with OpenAI's kind of default tags."""
+    """One run at Weights & Biases, with default tags like OpenAI's."""
 
     def __init__(self, tracker: WandbTracker, folder: RunFolder, recipe: Recipe) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Wandb(WandbCallback):
         self._tags = [f"alignkit/{name}"[:64] for name in defaults] + (tracker.tags or [])
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        """Begin the run, or go on with it. Nothing of the machine goes with it: no console, code or git state."""
+        """Start or resume the run. Sends nothing about the machine: no console output, code or git state."""
         settings = self._wandb.Settings(
             console="off", save_code=False, disable_git=True, finish_timeout=FINISH_SECONDS
         )
@@ -74,28 +74,28 @@ class Wandb(WandbCallback):
 
 
 class Trackio(TrackioCallback):
-    """One run of Trackio; a name that is there already is gone on with."""
+    """One run at Trackio; a run with an existing name is continued."""
 
     def __init__(self, tracker: TrackioTracker, folder: RunFolder, _recipe: Recipe) -> None:
         super().__init__()
         self._tracker, self._folder = tracker, folder
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
-        """Begin the run, or go on with it."""
+        """Start or resume the run."""
         named = copy.copy(args)
         named.project, named.run_name = self._tracker.project, self._tracker.name or self._folder.path.name
         super().setup(named, state, model, **kwargs)
 
 
 class MLflow(MLflowCallback):
-    """One run of MLflow, which ends with the process: the last evaluation comes after the training."""
+    """One run at MLflow; it ends with the process, because the last evaluation follows the training."""
 
     def __init__(self, tracker: MLflowTracker, folder: RunFolder, _recipe: Recipe) -> None:
         super().__init__()
         self._tracker, self._folder = tracker, folder
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        """Begin the run, or go on with it."""
+        """Start or resume the run."""
         self._ml_flow.set_experiment(self._tracker.project)
         begin = self._ml_flow.start_run
         name = self._tracker.name or self._folder.path.name
@@ -114,7 +114,7 @@ CALLBACKS: Mapping[str, Callable[..., TrainerCallback]] = {
 
 
 class Guarded(TrainerCallback):
-    """A tracker whose failure costs the run its record there and nothing else; the run's events tell of it."""
+    """A tracker whose failure only ends the tracking; an event of the run reports it."""
 
     def __init__(self, name: str, tracker: TrainerCallback, folder: RunFolder) -> None:
         self._name = name
@@ -122,15 +122,15 @@ class Guarded(TrainerCallback):
         self._folder = folder
 
     def on_train_begin(self, *given: Any, **kwargs: Any) -> None:
-        """Pass on."""
+        """Pass the call on to the tracker."""
         self._pass("on_train_begin", *given, **kwargs)
 
     def on_log(self, *given: Any, **kwargs: Any) -> None:
-        """Pass on."""
+        """Pass the call on to the tracker."""
         self._pass("on_log", *given, **kwargs)
 
     def on_train_end(self, *given: Any, **kwargs: Any) -> None:
-        """Pass on."""
+        """Pass the call on to the tracker."""
         self._pass("on_train_end", *given, **kwargs)
 
     def _pass(self, hook: str, *given: Any, **kwargs: Any) -> None:
@@ -142,17 +142,15 @@ class Guarded(TrainerCallback):
             self._tracker = None
             message = without_secrets(f"{type(error).__name__}: {error}")
             self._folder.emit(
-                f"The tracker {self._name} failed, and the run goes on without it: {message}", level="warn"
+                f"The tracker {self._name} failed, and the run continues without it: {message}", level="warn"
             )
 
 
 def tracker_callbacks(recipe: Recipe, folder: RunFolder) -> list[TrainerCallback]:
-    """A callback for each of the recipe's trackers; raises RecipeError where one is not installed."""
+    """A callback for each of the recipe's trackers. Raises RecipeError if one is not installed."""
     for index, tracker in enumerate(recipe.training.report_to):
         if not installed(tracker.type):
-            message = (
-                f"{tracker.type} is not installed: run `{how_to_install(tracker.type)}`, or leave it out"
-            )
+            message = f"{tracker.type} is not installed: run `{how_to_install(tracker.type)}`, or remove it"
             raise RecipeError([FieldIssue(f"training.report_to.{index}", message)])
     return [
         Guarded(tracker.type, CALLBACKS[tracker.type](tracker, folder, recipe), folder)
@@ -161,7 +159,7 @@ def tracker_callbacks(recipe: Recipe, folder: RunFolder) -> list[TrainerCallback
 
 
 def record_id(folder: RunFolder, tracker: str, new: Callable[[], str]) -> str:
-    """The id of this run's record at a tracker: a new one the first time, the same from then on."""
+    """The id of this run's record at a tracker; created the first time, and the same from then on."""
     path = folder.path / "trackers.json"
     known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if tracker not in known:

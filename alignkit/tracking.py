@@ -1,6 +1,6 @@
-"""Experiment trackers that a run may report to, by name: tensorboard, wandb, trackio and mlflow.
+"""Experiment trackers that a run can report to: tensorboard, wandb, trackio and mlflow.
 
-A tracker's package has the tracker's name. Its credentials are the environment's, never the recipe's.
+A tracker's package has the tracker's name. Credentials come from the environment, never from the recipe.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from alignkit.schema import Section
 
 MAX_TRACKERS = 5
 SECRET_LENGTH = 8
-"""Characters below which a value is no secret, but a word that may stand anywhere."""
+"""Minimum length of a secret; shorter values could be ordinary words."""
 _SECRET_NAME = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
@@ -24,21 +24,23 @@ Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00]{1,64}$")]
 
 
 class TrackedRun(Section):
-    """Where a tracker keeps the run."""
+    """A run's place at a tracker."""
 
     project: Name
-    name: RunName | None = Field(None, description="the run's; by default its folder's: a job's id")
+    name: RunName | None = Field(
+        None, description="name of the run; default: the name of its folder, which is a job's id"
+    )
 
 
 class WandbRun(TrackedRun):
-    """Where Weights & Biases keeps the run, as OpenAI's integration says it."""
+    """A run's place at Weights & Biases, in the form of OpenAI's integration."""
 
-    entity: Name | None = Field(None, description="user or team; by default the one the API key belongs to")
+    entity: Name | None = Field(None, description="user or team; default: the owner of the API key")
     tags: list[Tag] | None = Field(None, max_length=32)
 
 
 class MLflowRun(TrackedRun):
-    """Where MLflow keeps the run: the project is its experiment."""
+    """A run's place at MLflow; the project becomes the MLflow experiment."""
 
     project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9/][A-Za-z0-9 ._/@-]{0,127}$")]
 
@@ -56,13 +58,13 @@ class WandbTracker(WandbRun):
 
 
 class TrackioTracker(TrackedRun):
-    """Trackio, local or a server's (TRACKIO_SERVER_URL)."""
+    """Trackio, locally or on a server (TRACKIO_SERVER_URL)."""
 
     type: Literal["trackio"] = "trackio"
 
 
 class MLflowTracker(MLflowRun):
-    """MLflow; without MLFLOW_TRACKING_URI its files are in the run's folder."""
+    """MLflow; without MLFLOW_TRACKING_URI, its files are in the run's folder."""
 
     type: Literal["mlflow"] = "mlflow"
 
@@ -73,7 +75,7 @@ Tracker = Annotated[
 
 
 def each_once(trackers: list[Any]) -> list[Any]:
-    """`trackers` (whatever has a `type`); raises ValueError where two are of one type."""
+    """`trackers` (objects with a `type`). Raises ValueError if two have the same type."""
     types = [tracker.type for tracker in trackers]
     if twice := sorted({name for name in types if types.count(name) > 1}):
         raise ValueError(f"expected each tracker once, found {', '.join(twice)} twice")
@@ -81,7 +83,7 @@ def each_once(trackers: list[Any]) -> list[Any]:
 
 
 def installed(tracker: str) -> bool:
-    """Whether the tracker's package can be imported; a folder of that name in the way is none."""
+    """Whether the tracker's package can be imported; an unrelated folder with that name does not count."""
     spec = importlib.util.find_spec(tracker)
     return spec is not None and spec.origin is not None
 
@@ -92,7 +94,7 @@ def how_to_install(tracker: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """`text` without credentials in URLs, and without the value of any variable that is named like a secret."""
+    """`text` without credentials in URLs, and without values of environment variables that are named like secrets."""
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name.upper()) and len(value) >= SECRET_LENGTH:
             text = text.replace(value, "***")

@@ -1,7 +1,7 @@
-"""A warning where an installed package lies outside the versions that alignkit was tested with.
+"""Warns about installed packages outside the versions that alignkit was tested with.
 
-alignkit subclasses trainers and relies on names that their authors may change at any release, so an untested version
-may fail, or train something else. pip keeps to the ranges; an environment put together otherwise is warned about.
+alignkit subclasses trainers and relies on names that may change with any release, so an untested version may fail or
+train something else. pip enforces the ranges; this warning is for environments installed in other ways.
 """
 
 import os
@@ -13,11 +13,11 @@ from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 WATCHED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
-"""The packages whose internals training relies on. Their tested ranges are alignkit's own requirements."""
+"""Packages whose internals training relies on. Their tested ranges are alignkit's requirements."""
 
 
 class UntestedVersionWarning(UserWarning):
-    """An installed package is older or newer than what alignkit was tested with."""
+    """An installed package is older or newer than the versions that alignkit was tested with."""
 
 
 def warn_if_untested() -> None:
@@ -43,7 +43,7 @@ def _untested() -> Iterator[str]:
 
 
 def _tested() -> Iterator[Requirement]:
-    """alignkit's requirements on the watched packages; none where alignkit runs without being installed."""
+    """alignkit's requirements on the watched packages; none if alignkit runs without being installed."""
     try:
         texts = requires("alignkit") or []
     except PackageNotFoundError:

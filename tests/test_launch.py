@@ -50,7 +50,7 @@ def test_accelerate_takes_every_configuration(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot read"), ("foo: [1", "is not YAML"), ("- one", "expected accelerate's configuration")],
+    [(None, "cannot read"), ("foo: [1", "is not YAML"), ("- one", "expected an accelerate configuration")],
 )
 def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
     file = tmp_path / "config.yaml"

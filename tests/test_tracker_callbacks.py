@@ -216,7 +216,7 @@ def test_a_tracker_that_fails_is_told_of_and_does_not_end_the_run(
     assert (folder.read_result() or {})["status"] == "succeeded"
     (warning,) = warnings(folder)
     assert warning.startswith(
-        "The tracker tensorboard failed, and the run goes on without it: FileExistsError"
+        "The tracker tensorboard failed, and the run continues without it: FileExistsError"
     )
 
 

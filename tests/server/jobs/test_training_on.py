@@ -74,7 +74,7 @@ def test_what_was_trained_whole_trains_on_whole(service: Running, client: OpenAI
 def test_what_is_said_beside_it_must_agree(client: OpenAI, tuned: str, full: str) -> None:
     assert create_job(client, model=tuned, method=dpo(lora_rank=RANK, lora_alpha=24, trained_weights="lora"))
     for model, given, words in (
-        (tuned, {"lora_rank": 16}, "expected 8, as the model that is trained on has it, found 16"),
+        (tuned, {"lora_rank": 16}, "expected 8, as in the model that training starts from, found 16"),
         (tuned, {"lora_alpha": 16}, "expected 24"),
         (tuned, {"trained_weights": "all"}, "expected 'lora'"),
         (full, {"trained_weights": "lora"}, "expected 'all'"),
