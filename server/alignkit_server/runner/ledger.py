@@ -105,8 +105,8 @@ class JobLedger:
     ) -> bool:
         """Set the status and `fields` if the current status is one of `only_from`; returns whether it was.
 
-        A finished job gets no more events: the last one reports its end, so clients know that they have all.
-        them exists without the others.
+        The same transaction adds `events`, pairs (level, message), and the webhooks of a final status, so that none
+        of them exists without the others.
         """
         change = update(Job).where(Job.id == job_id, Job.status.in_(tuple(only_from)))
         with self._database.writing() as session:
