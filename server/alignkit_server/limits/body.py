@@ -42,7 +42,7 @@ class Counts:
 
 
 FORM = Counts(values=12_000, containers=2_000)
-"""The largest such request completes an upload in parts, with 10,000 ids."""
+"""Limits of bodies without prompts; the largest one completes an upload in parts, with 10,000 ids."""
 PROMPT = Counts(values=200_000, containers=10_000)
 
 
