@@ -74,7 +74,7 @@ def test_a_key_s_life(service: Running, run: Run) -> None:
 def test_refusals_are_one_line(service: Running, run: Run) -> None:
     plain = service.new_key("default")
     for arguments, key, words in (
-        (("projects", "list"), plain, "expected one with the scope admin"),
+        (("projects", "list"), plain, "lacks a scope: expected admin"),
         (("projects", "create", "a b"), "", "name: string should match pattern"),
         (("keys", "list", "--project", "nobody"), "", "no project 'nobody': the projects are default"),
         (("keys", "create", "x", "--scope", "root"), "", "scopes"),
@@ -90,5 +90,5 @@ def test_refusals_are_one_line(service: Running, run: Run) -> None:
 def test_durations() -> None:
     assert [seconds(text) for text in ("45s", "30m", "12h", "90d")] == [45, 1800, 43200, 7776000]
     for text in ("", "90", "d", "1w", "-1d", "1.5h"):
-        with pytest.raises(AlignkitError, match="expected a number and s, m, h or d"):
+        with pytest.raises(AlignkitError, match="expected a number followed by s, m, h or d"):
             seconds(text)

@@ -66,8 +66,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "layer_replication",
     ),
     "biases": (lambda folder: change_config(folder, bias="all"), "expected bias 'none'"),
-    "embeddings": (add_embedding, "layers inside the model, found .*embed_tokens"),
-    "damaged": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "no safetensors"),
+    "embeddings": (add_embedding, "inner layers only, found .*embed_tokens"),
+    "damaged": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "not a safetensors"),
     "no rank": (
         lambda folder: change_config(folder, r=None),
         "does not describe a LoRA that can be trained further",
@@ -99,7 +99,7 @@ def test_an_adapter_of_another_model_is_refused(inputs: Path, tmp_path: Path) ->
     weights = load_file(folder / "adapter_model.safetensors")
     renamed = {name.replace(".layers.1.", ".layers.7."): value for name, value in weights.items()}
     save_file(renamed, folder / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match=r"of another model: .*layers\.[17]\."):
+    with pytest.raises(ModelError, match=r"belongs to another model: .*layers\.[17]\."):
         train_on(load(inputs / "model"), folder)
     wide = {name: torch.cat([value, value]) for name, value in weights.items()}
     save_file(wide, folder / "adapter_model.safetensors")

@@ -100,9 +100,9 @@ def test_a_template_that_rewrites_earlier_turns_gives_one_sequence_a_turn(tokeni
 
 def test_a_template_whose_answer_changes_the_prompt_is_refused(tokenizer: Any) -> None:
     count = templated(tokenizer, "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(DataError, match="renders what comes before message 2 otherwise"):
+    with pytest.raises(DataError, match="changes the text before message 2"):
         ROW.render(count)
-    with pytest.raises(DataError, match=r"^row 1: the model's chat template renders"):
+    with pytest.raises(DataError, match=r"^row 1: the model's chat template changes"):
         tokenise([ROW], count, "supervised", 64)
 
 
@@ -119,7 +119,7 @@ def test_cut_and_dropped(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> No
         sum(label != IGNORED for label in dataset["labels"][0])
         == 1 + whole.loss_spans[0][1] - whole.loss_spans[0][0]
     )
-    assert "2 of 3 sequences are left out" in caplog.text
+    assert "2 of 3 sequences are dropped" in caplog.text
     with pytest.raises(DataError, match="none of 1 rows has a token that carries loss within max_length 16"):
         tokenise([long], tokenizer, "supervised", 16)
 

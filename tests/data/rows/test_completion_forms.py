@@ -142,7 +142,7 @@ def test_tools_and_their_turns() -> None:
             "/prompt/1/role",
             "the prompt to end with a user or tool turn",
         ),
-        ({"prompt": "Hi", "completion": [AGAIN, A]}, "/completion/0/role", "an answer only"),
+        ({"prompt": "Hi", "completion": [AGAIN, A]}, "/completion/0/role", "only an answer"),
         ({"instruction": "x", "input": ""}, "/output", "the key of a row in Alpaca's form"),
         ({"instruction": "x", "output": ""}, "/output", "non-blank text"),
         ({"instruction": "", "input": "x", "output": "y"}, "/instruction", "non-blank text"),

@@ -117,7 +117,7 @@ def test_any_value_gives_a_row_or_a_row_error(
         (
             TRL | {"rejected": [message("user", "Bye"), *NO]},
             "/rejected/0/role",
-            "an answer only, or a conversation",
+            "only an answer, or a conversation",
         ),
         (
             {"rejected": "no"},

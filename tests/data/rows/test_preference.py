@@ -277,7 +277,7 @@ def nested(depth: int) -> Any:
             "content",
             [{"type": "refusal", "text": "No."}],
             "content/0/refusal",
-            "expected text, found no such",
+            "expected text, found a missing",
         ),
         ("tool_calls", "add", "tool_calls", "expected an array of tool calls, found the text 'add'"),
         ("tool_calls", ["add"], "tool_calls/0", 'expected a tool call {"type": "function"'),

@@ -69,7 +69,7 @@ def test_hh_conversations_share_their_beginning() -> None:
 def test_a_conversation_that_is_not_of_the_prompt_is_refused() -> None:
     bye = message("user", "Bye")
     with pytest.raises(
-        RowError, match="/chosen/0/role: expected an answer only, or a conversation that begins"
+        RowError, match="/chosen/0/role: expected only an answer, or a conversation that begins"
     ):
         parse_preference({"prompt": "Hi", "chosen": [bye, YES], "rejected": [bye, NO]})
 

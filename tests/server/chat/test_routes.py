@@ -174,7 +174,7 @@ def test_an_unknown_model(service: Service) -> None:
         (b"{", "not valid JSON", None),
         (b'{"model": "tiny", "x": "\xff"}', "not valid JSON", None),
         (b"[" * 100_000, "not valid JSON", None),
-        (b'{"model": ' + b"1" * 5000 + b"}", "counts without end", None),
+        (b'{"model": ' + b"1" * 5000 + b"}", "a number that is too long", None),
         (b"[]", "expected a JSON object", None),
         (b"{}", "expected the name of a model, found None", "model"),
         (b'{"model": 3}', "found 3", "model"),

@@ -74,7 +74,7 @@ WANDB = {"type": "wandb", "wandb": {"project": "p"}}
             {"hyperparameters": {"n_epochs": 1}},
             400,
             "hyperparameters",
-            ["beside `method`", "method.f_dpo.hyperparameters"],
+            ["with `method` given", "method.f_dpo.hyperparameters"],
         ),
         ({"integrations": [{"type": "comet"}]}, 400, "integrations.0", ["'wandb'", "comet"]),
         ({"integrations": [{"type": "wandb"}]}, 400, "integrations.0.wandb", ["Missing"]),

@@ -50,7 +50,7 @@ def test_only_so_many_jobs_wait(client: OpenAI, limit: Callable[..., None], serv
     limit(jobs_queued=2)
     jobs = [create_job(client, training_file=file_id) for _ in range(2)]
     message = refused(lambda: create_job(client, training_file=file_id))
-    assert "limit is 2, and 2 wait" in message
+    assert "limit is 2, and 2 are waiting" in message
     assert len(client.fine_tuning.jobs.list().data) == 2
     service.ledger.transition(jobs[0].id, "running", only_from=("queued",))
     assert create_job(client, training_file=file_id)
@@ -63,7 +63,7 @@ def test_files_hold_only_so_much(client: OpenAI, limit: Callable[..., None], ser
     first = upload(client, b"x" * 60, purpose="user_data")
     before = set(service.settings.files_dir.iterdir())
     message = refused(lambda: upload(client, b"x" * 41, purpose="user_data"))
-    assert "may hold 100 bytes, they hold 60, and it has 41" in message
+    assert "are limited to 100 bytes, use 60, and the new file has 41" in message
     assert set(service.settings.files_dir.iterdir()) == before
     assert upload(client, b"x" * 40, purpose="user_data")
     client.files.delete(first)

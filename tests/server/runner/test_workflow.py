@@ -309,7 +309,7 @@ def test_a_run_that_is_interrupted_from_outside_again_and_again_is_paused(
     assert ledger.get(job_id).status == "running"
     assert training.watch(job_id, start=LAST) == Ending("left")
     assert ledger.get(job_id).status == "paused"
-    assert "resume the job to go on" in messages(ledger, job_id)[-1]
+    assert "resume the job to continue" in messages(ledger, job_id)[-1]
 
 
 def resume(ledger: JobLedger, job_id: str) -> None:

@@ -88,7 +88,7 @@ def test_parts_that_are_not_the_file_are_refused_and_stay(client: OpenAI) -> Non
     part = client.uploads.parts.create(upload.id, data=b"abcd")
     other = client.uploads.parts.create(open_upload(client, 4).id, data=b"abcd")
     for part_ids, md5, param, words in (
-        ([], openai.omit, "part_ids", "expected parts of 4 bytes"),
+        ([], openai.omit, "part_ids", "expected parts with 4 bytes"),
         ([part.id, part.id], openai.omit, "part_ids", "listed twice"),
         ([other.id], openai.omit, "part_ids.0", other.id),
         ([part.id], "0" * 32, "md5", hashlib.md5(b"abcd").hexdigest()),
