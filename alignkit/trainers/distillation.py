@@ -172,7 +172,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         return pair
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:  # noqa: FBT001, FBT002 - transformers' signature
-        """Save the student. A checkpoint also has a training teacher; a final model only if the method saves it."""
+        """Save the student. A checkpoint also holds a training teacher; a final model only if the method saves it."""
         training = self.method.teacher_training
         self._saves_teacher = training is not None and (_internal_call or training.saved)
         super().save_model(output_dir, _internal_call)

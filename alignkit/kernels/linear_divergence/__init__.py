@@ -21,7 +21,7 @@ With frozen heads the cheaper way is used.
 
 from collections.abc import Mapping
 
-# Not `import torch`: in a package with a module of that name, the module would take the name's place.
+# Not `import torch`: this package has a module `torch`, whose import would replace the name.
 from torch import Tensor, autocast, long
 
 from alignkit import arguments

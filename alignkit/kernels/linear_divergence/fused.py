@@ -139,7 +139,7 @@ def _differentiate(
         loss = objective({**values, **leaves})
         if loss.shape != values["forward_kl"].shape:
             raise ValueError(
-                f"the objective must return one loss per row, [{values['forward_kl'].numel()}], "
+                f"the objective must return one loss per row, shape [{values['forward_kl'].numel()}], "
                 f"found {list(loss.shape)}"
             )
         if not loss.requires_grad:

@@ -9,7 +9,7 @@ has the probabilities, and the backward multiplies it by a factor: 4 N H V flops
 that trains costs 2 N H V more for its own gradient, and up to 2 N H V to recompute logits that were not kept.
 """
 
-# Not `import torch`: in a package with a module of that name, the module would take the name's place.
+# Not `import torch`: this package has a module `torch`, whose import would replace the name.
 from torch import Tensor, stack
 
 from alignkit import arguments

@@ -14,7 +14,7 @@ forward computes it together with D, so the backward takes a single pass. The fo
 then distances. Only one block of each side's probabilities exists at a time.
 """
 
-# Not `import torch`: in a package with a module of that name, the module would take the name's place.
+# Not `import torch`: this package has a module `torch`, whose import would replace the name.
 from torch import Tensor, autocast
 
 from alignkit import arguments

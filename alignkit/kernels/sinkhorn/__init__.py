@@ -15,7 +15,7 @@ It starts from dS = P dP, with df_T and dg_T the row and column sums of dS. So o
 instead of T matrices.
 """
 
-# Not `import torch`: in a package with a module of that name, the module would take the name's place.
+# Not `import torch`: this package has a module `torch`, whose import would replace the name.
 from torch import Tensor, float32, promote_types
 
 from alignkit import arguments
