@@ -269,7 +269,7 @@ def tiny_model(name: str) -> Any:
 
 @contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError where it takes longer."""
+    """Raise TimeoutError if the block takes longer than this many seconds."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"more than {seconds} s")
@@ -285,7 +285,7 @@ def within(seconds: int) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an architecture fares."""
+    """The result of checking one architecture."""
 
     kind: str
     """One of `KINDS`."""

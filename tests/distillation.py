@@ -47,7 +47,7 @@ def settings(folder: Path, **options: Any) -> dict[str, Any]:
 def made(
     kind: Any, config: Any, student_dir: Path, teacher_dir: Path, dataset: Dataset | None = None, **given: Any
 ) -> Any:
-    """A trainer of that kind over models in those folders."""
+    """A trainer of class `kind` with the models in these folders."""
     tokenizer = AutoTokenizer.from_pretrained(student_dir)
     rows = tokenised(tokenizer) if dataset is None else dataset
     return kind(
@@ -71,7 +71,7 @@ def batch_of(trainer: Any, count: int = 4) -> dict[str, Tensor]:
 
 
 def whole_logits(pair: TeacherStudentPair, batch: dict[str, Tensor]) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """A float64 copy of the pair, both models' logits [N, V] at the valid tokens, and the labels [N]."""
+    """A float64 copy of the pair, both models' logits [N, V] at the loss tokens, and the labels [N]."""
     exact = copy.deepcopy(pair).double()
     valid = batch["labels"][:, 1:] != -100
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

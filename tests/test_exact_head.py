@@ -29,12 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def llama(folder: Path) -> LlamaForCausalLM:
-    """Loaded."""
+    """The tiny llama, loaded."""
     return LlamaForCausalLM.from_pretrained(folder)
 
 
 def encoder(vocabulary: int = 96) -> BertLMHeadModel:
-    """A model that sees what comes after."""
+    """A model that is not causal."""
     config = BertConfig(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -47,7 +47,7 @@ def encoder(vocabulary: int = 96) -> BertLMHeadModel:
 
 
 def doing_to_logits(model: Any, change: Any) -> Any:
-    """The model, whose forward does something more to its logits."""
+    """The model with a forward that applies `change` to its logits."""
     own = model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

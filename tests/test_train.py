@@ -1,4 +1,4 @@
-"""A run from a recipe: what is in its folder afterwards, how it repeats, and how it fails."""
+"""A run from a recipe: the content of its folder, repeats, and failures."""
 
 import errno
 import json

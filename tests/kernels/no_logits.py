@@ -1,4 +1,4 @@
-"""Fails whatever makes a [tokens, vocabulary] tensor: hooks every tensor that an operation returns."""
+"""A watch that fails when an operation returns a [tokens, vocabulary] tensor."""
 
 from typing import Any
 

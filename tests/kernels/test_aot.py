@@ -1,4 +1,4 @@
-"""The compiler behind the other tests: it sees a spill, and sees none where there is none."""
+"""The ahead-of-time compiler of the tests: it finds a spill, and finds none in a kernel without spills."""
 
 import pytest
 import triton

@@ -1,4 +1,4 @@
-"""What the environment chooses."""
+"""The choice of an implementation by device, argument and environment."""
 
 import pytest
 import torch

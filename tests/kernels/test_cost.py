@@ -1,4 +1,4 @@
-"""An op's cost is read by estimates: it needs nothing else, least of all torch."""
+"""Estimates read an op's `cost` module, so it imports nothing else, and not torch."""
 
 import sys
 from pathlib import Path

@@ -17,7 +17,7 @@ STRENGTHS = {"beta": 0.3, "alpha": 0.2}
 def logps(
     prompts: int = 5, samples: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> list[Tensor]:
-    """Policy and reference of the samples, policy and reference of the dispreferred answer."""
+    """Random log-probs: samples under policy and reference, dispreferred answers under policy and reference."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(prompts, samples), (prompts, samples), (prompts,), (prompts,)]
     return [
@@ -27,7 +27,7 @@ def logps(
 
 
 def trained(values: list[Tensor]) -> list[Tensor]:
-    """The same with gradient on the policy's two."""
+    """The log-probs with gradient on those of the policy."""
     return [value.clone().requires_grad_(index in {0, 2}) for index, value in enumerate(values)]
 
 

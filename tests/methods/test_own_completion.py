@@ -27,7 +27,7 @@ class Focal(CompletionMethod):
 
 
 class Whole(CompletionMethod):
-    """A loss that was summed over the answers already."""
+    """A loss that is already summed over the answers."""
 
     def loss(self, answers: TokenLogps) -> CompletionLoss:
         return CompletionLoss(-answers.logps.sum())

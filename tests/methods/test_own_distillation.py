@@ -43,14 +43,14 @@ class Bare(DistillMethod):
 
 
 class Detached(DistillMethod):
-    """A student that cannot learn."""
+    """An objective without gradient."""
 
     def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
         return PairOutput.of(tokens, torch.zeros(len(tokens.labels)), {})
 
 
 class PerToken(DistillMethod):
-    """A loss that was not summed."""
+    """An objective that returns one loss per token instead of their sum."""
 
     def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
         losses = student.hidden.square().sum(dim=1)
@@ -58,7 +58,7 @@ class PerToken(DistillMethod):
 
 
 class Failing(DistillMethod):
-    """A loss with a mistake in it."""
+    """An objective that raises an error."""
 
     def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
         raise KeyError("weights")

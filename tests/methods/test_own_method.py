@@ -1,4 +1,4 @@
-"""A user's own method: a class in this file, named by its import path, is all that a run of it takes."""
+"""A user's own method: a class in this file, named by its import path, is enough for a whole run."""
 
 import json
 from pathlib import Path

@@ -31,7 +31,7 @@ class Sequences(NamedTuple):
     labels: Tensor
 
     def pairs(self) -> PairLogps:
-        """Their log-probs by materialised logits."""
+        """The log-probs of the pairs, from materialised logits."""
         logps = (self.hidden @ self.weight.T).log_softmax(dim=-1)
         chosen, rejected = logps.gather(2, self.labels[..., None])[..., 0].sum(dim=1).chunk(2)
         tokens = torch.full((COUNT,), LENGTH)
@@ -46,7 +46,7 @@ def sequences() -> Sequences:
 
 
 def stub(**options: Any) -> Any:
-    """A trainer of TRL as far as its loss reads it."""
+    """A stand-in for a TRL trainer, with the attributes that its loss reads."""
     return SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), **options)
 
 

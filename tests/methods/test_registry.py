@@ -14,7 +14,7 @@ from alignkit.recipe import Recipe
 
 
 class Taken(PairMethod):
-    """A method whose name another one has."""
+    """A method whose name is taken."""
 
     type: Literal["f_dpo"] = "f_dpo"
 
@@ -26,11 +26,11 @@ class Twice(PairMethod):
 
 
 class Rowless(Method):
-    """A method that does not say what it trains on."""
+    """A method that does not declare its kind of row."""
 
 
 class OtherRows(Method):
-    """A method on rows that nobody has declared."""
+    """A method on an unknown kind of row."""
 
     rows: ClassVar[str] = "triplets"
 
@@ -43,7 +43,7 @@ class Scalar(PairMethod):
 
 
 class NeedsReference(PairMethod):
-    """A method that says it has no reference, and reads it."""
+    """A method that declares no reference but reads it."""
 
     uses_reference: ClassVar[bool] = False
 
@@ -52,7 +52,7 @@ class NeedsReference(PairMethod):
 
 
 class Detached(PairMethod):
-    """A method that cannot train."""
+    """A method whose loss has no gradient."""
 
     def loss(self, pairs: PairLogps) -> PreferenceLoss:
         return PreferenceLoss(pairs.chosen.detach(), pairs.chosen.detach(), pairs.rejected.detach())

@@ -1,4 +1,4 @@
-"""Fixtures of other rooms that trainers use too."""
+"""Fixtures of other test packages that the trainers' tests use too."""
 
 from tests.sampling.conftest import server
 

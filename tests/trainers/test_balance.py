@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def mixture(tokenizer: Any) -> Any:
-    """A Mixtral of four experts that speaks the tokenizer's vocabulary."""
+    """A Mixtral of four experts with the tokenizer's vocabulary."""
     config = tiny_config("mixtral")
     config.vocab_size = len(tokenizer)
     config.router_aux_loss_coef = 0.5

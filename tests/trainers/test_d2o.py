@@ -1,4 +1,4 @@
-"""D2OTrainer: the exact gradient, what it teaches, its samples and references, and how it fails."""
+"""D2OTrainer: the exact gradient, the effect of training, samples and references, and failures."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 
 def rows(count: int = 8, samples: int | None = 5) -> Dataset:
-    """Samples are of many lengths; `samples=None` leaves them to be drawn."""
+    """Rows with samples of many lengths; with `samples=None` they have to be drawn."""
     return Dataset.from_list(
         [
             {
@@ -123,7 +123,7 @@ def gradients(trainer: D2OTrainer) -> list[Tensor]:
 
 
 def shaken(trainer: D2OTrainer) -> D2OTrainer:
-    """Away from the references, where every gradient is its own; ready for a step by hand."""
+    """The trainer with weights moved away from the references, so that gradients differ; ready for a manual step."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in trainer.model.parameters():

@@ -1,4 +1,4 @@
-"""What SinKDTrainer and BDKDTrainer share: the pair, its data, its checkpoints and its metrics."""
+"""Facts that hold for SinKDTrainer and BDKDTrainer: the pair, its data, its checkpoints and its metrics."""
 
 import logging
 from pathlib import Path

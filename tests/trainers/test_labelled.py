@@ -206,7 +206,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(
 
 
 def test_a_forward_of_its_own_is_a_step(tmp_path: Path, model_dir: Path, reference_dir: Path) -> None:
-    """Without a step around it, the baseline is that of the batch."""
+    """Outside an optimizer step, the baseline is that of the batch."""
     trainer = trained(tmp_path, model_dir, reference_dir, max_steps=1)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.model.train()

@@ -1,4 +1,4 @@
-"""Batches that are filled up, and the parts of a step that forwards and processes make."""
+"""Padding rows of the last batch, and the shares of a step's mean over micro-batches and processes."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `linear_divergence` must give, from materialised float64 logits and autograd; and inputs to ask it about."""
+"""The oracle of `linear_divergence`, from materialised float64 logits and autograd, and random inputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -110,13 +110,13 @@ def _kl(a: Tensor, b: Tensor) -> Tensor:
 
 
 def values(found: Divergences) -> dict[str, Tensor]:
-    """Those that are there."""
+    """The outputs that are not None, by name."""
     pairs = ((field.name, getattr(found, field.name)) for field in fields(found))
     return {name: value for name, value in pairs if value is not None}
 
 
 def upstream(names: tuple[str, ...], count: int, seed: int = 7) -> dict[str, Tensor]:
-    """A random number for each output and row."""
+    """Random upstream gradients, one for each output and row."""
     make = torch.Generator().manual_seed(seed)
     return {name: torch.randn(count, generator=make, dtype=torch.float64) for name in names}
 
@@ -139,7 +139,7 @@ def compare(
     dtype: torch.dtype = torch.float32,
     tolerance: float = 1e-5,
 ) -> None:
-    """Values and, for random numbers from above on the outputs `used`, every gradient of `training`."""
+    """Compare values and, with random upstream gradients of the outputs `used`, every gradient of `training`."""
     mine, theirs = made.leaves(dtype, training), made.leaves(dtype, ())
     theirs = {name: x.double().requires_grad_(name in training) for name, x in theirs.items()}
     found = values(call(mine, made.labels, top1=True, implementation=implementation, **options))

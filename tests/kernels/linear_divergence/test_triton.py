@@ -1,4 +1,4 @@
-"""What only the Triton engine of linear_divergence does: split products, buffers with garbage in their padding."""
+"""Facts of linear_divergence's Triton engine alone: split matmuls, and buffers with garbage in their padding."""
 
 import pytest
 import torch

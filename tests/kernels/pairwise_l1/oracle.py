@@ -1,4 +1,4 @@
-"""pairwise_l1's operands, its oracle in float64, and how both are compared."""
+"""Operands and a float64 oracle for pairwise_l1, and their comparison."""
 
 from typing import Any
 

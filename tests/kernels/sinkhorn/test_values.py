@@ -41,7 +41,7 @@ def oracle(cost: Tensor, epsilon: float, iterations: int) -> tuple[Tensor, Tenso
 
 
 def pull(plan: Tensor, total: Tensor, cost: Tensor) -> Tensor:
-    """The gradient of something that depends on every entry of the plan and on its cost."""
+    """The gradient of a function that depends on every entry of the plan and on its cost."""
     weights = torch.linspace(-1, 1, plan.numel(), dtype=torch.float64).view(plan.shape).to(plan)
     return torch.autograd.grad((plan * weights).sum() + total.sum(), cost)[0]
 
