@@ -3,6 +3,7 @@
 Both are imported inside functions: a process on Ray needs no DBOS, and Ray is an optional extra.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,38 @@ def recover_workflows(executors: Sequence[str]) -> None:
     from dbos import DBOS  # saves DBOS in a process of Ray
 
     DBOS._recover_pending_workflows(list(executors))
+
+
+def running_workflows() -> set[str]:
+    """Ids of the workflows that a thread of this process works on; DBOS has no public name for it."""
+    from dbos._dbos import _get_dbos_instance  # saves DBOS in a process of Ray
+
+    return set(_get_dbos_instance()._active_workflows_set.activeList())
+
+
+def recover_workflow(workflow_id: str, executor: str) -> None:
+    """Take up one pending workflow of an executor; idempotent. DBOS offers it for all of an executor's only."""
+    from dbos._dbos import _get_dbos_instance  # saves DBOS in a process of Ray
+    from dbos._utils import INTERNAL_QUEUE_NAME  # saves DBOS in a process of Ray
+
+    _get_dbos_instance()._sys_db.reenqueue_for_recovery(workflow_id, [executor], INTERNAL_QUEUE_NAME)
+
+
+def bound_retries(seconds: float) -> None:
+    """Let DBOS pause at most so long between two tries to reach its database: by itself it pauses up to 90 seconds,
+    and what waits would be that late after an outage. Nothing public sets it."""
+    from dbos import _sys_db  # saves DBOS in a process of Ray
+
+    class Clock:
+        """The module `time`, of which DBOS's database module has its own from now on."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(time, name)
+
+        def sleep(self, wanted: float) -> None:
+            time.sleep(min(wanted, seconds))
+
+    vars(_sys_db)["time"] = Clock()
 
 
 def supervisor(submission_id: str) -> tuple[str, str]:

@@ -1,10 +1,13 @@
 """What the server relies on in DBOS and Ray without a word in their documentation: that it is there, and used so."""
 
 import inspect
+import sqlite3
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from dbos import DBOS
+from dbos import DBOS, _dbos, _sys_db
 
 from alignkit_server import upstream
 
@@ -15,6 +18,43 @@ def test_dbos_recovers_the_workflows_of_the_executors_it_is_given(monkeypatch: p
     monkeypatch.setattr(DBOS, "_recover_pending_workflows", given.append)
     upstream.recover_workflows(("a", "b"))
     assert given == [["a", "b"]]
+
+
+def test_dbos_knows_its_running_workflows_and_recovers_one_of_an_executor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dbos._core import ActiveWorkflowById
+
+    active = ActiveWorkflowById()
+    active.add("a")
+    given: list[object] = []
+    database = SimpleNamespace(reenqueue_for_recovery=lambda *arguments: given.extend(arguments))
+    instance = SimpleNamespace(_active_workflows_set=active, _sys_db=database)
+    monkeypatch.setattr(_dbos, "_get_dbos_instance", lambda: instance)
+    assert upstream.running_workflows() == {"a"}
+    upstream.recover_workflow("b", "server")
+    assert given[:2] == ["b", ["server"]]
+    expected = ["self", "workflow_id", "executor_ids", "recovery_queue_name"]
+    assert list(inspect.signature(_sys_db.SystemDatabase.reenqueue_for_recovery).parameters) == expected
+
+
+def test_dbos_pauses_no_longer_than_it_is_told_between_two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sys_db, "time", time)  # undone at the end
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    upstream.bound_retries(5.0)
+    failures = [sqlite3.OperationalError("database is locked")] * 12
+
+    @_sys_db.db_retry()
+    def work() -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    assert work() == "done"
+    assert len(slept) == 12
+    assert 3.0 < max(slept) <= 5.0
+    assert _sys_db.time.time() > 0
 
 
 def test_ray_names_a_job_s_actor_as_expected() -> None:

@@ -1,13 +1,15 @@
 """A server's heartbeat, and the recovery of work from servers whose heartbeat stopped.
 
-On the same machine, a server counts as dead as soon as its process is gone; on another machine, after it has sent
-no heartbeat for `TIMEOUT_SECONDS`.
+On the same machine, a server counts as dead as soon as its process is gone; on another machine, after this server has
+looked for `TIMEOUT_SECONDS` and seen no new heartbeat. Clocks are not compared, and an outage of the database, during
+which nobody can send one, restarts the count: else the first server to reconnect would take the others for dead.
 """
 
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import psutil
@@ -18,10 +20,14 @@ from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.engines.process import runs
 from alignkit_server.ids import SERVER, new_id
+from alignkit_server.outages import described, is_outage
 from alignkit_server.tables import Peer
 
 BEAT_SECONDS = 2.0
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 30.0
+GAP_SECONDS = 5 * BEAT_SECONDS
+"""Between two looks, beyond which nothing is known of the time between them."""
+JOIN_SECONDS = 10.0
 
 log = structlog.get_logger()
 
@@ -40,6 +46,9 @@ class Heartbeat:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.id = new_id(SERVER)
+        self._looked_at = 0.0
+        self._last_seen: dict[str, tuple[int, float]] = {}
+        """Server -> its last beat, and since when this server has seen no other, by the monotonic clock."""
 
     def register(self) -> None:
         """Register this server, before it takes on any work."""
@@ -58,7 +67,7 @@ class Heartbeat:
         """Stop the heartbeat."""
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(JOIN_SECONDS)
 
     def sign_off(self) -> None:
         """Mark this server as stopped, so that others take over its work."""
@@ -77,12 +86,23 @@ class Heartbeat:
     def _dead(self) -> Sequence[str]:
         with self._database.reading() as session:
             others = session.scalars(select(Peer).where(Peer.id != self.id)).all()
+        instant, before = time.monotonic(), self._looked_at
+        self._looked_at = instant
+        if instant - before > GAP_SECONDS:
+            self._last_seen.clear()
+        self._last_seen = {
+            peer.id: known
+            if (known := self._last_seen.get(peer.id)) and known[0] == peer.beat_at
+            else (peer.beat_at, instant)
+            for peer in others
+        }
         return [peer.id for peer in others if self._is_dead(peer)]
 
     def _is_dead(self, peer: Peer) -> bool:
         if peer.host == socket.gethostname():
             return peer.beat_at == 0 or not runs(peer.pid, peer.started)
-        return self._anywhere and now() - peer.beat_at > TIMEOUT_SECONDS
+        silent = time.monotonic() - self._last_seen[peer.id][1] > TIMEOUT_SECONDS
+        return self._anywhere and (peer.beat_at == 0 or silent)
 
     def _beat(self) -> None:
         change = update(Peer).where(Peer.id == self.id).values(beat_at=now()).returning(Peer.id)
@@ -97,5 +117,8 @@ class Heartbeat:
             try:
                 self._beat()
                 self.look()
-            except Exception:
-                log.exception("the heartbeat failed; trying again")
+            except Exception as error:
+                if is_outage(error):
+                    log.warning("no heartbeat now", what=described(error))
+                else:
+                    log.exception("the heartbeat failed; trying again")

@@ -3,17 +3,22 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
+from alignkit_server.outages import LONGEST_PAUSE_SECONDS, is_outage
 from alignkit_server.peers.heartbeat import Heartbeat
+from alignkit_server.runner.reconciler import Reconciler
 from alignkit_server.runner.scheduler import Dispatcher, FairQueue
 from alignkit_server.runner.step_services import StepServices, install
 from alignkit_server.runner.workflow import WORKFLOW_VERSION, fine_tune
-from alignkit_server.upstream import recover_workflows
+from alignkit_server.upstream import bound_retries, recover_workflows
 from alignkit_server.vault import open_vault
 from alignkit_server.webhooks import delivery
 
 QUEUE = "fine_tuning"
+
+log = structlog.get_logger()
 
 
 class DBOSRunner:
@@ -29,6 +34,7 @@ class DBOSRunner:
         )
         turns = FairQueue(services.ledger.database, services.settings, services.executor.capacity)
         self._dispatcher = Dispatcher(turns, self._begin)
+        self._reconciler = Reconciler(self._heartbeat.id, turns.begun, self._workflow_id, self._begin)
 
     def start(self) -> None:
         """Launch DBOS, take over the jobs of the previous server, and enqueue jobs that it never enqueued."""
@@ -50,6 +56,7 @@ class DBOSRunner:
             "log_level": "WARNING",
         }
         self._heartbeat.register()
+        bound_retries(LONGEST_PAUSE_SECONDS)
         DBOS(config=config)
         DBOS.launch()
         DBOS.register_queue(
@@ -59,26 +66,43 @@ class DBOSRunner:
             on_conflict="always_update",
         )
         _drop_older_versions()
-        vault = open_vault(settings.root)
-        delivery.start(delivery.Outbox(self._services.ledger.database, settings, vault, WORKFLOW_VERSION))
+        outbox = delivery.Outbox(
+            self._services.ledger.database,
+            settings,
+            open_vault(settings.root),
+            WORKFLOW_VERSION,
+            self._services.stopping,
+        )
+        delivery.start(outbox)
         self._heartbeat.start()
         self._dispatcher.start()
+        self._reconciler.start()
 
     def _stop(self) -> None:
+        self._reconciler.stop()
         self._dispatcher.stop()
         self._heartbeat.stop()
         DBOS.destroy()
-        self._heartbeat.sign_off()
+        try:
+            self._heartbeat.sign_off()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            log.warning("not signed off: the others see that the process is gone")
 
     def _recover(self, servers: list[str]) -> None:
         """Take over the workflows of dead servers, and stop the engines that they left running."""
         recover_workflows(servers)
         self._services.engines.cleanup_leftovers()
 
-    def _begin(self, job_id: str) -> None:
-        """Hand a job to DBOS; idempotent per attempt."""
+    def _workflow_id(self, job_id: str) -> str:
+        """Id of the workflow of the job's current attempt; a workflow that repeats it has a suffix."""
+        return f"{job_id}-{self._services.ledger.get(job_id).attempt}-v{WORKFLOW_VERSION}"
+
+    def _begin(self, job_id: str, repeat: str = "") -> None:
+        """Hand a job to DBOS; idempotent per attempt and `repeat`."""
         attempt = self._services.ledger.get(job_id).attempt
-        with SetWorkflowID(f"{job_id}-{attempt}-v{WORKFLOW_VERSION}"):
+        with SetWorkflowID(self._workflow_id(job_id) + repeat):
             DBOS.enqueue_workflow(QUEUE, fine_tune, job_id, attempt)
 
     def enqueue(self, job_id: str) -> None:  # noqa: ARG002 - its row is already in the queue

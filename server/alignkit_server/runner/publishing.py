@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dbos import DBOS
-
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.engines.adapters import publish
@@ -17,9 +15,10 @@ from alignkit_server.engines.errors import AdapterError, CanaryError, EngineErro
 from alignkit_server.engines.weights import publish_weights
 from alignkit_server.models.catalog import ADAPTER, FULL
 from alignkit_server.models.names import model_name
+from alignkit_server.outages import Detached
 from alignkit_server.runner.ledger import JobRecord
 from alignkit_server.runner.result_csv import FILENAME, PURPOSE, result_file_id, results_csv
-from alignkit_server.runner.step_services import Detached, JobFailedError, StepServices, folder_of, use
+from alignkit_server.runner.step_services import JobFailedError, StepServices, folder_of, job_step, use
 
 PROOFS = 3
 """How often an engine may fail or be killed before the trained job fails with it."""
@@ -27,7 +26,7 @@ PROOFS = 3
 PASSING = ("engine_failed", "engine_busy")
 
 
-@DBOS.step(name="publish")
+@job_step("publish")
 @tracing.stage("publish")
 def publish_models(job_id: str) -> None:
     """Publish the result and every checkpoint to where an engine finds them."""
@@ -72,7 +71,7 @@ def name_of(job: JobRecord, step: int | None = None) -> str:
     return model_name(job.base_model, job.project_name, job.suffix, job.id, step)
 
 
-@DBOS.step(name="canary")
+@job_step("canary")
 @tracing.stage("canary")
 def prove(job_id: str) -> None:
     """Verify with the canary that the engine answers like the trained model."""
@@ -124,7 +123,7 @@ def _canary(folder: RunFolder) -> dict[str, Any]:
     return value
 
 
-@DBOS.step(name="finish")
+@job_step("finish")
 @tracing.stage("finish")
 def finish(job_id: str) -> None:
     """Set the job's fine-tuned model and mark the job succeeded."""

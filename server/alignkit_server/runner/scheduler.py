@@ -13,10 +13,13 @@ import structlog
 from alignkit_server.database import Database
 from alignkit_server.jobs.queue import Queue
 from alignkit_server.limits.quotas import limits_of
+from alignkit_server.outages import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, described, is_outage
 from alignkit_server.settings import Settings
 from alignkit_server.tables import Job
 
 POLL_SECONDS = 0.2
+JOIN_SECONDS = 10.0
+"""For which a thread is waited for that may be in the middle of an outage."""
 
 log = structlog.get_logger()
 
@@ -93,18 +96,25 @@ class Dispatcher:
         self._stopping.set()
         self._wake.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(JOIN_SECONDS)
 
     def wake(self) -> None:
         """Check the queue now: a job may be ready."""
         self._wake.set()
 
     def _run(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
             try:
                 for job_id in self._queue.take():
                     self._start_job(job_id)
-            except Exception:
-                log.exception("jobs cannot be handed over; trying again")
+                pause = FIRST_PAUSE_SECONDS
+            except Exception as error:
+                if is_outage(error):
+                    log.warning("no job can be handed over now", what=described(error))
+                else:
+                    log.exception("jobs cannot be handed over; trying again")
+                self._stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()

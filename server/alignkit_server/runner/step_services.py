@@ -1,15 +1,25 @@
 """Dependencies of the workflow's steps; set when the runner starts, because DBOS steps are module functions."""
 
+import functools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+from uuid import uuid4
+
+from dbos import DBOS
 
 from alignkit.run.folder import RunFolder
 from alignkit.tracking import without_secrets
 from alignkit_server.engines.errors import scrub_paths
 from alignkit_server.engines.manager import EngineManager
 from alignkit_server.executors.protocol import Executor
+from alignkit_server.outages import outlast
 from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +42,6 @@ class JobFailedError(Exception):
 
     def __str__(self) -> str:
         return str(self.args[1])
-
-
-class Detached(BaseException):
-    """The server is stopping while a job runs. A BaseException, so that DBOS records no outcome for the step."""
 
 
 _services: StepServices | None = None
@@ -64,3 +70,29 @@ def with_log(message: str, folder: RunFolder) -> str:
     tail = folder.log_tail()
     text = f"{message}\nLast lines of the training log:\n{tail}" if tail else message
     return scrub_paths(without_secrets(text))
+
+
+def job_step(
+    name: str,
+) -> Callable[[Callable[Concatenate[str, P], R]], Callable[Concatenate[str, P], R]]:
+    """A decorator: a durable step of a job's workflow, by the job's id.
+
+    While the database or the disk fails, the step is begun again and again, as it would be after a crash, and the job
+    has an event that says so.
+    """
+
+    def decorate(work: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[str, P], R]:
+        @DBOS.step(name=name)
+        @functools.wraps(work)
+        def outlasting(job_id: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            outage = uuid4().hex
+
+            def tell(what: str) -> None:
+                message = f"{what}; the job goes on as soon as that is over"
+                use().ledger.add_event(job_id, level="warn", message=message, once=outage)
+
+            return outlast(lambda: work(job_id, *args, **kwargs), use().stopping, tell=tell)
+
+        return outlasting
+
+    return decorate

@@ -12,16 +12,16 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 import yaml
-from dbos import DBOS
 
 from alignkit.recipe import paths_of
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 from alignkit_server.jobs.status import PAUSED
+from alignkit_server.outages import Detached
 from alignkit_server.runner.event_follower import EventFollower
 from alignkit_server.runner.ledger import JobRecord
-from alignkit_server.runner.step_services import Detached, JobFailedError, folder_of, use, with_log
+from alignkit_server.runner.step_services import JobFailedError, folder_of, job_step, use, with_log
 
 POLL_SECONDS = 0.5
 TOLERATED_SECONDS = 3.0
@@ -70,7 +70,7 @@ def train(job_id: str, attempt: int) -> bool:
     return False
 
 
-@DBOS.step(name="launch")
+@job_step("launch")
 @tracing.stage("launch")
 def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     """Write the recipe and start training; False if the job was paused or cancelled meanwhile."""
@@ -140,7 +140,7 @@ def _end_last_line(folder: RunFolder) -> None:
         return
 
 
-@DBOS.step(name="watch")
+@job_step("watch")
 @tracing.stage("train")
 def watch(job_id: str, attempt: int = 1, start: Start = FIRST) -> tuple[str, int]:
     """Follow the run until its process is gone; returns the fields of an `Ending`.

@@ -4,7 +4,7 @@
 
 Each step may be repeated after a crash: a start finds a run that is already running, each event line is stored
 once, publishing replaces whole folders, and every status change is a compare-and-set. The training itself is an
-external process that a restarted server finds again.
+external process that a restarted server finds again. Steps wait for a database or a disk that fails: see `outages`.
 """
 
 import time
@@ -12,9 +12,10 @@ import time
 import structlog
 from dbos import DBOS
 
+from alignkit_server.outages import left_to_recovery
 from alignkit_server.runner.publishing import finish, prove, publish_models
-from alignkit_server.runner.step_services import JobFailedError, use
-from alignkit_server.runner.training import train
+from alignkit_server.runner.step_services import JobFailedError, folder_of, job_step, use
+from alignkit_server.runner.training import answered, train
 from alignkit_server.webhooks import delivery
 
 WORKFLOW_VERSION = "3"
@@ -32,13 +33,14 @@ def fine_tune(job_id: str, attempt: int = 1) -> None:
 
     Each resume of a job is another `attempt` with its own workflow.
     """
-    with structlog.contextvars.bound_contextvars(job_id=job_id):
+    with structlog.contextvars.bound_contextvars(job_id=job_id), left_to_recovery():
         try:
-            if not train(job_id, attempt):
-                return
-            publish_models(job_id)
-            prove(job_id)
-            finish(job_id)
+            with left_to_recovery():
+                if not train(job_id, attempt):
+                    return
+                publish_models(job_id)
+                prove(job_id)
+                finish(job_id)
         except JobFailedError as error:
             fail(job_id, error.code, str(error))
         except Exception as error:
@@ -49,15 +51,16 @@ def fine_tune(job_id: str, attempt: int = 1) -> None:
             delivery.enqueue(delivery_id)
 
 
-@DBOS.step(name="webhooks")
+@job_step("webhooks")
 def webhooks(job_id: str) -> list[str]:
     """Ids of the webhook deliveries that announce the job's end."""
     return delivery.pending(job_id)
 
 
-@DBOS.step(name="fail")
+@job_step("fail")
 def fail(job_id: str, code: str, message: str) -> None:
-    """Mark a job as failed; a cancelled job stays cancelled."""
+    """Mark a job as failed, and stop what may still run for it; a cancelled job stays cancelled."""
+    answered(job_id, lambda: use().executor.stop(folder_of(job_id).path))
     use().ledger.transition(
         job_id,
         "failed",

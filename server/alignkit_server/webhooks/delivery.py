@@ -4,6 +4,7 @@ An event that waits for its next attempt therefore costs a row, not a thread, an
 may receive an event twice, with the same `webhook-id`.
 """
 
+import threading
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +15,7 @@ from sqlalchemy import select
 
 from alignkit.errors import AlignkitError
 from alignkit_server.database import Database
+from alignkit_server.outages import left_to_recovery, outlast
 from alignkit_server.settings import Settings
 from alignkit_server.tables import Delivery, Endpoint
 from alignkit_server.vault import Vault
@@ -42,6 +44,7 @@ class Outbox:
     vault: Vault
     version: str
     """The application's version, part of every workflow id: workflows of older versions are cancelled at start."""
+    stopping: threading.Event
 
 
 _outbox: Outbox | None = None
@@ -94,13 +97,18 @@ def _use() -> Outbox:
 @DBOS.workflow(name="deliver_webhook")
 def deliver(delivery_id: str, attempt: int) -> None:
     """Attempt a delivery; if it fails, enqueue the next attempt unless it was the last."""
-    if not try_to_send(delivery_id, attempt) and attempt <= len(BACK_OFF_SECONDS):
-        enqueue(delivery_id, attempt + 1, delay=BACK_OFF_SECONDS[attempt - 1])
+    with left_to_recovery():
+        if not try_to_send(delivery_id, attempt) and attempt <= len(BACK_OFF_SECONDS):
+            enqueue(delivery_id, attempt + 1, delay=BACK_OFF_SECONDS[attempt - 1])
 
 
 @DBOS.step(name="try_to_send_webhook")
 def try_to_send(delivery_id: str, attempt: int) -> bool:
-    """Send the event once; returns whether no further attempt is needed."""
+    """Send the event, again if an outage keeps the result from being stored; returns whether no attempt is left."""
+    return outlast(lambda: _try_to_send(delivery_id, attempt), _use().stopping)
+
+
+def _try_to_send(delivery_id: str, attempt: int) -> bool:
     outbox = _use()
     query = select(Delivery, Endpoint).join(Endpoint, Delivery.endpoint_id == Endpoint.id)
     with outbox.database.reading() as session:

@@ -66,7 +66,15 @@ class Server:
 class Rig:
     """A home with a base model, and servers, trainers and engines to kill in it."""
 
-    def __init__(self, home: Path, *, servers: int = 1, trainer: Path | None = None, **settings: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        servers: int = 1,
+        trainer: Path | None = None,
+        stub: dict[str, str] | None = None,
+        **settings: str,
+    ) -> None:
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
         model = home / "models" / "tiny"
@@ -77,7 +85,7 @@ class Rig:
             trainer = home / "trainer"
             trainer.write_text(f'#!/bin/sh\nexec {sys.executable} -S {HERE / "stub_trainer.py"} "$@"\n')
             trainer.chmod(0o755)
-        environment = {f"ALIGNKIT_{name.upper()}": value for name, value in settings.items()}
+        environment = {f"ALIGNKIT_{name.upper()}": value for name, value in settings.items()} | (stub or {})
         self.servers = [Server(home, trainer, environment).start() for _ in range(servers)]
 
     def client(self) -> OpenAI:

@@ -12,6 +12,7 @@ from sqlalchemy import update
 
 from alignkit.run.checkpoints import seal
 from alignkit.run.folder import RunFolder, write_json
+from alignkit_server import outages
 from alignkit_server.database import Database
 from alignkit_server.engines.canary import FULL_PRECISION, CanaryReport, Difference
 from alignkit_server.engines.errors import CanaryError, EngineError
@@ -243,9 +244,9 @@ def test_a_stopping_server_lets_go_without_an_outcome(
 ) -> None:
     services.executor.alive = True  # type: ignore[attr-defined]
     services.stopping.set()
-    with pytest.raises(step_services.Detached):
+    with pytest.raises(outages.Detached):
         training.watch(job_id)
-    assert not isinstance(step_services.Detached(), Exception)
+    assert not isinstance(outages.Detached(), Exception)
     assert services.executor.stopped == []  # type: ignore[attr-defined]
 
 
