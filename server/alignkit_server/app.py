@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from alignkit_server import errors, health, logs, tracing
+from alignkit_server.catalog.model_catalog import ModelCatalog
 from alignkit_server.checkpoints.routes import router as checkpoints
 from alignkit_server.database import Database
 from alignkit_server.dependencies import require_scope
@@ -24,7 +25,6 @@ from alignkit_server.metrics.collector import EngineStates, RequestMetrics, Serv
 from alignkit_server.metrics.routes import PATH as METRICS_PATH
 from alignkit_server.metrics.routes import router as metrics
 from alignkit_server.migrate import migrate, start_lock
-from alignkit_server.models.catalog import ModelCatalog
 from alignkit_server.models.routes import router as models
 from alignkit_server.preflight.routes import router as preflight
 from alignkit_server.projects.routes import router as projects

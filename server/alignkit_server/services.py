@@ -7,13 +7,13 @@ from typing import Protocol
 import structlog
 from anyio import CapacityLimiter
 
+from alignkit_server.catalog.model_catalog import ModelCatalog
 from alignkit_server.database import Database
-from alignkit_server.jobs.file_check_pool import FileCheckPool
-from alignkit_server.jobs.listening import Listening
-from alignkit_server.models.catalog import ModelCatalog
+from alignkit_server.pools.file_check_pool import FileCheckPool
+from alignkit_server.pools.listening import Listening
+from alignkit_server.pools.webhook_samples import Samples
 from alignkit_server.settings import Settings
 from alignkit_server.vault import Vault
-from alignkit_server.webhooks.samples import Samples
 
 log = structlog.get_logger()
 

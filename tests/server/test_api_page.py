@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_server.models.names import model_name
+from alignkit_server.catalog.names import model_name
 from alignkit_server.webhooks.sender import sign
 from tests.server.shapes import conforms
 from tests.server.support import BASE_MODEL, Running, create_job, pairs, serve, write_adapter

@@ -8,7 +8,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types import FileObject
 
-from alignkit_server.models.names import model_name
+from alignkit_server.catalog.names import model_name
 from tests.server.shapes import conforms
 from tests.server.support import BASE_MODEL, Running, method, pairs
 

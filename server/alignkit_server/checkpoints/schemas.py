@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignkit_server.jobs.schemas import Name
+from alignkit_server.fields import Name
 
 MAX_PROJECTS = 100
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
+from alignkit_server.catalog.model_catalog import own_model
 from alignkit_server.checkpoints.repository import PermissionRepository
 from alignkit_server.checkpoints.schemas import PermissionDeleted, PermissionObject
 from alignkit_server.clock import now
@@ -13,7 +14,6 @@ from alignkit_server.dependencies import ProjectDep, SessionDep
 from alignkit_server.errors import ApiError, not_found
 from alignkit_server.ids import PERMISSION, new_id
 from alignkit_server.keys.service import Principal
-from alignkit_server.models.catalog import own_model
 from alignkit_server.pagination import CursorListObject, Page, PageQuery
 from alignkit_server.tables import Permission
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Select, or_
 
 from alignkit_server.clock import now
-from alignkit_server.jobs.repository import JobRepository
+from alignkit_server.in_use import unfinished_job
 from alignkit_server.pagination import Page, PageQuery
 from alignkit_server.scoped import ScopedRepository
 from alignkit_server.tables import File, Job
@@ -32,8 +32,8 @@ class FileRepository(ScopedRepository[File]):
 
     def user_of(self, id: str) -> str | None:  # noqa: A002 - the column's name
         """The id of an unfinished job that uses the file, or None."""
-        jobs = JobRepository(self._session, self._project_id)
-        return jobs.unfinished(or_(Job.training_file == id, Job.validation_file == id))
+        uses = or_(Job.training_file == id, Job.validation_file == id)
+        return unfinished_job(self._session, self._project_id, uses)
 
     def expired(self) -> Sequence[File]:
         """The project's expired files that no unfinished job uses."""

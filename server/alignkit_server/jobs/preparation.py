@@ -14,6 +14,7 @@ from alignkit.jobspec import recipe_for_job
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.models.trainable import config_of, require_trainable
 from alignkit.tracking import how_to_install, installed
+from alignkit_server.catalog.model_catalog import TrainableModel
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import trains_on_gpu
 from alignkit_server.files.repository import FileRepository
@@ -21,7 +22,6 @@ from alignkit_server.files.schemas import FINE_TUNE
 from alignkit_server.ids import JOB, new_id
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
-from alignkit_server.models.catalog import TrainableModel
 from alignkit_server.services import Services
 from alignkit_server.tokenizers import has_tokenizer, tokenizer_at
 

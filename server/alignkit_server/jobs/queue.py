@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from alignkit_server.jobs.status import ACTIVE, WAITING
+from alignkit_server.job_status import ACTIVE, WAITING
 from alignkit_server.tables import Job, Project
 
 

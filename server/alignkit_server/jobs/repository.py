@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, update
+from sqlalchemy import func, update
 
 from alignkit_server.clock import now
-from alignkit_server.jobs.status import UNFINISHED
 from alignkit_server.pagination import Page, PageQuery
 from alignkit_server.scoped import ScopedRepository
 from alignkit_server.tables import Checkpoint, Event, Job
@@ -54,11 +53,6 @@ class JobRepository(ScopedRepository[Job]):
             for job in jobs
             if job.trained_tokens and job.started_at and job.finished_at and job.finished_at > job.started_at
         ]
-
-    def unfinished(self, which: ColumnElement[bool]) -> str | None:
-        """The id of an unfinished job that satisfies `which`, or None."""
-        query = self.select().with_only_columns(Job.id).where(Job.status.in_(UNFINISHED), which)
-        return self._session.scalar(query.limit(1))
 
     def by_idempotency_key(self, key: str) -> Job | None:
         """The job created under this key, or None."""

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import ApiError, documented
 from alignkit_server.jobs.idempotency import Idempotency, created_before
-from alignkit_server.jobs.listening import ListenerResponse
 from alignkit_server.jobs.preparation import prepare
 from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject, JobRequest
 from alignkit_server.jobs.service import JobServiceDep
@@ -17,6 +16,7 @@ from alignkit_server.jobs.stream import EventStream
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import limits_of
 from alignkit_server.pagination import After, CursorListObject, ListObject, PageQuery
+from alignkit_server.pools.listening import ListenerResponse
 from alignkit_server.services import Services
 
 EVENT_STREAM = "text/event-stream"

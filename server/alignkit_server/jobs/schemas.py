@@ -5,12 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from alignkit.tracking import MAX_TRACKERS, MLflowRun, TrackedRun, WandbRun, each_once
+from alignkit_server.fields import Name
 
 MAX_SEED = 2**31 - 1
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^"\\\x00-\x1f]*$')]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
-"""Text that every database can search for; the pattern also refuses lone surrogates."""
 Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]{0,63}$")]
 
 

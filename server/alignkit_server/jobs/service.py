@@ -9,12 +9,14 @@ from fastapi import Depends
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from alignkit_server.catalog.repository import ModelRepository
 from alignkit_server.clock import now
 from alignkit_server.database import after_commit
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError, not_found
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.ids import EVENT, new_id
+from alignkit_server.job_status import ACTIVE, FINISHED, PAUSED, UNFINISHED
 from alignkit_server.jobs.idempotency import Idempotency
 from alignkit_server.jobs.metrics import collect
 from alignkit_server.jobs.preparation import PreparedJob
@@ -22,10 +24,8 @@ from alignkit_server.jobs.presenting import present_checkpoint, present_event, p
 from alignkit_server.jobs.queue import places
 from alignkit_server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
 from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject
-from alignkit_server.jobs.status import ACTIVE, FINISHED, PAUSED, UNFINISHED
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_job
-from alignkit_server.models.repository import ModelRepository
 from alignkit_server.pagination import CursorListObject, ListObject, PageQuery
 from alignkit_server.services import Services
 from alignkit_server.tables import Event, Job

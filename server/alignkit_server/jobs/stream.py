@@ -10,10 +10,10 @@ from fastapi.sse import format_sse_event
 
 from alignkit_server.database import Database
 from alignkit_server.errors import ApiError
-from alignkit_server.jobs.listening import SharedLooks
+from alignkit_server.job_status import FINISHED
 from alignkit_server.jobs.presenting import present_event
 from alignkit_server.jobs.repository import EventRepository, JobRepository
-from alignkit_server.jobs.status import FINISHED
+from alignkit_server.pools.listening import SharedLooks
 from alignkit_server.tables import Event
 
 POLL_SECONDS = 0.5

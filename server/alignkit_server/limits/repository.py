@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from alignkit_server.clock import now
-from alignkit_server.jobs.status import WAITING
+from alignkit_server.job_status import WAITING
 from alignkit_server.tables import File, Job, Project
 
 GPU_WINDOW = 30 * 24 * 3600

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from alignkit_server.clock import now
 from alignkit_server.database import Database
-from alignkit_server.jobs.status import ACTIVE, FINISHED, PAUSED, WAITING
+from alignkit_server.job_status import ACTIVE, FINISHED, PAUSED, WAITING
 from alignkit_server.tables import Event, Job
 
 REPORTS = 20

@@ -6,13 +6,13 @@ from typing import Annotated
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
+from alignkit_server.catalog.model_catalog import BASE, ResolvedModel, fine_tuned, own_model
+from alignkit_server.catalog.repository import ModelRepository, UsableModels
 from alignkit_server.database import after_commit
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError, in_use
 from alignkit_server.keys.service import Principal
 from alignkit_server.models.archive import Archive
-from alignkit_server.models.catalog import BASE, ResolvedModel, fine_tuned, own_model
-from alignkit_server.models.repository import ModelRepository, UsableModels
 from alignkit_server.models.schemas import ModelDeleted, ModelList, ModelObject
 from alignkit_server.services import Services
 

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from alignkit_server.clock import now
 from alignkit_server.database import Database, storable
 from alignkit_server.ids import CHECKPOINT, EVENT, MODEL, fixed_id, new_id
+from alignkit_server.job_status import ACTIVE, FINISHED
 from alignkit_server.jobs.repository import EventRepository, change_of
-from alignkit_server.jobs.status import ACTIVE, FINISHED
 from alignkit_server.tables import Checkpoint, Event, File, FineTunedModel, Job, Project
 from alignkit_server.webhooks.repository import announce
 

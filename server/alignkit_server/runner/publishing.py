@@ -7,14 +7,14 @@ from typing import Any
 
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
+from alignkit_server.catalog.model_catalog import ADAPTER, FULL
+from alignkit_server.catalog.names import model_name
 from alignkit_server.engines.adapters import publish
 from alignkit_server.engines.canary import CanaryReport, check
 from alignkit_server.engines.command import engine_dtype
 from alignkit_server.engines.engine import BACK_OFF_SECONDS
 from alignkit_server.engines.errors import AdapterError, CanaryError, EngineError
 from alignkit_server.engines.weights import publish_weights
-from alignkit_server.models.catalog import ADAPTER, FULL
-from alignkit_server.models.names import model_name
 from alignkit_server.outages import Detached
 from alignkit_server.runner.ledger import JobRecord
 from alignkit_server.runner.result_csv import FILENAME, PURPOSE, result_file_id, results_csv

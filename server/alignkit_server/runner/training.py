@@ -17,7 +17,7 @@ from alignkit.recipe import paths_of
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.executors.protocol import ExecutorUnavailableError
-from alignkit_server.jobs.status import PAUSED
+from alignkit_server.job_status import PAUSED
 from alignkit_server.outages import Detached
 from alignkit_server.runner.event_follower import EventFollower
 from alignkit_server.runner.ledger import JobRecord

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from alignkit_server.fields import Name
 from alignkit_server.files.schemas import FileObject, Purpose
-from alignkit_server.jobs.schemas import Name
 
 MAX_PARTS = 10_000
 

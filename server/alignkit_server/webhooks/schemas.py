@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from alignkit_server.jobs.schemas import Name
+from alignkit_server.fields import Name
 
 EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)

@@ -7,7 +7,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from alignkit_server.models.names import model_name
+from alignkit_server.catalog.names import model_name
 from tests.server.support import ADAPTER_RANK as RANK
 from tests.server.support import BASE_MODEL, Running, create_job, write_adapter
 

@@ -6,8 +6,8 @@ import openai
 import pytest
 from openai import OpenAI
 
+from alignkit_server.catalog.names import model_name
 from alignkit_server.errors import ApiError
-from alignkit_server.models.names import model_name
 from tests.server.support import BASE_MODEL, Running, add_base_model, create_job
 
 

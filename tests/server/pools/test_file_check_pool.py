@@ -11,8 +11,8 @@ import pytest
 from openai import OpenAI
 
 from alignkit.data.validation import check_file
-from alignkit_server.jobs.file_check_pool import AT_ONCE, OF_A_PROJECT
-from tests.server.support import BASE_MODEL, Running, method, upload, wait_until
+from alignkit_server.pools.file_check_pool import AT_ONCE, OF_A_PROJECT
+from tests.server.support import BASE_MODEL, DEADLINE_SECONDS, Running, method, upload, wait_until
 
 SHARED_THREADS = 40
 """anyio's, which all plain functions of FastAPI take turns for."""
@@ -33,7 +33,7 @@ class SlowCheck:
         with self._lock:
             self.running += 1
             self.most = max(self.most, self.running)
-        assert self.gate.wait(30)
+        assert self.gate.wait(DEADLINE_SECONDS)
         with self._lock:
             self.running -= 1
         return self._real(path, method, max_line_bytes=max_line_bytes)
@@ -50,7 +50,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowCheck]:
 def ask(service: Running, key: str, route: str, file_id: str) -> httpx.Response:
     body = {"model": BASE_MODEL, "training_file": file_id, "method": method()}
     with service.http(key) as http:
-        return http.post(f"/v1/fine_tuning/{route}", json=body, timeout=60)
+        return http.post(f"/v1/fine_tuning/{route}", json=body)
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -7,9 +7,9 @@ from sqlalchemy.orm import Session
 
 from alignkit.methods import ModelSource
 from alignkit.models.importing import NAME_PATTERN, available
+from alignkit_server.catalog.repository import FoundModel, ModelRepository, UsableModels
 from alignkit_server.database import Database
 from alignkit_server.errors import ApiError
-from alignkit_server.models.repository import FoundModel, ModelRepository, UsableModels
 from alignkit_server.settings import Settings
 from alignkit_server.tables import FineTunedModel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from alignkit_server.jobs.listening import SharedLooks
+from alignkit_server.pools.listening import SharedLooks
 from tests.server.support import Running, create_job, serve
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Select, or_, select
 
 from alignkit.methods import METHODS, names_of_models
-from alignkit_server.jobs.repository import JobRepository
+from alignkit_server.in_use import unfinished_job
 from alignkit_server.scoped import ScopedRepository
 from alignkit_server.tables import FineTunedModel, Job, Permission, Project
 
@@ -37,10 +37,9 @@ class ModelRepository(ScopedRepository[FineTunedModel]):
 
     def user_of(self, name: str) -> str | None:
         """The id of an unfinished job that starts from the model or uses it as teacher, or None."""
-        jobs = JobRepository(self._session, self._project_id)
         named = {option for method in METHODS.values() for option in names_of_models(method)}
         by_name = (Job.hyperparameters[option].as_string() == name for option in sorted(named))
-        return jobs.unfinished(or_(Job.start_model == name, *by_name))
+        return unfinished_job(self._session, self._project_id, or_(Job.start_model == name, *by_name))
 
 
 class UsableModels(ModelRepository):
