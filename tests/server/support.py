@@ -30,7 +30,8 @@ from alignkit_server.settings import Settings
 
 BASE_MODEL = "tiny-llama"
 ADAPTER_RANK = 8
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 120.0
+"""Reached by what is broken alone, so that a busy machine fails no test."""
 
 
 @dataclass

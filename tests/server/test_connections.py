@@ -46,7 +46,7 @@ def ended(connection: socket.socket, within: float = 8.0) -> bool:
 
 
 def healthy(service: Running) -> bool:
-    return httpx.get(f"{service.url}/healthz", timeout=5, trust_env=False).status_code == 200
+    return httpx.get(f"{service.url}/healthz", timeout=60, trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: "])
@@ -63,14 +63,16 @@ def test_a_connection_without_a_request_is_ended(small: Running, begin: bytes) -
         assert ended(connection)
 
 
+def drip(connection: socket.socket) -> None:
+    """Send a header line every tenth of a second, for a minute or until the other side has had enough."""
+    for _ in range(600):
+        connection.sendall(b"a: b\r\n")
+        time.sleep(0.1)
+
+
 def test_headers_that_drip_are_ended_all_the_same(small: Running) -> None:
-    with connected(small, b"GET / HTTP/1.1\r\n") as connection:
-        start = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while time.monotonic() - start < 10:
-                connection.sendall(b"a: b\r\n")
-                time.sleep(0.1)
-        assert time.monotonic() - start < 8
+    with connected(small, b"GET / HTTP/1.1\r\n") as connection, pytest.raises(ConnectionError):
+        drip(connection)
 
 
 @pytest.mark.parametrize(

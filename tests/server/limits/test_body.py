@@ -175,11 +175,11 @@ def test_bytes_that_are_no_json_are_left_to_the_parser(body: bytes) -> None:
 def test_reading_takes_time_in_proportion(unit: bytes) -> None:
     """A scan that goes back would take hours."""
     text = unit * (4 * 2**20 // len(unit))
-    start = time.monotonic()
+    start = time.process_time()
     for body in (text, b'["' + text, b"[]" * 100 + text):
         with contextlib.suppress(ApiError):
             refuse_shape(body, PROMPT)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 MANY: dict[str, tuple[str, bytes]] = {

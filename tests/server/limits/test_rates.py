@@ -106,7 +106,7 @@ def test_two_servers_count_together_and_without_their_storage_let_everybody_thro
             storage.wait()
             begun = time.monotonic()
             assert [http.get("/v1/models").status_code for http in (first, second)] == [200, 200]
-            assert time.monotonic() - begun < 3
+            assert time.monotonic() - begun < 30
 
 
 def test_a_storage_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
