@@ -5,6 +5,7 @@ from typing import Any
 from alignkit.methods import BDKD
 from alignkit.trainers.configs import BDKDConfig, own_config
 from alignkit.trainers.distillation import DistillationTrainer
+from alignkit.trainers.signature import Model, shows_parameters_of
 
 
 class BDKDTrainer(DistillationTrainer):
@@ -15,7 +16,14 @@ class BDKDTrainer(DistillationTrainer):
 
     method: BDKD
 
-    def __init__(self, model: Any = None, teacher_model: Any = None, args: Any = None, **kwargs: Any) -> None:
+    @shows_parameters_of(DistillationTrainer, "method")
+    def __init__(
+        self,
+        model: Model | None = None,
+        teacher_model: Model | None = None,
+        args: BDKDConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Create the trainer. Raises TypeError, before loading any model, if `args` is not a `BDKDConfig`."""
         config = own_config(BDKDConfig, args, model)
         super().__init__(model, teacher_model, config, method=config.method(), **kwargs)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from trl import DPOTrainer
 
 from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
@@ -29,6 +30,7 @@ from alignkit.trainers.d2o_rounds import Rounds
 from alignkit.trainers.d2o_rows import D2ORow
 from alignkit.trainers.metrics import record_items
 from alignkit.trainers.sequences import parts_of, sequence_logps
+from alignkit.trainers.signature import Model, shows_parameters_of
 from alignkit.trainers.upstream import disable_gradient_checkpointing, gradients_synchronise
 from alignkit.trainers.whole_steps import WholeRowSteps
 
@@ -78,10 +80,11 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
     FloatingPointError, which names step and rows, if a log-prob is not finite.
     """
 
+    @shows_parameters_of(DPOTrainer, "data_collator")
     def __init__(
         self,
-        model: Any,
-        args: Any = None,
+        model: Model,
+        args: DispreferredConfig | None = None,
         *,
         method: D2O | None = None,
         report: Callable[[str], None] | None = None,

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import PeftConfig
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from alignkit.errors import ModelError
@@ -21,6 +22,7 @@ from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import DistillationConfig, default_folder, require_config
 from alignkit.trainers.metrics import gather_rows, real_rows
 from alignkit.trainers.pair import TeacherStudentPair, part_of_state
+from alignkit.trainers.signature import Model, shows_parameters_of
 from alignkit.trainers.upstream import get_config_model_id
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
 
@@ -33,15 +35,16 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
     options are its own fields; it reads none from `args`.
     """
 
+    @shows_parameters_of(SFTTrainer)
     def __init__(
         self,
-        model: Any = None,
-        teacher_model: Any = None,
+        model: Model | None = None,
+        teacher_model: Model | None = None,
         args: DistillationConfig | None = None,
         *,
         method: DistillMethod,
-        teacher_processing_class: Any = None,
-        teacher_peft_config: Any = None,
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        teacher_peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
         """Create the trainer. `teacher_model` is a model, a folder or a hub id.

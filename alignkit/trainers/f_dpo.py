@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from alignkit.methods import FDPO
 from alignkit.trainers.configs import FDPOConfig, own_config
 from alignkit.trainers.preference import PreferenceTrainer
+from alignkit.trainers.signature import Model, shows_parameters_of
 
 
 class FDPOTrainer(PreferenceTrainer):
@@ -15,7 +18,14 @@ class FDPOTrainer(PreferenceTrainer):
 
     method: FDPO
 
-    def __init__(self, model: Any = None, ref_model: Any = None, args: Any = None, **kwargs: Any) -> None:
+    @shows_parameters_of(PreferenceTrainer, "method")
+    def __init__(
+        self,
+        model: Model | None = None,
+        ref_model: PreTrainedModel | None = None,
+        args: FDPOConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Create the trainer. Raises TypeError, before loading any model, if `args` is not an `FDPOConfig`."""
         config = own_config(FDPOConfig, args, model)
         super().__init__(model, ref_model, config, method=config.method(), **kwargs)

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
+from transformers import PreTrainedModel
 from trl import KTOConfig, KTOTrainer
 
 from alignkit.data.tokens import IGNORED
@@ -27,6 +28,7 @@ from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import Refused, default_folder, refuse_options
 from alignkit.trainers.metrics import gather_rows, record_items
 from alignkit.trainers.mismatched import with_mismatched
+from alignkit.trainers.signature import Model, shows_parameters_of
 from alignkit.trainers.tokenised import columns_of
 from alignkit.trainers.whole_steps import IS_REAL, WholeRowSteps
 
@@ -52,10 +54,11 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
     answers. The method's options are its own fields; it reads none from `args`.
     """
 
+    @shows_parameters_of(KTOTrainer)
     def __init__(
         self,
-        model: Any = None,
-        ref_model: Any = None,
+        model: Model | None = None,
+        ref_model: PreTrainedModel | None = None,
         args: KTOConfig | None = None,
         *,
         method: LabelledMethod,

@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 from torch import Tensor
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from alignkit.kernels.model_head import fuse_head
@@ -14,6 +15,7 @@ from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import REFUSED_OF_PAIRS, refuse_options, require_config
 from alignkit.trainers.metrics import record_items
+from alignkit.trainers.signature import Model, shows_parameters_of
 from alignkit.trainers.tokenised import TakesTokenised
 from alignkit.trainers.upstream import no_reference_model
 from alignkit.trainers.whole_steps import WholeRowSteps
@@ -29,10 +31,11 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
     fields; it reads none from `args`.
     """
 
+    @shows_parameters_of(DPOTrainer)
     def __init__(
         self,
-        model: Any = None,
-        ref_model: Any = None,
+        model: Model | None = None,
+        ref_model: PreTrainedModel | None = None,
         args: DPOConfig | None = None,
         *,
         method: PairMethod,

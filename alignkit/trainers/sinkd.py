@@ -5,6 +5,7 @@ from typing import Any
 from alignkit.methods import SinKD
 from alignkit.trainers.configs import SinKDConfig, own_config
 from alignkit.trainers.distillation import DistillationTrainer
+from alignkit.trainers.signature import Model, shows_parameters_of
 
 
 class SinKDTrainer(DistillationTrainer):
@@ -15,7 +16,14 @@ class SinKDTrainer(DistillationTrainer):
 
     method: SinKD
 
-    def __init__(self, model: Any = None, teacher_model: Any = None, args: Any = None, **kwargs: Any) -> None:
+    @shows_parameters_of(DistillationTrainer, "method")
+    def __init__(
+        self,
+        model: Model | None = None,
+        teacher_model: Model | None = None,
+        args: SinKDConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Create the trainer. Raises TypeError, before loading any model, if `args` is not a `SinKDConfig`."""
         config = own_config(SinKDConfig, args, model)
         super().__init__(model, teacher_model, config, method=config.method(), **kwargs)

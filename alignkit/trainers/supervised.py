@@ -17,6 +17,7 @@ from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import require_config
 from alignkit.trainers.metrics import gather_rows
+from alignkit.trainers.signature import Model, shows_parameters_of
 
 
 class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
@@ -28,8 +29,14 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
     means over tokens too, where TRL averages batches. Raises ValueError for TRL options that it does not support.
     """
 
+    @shows_parameters_of(SFTTrainer, "compute_loss_func", "compute_metrics")
     def __init__(
-        self, model: Any = None, args: Any = None, *, method: CompletionMethod | None = None, **kwargs: Any
+        self,
+        model: Model | None = None,
+        args: SFTConfig | TrainingArguments | None = None,
+        *,
+        method: CompletionMethod | None = None,
+        **kwargs: Any,
     ) -> None:
         """Create the trainer with SFTTrainer's arguments and a method, by default `Supervised`.
 
