@@ -2,12 +2,15 @@
 
 import json
 import os
-import subprocess
 import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from alignkit.cli import main
 from alignkit.cli.jobs import parameters
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
@@ -22,51 +25,70 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("ALIGNKIT_")},
-        "ALIGNKIT_HOME": str(home),
-        "ALIGNKIT_BASE_URL": "http://127.0.0.1:9/v1",
-        "COLUMNS": "160",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "alignkit", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_data_check_counts_tokens_and_overlap(home: Path) -> None:
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `alignkit` in this process, as a user with that home whose service does not answer."""
+    for name in [name for name in os.environ if name.startswith("ALIGNKIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ALIGNKIT_HOME", str(home))
+    monkeypatch.setenv("ALIGNKIT_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def alignkit(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["alignkit", *arguments])
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as ended:
+            return Done(int(ended.code or 0), *capsys.readouterr())
+        except Exception:
+            traceback.print_exc()  # as the interpreter does
+        return Done(1, *capsys.readouterr())
+
+    return alignkit
+
+
+def test_data_check_counts_tokens_and_overlap(home: Path, run: Run) -> None:
     arguments = ("data", "check", str(home / "pairs.jsonl"), "--model", "tiny", "--max-length", "32")
-    done = run(home, *arguments, "--validation", str(home / "held-out.jsonl"))
+    done = run(*arguments, "--validation", str(home / "held-out.jsonl"))
     assert done.returncode == 0, done.stderr
     assert "pairs.jsonl: 8 rows, all valid" in done.stdout
     assert "cut at 32 tokens: 8 rows (100.0%)" in done.stdout
     assert "rows that are also in the validation file: 2" in done.stdout
 
 
-def test_data_check_names_bad_lines_and_exits_with_one(home: Path) -> None:
+def test_data_check_names_bad_lines_and_exits_with_one(home: Path, run: Run) -> None:
     bad = home / "bad.jsonl"
     bad.write_text('{"prompt": "a", "chosen": "b"}\n')
-    done = run(home, "data", "check", str(bad))
+    done = run("data", "check", str(bad))
     assert done.returncode == 1
     assert "line 1, /rejected: expected the key of a row in TRL's form" in done.stdout
 
 
-def test_data_preview_shows_what_carries_loss(home: Path) -> None:
-    done = run(home, "data", "preview", str(home / "pairs.jsonl"), "--model", "tiny", "--rows", "1")
+def test_data_preview_shows_what_carries_loss(home: Path, run: Run) -> None:
+    done = run("data", "preview", str(home / "pairs.jsonl"), "--model", "tiny", "--rows", "1")
     assert done.returncode == 0, done.stderr
     assert "It is 0." in done.stdout
     assert "with loss" in done.stdout
 
 
-def test_train_refuses_a_bad_recipe_before_it_starts(home: Path) -> None:
+def test_train_refuses_a_bad_recipe_before_it_starts(home: Path, run: Run) -> None:
     recipe = home / "recipe.yaml"
     recipe.write_text("method: {type: f_dpo, beta: -1}\n")
-    done = run(home, "train", str(recipe))
+    done = run("train", str(recipe))
     assert done.returncode == 1
     assert "error: model: is required" in done.stderr
     assert "method.beta: expected greater than 0, found -1" in done.stderr
@@ -82,41 +104,41 @@ def test_train_refuses_a_bad_recipe_before_it_starts(home: Path) -> None:
         (("jobs", "list"), "no API key"),
     ],
 )
-def test_errors_are_one_line(home: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_errors_are_one_line(home: Path, run: Run, arguments: tuple[str, ...], words: str) -> None:
     resolved = [str(home / part) if part == "pairs.jsonl" else part for part in arguments]
-    done = run(home, *resolved)
+    done = run(*resolved)
     assert done.returncode == 1
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    assert "Traceback" in run(home, "--debug", *resolved).stderr
+    assert "Traceback" in run("--debug", *resolved).stderr
 
 
-def test_a_service_that_does_not_answer(home: Path) -> None:
+def test_a_service_that_does_not_answer(home: Path, run: Run) -> None:
     (home / "first-key").write_text("sk-x")
-    done = run(home, "jobs", "list")
+    done = run("jobs", "list")
     (home / "first-key").unlink()
     assert done.returncode == 1
     assert "the service does not answer: start it with `alignkit serve`" in done.stderr
 
 
-def test_divergences_and_models_are_listed(home: Path) -> None:
-    assert "squared_hellinger" in run(home, "divergences").stdout
-    assert run(home, "models", "list").stdout.split() == ["tiny"]
+def test_divergences_and_models_are_listed(run: Run) -> None:
+    assert "squared_hellinger" in run("divergences").stdout
+    assert run("models", "list").stdout.split() == ["tiny"]
 
 
-def test_estimate_says_what_fits(home: Path) -> None:
+def test_estimate_says_what_fits(run: Run) -> None:
     recipe = str(Path(__file__).parents[1] / "recipes" / "f_dpo" / "llama-3.1-8b.yaml")
-    done = run(home, "estimate", recipe, "--device", "h100", "--devices", "8", "--rows", "1000")
+    done = run("estimate", recipe, "--device", "h100", "--devices", "8", "--rows", "1000")
     assert done.returncode == 0, done.stderr
     assert "policy: llama-3.1-8b (known shape), 8.03 B parameters, 8.03 B trainable" in done.stdout
     assert "Smallest that fits: 4 x h100" in done.stdout
-    whole = run(home, "estimate", recipe, "--device", "h100", "--devices", "8", "--stage", "zero3", "--json")
+    whole = run("estimate", recipe, "--device", "h100", "--devices", "8", "--stage", "zero3", "--json")
     found = json.loads(whole.stdout)
     assert [one["stage"] for one in found["estimates"]] == ["zero3"]
     assert found["estimates"][0]["fits"] is True
     assert found["smallest"]["devices"] == 4
     adapters = str(Path(recipe).with_name("smollm2.yaml"))
-    shared = run(home, "estimate", adapters, "--device", "h100", "--stage", "zero3", "--json")
+    shared = run("estimate", adapters, "--device", "h100", "--stage", "zero3", "--json")
     assert [one["devices"] for one in json.loads(shared.stdout)["estimates"]] == [2], shared.stderr
 
 
@@ -129,9 +151,9 @@ def test_estimate_says_what_fits(home: Path) -> None:
         (["model.path=nowhere/at/all"], "error: model.path: expected a folder with a config.json"),
     ],
 )
-def test_estimate_refuses_in_one_line(home: Path, options: list[str], message: str) -> None:
+def test_estimate_refuses_in_one_line(run: Run, options: list[str], message: str) -> None:
     recipe = str(Path(__file__).parents[1] / "recipes" / "f_dpo" / "llama-3.1-8b.yaml")
-    done = run(home, "estimate", recipe, *options)
+    done = run("estimate", recipe, *options)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(message) or message in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,10 +1,12 @@
 """CONTRIBUTING.md followed to the letter, in a copy of the tree."""
 
+import compileall
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,16 @@ RECIPES = dict(RECIPE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copy = tmp_path_factory.mktemp("tree") / "alignkit"
+    return copied(tmp_path_factory.mktemp("tree") / "alignkit")
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Path:
+    return copied(tmp_path / "alignkit")
+
+
+def copied(copy: Path) -> Path:
+    """A copy of what git knows of the tree, or would."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -32,12 +43,25 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_works_as_it_is_written(tree: Path, recipe: str) -> None:
+    follow(tree, recipe, {"python": new_file, "diff": change, "sh": run})
+
+
+def test_every_recipe_s_code_fits_the_tree(edited: Path) -> None:
+    """Without its commands, which the slow suite runs."""
+    for recipe in RECIPES:
+        follow(edited, recipe, {"python": new_file, "diff": change, "sh": lambda *_: None})
+    assert compileall.compile_dir(edited, quiet=1, workers=1)
+
+
+def follow(tree: Path, recipe: str, steps: dict[str, Callable[[Path, str], None]]) -> None:
+    """Take each block's step, by its language."""
     blocks = BLOCK.findall(RECIPES[recipe])
     assert blocks, "a recipe shows its code"
     for language, text in blocks:
-        {"python": new_file, "diff": change, "sh": run}[language](tree, text)
+        steps[language](tree, text)
 
 
 def new_file(tree: Path, text: str) -> None:

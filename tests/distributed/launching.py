@@ -223,23 +223,25 @@ def launch(
 ) -> subprocess.CompletedProcess[str]:
     """`accelerate launch --config_file recipes/accelerate/CONFIG.yaml` over the recipes, one after the other.
 
-    A recipe may have an option of `tests.distributed.worker` behind its path. `zero3_multinode` is launched as on two
-    nodes, each with a process. The result has what all launchers wrote, and the worst of their exit statuses.
+    `single` needs no launcher and gets none, which saves the time to import one. A recipe may have an option of
+    `tests.distributed.worker` behind its path. `zero3_multinode` is launched as on two nodes, each with a process.
+    The result has what all launchers wrote, and the worst of their exit statuses.
     """
     nodes = 2 if config == "zero3_multinode" else 1
-    common = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
+    launcher = [
+        *("-m", "accelerate.commands.launch"),
         f"--config_file={CONFIGS / config}.yaml",
         f"--num_processes={processes}",
         f"--main_process_port={_free_ports(len(recipes) + 1)}",
     ]
+    commands = [[] if config == "single" else [*launcher, f"--machine_rank={rank}"] for rank in range(nodes)]
     work = ["-m", "tests.distributed.worker", *map(str, recipes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with ThreadPoolExecutor(nodes) as pool:
         done = list(
             pool.map(
-                lambda rank: subprocess.run(
-                    [*common, f"--machine_rank={rank}", *work],
+                lambda command: subprocess.run(
+                    [sys.executable, *command, *work],
                     check=False,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -247,11 +249,11 @@ def launch(
                     timeout=timeout,
                     env=environment,
                 ),
-                range(nodes),
+                commands,
             )
         )
     status = max(done, key=lambda one: abs(one.returncode)).returncode
-    return subprocess.CompletedProcess(common, status, "".join(one.stdout for one in done))
+    return subprocess.CompletedProcess(launcher, status, "".join(one.stdout for one in done))
 
 
 def _free_ports(count: int) -> int:

@@ -11,7 +11,7 @@ from tests.distributed.lab import CHECKS, Case, Lab
 from tests.distributed.launching import METHODS, STEPS
 
 CONFIGS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-SHORT = [Case("sinkd", "lora"), Case("f_dpo", "full", tied=True)]
+SHORT = [Case("f_dpo", "full", tied=True)]
 EVERYTHING = [Case(method, kind) for method in METHODS for kind in ("lora", "full", "adapter")]
 TIED = [Case(case.method, case.kind, tied=True) for case in EVERYTHING if case.kind != "adapter"]
 FURTHER = [Case("f_dpo", "adapter"), Case("d2o", "full"), Case("bd_kd", "lora")]

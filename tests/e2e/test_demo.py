@@ -72,6 +72,7 @@ def test_a_model_that_did_not_learn_fails_the_demo(demo: "subprocess.Popen[str]"
     assert_gone(started)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything(demo: "subprocess.Popen[str]") -> None:
     read_until(demo, "Fine-tuning job started")
     deadline = time.monotonic() + 60

@@ -162,6 +162,7 @@ def test_cancelling_ends_the_process(service: Service, tuned: str) -> None:
     assert service.client.files.delete(job.training_file).deleted
 
 
+@pytest.mark.slow  # tests/server/runner/test_workflow.py does the same with a stand-in for the trainer
 def test_a_killed_trainer_goes_on_and_killed_again_fails_with_its_last_words(
     service: Service, tuned: str
 ) -> None:

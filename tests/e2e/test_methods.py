@@ -7,7 +7,7 @@ import pytest
 from alignkit.methods import METHODS
 from tests.e2e.service import Service
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class Case(NamedTuple):
@@ -44,14 +44,7 @@ def case_of(method: str) -> Case:
     return CASES[method]
 
 
-ORDINARY = {"d2o", "bd_kd", "kto"}
-"""Of each kind that test_main_job and test_training_on leave out, one; the others follow in the slow suite."""
-
-
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.slow) for name in METHODS],
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_job_ends_in_a_model_that_answers(service: Service, method: str) -> None:
     client, case = service.client, case_of(method)
     job = service.finish(service.submit(method, max_steps=3, **case.hyperparameters).id)

@@ -10,7 +10,7 @@ from tests.completion import write_completions
 from tests.e2e.service import Service
 from tests.e2e.test_main_job import ask
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def create(service: Service, model: str, file: Path, method: dict[str, Any]) -> Any:
@@ -67,7 +67,6 @@ def test_supervised_then_dpo_on_its_checkpoint(service: Service, tmp_path: Path)
     assert ask(service, "tiny") != ask(service, second.fine_tuned_model)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_fully_trained_model_goes_on_with_all_weights(service: Service, tmp_path: Path) -> None:
     taught = tmp_path / "completions.jsonl"

@@ -14,10 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from alignkit.kernels.backend import interpreted
 
 TABLE = Path(__file__).with_name("registers.json")
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+TARGETS = (
+    "sm_90",
+    pytest.param("sm_80", marks=pytest.mark.slow),
+    pytest.param("sm_100", marks=pytest.mark.slow),
+    pytest.param("gfx942", marks=pytest.mark.slow),
+)
+"""For `parametrize`; every compilation takes a second or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ def compile_for(
     multiples: Collection[str] = (),
     **options: Any,
 ) -> Resources:
-    """Compile `fn`, a `triton.jit` function, for `target`, one of TARGETS.
+    """Compile `fn`, a `triton.jit` function, for `target`, such as "sm_90" or "gfx942".
 
     `signature` maps every argument that is no constexpr to Triton's type ("*bf16", "*fp32", "i32", "fp32"); pointers
     are taken as aligned to 16 bytes, as PyTorch allocates them, and so are the numbers named in `multiples`, as a

@@ -123,6 +123,7 @@ def test_the_library_alone_estimates_for_a_known_device(library: Environment) ->
     assert "h100" in done.stdout.lower()
 
 
+@pytest.mark.slow
 def test_the_library_alone_imports_its_trainers(library: Environment) -> None:
     code = "from alignkit import FDPOTrainer, kernels, losses, methods, data, evaluate"
     done = subprocess.run(
@@ -143,6 +144,7 @@ def test_the_library_alone_says_what_the_service_needs(library: Environment) -> 
     assert "pip install 'alignkit[serve]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_service_is_ready_with_the_extra(service: str) -> None:
     deadline = time.monotonic() + 60
     while (answer := httpx.get(f"{service}/readyz", trust_env=False)).status_code != 200:

@@ -27,6 +27,7 @@ from tests.tiny import build_tiny_model
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
@@ -202,7 +203,6 @@ def test_shutdown_ends_every_process_of_vllm(rig: Rig) -> None:
     assert all(gone(member.pid) for member in members)
 
 
-@pytest.mark.slow
 def test_adapters_beyond_those_kept_in_memory_come_back_when_asked_for(rig: Rig) -> None:
     """Own engine with room for two adapters: each of four is dropped and found again by the resolver."""
     settings = rig.settings.model_copy(deep=True)
@@ -223,7 +223,6 @@ def test_adapters_beyond_those_kept_in_memory_come_back_when_asked_for(rig: Rig)
         rig.url = rig.manager.endpoint("tiny")
 
 
-@pytest.mark.slow
 def test_a_fully_trained_model_has_an_engine_of_its_own(rig: Rig) -> None:
     name = "ft:tiny:default:full:a1b2c3d4:ckpt-step-2"
     publish_weights(rig.settings, rig.settings.models_dir / "tiny", model_name=name)

@@ -58,6 +58,7 @@ def steps(folder: Path) -> list[int]:
     return [event["data"]["step"] for event in events if event["type"] == "metrics"]
 
 
+@pytest.mark.slow
 def test_runs_wait_for_the_gpu_and_are_started_once(
     cluster: Cluster, executor: RayExecutor, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_runs_wait_for_the_gpu_and_are_started_once(
         assert not other.running(folder)
 
 
+@pytest.mark.slow
 def test_a_pending_run_leaves_the_queue(cluster: Cluster, executor: RayExecutor, tmp_path: Path) -> None:
     running, stopped, paused = (new_folder(tmp_path, name, 5) for name in ("running", "stopped", "paused"))
     for folder in (running, stopped, paused):
@@ -103,6 +105,7 @@ def test_a_pending_run_leaves_the_queue(cluster: Cluster, executor: RayExecutor,
     assert starts(paused) == ["resume"]
 
 
+@pytest.mark.slow
 def test_a_paused_run_saves_and_goes_on(executor: RayExecutor, tmp_path: Path) -> None:
     folder = new_folder(tmp_path, "a", 0.5)
     executor.start(folder, resume=False)
@@ -118,6 +121,7 @@ def test_a_paused_run_saves_and_goes_on(executor: RayExecutor, tmp_path: Path) -
     assert steps(folder) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_what_ray_knows_of_a_failure_is_in_the_log(executor: RayExecutor, tmp_path: Path) -> None:
     folder = new_folder(tmp_path, "a")
     executor.start(folder, resume=False)
@@ -128,6 +132,7 @@ def test_what_ray_knows_of_a_failure_is_in_the_log(executor: RayExecutor, tmp_pa
     assert "must be on storage that all nodes mount" in (folder / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_more_gpus_than_any_node_has_are_refused_or_waited_for(cluster: Cluster, tmp_path: Path) -> None:
     ray = RaySettings(address=cluster.address, gpus=8, waiting=0)
     with pytest.raises(AlignkitError, match="a job needs 8 GPUs per node, and the largest node has 1"):
