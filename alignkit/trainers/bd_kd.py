@@ -21,7 +21,7 @@ class BDKDTrainer(DistillationTrainer):
         self,
         model: Model | None = None,
         teacher_model: Model | None = None,
-        args: BDKDConfig | None = None,
+        args: BDKDConfig | None = None,  # type: ignore[valid-type]  # made from the method
         **kwargs: Any,
     ) -> None:
         """Create the trainer. Raises TypeError, before loading any model, if `args` is not a `BDKDConfig`."""

@@ -23,7 +23,7 @@ class FDPOTrainer(PreferenceTrainer):
         self,
         model: Model | None = None,
         ref_model: PreTrainedModel | None = None,
-        args: FDPOConfig | None = None,
+        args: FDPOConfig | None = None,  # type: ignore[valid-type]  # made from the method
         **kwargs: Any,
     ) -> None:
         """Create the trainer. Raises TypeError, before loading any model, if `args` is not an `FDPOConfig`."""

@@ -25,7 +25,7 @@ def shows_parameters_of(base: type, *without: str) -> Callable[[Init], Init]:
         own = {name: one for name, one in signature.parameters.items() if one.kind not in _VARIADIC}
         passed_on = [
             one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for name, one in inspect.signature(base.__init__).parameters.items()
+            for name, one in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
             if one.kind not in _VARIADIC and name not in own and name not in without
         ]
         whole = signature.replace(parameters=[*own.values(), *passed_on])

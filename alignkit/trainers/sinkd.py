@@ -21,7 +21,7 @@ class SinKDTrainer(DistillationTrainer):
         self,
         model: Model | None = None,
         teacher_model: Model | None = None,
-        args: SinKDConfig | None = None,
+        args: SinKDConfig | None = None,  # type: ignore[valid-type]  # made from the method
         **kwargs: Any,
     ) -> None:
         """Create the trainer. Raises TypeError, before loading any model, if `args` is not a `SinKDConfig`."""
