@@ -13,8 +13,8 @@ take
 
     values only                            4 N H V
     frozen heads, k gradients in the forward   (4 + 2 k) N H V     6 N H V with an `objective` over the student only
-    frozen heads, recomputed               10 N H V                12 where both sides have gradients
-    student's head trained                 12 N H V                16 where the teacher's trains as well
+    frozen heads, recomputed               10 N H V                12 if both sides have gradients
+    student's head trained                 12 N H V                16 if the teacher's trains too
 
 With frozen heads the cheaper way is used.
 """

@@ -58,7 +58,7 @@ class Found(NamedTuple):
     lse: Tensor
     """[N] float32, logsumexp of the logits."""
     kept: Any = None
-    """Whatever else the engine keeps."""
+    """Other intermediate results, in a form of the engine's own."""
 
 
 class Swept(NamedTuple):
