@@ -50,7 +50,7 @@ class Recipe(Section):
     collapse_guard: Annotated[CollapseGuardSection | None, MAY_CHANGE] = Field(
         default_factory=CollapseGuardSection
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of all random draws of the run")
     output_dir: Annotated[str, MAY_CHANGE] = Field(
         min_length=1, description="folder for everything the run writes"
     )

@@ -77,7 +77,9 @@ def _no_is_a_word(value: object) -> object:
 class TrainingSection(Section):
     """Optimisation, logging, evaluation and checkpoints. Steps are optimizer steps."""
 
-    epochs: Annotated[float, MAY_CHANGE] = Field(1.0, gt=0, le=1000)
+    epochs: Annotated[float, MAY_CHANGE] = Field(
+        1.0, gt=0, le=1000, description="passes over the training file"
+    )
     max_steps: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="number of steps; overrides epochs"
     )
@@ -85,20 +87,26 @@ class TrainingSection(Section):
     micro_batch_size: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="rows per forward pass and process; default: batch_size over the processes"
     )
-    learning_rate: float = Field(2e-4, gt=0, le=1)
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
     lr_scheduler: str = Field("linear", description="transformers' lr_scheduler_type")
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
+    max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
     optimizer: str = Field("adamw_torch", description="transformers' optim")
-    gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_a_word)] = "no"
-    logging_steps: Annotated[int, MAY_CHANGE] = Field(1, ge=1)
+    gradient_checkpointing: Annotated[bool, MAY_CHANGE] = Field(
+        False, description="recompute activations in the backward, which saves memory and costs time"
+    )
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_a_word)] = Field(
+        "no", description="dtype of autocast"
+    )
+    logging_steps: Annotated[int, MAY_CHANGE] = Field(1, ge=1, description="steps between logged metrics")
     eval_steps: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="steps between evaluations; default: at the end only"
     )
     eval_on_start: Annotated[bool, MAY_CHANGE] = Field(False, description="evaluate the untrained model too")
-    eval_batch_size: Annotated[int, MAY_CHANGE] = Field(8, ge=1)
+    eval_batch_size: Annotated[int, MAY_CHANGE] = Field(
+        8, ge=1, description="rows per forward pass and process in evaluations"
+    )
     save_steps: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="steps between checkpoints; default: at the end of each epoch"
     )
@@ -133,7 +141,7 @@ class CollapseGuardSection(Section):
         description="warn only logs; stop ends the run as failed; rollback restores the last sound checkpoint",
     )
     prompts: int = Field(4, ge=1, le=64, description="number of held-out prompts to answer")
-    max_new_tokens: int = Field(48, ge=8, le=1024)
+    max_new_tokens: int = Field(48, ge=8, le=1024, description="maximum length of an answer, in tokens")
     reference_logp_drop: float = Field(
         2.5, gt=0, description="allowed fall of the answers' log-prob under the reference, in nats per token"
     )
@@ -148,9 +156,9 @@ class CollapseGuardSection(Section):
 class LoraSection(Section):
     """LoRA adapters. `lora: null` trains all weights."""
 
-    r: int = Field(16, ge=1, le=1024)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(16, ge=1, le=1024, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="the adapters are scaled by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
     target_modules: str | list[str] = Field(
         "all-linear", description="peft's target_modules, without the head"
     )
