@@ -15,6 +15,7 @@ from alignkit.hardware import has_gpu
 from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
 from alignkit.methods.hyperparameters import in_jobs, job_name
 from alignkit.models.adapters import lora_of
+from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import Recipe
@@ -51,38 +52,38 @@ def recipe_for_job(
     resolve_model: ResolveModel,
     report_to: Sequence[Mapping[str, Any]] = (),
     on_gpu: bool | None = None,
+    templates: Path | None = None,
 ) -> JobSpec:
     """The recipe of a job. Raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
 
     `start` is the model to train: a base model, or a fine-tuned model, which keeps its form: an adapter's rank and
     alpha stay, and a fully trained model is trained with all weights. `resolve_model` finds the models that
     hyperparameters name, such as a teacher. `report_to` are the recipe's trackers. `on_gpu` tells whether training
-    runs on a GPU; by default, whether this machine has one.
+    runs on a GPU; by default, whether this machine has one. `templates` is a folder of chat templates that jobs may
+    name beside TRL's.
     """
-    if method not in METHODS:
-        expected = f"expected one of {', '.join(METHODS)}, found {method!r}{nearest(method, METHODS)}"
-        raise RecipeError([FieldIssue("method.type", expected)])
+    given = parse_hyperparameters(method, hyperparameters)
     spec, prefix = METHODS[method], f"method.{method}.hyperparameters"
-    try:
-        given = hyperparameters_of(spec).model_validate(hyperparameters)
-    except ValidationError as error:
-        known = hyperparameters_of(spec).model_fields
-        raise RecipeError(_plain_auto(field_issues(error, prefix, lambda _: known))) from error
     values = given.model_dump() | _as_it_was_trained(given, start, prefix)
     asked = None if given.max_length == "auto" else given.max_length
     try:
         values["max_length"] = length_within(Path(start.path), asked, LENGTH)
     except ValueError as error:
         raise RecipeError([FieldIssue(f"{prefix}.max_length", str(error))]) from error
-    resolved = _resolve_auto(values, spec, train_rows, has_validation=validation_file is not None)
+    if validation_file is not None and given.validation_split is not None:
+        found = "expected none beside a validation file"
+        raise RecipeError([FieldIssue(f"{prefix}.validation_split", found)])
+    held_out = validation_file or given.validation_split
+    resolved = _resolve_auto(values, spec, train_rows, has_validation=held_out is not None)
     on_gpu = has_gpu() if on_gpu is None else on_gpu
     recipe = Recipe(
         model={
             "path": start.path,
             "adapter": start.adapter,
             "dtype": "bfloat16" if on_gpu else "float32",
+            "chat_template": _chat_template(given, start, prefix, templates),
         },
-        data=_data_section(resolved, train_file, validation_file),
+        data=_data_section(resolved, train_file, held_out),
         method=_method_section(resolved, spec, prefix, resolve_model),
         lora=_lora_section(resolved),
         training=_training_section(resolved, spec.learning_rate) | {"report_to": list(report_to)},
@@ -93,6 +94,20 @@ def recipe_for_job(
     unused = ("lora_rank", "lora_alpha") if recipe.lora is None else ()
     echoed = {name: value for name, value in resolved.items() if value is not None and name not in unused}
     return JobSpec(recipe, echoed)
+
+
+def parse_hyperparameters(method: str, values: dict[str, Any]) -> Hyperparameters:
+    """The hyperparameters of a job as they are given; raises RecipeError, with the paths of a job."""
+    if method not in METHODS:
+        expected = f"expected one of {', '.join(METHODS)}, found {method!r}{nearest(method, METHODS)}"
+        raise RecipeError([FieldIssue("method.type", expected)])
+    kind = hyperparameters_of(METHODS[method])
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        prefix = f"method.{method}.hyperparameters"
+        issues = field_issues(error, prefix, lambda _: kind.model_fields)
+        raise RecipeError(_plain_auto(issues)) from error
 
 
 def _as_it_was_trained(given: Hyperparameters, start: ModelSource, prefix: str) -> dict[str, Any]:
@@ -124,7 +139,7 @@ def _as_it_was_trained(given: Hyperparameters, start: ModelSource, prefix: str) 
 
 def _plain_auto(issues: list[FieldIssue]) -> list[FieldIssue]:
     """The issues, one per field: pydantic reports each alternative of `auto | number` separately."""
-    arms = {"literal['auto']", "int", "float", "constrained-int", "constrained-float"}
+    arms = {"literal['auto']", "bool", "int", "float", "constrained-int", "constrained-float"}
     merged: dict[str, str] = {}
     for issue in issues:
         head, _, last = issue.path.rpartition(".")
@@ -164,12 +179,26 @@ def _resolve_auto(
     return resolved
 
 
-def _data_section(resolved: dict[str, Any], train: Path, validation: Path | None) -> dict[str, Any]:
+def _data_section(resolved: dict[str, Any], train: Path, held_out: Path | float | None) -> dict[str, Any]:
     return {
         "train": str(train),
-        "validation": str(validation) if validation else None,
+        "validation": str(held_out) if isinstance(held_out, Path) else held_out,
         "max_length": resolved["max_length"],
+        "columns": resolved["columns"] or {},
+        "skip_bad": resolved["skip_bad"] or False,
     }
+
+
+def _chat_template(
+    given: Hyperparameters, start: ModelSource, prefix: str, templates: Path | None
+) -> str | None:
+    """The template that the job names, or the one that its model was trained with."""
+    if given.chat_template is None:
+        return start.chat_template
+    try:
+        return named(given.chat_template, templates)
+    except ModelError as error:
+        raise RecipeError([FieldIssue(f"{prefix}.chat_template", str(error))]) from error
 
 
 def _lora_section(resolved: dict[str, Any]) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, Reci
 from alignkit.home import find_model
 from alignkit.methods import METHODS, Method, get
 from alignkit.models.adapters import lora_of
+from alignkit.models.chat_templates import available
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
 from alignkit.schema import Section, field_issues, refused
 from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, ModelSection, TrainingSection
@@ -135,8 +136,8 @@ def _paths(section: type[Section], values: Mapping[str, Any]) -> Iterator[tuple[
         if isinstance(value, Mapping):
             below = get(value.get("type")) if name == "method" else _section_in(field.annotation)
             yield from (((name, *keys), path) for keys, path in _paths(below, value))
-        elif isinstance(value, str) and CONTENT_MATTERS in field.metadata:
-            yield (name,), value
+        elif isinstance(value, str) and CONTENT_MATTERS in field.metadata and value not in available():
+            yield (name,), value  # a chat template's name is no path
 
 
 def _siblings(values: Mapping[str, Any], keys: tuple[str, ...]) -> Iterable[str]:

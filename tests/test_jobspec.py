@@ -183,3 +183,57 @@ def test_d2os_refusals_carry_openais_path(hyperparameters: dict[str, Any], path:
         spec(hyperparameters, method="d2o")
     assert [issue.path for issue in caught.value.issues] == [f"method.d2o.hyperparameters.{path}"]
     assert words in str(caught.value)
+
+
+def test_a_job_names_its_template_columns_bad_rows_and_held_out_share() -> None:
+    data = {"columns": {"question": "prompt"}, "skip_bad": 3, "validation_split": 0.25}
+    resolved = recipe_for_job(
+        method="f_dpo",
+        hyperparameters={"chat_template": "qwen3", **data},
+        start=ModelSource("models/base"),
+        train_file=Path("train"),
+        validation_file=None,
+        train_rows=40,
+        seed=3,
+        output_dir=Path("out"),
+        resolve_model=no_models,
+    )
+    recipe = resolved.recipe
+    assert recipe.model.chat_template == "qwen3"
+    assert (recipe.data.columns, recipe.data.skip_bad) == ({"question": "prompt"}, 3)
+    assert recipe.data.validation == 0.25
+    assert recipe.training.eval_steps is not None
+    assert data.items() <= resolved.hyperparameters.items()
+
+
+def test_a_share_is_not_held_out_beside_a_validation_file() -> None:
+    with pytest.raises(RecipeError, match="validation_split: expected none beside a validation file"):
+        spec({"validation_split": 0.1})
+
+
+def test_the_servers_own_templates_come_before_trls(tmp_path: Path) -> None:
+    (tmp_path / "house.jinja").write_text("{{ messages }}")
+    assert spec({"chat_template": "house"}, templates=tmp_path).recipe.model.chat_template == str(
+        tmp_path / "house.jinja"
+    )
+
+
+@pytest.mark.parametrize("name", ["quen3", "../../etc/passwd", "/etc/passwd", ""])
+def test_a_template_that_is_no_name_of_one_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"{PREFIX}.chat_template: expected"):
+        spec({"chat_template": name})
+
+
+def test_a_model_trains_on_with_the_template_it_was_trained_with() -> None:
+    recipe = recipe_for_job(
+        method="f_dpo",
+        hyperparameters={},
+        start=ModelSource("models/base", chat_template="adapters/one/chat_template.jinja"),
+        train_file=Path("train"),
+        validation_file=None,
+        train_rows=40,
+        seed=3,
+        output_dir=Path("out"),
+        resolve_model=no_models,
+    ).recipe
+    assert recipe.model.chat_template == "adapters/one/chat_template.jinja"

@@ -16,6 +16,7 @@ from alignkit import train
 from alignkit.errors import DataError, RecipeError
 from alignkit.evaluate_run import evaluate_run
 from alignkit.launch import launch_command
+from alignkit.models.chat_templates import read_template
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
 from tests.completion import write_completions
@@ -141,6 +142,16 @@ def test_supervised(workplace: Path, lora: dict[str, Any] | None) -> None:
     canary = json.loads((output / "canary.json").read_text())
     assert len(canary["adapter_logprobs"]) == len(canary["completion_token_ids"]) > 0
     assert (canary["base_logprobs"] is None) == (lora is None)
+
+
+def test_a_named_template_is_kept_with_the_adapter_and_its_checkpoints(workplace: Path) -> None:
+    output = workplace / "templated"
+    model = {"path": str(workplace / "model"), "chat_template": "qwen3"}
+    training = {"max_steps": 1, "batch_size": 2}
+    assert train.main([str(recipe_file(workplace, output, model=model, training=training))]) == 0
+    kept = [output / "adapter", output / "checkpoints" / "checkpoint-1"]
+    template = read_template("qwen3")
+    assert [(folder / "chat_template.jinja").read_text() for folder in kept] == [template, template]
 
 
 def test_full_weights_give_a_model(workplace: Path) -> None:

@@ -21,6 +21,8 @@ class ModelSource:
     """Folder of the peft adapter to load over `path`; None for a base model and for full weights."""
     fully_trained: bool = False
     """Whether the model was fine-tuned with all of its weights trained."""
+    chat_template: str | None = None
+    """File of the template that it was trained with, where that is not the one of the model at `path`."""
 
     @property
     def trained_weights(self) -> Literal["lora", "all"] | None:

@@ -12,6 +12,8 @@ from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mar
 from alignkit.schema import Section
 
 Auto = Literal["auto"]
+NAMED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+"""A name that is no path: what a client sends reaches no other file of the server."""
 _BOUNDS = {"ge": Ge, "gt": Gt, "le": Le, "lt": Lt}
 _LOWER, _UPPER = (Ge, Gt), (Le, Lt)
 
@@ -55,6 +57,22 @@ class Hyperparameters(Section):
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="rank of the LoRA adapters")
     lora_alpha: Annotated[float, Field(gt=0, le=4096)] | None = Field(
         None, description="the adapters are scaled by lora_alpha / lora_rank; default: 2 x lora_rank"
+    )
+
+    chat_template: Annotated[str, Field(pattern=NAMED)] | None = Field(
+        None,
+        description="name of a chat template that ships with TRL, or of the server's own, in place of the model's",
+    )
+    columns: Annotated[dict[str, str], Field(max_length=32)] | None = Field(
+        None, description="the files' own keys and what the forms call them, such as {question: prompt}"
+    )
+    skip_bad: bool | Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="bad rows that may be left out: a number of rows, below 1 a share of them, true for a tenth",
+    )
+    validation_split: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="share of the training file's prompts that is held out, in place of a validation file",
     )
 
     @model_validator(mode="after")

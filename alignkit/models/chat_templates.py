@@ -6,6 +6,8 @@ from pathlib import Path
 from alignkit.errors import ModelError, nearest
 
 SUFFIX = ".jinja"
+FILE = f"chat_template{SUFFIX}"
+"""The file in which transformers keeps a model's template."""
 
 
 def available() -> tuple[str, ...]:
@@ -34,6 +36,20 @@ def read_template(source: str) -> str:
     except TemplateSyntaxError as error:
         raise ModelError(f"{source} is not a Jinja template: line {error.lineno}: {error.message}") from error
     return text
+
+
+def named(name: str, folder: Path | None = None) -> str:
+    """What `read_template` takes for the template called `name`: one in `folder` before TRL's; raises ModelError."""
+    own = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))} if folder is not None else {}
+    if name in own:
+        return str(own[name])
+    names = sorted({*own, *available()})
+    if name not in names:
+        raise ModelError(
+            f"expected one of {', '.join(names) or 'none, as TRL is not installed'}, "
+            f"found {name!r}{nearest(name, names)}"
+        )
+    return name
 
 
 def _text(source: str) -> str:

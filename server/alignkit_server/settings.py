@@ -176,6 +176,11 @@ class Settings(BaseSettings):
         return self.root / "models"
 
     @property
+    def templates_dir(self) -> Path:
+        """Chat templates that jobs may name beside TRL's, each NAME.jinja; the operator puts them there."""
+        return self.root / "chat_templates"
+
+    @property
     def adapters_dir(self) -> Path:
         return self.root / "adapters"
 

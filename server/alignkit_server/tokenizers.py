@@ -10,12 +10,15 @@ from alignkit.data.tokens import load_tokenizer
 _LOADING = Lock()
 
 
-def tokenizer_at(folder: Path) -> Any:
-    """The tokenizer of the model in `folder`. Raises ModelError if it is missing or has no chat template."""
-    config = folder / "config.json"
-    changed = config.stat().st_mtime_ns if config.exists() else 0
+def tokenizer_at(folder: Path, chat_template: str | None = None) -> Any:
+    """The tokenizer of the model in `folder`. Raises ModelError if it is missing or has no chat template.
+
+    `chat_template` is a file, or the name of one of TRL's templates, in place of the model's own.
+    """
+    files = (folder / "config.json", Path(chat_template or ""))
+    changed = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
     with _LOADING:  # two threads cannot import transformers at once; and load nothing twice
-        return _load(folder, changed)
+        return _load(folder, chat_template, changed)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -24,5 +27,5 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _load(folder: Path, _changed: int) -> Any:
-    return load_tokenizer(folder)
+def _load(folder: Path, chat_template: str | None, _changed: tuple[int, ...]) -> Any:
+    return load_tokenizer(folder, chat_template)

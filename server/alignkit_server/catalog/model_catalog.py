@@ -1,11 +1,13 @@
 """Available models: base models are folders, fine-tuned models are rows of the project that made them."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from alignkit.methods import ModelSource
+from alignkit.models.chat_templates import FILE as CHAT_TEMPLATE
 from alignkit.models.importing import NAME_PATTERN, available
 from alignkit_server.catalog.repository import FoundModel, ModelRepository, UsableModels
 from alignkit_server.database import Database
@@ -27,6 +29,8 @@ class ResolvedModel:
     kind: str
     created_at: int
     owner: str = "alignkit"
+    chat_template: str | None = None
+    """The template that an adapter was trained with, where that is not its base model's."""
 
     @property
     def engine(self) -> str:
@@ -80,14 +84,28 @@ class ModelCatalog:
             model = own_model(session, name, project_id)
         if model.kind == FULL:
             return TrainableModel(model.base_model, ModelSource(model.path, fully_trained=True))
-        return TrainableModel(model.base_model, ModelSource(str(self.path(model.base_model)), model.path))
+        own = Path(model.path) / CHAT_TEMPLATE
+        source = ModelSource(
+            str(self.path(model.base_model)), model.path, chat_template=str(own) if own.is_file() else None
+        )
+        return TrainableModel(model.base_model, source)
 
 
 def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
     """The fine-tuned model with that name that the project may use. Raises 404 if missing or not ready."""
     found = _ready(UsableModels(session, project_id).by_name(name), name)
     model = found.model
-    return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner)
+    template = template_of(model.path) if model.kind == ADAPTER else None
+    return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner, template)
+
+
+@lru_cache(maxsize=256)
+def template_of(folder: str) -> str | None:
+    """The chat template that is kept with an adapter; a published one never changes, and no name is used again."""
+    try:
+        return (Path(folder) / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def own_model(session: Session, name: str, project_id: str) -> FineTunedModel:

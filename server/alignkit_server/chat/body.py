@@ -25,12 +25,18 @@ class CompletionBody:
     model: str
     demand: Demand
 
-    def salted(self, salt: str) -> bytes:
+    def salted(self, salt: str, chat_template: str | None = None) -> bytes:
         """The bytes for the engine: the original ones plus a salt for the engine's prefix cache.
 
         Without a salt, the time to answer would reveal whether another project has sent the same prompt before.
+        `chat_template` is the model's own template, if it differs from its engine's.
         """
-        return b'{"cache_salt":"%s",' % salt.encode() + self.raw[self.raw.index(b"{") + 1 :]
+        ours = {"cache_salt": salt} | ({} if chat_template is None else {"chat_template": chat_template})
+        return (
+            json.dumps(ours, separators=(",", ":"))[:-1].encode()
+            + b","
+            + self.raw[self.raw.index(b"{") + 1 :]
+        )
 
 
 async def read_body(request: Request) -> CompletionBody:

@@ -10,6 +10,8 @@ from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import documented
 from alignkit_server.limits.quotas import limits_of
 
+CHAT = "/v1/chat/completions"
+
 router = APIRouter(tags=["chat"])
 ERRORS = documented(404, 413, 503)
 ANSWER: dict[int | str, dict[str, Any]] = {
@@ -34,10 +36,10 @@ CHAT_BODY = _body("messages", {"type": "array", "items": {"type": "object"}})
 TEXT_BODY = _body("prompt", {})
 
 
-@router.post("/v1/chat/completions", responses=ERRORS | ANSWER, openapi_extra=CHAT_BODY)
+@router.post(CHAT, responses=ERRORS | ANSWER, openapi_extra=CHAT_BODY)
 async def create_chat_completion(request: Request, services: ServicesDep, caller: ProjectDep) -> Response:
     """Answer a chat with a base or fine-tuned model, as a whole or streamed."""
-    return await _answer(request, "/v1/chat/completions", services, caller)
+    return await _answer(request, CHAT, services, caller)
 
 
 @router.post("/v1/completions", responses=ERRORS | ANSWER, openapi_extra=TEXT_BODY)
@@ -50,7 +52,8 @@ async def _answer(request: Request, path: str, services: ServicesDep, caller: Pr
     gateway: ChatGateway = request.app.state.chat
     body = await read_body(request)
     model = await services.database.ask(services.catalog.resolve, body.model, caller.project_id)
-    raw = body.salted(services.vault.salt(caller.project_id))
+    template = model.chat_template if path == CHAT else None
+    raw = body.salted(services.vault.salt(caller.project_id), template)
     most = limits_of(caller.limits, services.settings.limits).tokens_open
     asked = Asked(path, raw, model.engine, caller.project_id, body.demand, most)
     return await gateway.forward(request, asked)

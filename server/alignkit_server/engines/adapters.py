@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from alignkit.disk import digest, sync
 from alignkit.models.adapters import CONFIG_FILE, PLAIN_INITS, WEIGHTS_FILE
+from alignkit.models.chat_templates import FILE as CHAT_TEMPLATE
 from alignkit.models.importing import NAME_PATTERN
 from alignkit.sections import HEAD_MODULES
 from alignkit_server.engines.errors import AdapterError
@@ -44,10 +45,18 @@ _WEIGHT_SUFFIXES = (".lora_A.weight", ".lora_B.weight")
 logger = logging.getLogger(__name__)
 
 
-def publish(settings: Settings, adapter_dir: Path, *, model_name: str, base_model: str) -> Path:
+def publish(
+    settings: Settings,
+    adapter_dir: Path,
+    *,
+    model_name: str,
+    base_model: str,
+    chat_template: str | None = None,
+) -> Path:
     """Copy the peft adapter in `adapter_dir` to the folder it is served from, and return that folder. Idempotent.
 
-    Raises AdapterError if vLLM could not serve the adapter, or if another adapter has the name.
+    `chat_template` is the text of the template to serve it with, if that is not its base model's. Raises AdapterError
+    if vLLM could not serve the adapter, or if another adapter has the name.
     """
     target = _place(settings, model_name, base_model)
     weights = adapter_dir / WEIGHTS_FILE
@@ -70,7 +79,9 @@ def publish(settings: Settings, adapter_dir: Path, *, model_name: str, base_mode
     try:
         shutil.copyfile(weights, staging / WEIGHTS_FILE)
         (staging / CONFIG_FILE).write_bytes(served)
-        for path in (staging / WEIGHTS_FILE, staging / CONFIG_FILE, staging):
+        if chat_template is not None:
+            (staging / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+        for path in (*sorted(staging.iterdir()), staging):
             sync(path)
         staging.rename(target)
     except BaseException:

@@ -85,7 +85,13 @@ def _lora_arguments(settings: Settings, folder: Path, *, gpu: bool) -> list[str]
     # Without a GPU, vLLM 0.32 also wraps the head for LoRA. That wrapper crashes on prompt log-probs as soon as two
     # requests share a batch: one client could crash the engine for everyone. No published adapter changes the head.
     targets = [] if gpu else ["--lora-target-modules", *adaptable_modules(folder)]
-    return ["--enable-lora", *(str(part) for pair in options.items() for part in pair), *targets]
+    # An adapter may have been trained with a template of its own, which the gateway sends; clients cannot.
+    return [
+        "--enable-lora",
+        "--trust-request-chat-template",
+        *(str(part) for pair in options.items() for part in pair),
+        *targets,
+    ]
 
 
 def adaptable_modules(model: Path) -> list[str]:

@@ -4,15 +4,19 @@ model -> trackers -> method -> files -> their contents -> recipe
 """
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkit.data.dataset import skipped_share
 from alignkit.data.validation import FileReport, check_file, overlap
 from alignkit.errors import ModelError, RecipeError
-from alignkit.jobspec import recipe_for_job
-from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
+from alignkit.jobspec import parse_hyperparameters, recipe_for_job
+from alignkit.methods import METHODS, Hyperparameters, ModelSource, ResolveModel, names_of_models
 from alignkit.models.trainable import config_of, require_trainable
+from alignkit.sections import ModelSection
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
 from alignkit_server.errors import ApiError, at_most, shorten
@@ -56,6 +60,51 @@ class _Data:
     filename: str
     report: FileReport
 
+    @property
+    def kept_rows(self) -> int:
+        """Rows without the bad ones that are left out."""
+        return self.report.rows - self.report.bad_rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How a job's files are read."""
+
+    method: str
+    columns: dict[str, str]
+    skip_bad: float
+    held_out: float
+    """The share of the training file that is not trained on."""
+    max_line_bytes: int
+
+    @classmethod
+    def of(cls, method: str, given: Hyperparameters, services: Services) -> "_Reading":
+        skip_bad, held_out = skipped_share(given.skip_bad or 0), given.validation_split or 0.0
+        return cls(method, given.columns or {}, skip_bad, held_out, services.settings.max_line_bytes)
+
+    def check(self, path: Path, **options: Any) -> FileReport:
+        """The report on a file."""
+        return check_file(
+            path,
+            self.method,
+            columns=self.columns,
+            skip_bad=self.skip_bad,
+            max_line_bytes=self.max_line_bytes,
+            **options,
+        )
+
+
+@contextmanager
+def _told_of(request: JobRequest) -> Iterator[None]:
+    """A RecipeError as the 400 that names where the request gave the value."""
+    try:
+        yield
+    except RecipeError as error:
+        message, param = at_most([str(issue) for issue in error.issues]), error.issues[0].path or "method"
+        if request.method is None:  # name the place where the values were given
+            message, param = (text.replace(f"method.{SUPERVISED}.", "") for text in (message, param))
+        raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
+
 
 def prepare(
     request: JobRequest, project: Principal, services: Services, *, renders: bool = False
@@ -68,37 +117,35 @@ def prepare(
     model = _model(request.model, project, services)
     trackers = _trackers(request)
     method, given = _method(request)
-    training = _data("training_file", request.training_file, method, project, services)
+    with _told_of(request):
+        reading = _Reading.of(method, parse_hyperparameters(method, given), services)
+    training = _data("training_file", request.training_file, reading, project, services)
     validation = None
     if request.validation_file is not None:
-        validation = _data("validation_file", request.validation_file, method, project, services)
+        validation = _data("validation_file", request.validation_file, reading, project, services)
     job_id = new_id(JOB)
     seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
-    try:
+    with _told_of(request):
         spec = recipe_for_job(
             method=method,
             hyperparameters=given,
             start=model.source,
             train_file=training.path,
             validation_file=validation.path if validation else None,
-            train_rows=training.report.rows,
+            train_rows=round(training.kept_rows * (1 - reading.held_out)),
             seed=seed,
             output_dir=services.settings.jobs_dir / job_id,
             resolve_model=_resolver(project, services),
             report_to=trackers,
             on_gpu=trains_on_gpu(services.settings),
+            templates=services.settings.templates_dir,
         )
-    except RecipeError as error:
-        message, param = at_most([str(issue) for issue in error.issues]), error.issues[0].path or "method"
-        if request.method is None:  # name the parameter as the client gave it
-            message, param = (text.replace(f"method.{method}.", "") for text in (message, param))
-        raise ApiError(400, message, param=param, code="invalid_hyperparameters") from error
     _require_trainable(spec.recipe, request.model, method)
     _require_servable(spec.recipe, method, services)
     if renders and has_tokenizer(Path(spec.recipe.model.path)):
-        training = _rendered("training_file", training, spec.recipe, request.model, services)
+        training = _rendered("training_file", training, reading, spec.recipe, request.model)
         if validation is not None:
-            validation = _rendered("validation_file", validation, spec.recipe, request.model, services)
+            validation = _rendered("validation_file", validation, reading, spec.recipe, request.model)
     return PreparedJob(
         id=job_id,
         request=request,
@@ -111,7 +158,7 @@ def prepare(
         method=method,
         hyperparameters=spec.hyperparameters,
         recipe=spec.recipe.model_dump(mode="json"),
-        train_rows=training.report.rows,
+        train_rows=training.kept_rows,
         notices=_notices(training, validation),
     )
 
@@ -245,7 +292,7 @@ def _refuse_others(path: str, given: dict[str, Any], only: str) -> None:
             )
 
 
-def _data(param: str, file_id: str, method: str, project: Principal, services: Services) -> _Data:
+def _data(param: str, file_id: str, reading: _Reading, project: Principal, services: Services) -> _Data:
     """A data file that the method can use."""
     with services.database.reading() as session:
         file = FileRepository(session, project.project_id).get(file_id, param=param)
@@ -257,20 +304,18 @@ def _data(param: str, file_id: str, method: str, project: Principal, services: S
             code="invalid_file_purpose",
         )
     path = services.settings.files_dir / file.id
-    report = check_file(path, method, max_line_bytes=services.settings.max_line_bytes)
+    report = reading.check(path)
     _require_ok(param, file.filename, report)
     return _Data(path, file.filename, report)
 
 
-def _rendered(param: str, data: _Data, recipe: Any, model: str, services: Services) -> _Data:
+def _rendered(param: str, data: _Data, reading: _Reading, recipe: Any, model: str) -> _Data:
     """The same file, its rows checked as rendered token ids; only the first RENDERED_ROWS of a large file."""
-    report = check_file(
+    report = reading.check(
         data.path,
-        recipe.method.type,
-        tokenizer=_tokenizer(Path(recipe.model.path), model),
+        tokenizer=_tokenizer(recipe.model, model),
         max_length=recipe.data.max_length,
         max_rendered=RENDERED_ROWS,
-        max_line_bytes=services.settings.max_line_bytes,
     )
     _require_ok(param, data.filename, report)
     return _Data(data.path, data.filename, report)
@@ -282,9 +327,10 @@ def _require_ok(param: str, filename: str, report: FileReport) -> None:
         raise ApiError(400, message, param=param, code=f"invalid_{param}")
 
 
-def _tokenizer(folder: Path, name: str) -> Any:
+def _tokenizer(model: ModelSection, name: str) -> Any:
+    folder = Path(model.path)
     try:
-        return tokenizer_at(folder)
+        return tokenizer_at(folder, model.chat_template)
     except ModelError as error:
         message = f"The model {name!r} cannot render the rows: {error}"
         raise ApiError(400, message.replace(str(folder), name), param="model") from error
@@ -294,6 +340,10 @@ def _notices(training: _Data, validation: _Data | None) -> tuple[str, ...]:
     """Warnings about the files that do not make them invalid."""
     named = [("training", training.report)] + ([("validation", validation.report)] if validation else [])
     shared = overlap(training.report, validation.report) if validation else []
-    notices = [*((name, notice) for name, report in named for notice in report.notices)]
+    notices = [
+        (name, notice)
+        for name, report in named
+        for notice in (*([report.headline, *report.findings()] if report.skips_bad else []), *report.notices)
+    ]
     notices += [("training", notice) for notice in shared]
     return tuple(f"In the {name} file: {notice}" for name, notice in notices)

@@ -117,14 +117,16 @@ def _rendered(prepared: PreparedJob, tokenizer: Any) -> list[list[TokenSequence]
 def _rows(prepared: PreparedJob) -> Iterator[tuple[int, Any]]:
     """(number from 1, row) of the training file, which was already validated."""
     kind: Any = schema_for(prepared.method)
-    lines = iter_lines(Path(prepared.recipe["data"]["train"]))
+    data = prepared.recipe["data"]
+    lines = iter_lines(Path(data["train"]), columns=data["columns"])
     yield from enumerate(Inspection(kind).rows(lines), start=1)
 
 
 def _tokenizer(prepared: PreparedJob, name: str) -> Any:
-    folder = Path(prepared.recipe["model"]["path"])
+    model = prepared.recipe["model"]
+    folder = Path(model["path"])
     try:
-        return tokenizer_at(folder)
+        return tokenizer_at(folder, model["chat_template"])
     except ModelError as error:
         message = f"The model {name!r} cannot render the rows: {error}"
         raise ApiError(400, message.replace(str(folder), name), param="model") from error

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from alignkit.models.chat_templates import FILE as CHAT_TEMPLATE
+from alignkit.models.chat_templates import read_template
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.catalog.model_catalog import ADAPTER, FULL
@@ -49,7 +51,14 @@ def _publish(services: StepServices, job: JobRecord, path: Path, step: int | Non
         if kind == FULL:
             published = publish_weights(services.settings, path, model_name=name)
         else:
-            published = publish(services.settings, path, model_name=name, base_model=job.base_model)
+            template = _chat_template(job, path)
+            published = publish(
+                services.settings,
+                path,
+                model_name=name,
+                base_model=job.base_model,
+                chat_template=template,
+            )
     except AdapterError as error:
         raise JobFailedError("not_servable", str(error)) from error
     services.ledger.add_model(
@@ -59,6 +68,15 @@ def _publish(services: StepServices, job: JobRecord, path: Path, step: int | Non
         services.ledger.add_checkpoint(
             job.id, step=step, model_name=name, metrics={}, path=f"checkpoints/{path.name}"
         )
+
+
+def _chat_template(job: JobRecord, path: Path) -> str | None:
+    """The text of the template that the job named, as its run kept it; None where the model's own was used."""
+    asked = (job.recipe.get("model") or {}).get("chat_template")
+    kept = path / CHAT_TEMPLATE
+    if asked is None:
+        return None
+    return read_template(str(kept) if kept.is_file() else asked)
 
 
 def kind_of(job: JobRecord) -> str:

@@ -21,6 +21,8 @@ from alignkit_server.vault import Vault
 from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
 
 TUNED = "ft:tiny:default:demo:a1b2c3d4"
+OWN_TEMPLATE = "ft:tiny:default:template:a1b2c3d4"
+"""One that was trained with a template which is not its base model's."""
 
 SECRET_KEY = b"QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU="
 
@@ -76,11 +78,13 @@ class Service:
         """The catalog of these tests: one project with one tuned model."""
         self.resolved.append(name)
         assert project_id == "mine"
-        if name not in {"tiny", TUNED}:
+        if name not in {"tiny", TUNED, OWN_TEMPLATE}:
             raise errors.ApiError(
                 404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
             )
-        return SimpleNamespace(engine="tiny")
+        return SimpleNamespace(
+            engine="tiny", chat_template="{{ messages }}" if name == OWN_TEMPLATE else None
+        )
 
     def ask(self, content: str, model: str = TUNED) -> httpx.Response:
         """A chat request whose answer is read whole."""

@@ -9,7 +9,7 @@ import pytest
 from alignkit_server.chat.body import MAX_BODY_BYTES
 from alignkit_server.chat.errors import with_errors_told
 from alignkit_server.vault import Vault
-from tests.server.chat.conftest import SECRET_KEY, TUNED, Service
+from tests.server.chat.conftest import OWN_TEMPLATE, SECRET_KEY, TUNED, Service
 from tests.server.engines.support import wait_until
 
 MESSAGES = [{"role": "user", "content": "echo"}]
@@ -37,6 +37,11 @@ def test_the_body_is_passed_on_byte_for_byte_with_the_project_s_salt_and_without
     salt = Vault(SECRET_KEY).salt("mine")
     assert seen["received"] == f'{{"cache_salt":"{salt}",{raw[1:]}'
     assert "sk-secret" not in json.dumps(seen)
+
+
+def test_a_model_with_a_template_of_its_own_is_asked_with_it(service: Service) -> None:
+    seen = service.ask("echo", OWN_TEMPLATE).json()
+    assert json.loads(seen["received"])["chat_template"] == "{{ messages }}"
 
 
 def test_a_stream_comes_as_it_is_made(service: Service) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from alignkit_server.catalog.model_catalog import template_of
 from alignkit_server.engines.adapters import publish, unpublish
 from alignkit_server.engines.errors import AdapterError
 from alignkit_server.engines.manager import EngineManager
@@ -59,6 +60,11 @@ def test_publish_puts_what_the_resolver_needs_under_the_models_name(
     config = json.loads((target / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"]) == ("tiny", 4)
     assert published(settings) == [NAME]  # nothing half-made beside it
+
+
+def test_a_template_is_published_beside_the_adapter(settings: Settings, adapter: Path) -> None:
+    target = publish(settings, adapter, model_name=NAME, base_model="tiny", chat_template="{{ messages }}")
+    assert template_of(str(target)) == "{{ messages }}"
 
 
 def test_publishing_again_is_harmless_but_a_name_is_never_reused(settings: Settings, adapter: Path) -> None:

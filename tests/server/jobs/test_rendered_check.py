@@ -54,3 +54,55 @@ def test_what_is_odd_is_among_the_jobs_first_events(client: OpenAI) -> None:
     assert any(
         "1 of 2 rows has chosen equal to rejected and changes nothing: the first at line 2" in m for m in said
     )
+
+
+SYSTEM = PAIR | {"prompt": [{"role": "system", "content": "be kind"}, *PAIR["prompt"]]}
+
+
+def test_a_job_may_name_a_template_in_place_of_the_models(client: OpenAI) -> None:
+    file = upload(client, rows(SYSTEM, PAIR))
+    job = create_job(client, training_file=file, method=method(chat_template="qwen3"))
+    assert job.method.f_dpo["hyperparameters"]["chat_template"] == "qwen3"
+
+
+def test_a_typo_in_a_templates_name_is_told_the_nearest(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="did you mean qwen3") as caught:
+        create_job(client, method=method(chat_template="qwem3"))
+    assert caught.value.param == "method.f_dpo.hyperparameters.chat_template"
+
+
+def test_the_servers_own_template_is_named_like_trls(client: OpenAI, service: Running) -> None:
+    folder = service.settings.templates_dir
+    folder.mkdir(exist_ok=True)
+    (folder / "house.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    )
+    job = create_job(
+        client, training_file=upload(client, rows(SYSTEM, PAIR)), method=method(chat_template="house")
+    )
+    assert service.ledger.get(job.id).recipe["model"]["chat_template"] == str(folder / "house.jinja")
+
+
+def test_bad_rows_within_the_limit_are_left_out_counted_and_listed(client: OpenAI) -> None:
+    file = upload(client, rows(PAIR, SYSTEM, PAIR, {"prompt": 3}))
+    with pytest.raises(openai.BadRequestError, match="1 bad rows may be left out"):
+        create_job(client, training_file=file, method=method(skip_bad=1))
+    job = create_job(client, training_file=file, method=method(skip_bad=2))
+    said = "\n".join(event.message for event in client.fine_tuning.jobs.list_events(job.id).data)
+    assert "2 of 4 rows are bad and left out" in said
+    assert "line 2: the model's chat template refuses" in said
+    assert "In the training file: line 4" in said
+
+
+def test_columns_are_renamed_to_those_of_a_form(client: OpenAI) -> None:
+    file = upload(client, rows(*({"question": "q", "good": "yes", "bad": "no"} for _ in range(4))))
+    columns = {"question": "prompt", "good": "chosen", "bad": "rejected"}
+    job = create_job(client, training_file=file, method=method(columns=columns))
+    assert job.method.f_dpo["hyperparameters"]["columns"] == columns
+
+
+def test_a_share_of_the_prompts_is_held_out_in_place_of_a_file(client: OpenAI, service: Running) -> None:
+    job = create_job(client, training_file=upload(client), method=method(validation_split=0.25))
+    recipe = service.ledger.get(job.id).recipe
+    assert recipe["data"]["validation"] == 0.25
+    assert recipe["training"]["eval_steps"]

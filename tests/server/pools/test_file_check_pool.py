@@ -29,14 +29,14 @@ class SlowCheck:
         self.running = 0
         self.most = 0
 
-    def __call__(self, path: Path, method: str, *, max_line_bytes: int) -> Any:
+    def __call__(self, path: Path, method: str, **options: Any) -> Any:
         with self._lock:
             self.running += 1
             self.most = max(self.most, self.running)
         assert self.gate.wait(DEADLINE_SECONDS)
         with self._lock:
             self.running -= 1
-        return self._real(path, method, max_line_bytes=max_line_bytes)
+        return self._real(path, method, **options)
 
 
 @pytest.fixture
