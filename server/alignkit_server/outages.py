@@ -1,4 +1,4 @@
-"""Outages: failures of the database or the disk that the service stands on. They pass, and are no job's fault."""
+"""Outages: temporary failures of the database or the disk, for which no job is to blame."""
 
 import errno
 import sqlite3
@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 5.0
-"""Between two tries: whatever waits for an outage to end goes on so soon after its end."""
+"""Maximum seconds between two attempts, and so the maximum delay after the end of an outage."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FAILING_DISK = FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE}
@@ -28,23 +28,23 @@ FAILING_SQLITE = BUSY_SQLITE | {
 }
 FULL_POSTGRES = "53100"
 FAILING_POSTGRES = ("08", "25006", "25P03", "40001", "40P01", "53", "55P03", "57P", "58")
-"""Beginnings of SQLSTATE: connections, a standby, deadlocks, resources, locks, shutdowns and the system's errors."""
+"""Prefixes of SQLSTATE: connection, standby, deadlock, resource, lock, shutdown and system errors."""
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
 class Detached(BaseException):
-    """The server lets go of durable work: not an outcome, so DBOS must not record one (it records Exceptions)."""
+    """The server abandons durable work. A BaseException, so that DBOS does not record it as an outcome."""
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether `error`, or what it was raised from, is a failure of the database or the disk, which may pass."""
+    """Whether `error`, or an exception it was raised from, is a temporary failure of the database or the disk."""
     return any(_is_outage(cause) for cause in _causes(error))
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether `error`, or what it was raised from, says that a disk is full."""
+    """Whether `error`, or an exception it was raised from, reports a full disk."""
     return any(_is_full(cause) for cause in _causes(error))
 
 
@@ -65,7 +65,7 @@ def _is_outage_of_database(error: DBAPIError) -> bool:
     if isinstance(error.orig, sqlite3.Error):
         return _sqlite_code(error.orig) in FAILING_SQLITE
     state = getattr(error.orig, "sqlstate", None)
-    if state is None:  # the driver's own: no connection could be made, or it was lost
+    if state is None:  # the driver's error: no connection could be made, or it was lost
         return isinstance(error, OperationalError)
     return str(state).startswith(FAILING_POSTGRES)
 
@@ -80,12 +80,12 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:
-    """The primary result code."""
+    """The primary result code of an SQLite error."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def described(error: BaseException) -> str:
-    """A sentence's beginning about an outage, without paths and addresses."""
+    """The start of a sentence about an outage, without paths and addresses."""
     if is_full(error):
         return "The server's disk is full"
     if any(isinstance(cause, OSError) for cause in _causes(error)):
@@ -96,10 +96,10 @@ def described(error: BaseException) -> str:
 def outlast(
     work: Callable[[], T], stopping: threading.Event, *, tell: Callable[[str], None] = lambda _: None
 ) -> T:
-    """The result of `work`, repeated as long as an outage fails it; `work` must be such that repeats do no harm.
+    """The result of `work`, which is repeated while an outage makes it fail, and so must be idempotent.
 
-    `tell` is called with what is wrong, before each repeat, until it has succeeded once. It may fail as `work` may.
-    Raises Detached once `stopping` is set.
+    Before each repeat, `tell` is called with a description of the outage, until a call succeeds; it may fail like
+    `work`. Raises Detached when `stopping` is set.
     """
     pause, wrong, began = FIRST_PAUSE_SECONDS, "", 0.0
     while True:
@@ -122,14 +122,16 @@ def outlast(
 
 @contextmanager
 def left_to_recovery() -> Iterator[None]:
-    """Around a workflow's own code: an outage ends its thread without an outcome, and the workflow is taken up again.
+    """Context for a workflow's code: an outage ends the thread without an outcome, so that it is recovered later.
 
-    DBOS records a failure of its own database like any other exception, where it cannot wait for it.
+    Without it, DBOS records a failure of its own database like any other exception if it cannot wait for its end.
     """
     try:
         yield
     except Exception as error:
         if is_outage(error):
-            log.warning("a workflow is left to recovery", what=described(error), error=type(error).__name__)
+            log.warning(
+                "workflow abandoned, to be recovered", what=described(error), error=type(error).__name__
+            )
             raise Detached from error
         raise

@@ -16,14 +16,14 @@ def recover_workflows(executors: Sequence[str]) -> None:
 
 
 def running_workflows() -> set[str]:
-    """Ids of the workflows that a thread of this process works on; DBOS has no public name for it."""
+    """Ids of the workflows that threads of this process work on; DBOS has no public equivalent."""
     from dbos._dbos import _get_dbos_instance  # saves DBOS in a process of Ray
 
     return set(_get_dbos_instance()._active_workflows_set.activeList())
 
 
 def recover_workflow(workflow_id: str, executor: str) -> None:
-    """Take up one pending workflow of an executor; idempotent. DBOS offers it for all of an executor's only."""
+    """Recover one pending workflow of an executor. Idempotent. DBOS offers this only for all workflows at once."""
     from dbos._dbos import _get_dbos_instance  # saves DBOS in a process of Ray
     from dbos._utils import INTERNAL_QUEUE_NAME  # saves DBOS in a process of Ray
 
@@ -31,12 +31,14 @@ def recover_workflow(workflow_id: str, executor: str) -> None:
 
 
 def bound_retries(seconds: float) -> None:
-    """Let DBOS pause at most so long between two tries to reach its database: by itself it pauses up to 90 seconds,
-    and what waits would be that late after an outage. Nothing public sets it."""
+    """Limit DBOS's pause between two attempts to reach its database.
+
+    The default is up to 90 seconds, which would delay all work after an outage. No public option sets it.
+    """
     from dbos import _sys_db  # saves DBOS in a process of Ray
 
     class Clock:
-        """The module `time`, of which DBOS's database module has its own from now on."""
+        """A stand-in for the module `time` in DBOS's database module."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(time, name)

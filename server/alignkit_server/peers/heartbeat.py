@@ -26,7 +26,7 @@ from alignkit_server.tables import Peer
 BEAT_SECONDS = 2.0
 TIMEOUT_SECONDS = 30.0
 GAP_SECONDS = 5 * BEAT_SECONDS
-"""Between two looks, beyond which nothing is known of the time between them."""
+"""Seconds between two checks above which heartbeats in between could have been missed."""
 JOIN_SECONDS = 10.0
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class Heartbeat:
         self.id = new_id(SERVER)
         self._looked_at = 0.0
         self._last_seen: dict[str, tuple[int, float]] = {}
-        """Server -> its last beat, and since when this server has seen no other, by the monotonic clock."""
+        """Server -> its last heartbeat, and the time this server first saw it, on the monotonic clock."""
 
     def register(self) -> None:
         """Register this server, before it takes on any work."""

@@ -88,7 +88,7 @@ class DBOSRunner:
         except Exception as error:
             if not is_outage(error):
                 raise
-            log.warning("not signed off: the others see that the process is gone")
+            log.warning("could not sign off; the other servers will notice that this process is gone")
 
     def _recover(self, servers: list[str]) -> None:
         """Take over the workflows of dead servers, and stop the engines that they left running."""
@@ -96,7 +96,7 @@ class DBOSRunner:
         self._services.engines.cleanup_leftovers()
 
     def _workflow_id(self, job_id: str) -> str:
-        """Id of the workflow of the job's current attempt; a workflow that repeats it has a suffix."""
+        """The workflow id of the job's current attempt; a repeated workflow has an additional suffix."""
         return f"{job_id}-{self._services.ledger.get(job_id).attempt}-v{WORKFLOW_VERSION}"
 
     def _begin(self, job_id: str, repeat: str = "") -> None:
@@ -113,7 +113,7 @@ class DBOSRunner:
         """Do nothing: the job's status is already cancelled, and every step checks it."""
 
     def announce(self, job_id: str) -> None:
-        """Queue the job's webhooks."""
+        """Enqueue the job's webhook deliveries."""
         for delivery_id in delivery.pending(job_id):
             delivery.enqueue(delivery_id)
 

@@ -1,8 +1,8 @@
-"""Brings what should run and what does run together again, whatever an outage has torn apart.
+"""Restarts the work that an outage interrupted, so that every job with a slot has a running workflow.
 
-A workflow is durable, its thread is not: a thread that could not write its outcome, or that a lost connection kept
-from being started, leaves a pending workflow that nobody works on and, with it, a slot that nobody uses. DBOS takes
-such workflows up when their server has died; this takes up those of a server that lives.
+A workflow is durable, but its thread is not. A thread that could not write its outcome, or that a lost connection
+kept from starting, leaves a pending workflow without a thread, and with it an unused slot. DBOS recovers such
+workflows only of dead servers; this module recovers those of the running server.
 """
 
 import threading
@@ -18,16 +18,16 @@ from alignkit_server.upstream import recover_workflow, running_workflows
 LOOK_SECONDS = 2.0
 JOIN_SECONDS = 10.0
 MOST_REPEATS = 5
-"""Of a workflow that ended though its job did not."""
+"""Maximum number of repeats of a workflow that ended although its job did not."""
 REPEAT = "-repeat"
-"""Begins the suffix of a workflow's id that repeats one that ended."""
+"""Start of the id suffix of a workflow that repeats one that ended."""
 UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
 
 log = structlog.get_logger()
 
 
 class Reconciler:
-    """A thread that looks every `LOOK_SECONDS`. What it finds wrong twice in a row it mends."""
+    """A thread that checks every `LOOK_SECONDS`, and repairs what two checks in a row found wrong."""
 
     def __init__(
         self,
@@ -36,8 +36,10 @@ class Reconciler:
         workflow_id: Callable[[str], str],
         begin: Callable[[str, str], None],
     ) -> None:
-        """`begun` returns the unfinished jobs that hold a slot; `begin` gives a job to DBOS, under its `workflow_id`
-        and a suffix, and does nothing where that was done before."""
+        """`begun` returns the unfinished jobs that hold a slot.
+
+        `begin` hands a job to DBOS under its `workflow_id` plus a suffix; it must be idempotent.
+        """
         self._server = server
         self._begun = begun
         self._workflow_id = workflow_id
@@ -47,37 +49,37 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start checking."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(JOIN_SECONDS)
 
     def look(self) -> None:
-        """Take up workflows without a thread, and begin those of jobs that hold a slot for nothing."""
+        """Recover workflows without a thread, and start new workflows for jobs that hold a slot without one."""
         jobs = self._begun()
         deserted, idle = self._deserted(), self._idle(jobs)
         suspects, before = frozenset({*deserted, *idle}), self._suspects
         self._suspects = suspects
         for workflow_id in deserted & before:
-            log.warning("taking up a workflow that no thread works on", workflow_id=workflow_id)
+            log.warning("recovering a workflow without a thread", workflow_id=workflow_id)
             recover_workflow(workflow_id, self._server)
         for job_id in idle & before:
             self._begin_again(job_id)
 
     def _deserted(self) -> set[str]:
-        """This server's pending workflows that none of its threads works on."""
-        working = running_workflows()  # first: one that ends in between is pending no more
+        """Ids of this server's pending workflows that none of its threads works on."""
+        working = running_workflows()  # read first: one that ends in between is no longer pending
         pending = DBOS.list_workflows(
             status="PENDING", executor_id=self._server, load_input=False, load_output=False
         )
         return {workflow.workflow_id for workflow in pending} - working - running_workflows()
 
     def _idle(self, jobs: Iterable[str]) -> set[str]:
-        """Those of `jobs` that have no unfinished workflow."""
+        """The jobs among `jobs` that have no unfinished workflow."""
         first = {self._workflow_id(job_id): job_id for job_id in jobs}
         if not first:
             return set()
@@ -88,13 +90,13 @@ class Reconciler:
         return {job_id for workflow_id, job_id in first.items() if workflow_id not in worked_on}
 
     def _begin_again(self, job_id: str) -> None:
-        """Give the job another workflow; where it never had one, its first."""
+        """Start another workflow for the job, or its first one."""
         prefix = self._workflow_id(job_id)
         ended = len(DBOS.list_workflows(workflow_id_prefix=prefix, load_input=False, load_output=False))
         if ended > MOST_REPEATS:
             fail(job_id, "internal_error", "The server failed again and again while working on the job")
             return
-        log.warning("beginning the workflow of a job that holds a slot for nothing", job_id=job_id)
+        log.warning("starting a workflow for a job that holds a slot without one", job_id=job_id)
         self._begin(job_id, f"{REPEAT}{ended}" if ended else "")
 
     def _run(self) -> None:
@@ -103,6 +105,6 @@ class Reconciler:
                 self.look()
             except Exception as error:
                 if is_outage(error):
-                    log.warning("nothing can be reconciled now", what=described(error))
+                    log.warning("cannot reconcile workflows now", what=described(error))
                 else:
-                    log.exception("nothing was reconciled; trying again")
+                    log.exception("reconciling workflows failed; trying again")

@@ -19,7 +19,7 @@ from alignkit_server.tables import Job
 
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 10.0
-"""For which a thread is waited for that may be in the middle of an outage."""
+"""Seconds to wait for the end of the thread, which may be in the middle of an outage."""
 
 log = structlog.get_logger()
 

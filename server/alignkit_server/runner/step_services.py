@@ -75,10 +75,10 @@ def with_log(message: str, folder: RunFolder) -> str:
 def job_step(
     name: str,
 ) -> Callable[[Callable[Concatenate[str, P], R]], Callable[Concatenate[str, P], R]]:
-    """A decorator: a durable step of a job's workflow, by the job's id.
+    """Decorator for a durable step of a job's workflow; the step's first argument is the job's id.
 
-    While the database or the disk fails, the step is begun again and again, as it would be after a crash, and the job
-    has an event that says so.
+    While the database or the disk fails, the step is restarted repeatedly, as after a crash, and an event of the job
+    reports it.
     """
 
     def decorate(work: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[str, P], R]:
@@ -88,7 +88,7 @@ def job_step(
             outage = uuid4().hex
 
             def tell(what: str) -> None:
-                message = f"{what}; the job goes on as soon as that is over"
+                message = f"{what}; the job continues as soon as this is over"
                 use().ledger.add_event(job_id, level="warn", message=message, once=outage)
 
             return outlast(lambda: work(job_id, *args, **kwargs), use().stopping, tell=tell)

@@ -4,7 +4,8 @@
 
 Each step may be repeated after a crash: a start finds a run that is already running, each event line is stored
 once, publishing replaces whole folders, and every status change is a compare-and-set. The training itself is an
-external process that a restarted server finds again. Steps wait for a database or a disk that fails: see `outages`.
+external process that a restarted server finds again. Steps wait for the end of outages of the
+database or the disk; see `alignkit_server.outages`.
 """
 
 import time
@@ -59,7 +60,7 @@ def webhooks(job_id: str) -> list[str]:
 
 @job_step("fail")
 def fail(job_id: str, code: str, message: str) -> None:
-    """Mark a job as failed, and stop what may still run for it; a cancelled job stays cancelled."""
+    """Mark a job as failed and stop its run, if it still runs; a cancelled job stays cancelled."""
     answered(job_id, lambda: use().executor.stop(folder_of(job_id).path))
     use().ledger.transition(
         job_id,
