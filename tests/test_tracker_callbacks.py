@@ -38,7 +38,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(workplace: Path, output: Path, tracker: dict[str, Any], steps: int = 2, *flags: str) -> RunFolder:
-    """Run, or go on with, a recipe that reports to `tracker`."""
+    """Run or resume a recipe that reports to `tracker`."""
     assert train.main([str(recipe(workplace, output, tracker, steps)), *flags]) == 0
     return RunFolder(output)
 

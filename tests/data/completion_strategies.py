@@ -14,7 +14,7 @@ SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 
 @st.composite
 def completion_rows(draw: st.DrawFn) -> CompletionRow:
-    """A conversation whose assistant turns are all learned; system turn and earlier rounds optional."""
+    """A conversation whose assistant turns all carry loss; system turn and earlier rounds are optional."""
     messages = [message("system", draw(TEXT))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         messages += [message("user", draw(TEXT)), message("assistant", draw(TEXT))]
@@ -26,7 +26,7 @@ def answers(messages: list[dict[str, Any]]) -> tuple[int, ...]:
 
 
 def openai(row: CompletionRow) -> dict[str, Any]:
-    """Chat rows; a turn that is not learned has weight 0."""
+    """Chat rows; a turn without loss has weight 0."""
     weighed = [
         one | ({"weight": int(index in row.loss_positions)} if one["role"] == "assistant" else {})
         for index, one in enumerate(row.messages)
@@ -65,9 +65,9 @@ def alpaca(row: CompletionRow) -> dict[str, Any]:
 
 
 def trl(row: CompletionRow) -> dict[str, Any]:
-    """Only the last turn is learned in this form."""
+    """Rows of a form in which only the last turn carries loss."""
     return {"prompt": row.messages[:-1], "completion": row.messages[-1:]}
 
 
 FORMS: list[Form] = [openai, openai_plain, sharegpt, sharegpt_system, alpaca]
-"""Those in which every turn of the assistant is learned."""
+"""Completion forms in which every assistant turn carries loss."""

@@ -1,4 +1,4 @@
-"""JSON as rows are written in it: what Python lets through is refused, and a cut is told from other mistakes."""
+"""The JSON decoder refuses what Python accepts, and tells truncated lines from other mistakes."""
 
 import json
 from typing import Any

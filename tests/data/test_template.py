@@ -1,4 +1,4 @@
-"""What a chat template makes of a row: nothing is lost in silence, and answers follow the prompt as it is served."""
+"""Rendering with chat templates loses nothing silently, and answers follow the prompt as served."""
 
 import copy
 import json

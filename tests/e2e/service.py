@@ -55,7 +55,7 @@ class Service:
         return (self.home / "address").read_text().strip()
 
     def ready(self) -> bool:
-        """What /readyz says."""
+        """The answer of /readyz."""
         assert self.process is not None
         assert self.process.poll() is None, (self.home / "server.log").read_text()[-3000:]
         try:

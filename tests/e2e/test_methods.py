@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class Case(NamedTuple):
-    """What a method's job is given, and what shows that its own trainer ran."""
+    """A method's hyperparameters for a job, and a metric that proves its trainer ran."""
 
     metric: str
     """A metric that only its own trainer makes."""

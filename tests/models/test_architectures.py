@@ -10,7 +10,7 @@ from tests.architectures import BEGIN, KNOWN, NAMES, PAGE, outcome
 
 
 def known() -> dict[str, Any]:
-    """What is written down."""
+    """The recorded support of architectures."""
     found: dict[str, Any] = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
     return found
 

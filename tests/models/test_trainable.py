@@ -1,4 +1,4 @@
-"""What a model's configuration says about whether it can train."""
+"""A model's configuration decides whether the model can be trained."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a machine or a launcher cannot give is refused before anything is loaded, by the field that asks for it."""
+"""Options that the machine or the launcher cannot support are refused by field, before anything is loaded."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int, *, bf16: bool = True) -> None:
-    """A machine with so many of them; none of torch's kernels runs."""
+    """A machine with that many GPUs, on which no torch kernel runs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")

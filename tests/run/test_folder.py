@@ -1,4 +1,4 @@
-"""What is written to a run's folder can be read at any moment."""
+"""Files in a run's folder can be read at any moment."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which run may go on from which checkpoint."""
+"""A run resumes only from checkpoints of its own origin."""
 
 import json
 from pathlib import Path

@@ -42,7 +42,7 @@ def model(model_dir: Path) -> Any:
 
 
 class Letters:
-    """A tokenizer of one token a letter, and a sampler that gives what it is told to, and remembers the prompts."""
+    """A tokenizer with one token per letter, and a sampler that returns given answers and records the prompts."""
 
     def __init__(self, answers: Sequence[str] = ()) -> None:
         self.answers = iter(answers)

@@ -1,7 +1,7 @@
-"""What the official client makes of an answer, held against the client's own models, strictly.
+"""Strict validation of answers against the models of the official client, which itself validates nothing.
 
-The client itself never validates: an answer of any shape passes. Here every field must have the documented type, and
-a field that the client does not know must be one that this service documents as its own.
+Every field must have the documented type. A field that the client does not know must be one that this service
+documents as its own.
 """
 
 from typing import Any

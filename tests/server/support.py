@@ -61,7 +61,7 @@ class RecordingRunner:
 
 
 class NoEngines:
-    """Engines of which none can be had."""
+    """Engines that are never available."""
 
     def running_endpoint(self, base_model: str) -> None:
         pass
@@ -96,7 +96,7 @@ class Running:
         return JobLedger(self.services.database)
 
     def new_key(self, project: str, *scopes: str) -> str:
-        """A key of that project, which is made if there is none; it may do what it likes there unless told."""
+        """A key of that project, created if missing, with all scopes of a project by default."""
         with self.services.database.writing() as session:
             return issue_key(session, project, scopes or PROJECT_SCOPES)
 
@@ -140,14 +140,14 @@ def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iter
 
 
 def add_base_model(home: Path, name: str) -> None:
-    """What the service takes for a base model."""
+    """A folder that the service accepts as a base model."""
     folder = home / "models" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}", encoding="utf-8")
 
 
 def write_adapter(folder: Path) -> Path:
-    """What the service reads of a job's adapter; its weights fit nothing."""
+    """The files of a job's adapter that the service reads; the weights fit no model."""
     folder.mkdir(parents=True)
     config = {
         "peft_type": "LORA",

@@ -107,7 +107,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def names(
     service: Running, key: str, project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
-    """What the page's examples take for granted."""
+    """The objects that the page's examples presuppose."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.jsonl").write_bytes(pairs(20))
     write_adapter(tmp_path / "adapter")

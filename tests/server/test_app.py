@@ -1,4 +1,4 @@
-"""What holds for every route: errors in one envelope, request ids, health, and a description that is true."""
+"""Facts about all routes: one error envelope, request ids, health, and a correct OpenAPI document."""
 
 import json
 from pathlib import Path

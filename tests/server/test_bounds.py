@@ -1,4 +1,4 @@
-"""What a client could try with a job, a file or a name: each is refused in a sentence, and nothing is touched."""
+"""Hostile jobs, files and names are refused with a sentence, and nothing is changed."""
 
 import gzip
 import re

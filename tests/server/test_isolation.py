@@ -47,7 +47,7 @@ FORMS = {"POST /v1/files", "POST /v1/uploads/{upload_id}/parts"}
 
 @pytest.fixture
 def ids(service: Running, client: OpenAI, project: str) -> dict[str, list[str]]:
-    """What the project of `client` has, by the name of the parameter that it could be given for."""
+    """Parameter name -> an object of the project of `client` that could be passed for it."""
     file_id = upload(client)
     job = create_job(client, training_file=file_id)
     tuned = f"ft:x:y:z:{job.id}"

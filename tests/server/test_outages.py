@@ -1,4 +1,4 @@
-"""What counts as an outage of the database or the disk, and how it is waited for."""
+"""Outages of the database and the disk are recognised and waited for."""
 
 import errno
 import sqlite3
@@ -16,7 +16,7 @@ from alignkit_server.outages import Detached, described, is_full, is_outage, lef
 
 
 def of_postgres(state: type[psycopg.Error]) -> DBAPIError:
-    """What SQLAlchemy raises for an error that the server reported."""
+    """The exception that SQLAlchemy raises for an error reported by the server."""
     error = state("…")
     kind = OperationalError if isinstance(error, psycopg.OperationalError) else InternalError
     return kind("SELECT 1", {}, error)

@@ -1,4 +1,4 @@
-"""What the server relies on in DBOS and Ray without a word in their documentation: that it is there, and used so."""
+"""Undocumented parts of DBOS and Ray that the server relies on exist and are called."""
 
 import inspect
 import sqlite3

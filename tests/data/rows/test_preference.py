@@ -21,7 +21,7 @@ def calling(arguments: Any) -> dict[str, Any]:
 
 
 CALL, CALLED = calling('{"a": 1}'), calling({"a": 1})
-"""As OpenAI writes it, and as chat templates take it."""
+"""A tool call in OpenAI's form, and in the form of chat templates."""
 ARGUMENTS = "tool_calls/0/function/arguments"
 
 

@@ -1,4 +1,4 @@
-"""What an engine is given to compile has bounds; what people send is within them."""
+"""Schemas and patterns that an engine must compile have limits, and typical ones are within them."""
 
 import json
 from typing import Any

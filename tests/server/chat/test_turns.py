@@ -1,4 +1,4 @@
-"""Whose turn it is at an engine: nobody has all of it, and the one with the least goes first."""
+"""Turns at an engine: no project gets all of it, and the one with the fewest sequences goes first."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -1,7 +1,7 @@
-"""A stand-in for vLLM: a real process that speaks as much HTTP as the tests need. Knows nothing of the project.
+"""A stand-in for vLLM: a real process that serves as much HTTP as the tests need, independent of the project.
 
-Its behaviour is told by flags and, for chat requests, by the last message; it notes what happens to it, one line
-each, in the file --notes.
+Flags and, for chat requests, the last message control its behaviour. It records events, one per line, in the file
+given as --notes.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the engine and chat tests share: a home, engines that are real processes, and waiting without long sleeps."""
+"""Helpers of engine and chat tests: a home, engines that are real processes, and waiting without long sleeps."""
 
 import json
 import sys

@@ -149,7 +149,7 @@ class Cluster:
         }
 
     def get(self, path: str) -> Any:
-        """What the dashboard answers; None where it does not."""
+        """The dashboard's answer; None if it does not answer."""
         with contextlib.suppress(httpx.HTTPError):
             answer = httpx.get(self.address + path, trust_env=False, timeout=10)
             return answer.json() if answer.is_success else None

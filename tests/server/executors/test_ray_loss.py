@@ -37,7 +37,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def rig(cluster: Cluster, tmp_path: Path) -> Iterator[Rig]:
-    """The service with places for four jobs, of which the cluster takes two and one that waits."""
+    """The service with four slots, of which the cluster takes two running jobs and one waiting job."""
     options = {"executor": "ray", "ray__address": cluster.address, "ray__python": stub_python(tmp_path)}
     rig = Rig(tmp_path / "home", training_slots="4", **options)
     try:

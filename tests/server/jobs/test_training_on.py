@@ -32,7 +32,7 @@ def tuned(service: Running, client: OpenAI, project: str, tmp_path: Path) -> str
 
 @pytest.fixture
 def full(service: Running, client: OpenAI, project: str, tmp_path: Path) -> str:
-    """One of which all weights were trained."""
+    """A fine-tuned model of which all weights were trained."""
     job = create_job(client, suffix="whole")
     name = model_name(BASE_MODEL, project, "whole", job.id)
     base = service.settings.models_dir / BASE_MODEL

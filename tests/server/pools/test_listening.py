@@ -1,4 +1,4 @@
-"""Many listeners cost what one does, and a key has so many."""
+"""Many listeners cost as much as one, and each key has a limit of listeners."""
 
 import asyncio
 import contextlib

@@ -1,8 +1,8 @@
-"""A stand-in for the trainer: steps, checkpoints, an adapter and a canary as the real one leaves them, in a second.
+"""A stand-in for the trainer: writes steps, checkpoints, an adapter and a canary like the real one, in a second.
 
-Knows nothing of the project. Beside what a run leaves it notes, in its folder, every start (`starts`) and any run
-that went on beside another (`overlaps`). A file `step_seconds` there, or beside it, says how long
-a step takes; a file `hold` beside it, which step no run makes as long as the file is there.
+Independent of the project. In its folder it also records every start (`starts`) and overlapping runs (`overlaps`).
+A file `step_seconds` in the folder or next to it sets the time per step; a file `hold` next to it names a step that
+no run makes while the file exists.
 """
 
 import fcntl

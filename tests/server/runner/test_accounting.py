@@ -1,4 +1,4 @@
-"""What a job is charged: the time it ran, in all of its attempts, and neither its waits nor its pauses."""
+"""A job is charged for the time it ran, over all attempts, but not for waits and pauses."""
 
 from collections.abc import Iterator
 

@@ -62,7 +62,7 @@ def locked(*files: Path) -> Iterator[None]:
 
 
 def jobs_at(rig: Rig, *moments: str) -> list[str]:
-    """Jobs of which, as this returns, one is at each of the moments; the first that trains ends first."""
+    """Jobs with one at each of the moments; the first one that trains ends first."""
     seconds = rig.home / "jobs" / "step_seconds"
     for server in rig.servers:
         rig.wait(server.ready, "every server answers")

@@ -80,7 +80,7 @@ def new_job(ledger: JobLedger, runner: DBOSRunner) -> str:
 
 
 def set_status(ledger: JobLedger, job_id: str, status: str, *, attempt: int) -> None:
-    """What the service does on a request."""
+    """Change a job as the service does on a request."""
     with ledger.database.writing() as session:
         job = session.query(Job).where(Job.id == job_id).one()
         job.status, job.attempt = status, attempt

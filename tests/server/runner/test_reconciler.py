@@ -20,7 +20,7 @@ __all__ = ["sqlite"]
 def test_what_lost_its_thread_or_its_workflow_is_taken_up(
     sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of three jobs one's thread ends without an outcome, one's workflow with an error, and one is never begun."""
+    """Three jobs: the thread of one ends without an outcome, the workflow of one fails, and one never starts."""
     deserted, _, forgotten = jobs = queue(sqlite, "a", 3)
     ledger, real, lost = JobLedger(sqlite), workflow.train, set(jobs)
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: projects take turns whatever they queue, on every database, across servers and restarts."""
+"""Projects take turns whatever they queue, on every database, across servers and restarts."""
 
 import threading
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def sqlite(tmp_path: Path) -> Iterator[Database]:
 
 
 def project_of(database: Database, name: str) -> str:
-    """The id of the project of that name, which is made where there is none."""
+    """The id of the project with that name, created if missing."""
     query = select(Project.id).where(Project.name == name)
     with database.writing() as session:
         found = session.scalar(query)

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Receiver:
-    """What came, and what is answered."""
+    """The requests received, and the status to answer with."""
 
     port: int = 0
     status: int = 200

@@ -32,7 +32,7 @@ from tests.server.webhooks.receiver import Receiver, dripping, receiving
 
 SUCCEEDED = "fine_tuning.job.succeeded"
 SECRETS: dict[str, str] = {}
-"""By endpoint, its secret before it was sealed."""
+"""Endpoint -> its secret before sealing."""
 
 
 @pytest.fixture
