@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from alignkit.data.nodes import RowError, printable
 
-EXPECTED = "one JSON object a line"
+EXPECTED = "one JSON object per line"
 _BEGUN = re.compile(r"|t|tr|tru|f|fa|fal|fals|n|nu|nul|-|\.|[eE][+-]?")
 """The possible rest of a truncated text after its valid part: nothing, or an incomplete literal or number."""
 

@@ -247,7 +247,7 @@ class Inspection(Generic[Row]):
         """The findings; complete after `rows` or `rendered` is exhausted."""
         problem, kept = self._problem, self._seen - self._bad
         if problem is None and self._seen == 0:
-            problem = "the file is empty: expected one JSON object a line"
+            problem = "the file is empty: expected one JSON object per line"
         skips_bad = kept > 0 and 0 < self._bad <= self._allowed
         if problem is None and kept and (skips_bad or not self._bad):
             problem = self._nothing_to_learn(kept)

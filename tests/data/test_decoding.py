@@ -32,7 +32,7 @@ def test_a_cut_is_called_a_cut_wherever_it_falls(length: int) -> None:
     [
         (
             b"hello",
-            "expected one JSON object a line, found text that is not JSON (Expecting value) at character 1",
+            "expected one JSON object per line, found text that is not JSON (Expecting value) at character 1",
         ),
         (b'{"a": 1}}', "found more after its end, at character 9"),
         (b'{"a": 1} {"a": 2}', "found more after its end, at character 10"),

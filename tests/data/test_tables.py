@@ -104,7 +104,7 @@ def test_a_bad_row_is_named_by_its_number_from_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'[{"prompt": "a"', "row 1: expected one JSON object a line, found a line cut off after"),
+        (b'[{"prompt": "a"', "row 1: expected one JSON object per line, found a line cut off after"),
         (b"[1 2]", "row 2: expected a comma, or the array's end, found the text '2'"),
         (b"[{}, {]", "row 2: expected a JSON value, found text that is not JSON"),
         (b"[\xff]", "row 1: expected UTF-8, found byte 0xff"),

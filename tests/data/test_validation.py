@@ -36,17 +36,17 @@ def check(tmp_path: Path, content: bytes | str, **options: int) -> FileReport:
     [
         (
             f"{GOOD}\n{GOOD[:50]}",
-            "line 2: expected one JSON object a line, found a line cut off after 50 char",
+            "line 2: expected one JSON object per line, found a line cut off after 50 char",
         ),
-        (f"{GOOD}\nhello\n", "line 2: expected one JSON object a line, found text that is not JSON"),
+        (f"{GOOD}\nhello\n", "line 2: expected one JSON object per line, found text that is not JSON"),
         (GOOD.encode() + b"\n\xe9t\xe9\n", "line 2: expected UTF-8, found byte 0xe9 at position 1"),
         (
             f"[{GOOD}]\n{GOOD}",
             "row 2: expected nothing after the array's end, found the text '{'",
         ),
         (f'{GOOD}\n{{"a": 1, "a": 2}}\n', "line 2: expected each key once in an object, found 'a' twice"),
-        (f'{GOOD}\n{{"a": NaN}}\n', "line 2: expected one JSON object a line, found NaN"),
-        (f"{GOOD}\n" + "[" * 100_000, "line 2: expected one JSON object a line, found nesting without end"),
+        (f'{GOOD}\n{{"a": NaN}}\n', "line 2: expected one JSON object per line, found NaN"),
+        (f"{GOOD}\n" + "[" * 100_000, "line 2: expected one JSON object per line, found nesting without end"),
         (f"{GOOD}\r\n\r\n\n{{}}\n", "line 4: expected the keys of a preference row (OpenAI: "),
         (f"{GOOD}\n3\n", "line 2: expected an object, found the number 3"),
         (f"{GOOD}\nnull\n", "line 2: expected an object, found null"),
@@ -71,7 +71,7 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes | str, sentence: str
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("", "the file is empty: expected one JSON object a line"),
+        ("", "the file is empty: expected one JSON object per line"),
         ("\n\r\n \t \n", "the file is empty"),
         (b"\xef\xbb\xbf", "the file is empty"),
         (gzip.compress(b"", mtime=0), "the file is empty"),

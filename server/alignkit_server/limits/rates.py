@@ -81,7 +81,7 @@ class RateLimit:
 def _too_many(most: int, headers: dict[str, str]) -> ApiError:
     return ApiError(
         429,
-        f"Too many requests: the limit of this key is {most:,} per minute, all used."
+        f"Too many requests: the limit of this key is {most:,} per minute, and all are used. "
         f"Try again in {headers['retry-after']} s.",
         type="requests",
         code="rate_limit_exceeded",

@@ -105,7 +105,7 @@ class KeyService:
         return KeyObject(**_fields(key))
 
     def rotate(self, key_id: str, rotation: KeyRotation) -> NewKeyObject:
-        """Create a key with the same scopes and expiry as the old one, which expires after the grace period."""
+        """Create a key with the same scopes and expiry; the old key expires after the grace period."""
         old = self._unexpired(key_id)
         new = self._issue(old.name, old.scopes, old.expires_at)
         end = now() + rotation.grace_seconds
