@@ -124,7 +124,7 @@ def test_the_official_client_raises_what_the_stream_ended_with(service: Service)
         chunks = client.chat.completions.create(model=TUNED, messages=messages, stream=True)
         assert next(chunks).n == 0  # type: ignore[attr-defined]
         service.gate.touch()
-        with pytest.raises(openai.APIError, match="engine of tiny ended"):
+        with pytest.raises(openai.APIError, match="engine of tiny stopped"):
             list(chunks)
 
 

@@ -85,11 +85,11 @@ def test_the_servers_own_template_is_named_like_trls(client: OpenAI, service: Ru
 
 def test_bad_rows_within_the_limit_are_left_out_counted_and_listed(client: OpenAI) -> None:
     file = upload(client, rows(PAIR, SYSTEM, PAIR, {"prompt": 3}))
-    with pytest.raises(openai.BadRequestError, match="1 bad rows may be left out"):
+    with pytest.raises(openai.BadRequestError, match="at most 1 invalid rows may be skipped"):
         create_job(client, training_file=file, method=method(skip_bad=1))
     job = create_job(client, training_file=file, method=method(skip_bad=2))
     said = "\n".join(event.message for event in client.fine_tuning.jobs.list_events(job.id).data)
-    assert "2 of 4 rows are bad and left out" in said
+    assert "2 of 4 rows are invalid and skipped" in said
     assert "line 2: the model's chat template refuses" in said
     assert "In the training file: line 4" in said
 

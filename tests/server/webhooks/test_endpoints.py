@@ -132,7 +132,7 @@ def test_a_sample_is_sent_and_signed(
             client.webhooks.unwrap(body + b" ", headers, secret=made.signing_secret)
         check_rotation(service, client, receiver, made)
         monkeypatch.setattr(service.settings, "webhook_private_targets", False)
-        with pytest.raises(openai.BadRequestError, match="begins with https"):
+        with pytest.raises(openai.BadRequestError, match="starts with https"):
             client.webhooks.test(made.id, event_type=SUCCEEDED)
     monkeypatch.setattr(service.settings, "webhook_private_targets", True)
     with pytest.raises(openai.BadRequestError, match="cannot be reached") as refused:
