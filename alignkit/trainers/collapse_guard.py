@@ -19,6 +19,8 @@ from alignkit.trainers.scoring import Answer, answer_of, draw, load_weights, tok
 
 MAX_PROMPT_TOKENS = 512
 MAX_GOOD_TOKENS = 256
+MAX_SHOWN = 2000
+"""Characters of a prompt or an answer in an event."""
 
 
 class CollapseGuard(TrainerCallback):
@@ -35,6 +37,7 @@ class CollapseGuard(TrainerCallback):
         self._checked_step = -1
         self._sound_steps: list[int] = []
         self._collapse: str | None = None
+        self._drawn: list[Answer] = []
 
     def _held_out(self) -> list[tuple[list[int], list[int]]]:
         """The first rows of the held-out set, else of the training set, whose prompts are not too long."""
@@ -65,6 +68,7 @@ class CollapseGuard(TrainerCallback):
         self._baseline = self._measure()
         self._checked_step = state.global_step
         self._log(self._baseline, [])
+        self._show(state.global_step, [])
         self._store()
 
     def compare_now(self) -> AnswerQuality | None:
@@ -91,6 +95,7 @@ class CollapseGuard(TrainerCallback):
         quality = self._measure()
         (found,) = broadcast_object_list([reasons(quality, self._baseline, self._limits)])
         self._log(quality, found)
+        self._show(state.global_step, found)
         rolls_back = self._options.on_collapse == "rollback"
         if not found:
             self._sound_steps.append(state.global_step)
@@ -128,6 +133,7 @@ class CollapseGuard(TrainerCallback):
     def _measure(self) -> AnswerQuality:
         prompts = [prompt for prompt, _ in self._rows]
         drawn = draw(self._trainer, prompts, max_new_tokens=self._options.max_new_tokens, seed=self._seed)
+        self._drawn = drawn
         good = [Answer(prompt, answer) for prompt, answer in self._rows if answer]
         return measure(
             [answer.tokens for answer in drawn],
@@ -143,6 +149,25 @@ class CollapseGuard(TrainerCallback):
         if baseline is not None:
             metrics["answers/reference_logp_limit"] = baseline - self._options.reference_logp_drop
         self._trainer.log({f"eval_{name}": value for name, value in metrics.items()})
+
+    def _show(self, step: int, found: list[str]) -> None:
+        """Report the answers that were just drawn, so that a person can read what was measured."""
+        if not self._trainer.is_world_process_zero():
+            return
+        answers = [
+            {
+                "prompt": self._text(answer.prompt),
+                "answer": self._text(answer.tokens),
+                "known": self._text(good),
+            }
+            for answer, (_, good) in zip(self._drawn, self._rows, strict=True)
+        ]
+        data = {"step": step, "sound": not found, "collapse": found, "answers": answers}
+        self._folder.emit(f"Answers drawn at step {step}", data=data)
+
+    def _text(self, tokens: list[int]) -> str:
+        text: str = self._trainer.processing_class.decode(tokens, skip_special_tokens=True)
+        return text.strip()[:MAX_SHOWN]
 
     def _warn(self, step: int, found: list[str]) -> None:
         if not self._trainer.is_world_process_zero():

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from alignkit import __version__
 from alignkit_server import errors, health, logs, tracing
 from alignkit_server.catalog.model_catalog import ModelCatalog
 from alignkit_server.checkpoints.routes import router as checkpoints
@@ -26,7 +27,9 @@ from alignkit_server.metrics.routes import PATH as METRICS_PATH
 from alignkit_server.metrics.routes import router as metrics
 from alignkit_server.migrate import migrate, start_lock
 from alignkit_server.models.routes import router as models
+from alignkit_server.page import routes as page
 from alignkit_server.preflight.routes import router as preflight
+from alignkit_server.projects.routes import own_key
 from alignkit_server.projects.routes import router as projects
 from alignkit_server.request_log import RequestLog
 from alignkit_server.services import JobRunner, Services, Unpublish
@@ -46,6 +49,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     models,
     webhooks,
     projects,
+    own_key,
 )
 """Routers whose routes need a key with a scope."""
 RunnerFactory = Callable[[Database], JobRunner]
@@ -80,13 +84,17 @@ def create_app(
 
     app = FastAPI(
         title="alignkit",
+        version=__version__,
         description="Alignment fine-tuning behind OpenAI's API.",
         lifespan=lifespan,
+        docs_url=None,  # the page's own, which loads nothing from elsewhere
+        redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.request_metrics = requests
     app.include_router(health.router)
+    page.install(app)
     admin_only = [] if settings.metrics_open else [Depends(require_scope)]
     app.include_router(metrics, dependencies=admin_only)
     for router in routers:

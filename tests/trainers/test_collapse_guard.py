@@ -81,6 +81,18 @@ def test_a_sound_run_is_not_changed(workplace: Path) -> None:
         assert f"valid_answers_{name}" in result["metrics"]
 
 
+def test_the_answers_of_every_evaluation_are_reported_as_text(workplace: Path) -> None:
+    lines = (workplace / "sound" / "events.jsonl").read_text().splitlines()
+    shown = [event["data"] for event in map(json.loads, lines) if "answers" in event["data"]]
+    assert [data["step"] for data in shown] == [0, 1, 2, 3, 4, 5, 6]
+    assert all(data["sound"] and data["collapse"] == [] for data in shown)
+    validation = json.loads((workplace / "validation.jsonl").read_text().splitlines()[0])
+    first = [data["answers"][0] for data in shown]
+    assert all(validation["input"]["messages"][-1]["content"] in answer["prompt"] for answer in first)
+    assert all(answer["known"] == validation["preferred_output"][0]["content"] for answer in first)
+    assert all(len(data["answers"]) == 4 and answer["answer"] for data in shown for answer in data["answers"])
+
+
 def test_a_collapse_is_warned_about_and_training_continues(workplace: Path) -> None:
     status, folder = run(workplace, "warned", RUINOUS)
     assert status == 0

@@ -72,9 +72,10 @@ class EventRepository(ScopedRepository[Event]):
     table = Event
     kind = "event"
 
-    def list(self, job_id: str, query: PageQuery) -> Page[Event]:
-        """A page of a job's events."""
-        return self.page(self.select().where(Event.job_id == job_id), query)
+    def list(self, job_id: str, query: PageQuery, type: str | None = None) -> Page[Event]:  # noqa: A002
+        """A page of a job's events; of one type if one is given."""
+        statement = self.select().where(Event.job_id == job_id)
+        return self.page(statement if type is None else statement.where(Event.type == type), query)
 
     def metrics(self, job_id: str) -> Iterator[dict[str, Any]]:
         """The data of a job's metrics events, oldest first."""

@@ -1,7 +1,7 @@
 """/v1/fine_tuning/jobs."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -22,6 +22,7 @@ from alignkit_server.services import Services
 EVENT_STREAM = "text/event-stream"
 YAML = "application/yaml"
 Limit = Annotated[int, Query(ge=1, le=1000)]
+EventType = Literal["message", "metrics"]
 Stream = Annotated[bool, Query(description="stream events as they occur, oldest first, until the job ends")]
 LastEventId = Annotated[str | None, Header(description="continue after the event with this id")]
 RECIPE_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {YAML: {"schema": {"type": "object"}}}}}
@@ -114,14 +115,15 @@ def list_events(
     jobs: JobServiceDep,
     after: After = None,
     limit: Limit = 20,
+    type: EventType | None = None,  # noqa: A002 - OpenAI's name
     stream: Stream = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: LastEventId = None,
 ) -> Any:
     """List a job's events, newest first, or stream them."""
     if not stream and EVENT_STREAM not in accept:
-        return jobs.events(job_id, PageQuery(after, limit))
-    return _stream(services, project, job_id, last_event_id)
+        return jobs.events(job_id, PageQuery(after, limit), type)
+    return _stream(services, project, job_id, last_event_id, type)
 
 
 @router.get("/{job_id}/metrics", responses=documented(404) | STREAM_RESPONSES, response_model=JobMetrics)

@@ -118,9 +118,14 @@ class JobService:
         after_commit(self._session, lambda: self._services.enqueue(job_id))
         return self._present(job)
 
-    def events(self, job_id: str, query: PageQuery) -> ListObject[EventObject]:
-        """A page of a job's events, newest first."""
-        page = self._events.list(self._jobs.get(job_id).id, query)
+    def events(
+        self,
+        job_id: str,
+        query: PageQuery,
+        type: str | None = None,  # noqa: A002 - OpenAI's name
+    ) -> ListObject[EventObject]:
+        """A page of a job's events, newest first; of one type if one is given."""
+        page = self._events.list(self._jobs.get(job_id).id, query, type)
         return ListObject(data=[present_event(event) for event in page.items], has_more=page.has_more)
 
     def checkpoints(self, job_id: str, query: PageQuery) -> CursorListObject[CheckpointObject]:

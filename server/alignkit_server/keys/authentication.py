@@ -5,8 +5,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignkit_server.errors import ApiError, error_response
 from alignkit_server.keys.service import Principal, authenticate
+from alignkit_server.page import paths as page
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
 
 
 class KeyAuthentication:
@@ -18,7 +19,7 @@ class KeyAuthentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on requests to open paths and requests with a valid key."""
-        if scope["type"] != "http" or scope["path"] in self._open:
+        if scope["type"] != "http" or scope["path"] in self._open or page.is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         try:

@@ -28,6 +28,8 @@ _AREAS: dict[str, frozenset[Scope]] = {
 _ALSO_READ_BY: dict[str, frozenset[Scope]] = {"models": frozenset({INFERENCE})}
 _WEIGHTS = "/archive"
 _ROWS = "/v1/fine_tuning/preview"
+_OWN_KEY = "/v1/key"
+"""What a key may do is no secret from whoever holds it."""
 _GIVES_OUT = ("/permissions", "/webhook_endpoints")
 """Parts of a path that expose the project's data to others: changes there need read and train."""
 
@@ -40,6 +42,8 @@ def scopes_for(method: str, path: str) -> frozenset[Scope]:
     area = rest.partition("/")[0]
     if area in _AREAS:
         return _AREAS[area]
+    if path == _OWN_KEY:
+        return frozenset(SCOPES)
     if path == _ROWS or path.endswith(_WEIGHTS):
         return frozenset({READ})
     if method in READING:

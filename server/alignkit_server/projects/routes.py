@@ -1,4 +1,4 @@
-"""/v1/organization/projects: projects, limits and keys; only for keys with the scope admin."""
+"""/v1/key, for every key; /v1/organization/projects: projects, limits and keys, only with the scope admin."""
 
 from typing import Annotated
 
@@ -13,15 +13,23 @@ from alignkit_server.projects.schemas import (
     KeyRotation,
     KeyUpdate,
     NewKeyObject,
+    OwnKeyObject,
     ProjectObject,
     ProjectRequest,
     ProjectUpdate,
 )
-from alignkit_server.projects.service import KeyServiceDep, ProjectServiceDep
+from alignkit_server.projects.service import KeyServiceDep, OwnKeyServiceDep, ProjectServiceDep
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 router = APIRouter(prefix="/v1/organization/projects", tags=["projects"])
+own_key = APIRouter(prefix="/v1/key", tags=["projects"])
+
+
+@own_key.get("", responses=documented())
+def retrieve_own_key(key: OwnKeyServiceDep) -> OwnKeyObject:
+    """Retrieve the key that the request is made with: its scopes, project, limits and usage."""
+    return key.get()
 
 
 @router.post("", responses=documented(400, 409))

@@ -122,6 +122,28 @@ class NewKeyObject(KeyObject):
     value: str
 
 
+class KeyProject(BaseModel):
+    """The project that a key opens."""
+
+    id: str
+    name: str
+
+
+class OwnKeyObject(BaseModel):
+    """The key that a request was made with, without its value, and its project's limits and usage."""
+
+    id: str
+    object: Literal["api_key"] = "api_key"
+    name: str
+    redacted_value: str
+    scopes: list[str]
+    created_at: int
+    expires_at: int | None
+    project: KeyProject
+    limits: Limits
+    usage: UsageObject
+
+
 class KeyDeleted(BaseModel):
     """The confirmation that a key was revoked."""
 

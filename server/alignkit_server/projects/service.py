@@ -8,7 +8,7 @@ from fastapi import Depends
 
 from alignkit_server.clock import now
 from alignkit_server.database import after_commit
-from alignkit_server.dependencies import ServicesDep, SessionDep
+from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError
 from alignkit_server.ids import PROJECT, new_id
 from alignkit_server.keys.repository import ProjectKeyRepository
@@ -20,10 +20,12 @@ from alignkit_server.projects.repository import ProjectRepository
 from alignkit_server.projects.schemas import (
     KeyDeleted,
     KeyObject,
+    KeyProject,
     KeyRequest,
     KeyRotation,
     KeyUpdate,
     NewKeyObject,
+    OwnKeyObject,
     ProjectLimits,
     ProjectObject,
     UsageObject,
@@ -134,6 +136,28 @@ class KeyService:
         return key
 
 
+class OwnKeyService:
+    """The key of a request, as its holder may see it."""
+
+    def __init__(self, session: SessionDep, services: ServicesDep, principal: ProjectDep) -> None:
+        self._session = session
+        self._defaults = services.settings.limits
+        self._principal = principal
+
+    def get(self) -> OwnKeyObject:
+        """The key, its project, and the limits and usage that requests with it count against."""
+        principal = self._principal
+        key = ProjectKeyRepository(self._session, principal.project_id).get(principal.key_id)
+        usage = UsageRepository(self._session, principal.project_id).usage()
+        fields = _fields(key)
+        return OwnKeyObject(
+            **{name: fields[name] for name in OwnKeyObject.model_fields if name in fields},
+            project=KeyProject(id=principal.project_id, name=principal.project_name),
+            limits=limits_of(principal.limits, self._defaults),
+            usage=UsageObject.model_validate(usage, from_attributes=True),
+        )
+
+
 def _expiry(seconds: int | None) -> int | None:
     return None if seconds is None else now() + seconds
 
@@ -152,3 +176,4 @@ def _fields(key: ApiKey) -> dict[str, Any]:
 
 ProjectServiceDep = Annotated[ProjectService, Depends()]
 KeyServiceDep = Annotated[KeyService, Depends()]
+OwnKeyServiceDep = Annotated[OwnKeyService, Depends()]

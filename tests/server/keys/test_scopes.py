@@ -39,6 +39,7 @@ NEEDED = {
     ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"): TRAIN,
     ("GET", "/v1/fine_tuning/methods"): READ,
     ("POST", "/v1/fine_tuning/preview"): READ,
+    ("GET", "/v1/key"): set(SCOPES),
     ("GET", "/v1/models"): EITHER,
     ("DELETE", "/v1/models/{model}"): TRAIN,
     ("GET", "/v1/models/{model}"): EITHER,

@@ -1,0 +1,34 @@
+// What a job object says, in words.
+import { duration, now } from "./format.js";
+
+const OVER = new Set(["succeeded", "failed", "cancelled"]);
+export const STATUSES = ["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"];
+
+/** Whether nothing will happen to the job any more. */
+export const isOver = (job) => OVER.has(job.status);
+
+/** The hyperparameters that a job trains with. */
+export const settingsOf = (job) => job.method[job.method.type]?.hyperparameters ?? {};
+
+/** When a job will be done, or where it stands in the queue. */
+export function outlook(job) {
+  if (job.queue_position !== null && job.queue_position !== undefined) return `${job.queue_position}. in the queue`;
+  if (job.estimated_finish) return `${duration(job.estimated_finish - now())} left`;
+  if (job.finished_at) return `took ${duration(job.finished_at - job.created_at)}`;
+  return "";
+}
+
+/** What can be done with a job in its status: [label, path, confirmation]. */
+export function actionsOf(job) {
+  const all = {
+    pause: ["Pause", "pause", null],
+    resume: ["Resume", "resume", null],
+    cancel: ["Cancel", "cancel", "Cancel this job? It keeps its checkpoints, and cannot be resumed."],
+  };
+  const names = { queued: ["pause", "cancel"], running: ["pause", "cancel"], paused: ["resume", "cancel"] };
+  const more = { validating_files: ["cancel"] };
+  return (names[job.status] ?? more[job.status] ?? []).map((name) => all[name]);
+}
+
+/** The last part of a job's or model's name, enough to tell it from others at a glance. */
+export const short = (id) => (id.length > 22 ? `${id.slice(0, 8)}…${id.slice(-6)}` : id);

@@ -1,0 +1,98 @@
+// The parts of a job's page that are looked up rather than watched.
+import { literal, measure, moment } from "../lib/format.js";
+import { useAnswer, useSession } from "../lib/hooks.js";
+import { settingsOf } from "../lib/jobs.js";
+import { link } from "../lib/router.js";
+import { html, useState } from "../lib/ui.js";
+import { Action, Code, Loaded, Table } from "./common.js";
+
+const EVENTS = 50;
+
+/** The checkpoints that can be used, with their metrics. */
+export function Checkpoints({ job }) {
+  const { api, can } = useSession();
+  const path = `fine_tuning/jobs/${encodeURIComponent(job.id)}/checkpoints`;
+  const answer = useAnswer(() => api.all(path, {}, 1000), [path, job.status]);
+  if (answer.value?.length === 0) return null;
+  return html`
+    <section aria-labelledby="checkpoints">
+      <h2 id="checkpoints">Checkpoints</h2>
+      <${Loaded} answer=${answer}>
+        ${(found) => html`
+          <${Table} caption="Checkpoints" head=${["Step", "Model", "Training loss", "Validation loss", "Created", ""]}>
+            ${found.map(
+              (one) => html`
+                <tr>
+                  <th scope="row">${one.step_number}</th>
+                  <td class="name">${one.fine_tuned_model_checkpoint}</td>
+                  <td>${measure(one.metrics.train_loss)}</td>
+                  <td>${measure(one.metrics.valid_loss)}</td>
+                  <td>${moment(one.created_at)}</td>
+                  <td>${can("inference") && html`<a href=${link(["playground"], { a: job.model, b: one.fine_tuned_model_checkpoint })}>Chat<span class="unseen"> with the checkpoint of step ${one.step_number}</span></a>`}</td>
+                </tr>
+              `,
+            )}
+          <//>
+        `}
+      <//>
+    </section>
+  `;
+}
+
+/** The hyperparameters as they were resolved. */
+export const Settings = ({ job }) => html`
+  <section aria-labelledby="settings">
+    <h2 id="settings">Settings</h2>
+    <details>
+      <summary>${Object.keys(settingsOf(job)).length} hyperparameters of ${job.method.type}</summary>
+      <dl class="facts">
+        ${Object.entries(settingsOf(job)).map(
+          ([name, value]) => html`<div><dt>${name}</dt><dd>${value === null ? "–" : literal(value)}</dd></div>`,
+        )}
+      </dl>
+    </details>
+  </section>
+`;
+
+/** The recipe, which runs elsewhere too. */
+export function Recipe({ job }) {
+  const { api } = useSession();
+  const [text, setText] = useState(null);
+  const path = `fine_tuning/jobs/${encodeURIComponent(job.id)}/recipe`;
+  return html`
+    <section aria-labelledby="recipe">
+      <h2 id="recipe">Recipe</h2>
+      <div class="row">
+        ${text === null && html`<${Action} label="Show the recipe" work=${async () => setText(await api.text(path))} />`}
+        <${Action} label="Download the recipe" work=${() => api.download(path, `${job.id}.yaml`)} />
+        ${job.result_files.map(
+          (file) => html`<${Action} key=${file} label="Download the metrics" work=${() => api.download(`files/${encodeURIComponent(file)}/content`, `${job.id}.csv`)} />`,
+        )}
+      </div>
+      ${text !== null && html`<${Code} label="recipe.yaml" text=${text} />`}
+    </section>
+  `;
+}
+
+/** What the job reported, newest first. */
+export function Events({ events, live }) {
+  const [all, setAll] = useState(false);
+  const shown = all ? events : events.slice(0, EVENTS);
+  return html`
+    <section aria-labelledby="events">
+      <h2 id="events">Events</h2>
+      <ol class="events" reversed aria-live=${live ? "polite" : "off"} aria-relevant="additions">
+        ${shown.map(
+          (event) => html`
+            <li key=${event.id} class="level-${event.level}">
+              <time datetime=${new Date(event.created_at * 1000).toISOString()}>${moment(event.created_at)}</time>
+              ${event.level !== "info" && html`<strong>${event.level}</strong>`}
+              <span>${event.message}</span>
+            </li>
+          `,
+        )}
+      </ol>
+      ${events.length > shown.length && html`<button type="button" onClick=${() => setAll(true)}>Show all ${events.length}</button>`}
+    </section>
+  `;
+}
