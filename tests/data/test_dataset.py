@@ -124,7 +124,7 @@ def test_bad_rows_are_left_out_up_to_a_limit_and_listed(
         train, _ = run_datasets(options(file, skip_bad=skip_bad), "f_dpo", tokenizer)
     assert len(train) == 18
     assert "rows.jsonl: 2 of 20 rows are invalid and skipped\nline 19" in caplog.text
-    assert "line 20, /chosen: expected text" in caplog.text
+    assert "line 20, /chosen: expected non-blank text" in caplog.text
 
 
 def test_rows_that_the_template_refuses_are_bad_rows(tmp_path: Path, tokenizer: Any) -> None:

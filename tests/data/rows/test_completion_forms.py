@@ -131,7 +131,7 @@ def test_tools_and_their_turns() -> None:
             "/messages/2/role",
             "the conversation to end with an assistant turn",
         ),
-        ({"messages": [A]}, "/messages/0/role", "a turn that the assistant answers"),
+        ({"messages": [A]}, "/messages/0/role", "the conversation to start with a turn"),
         ({"messages": [HI, A | {"weight": 0.5}]}, "/messages/1/weight", "0 or 1"),
         ({"messages": [HI, A | {"weight": True}]}, "/messages/1/weight", "0 or 1"),
         ({"messages": [HI, A | {"weight": []}]}, "/messages/1/weight", "0 or 1"),

@@ -112,7 +112,7 @@ def spoken(*turns: tuple[str, Any]) -> dict[str, Any]:
         (None, "", "expected an object, found null"),
         ({}, "", "(OpenAI: input, non_preferred_output, preferred_output; ShareGPT: "),
         ({"text": 1, "\x1b[2J": 2}, "", "found the keys \\x1b[2J, text"),
-        ({"prompt": "a", "chosen": "b"}, "/rejected", "expected the key of a row in TRL's form, found no su"),
+        ({"prompt": "a", "chosen": "b"}, "/rejected", "expected the key of a row in TRL's form, found a mi"),
         ({"chosen": []}, "/rejected", "expected the key of a row in TRL (without prompt)'s form"),
         ({"conversations": [], "chosen": {}}, "/rejected", "ShareGPT's form, found a missing key"),
         (
@@ -289,8 +289,13 @@ def nested(depth: int) -> Any:
         ("function_call", "add", "function_call", 'expected {"name": …, "arguments": …}, found the text'),
         ("function_call", {}, "function_call/name", "the name of a function, found a missing key"),
         ("function_call", {"name": "add", "odd": nested(80)}, "function_call", "at most 64 levels"),
-        ("tool_calls", [{}], "tool_calls/0/function", 'expected {"name": …, "arguments": …}, found no such'),
-        ("tool_calls", [{"function": {}}], "tool_calls/0/function/name", "the name of a function, found no"),
+        (
+            "tool_calls",
+            [{}],
+            "tool_calls/0/function",
+            'expected {"name": …, "arguments": …}, found a missing',
+        ),
+        ("tool_calls", [{"function": {}}], "tool_calls/0/function/name", "the name of a function, found a"),
         (
             "tool_calls",
             [CALL | {"odd": nested(80)}],
