@@ -8,6 +8,6 @@ from alignkit_server.tables import Job
 
 
 def unfinished_job(session: Session, project_id: str, which: ColumnElement[bool]) -> str | None:
-    """The id of one of the project's unfinished jobs for which `which` holds; None if there is none."""
+    """The id of an unfinished job of the project that satisfies `which`, or None."""
     query = select(Job.id).where(Job.project_id == project_id, Job.status.in_(UNFINISHED), which)
     return session.scalar(query.limit(1))

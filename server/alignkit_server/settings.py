@@ -177,7 +177,7 @@ class Settings(BaseSettings):
 
     @property
     def templates_dir(self) -> Path:
-        """Chat templates that jobs may name beside TRL's, each NAME.jinja; the operator puts them there."""
+        """Folder for the operator's chat templates NAME.jinja, which jobs may name in addition to TRL's."""
         return self.root / "chat_templates"
 
     @property

@@ -1,1 +1,1 @@
-"""Which models there are: their names, their rows, and the base models on the disk."""
+"""The catalog of models: their names, their rows, and the base models on disk."""

@@ -30,7 +30,7 @@ class ResolvedModel:
     created_at: int
     owner: str = "alignkit"
     chat_template: str | None = None
-    """The template that an adapter was trained with, where that is not its base model's."""
+    """The chat template that an adapter was trained with; None if it is that of its base model."""
 
     @property
     def engine(self) -> str:
@@ -101,7 +101,7 @@ def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
 
 @lru_cache(maxsize=256)
 def template_of(folder: str) -> str | None:
-    """The chat template that is kept with an adapter; a published one never changes, and no name is used again."""
+    """The chat template saved with an adapter, or None. Cached: published files never change, names are unique."""
     try:
         return (Path(folder) / CHAT_TEMPLATE).read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -73,7 +73,7 @@ class EventRepository(ScopedRepository[Event]):
     kind = "event"
 
     def list(self, job_id: str, query: PageQuery, type: str | None = None) -> Page[Event]:  # noqa: A002
-        """A page of a job's events; of one type if one is given."""
+        """A page of a job's events; optionally of one type."""
         statement = self.select().where(Event.job_id == job_id)
         return self.page(statement if type is None else statement.where(Event.type == type), query)
 

@@ -124,7 +124,7 @@ class JobService:
         query: PageQuery,
         type: str | None = None,  # noqa: A002 - OpenAI's name
     ) -> ListObject[EventObject]:
-        """A page of a job's events, newest first; of one type if one is given."""
+        """A page of a job's events, newest first; optionally of one type."""
         page = self._events.list(self._jobs.get(job_id).id, query, type)
         return ListObject(data=[present_event(event) for event in page.items], has_more=page.has_more)
 

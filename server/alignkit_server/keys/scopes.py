@@ -29,7 +29,7 @@ _ALSO_READ_BY: dict[str, frozenset[Scope]] = {"models": frozenset({INFERENCE})}
 _WEIGHTS = "/archive"
 _ROWS = "/v1/fine_tuning/preview"
 _OWN_KEY = "/v1/key"
-"""What a key may do is no secret from whoever holds it."""
+"""Path where a key reads its own description; any scope suffices."""
 _GIVES_OUT = ("/permissions", "/webhook_endpoints")
 """Parts of a path that expose the project's data to others: changes there need read and train."""
 

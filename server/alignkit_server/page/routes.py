@@ -1,7 +1,7 @@
-"""/, /docs and /page/…: the page, the API's description for browsers, and their files. None of them needs a key.
+"""/, /docs and /page/…: the web page, Swagger UI, and their files. None of them needs a key.
 
-The page is a client of the public API and holds its own key in the browser. The server keeps no state for it, so any
-server of a database answers any part of it.
+The page is a client of the public API and keeps its key in the browser. The server keeps no state for it, so any
+server of a database can answer each of its requests.
 """
 
 import os
@@ -22,11 +22,11 @@ _FROM_HERE = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
 )
 PAGE_POLICY = _FROM_HERE + "style-src 'self'; require-trusted-types-for 'script'; trusted-types 'none'"
-"""Scripts and styles are this server's files alone: text that a model, a file or a name brings is never code."""
+"""Content policy: only this server's files are scripts and styles, so text of models, files or names never runs."""
 DOCS_POLICY = _FROM_HERE + "style-src 'self' 'unsafe-inline'"
-"""Swagger UI sets styles inside its elements; it shows nothing but the API's description."""
+"""Content policy of Swagger UI, which sets inline styles; it shows only the OpenAPI document."""
 _HEADERS = {
-    "cache-control": "no-cache",  # asked for again each time, answered with 304 while nothing changed
+    "cache-control": "no-cache",  # revalidated each time; 304 while unchanged
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -34,7 +34,7 @@ _HEADERS = {
 
 
 def install(app: FastAPI) -> None:
-    """Let `app` serve the page, the description's page and their files."""
+    """Make `app` serve the page, Swagger UI and their files."""
 
     @app.get("/", include_in_schema=False)
     @app.head("/", include_in_schema=False)
@@ -50,7 +50,7 @@ def install(app: FastAPI) -> None:
 
 
 class PageFiles(StaticFiles):
-    """The page's files, with the headers of a document that trusts nothing."""
+    """The page's static files, with strict security headers."""
 
     def file_response(
         self,
@@ -59,7 +59,7 @@ class PageFiles(StaticFiles):
         scope: Scope,
         status_code: int = 200,
     ) -> Response:
-        """A file, or 304 where the browser has it already."""
+        """Return a file, or 304 if the browser already has it."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers.update(_HEADERS | {"content-security-policy": "default-src 'none'; sandbox"})
         return response

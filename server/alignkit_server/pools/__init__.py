@@ -1,1 +1,1 @@
-"""Slots and shared work that all requests of a running server divide among themselves."""
+"""Slots and queries that the requests of a running server share."""

@@ -71,7 +71,7 @@ def _publish(services: StepServices, job: JobRecord, path: Path, step: int | Non
 
 
 def _chat_template(job: JobRecord, path: Path) -> str | None:
-    """The text of the template that the job named, as its run kept it; None where the model's own was used."""
+    """The chat template that the job named, as saved by its run; None if it used the model's own."""
     asked = (job.recipe.get("model") or {}).get("chat_template")
     kept = path / CHAT_TEMPLATE
     if asked is None:
