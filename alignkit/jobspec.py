@@ -64,7 +64,7 @@ def recipe_for_job(
     """
     given = parse_hyperparameters(method, hyperparameters)
     spec, prefix = METHODS[method], f"method.{method}.hyperparameters"
-    values = given.model_dump() | _as_it_was_trained(given, start, prefix)
+    values = given.model_dump() | _fixed_by_start(given, start, prefix)
     asked = None if given.max_length == "auto" else given.max_length
     try:
         values["max_length"] = length_within(Path(start.path), asked, LENGTH)
@@ -110,7 +110,7 @@ def parse_hyperparameters(method: str, values: dict[str, Any]) -> Hyperparameter
         raise RecipeError(_plain_auto(issues)) from error
 
 
-def _as_it_was_trained(given: Hyperparameters, start: ModelSource, prefix: str) -> dict[str, Any]:
+def _fixed_by_start(given: Hyperparameters, start: ModelSource, prefix: str) -> dict[str, Any]:
     """The hyperparameters that a fine-tuned start model determines. Raises RecipeError if given ones disagree."""
     if start.trained_weights is None:
         return {}

@@ -11,7 +11,7 @@ Message = dict[str, Any]
 """{"role": …, "content": …}, with optional "name", "tool_calls", "tool_call_id" and "reasoning_content"."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-AS_TEMPLATES_SAY = {"developer": "system", "function": "tool"}
+TEMPLATE_ROLES = {"developer": "system", "function": "tool"}
 """OpenAI's roles -> those of chat templates, as in vLLM (which keeps developer if a template has that role)."""
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message's reasoning: in vLLM and most templates, in newer servers, and in gpt-oss."""
@@ -159,7 +159,7 @@ def parse_message(node: Node, more_keys: frozenset[str] = frozenset()) -> Messag
     role = node.at("role")
     if role.value not in ROLES:
         raise role.refuse(f"one of {', '.join(ROLES)}")
-    message: Message = {"role": AS_TEMPLATES_SAY.get(role.value, role.value)}
+    message: Message = {"role": TEMPLATE_ROLES.get(role.value, role.value)}
     if role.value == "assistant" and not ANSWER_KEYS.isdisjoint(node.value):
         message |= _answer(node)
     else:

@@ -250,7 +250,7 @@ class Inspection(Generic[Row]):
             problem = "the file is empty: expected one JSON object per line"
         skips_bad = kept > 0 and 0 < self._bad <= self._allowed
         if problem is None and kept and (skips_bad or not self._bad):
-            problem = self._nothing_to_learn(kept)
+            problem = self._nothing_to_train(kept)
         return FileReport(
             self._seen,
             self._bad,
@@ -267,7 +267,7 @@ class Inspection(Generic[Row]):
         """The number of invalid rows that may be skipped."""
         return int(self.skip_bad if self.skip_bad >= 1 else self.skip_bad * self._seen)
 
-    def _nothing_to_learn(self, kept: int) -> str | None:
+    def _nothing_to_train(self, kept: int) -> str | None:
         words = self.kind.no_signal_words
         if self._no_signal == kept:
             return f"every row has {words}, so there is nothing to train"

@@ -208,7 +208,7 @@ class _Estimating:
             Batch(
                 rows=rows,
                 length=found.longest if longest else found.mean,
-                loss_tokens=found.longest_learned if longest else found.mean_learned,
+                loss_tokens=found.longest_loss_tokens if longest else found.mean_loss_tokens,
                 prompt=found.longest_prompt if longest else found.mean_prompt,
                 sequences=found.sequences,
                 heads={role: self._head(model) for role, model in self.models.items()},

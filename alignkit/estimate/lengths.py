@@ -23,11 +23,11 @@ class Lengths:
     sequences: float
     """Mean number of sequences per row."""
     longest: int
-    longest_learned: int
+    longest_loss_tokens: int
     """Maximum number of tokens that carry loss in one sequence."""
     longest_prompt: int
     mean: float
-    mean_learned: float
+    mean_loss_tokens: float
     mean_prompt: float
     assumed: bool = False
     """Whether the lengths are assumed because there was no data."""
@@ -51,15 +51,15 @@ def count(rows: Iterable[list[TokenSequence]], max_length: int, share: float = 1
         cut += [_cut(sequence, max_length) for sequence in sequences]
     if not cut:
         return None
-    tokens, learned, prompt = zip(*cut, strict=True)
+    tokens, loss_tokens, prompt = zip(*cut, strict=True)
     return Lengths(
         rows=round(kept / share),
         sequences=len(cut) / kept,
         longest=max(tokens),
-        longest_learned=max(learned),
+        longest_loss_tokens=max(loss_tokens),
         longest_prompt=max(prompt),
         mean=sum(tokens) / len(cut),
-        mean_learned=sum(learned) / len(cut),
+        mean_loss_tokens=sum(loss_tokens) / len(cut),
         mean_prompt=sum(prompt) / len(cut),
     )
 
@@ -95,5 +95,5 @@ def read(recipe: Recipe, rows: int | None = None) -> Lengths:
 
 
 def _cut(sequence: TokenSequence, max_length: int) -> tuple[int, int, int]:
-    learned = sum(max(0, min(end, max_length) - start) for start, end in sequence.loss_spans)
-    return min(len(sequence.ids), max_length), learned, min(sequence.prompt_length, max_length)
+    loss_tokens = sum(max(0, min(end, max_length) - start) for start, end in sequence.loss_spans)
+    return min(len(sequence.ids), max_length), loss_tokens, min(sequence.prompt_length, max_length)

@@ -99,12 +99,12 @@ def train_on(model: Any, folder: Path, *, upcast: bool = True) -> Any:
         raise ModelError(f"the adapter {folder} belongs to another model: it does not match in {names}")
     # A published adapter names the service's base model, which peft would look up on the hub at each save.
     adapted.peft_config[adapted.active_adapter].base_model_name_or_path = model.name_or_path
-    _hold_as_trl(adapted)
-    adapted.add_adapter = partial(_add_alike, adapted, adapted.add_adapter, upcast)
+    _cast_like_trl(adapted)
+    adapted.add_adapter = partial(_add_in_same_dtype, adapted, adapted.add_adapter, upcast)
     return adapted
 
 
-def _hold_as_trl(model: Any) -> None:
+def _cast_like_trl(model: Any) -> None:
     """Cast adapters over quantised weights to bfloat16, as TRL does later, so that a copy gets that dtype, too."""
     import torch  # saves torch at the start of the engine manager, which reads adapters
 
@@ -115,7 +115,7 @@ def _hold_as_trl(model: Any) -> None:
             weight.data = weight.data.to(torch.bfloat16)
 
 
-def _add_alike(model: Any, add: Callable[..., None], upcast: bool, name: str, config: Any) -> None:  # noqa: FBT001
+def _add_in_same_dtype(model: Any, add: Callable[..., None], upcast: bool, name: str, config: Any) -> None:  # noqa: FBT001
     """Add an adapter like peft's `add_adapter`, in the active adapter's dtype; another dtype would round the copy."""
     add(name, config, autocast_adapter_dtype=upcast)
     for copy, own in _pairs(model, name):

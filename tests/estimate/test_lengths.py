@@ -14,9 +14,9 @@ def test_the_longest_and_the_mean_are_of_what_is_left_at_max_length() -> None:
     found = count(rows, 20)
     assert found is not None
     assert (found.rows, found.sequences) == (2, 2.0)
-    assert (found.longest, found.longest_learned, found.longest_prompt) == (20, 10, 10)
+    assert (found.longest, found.longest_loss_tokens, found.longest_prompt) == (20, 10, 10)
     assert found.mean == (10 + 6 + 20 + 12) / 4
-    assert found.mean_learned == (6 + 2 + 10 + 2) / 4
+    assert found.mean_loss_tokens == (6 + 2 + 10 + 2) / 4
 
 
 def test_dropped_rows_do_not_count() -> None:

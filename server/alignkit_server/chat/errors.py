@@ -47,17 +47,17 @@ def as_event(error: ApiError) -> bytes:
     return b"data: %s\n\n" % json.dumps(envelope(error)).encode()
 
 
-def with_errors_told(events: bytes) -> bytes:
+def with_error_envelopes(events: bytes) -> bytes:
     """Complete events of an engine, with the engine's own errors rewritten as error envelopes.
 
     Everything else passes unchanged; a single search for the key of every error settles nearly all chunks.
     """
     if ERROR_KEY not in events:
         return events
-    return b"\n".join(_told(line) for line in events.split(b"\n"))
+    return b"\n".join(_with_envelope(line) for line in events.split(b"\n"))
 
 
-def _told(line: bytes) -> bytes:
+def _with_envelope(line: bytes) -> bytes:
     if not line.startswith(DATA) or ERROR_KEY not in line:
         return line
     content = line.removeprefix(DATA)

@@ -13,7 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from alignkit_server.chat.errors import as_event, engine_error, engine_lost, engine_refused, with_errors_told
+from alignkit_server.chat.errors import (
+    as_event,
+    engine_error,
+    engine_lost,
+    engine_refused,
+    with_error_envelopes,
+)
 from alignkit_server.chat.options import Demand
 from alignkit_server.chat.turns import Load, Turns
 from alignkit_server.engines.errors import EngineError
@@ -197,13 +203,13 @@ async def relay_events(upstream: aiohttp.ClientResponse, lost: ApiError) -> Asyn
         async for chunk in upstream.content.iter_any():
             whole, separator, pending = (pending + chunk).rpartition(b"\n\n")
             if separator:
-                yield with_errors_told(whole + separator)
+                yield with_error_envelopes(whole + separator)
     except ENGINE_LOST:
         # The incomplete event is dropped: no client could parse it.
         yield as_event(lost)
         return
     if pending:
-        yield with_errors_told(pending)
+        yield with_error_envelopes(pending)
 
 
 Answer = TypeVar("Answer")

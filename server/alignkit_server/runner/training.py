@@ -86,7 +86,7 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     )
     if begins and attempt == 1:
         tracing.queued(job_id, job.created_at)
-    if not goes_on(job_id, attempt):
+    if not is_current(job_id, attempt):
         return False
     folder = folder_of(job_id)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     return True
 
 
-def goes_on(job_id: str, attempt: int) -> bool:
+def is_current(job_id: str, attempt: int) -> bool:
     """Whether the job is running and this is still its current attempt."""
     job = use().ledger.get(job_id)
     return job.status == "running" and job.attempt == attempt
@@ -157,12 +157,12 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
     reader = EventFollower(services.ledger, job_id, folder)
     while answered(job_id, lambda: services.executor.running(folder.path), meanwhile=reader.read):
         reader.read()
-        if not goes_on(job_id, attempt):
+        if not is_current(job_id, attempt):
             _wind_down(job_id, folder)
         elif services.stopping.wait(POLL_SECONDS):
             raise Detached
     reader.read()
-    if not goes_on(job_id, attempt):
+    if not is_current(job_id, attempt):
         return Ending("left")
     result = folder.read_result() or {}
     if result.get("status") == "succeeded":

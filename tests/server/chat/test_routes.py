@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from alignkit_server.chat.body import MAX_BODY_BYTES
-from alignkit_server.chat.errors import with_errors_told
+from alignkit_server.chat.errors import with_error_envelopes
 from alignkit_server.vault import Vault
 from tests.server.chat.conftest import OWN_TEMPLATE, SECRET_KEY, TUNED, Service
 from tests.server.engines.support import wait_until
@@ -105,11 +105,11 @@ def test_an_error_inside_a_stream_is_told_as_any_other(service: Service, code: i
     ],
 )
 def test_what_is_no_error_passes_byte_for_byte(events: bytes) -> None:
-    assert with_errors_told(events) == events
+    assert with_error_envelopes(events) == events
 
 
 def test_errors_between_events_and_without_an_object_are_told_too() -> None:
-    told = with_errors_told(b'data: {"n": 0}\n\ndata:{"error": "at /srv/x/y"}\r\n\r\ndata: {"n": 1}\n\n')
+    told = with_error_envelopes(b'data: {"n": 0}\n\ndata:{"error": "at /srv/x/y"}\r\n\r\ndata: {"n": 1}\n\n')
     first, error, last = told.replace(b"\r", b"").split(b"\n\n")[:3]
     assert (first, last) == (b'data: {"n": 0}', b'data: {"n": 1}')
     found = json.loads(error.removeprefix(b"data:"))["error"]

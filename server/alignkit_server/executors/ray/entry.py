@@ -26,7 +26,7 @@ def main() -> int:
     if submission.number != number or submission.ended or submission.pausing():
         print(f"submission {number} of {folder.name} was ended before it started")
         return 0
-    submission = replace(submission, order=replace(submission.order, resume=_goes_on(submission)))
+    submission = replace(submission, order=replace(submission.order, resume=_resumes(submission)))
     if submission.order.nodes == 1:
         return supervise(submission)
     try:
@@ -41,7 +41,7 @@ def main() -> int:
     return run(submission)
 
 
-def _goes_on(submission: Submission) -> bool:
+def _resumes(submission: Submission) -> bool:
     """Whether to resume, decided once for all nodes.
 
     A run that has reported anything resumes in its own folder, even from the beginning: without --resume it would
