@@ -10,6 +10,7 @@ from alignkit.methods.hyperparameters import Hyperparameters, hyperparameters_of
 from alignkit.methods.ipo import IPO
 from alignkit.methods.kto import KTO
 from alignkit.methods.labelled import LabelledMethod
+from alignkit.methods.mapo import MaPO
 from alignkit.methods.orpo import ORPO
 from alignkit.methods.preference import PairMethod
 from alignkit.methods.registry import METHODS, get, register
@@ -26,6 +27,7 @@ BUILT_IN: tuple[type[Method], ...] = (
     BDKD,
     SimPO,
     ORPO,
+    MaPO,
     IPO,
     KTO,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "DistillMethod",
     "Hyperparameters",
     "LabelledMethod",
+    "MaPO",
     "Method",
     "ModelSource",
     "PairMethod",

@@ -30,6 +30,7 @@ CASES = {
     "bd_kd": Case("valid_teacher_ece", {"teacher": "tiny-teacher", "gate": "soft"}),
     "simpo": Case("valid_rewards_margins", {"margin": 0.5}),
     "orpo": Case("valid_logps_chosen"),
+    "mapo": Case("valid_rewards_margins", {"beta": 0.5, "gain": 5}),
     "ipo": Case("valid_logratios_chosen", {"beta": 0.5}),
     "kto": Case("valid_kl", {"undesirable_weight": 1.5}),
 }

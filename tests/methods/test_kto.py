@@ -55,7 +55,7 @@ def recipe(method: dict[str, Any], **sections: Any) -> Recipe:
     return Recipe.parse(values)
 
 
-@pytest.mark.parametrize("method", ["simpo", "orpo", "ipo", "kto"])
+@pytest.mark.parametrize("method", ["simpo", "orpo", "mapo", "ipo", "kto"])
 def test_the_recipes_that_come_with_it_are_valid(method: str) -> None:
     found = Recipe.load(RECIPES / method / "smollm2.yaml")
     assert found.method.type == method

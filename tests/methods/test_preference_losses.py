@@ -15,7 +15,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from alignkit.losses import LabelledLogps, PairLogps
-from alignkit.methods import IPO, KTO, ORPO, PairMethod, SimPO
+from alignkit.methods import IPO, KTO, ORPO, MaPO, PairMethod, SimPO
 from alignkit.trainers import PreferenceTrainer
 from tests.tiny import build_tiny_model
 
@@ -179,7 +179,9 @@ def test_ipo_equals_trls_dpo_trainer(tmp_path: Path, model_dir: Path) -> None:
 
 @pytest.mark.parametrize("peft", [LORA, None], ids=["lora", "full"])
 @pytest.mark.parametrize(
-    ("method", "references"), [(SimPO(), 0), (ORPO(), 0), (IPO(), 1)], ids=["simpo", "orpo", "ipo"]
+    ("method", "references"),
+    [(SimPO(), 0), (ORPO(), 0), (MaPO(), 0), (IPO(), 1)],
+    ids=["simpo", "orpo", "mapo", "ipo"],
 )
 def test_a_method_without_a_reference_loads_and_runs_none(
     tmp_path: Path,
