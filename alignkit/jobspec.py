@@ -219,6 +219,7 @@ def _training_section(resolved: dict[str, Any], learning_rate: float) -> dict[st
         "warmup_steps": resolved["warmup_steps"],
         "eval_steps": resolved["eval_interval"],
         "save_steps": resolved["checkpoint_interval"],
+        "save_total_limit": resolved["save_total_limit"],
     }
 
 

@@ -110,6 +110,9 @@ class TrainingSection(Section):
     save_steps: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="steps between checkpoints; default: at the end of each epoch"
     )
+    save_total_limit: Annotated[int | None, MAY_CHANGE] = Field(
+        None, ge=1, description="checkpoints that are kept, the newest ones; default: all"
+    )
     report_to: list[Tracker] = Field(
         default_factory=list,
         max_length=MAX_TRACKERS,

@@ -19,6 +19,7 @@ from alignkit.launch import launch_command
 from alignkit.models.chat_templates import read_template
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
+from alignkit.trainers.exact_resume import _last_sound
 from tests.completion import write_completions
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
@@ -156,10 +157,19 @@ def test_a_named_template_is_kept_with_the_adapter_and_its_checkpoints(workplace
 
 def test_full_weights_give_a_model(workplace: Path) -> None:
     output = workplace / "full"
-    path = recipe_file(workplace, output, lora=None, training={"max_steps": 1, "batch_size": 4})
+    training = {"max_steps": 3, "batch_size": 4, "save_steps": 1, "save_total_limit": 1}
+    path = recipe_file(workplace, output, lora=None, training=training)
     assert train.main([str(path)]) == 0
     assert (output / "model" / "config.json").is_file()
     assert not (output / "adapter").exists()
+    kept = [path.name for path in RunFolder(output).checkpoints.glob("checkpoint-*")]
+    assert kept == ["checkpoint-3"]
+
+
+def test_the_sound_checkpoint_is_kept_however_old(tmp_path: Path) -> None:
+    assert _last_sound(tmp_path / "checkpoints") is None
+    (tmp_path / "collapse_guard.json").write_text('{"baseline": {}, "sound_steps": [2, 4]}')
+    assert _last_sound(tmp_path / "checkpoints") == str(tmp_path / "checkpoints" / "checkpoint-4")
 
 
 def test_a_full_disk_is_reported_and_leaves_no_partial_adapter(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,8 @@ app = typer.Typer(help="Fine-tuning jobs of a running service.", no_args_is_help
 console = Console()
 POLL_SECONDS = 1.0
 FINISHED = {"succeeded", "failed", "cancelled"}
+UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+"""Seconds."""
 
 
 def connect() -> Any:
@@ -138,6 +141,33 @@ def pause(job_id: str) -> None:
 def resume(job_id: str) -> None:
     """Put a paused job back into the queue."""
     console.print(connect().fine_tuning.jobs.resume(job_id).status)
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        str, typer.Option(help="finished longer ago than this: 12h, 30d, 4w; 0d for all")
+    ] = "30d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list them")] = False,
+) -> None:
+    """Remove checkpoints, samples and logs of finished jobs from the service's disk. Models and events stay."""
+    before, client, count = time.time() - _seconds(older_than), connect(), 0
+    for job in client.fine_tuning.jobs.list(limit=100):
+        if job.status not in FINISHED or (job.finished_at or 0) > before:
+            continue
+        if not dry_run:
+            client.post(f"/fine_tuning/jobs/{job.id}/prune", cast_to=object)
+        console.print(job.id)
+        count += 1
+    console.print(f"{count} jobs {'would be ' if dry_run else ''}pruned")
+
+
+def _seconds(text: str) -> int:
+    """The seconds of a number with a unit."""
+    found = re.fullmatch(r"([0-9]{1,6})([hdw])", text)
+    if found is None:
+        raise AlignkitError(f"--older-than {text}: expected a number and h, d or w, such as 30d")
+    return int(found[1]) * UNITS[found[2]]
 
 
 @app.command()

@@ -18,9 +18,11 @@ def create(name: str) -> None:
 @app.command("list")
 def list_() -> None:
     """List projects with their usage and limits."""
-    table = output.table("project", "id", "jobs queued", "jobs running", "file bytes", "GPU seconds")
+    table = output.table(
+        "project", "id", "jobs queued", "jobs running", "file bytes", "disk bytes", "GPU seconds"
+    )
     for project in service.projects(service.admin()):
-        columns = ("jobs_queued", "jobs_running", "file_bytes", "gpu_seconds")
+        columns = ("jobs_queued", "jobs_running", "file_bytes", "disk_bytes", "gpu_seconds")
         use = [_of(project.usage[name], project.limits[name]) for name in columns]
         table.add_row(project.name, project.id, *use)
     output.show(table)

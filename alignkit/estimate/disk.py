@@ -15,7 +15,7 @@ class Disk:
     checkpoint: int
     """Size of one checkpoint."""
     checkpoints: int
-    """Number of checkpoints; all are kept."""
+    """Number of checkpoints that are kept."""
     result: int
     """Size of the trained adapter or model."""
 
@@ -36,8 +36,9 @@ def disk(
     trained = [model for model in models.values() if model.use.trains]
     every = recipe.training.save_steps
     count = math.ceil(steps / every) if steps and every else math.ceil(epochs)
+    most = recipe.training.save_total_limit or count
     return Disk(
         checkpoint=sum(trained_bytes(model, layout) + optimizer_bytes(model, layout) for model in trained),
-        checkpoints=count,
+        checkpoints=min(count, most),
         result=trained_bytes(models["policy"], layout),
     )

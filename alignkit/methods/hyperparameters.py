@@ -50,6 +50,9 @@ class Hyperparameters(Section):
     checkpoint_interval: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="steps between checkpoints; default: one per epoch"
     )
+    save_total_limit: Annotated[int, Field(ge=1, le=100)] = Field(
+        10, description="checkpoints that are kept, the newest ones"
+    )
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
         "warn", description="what the collapse guard does when the answers collapse"
     )

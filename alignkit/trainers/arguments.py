@@ -50,6 +50,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
         "prediction_loss_only": True,
         "save_strategy": "steps" if training.save_steps else "epoch",
         "save_steps": training.save_steps or 500,
+        "save_total_limit": training.save_total_limit,
         "seed": recipe.seed,
         "report_to": "none",  # alignkit.tracking reports to the recipe's trackers
         "disable_tqdm": True,

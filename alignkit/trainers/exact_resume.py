@@ -4,6 +4,7 @@ The Trainer restores weights, optimizer, schedule, random states and the order o
 forgets: the metrics gathered since the last log, the number of tokens trained on, and an interrupted evaluation.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignkit.models.adapters import START
 from alignkit.run.checkpoints import ASIDE, seal
+from alignkit.run.folder import RunFolder
 from alignkit.run.pausing import EvaluationCut
 from alignkit.trainers.metrics import ItemMetrics
 from alignkit.trainers.upstream import logging_sums, restore_logging_sums, rotate_checkpoints
@@ -90,7 +92,7 @@ class ExactResume:
             rotate_checkpoints(
                 output_dir=str(folder),
                 save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
+                best_model_checkpoint=self.state.best_model_checkpoint or _last_sound(folder),
                 use_mtime=True,
             )
         self.accelerator.wait_for_everyone()
@@ -139,6 +141,15 @@ class ExactResume:
             self._items[mode].restore(items)
         if state["evaluation_due"]:
             self._evaluate(None, None)
+
+
+def _last_sound(checkpoints: Path) -> str | None:
+    """The checkpoint that a collapse would go back to, which is kept however old; None where there is none."""
+    guard = RunFolder(checkpoints.parent).guard
+    if not guard.exists():
+        return None
+    steps = json.loads(guard.read_text(encoding="utf-8"))["sound_steps"]
+    return str(checkpoints / f"checkpoint-{steps[-1]}") if steps else None
 
 
 class _RestoreLogging(TrainerCallback):

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 from alignkit import __version__
 from alignkit_server import errors, health, logs, tracing
+from alignkit_server.audit.routes import router as audit
 from alignkit_server.catalog.model_catalog import ModelCatalog
 from alignkit_server.checkpoints.routes import router as checkpoints
 from alignkit_server.database import Database
@@ -34,6 +35,8 @@ from alignkit_server.projects.routes import router as projects
 from alignkit_server.request_log import RequestLog
 from alignkit_server.services import JobRunner, Services, Unpublish
 from alignkit_server.settings import Settings
+from alignkit_server.storage.runs import RunStorage
+from alignkit_server.sweeper.sweeper import Sweeper
 from alignkit_server.uploads.routes import router as uploads
 from alignkit_server.vault import open_vault
 from alignkit_server.webhooks.routes import router as webhooks
@@ -50,6 +53,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     webhooks,
     projects,
     own_key,
+    audit,
 )
 """Routers whose routes need a key with a scope."""
 RunnerFactory = Callable[[Database], JobRunner]
@@ -135,6 +139,7 @@ def open_services(
         database = Database(settings.sqlalchemy_url)
         seal_stored(database, vault)
         ensure_first_key(database, settings)
+    runs = RunStorage(settings, database)
     services = Services(
         settings=settings,
         database=database,
@@ -142,13 +147,17 @@ def open_services(
         runner=runner(database) if runner else None,
         unpublisher=unpublish,
         vault=vault,
+        runs=runs,
+        sweeper=Sweeper(settings, database, runs),
     )
     try:
         if services.runner is not None:
             services.runner.start()
             services.runner_started = True
+        services.sweeper.start()
         yield services
     finally:
+        services.sweeper.stop()
         services.runner_started = False
         if services.runner is not None:
             services.runner.stop()

@@ -20,6 +20,7 @@ PERMISSION = "cp_"
 WEBHOOK = "we_"
 DELIVERY = "evt_"
 SERVER = "server_"
+AUDIT = "audit_log-"
 
 
 def new_id(prefix: str) -> str:

@@ -13,6 +13,7 @@ from alignkit_server.pools.file_check_pool import FileCheckPool
 from alignkit_server.pools.listening import Listening
 from alignkit_server.pools.webhook_samples import Samples
 from alignkit_server.settings import Settings
+from alignkit_server.storage.runs import RunStorage
 from alignkit_server.vault import Vault
 
 log = structlog.get_logger()
@@ -37,6 +38,19 @@ class JobRunner(Protocol):
         """Send the webhooks of a job that has ended; they were stored together with its end."""
 
 
+class Sweeps(Protocol):
+    """Removes what expired, and pauses jobs that are over a limit."""
+
+    def start(self) -> None:
+        """Begin to sweep now and then."""
+
+    def stop(self) -> None:
+        """End once the task at hand is done."""
+
+    def sweep(self) -> None:
+        """Sweep once, now."""
+
+
 Unpublish = Callable[[str, str], None]
 """Callback (model name, base model) that takes a deleted model out of serving."""
 
@@ -51,6 +65,8 @@ class Services:
     runner: JobRunner | None
     unpublisher: Unpublish
     vault: Vault
+    runs: RunStorage
+    sweeper: Sweeps
     runner_started: bool = False
     probes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Limiter for the threads of /readyz."""
@@ -69,12 +85,13 @@ class Services:
             _attempt("cancel", self.runner.cancel, job_id)
             _attempt("announce", self.runner.announce, job_id)
 
-    def unpublish(self, name: str, base_model: str) -> None:
-        """Take a deleted model out of serving. Its row is already gone, so no request reaches it."""
+    def unpublish(self, name: str, base_model: str, job_id: str, step: int | None) -> None:
+        """Take a deleted model out of serving and off the disk. Its row is already gone, so no request reaches it."""
         _attempt("unpublish", self.unpublisher, name, base_model)
+        _attempt("drop_model", self.runs.drop_model, job_id, step)
 
 
-def _attempt(action: str, call: Callable[..., None], *arguments: str) -> None:
+def _attempt(action: str, call: Callable[..., None], *arguments: str | int | None) -> None:
     """Call something outside the database. The row is committed: log a failure, hide it from the client."""
     try:
         call(*arguments)

@@ -8,6 +8,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from alignkit.home import DEFAULT_HOME
 
+DAY = 24 * 3600
+"""Seconds."""
+
 
 class Limits(BaseModel):
     """Limits of one project; null means no limit. A project can have its own (POST /v1/organization/projects/…)."""
@@ -26,10 +29,16 @@ class Limits(BaseModel):
     tokens_open: int | None = Field(
         None, ge=1, le=10**12, description="tokens requested from one engine at once; further requests wait"
     )
-    file_bytes: int | None = Field(64 * 2**30, ge=0, le=2**62, description="total size of all files")
-    gpu_seconds: int | None = Field(
-        None, ge=0, le=10**12, description="GPU time of the jobs of the last 30 days"
+    file_bytes: int | None = Field(
+        64 * 2**30, ge=0, le=2**62, description="total size of all files and parts of uploads"
     )
+    disk_bytes: int | None = Field(
+        2**40, ge=0, le=2**62, description="total size of files, parts, and the folders and models of jobs"
+    )
+    gpu_seconds: int | None = Field(
+        60 * DAY, ge=0, le=10**12, description="GPU time of the jobs of the last 30 days"
+    )
+    job_gpu_seconds: int | None = Field(7 * DAY, ge=1, le=10**12, description="GPU time of one job")
 
 
 class EngineSettings(BaseModel):
@@ -128,6 +137,24 @@ class Settings(BaseSettings):
     )
     stall_seconds: float = Field(
         60.0, gt=0, description="seconds a client may go without reading an answer or sending a body"
+    )
+    sweep_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="seconds between two removals of expired files and checks of running jobs' limits",
+    )
+    run_retention_days: float | None = Field(
+        30.0,
+        gt=0,
+        description="days for which a finished job's checkpoints, samples and logs are kept; its models stay",
+    )
+    audit_retention_days: float | None = Field(
+        365.0, gt=0, description="days for which the audit log keeps an action; null: for ever"
+    )
+    max_log_bytes: int = Field(
+        64 * 2**20,
+        ge=1,
+        description="maximum size of a run's or an engine's log; of a larger one the end is kept",
     )
     limits: Limits = Field(default_factory=Limits, description="limits of projects without their own")
     rate_limit_storage: str = Field(

@@ -116,6 +116,7 @@ def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iter
     add_base_model(home, BASE_MODEL)
     unpublished: list[tuple[str, str]] = []
     options.setdefault("max_file_bytes", 10 * 2**20)
+    options.setdefault("sweep_seconds", 3600.0)  # tests sweep where they want it
     settings = Settings(home=home, **options)
     app = create_app(
         settings,

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
+from alignkit_server.audit.record import Audit
 from alignkit_server.catalog.model_catalog import own_model
 from alignkit_server.checkpoints.repository import PermissionRepository
 from alignkit_server.checkpoints.schemas import PermissionDeleted, PermissionObject
@@ -24,6 +25,7 @@ class PermissionService:
     def __init__(self, session: Session, project: Principal) -> None:
         self._session = session
         self._project = project
+        self._audit = Audit(session, project)
         self._permissions = PermissionRepository(session, project.project_id)
 
     def create(self, checkpoint: str, project_ids: Sequence[str]) -> CursorListObject[PermissionObject]:
@@ -39,7 +41,7 @@ class PermissionService:
         unknown = self._permissions.unknown(project_ids)
         if unknown is not None:
             raise not_found("project", unknown, param="project_ids")
-        granted = [self._grant(model_id, grantee) for grantee in dict.fromkeys(project_ids)]
+        granted = [self._grant(model_id, checkpoint, grantee) for grantee in dict.fromkeys(project_ids)]
         return CursorListObject.of(Page(granted, has_more=False), _present)
 
     def list(
@@ -56,9 +58,10 @@ class PermissionService:
         if permission.model_id != model_id:
             raise not_found("checkpoint permission", permission_id)
         self._permissions.delete(permission)
+        self._audit.record("checkpoint.permission.deleted", permission_id)
         return PermissionDeleted(id=permission_id)
 
-    def _grant(self, model_id: str, project_id: str) -> Permission:
+    def _grant(self, model_id: str, checkpoint: str, project_id: str) -> Permission:
         permission = self._permissions.of(model_id, project_id)
         if permission is None:
             permission = Permission(
@@ -69,6 +72,8 @@ class PermissionService:
                 created_at=now(),
             )
             self._permissions.add(permission)
+            data = {"fine_tuned_model_checkpoint": checkpoint, "project_id": project_id}
+            self._audit.record("checkpoint.permission.created", permission.id, data=data)
         return permission
 
     def _model(self, checkpoint: str) -> str:

@@ -133,7 +133,7 @@ class ManagedProcess:
         # SPT_NOENV: a program that sets its title (vLLM does) would otherwise overwrite the token.
         marked = {**environment, TOKEN_VARIABLE: identity.token, "SPT_NOENV": "1"}
         try:
-            with log_path.open("wb") as log:
+            with log_path.open("ab") as log:  # so that it may be cut while it is written
                 child = subprocess.Popen(
                     list(command),
                     stdin=subprocess.DEVNULL,

@@ -1,7 +1,5 @@
 """Queries on files."""
 
-from collections.abc import Sequence
-
 from sqlalchemy import Select, or_
 
 from alignkit_server.clock import now
@@ -34,8 +32,3 @@ class FileRepository(ScopedRepository[File]):
         """The id of an unfinished job that uses the file, or None."""
         uses = or_(Job.training_file == id, Job.validation_file == id)
         return unfinished_job(self._session, self._project_id, uses)
-
-    def expired(self) -> Sequence[File]:
-        """The project's expired files that no unfinished job uses."""
-        gone = super().select().where(File.expires_at <= now())
-        return [file for file in self._session.scalars(gone) if self.user_of(file.id) is None]

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
+from alignkit_server.audit.record import Audit
 from alignkit_server.clock import now
 from alignkit_server.database import after_commit
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
@@ -20,6 +20,7 @@ from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_bytes
 from alignkit_server.pagination import CursorListObject, PageQuery
 from alignkit_server.services import Services
+from alignkit_server.storage.leftovers import purge_files
 from alignkit_server.tables import File
 
 EXPIRY_SECONDS = (3600, 2592000)
@@ -28,8 +29,6 @@ DEFAULT_EXPIRY_SECONDS = {"batch": 2592000}
 """Default lifetime per purpose; files of other purposes are kept until they are deleted."""
 FILENAME_LENGTH = 255
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-log = structlog.get_logger()
 
 
 class FileService:
@@ -91,12 +90,12 @@ class FileService:
         if job_id is not None:
             raise in_use("file", file_id, job_id, param="file_id")
         self._remove(file)
+        Audit(self._session, self._project).record("file.deleted", file_id, filename=file.filename)
         return FileDeleted(id=file_id)
 
     def _purge_expired(self) -> None:
-        for file in self._files.expired():
-            log.info("file expired", file_id=file.id)
-            self._remove(file)
+        """Remove a batch of what expired; the sweeper takes the rest."""
+        purge_files(self._session, self._folder, File.project_id == self._project.project_id)
 
     def _remove(self, file: File) -> None:
         path = self._path(file.id)

@@ -10,7 +10,14 @@ from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import ApiError, documented
 from alignkit_server.jobs.idempotency import Idempotency, created_before
 from alignkit_server.jobs.preparation import prepare
-from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject, JobRequest
+from alignkit_server.jobs.schemas import (
+    CheckpointObject,
+    EventObject,
+    JobMetrics,
+    JobObject,
+    JobPruned,
+    JobRequest,
+)
 from alignkit_server.jobs.service import JobServiceDep
 from alignkit_server.jobs.stream import EventStream
 from alignkit_server.keys.service import Principal
@@ -100,6 +107,12 @@ def pause_job(job_id: str, jobs: JobServiceDep) -> JobObject:
 def resume_job(job_id: str, jobs: JobServiceDep) -> JobObject:
     """Resume a paused fine-tuning job from its last checkpoint, once a slot is free."""
     return jobs.resume(job_id)
+
+
+@router.post("/{job_id}/prune", responses=documented(404))
+def prune_job(job_id: str, jobs: JobServiceDep) -> JobPruned:
+    """Remove a finished job's checkpoints, samples and logs from the disk. Its models, events and metrics stay."""
+    return jobs.prune(job_id)
 
 
 @router.get(

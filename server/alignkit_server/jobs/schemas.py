@@ -153,6 +153,14 @@ class CheckpointObject(BaseModel):
     step_number: int
 
 
+class JobPruned(BaseModel):
+    """Says that a finished job's checkpoints, samples and logs are gone; its models and events stay."""
+
+    id: str
+    object: Literal["fine_tuning.job.pruned"] = "fine_tuning.job.pruned"
+    pruned: bool = True
+
+
 class MetricSeries(BaseModel):
     """One metric over the steps; `values` has null where the metric was not finite."""
 

@@ -9,6 +9,7 @@ from fastapi import Depends
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from alignkit_server.audit.record import Audit
 from alignkit_server.catalog.repository import ModelRepository
 from alignkit_server.clock import now
 from alignkit_server.database import after_commit
@@ -23,13 +24,16 @@ from alignkit_server.jobs.preparation import PreparedJob
 from alignkit_server.jobs.presenting import present_checkpoint, present_event, present_job
 from alignkit_server.jobs.queue import places
 from alignkit_server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
-from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject
+from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject, JobPruned
 from alignkit_server.keys.service import Principal
-from alignkit_server.limits.quotas import require_job
+from alignkit_server.limits.quotas import require_job, require_more_time
 from alignkit_server.pagination import CursorListObject, ListObject, PageQuery
 from alignkit_server.services import Services
 from alignkit_server.tables import Event, Job
 from alignkit_server.webhooks.repository import announce
+
+ENDING_SECONDS = 120
+"""For which a cancelled job's training may still write."""
 
 
 class JobService:
@@ -113,10 +117,33 @@ class JobService:
     def resume(self, job_id: str) -> JobObject:
         """Queue a paused job again; it resumes from its last checkpoint. Raises 400 for any other job."""
         job = self._jobs.get(job_id)
+        if job.status == PAUSED:
+            limits = self._services.settings.limits
+            require_more_time(self._session, self._project.project_id, limits, job.run_seconds)
         again = {"attempt": job.attempt + 1, "turn": None}
         self._change(job, "queued", (PAUSED,), "resumed", **again)
         after_commit(self._session, lambda: self._services.enqueue(job_id))
         return self._present(job)
+
+    def prune(self, job_id: str) -> JobPruned:
+        """Remove the folder of a finished job once this is committed; 400 for one that has not finished."""
+        job = self._jobs.get(job_id)
+        if job.status not in FINISHED:
+            raise ApiError(
+                400,
+                f"The job {job.id} has not finished: its status is {job.status!r}, so its checkpoints are needed.",
+                code="job_not_finished",
+            )
+        if job.status == "cancelled" and now() - (job.finished_at or 0) < ENDING_SECONDS:
+            raise ApiError(
+                400,
+                f"The job {job.id} was cancelled less than {ENDING_SECONDS} seconds ago, so its training may still "
+                "be ending: try again later.",
+                code="job_not_finished",
+            )
+        Audit(self._session, self._project).record("job.pruned", job_id)
+        after_commit(self._session, lambda: self._services.runs.prune(job_id))
+        return JobPruned(id=job_id)
 
     def events(
         self,

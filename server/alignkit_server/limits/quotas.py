@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from sqlalchemy.orm import Session
 
 from alignkit_server.errors import ApiError
-from alignkit_server.limits.repository import UsageRepository
+from alignkit_server.limits.repository import Usage, UsageRepository
 from alignkit_server.settings import Limits
 
 
@@ -28,12 +28,43 @@ def require_job(session: Session, project_id: str, defaults: Limits) -> None:
             f"Too many jobs are waiting: the project's limit is {limits.jobs_queued:,}, and {queued:,} are waiting. "
             "Try again when one of them has started, or cancel one."
         )
-    used = repository.gpu_seconds()
-    if limits.gpu_seconds is not None and used >= limits.gpu_seconds:
-        raise exceeded(
-            f"The project's training time is used up: its limit is {limits.gpu_seconds:,} seconds within "
-            f"30 days, and its jobs used {used:,}."
+    _require_room(limits, repository.usage())
+
+
+def require_more_time(session: Session, project_id: str, defaults: Limits, run_seconds: int) -> None:
+    """Refuse to resume a job that has run for `run_seconds` where it would be paused again at once."""
+    repository = UsageRepository(session, project_id)
+    limits = limits_of(repository.locked_limits(), defaults)
+    if (why := job_time_used(limits, run_seconds)) is not None:
+        raise exceeded(f"{why[:1].upper()}{why[1:]}.")
+    _require_room(limits, repository.usage())
+
+
+def job_time_used(limits: Limits, seconds: int) -> str | None:
+    """Why a job that has run for `seconds` may run no longer, as part of a sentence; None where it may."""
+    if limits.job_gpu_seconds is None or seconds < limits.job_gpu_seconds:
+        return None
+    return f"one job may run for {limits.job_gpu_seconds:,} seconds, and it has run for {seconds:,}"
+
+
+def reached(limits: Limits, usage: Usage) -> str | None:
+    """Which limit keeps all jobs of a project from running, as part of a sentence; None where none does."""
+    if limits.gpu_seconds is not None and usage.gpu_seconds >= limits.gpu_seconds:
+        return (
+            f"the project's time for training is used up: its limit is {limits.gpu_seconds:,} seconds within "
+            f"30 days, and its jobs used {usage.gpu_seconds:,}"
         )
+    if limits.disk_bytes is not None and usage.disk_bytes >= limits.disk_bytes:
+        return (
+            f"the project's space is used up: its files, jobs and models may have {limits.disk_bytes:,} bytes, and "
+            f"they have {usage.disk_bytes:,}"
+        )
+    return None
+
+
+def _require_room(limits: Limits, usage: Usage) -> None:
+    if (why := reached(limits, usage)) is not None:
+        raise exceeded(f"{why[:1].upper()}{why[1:]}.")
 
 
 def require_bytes(session: Session, project_id: str, defaults: Limits, size: int) -> None:
@@ -45,6 +76,12 @@ def require_bytes(session: Session, project_id: str, defaults: Limits, size: int
         raise exceeded(
             f"The file does not fit: the project's files are limited to {limits.file_bytes:,} bytes, use {used:,}, "
             f"and the new file has {size:,}. Delete files that are no longer needed."
+        )
+    everything = used + repository.run_bytes()
+    if limits.disk_bytes is not None and everything + size > limits.disk_bytes:
+        raise exceeded(
+            f"The file does not fit: the project's files, jobs and models may have {limits.disk_bytes:,} bytes, they "
+            f"have {everything:,}, and it has {size:,}. Delete files and models, or prune finished jobs."
         )
 
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from alignkit_server.clock import now
 from alignkit_server.job_status import WAITING
-from alignkit_server.tables import File, Job, Project
+from alignkit_server.tables import File, Job, Project, UploadPart
 
 GPU_WINDOW = 30 * 24 * 3600
 """Seconds for which a job counts after its first start."""
@@ -20,6 +20,7 @@ class Usage:
     jobs_queued: int
     jobs_running: int
     file_bytes: int
+    disk_bytes: int
     gpu_seconds: int
 
 
@@ -40,7 +41,10 @@ class UsageRepository:
 
     def usage(self) -> Usage:
         """The usage of everything that has a limit."""
-        return Usage(self.jobs_queued(), self.jobs_running(), self.file_bytes(), self.gpu_seconds())
+        files = self.file_bytes()
+        return Usage(
+            self.jobs_queued(), self.jobs_running(), files, files + self.run_bytes(), self.gpu_seconds()
+        )
 
     def jobs_queued(self) -> int:
         """Number of waiting jobs."""
@@ -51,15 +55,22 @@ class UsageRepository:
         return self._jobs(func.count(Job.seq), Job.status == "running")
 
     def file_bytes(self) -> int:
-        """Bytes of all files on disk, including expired files that are not removed yet."""
-        query = select(func.coalesce(func.sum(File.bytes), 0)).where(File.project_id == self._project_id)
-        return int(self._session.scalars(query).one())
+        """Bytes of all files and parts of uploads, those that expired and were not removed yet included."""
+        return sum(
+            int(self._session.scalars(select(func.coalesce(func.sum(table.bytes), 0)).where(mine)).one())
+            for table in (File, UploadPart)
+            for mine in [table.project_id == self._project_id]
+        )
+
+    def run_bytes(self) -> int:
+        """Bytes of the jobs' folders and models, as last measured."""
+        return self._jobs(func.coalesce(func.sum(Job.disk_bytes), 0))
 
     def gpu_seconds(self) -> int:
         """Seconds that the jobs started within the window have run, over all of their attempts."""
         seconds = Job.run_seconds + func.coalesce(now() - Job.running_since, 0)
         return self._jobs(func.coalesce(func.sum(seconds), 0), Job.started_at >= now() - GPU_WINDOW)
 
-    def _jobs(self, what: ColumnElement[int], condition: ColumnElement[bool]) -> int:
-        query = select(what).where(Job.project_id == self._project_id, condition)
+    def _jobs(self, what: ColumnElement[int], *conditions: ColumnElement[bool]) -> int:
+        query = select(what).where(Job.project_id == self._project_id, *conditions)
         return int(self._session.scalars(query).one())

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
+from alignkit_server.audit.record import Audit
 from alignkit_server.catalog.model_catalog import BASE, ResolvedModel, fine_tuned, own_model
 from alignkit_server.catalog.repository import ModelRepository, UsableModels
 from alignkit_server.database import after_commit
@@ -81,8 +82,10 @@ class ModelService:
         job_id = self._models.user_of(name)
         if job_id is not None:
             raise in_use("model", repr(name), job_id, param="model")
+        made_by, step = found.model.job_id, found.model.step
         self._models.delete(found.model)
-        after_commit(self._session, lambda: self._services.unpublish(name, model.base_model))
+        Audit(self._session, self._project).record("model.deleted", name, job_id=made_by)
+        after_commit(self._session, lambda: self._services.unpublish(name, model.base_model, made_by, step))
         return ModelDeleted(id=name)
 
     def _find(self, name: str) -> ResolvedModel:

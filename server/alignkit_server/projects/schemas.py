@@ -35,7 +35,9 @@ class ProjectLimits(BaseModel):
     streams_open: Annotated[int, Field(ge=1, le=10**9)] | None = None
     tokens_open: Annotated[int, Field(ge=1, le=10**12)] | None = None
     file_bytes: Annotated[int, Field(ge=0, le=2**62)] | None = None
+    disk_bytes: Annotated[int, Field(ge=0, le=2**62)] | None = None
     gpu_seconds: Annotated[int, Field(ge=0, le=10**12)] | None = None
+    job_gpu_seconds: Annotated[int, Field(ge=1, le=10**12)] | None = None
 
 
 class ProjectUpdate(BaseModel):
@@ -47,11 +49,13 @@ class ProjectUpdate(BaseModel):
 
 
 class UsageObject(BaseModel):
-    """The current usage of a project; gpu_seconds counts the jobs of the last 30 days."""
+    """The current usage of a project; gpu_seconds counts the jobs of the last 30 days, disk_bytes is measured
+    every minute."""
 
     jobs_queued: int
     jobs_running: int
     file_bytes: int
+    disk_bytes: int
     gpu_seconds: int
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends
 
+from alignkit_server.audit.record import Action, AuditDep
 from alignkit_server.clock import now
 from alignkit_server.database import after_commit
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
@@ -38,8 +39,9 @@ log = structlog.get_logger()
 class ProjectService:
     """All projects and their limits."""
 
-    def __init__(self, session: SessionDep, services: ServicesDep) -> None:
+    def __init__(self, session: SessionDep, services: ServicesDep, audit: AuditDep) -> None:
         self._session = session
+        self._audit = audit
         self._defaults = services.settings.limits
         self._projects = ProjectRepository(session)
 
@@ -47,6 +49,8 @@ class ProjectService:
         """Create a project. Raises 409 if the name is taken."""
         project = Project(id=new_id(PROJECT), name=name, created_at=now())
         self._projects.add(project)
+        data = {"name": name, "title": name}
+        self._audit.record_in(project.id, name, "project.created", project.id, data=data)
         return self._present(project)
 
     def list(self, query: PageQuery) -> CursorListObject[ProjectObject]:
@@ -62,6 +66,10 @@ class ProjectService:
         project = self._projects.lock(project_id)
         changed = (project.limits or {}) | changes.model_dump(exclude_unset=True)
         project.limits = {name: value for name, value in changed.items() if value is not None}
+        requested = {"limits": changes.model_dump(exclude_unset=True)}
+        self._audit.record_in(
+            project_id, project.name, "project.updated", project_id, changes_requested=requested
+        )
         self._session.flush()
         return self._present(project)
 
@@ -79,8 +87,9 @@ class ProjectService:
 class KeyService:
     """The keys of one project. Raises 404 if the project does not exist."""
 
-    def __init__(self, project_id: str, session: SessionDep) -> None:
+    def __init__(self, project_id: str, session: SessionDep, audit: AuditDep) -> None:
         self._session = session
+        self._audit = audit
         self._project = ProjectRepository(session).get(project_id)
         self._keys = ProjectKeyRepository(session, project_id)
 
@@ -103,6 +112,7 @@ class KeyService:
             key.scopes = list(changes.scopes)
         if changes.expires_in_seconds is not None:
             key.expires_at = _expiry(changes.expires_in_seconds)
+        self._record("api_key.updated", key_id, changes_requested=changes.model_dump(exclude_unset=True))
         self._session.flush()
         return KeyObject(**_fields(key))
 
@@ -112,20 +122,27 @@ class KeyService:
         new = self._issue(old.name, old.scopes, old.expires_at)
         end = now() + rotation.grace_seconds
         old.expires_at = end if old.expires_at is None else min(old.expires_at, end)
+        requested = {"expires_in_seconds": old.expires_at - now()}
+        self._record("api_key.updated", key_id, changes_requested=requested)
         self._session.flush()
         return new
 
     def delete(self, key_id: str) -> KeyDeleted:
         """Revoke a key: it is invalid from the next request on."""
         self._keys.delete(self._keys.get(key_id))
+        self._record("api_key.deleted", key_id)
         after_commit(self._session, lambda: log.info("key revoked", key_id=key_id))
         return KeyDeleted(id=key_id)
 
     def _issue(self, name: str, scopes: Sequence[str], expires_at: int | None) -> NewKeyObject:
         key, token = new_key(name, scopes, expires_at)
         self._keys.add(key)
+        self._record("api_key.created", key.id, data={"scopes": list(scopes)})
         log.info("key created", key_id=key.id, project=self._project.name, scopes=key.scopes)
         return NewKeyObject(**_fields(key), value=token)
+
+    def _record(self, action: Action, key_id: str, **details: Any) -> None:
+        self._audit.record_in(self._project.id, self._project.name, action, key_id, **details)
 
     def _unexpired(self, key_id: str) -> ApiKey:
         key = self._keys.get(key_id)

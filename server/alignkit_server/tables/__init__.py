@@ -1,5 +1,6 @@
 """All database tables. This package imports nothing else of the service, so every other package may import it."""
 
+from alignkit_server.tables.audit import AuditLog
 from alignkit_server.tables.base import Base, Owned
 from alignkit_server.tables.files import File
 from alignkit_server.tables.jobs import Checkpoint, Event, Job
@@ -12,6 +13,7 @@ from alignkit_server.tables.webhooks import Delivery, Endpoint
 
 __all__ = [
     "ApiKey",
+    "AuditLog",
     "Base",
     "Checkpoint",
     "Delivery",

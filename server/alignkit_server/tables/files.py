@@ -14,4 +14,4 @@ class File(Owned, Base):
     filename: Mapped[str] = mapped_column(String(255))
     purpose: Mapped[str] = mapped_column(String(32))
     bytes: Mapped[int]
-    expires_at: Mapped[int | None]
+    expires_at: Mapped[int | None] = mapped_column(index=True)

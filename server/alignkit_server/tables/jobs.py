@@ -50,6 +50,10 @@ class Job(Owned, Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     request_hash: Mapped[str | None] = mapped_column(String(64))
     turn: Mapped[int | None] = mapped_column(index=True, unique=True)
+    disk_bytes: Mapped[int | None]
+    """Of its folder and its models, as last measured; null before."""
+    pruned_at: Mapped[int | None]
+    """When its folder was removed."""
 
 
 class Event(Owned, Base):

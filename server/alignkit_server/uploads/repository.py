@@ -28,12 +28,6 @@ class UploadRepository(ScopedRepository[Upload]):
         self._session.refresh(upload)
         return bool(done)
 
-    def expire(self) -> Sequence[str]:
-        """Close the project's expired uploads; returns their ids."""
-        over = (Upload.project_id == self._project_id, Upload.status == "pending", Upload.expires_at <= now())
-        change = update(Upload).where(*over).values(status="expired").returning(Upload.id)
-        return self._session.scalars(change).all()
-
 
 class PartRepository(ScopedRepository[UploadPart]):
     """One project's parts of uploads."""

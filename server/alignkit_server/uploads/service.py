@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Annotated
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
+from alignkit_server.audit.record import Audit
 from alignkit_server.clock import now
-from alignkit_server.database import after_commit
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError
 from alignkit_server.files.repository import FileRepository
@@ -24,6 +23,7 @@ from alignkit_server.ids import PART, UPLOAD, new_id
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_bytes
 from alignkit_server.services import Services
+from alignkit_server.storage.leftovers import drop_parts, expire_uploads
 from alignkit_server.tables import Upload, UploadPart
 from alignkit_server.uploads.repository import PartRepository, UploadRepository
 from alignkit_server.uploads.schemas import (
@@ -63,8 +63,9 @@ class UploadService:
         if request.bytes > self._settings.max_upload_bytes:
             raise too_large(self._settings.max_upload_bytes, "bytes")
         require_bytes(self._session, self._project.project_id, self._settings.limits, request.bytes)
-        for upload_id in self._uploads.expire():
-            self._drop_parts(upload_id)
+        expire_uploads(
+            self._session, self._settings.uploads_dir, Upload.project_id == self._project.project_id
+        )
         created_at = now()
         upload = Upload(
             id=new_id(UPLOAD),
@@ -90,6 +91,7 @@ class UploadService:
             raise ApiError(
                 400, f"The upload {upload_id} already has {MAX_PARTS} parts, the maximum.", param="data"
             )
+        require_bytes(self._session, self._project.project_id, self._settings.limits, received.size)
         part = UploadPart(id=new_id(PART), upload_id=upload_id, bytes=received.size, created_at=now())
         self._parts.add(part)
         target = self._folder(upload_id) / part.id
@@ -101,11 +103,11 @@ class UploadService:
         """Store the joined parts as a file of the project. Raises 400 if the upload was closed meanwhile."""
         upload = self._uploads.lock(assembled.upload_id)
         _require_open(upload)
+        self._drop_parts(upload.id)  # before the file counts: both would not fit
         files = FileService(self._session, self._project, self._services)
         file = files.keep(assembled.path, upload.filename, upload.purpose, upload.bytes, upload.file_seconds)
         if not self._uploads.close(upload, "completed", file.id):
             raise _closed(upload)
-        self._drop_parts(upload.id)
         return self._present(upload)
 
     def cancel(self, upload_id: str) -> UploadObject:
@@ -115,13 +117,11 @@ class UploadService:
         if not self._uploads.close(upload, "cancelled"):
             raise _closed(upload)
         self._drop_parts(upload_id)
+        Audit(self._session, self._project).record("upload.cancelled", upload_id, filename=upload.filename)
         return self._present(upload)
 
     def _drop_parts(self, upload_id: str) -> None:
-        for part in self._parts.of(upload_id):
-            self._parts.delete(part)
-        folder = self._folder(upload_id)
-        after_commit(self._session, lambda: shutil.rmtree(folder, ignore_errors=True))
+        drop_parts(self._session, self._settings.uploads_dir, upload_id)
 
     def _folder(self, upload_id: str) -> Path:
         return self._settings.uploads_dir / upload_id

@@ -6,6 +6,7 @@ from fastapi import Depends
 from sqlalchemy.orm import Session
 
 from alignkit.errors import AlignkitError
+from alignkit_server.audit.record import Audit
 from alignkit_server.clock import now
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError
@@ -38,6 +39,7 @@ class WebhookService:
         self._endpoints = EndpointRepository(session, project.project_id)
         self._private = services.settings.webhook_private_targets
         self._vault = services.vault
+        self._audit = Audit(session, project)
 
     def create(self, request: EndpointRequest) -> EndpointWithSecret:
         """Add an endpoint; only this answer contains its secret."""
@@ -55,6 +57,7 @@ class WebhookService:
             updated_at=created_at,
         )
         self._endpoints.add(endpoint)
+        self._audit.record("webhook_endpoint.created", endpoint.id, url=request.url)
         return self._with_secret(endpoint, secret)
 
     def list(self, query: PageQuery) -> CursorListObject[EndpointObject]:
@@ -79,6 +82,7 @@ class WebhookService:
             setattr(endpoint, name, value)
         if changes:
             endpoint.updated_at = now()
+            self._audit.record("webhook_endpoint.updated", endpoint_id, changes_requested=changes)
         return self._present(endpoint)
 
     def rotate(self, endpoint_id: str, *, keep_old: bool) -> EndpointWithSecret:
@@ -87,12 +91,14 @@ class WebhookService:
         endpoint.old_secret = endpoint.secret if keep_old else None
         endpoint.old_secret_until = now() + DAY_SECONDS if keep_old else None
         secret = new_secret()
+        self._audit.record("webhook_endpoint.secret_rotated", endpoint_id)
         endpoint.secret, endpoint.updated_at = self._vault.seal(secret), now()
         return self._with_secret(endpoint, secret)
 
     def delete(self, endpoint_id: str) -> EndpointDeleted:
         """Delete an endpoint and its undelivered events."""
         self._endpoints.delete(self._endpoints.get(endpoint_id))
+        self._audit.record("webhook_endpoint.deleted", endpoint_id)
         return EndpointDeleted(id=endpoint_id)
 
     def _present(self, endpoint: Endpoint) -> EndpointObject:

@@ -1,0 +1,1 @@
+"""What projects have on disk: measured, and given back."""

@@ -1,0 +1,117 @@
+"""Files and uploads whose time is over, removed in batches: no transaction is long, so none keeps others waiting."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from alignkit_server.clock import now
+from alignkit_server.database import Database, after_commit
+from alignkit_server.job_status import UNFINISHED
+from alignkit_server.settings import Settings
+from alignkit_server.tables import File, Job, Upload, UploadPart
+
+BATCH = 200
+"""Rows of one transaction."""
+ORPHAN_SECONDS = 24 * 3600.0
+"""After which a file without a row was left by a killed server, and is in no request any more."""
+
+log = structlog.get_logger()
+
+
+def remove_expired(database: Database, settings: Settings) -> None:
+    """Remove every project's expired files and uploads, and what has no row."""
+    for work in (_files, _uploads):
+        while work(database, settings) == BATCH:
+            pass
+    _remove_orphans(database, settings.files_dir, File.id)
+    _remove_orphans(database, settings.uploads_dir, Upload.id, Upload.status == "pending")
+
+
+def purge_files(session: Session, folder: Path, *which: ColumnElement[bool]) -> int:
+    """Remove up to BATCH expired files that no unfinished job uses, of those that meet `which`; how many."""
+    used = exists().where(
+        Job.project_id == File.project_id,
+        Job.status.in_(UNFINISHED),
+        or_(Job.training_file == File.id, Job.validation_file == File.id),
+    )
+    gone = select(File.seq).where(File.expires_at <= now(), ~used, *which).limit(BATCH)
+    ids = session.scalars(delete(File).where(File.seq.in_(gone)).returning(File.id)).all()
+    if ids:
+        log.info("files expired", count=len(ids))
+    for file_id in ids:
+        after_commit(session, _remover(folder / file_id))
+    return len(ids)
+
+
+def expire_uploads(session: Session, folder: Path, *which: ColumnElement[bool]) -> int:
+    """Close up to BATCH uploads whose time is over, of those that meet `which`, and remove their parts; how many."""
+    over = (
+        select(Upload.seq).where(Upload.status == "pending", Upload.expires_at <= now(), *which).limit(BATCH)
+    )
+    change = update(Upload).where(Upload.seq.in_(over)).values(status="expired").returning(Upload.id)
+    ids = session.scalars(change).all()
+    drop_parts(session, folder, *ids)
+    return len(ids)
+
+
+def drop_parts(session: Session, folder: Path, *upload_ids: str) -> None:
+    """Remove the parts of uploads, their rows now and their bytes once that is committed."""
+    if upload_ids:
+        session.execute(delete(UploadPart).where(UploadPart.upload_id.in_(upload_ids)))
+    for upload_id in upload_ids:
+        after_commit(session, _remover(folder / upload_id))
+
+
+def _files(database: Database, settings: Settings) -> int:
+    with database.reading() as session:
+        if session.scalar(select(File.seq).where(File.expires_at <= now()).limit(1)) is None:
+            return 0
+    with database.writing() as session:
+        return purge_files(session, settings.files_dir)
+
+
+def _uploads(database: Database, settings: Settings) -> int:
+    over = and_(Upload.status == "pending", Upload.expires_at <= now())
+    with database.reading() as session:
+        if session.scalar(select(Upload.seq).where(over).limit(1)) is None:
+            return 0
+    with database.writing() as session:
+        return expire_uploads(session, settings.uploads_dir)
+
+
+def _remove_orphans(
+    database: Database, folder: Path, id_: InstrumentedAttribute[str], *which: ColumnElement[bool]
+) -> None:
+    """Remove what lies in `folder` under an id of which there is no row that meets `which`."""
+    before = time.time() - ORPHAN_SECONDS
+    old = [path for path in folder.iterdir() if _changed(path) < before]
+    for start in range(0, len(old), BATCH):
+        batch = old[start : start + BATCH]
+        with database.reading() as session:
+            known = set(session.scalars(select(id_).where(id_.in_([path.name for path in batch]), *which)))
+        for path in batch:
+            if path.name not in known:
+                _remove(path)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _remover(path: Path) -> Callable[[], None]:
+    return lambda: _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

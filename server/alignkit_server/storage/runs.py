@@ -1,0 +1,77 @@
+"""The folders of jobs and of the models they made: how large they are, and removing what nothing needs.
+
+Everything that trains or serves a published model reads its own copy, so a finished job's folder (checkpoints with
+their optimizer's state, samples, logs) can go at any time.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import structlog
+from sqlalchemy import select, update
+
+from alignkit_server.clock import now
+from alignkit_server.database import Database
+from alignkit_server.settings import Settings
+from alignkit_server.tables import FineTunedModel, Job
+
+log = structlog.get_logger()
+
+
+class RunStorage:
+    """Measures and removes the folders of jobs. Thread-safe; every call may take as long as the disk does."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._folder = settings.jobs_dir
+        self._database = database
+
+    def measure(self, job_id: str) -> int:
+        """Count the bytes of the job's folder and models, and store them with the job."""
+        with self._database.reading() as session:
+            models = session.scalars(select(FineTunedModel.path).where(FineTunedModel.job_id == job_id)).all()
+        size = bytes_on_disk([self._folder / job_id, *map(Path, models)])
+        self._store(job_id, disk_bytes=size)
+        return size
+
+    def drop_model(self, job_id: str, step: int | None) -> None:
+        """Remove what a deleted model leaves in its job's folder: with the job's last model, the folder."""
+        with self._database.reading() as session:
+            others = session.scalar(
+                select(FineTunedModel.seq).where(FineTunedModel.job_id == job_id).limit(1)
+            )
+        if others is None:
+            self.prune(job_id)
+            return
+        parts = ("adapter", "model") if step is None else (f"checkpoints/checkpoint-{step}",)
+        for part in parts:
+            shutil.rmtree(self._folder / job_id / part, ignore_errors=True)
+        self.measure(job_id)
+
+    def prune(self, job_id: str) -> None:
+        """Remove the folder of a finished job. Its published models, events and metrics stay."""
+        shutil.rmtree(self._folder / job_id, ignore_errors=True)
+        log.info("removed a job's folder", job_id=job_id)
+        self._store(job_id, pruned_at=now())
+        self.measure(job_id)
+
+    def _store(self, job_id: str, **values: int) -> None:
+        with self._database.writing() as session:
+            session.execute(update(Job).where(Job.id == job_id).values(**values))
+
+
+def bytes_on_disk(folders: Iterable[Path]) -> int:
+    """Bytes of all files in `folders` together; one that is linked in several places counts once."""
+    sizes = {(status.st_dev, status.st_ino): status.st_size for path in folders for status in _files(path)}
+    return sum(sizes.values())
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
+    """Every file in `folder`; what vanishes meanwhile is left out, and no link is followed."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                yield Path(root, name).lstat()
+            except FileNotFoundError:
+                continue

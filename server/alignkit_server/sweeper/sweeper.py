@@ -1,0 +1,93 @@
+"""A thread that keeps the house: expired things go, jobs are measured and held to their limits, logs are cut.
+
+Every server of a database sweeps; each task may be done twice.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import structlog
+from sqlalchemy import and_, or_, select
+
+from alignkit_server.audit.repository import forget
+from alignkit_server.clock import now
+from alignkit_server.database import Database
+from alignkit_server.job_status import FINISHED, PAUSED, WAITING
+from alignkit_server.settings import Settings
+from alignkit_server.storage.leftovers import remove_expired
+from alignkit_server.storage.runs import RunStorage
+from alignkit_server.sweeper.limits import enforce
+from alignkit_server.sweeper.logs import rotate_logs
+from alignkit_server.tables import Job
+
+AT_WORK = ("running", PAUSED)
+
+log = structlog.get_logger()
+
+
+class Sweeper:
+    """Does every task each `sweep_seconds`, from its first wait on."""
+
+    def __init__(self, settings: Settings, database: Database, runs: RunStorage) -> None:
+        self._settings = settings
+        self._database = database
+        self._runs = runs
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, once the task at hand is done."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def sweep(self) -> None:
+        """Do every task once; one that fails is logged and keeps no other from being done."""
+        tasks: Sequence[Callable[[], None]] = (
+            lambda: remove_expired(self._database, self._settings),
+            self._measure,
+            lambda: enforce(self._database, self._settings.limits),
+            self._retire,
+            lambda: rotate_logs(self._settings),
+            self._forget,
+        )
+        for task in tasks:
+            if self._stopping.is_set():
+                return
+            try:
+                task()
+            except Exception:
+                log.exception("a task of the sweeper failed; it is tried again at the next sweep")
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._settings.sweep_seconds):
+            self.sweep()
+
+    def _measure(self) -> None:
+        """Measure the jobs that may have written since the last sweep, and those that never were."""
+        lately = now() - 2 * self._settings.sweep_seconds - 60
+        never = and_(Job.disk_bytes.is_(None), Job.status.not_in(WAITING))
+        for job_id in self._ids(or_(Job.status.in_(AT_WORK), never, Job.finished_at >= lately)):
+            self._runs.measure(job_id)
+
+    def _retire(self) -> None:
+        """Remove the folders of jobs that finished longer ago than they are kept."""
+        if self._settings.run_retention_days is None:
+            return
+        before = now() - self._settings.run_retention_days * 86400
+        for job_id in self._ids(Job.status.in_(FINISHED), Job.finished_at < before, Job.pruned_at.is_(None)):
+            self._runs.prune(job_id)
+
+    def _forget(self) -> None:
+        """Remove what the audit log has kept for long enough."""
+        days = self._settings.audit_retention_days
+        if days is not None:
+            forget(self._database, now() - int(days * 86400))
+
+    def _ids(self, *which: object) -> Sequence[str]:
+        with self._database.reading() as session:
+            return session.scalars(select(Job.id).where(*which).order_by(Job.seq)).all()  # type: ignore[arg-type]
