@@ -28,6 +28,7 @@ from alignkit_server.metrics.routes import PATH as METRICS_PATH
 from alignkit_server.metrics.routes import router as metrics
 from alignkit_server.migrate import migrate, start_lock
 from alignkit_server.models.routes import router as models
+from alignkit_server.modes import mend_modes
 from alignkit_server.page import routes as page
 from alignkit_server.preflight.routes import router as preflight
 from alignkit_server.projects.routes import own_key
@@ -139,6 +140,7 @@ def open_services(
         database = Database(settings.sqlalchemy_url)
         seal_stored(database, vault)
         ensure_first_key(database, settings)
+    mend_modes(settings)
     runs = RunStorage(settings, database)
     services = Services(
         settings=settings,
@@ -154,6 +156,7 @@ def open_services(
         if services.runner is not None:
             services.runner.start()
             services.runner_started = True
+            mend_modes(settings)  # the queue has a database of its own
         services.sweeper.start()
         yield services
     finally:

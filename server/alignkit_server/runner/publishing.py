@@ -170,6 +170,7 @@ def _keep_results(services: StepServices, job_id: str) -> str:
     file_id, content = result_file_id(job_id), results_csv(job_id, services.ledger.metrics(job_id))
     path = services.settings.files_dir / file_id
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
     path.write_bytes(content)
     services.ledger.add_file(job_id, id=file_id, filename=FILENAME, purpose=PURPOSE, size=len(content))
     return file_id

@@ -19,6 +19,7 @@ from alignkit_server import tracing
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 from alignkit_server.job_status import PAUSED
 from alignkit_server.outages import Detached
+from alignkit_server.runner import memory
 from alignkit_server.runner.event_follower import EventFollower
 from alignkit_server.runner.ledger import JobRecord
 from alignkit_server.runner.step_services import JobFailedError, folder_of, job_step, use, with_log
@@ -26,6 +27,7 @@ from alignkit_server.runner.step_services import JobFailedError, folder_of, job_
 POLL_SECONDS = 0.5
 TOLERATED_SECONDS = 3.0
 """Seconds that an executor may be silent before the job's events mention it."""
+OUT_OF_MEMORY = "out_of_memory"
 MARKER = "attempt"
 """Name of the file that records which start of the job the run in this folder belongs to."""
 log = structlog.get_logger()
@@ -94,6 +96,7 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
         _require_inputs(job)
         # A run that reported anything resumes in its own folder, from the beginning if it has no checkpoint.
         resume = attempt > 1 or folder.events.exists()
+        memory.remember(folder)
         answered(job_id, lambda: services.executor.start(folder.path, resume=resume))
     return True
 
@@ -168,7 +171,10 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
     if result.get("status") == "succeeded":
         return Ending("trained")
     if result.get("status") == "failed":
-        raise JobFailedError(result["error"]["code"], with_log(result["error"]["message"], folder))
+        code, message = result["error"]["code"], result["error"]["message"]
+        if code == OUT_OF_MEMORY:
+            message = f"{message} {memory.what_fits(services.ledger.get(job_id).recipe)}"
+        raise JobFailedError(code, with_log(message, folder))
     return _killed(job_id, folder, start, interrupted=result.get("status") == PAUSED)
 
 
@@ -177,11 +183,18 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
     services = use()
     checkpoint = folder.last_checkpoint()
     step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    why = None if interrupted else memory.ran_out(folder)
+    if why is not None and step <= start.from_step:  # it would run out again at the same place
+        fits = memory.what_fits(services.ledger.get(job_id).recipe)
+        message = f"The training process ran out of memory: {why}. {fits}"
+        raise JobFailedError(OUT_OF_MEMORY, with_log(message, folder))
     following, most = start.after(step), services.settings.training_restarts
     if following.fruitless > most:
         if not interrupted:
             times = f"{following.fruitless} times without progress" if most else "once"
-            raise JobFailedError("training_died", with_log(f"The training process died {times}.", folder))
+            how = " by SIGKILL" if memory.was_killed(folder) else ""
+            message = f"The training process died {times}{how}."
+            raise JobFailedError("training_died", with_log(message, folder))
         message = "Training was interrupted from outside: resume the job to continue"
         services.ledger.transition(job_id, PAUSED, only_from=("running",), events=[("warn", message)])
         return Ending("left")

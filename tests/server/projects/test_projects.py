@@ -220,4 +220,10 @@ def test_usage_is_told(admin: Any, client: OpenAI, project: str) -> None:
     file = client.files.create(file=("a", b"x" * 10), purpose="user_data")
     assert file.bytes == 10
     found = next(found for found in admin.list(limit=100) if found.name == project)
-    assert found.usage == {"jobs_queued": 0, "jobs_running": 0, "file_bytes": 10, "gpu_seconds": 0}
+    assert found.usage == {
+        "jobs_queued": 0,
+        "jobs_running": 0,
+        "file_bytes": 10,
+        "disk_bytes": 10,
+        "gpu_seconds": 0,
+    }

@@ -1,0 +1,115 @@
+"""Whether a training process died for want of memory, and what would fit.
+
+A process that the kernel kills can say nothing. What tells are its control group's count of such kills, and the last
+lines of its log, where an allocation that failed or its launcher speaks.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from alignkit import estimate as library
+from alignkit.errors import AlignkitError
+from alignkit.estimate.lengths import assumed
+from alignkit.recipe import Recipe
+from alignkit.run.folder import RunFolder
+
+COUNT_FILE = "oom_kills"
+"""In the job's folder: the count when its training was started."""
+LEAST_LENGTH = 64
+CGROUPS = Path("/sys/fs/cgroup")
+GIB = 2**30
+
+_COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
+_FAILED = re.compile(
+    r"CUDA out of memory|HIP out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc"
+    r"|torch\.\w*OutOfMemoryError|\bMemoryError\b|node running low on memory|Killed due to memory",
+    re.IGNORECASE,
+)
+
+_KILLED = re.compile(r"SIGKILL|[Ss]ignal 9\b|exitcode *: *-9|exit code -9")
+
+log = structlog.get_logger()
+
+
+def remember(folder: RunFolder) -> None:
+    """Note how many processes were killed for want of memory so far, before the training starts."""
+    (folder.path / COUNT_FILE).write_text(str(oom_kills()), encoding="utf-8")
+
+
+def ran_out(folder: RunFolder) -> str | None:
+    """Why the training that has died is taken to have run out of memory, in words; None where nothing says so."""
+    found = _FAILED.search(folder.log_tail(lines=200, limit=65536))
+    if found is not None:
+        return f"its log says {found[0]!r}"
+    try:
+        before = int((folder.path / COUNT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return "the system killed it (out of memory)" if oom_kills() > before else None
+
+
+def was_killed(folder: RunFolder) -> bool:
+    """Whether the log's end says that the training was killed by SIGKILL."""
+    return _KILLED.search(folder.log_tail(lines=200, limit=65536)) is not None
+
+
+def oom_kills() -> int:
+    """How many processes of this one's control group the kernel has killed for want of memory; 0 if unknown."""
+    for path in _counters():
+        try:
+            found = _COUNT.search(path.read_text(encoding="utf-8"))
+        except OSError:
+            continue
+        if found is not None:
+            return int(found[1])
+    return 0
+
+
+def _counters() -> Iterator[Path]:
+    """Where the count may be: of version 2 and 1 of control groups, as a container sees it and as its host does."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield CGROUPS / path.lstrip("/") / "memory.events"
+        elif "memory" in controllers.split(","):
+            yield CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control"
+    yield CGROUPS / "memory.events"
+    yield CGROUPS / "memory" / "memory.oom_control"
+
+
+def what_fits(recipe: dict[str, Any]) -> str:
+    """A sentence on what would fit this machine, by the estimator; how to use less where that cannot tell."""
+    try:
+        found = _fitting(Recipe.parse(recipe))
+    except (AlignkitError, ValueError, OSError):
+        log.exception("no estimate of what would fit")
+        found = None
+    if found is None:
+        return "Lower micro_batch_size or max_length, or take a smaller model."
+    changes, peak, usable = found
+    return f"By estimate {changes} would fit: {peak / GIB:.1f} of {usable / GIB:.1f} GiB."
+
+
+def _fitting(recipe: Recipe) -> tuple[str, int, int] | None:
+    """(settings, bytes that they take, bytes there are) of the longest rows that fit, in as large batches as fit."""
+    device, given = library.at_hand(), recipe.training.micro_batch_size
+    free = recipe.training.model_copy(update={"micro_batch_size": None})
+    length = recipe.data.max_length
+    while length >= LEAST_LENGTH:
+        data = recipe.data.model_copy(update={"max_length": length})
+        tried = recipe.model_copy(update={"training": free, "data": data})
+        found = library.smallest(tried, assumed(length, None), device=device, stage="single")
+        if found is not None and (length, found.micro_batch_size) != (recipe.data.max_length, given):
+            shorter = "" if length == recipe.data.max_length else f" with max_length {length:,}"
+            changes = f"micro_batch_size {found.micro_batch_size}{shorter}"
+            return changes, found.memory.peak, device.usable
+        length //= 2
+    return None

@@ -1,0 +1,129 @@
+"""A trainer that ran out of memory says so, is not started again at the same place, and is told what fits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkit import estimate as library
+from alignkit.run.folder import RunFolder, write_json
+from alignkit_server.runner import memory, training
+from alignkit_server.runner.step_services import JobFailedError, StepServices
+from alignkit_server.runner.training import Ending, Start
+from tests.server.runner.test_workflow import folder, job_id, ledger, services  # noqa: F401 - fixtures
+from tests.tiny import build_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The control group's counter; nothing was killed so far."""
+    path = tmp_path / "memory.events"
+    path.write_text("low 0\noom 0\noom_kill 0\n")
+    monkeypatch.setattr(memory, "_counters", lambda: iter([path]))
+    return path
+
+
+def end(job: str, start: Start = training.FIRST) -> Ending:
+    return Ending(*training.watch(job, 1, start))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "OSError: [Errno 12] Cannot allocate memory",
+    ],
+)
+def test_a_log_that_says_so_is_believed(
+    services: StepServices,  # noqa: F811
+    folder: RunFolder,  # noqa: F811
+    job_id: str,  # noqa: F811
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "what_fits", lambda _: "Take less.")
+    folder.log.write_text(f"Step 1\n{line}\n")
+    with pytest.raises(JobFailedError, match=r"ran out of memory: its log says .*\. Take less\.") as caught:
+        end(job_id)
+    assert caught.value.code == "out_of_memory"
+
+
+def test_the_kernels_count_is_believed_and_a_plain_kill_is_not_taken_for_it(
+    services: StepServices,  # noqa: F811
+    folder: RunFolder,  # noqa: F811
+    job_id: str,  # noqa: F811
+    counter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "what_fits", lambda _: "Take less.")
+    memory.remember(folder)
+    folder.log.write_text("worker died with <Signals.SIGKILL: 9>\n")
+    assert end(job_id) == Ending("killed", 0)
+    with pytest.raises(JobFailedError, match="died 4 times without progress by SIGKILL"):
+        end(job_id, Start(3, 0, 3))
+    counter.write_text("low 0\noom 1\noom_kill 1\n")
+    with pytest.raises(JobFailedError, match=r"the system killed it \(out of memory\)"):
+        end(job_id)
+
+
+def test_a_run_that_got_further_may_go_on(
+    services: StepServices,  # noqa: F811
+    folder: RunFolder,  # noqa: F811
+    job_id: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(RunFolder, "last_checkpoint", lambda *_: folder.checkpoints / "checkpoint-4")
+    folder.log.write_text("Cannot allocate memory\n")
+    assert end(job_id) == Ending("killed", 4)
+    monkeypatch.setattr(memory, "what_fits", lambda _: "Take less.")
+    with pytest.raises(JobFailedError, match="ran out of memory"):
+        end(job_id, Start(1, 4, 1))
+
+
+def test_a_trainer_that_says_so_itself_is_told_what_fits_too(
+    services: StepServices,  # noqa: F811
+    folder: RunFolder,  # noqa: F811
+    job_id: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "what_fits", lambda _: "Take less.")
+    error = {"code": "out_of_memory", "message": "Out of memory."}
+    write_json(folder.result, {"status": "failed", "error": error})
+    with pytest.raises(JobFailedError, match=r"Out of memory\. Take less\."):
+        end(job_id)
+
+
+def test_what_fits_is_the_largest_that_the_estimator_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_tiny_model(tmp_path / "model")
+    recipe: dict[str, Any] = {
+        "model": {"path": str(tmp_path / "model")},
+        "data": {"train": "unused", "max_length": 256},
+        "method": {"type": "supervised"},
+        "training": {"batch_size": 8, "max_steps": 1},
+        "output_dir": "unused",
+    }
+    assert "By estimate micro_batch_size 8 would fit" in memory.what_fits(recipe)
+    asked = []
+
+    def only_short(found: Any, lengths: Any, **_: Any) -> Any:
+        asked.append(found.data.max_length)
+        return None if found.data.max_length > 64 else library.estimate(found, lengths)
+
+    monkeypatch.setattr(library, "smallest", only_short)
+    assert "with max_length 64 would fit" in memory.what_fits(recipe)
+    assert asked == [256, 128, 64]
+    monkeypatch.setattr(library, "smallest", lambda *_, **__: None)
+    assert memory.what_fits(recipe).startswith("Lower micro_batch_size or max_length")
+
+
+def test_both_kinds_of_counters_are_read(counter: Path) -> None:
+    counter.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
+    assert memory.oom_kills() == 3
+    counter.write_text("nothing\n")
+    assert memory.oom_kills() == 0
+    counter.unlink()
+    assert memory.oom_kills() == 0
