@@ -1,4 +1,4 @@
-# make install | demo | test | lint | bench | gpu-day: each installs what it needs.
+# make install | demo | test | lint | docs | bench | gpu-day: each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_STAMP := $(VENV)/.installed-$(EXTRA)-demo
 PACKAGING := pyproject.toml constraints-$(EXTRA).txt
 
-.PHONY: install demo test test-slow test-gpu lint bench bench-server gpu-day clean
+.PHONY: install demo test test-slow test-gpu lint docs bench bench-server gpu-day clean
 
 install: $(STAMP)
 
@@ -57,6 +57,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=.:server $(BIN)/lint-imports
+
+# The documentation's site, in build/site.
+docs: install
+	$(BIN)/zensical build --clean --strict
 
 bench: install
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[bench]'

@@ -1,0 +1,113 @@
+"""The documentation's site builds without a warning, and holds every page."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+import yaml
+
+from alignkit.cli import app
+from alignkit.recipe import Recipe
+from tests.tree import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+CONFIGURATION = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def listed(entries: list[object]) -> list[str]:
+    """The files that a navigation names, in order."""
+    files: list[str] = []
+    for entry in entries:
+        assert isinstance(entry, dict)
+        for value in entry.values():
+            files += [value] if isinstance(value, str) else listed(value)
+    return files
+
+
+def test_the_navigation_lists_every_page_once() -> None:
+    assert sorted(listed(CONFIGURATION["nav"])) == PAGES
+
+
+def test_the_index_for_language_models_lists_every_page() -> None:
+    index = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\]\(([^)]+)\)", index)) == PAGES
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    command = [str(Path(sys.executable).with_name("zensical")), "build", "--strict"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    site = tmp_path / "build" / "site"
+    assert (site / "tutorials" / "first-dpo" / "index.html").exists()
+    assert "what is trained" in (site / "search.json").read_text(encoding="utf-8")
+    for page in site.rglob("*.html"):  # nothing is loaded from another host
+        loaded = re.findall(
+            r'<(?:script|img|link)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text(encoding="utf-8")
+        )
+        assert not [url for url in loaded if "canonical" not in url], page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    folder = (DOCS / page).parent
+    for target, anchor in re.findall(
+        r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", (DOCS / page).read_text("utf-8")
+    ):
+        file = (folder / target).resolve() if target else DOCS / page
+        assert file.exists(), (page, target)
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = [
+                re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+            ]
+            assert anchor in slugs, (page, target, anchor)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every `alignkit …` line of a shell block in the pages and the README, with its arguments."""
+    found = []
+    for page in [*(DOCS / name for name in PAGES), ROOT / "README.md"]:
+        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            lines = block.replace("\\\n", " ").splitlines() if language == "sh" else []
+            for line in lines:
+                parts = re.findall(r"(?:^|&& )(?:[A-Z_]+=\S* )*alignkit ([^&|]*)", line)
+                found += [(f"{page.name}: {line}", shlex.split(part, comments=True)) for part in parts]
+    return found
+
+
+@pytest.mark.parametrize("arguments", [pytest.param(words, id=name) for name, words in commands()])
+def test_every_command_of_the_pages_is_taken_by_the_cli(arguments: list[str], tmp_path: Path) -> None:
+    command: click.Command = typer.main.get_command(app)
+    context = click.Context(command, info_name="alignkit")
+    words = list(arguments)
+    while isinstance(command, click.Group):
+        name, command, words = command.resolve_command(context, words)
+        assert command is not None, name
+        context = click.Context(command, info_name=name, parent=context)
+    for word in words:  # files that the page's reader has
+        if re.fullmatch(r"[\w./-]+\.jsonl", word) and not (ROOT / word).exists():
+            (tmp_path / word).touch()
+            words[words.index(word)] = str(tmp_path / word)
+    command.make_context("alignkit", words, parent=context)
+
+
+def test_the_recipes_of_the_tutorials_are_recipes() -> None:
+    pages = ["tutorials/first-dpo.md"]
+    for page in pages:
+        blocks = [
+            block
+            for kind, block in FENCE.findall((DOCS / page).read_text(encoding="utf-8"))
+            if kind == "yaml"
+        ]
+        for block in blocks:
+            assert Recipe.model_validate(yaml.safe_load(block)).method.type == "f_dpo"
