@@ -1,12 +1,15 @@
 """All settings of the service: environment variables with the prefix ALIGNKIT_ (nested: ALIGNKIT_ENGINE__PORT)."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from alignkit.errors import AlignkitError, nearest
 from alignkit.home import DEFAULT_HOME
+from alignkit.schema import field_issues
 
 DAY = 24 * 3600
 """Seconds."""
@@ -59,6 +62,11 @@ class EngineSettings(BaseModel):
     max_loras: int = Field(4, ge=1, description="adapters active in one batch")
     max_cpu_loras: int = Field(16, ge=1, description="adapters kept in CPU memory")
     max_lora_rank: int = Field(64, ge=1, description="largest LoRA rank; a job with a larger one is refused")
+    tool_parser: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="vLLM's --tool-call-parser, none for no tool calls; default: by the model's chat template",
+    )
     kv_cache_gib: int = Field(1, ge=1, description="size of the KV cache without CUDA, in GiB")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     start_timeout_seconds: float = Field(600.0, gt=0)
@@ -107,10 +115,16 @@ class RaySettings(BaseModel):
     timeout_seconds: float = Field(10.0, gt=0, description="seconds to wait for an answer of the cluster")
 
 
+PREFIX = "ALIGNKIT_"
+NESTED = "__"
+OF_OTHERS = frozenset({"API_KEY", "BASE_URL", "DEMO_HOME", "KERNELS", "LOGITS", "PROCESS_TOKEN"})
+"""Variables with the prefix that the command, the library and the demo read."""
+
+
 class Settings(BaseSettings):
     """Settings of the service: storage, limits, engines and the executor."""
 
-    model_config = SettingsConfigDict(env_prefix="ALIGNKIT_", env_nested_delimiter="__", extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid")
 
     home: Path = Field(DEFAULT_HOME, description="folder of the database, files, jobs, models and adapters")
     host: str = "127.0.0.1"
@@ -170,6 +184,9 @@ class Settings(BaseSettings):
         gt=0,
         description="seconds a paused run may take to finish its step and save before it is killed",
     )
+    result_files: Literal["base64", "csv"] = Field(
+        "base64", description="how the content of a job's result file is encoded; OpenAI's is base64"
+    )
     metrics_open: bool = Field(
         False, description="/metrics answers without a key; if false, it needs an admin key"
     )
@@ -223,3 +240,41 @@ class Settings(BaseSettings):
     @property
     def sqlalchemy_url(self) -> str:
         return self.database_url or f"sqlite:///{self.root / 'alignkit.sqlite'}"
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings: `given`, else the environment's. Raises AlignkitError, a sentence per variable."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        issues = field_issues(error, siblings=_siblings)
+        raise AlignkitError("\n".join(f"{_variable(i.path)}: {i.message}" for i in issues)) from error
+    except SettingsError as error:
+        raise AlignkitError(f"{error}: expected JSON") from error
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable with the prefix that nothing reads, with the nearest name of a setting."""
+    known = [PREFIX + name.upper() for name in (*Settings.model_fields, *sorted(OF_OTHERS))]
+    return [
+        f"{variable} is not a setting and does nothing{nearest(variable.partition(NESTED)[0], known)}"
+        for variable in sorted(environment)
+        if variable.startswith(PREFIX)
+        and variable.partition(NESTED)[0] not in known
+        and not variable.startswith(f"{PREFIX}TEST_")
+    ]
+
+
+def _variable(path: str) -> str:
+    return PREFIX + path.upper().replace(".", NESTED)
+
+
+def _siblings(keys: tuple[str, ...]) -> Iterable[str]:
+    """The names of the settings in the section in which the last of `keys` stands."""
+    section: Any = Settings
+    for key in keys[:-1]:
+        field = section.model_fields.get(key)
+        section = None if field is None else field.annotation
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return ()
+    return section.model_fields

@@ -39,7 +39,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/organization/projects/{project_id}/api_keys": {"json": {"name": "x"}},
 }
 """Bodies of routes that look at the body before they look for what the path names."""
-CHAT = ("/v1/chat/completions", "/v1/completions")
+CHAT = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 """Routes whose bodies are the engine's; the model is all that the service reads of them."""
 FORMS = {"POST /v1/files", "POST /v1/uploads/{upload_id}/parts"}
 """Routes that take a form, which names nothing."""

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from alignkit.methods import ModelSource
 from alignkit.models.chat_templates import FILE as CHAT_TEMPLATE
 from alignkit.models.importing import NAME_PATTERN, available
+from alignkit.models.trainable import ends_in
 from alignkit_server.catalog.repository import FoundModel, ModelRepository, UsableModels
 from alignkit_server.database import Database
 from alignkit_server.errors import ApiError
@@ -31,6 +32,8 @@ class ResolvedModel:
     owner: str = "alignkit"
     chat_template: str | None = None
     """The chat template that an adapter was trained with; None if it is that of its base model."""
+    stop_token_ids: tuple[int, ...] = ()
+    """The tokens that end its answers, beside those of its base model."""
 
     @property
     def engine(self) -> str:
@@ -95,8 +98,14 @@ def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
     """The fine-tuned model with that name that the project may use. Raises 404 if missing or not ready."""
     found = _ready(UsableModels(session, project_id).by_name(name), name)
     model = found.model
-    template = template_of(model.path) if model.kind == ADAPTER else None
-    return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner, template)
+    template, ends = (template_of(model.path), stops_of(model.path)) if model.kind == ADAPTER else (None, ())
+    return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner, template, ends)
+
+
+@lru_cache(maxsize=256)
+def stops_of(folder: str) -> tuple[int, ...]:
+    """The end tokens that are kept with an adapter, beside those of its base model."""
+    return tuple(ends_in(Path(folder)))
 
 
 @lru_cache(maxsize=256)

@@ -5,6 +5,10 @@ import json
 from alignkit_server.engines.errors import EngineError, scrub_paths
 from alignkit_server.errors import ApiError, envelope
 
+NO_TOOLS = (
+    "The model's chat template writes tool calls in no form that the engine is known to read: ask with tool_choice "
+    "'none', or let the server's operator set ALIGNKIT_ENGINE__TOOL_PARSER to one of vLLM's tool call parsers."
+)
 MAX_MESSAGE = 1000
 DATA = b"data:"
 ERROR_KEY = b'"error"'
@@ -33,6 +37,8 @@ def engine_refused(status: int, content: bytes) -> ApiError:
         message, param = str(error["message"]), error.get("param")
     except (ValueError, KeyError, TypeError, AttributeError):
         message, param = content.decode(errors="replace").strip() or "The engine gave no reason.", None
+    if "--tool-call-parser" in message:  # a flag of a process that the client cannot start
+        message = NO_TOOLS
     return ApiError(
         status,
         scrub_paths(message)[:MAX_MESSAGE],

@@ -3,7 +3,7 @@
 An engine is shared: options that could slow it down are limited, and unknown options are refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,75 @@ OPTIONS: dict[str, Check | None] = {
     "modalities": None,
 }
 """Option name -> check; None if the engine checks the option itself, or if it costs nothing."""
+
+
+def _text_format(param: str, value: Any) -> None:
+    """`text` of a response; its format holds the schema."""
+    if isinstance(value, dict) and value.get("format") is not None:
+        _format(f"{param}.format", value["format"])
+
+
+def _functions(param: str, value: Any) -> None:
+    """`tools` of a response: functions, which the client runs. The others would run in the engine."""
+    for number, tool in enumerate(value if isinstance(value, list) else []):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if kind != "function":
+            place = f"{param}[{number}].type"
+            raise _refused(
+                place, f"expected 'function', since the service runs no tools, found {shorten(kind)}"
+            )
+    _tools(param, value)
+
+
+def _never(why: str) -> Check:
+    def check(param: str, value: Any) -> None:
+        if value:
+            raise ApiError(400, f"{param} cannot be set: {why}.", param=param)
+
+    return check
+
+
+RESPONSES: dict[str, Check | None] = {
+    "model": None,
+    "input": None,
+    "instructions": None,
+    "stream": None,
+    "stream_options": None,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "min_p": None,
+    "seed": None,
+    "frequency_penalty": None,
+    "presence_penalty": None,
+    "repetition_penalty": None,
+    "stop": _entries(16, 256),
+    "stop_token_ids": _entries(64),
+    "max_output_tokens": None,
+    "top_logprobs": _at_most(MAX_LOGPROBS),
+    "include": _entries(16, 256),
+    "chat_template_kwargs": _template_options,
+    "reasoning": None,
+    "text": _text_format,
+    "structured_outputs": check_structured,
+    "tools": _functions,
+    "tool_choice": None,
+    "parallel_tool_calls": None,
+    "max_tool_calls": None,
+    "truncation": None,
+    "user": None,
+    "metadata": None,
+    "store": None,
+    "service_tier": None,
+    "safety_identifier": None,
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+    "background": _never("responses are answered at once"),
+    "previous_response_id": _never("no response is stored; send the turns before in `input`"),
+    "conversation": _never("no conversation is stored; send the turns before in `input`"),
+}
+"""Supported parameters of /v1/responses, as OPTIONS has those of completions."""
+MOST_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 REFUSED = {
     "chat_template": "messages are rendered with the model's own template",
     "prompt_embeds": "prompts are text or token ids",
@@ -159,14 +228,14 @@ class Demand:
     """Whether the engine must compile a schema, pattern or grammar first."""
 
 
-def check_options(body: dict[str, Any]) -> Demand:
+def check_options(body: dict[str, Any], options: Mapping[str, Check | None] = OPTIONS) -> Demand:
     """Refuse (400) options that are internal, unknown or out of range; return the demand of the others."""
     for name, value in body.items():
         if value is None:
             continue
         if name in REFUSED:
             raise ApiError(400, f"{name} cannot be set: {REFUSED[name]}.", param=name)
-        if name not in OPTIONS:
+        if name not in options:
             shown = shorten(name)
             raise ApiError(
                 400,
@@ -174,13 +243,13 @@ def check_options(body: dict[str, Any]) -> Demand:
                 param=name[:80],
                 code="unknown_parameter",
             )
-        check = OPTIONS[name]
+        check = options[name]
         if check is not None:
             check(name, value)
     sequences = _prompts(body.get("prompt")) * max(_whole(body, "n", 1), _whole(body, "best_of", 1))
     if sequences > MAX_SEQUENCES:
         raise _refused("n", f"expected at most {MAX_SEQUENCES:,} sequences (number of prompts times n)")
-    given = [body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
+    given = [body[name] for name in MOST_TOKENS if body.get(name) is not None]
     tokens = max(filter(lambda value: isinstance(value, int), given), default=None)
     if tokens is None and "prompt" in body:
         tokens = 16  # the engine's default, like OpenAI's
@@ -201,6 +270,8 @@ def _whole(body: dict[str, Any], name: str, default: int) -> int:
 
 def _is_structured(body: dict[str, Any]) -> bool:
     format_ = body.get("response_format")
+    if isinstance(body.get("text"), dict):
+        format_ = body["text"].get("format")
     plain = not isinstance(format_, dict) or format_.get("type") == "text"
     return not plain or body.get("structured_outputs") is not None or bool(body.get("tools"))
 

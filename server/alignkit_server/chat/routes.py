@@ -1,16 +1,20 @@
-"""POST /v1/chat/completions and /v1/completions."""
+"""POST /v1/chat/completions, /v1/completions and /v1/responses."""
 
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from alignkit_server.catalog.model_catalog import ResolvedModel
 from alignkit_server.chat.body import read_body
 from alignkit_server.chat.gateway import Asked, ChatGateway
+from alignkit_server.chat.options import OPTIONS, RESPONSES
 from alignkit_server.dependencies import ProjectDep, ServicesDep
-from alignkit_server.errors import documented
+from alignkit_server.errors import ApiError, documented
 from alignkit_server.limits.quotas import limits_of
 
 CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+RESPONSE = "/v1/responses"
 
 router = APIRouter(tags=["chat"])
 ERRORS = documented(404, 413, 503)
@@ -34,6 +38,9 @@ def _body(asked: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 CHAT_BODY = _body("messages", {"type": "array", "items": {"type": "object"}})
 TEXT_BODY = _body("prompt", {})
+RESPONSE_BODY = _body(
+    "input", {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+)
 
 
 @router.post(CHAT, responses=ERRORS | ANSWER, openapi_extra=CHAT_BODY)
@@ -42,18 +49,41 @@ async def create_chat_completion(request: Request, services: ServicesDep, caller
     return await _answer(request, CHAT, services, caller)
 
 
-@router.post("/v1/completions", responses=ERRORS | ANSWER, openapi_extra=TEXT_BODY)
+@router.post(TEXT, responses=ERRORS | ANSWER, openapi_extra=TEXT_BODY)
 async def create_completion(request: Request, services: ServicesDep, caller: ProjectDep) -> Response:
     """Continue a text with a base or fine-tuned model, as a whole or streamed."""
-    return await _answer(request, "/v1/completions", services, caller)
+    return await _answer(request, TEXT, services, caller)
+
+
+@router.post(RESPONSE, responses=ERRORS | ANSWER, openapi_extra=RESPONSE_BODY)
+async def create_response(request: Request, services: ServicesDep, caller: ProjectDep) -> Response:
+    """Answer with a base or fine-tuned model in OpenAI's Responses form, as a whole or streamed. Stores nothing."""
+    return await _answer(request, RESPONSE, services, caller)
 
 
 async def _answer(request: Request, path: str, services: ServicesDep, caller: ProjectDep) -> Response:
     gateway: ChatGateway = request.app.state.chat
-    body = await read_body(request)
+    body = await read_body(request, RESPONSES if path == RESPONSE else OPTIONS)
     model = await services.database.ask(services.catalog.resolve, body.model, caller.project_id)
-    template = model.chat_template if path == CHAT else None
-    raw = body.salted(services.vault.salt(caller.project_id), template)
+    raw = body.salted(services.vault.salt(caller.project_id), _own_options(path, model))
     most = limits_of(caller.limits, services.settings.limits).tokens_open
     asked = Asked(path, raw, model.engine, caller.project_id, body.demand, most)
     return await gateway.forward(request, asked)
+
+
+def _own_options(path: str, model: ResolvedModel) -> dict[str, Any]:
+    """What a request to the model has beside the client's options, as it was trained otherwise than its base."""
+    own: dict[str, Any] = {}
+    if model.stop_token_ids and path != TEXT:
+        own["stop_token_ids"] = model.stop_token_ids
+    if model.chat_template is not None and path == CHAT:
+        own["chat_template"] = model.chat_template
+    if model.chat_template is not None and path == RESPONSE:
+        raise ApiError(
+            400,
+            f"The model {model.name} was trained with a chat template of its own, which the engine takes with "
+            f"{CHAT} only: ask there.",
+            param="model",
+            code="invalid_value",
+        )
+    return own

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +11,11 @@ from pathlib import Path
 from safetensors import safe_open
 
 from alignkit import hardware
+from alignkit.errors import ModelError
+from alignkit.models.trainable import config_of, positions_of
 from alignkit_server.engines.errors import EngineError
+from alignkit_server.engines.lora_support import serves_adapters
+from alignkit_server.engines.tool_calls import NO_PARSER, parser_of, template_in
 from alignkit_server.engines.weights import weights_folder
 from alignkit_server.settings import Settings
 
@@ -63,14 +66,31 @@ def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
     }
     if gpu:
         arguments["--gpu-memory-utilization"] = str(engine.gpu_memory_utilization)
-    lora = _lora_arguments(settings, folder, gpu=gpu) if has_adapters else []
-    flags = [*lora, *([] if gpu else ["--enforce-eager"]), *engine.extra_args]
+    lora = _lora_arguments(settings, folder, gpu=gpu) if has_adapters and _takes_adapters(folder) else []
+    tools = _tool_arguments(settings, folder)
+    flags = [*lora, *tools, *([] if gpu else ["--enforce-eager"]), *engine.extra_args]
     options = [part for pair in arguments.items() for part in pair]
     return EngineCommand(
         arguments=[sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *flags],
         cwd=folder.parent,
         environment=_environment(settings, model if has_adapters else None, gpu=gpu),
     )
+
+
+def _takes_adapters(folder: Path) -> bool:
+    """Whether vLLM serves adapters of the model; without LoRA, a base model that it does not serve them for chats."""
+    try:
+        return serves_adapters(config_of(folder)) is not False
+    except ModelError:
+        return True
+
+
+def _tool_arguments(settings: Settings, folder: Path) -> list[str]:
+    """Let the engine read tool calls, if it has a parser for those of the model's chat template."""
+    parser = settings.engine.tool_parser or parser_of(template_in(folder))
+    if parser in {None, NO_PARSER}:
+        return []
+    return ["--enable-auto-tool-choice", "--tool-call-parser", str(parser)]
 
 
 def _lora_arguments(settings: Settings, folder: Path, *, gpu: bool) -> list[str]:
@@ -152,12 +172,10 @@ def _environment(settings: Settings, base_model: str | None, *, gpu: bool) -> di
 
 def _position_limit(settings: Settings, folder: Path, model: str) -> int:
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        limit = positions_of(config_of(folder))
+    except ModelError as error:
         raise EngineError(
             "engine_unavailable",
             f"the base model {model!r} is not imported: its config.json cannot be read",
         ) from error
-    nested = config.get("text_config") or {}
-    limit = config.get("max_position_embeddings") or nested.get("max_position_embeddings")
-    return int(limit) if limit else settings.engine.max_model_len
+    return limit or settings.engine.max_model_len

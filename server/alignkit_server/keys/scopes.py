@@ -23,6 +23,7 @@ _AREAS: dict[str, frozenset[Scope]] = {
     "organization": frozenset({ADMIN}),
     "chat": frozenset({INFERENCE}),
     "completions": frozenset({INFERENCE}),
+    "responses": frozenset({INFERENCE}),
 }
 """Part of the path after /v1/ -> the scope that all requests there need."""
 _ALSO_READ_BY: dict[str, frozenset[Scope]] = {"models": frozenset({INFERENCE})}

@@ -82,8 +82,12 @@ class Service:
             raise errors.ApiError(
                 404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
             )
+        own = name == OWN_TEMPLATE
         return SimpleNamespace(
-            engine="tiny", chat_template="{{ messages }}" if name == OWN_TEMPLATE else None
+            name=name,
+            engine="tiny",
+            chat_template="{{ messages }}" if own else None,
+            stop_token_ids=(7,) if own else (),
         )
 
     def ask(self, content: str, model: str = TUNED) -> httpx.Response:

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from alignkit_server.chat.body import MAX_BODY_BYTES
-from alignkit_server.chat.errors import with_error_envelopes
+from alignkit_server.chat.errors import engine_refused, with_error_envelopes
 from alignkit_server.vault import Vault
 from tests.server.chat.conftest import OWN_TEMPLATE, SECRET_KEY, TUNED, Service
 from tests.server.engines.support import wait_until
@@ -257,3 +257,45 @@ def test_harmless_template_options_and_text_parts_pass(service: Service) -> None
 def test_a_body_that_is_too_large(service: Service) -> None:
     raw = b'{"model": "tiny", "x": "' + b"x" * MAX_BODY_BYTES + b'"}'
     assert "at most" in error_of(service.client.post("/v1/completions", content=raw), 413)["message"]
+
+
+def respond(service: Service, model: str = TUNED, **options: Any) -> httpx.Response:
+    return service.client.post("/v1/responses", json={"model": model, "input": "echo", **options})
+
+
+def test_a_response_is_passed_on_like_a_chat(service: Service) -> None:
+    tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+    seen = json.loads(respond(service, tools=tools, max_output_tokens=9, store=True).json()["received"])
+    assert (seen["input"], seen["tools"], seen["max_output_tokens"]) == ("echo", tools, 9)
+    assert seen["cache_salt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"background": True}, "background"),
+        ({"cache_salt": "mine"}, "cache_salt"),
+        ({"messages": []}, "messages"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+    ],
+)
+def test_what_the_service_does_not_do_for_a_response_is_refused(
+    service: Service, options: dict[str, Any], param: str
+) -> None:
+    assert error_of(respond(service, **options), 400)["param"] == param
+
+
+def test_a_response_of_a_model_with_its_own_template_names_the_other_way(service: Service) -> None:
+    assert "/v1/chat/completions" in error_of(respond(service, OWN_TEMPLATE), 400)["message"]
+
+
+def test_the_tokens_that_end_a_tuned_models_answers_go_along(service: Service) -> None:
+    assert json.loads(service.ask("echo", OWN_TEMPLATE).json()["received"])["stop_token_ids"] == [7]
+    assert "stop_token_ids" not in service.ask("echo").json()["received"]
+
+
+def test_tools_without_a_parser_name_the_setting() -> None:
+    content = b'{"error": {"message": "\\"auto\\" tool choice requires --tool-call-parser to be set"}}'
+    assert "ALIGNKIT_ENGINE__TOOL_PARSER" in engine_refused(400, content).detail.message

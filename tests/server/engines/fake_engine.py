@@ -42,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         route = {
             "/v1/completions": self.completions,
             "/v1/chat/completions": self.chat,
+            "/v1/responses": lambda body, raw: self.chat_echo("", raw),
             "/v1/unload_lora_adapter": self.unload,
         }
         route[self.path](body, raw)

@@ -145,6 +145,7 @@ def test_without_a_key_everything_but_health_is_401(service: Running) -> None:
         ("GET", "/v1/models", {"read", "inference"}),
         ("POST", "/v1/chat/completions", {"inference"}),
         ("POST", "/v1/completions", {"inference"}),
+        ("POST", "/v1/responses", {"inference"}),
         ("GET", "/v1/organization/projects", {"admin"}),
         ("POST", "/v1/organization/projects", {"admin"}),
         ("GET", "/v1/something-new", {"read"}),

@@ -18,6 +18,7 @@ NEEDED = {
     ("GET", "/metrics"): {"metrics", "admin"},
     ("POST", "/v1/chat/completions"): {"inference"},
     ("POST", "/v1/completions"): {"inference"},
+    ("POST", "/v1/responses"): {"inference"},
     ("GET", "/v1/files"): READ,
     ("POST", "/v1/files"): TRAIN,
     ("DELETE", "/v1/files/{file_id}"): TRAIN,
