@@ -11,17 +11,22 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from alignkit.data.template import end_of_answer
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.models.adapters import adapted_modules, train_on
 from alignkit.models.chat_templates import read_template
-from alignkit.models.loading import experts_of, load_causal_lm
+from alignkit.models.loading import ends_of, experts_of, load_causal_lm
+from alignkit.models.loading import load_tokenizer as load_tokenizer_of
 from alignkit.recipe import Recipe
 from alignkit.run.checkpoints import newest_first, read_manifest
 from alignkit.run.environment_checks import require, settle_length
@@ -111,11 +116,15 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
 
 def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started: float) -> None:
     """Evaluate, save the weights, measure the canary and write the result."""
-    metrics = final_metrics(trainer)
-    if guard is not None and guard.settle():
+    phases: dict[str, float] = {}
+    with phase("evaluation", "Evaluating the result", folder, phases):
         metrics = final_metrics(trainer)
-    save(trainer, recipe, folder)
-    save_canary(trainer, folder)
+        if guard is not None and guard.settle():
+            metrics = final_metrics(trainer)
+    with phase("saving", "Saving the result", folder, phases):
+        save(trainer, recipe, folder, metrics)
+    with phase("canary", "Measuring what the served model must answer", folder, phases):
+        save_canary(trainer, folder)
     if is_main_process():
         state = trainer.state
         result = {
@@ -123,10 +132,22 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
             "steps": state.global_step,
             "trained_tokens": trainer.trained_tokens,
             "seconds": round(time.monotonic() - started, 1),
+            "phases": phases,
             "metrics": metrics,
         }
         write_json(folder.result, result)
         print(f"Finished in {result['seconds']:.0f} s: {folder.path}", flush=True)
+
+
+@contextmanager
+def phase(name: str, message: str, folder: RunFolder, phases: dict[str, float]) -> Iterator[None]:
+    """A part of the run after its last step: an event names it when it begins, and `phases` keeps its seconds."""
+    if is_main_process():
+        print(f"{message} …", flush=True)
+        folder.emit(message, data={"phase": name})
+    began = time.monotonic()
+    yield
+    phases[name] = round(time.monotonic() - began, 1)
 
 
 def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
@@ -135,12 +156,15 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
 
     from alignkit.run.progress import ProgressCallback
     from alignkit.tracker_callbacks import tracker_callbacks
-    from alignkit.trainers.building import RunContext, build
+    from alignkit.trainers.building import RunContext, build, datasets
 
     set_seed(recipe.seed)
     callbacks = [ProgressCallback(folder), *(tracker_callbacks(recipe, folder) if is_main_process() else [])]
-    model, tokenizer = load_model(recipe)
-    context = RunContext(recipe, model, tokenizer, folder.checkpoints, callbacks)
+    tokenizer = load_tokenizer(recipe)
+    data = datasets(recipe, tokenizer, folder)  # a bad row is told before weights are loaded
+    model = load_model(recipe)
+    settle_ends(model, tokenizer, folder)
+    context = RunContext(recipe, model, tokenizer, folder.checkpoints, callbacks, data)
     trainer = build(context)
     require_processes(trainer)
     report_adapters(trainer, recipe, folder)
@@ -227,30 +251,52 @@ def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
     return guard
 
 
-def load_model(recipe: Recipe) -> tuple[Any, Any]:
-    """Load the model and its tokenizer. Raises ModelError if there is no chat template."""
-    path, options = recipe.model.path, recipe.model
-    model, tokenizer = load_causal_lm(
-        path,
-        options.dtype,
-        options.attn_implementation,
-        field="model.path",
-        quantization=options.quantization,
-    )
-    if options.chat_template is not None:
-        tokenizer.chat_template = read_template(options.chat_template)
+def load_tokenizer(recipe: Recipe) -> Any:
+    """Load the tokenizer. Raises ModelError if there is no chat template."""
+    path, template = recipe.model.path, recipe.model.chat_template
+    tokenizer = load_tokenizer_of(path, field="model.path")
+    if template is not None:
+        tokenizer.chat_template = read_template(template)
     if not tokenizer.chat_template:
         hint = "set model.chat_template to a Jinja file, or to the name of a template that ships with TRL"
         raise ModelError(
             f"model.path: {path} has no chat template, so conversations cannot be rendered: {hint}"
         )
+    return tokenizer
+
+
+def load_model(recipe: Recipe) -> Any:
+    """Load the model, with the adapter that trains on, if the recipe names one."""
+    options = recipe.model
+    model, _ = load_causal_lm(
+        options.path,
+        options.dtype,
+        options.attn_implementation,
+        field="model.path",
+        quantization=options.quantization,
+    )
     if options.adapter is None:
-        return model, tokenizer
+        return model
     try:
         # like TRL's new adapters: ZeRO-3 gathers parameters of one dtype only
-        return train_on(model, Path(options.adapter), upcast=sharding() != "ZeRO-3"), tokenizer
+        return train_on(model, Path(options.adapter), upcast=sharding() != "ZeRO-3")
     except ModelError as error:
         raise ModelError(f"model.adapter: {error}") from error
+
+
+def settle_ends(model: Any, tokenizer: Any, folder: RunFolder) -> None:
+    """Let the token that ends a trained answer end an answer everywhere: in sampling, in the guard, when served.
+
+    Base models have chat templates that close a turn with another token than their tokenizer and generation config.
+    """
+    end, ends = end_of_answer(tokenizer), ends_of(model, tokenizer)
+    if end is None or end in ends:
+        return
+    model.generation_config.eos_token_id = [*ends, end]
+    if is_main_process():
+        written, own = (tokenizer.convert_ids_to_tokens(ids) for ids in (end, ends))
+        message = f"An answer ends with {written}, as the chat template writes it"
+        folder.emit(f"{message}, beside the model's own {', '.join(own)}" if own else message)
 
 
 def final_metrics(trainer: Any) -> dict[str, Any]:
@@ -270,22 +316,53 @@ def _evaluated_at_end(state: Any) -> bool:
     return any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history)
 
 
-def save(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
+def save(trainer: Any, recipe: Recipe, folder: RunFolder, metrics: dict[str, Any]) -> None:
     """Write the adapter or the model, completely or not at all, and beside it a teacher that was saved with it."""
+    from alignkit.trainers.model_card import CARD  # saves transformers at start-up
+
     target = folder.model if recipe.lora is None else folder.adapter
     staging = target.with_name(f".{target.name}.tmp")
     trainer.save_model(str(staging))
     if is_main_process():
+        if recipe.lora is not None:
+            _keep_ends(trainer, staging)
         teacher = staging / SAVED_TEACHER
         if teacher.is_dir():
             _put(teacher, folder.teacher)
             teacher.parent.rmdir()
+        (staging / CARD).write_text(card_of(trainer, recipe, metrics).text(), encoding="utf-8")
         _put(staging, target)
 
 
+def card_of(trainer: Any, recipe: Recipe, metrics: dict[str, Any]) -> Any:
+    """The card of a run's model: the recipe's files by name, and the metrics of its result."""
+    base, data = recipe.model.path, recipe.data
+    files = {"training": f"{Path(data.train).name}, {len(trainer.train_dataset):,} rows"}
+    if isinstance(data.validation, str):
+        files["validation"] = Path(data.validation).name
+    elif data.validation is not None:
+        files["validation"] = f"{data.validation:g} of the training file's prompts"
+    is_folder = Path(base).is_dir()
+    return trainer.card(
+        base_model=Path(base).name if is_folder else base,
+        on_hub=not is_folder,
+        data=files,
+        metrics=metrics,
+    )
+
+
+def _keep_ends(trainer: Any, adapter: Path) -> None:
+    """Keep beside an adapter the tokens that end an answer; a base model's folder may name fewer."""
+    from transformers import GenerationConfig  # saves transformers at start-up
+
+    from alignkit.trainers.scoring import published
+
+    model = published(trainer.model, trainer.accelerator)
+    GenerationConfig(eos_token_id=ends_of(model, trainer.processing_class)).save_pretrained(adapter)
+
+
 def _put(source: Path, target: Path) -> None:
-    for leftover in ("training_args.bin", "README.md"):
-        (source / leftover).unlink(missing_ok=True)
+    (source / "training_args.bin").unlink(missing_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     source.rename(target)
 
@@ -349,6 +426,8 @@ def lost_a_peer(error: Exception) -> bool:
 
 
 UNEXPLAINED = "training_failed"
+SENTENCE = 500
+"""Characters of a message that no sentence of ours explains; the log has all of it."""
 EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
     (CollapseError, "collapsed", "{}"),
     (AlignkitError, "invalid_recipe", "{}"),
@@ -368,7 +447,7 @@ def explain(error: Exception) -> tuple[str, str]:
     for kind, code, sentence in EXPLAINED:
         if isinstance(error, kind):
             return code, sentence.format(error)
-    return UNEXPLAINED, f"{type(error).__name__}: {error}"
+    return UNEXPLAINED, textwrap.shorten(f"{type(error).__name__}: {error}", SENTENCE, placeholder=" …")
 
 
 def is_main_process() -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,13 @@ from alignkit.errors import DataError, RecipeError
 from alignkit.evaluate_run import evaluate_run
 from alignkit.launch import launch_command
 from alignkit.models.chat_templates import read_template
+from alignkit.models.trainable import ends_in
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
 from alignkit.trainers.exact_resume import _last_sound
 from tests.completion import write_completions
 from tests.preference import write_pairs
-from tests.tiny import build_tiny_model
+from tests.tiny import PAD_TOKEN, build_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,24 @@ def test_the_folder_holds_the_whole_run(finished: Path) -> None:
     assert (folder.adapter / "adapter_model.safetensors").is_file()
     assert not (folder.adapter / "training_args.bin").exists()
     assert Recipe.load(folder.recipe).method.divergence == "js_divergence"
+
+
+def test_the_card_beside_the_adapter_tells_what_was_trained(finished: Path, workplace: Path) -> None:
+    card = (finished / "adapter" / "README.md").read_text()
+    assert "A LoRA adapter of `model`." in card
+    assert "Trained with f_dpo ([arXiv 2309.16240]" in card
+    assert "- training: train.jsonl, " in card
+    assert "- validation: validation.jsonl" in card
+    assert "| `valid_rewards_accuracies` |" in card
+    assert str(workplace) not in card
+
+
+def test_the_phases_after_the_last_step_are_named_with_their_own_clocks(finished: Path) -> None:
+    named = [event["data"]["phase"] for event in events(finished) if "phase" in event.get("data", {})]
+    assert named == ["evaluation", "saving", "canary"]
+    result = RunFolder(finished).read_result()
+    assert result is not None
+    assert list(result["phases"]) == named
 
 
 def test_events_tell_steps_metrics_and_time_left(finished: Path) -> None:
@@ -153,6 +173,40 @@ def test_a_named_template_is_kept_with_the_adapter_and_its_checkpoints(workplace
     kept = [output / "adapter", output / "checkpoints" / "checkpoint-1"]
     template = read_template("qwen3")
     assert [(folder / "chat_template.jinja").read_text() for folder in kept] == [template, template]
+
+
+def test_rows_are_checked_before_a_model_is_loaded(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = workplace / "bad.jsonl"
+    bad.write_text('{"prompt": "q", "chosen": "a"}\n')
+    loaded: list[str] = []
+    monkeypatch.setattr(train, "load_model", lambda _: loaded.append("weights"))
+    output = workplace / "bad"
+    assert train.main([str(recipe_file(workplace, output, data={"train": str(bad)}))]) == 1
+    assert "bad.jsonl: 1 of 1 rows cannot be used" in capsys.readouterr().err
+    assert loaded == []
+
+
+def test_the_token_that_ends_a_trained_answer_ends_every_answer(workplace: Path) -> None:
+    folder = workplace / "other-end"
+    shutil.copytree(workplace / "model", folder)
+    for name in (
+        "tokenizer_config.json",
+        "generation_config.json",
+        "config.json",
+    ):  # ends as a base model does
+        path = folder / name
+        values = json.loads(path.read_text())
+        end = PAD_TOKEN if name.startswith("tokenizer") else 0
+        values |= {"eos_token": end} if name.startswith("tokenizer") else {"eos_token_id": end}
+        path.write_text(json.dumps(values))
+    output = workplace / "ended"
+    training = {"max_steps": 1, "batch_size": 2}
+    recipe = recipe_file(workplace, output, model={"path": str(folder)}, training=training)
+    assert train.main([str(recipe)]) == 0
+    assert ends_in(output / "adapter") == [0, 2]
+    assert any("An answer ends with <|im_end|>" in event["message"] for event in events(output))
 
 
 def test_full_weights_give_a_model(workplace: Path) -> None:

@@ -1,5 +1,6 @@
 """The `alignkit` command. Every error is one readable line; `--debug` shows the traceback."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,9 @@ def main() -> None:
         sentence = _sentence(error)
         if debug or sentence is None:
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {sentence}", highlight=False, markup=True)
+        Console(stderr=True).print(
+            f"[red]error:[/red] {sentence}", highlight=False, markup=True, soft_wrap=True
+        )
         sys.exit(1)
 
 
@@ -136,10 +139,15 @@ def serve(
     """Start the service."""
     with extras.needed("serve", purpose="alignkit serve"):
         from alignkit_server.main import serve as run_server  # an extra
-        from alignkit_server.settings import Settings
+        from alignkit_server.settings import load_settings, unknown_variables
 
     given = {"host": host, "port": port, "home": home}
-    run_server(Settings(**{name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    for sentence in unknown_variables(os.environ):
+        Console(stderr=True).print(
+            f"[yellow]warning:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True
+        )
+    run_server(settings)
 
 
 @app.command()

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,21 +80,39 @@ def submit(
     """Upload the files and create a job."""
     client = connect()
     files = [path for path in (training_file, validation_file) if path]
-    ids = [client.files.create(file=path, purpose="fine-tune").id for path in files]
-    optional = {
-        "validation_file": ids[1] if len(ids) > 1 else None,
-        "suffix": suffix,
-        "seed": seed,
-    }
-    job = client.fine_tuning.jobs.create(
-        model=model,
-        training_file=ids[0],
-        method={"type": method, method: {"hyperparameters": parameters(param or [])}},
-        **{name: value for name, value in optional.items() if value is not None},
-    )
+    hyperparameters = parameters(param or [])
+    with _only_with_a_job(client) as ids:
+        for path in files:
+            ids.append(client.files.create(file=path, purpose="fine-tune").id)
+        optional = {
+            "validation_file": ids[1] if len(ids) > 1 else None,
+            "suffix": suffix,
+            "seed": seed,
+        }
+        job = client.fine_tuning.jobs.create(
+            model=model,
+            training_file=ids[0],
+            method={"type": method, method: {"hyperparameters": hyperparameters}},
+            **{name: value for name, value in optional.items() if value is not None},
+        )
     console.print(job.id)
     if follow:
         watch(job.id)
+
+
+@contextmanager
+def _only_with_a_job(client: Any) -> Iterator[list[str]]:
+    """Takes the ids of uploaded files, which are deleted if the job that they are for is refused."""
+    import openai  # saves openai at start-up
+
+    ids: list[str] = []
+    try:
+        yield ids
+    except openai.APIStatusError:
+        for file_id in ids:
+            with suppress(openai.OpenAIError):
+                client.files.delete(file_id)
+        raise
 
 
 def parameters(pairs: list[str]) -> dict[str, Any]:

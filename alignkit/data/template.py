@@ -235,6 +235,18 @@ class Chat:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
+def end_of_answer(tokenizer: Any) -> int | None:
+    """The special token with which the tokenizer's chat template ends an answer; None if it writes none."""
+    chat = Chat(tokenizer, None)
+    prompt: list[Message] = [{"role": "user", "content": _PLACEHOLDER}]
+    try:
+        ids = chat.answer(prompt, [{"role": "assistant", "content": _PLACEHOLDER}]).ids
+    except DataError:
+        return None
+    last = ids[chat.end_of_turn(ids) - 1]
+    return last if chat.is_special(last) else None
+
+
 REASONING, TEXT, CALL = "the reasoning", "the text", "a tool call"
 
 

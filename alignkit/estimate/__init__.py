@@ -10,7 +10,7 @@ Memory follows from the model's own code and the buffers of the head kernels; ti
 from alignkit.estimate.devices import EstimateError, at_hand
 from alignkit.estimate.devices import names as device_names
 from alignkit.estimate.estimating import Estimate, compare, estimate, smallest
-from alignkit.estimate.lengths import Lengths
+from alignkit.estimate.lengths import Lengths, trained_rows
 from alignkit.estimate.lengths import count as count_lengths
 from alignkit.estimate.lengths import read as lengths_of
 from alignkit.estimate.lengths import steps as run_steps
@@ -29,4 +29,5 @@ __all__ = [
     "lengths_of",
     "run_steps",
     "smallest",
+    "trained_rows",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alignkit.data.dataset import load_rows, skipped_share, split
 from alignkit.data.tokens import TokenSequence, load_tokenizer, render_rows
+from alignkit.methods import LabelledMethod, Method
 from alignkit.recipe import Recipe
 from alignkit.sections import TrainingSection
 
@@ -39,6 +40,15 @@ def assumed(max_length: int, rows: int | None, sequences: float = 1.0) -> Length
     return Lengths(
         rows, sequences, max_length, max_length - half, half, max_length, max_length - half, half, True
     )
+
+
+def trained_rows(
+    rendered: Iterable[list[TokenSequence]], method: type[Method]
+) -> Iterable[list[TokenSequence]]:
+    """The rows as the method's trainer counts them: a labelled method takes the answers of a pair apart."""
+    if not issubclass(method, LabelledMethod):
+        return rendered
+    return ([one] for sequences in rendered for one in sequences)
 
 
 def count(rows: Iterable[list[TokenSequence]], max_length: int, share: float = 1.0) -> Lengths | None:
@@ -90,7 +100,7 @@ def read(recipe: Recipe, rows: int | None = None) -> Lengths:
     sample = list(islice(found, 0, None, max(1, len(found) // SAMPLE_ROWS)))
     tokenizer = load_tokenizer(folder, recipe.model.chat_template)
     rendered = render_rows(sample, tokenizer, lambda row, by: row.render(by))
-    counted = count(rendered, most, len(sample) / (rows or len(found)))
+    counted = count(trained_rows(rendered, type(recipe.method)), most, len(sample) / (rows or len(found)))
     return counted or assumed(most, rows or len(found))
 
 

@@ -1,6 +1,6 @@
 """BD-KD: distillation balanced by the entropy gap, with a teacher that trains beside the student or is frozen."""
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
@@ -45,6 +45,7 @@ class BDKD(DistillMethod):
     """Online distillation balanced by the entropy gap between student and teacher; the teacher may train too."""
 
     type: Literal["bd_kd"] = "bd_kd"
+    paper: ClassVar[str] = "2212.12965"
     temperature: Temperature = Field(
         1.0, description="softmax temperature of the KLs, which are multiplied by its square"
     )

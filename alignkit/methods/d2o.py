@@ -27,6 +27,7 @@ class D2O(Method):
     rows: ClassVar[str] = "dispreferred"
 
     type: Literal["d2o"] = "d2o"
+    paper: ClassVar[str] = "2403.03419"
     beta: Strength = Field(
         0.1, ge=0, le=100, description="weight of the log-ratio of the model's own samples; 0 leaves them out"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -39,6 +39,7 @@ class FDPO(PairMethod):
     """Preference pairs, with any f-divergence between policy and reference: a built-in one or your own."""
 
     type: Literal["f_dpo"] = "f_dpo"
+    paper: ClassVar[str] = "2309.16240"
     beta: Beta = Field(0.1, gt=0, le=100, description="strength of the divergence from the reference")
     divergence: Annotated[str, InJobs(check=_registered, schema=_with_names)] = Field(
         "reverse_kl",
@@ -121,6 +122,7 @@ class DPO(PairMethod):
     """Preference pairs as in OpenAI's API: f-DPO with the reverse KL; beta is the only option."""
 
     type: Literal["dpo"] = "dpo"
+    paper: ClassVar[str] = "2305.18290"
     beta: Beta = Field(0.1, gt=0, le=100, description="strength of the KL divergence from the reference")
 
     def loss(self, pairs: PairLogps) -> PreferenceLoss:

@@ -1,6 +1,6 @@
 """IPO: preference optimisation that regresses the log-ratio margin to a target, so that it cannot grow for ever."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ class IPO(PairMethod):
     """Preference pairs with a target margin of 1 / (2 beta), which limits overfitting to near-certain labels."""
 
     type: Literal["ipo"] = "ipo"
+    paper: ClassVar[str] = "2310.12036"
     beta: Annotated[float, InJobs(le=2, auto=True)] = Field(
         0.1, gt=0, le=100, description="tau: the target margin of per-token log-ratios is 1 / (2 beta)"
     )

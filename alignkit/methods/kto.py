@@ -1,6 +1,6 @@
 """KTO: preference optimisation from single answers that are labelled desirable or undesirable."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ class KTO(LabelledMethod):
     """Single answers, each labelled desirable or undesirable. A preference pair counts as one of each."""
 
     type: Literal["kto"] = "kto"
+    paper: ClassVar[str] = "2402.01306"
     beta: Annotated[float, InJobs(le=2, auto=True)] = Field(
         0.1, gt=0, le=100, description="strength of the KL divergence from the reference"
     )

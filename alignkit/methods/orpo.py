@@ -16,6 +16,7 @@ class ORPO(PairMethod):
     uses_reference: ClassVar[bool] = False
 
     type: Literal["orpo"] = "orpo"
+    paper: ClassVar[str] = "2403.07691"
     beta: Annotated[float, InJobs(le=2, auto=True)] = Field(
         0.1, ge=0, le=100, description="lambda: weight of the odds-ratio loss; the chosen answer's NLL has 1"
     )

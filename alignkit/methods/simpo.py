@@ -16,6 +16,7 @@ class SimPO(PairMethod):
     uses_reference: ClassVar[bool] = False
 
     type: Literal["simpo"] = "simpo"
+    paper: ClassVar[str] = "2405.14734"
     beta: Annotated[float, InJobs(le=20, auto=True)] = Field(
         2.0, gt=0, le=100, description="scale of the rewards: reward = beta x mean log-prob per token"
     )

@@ -28,6 +28,7 @@ class SinKD(DistillMethod):
     """Distillation by a Sinkhorn distance between sets of tokens, added to the cross-entropy and a KL."""
 
     type: Literal["sinkd"] = "sinkd"
+    paper: ClassVar[str] = "2402.17110"
     micro_batch_matters: ClassVar[bool] = True
 
     temperature: Temperature = Field(

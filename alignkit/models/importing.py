@@ -18,7 +18,7 @@ from typing import Any
 from alignkit import extras
 from alignkit.errors import ModelError
 from alignkit.models.chat_templates import read_template
-from alignkit.models.loading import dequantising, load_causal_lm
+from alignkit.models.loading import dequantising, gated, load_causal_lm
 from alignkit.models.trainable import DEQUANTISED, config_of, quantization_of, require_trainable
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -266,6 +266,6 @@ def _from_hub(source: str, folder: Path) -> None:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{source!r} is not a packaged model ({', '.join(PACKAGED_MODELS)}), not a folder, and could not be "
-            f"downloaded from the hub ({type(error).__name__})"
+            f"downloaded from the hub ({type(error).__name__}){gated(source, error)}"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)

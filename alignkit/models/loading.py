@@ -23,26 +23,58 @@ def load_causal_lm(
     ModelError that names the recipe's `field`.
     """
     import torch  # saves torch and transformers at start-up
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    if str(path).startswith((".", "/", "~")) and not Path(path).is_dir():
-        raise ModelError(
-            f"{field}: there is no folder {path}; expected a folder, a hub id, or a model imported with "
-            "`alignkit models import`"
-        )
+    tokenizer = load_tokenizer(path, field=field)
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if quantization:
         options |= _quantized(quantization, getattr(torch, dtype))
     else:
         options |= dequantising(_read_config(path, field))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), trust_remote_code=False, **options
         )
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{field}: cannot load {path}: {error}") from error
+        raise ModelError(f"{field}: cannot load {path}: {error}{gated(path, error)}") from error
     return model, tokenizer
+
+
+def load_tokenizer(path: str | Path, *, field: str) -> Any:
+    """The tokenizer of the model in `path` (a folder or a hub id). Raises ModelError, which names `field`."""
+    from transformers import AutoTokenizer  # saves transformers at start-up
+
+    if str(path).startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise ModelError(
+            f"{field}: there is no folder {path}; `alignkit models import` makes a model known by its name, "
+            "and a folder or a hub id will do"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{field}: cannot load {path}: {error}{gated(path, error)}") from error
+
+
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer of the model: its generation config's, else its tokenizer's end token."""
+    given = model.generation_config.eos_token_id
+    if given is None:
+        given = tokenizer.eos_token_id
+    return [given] if isinstance(given, int) else list(given or [])
+
+
+def gated(model: str | Path, error: BaseException) -> str:
+    """Completes the message of a model that the hub gives only to those who accepted its licence; else empty."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    refused = any(type(one).__name__ == "GatedRepoError" for one in chain)
+    if not refused and "gated repo" not in str(error):
+        return ""
+    return (
+        f". The model is gated: accept its licence at https://huggingface.co/{model}, then run `hf auth login` "
+        "with an account that did"
+    )
 
 
 def _read_config(path: str | Path, field: str) -> dict[str, Any]:

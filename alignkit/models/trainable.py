@@ -55,6 +55,19 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+ENDS = "generation_config.json"
+"""The file in which transformers keeps the tokens that end an answer."""
+
+
+def ends_in(folder: Path) -> list[int]:
+    """The end tokens of the generation config in `folder`; empty if it has none."""
+    try:
+        found = json.loads((folder / ENDS).read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [found] if isinstance(found, int) else list(found or [])
+
+
 def length_within(folder: Path, asked: int | None, default: int) -> int:
     """Maximum tokens of a training row: `asked`, or `default` (limited to the model's positions) if None.
 

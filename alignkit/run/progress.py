@@ -205,7 +205,8 @@ def describe(data: dict[str, Any]) -> str:
 def _guarded(data: dict[str, Any]) -> str:
     """The collapse guard's verdict in words, with its measure if there is a reference."""
     verdict = "answers are sound" if data["valid_answers_sound"] else "answers may have collapsed"
-    found, limit = data.get("valid_answers_reference_logp"), data.get("valid_answers_reference_logp_limit")
-    if found is None or limit is None:
+    names = ("reference_logp_before", "reference_logp", "reference_logp_limit")
+    before, found, limit = (data.get(f"valid_answers_{name}") for name in names)
+    if before is None or found is None or limit is None:
         return verdict
-    return f"{verdict} (log-prob per token {found:.1f}, limit {limit:.1f})"
+    return f"{verdict} ({before:.1f} → {found:.1f}, limit {limit:.1f})"

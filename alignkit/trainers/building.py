@@ -1,7 +1,9 @@
 """Building a recipe's trainer: one builder per kind of method, found by the method's base class."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,36 @@ class RunContext:
     tokenizer: Any
     checkpoints: Path
     callbacks: list[Any]
+    data: tuple[Any, Any]
+    """The training dataset, and the held-out dataset or None."""
+
+
+def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, Any]:
+    """Read and render every row of the recipe's files: (training dataset, held-out dataset or None).
+
+    It needs no model, so that a bad row ends a run before weights are loaded. Raises DataError.
+    """
+    method = recipe.method
+    if not isinstance(method, D2O):
+        return run_datasets(recipe.data, type(method), tokenizer)
+
+    def dataset(name: str, rows: list[Any]) -> Any:
+        return tokenise(
+            rows,
+            tokenizer,
+            instructions=method.instruction_pool,
+            max_length=recipe.data.max_length,
+            report=lambda message: tell(folder, f"{name}: {message}"),
+        )
+
+    return run_datasets(recipe.data, type(method), tokenizer, dataset)
+
+
+def tell(folder: RunFolder, message: str) -> None:
+    """Print a message and add it to the run's events, on the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, flush=True)
+        folder.emit(message)
 
 
 def build(context: RunContext) -> Any:
@@ -80,21 +112,7 @@ def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
         samples_dir=str(folder.samples),
     )
 
-    def report(message: str) -> None:
-        if config.process_index == 0:
-            print(message, flush=True)
-            folder.emit(message)
-
-    def dataset(name: str, rows: list[Any]) -> Any:
-        return tokenise(
-            rows,
-            context.tokenizer,
-            instructions=method.instruction_pool,
-            max_length=recipe.data.max_length,
-            report=lambda message: report(f"{name}: {message}"),
-        )
-
-    return D2OTrainer(args=config, method=method, report=report, **_common(context, dataset))
+    return D2OTrainer(args=config, method=method, report=partial(tell, folder), **_common(context))
 
 
 def distillation_trainer(context: RunContext, method: DistillMethod) -> DistillationTrainer:
@@ -121,10 +139,9 @@ BUILDERS: Mapping[type[Method], Callable[[RunContext, Any], Any]] = {
 """Base class -> builder. A method uses the builder of its nearest base class."""
 
 
-def _common(context: RunContext, dataset: Callable[[str, list[Any]], Any] | None = None) -> dict[str, Any]:
-    """Arguments of every trainer. `dataset` replaces how a dataset is made from a file's name and rows."""
-    recipe = context.recipe
-    train, held_out = run_datasets(recipe.data, type(recipe.method), context.tokenizer, dataset)
+def _common(context: RunContext) -> dict[str, Any]:
+    """Arguments of every trainer."""
+    train, held_out = context.data
     return {
         "model": context.model,
         "processing_class": context.tokenizer,

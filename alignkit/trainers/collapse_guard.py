@@ -147,6 +147,7 @@ class CollapseGuard(TrainerCallback):
         metrics = {**quality.metrics(), "answers/sound": float(not found)}
         baseline = None if self._baseline is None else self._baseline.metrics().get("answers/reference_logp")
         if baseline is not None:
+            metrics["answers/reference_logp_before"] = baseline
             metrics["answers/reference_logp_limit"] = baseline - self._options.reference_logp_drop
         self._trainer.log({f"eval_{name}": value for name, value in metrics.items()})
 

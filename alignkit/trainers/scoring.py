@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from alignkit.data.tokens import IGNORED
 from alignkit.models.adapters import start_of
+from alignkit.models.loading import ends_of
 from alignkit.trainers.upstream import (
     disable_gradient_checkpointing,
     load_best_model,
@@ -37,6 +38,7 @@ def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, see
     rank must call it with the same prompts.
     """
     tokenizer = trainer.processing_class
+    ends = ends_of(published(trainer.model, trainer.accelerator), tokenizer)
     ids, mask = _left_padded(prompts, tokenizer.pad_token_id, trainer.accelerator.device)
     config = GenerationConfig(
         do_sample=True,
@@ -45,7 +47,7 @@ def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, see
         top_p=1.0,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
         use_cache=True,
     )
     devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
@@ -56,10 +58,7 @@ def draw(trainer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, see
                 input_ids=ids, attention_mask=mask, generation_config=config
             )
     drawn = out[:, ids.size(1) :].tolist()
-    return [
-        Answer(list(prompt), _ended(tokens, tokenizer.eos_token_id))
-        for prompt, tokens in zip(prompts, drawn, strict=True)
-    ]
+    return [Answer(list(prompt), _ended(tokens, ends)) for prompt, tokens in zip(prompts, drawn, strict=True)]
 
 
 Under = Literal["policy", "reference", "base"]
@@ -146,8 +145,8 @@ def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -
     return ids.to(device), mask.to(device)
 
 
-def _ended(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+def _ended(tokens: list[int], ends: list[int]) -> list[int]:
+    return tokens[: next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def answer_of(row: dict[str, Any]) -> tuple[list[int], list[int]]:

@@ -32,12 +32,21 @@ class WholeSteps:
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         size, processes = batch_size(self), self.accelerator.num_processes
         # accelerate's own remainder is unknown in a resumed epoch
-        remainder = len(self.train_dataset) % (size * processes)
-        if batches and processes > 1 and remainder and self.accelerator.gradient_state.end_of_dataloader:
+        remainder = self._rows_of_a_pass() % (size * processes) if processes > 1 else 0
+        if batches and remainder and self.accelerator.gradient_state.end_of_dataloader:
             own = part_of_last_round(remainder, self.accelerator.process_index, size)
             batches[-1] = without_padding_rows(batches[-1], own, size)
             count = self._get_num_items_in_batch(batches, device)  # type: ignore[attr-defined]
         return batches, count
+
+    def _rows_of_a_pass(self) -> int:
+        """Return the number of training rows. Raises ValueError for a stream, which does not know it."""
+        if not hasattr(self.train_dataset, "__len__"):
+            raise ValueError(
+                "train_dataset: a streaming dataset trains on one process, since the rows that pad its last batch on "
+                "several cannot be told from its own; expected a dataset with a length"
+            )
+        return len(self.train_dataset)
 
     def rows_in(self, batch: dict[str, Tensor]) -> int:
         """Return the number of rows of a batch, including padding rows."""

@@ -1,7 +1,8 @@
 """Lengths of rows, counted and assumed."""
 
 from alignkit.data.tokens import TokenSequence
-from alignkit.estimate.lengths import assumed, count, read, steps
+from alignkit.estimate.lengths import assumed, count, read, steps, trained_rows
+from alignkit.methods import METHODS
 from tests.estimate.recipes import recipe
 
 
@@ -24,6 +25,14 @@ def test_dropped_rows_do_not_count() -> None:
     assert found is not None
     assert (found.rows, found.longest) == (10, 10)
     assert count([[sequence(30, 6)]], 20) is None
+
+
+def test_a_labelled_method_counts_each_answer_of_a_pair() -> None:
+    pairs = [[sequence(4, 6), sequence(4, 2)]] * 3
+    found = count(trained_rows(pairs, METHODS["kto"]), 20)
+    assert found is not None
+    assert (found.rows, found.sequences) == (6, 1.0)
+    assert list(trained_rows(pairs, METHODS["f_dpo"])) == pairs
 
 
 def test_without_data_every_row_is_full() -> None:

@@ -102,6 +102,7 @@ def test_a_checkpoint_between_evaluations_has_no_other_steps_validation() -> Non
 
 def test_the_guards_line_says_what_it_found() -> None:
     told = {"step": 4, "total_steps": 8, "valid_answers_reference_logp": -5.02}
-    sound = {"valid_answers_sound": 1.0, "valid_answers_reference_logp_limit": -5.7}
-    assert describe(told | sound) == "Step 4/8: answers are sound (log-prob per token -5.0, limit -5.7)"
+    limits = {"valid_answers_reference_logp_before": -3.2, "valid_answers_reference_logp_limit": -5.7}
+    sound = {"valid_answers_sound": 1.0, **limits}
+    assert describe(told | sound) == "Step 4/8: answers are sound (-3.2 → -5.0, limit -5.7)"
     assert "may have collapsed" in describe(told | sound | {"valid_answers_sound": 0.0})
