@@ -22,6 +22,7 @@ class MaPO(PairMethod):
     learning_rate: ClassVar[float] = 2e-4
 
     type: Literal["mapo"] = "mapo"
+    paper: ClassVar[str] = "2406.06424"
     beta: Annotated[float, InJobs(le=10, auto=True)] = Field(
         0.1, ge=0, le=100, description="weight of the margin loss; the chosen answer's NLL has 1"
     )

@@ -101,6 +101,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+VERSION = "/v1"
 UNREADABLE = "There was an error parsing the body"
 """FastAPI's message for a body that cannot be parsed at all, such as bytes that are not UTF-8."""
 
@@ -121,7 +122,7 @@ def install(app: FastAPI) -> None:
         if error.detail == UNREADABLE:
             return error_response(ApiError(400, "The body is not valid JSON.", code="invalid_json"))
         messages = {
-            404: f"Unknown request URL: {request.method} {request.url.path}.",
+            404: f"Unknown request URL: {request.method} {request.url.path}.{_with_version(app, request)}",
             405: f"{request.method} is not allowed on {request.url.path}.",
         }
         plain = ApiError(error.status_code, messages.get(error.status_code, f"{error.detail}."))
@@ -132,6 +133,14 @@ def install(app: FastAPI) -> None:
         ):  # Starlette lists the methods of a single route
             response.headers["allow"] = ", ".join(sorted(_allowed(app, request.url.path)))
         return response
+
+
+def _with_version(app: FastAPI, request: Request) -> str:
+    """What to do about a path that lacks its `/v1`, as a client asks with a base_url that lacks it; else empty."""
+    path = f"{VERSION}{request.url.path}"
+    if request.url.path.startswith(f"{VERSION}/") or not _allowed(app, path):
+        return ""
+    return f" Did you mean {path}? The client's base_url ends with {VERSION}."
 
 
 def _allowed(app: FastAPI, path: str) -> set[str]:

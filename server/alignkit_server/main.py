@@ -75,10 +75,13 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
 
     Raises AlignkitError if the port is taken, or if the training executor does not answer.
     """
+    try:
+        settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlignkitError(f"ALIGNKIT_HOME: cannot make {settings.root}: {error.strerror}") from error
     listener = listen(settings.host, settings.port)
     app = app or build_app(settings)
     host, port = listener.getsockname()[:2]
-    settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
     print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)

@@ -65,7 +65,7 @@ def test_an_adapter_is_published_to_it_proved_and_answered_by_it(service: Servic
         service.submit(max_steps=4, checkpoint_interval=4).id
     )  # trained before vLLM is ready
     assert job.status == "succeeded", (job.error, (service.home / "vllm.log").read_text()[-3000:])
-    assert any("log-probs differ from the trainer's by" in message for message in service.messages(job.id))
+    assert any("vLLM answers as trained" in message for message in service.messages(job.id))
     before = ask(service, "tiny")
     assert ask(service, job.fine_tuned_model) != before
     assert ask(service, f"{job.fine_tuned_model}:ckpt-step-4") == ask(service, job.fine_tuned_model)

@@ -32,7 +32,7 @@ def test_a_job_of_all_weights_from_training_to_deletion(service: Service) -> Non
     done = service.finish(job.id)
     assert done.status == "succeeded", done.error
     tuned = str(done.fine_tuned_model)
-    (canary,) = [m for m in service.messages(job.id) if "log-probs differ from the trainer's by" in m]
+    (canary,) = [m for m in service.messages(job.id) if "vLLM answers as trained" in m]
     print(canary)
     assert service.client.models.retrieve(tuned).to_dict()["kind"] == "full"
 

@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from alignkit.disk import digest, sync
 from alignkit.models.adapters import CONFIG_FILE, PLAIN_INITS, WEIGHTS_FILE
 from alignkit.models.chat_templates import FILE as CHAT_TEMPLATE
 from alignkit.models.importing import NAME_PATTERN
+from alignkit.models.trainable import ENDS
 from alignkit.sections import HEAD_MODULES
 from alignkit_server.engines.errors import AdapterError
 from alignkit_server.settings import Settings
 
 __all__ = ["AdapterError", "publish", "refuse_unservable", "unpublish"]
 
+CARD = "README.md"
 UNLOAD_SECONDS = 10.0
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,249}")
 """Pattern of model names; each is a single path component."""
@@ -52,11 +55,13 @@ def publish(
     model_name: str,
     base_model: str,
     chat_template: str | None = None,
+    ends: Sequence[int] = (),
 ) -> Path:
     """Copy the peft adapter in `adapter_dir` to the folder it is served from, and return that folder. Idempotent.
 
-    `chat_template` is the text of the template to serve it with, if that is not its base model's. Raises AdapterError
-    if vLLM could not serve the adapter, or if another adapter has the name.
+    `chat_template` is the text of the template to serve it with, if that is not its base model's; `ends` are further
+    tokens that end its answers. Raises AdapterError if vLLM could not serve the adapter, or if another adapter has
+    the name.
     """
     target = _place(settings, model_name, base_model)
     weights = adapter_dir / WEIGHTS_FILE
@@ -81,6 +86,10 @@ def publish(
         (staging / CONFIG_FILE).write_bytes(served)
         if chat_template is not None:
             (staging / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+        if (adapter_dir / CARD).is_file():
+            shutil.copyfile(adapter_dir / CARD, staging / CARD)
+        if ends:
+            (staging / ENDS).write_text(json.dumps({"eos_token_id": list(ends)}), encoding="utf-8")
         for path in (*sorted(staging.iterdir()), staging):
             sync(path)
         staging.rename(target)

@@ -90,9 +90,17 @@ class CanaryReport:
         """The numbers as JSON values."""
         return asdict(self) | {"conclusive": self.conclusive}
 
-    def __str__(self) -> str:
+    def details(self) -> str:
+        """All the differences, for the message of a check that failed."""
         trained = f"{self.tokens} tokens; log-probs differ from the trainer's by {self.adapter}"
         return f"{trained} {self.over_base}" if self.over_base else trained
+
+    def __str__(self) -> str:
+        largest = f"{self.adapter.maximum:.0e}".replace("e-0", "e-").replace("e+00", "")
+        told = f"vLLM answers as trained ({self.tokens} tokens, differences ≤ {largest})"
+        if self.conclusive:
+            return told
+        return f"{told}; training changed the answers too little to tell the model from its base"
 
 
 def check(
@@ -123,7 +131,7 @@ def check(
         over_base=over_base,
     )
     if (complaint := _complaint(report)) is not None:
-        raise CanaryError(f"{complaint}: {report}")
+        raise CanaryError(f"{complaint}: {report.details()}")
     return report
 
 

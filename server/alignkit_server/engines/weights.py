@@ -22,6 +22,7 @@ SERVED = (
     "vocab.json",
     "merges.txt",
     "chat_template*",
+    "README.md",
 )
 """Files that an engine reads; a checkpoint also holds the optimizer state."""
 

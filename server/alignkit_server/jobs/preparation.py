@@ -19,6 +19,7 @@ from alignkit.models.trainable import config_of, require_trainable
 from alignkit.sections import ModelSection
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
+from alignkit_server.engines.lora_support import serves_adapters
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import trains_on_gpu
 from alignkit_server.files.repository import FileRepository
@@ -141,7 +142,7 @@ def prepare(
             templates=services.settings.templates_dir,
         )
     _require_trainable(spec.recipe, request.model, method)
-    _require_servable(spec.recipe, method, services)
+    _require_servable(spec.recipe, request.model, model.base_model, method, services)
     if renders and has_tokenizer(Path(spec.recipe.model.path)):
         training = _rendered("training_file", training, reading, spec.recipe, request.model)
         if validation is not None:
@@ -204,14 +205,26 @@ def _require_trainable(recipe: Any, model: str, method: str) -> None:
             raise ApiError(400, message, param=param, code="model_not_trainable") from error
 
 
-def _require_servable(recipe: Any, method: str, services: Services) -> None:
-    """Refuse a job whose trained model this server could not serve."""
+def _require_servable(recipe: Any, model: str, base_model: str, method: str, services: Services) -> None:
+    """Refuse a job whose result could not be served, before hours of training."""
+    if recipe.lora is None:
+        return
+    elsewhere = base_model in services.settings.engine.urls
+    config = config_of(Path(recipe.model.path))
+    if not elsewhere and serves_adapters(config) is False:
+        raise ApiError(
+            400,
+            f"model: the engine serves no LoRA adapters of {config['architectures'][0]}, which {model} is; expected "
+            f"method.{method}.hyperparameters.trained_weights 'all', or another model.",
+            param="model",
+            code="model_not_servable",
+        )
     most = services.settings.engine.max_lora_rank
-    if recipe.lora is not None and recipe.lora.r > most:
+    if recipe.lora.r > most:
         param = f"method.{method}.hyperparameters.lora_rank"
         raise ApiError(
             400,
-            f"{param}: expected at most {most}, the largest rank this server serves, found {recipe.lora.r}.",
+            f"{param}: expected at most {most}, the rank that this server serves, found {recipe.lora.r}.",
             param=param,
             code="invalid_hyperparameters",
         )

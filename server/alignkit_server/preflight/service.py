@@ -57,7 +57,8 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
     """The estimate of a job: tokens from a sample of rows, memory from the library, time from earlier jobs."""
     recipe, rows = Recipe.parse(prepared.recipe), prepared.train_rows
     rendered = _rendered(prepared, _tokenizer(prepared, prepared.request.model))
-    lengths = library.count_lengths(rendered, recipe.data.max_length, len(rendered) / rows)
+    counted = library.trained_rows(rendered, type(recipe.method))
+    lengths = library.count_lengths(counted, recipe.data.max_length, len(rendered) / rows)
     kept = (lengths.rows or 0) if lengths else 0
     steps, passes = library.run_steps(kept, recipe.training)
     found = _on_this_machine(recipe, lengths) if lengths else None
@@ -71,7 +72,7 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
     return EstimateObject(
         rows=rows,
         sampled_rows=len(rendered),
-        dropped_rows=rows - kept,
+        dropped_rows=max(0, rows - kept),
         steps=steps or 0,
         tokens=tokens,
         seconds=round(tokens / median(rates), 1) if rates else None,

@@ -46,6 +46,8 @@ class EventFollower:
             log.warning("unreadable event", job_id=self._job_id, line=self._line)
             return
         data: dict[str, Any] = event.get("data") or {}
+        if event["level"] == "error" and "code" in data:
+            return  # why the run failed: the job's own last event says it
         if event["type"] == "checkpoint":
             self._ledger.add_checkpoint(
                 self._job_id,

@@ -101,6 +101,7 @@ class JobLedger:
         *,
         only_from: Iterable[str],
         events: Iterable[tuple[str, str]] = (),
+        data: dict[str, Any] | None = None,
         **fields: Any,
     ) -> bool:
         """Set the status and `fields` if the current status is one of `only_from`; returns whether it was.
@@ -113,7 +114,7 @@ class JobLedger:
             done = session.execute(change.values(change_of(to, _known(fields))).returning(Job.id)).all()
             if done:
                 job = _locked(session, job_id)
-                session.add_all(_event(job, level, message) for level, message in events)
+                session.add_all(_event(job, level, message, data) for level, message in events)
                 if to in FINISHED:
                     announce(session, job, to)
         return bool(done)
@@ -238,7 +239,7 @@ def _locked(session: Session, job_id: str) -> Job:
     return job
 
 
-def _event(job: Job, level: str, message: str) -> Event:
+def _event(job: Job, level: str, message: str, data: dict[str, Any] | None = None) -> Event:
     return Event(
         id=new_id(EVENT),
         project_id=job.project_id,
@@ -247,6 +248,7 @@ def _event(job: Job, level: str, message: str) -> Event:
         level=level,
         message=storable(message),
         type="message",
+        data=data,
     )
 
 

@@ -1,5 +1,6 @@
 """The last steps of a job: publish its models, verify the served model, finish the job."""
 
+import base64
 import json
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from alignkit.models.chat_templates import FILE as CHAT_TEMPLATE
 from alignkit.models.chat_templates import read_template
+from alignkit.models.trainable import ends_in
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.catalog.model_catalog import ADAPTER, FULL
@@ -33,6 +35,10 @@ PASSING = ("engine_failed", "engine_busy")
 def publish_models(job_id: str) -> None:
     """Publish the result and every checkpoint to where an engine finds them."""
     services, folder = use(), folder_of(job_id)
+    message = "Publishing the model and its checkpoints"
+    services.ledger.add_event(
+        job_id, level="info", message=message, data={"phase": "publish"}, once="publish"
+    )
     job = services.ledger.get(job_id)
     checkpoints = {step_of(path): path for path in folder.checkpoints.glob("checkpoint-*")}
     for step, path in sorted(checkpoints.items()):
@@ -58,6 +64,7 @@ def _publish(services: StepServices, job: JobRecord, path: Path, step: int | Non
                 model_name=name,
                 base_model=job.base_model,
                 chat_template=template,
+                ends=_further_ends(services, job),
             )
     except AdapterError as error:
         raise JobFailedError("not_servable", str(error)) from error
@@ -79,6 +86,12 @@ def _chat_template(job: JobRecord, path: Path) -> str | None:
     return read_template(str(kept) if kept.is_file() else asked)
 
 
+def _further_ends(services: StepServices, job: JobRecord) -> list[int]:
+    """The tokens that end an answer of the job's model, but not one of its base model."""
+    known = ends_in(services.settings.models_dir / job.base_model)
+    return [token for token in ends_in(folder_of(job.id).adapter) if token not in known]
+
+
 def kind_of(job: JobRecord) -> str:
     """The kind of model that the job produces: an adapter or a full model."""
     return ADAPTER if job.recipe.get("lora", True) else FULL
@@ -95,7 +108,7 @@ def prove(job_id: str) -> None:
     """Verify with the canary that the engine answers like the trained model."""
     services = use()
     message = "Checking that the served model answers as trained"
-    services.ledger.add_event(job_id, level="info", message=message, once="canary")
+    services.ledger.add_event(job_id, level="info", message=message, data={"phase": "engine"}, once="canary")
     try:
         report = _report(services, services.ledger.get(job_id), folder_of(job_id))
     except CanaryError as error:
@@ -168,6 +181,8 @@ def finish(job_id: str) -> None:
 def _keep_results(services: StepServices, job_id: str) -> str:
     """Store the job's metrics as a file of its project; returns the file's id."""
     file_id, content = result_file_id(job_id), results_csv(job_id, services.ledger.metrics(job_id))
+    if services.settings.result_files == "base64":
+        content = base64.b64encode(content)
     path = services.settings.files_dir / file_id
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)

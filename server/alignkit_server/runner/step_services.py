@@ -36,9 +36,11 @@ class StepServices:
 class JobFailedError(Exception):
     """A failure that ends the job; becomes the job's `error`."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(code, message)  # both, since DBOS stores and rebuilds it
+    def __init__(self, code: str, message: str, log: str = "") -> None:
+        super().__init__(code, message, log)  # all of them, since DBOS stores and rebuilds it
         self.code = code
+        self.log = log
+        """The last lines of the training log; they belong to the event, not to the job's message."""
 
     def __str__(self) -> str:
         return str(self.args[1])
@@ -65,11 +67,10 @@ def folder_of(job_id: str) -> RunFolder:
     return RunFolder(use().settings.jobs_dir / job_id)
 
 
-def with_log(message: str, folder: RunFolder) -> str:
-    """`message` with the last lines of the training log, without paths and tracker credentials."""
-    tail = folder.log_tail()
-    text = f"{message}\nLast lines of the training log:\n{tail}" if tail else message
-    return scrub_paths(without_secrets(text))
+def failure(code: str, message: str, folder: RunFolder) -> JobFailedError:
+    """The error of a run that failed: one sentence, and its log's last lines beside it, without paths and secrets."""
+    sentence, log = (scrub_paths(without_secrets(text)) for text in (message, folder.log_tail()))
+    return JobFailedError(code, sentence, log)
 
 
 def job_step(

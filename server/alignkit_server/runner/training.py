@@ -22,7 +22,7 @@ from alignkit_server.outages import Detached
 from alignkit_server.runner import memory
 from alignkit_server.runner.event_follower import EventFollower
 from alignkit_server.runner.ledger import JobRecord
-from alignkit_server.runner.step_services import JobFailedError, folder_of, job_step, use, with_log
+from alignkit_server.runner.step_services import JobFailedError, failure, folder_of, job_step, use
 
 POLL_SECONDS = 0.5
 TOLERATED_SECONDS = 3.0
@@ -174,7 +174,7 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
         code, message = result["error"]["code"], result["error"]["message"]
         if code == OUT_OF_MEMORY:
             message = f"{message} {memory.what_fits(services.ledger.get(job_id).recipe)}"
-        raise JobFailedError(code, with_log(message, folder))
+        raise failure(code, message, folder)
     return _killed(job_id, folder, start, interrupted=result.get("status") == PAUSED)
 
 
@@ -187,14 +187,14 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
     if why is not None and step <= start.from_step:  # it would run out again at the same place
         fits = memory.what_fits(services.ledger.get(job_id).recipe)
         message = f"The training process ran out of memory: {why}. {fits}"
-        raise JobFailedError(OUT_OF_MEMORY, with_log(message, folder))
+        raise failure(OUT_OF_MEMORY, message, folder)
     following, most = start.after(step), services.settings.training_restarts
     if following.fruitless > most:
         if not interrupted:
             times = f"{following.fruitless} times without progress" if most else "once"
             how = " by SIGKILL" if memory.was_killed(folder) else ""
             message = f"The training process died {times}{how}."
-            raise JobFailedError("training_died", with_log(message, folder))
+            raise failure("training_died", message, folder)
         message = "Training was interrupted from outside: resume the job to continue"
         services.ledger.transition(job_id, PAUSED, only_from=("running",), events=[("warn", message)])
         return Ending("left")

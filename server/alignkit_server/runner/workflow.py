@@ -43,7 +43,7 @@ def fine_tune(job_id: str, attempt: int = 1) -> None:
                 prove(job_id)
                 finish(job_id)
         except JobFailedError as error:
-            fail(job_id, error.code, str(error))
+            fail(job_id, error.code, str(error), error.log)
         except Exception as error:
             log.exception("job crashed")
             message = f"The server failed while working on the job: {type(error).__name__}"
@@ -59,14 +59,18 @@ def webhooks(job_id: str) -> list[str]:
 
 
 @job_step("fail")
-def fail(job_id: str, code: str, message: str) -> None:
-    """Mark a job as failed and stop its run, if it still runs; a cancelled job stays cancelled."""
+def fail(job_id: str, code: str, message: str, log: str = "") -> None:
+    """Mark a job as failed and stop its run, if it still runs; a cancelled job stays cancelled.
+
+    Its one event has the last lines of the training log in its `data`.
+    """
     answered(job_id, lambda: use().executor.stop(folder_of(job_id).path))
     use().ledger.transition(
         job_id,
         "failed",
         only_from=("validating_files", "queued", "running"),
         events=[("error", message)],
+        data={"code": code} | ({"log": log.splitlines()} if log else {}),
         error={"code": code, "message": message, "param": None},
         finished_at=int(time.time()),
         estimated_finish=None,

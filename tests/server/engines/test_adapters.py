@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from alignkit_server.catalog.model_catalog import template_of
+from alignkit_server.catalog.model_catalog import stops_of, template_of
 from alignkit_server.engines.adapters import publish, unpublish
 from alignkit_server.engines.errors import AdapterError
 from alignkit_server.engines.manager import EngineManager
@@ -63,8 +63,11 @@ def test_publish_puts_what_the_resolver_needs_under_the_models_name(
 
 
 def test_a_template_is_published_beside_the_adapter(settings: Settings, adapter: Path) -> None:
-    target = publish(settings, adapter, model_name=NAME, base_model="tiny", chat_template="{{ messages }}")
+    target = publish(
+        settings, adapter, model_name=NAME, base_model="tiny", chat_template="{{ messages }}", ends=[7]
+    )
     assert template_of(str(target)) == "{{ messages }}"
+    assert stops_of(str(target)) == (7,)
 
 
 def test_publishing_again_is_harmless_but_a_name_is_never_reused(settings: Settings, adapter: Path) -> None:

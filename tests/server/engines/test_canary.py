@@ -67,7 +67,8 @@ def test_a_true_adapter_passes_with_its_numbers(served: Served) -> None:
     assert report.over_base.trained_shift.maximum == 2.0
     shift = json.loads(json.dumps(report.to_dict()))["over_base"]["served_shift"]
     assert shift["maximum"] == pytest.approx(1.9997)
-    assert "shift by training: at most 2, 1.2 on average" in str(report)
+    assert "shift by training: at most 2, 1.2 on average" in report.details()
+    assert str(report) == "vLLM answers as trained (3 tokens, differences ≤ 2e-4)"
 
 
 def test_a_model_whose_every_weight_was_trained_has_no_base(served: Served) -> None:

@@ -10,6 +10,7 @@ import pytest
 import trl
 from openai import OpenAI
 
+from alignkit_server.jobs import preparation
 from tests.server.support import BASE_MODEL, Running, create_job, method, serve, upload
 from tests.tiny import build_tiny_tokenizer
 
@@ -106,3 +107,20 @@ def test_a_share_of_the_prompts_is_held_out_in_place_of_a_file(client: OpenAI, s
     recipe = service.ledger.get(job.id).recipe
     assert recipe["data"]["validation"] == 0.25
     assert recipe["training"]["eval_steps"]
+
+
+def test_a_model_whose_adapters_are_not_served_is_refused_before_it_trains(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "serves_adapters", lambda config: False)
+    monkeypatch.setattr(preparation, "config_of", lambda folder: {"architectures": ["GPT2LMHeadModel"]})
+    with pytest.raises(openai.BadRequestError, match="no LoRA adapters of GPT2LMHeadModel") as caught:
+        create_job(client)
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_servable")
+    create_job(client, method=method(trained_weights="all"))
+
+
+def test_a_base_url_without_its_version_is_told(service: Running) -> None:
+    with service.http("sk-any") as http:
+        told = http.get("/models").json()["error"]["message"]
+    assert "Did you mean /v1/models? The client's base_url ends with /v1." in told

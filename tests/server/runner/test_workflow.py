@@ -1,5 +1,6 @@
 """The workflow's steps where the real way cannot be made to fail on demand: what becomes of the job."""
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.runner.step_services import JobFailedError, StepServices, folder_of
 from alignkit_server.runner.training import Ending, Start
 from alignkit_server.settings import Settings
-from alignkit_server.tables import File, Job
+from alignkit_server.tables import Event, File, Job
 from tests.server.runner.test_ledger import store_job
 
 LAST = Start(3, 0, 3)
@@ -166,8 +167,9 @@ def test_a_death_without_a_result_brings_the_log_without_paths(
         training.watch(job_id, start=LAST)
     assert caught.value.code == "training_died"
     assert "died 4 times without progress" in str(caught.value)
-    assert "Killed while writing …/adapter" in str(caught.value)
-    assert str(services.settings.root) not in str(caught.value)
+    assert "\n" not in str(caught.value), "the log stands apart"
+    assert "Killed while writing …/adapter" in caught.value.log
+    assert str(services.settings.root) not in caught.value.log
 
 
 def test_a_killed_trainer_goes_on_from_its_last_whole_checkpoint(
@@ -237,6 +239,20 @@ def test_a_reported_failure_keeps_its_code(services: StepServices, job_id: str, 
     with pytest.raises(JobFailedError, match="The disk is full") as caught:
         training.watch(job_id)
     assert caught.value.code == "disk_full"
+
+
+def test_a_failed_run_is_told_once_with_its_log_apart(
+    services: StepServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    folder.log.write_text("Traceback\nRuntimeError: boom\n")
+    folder.emit("The disk is full", level="error", data={"code": "disk_full"})
+    EventFollower(ledger, job_id, folder).read()
+    workflow.fail(job_id, "disk_full", "The disk is full", folder.log_tail())
+    with ledger._database.reading() as session:
+        (event,) = session.query(Event).where(Event.job_id == job_id, Event.level == "error")
+        job = session.query(Job).where(Job.id == job_id).one()
+    assert event.message == job.error["message"] == "The disk is full"
+    assert event.data == {"code": "disk_full", "log": ["Traceback", "RuntimeError: boom"]}
 
 
 def test_a_stopping_server_lets_go_without_an_outcome(
@@ -390,9 +406,23 @@ def test_a_finished_jobs_metrics_are_a_file(
         file = session.query(File).one()
     assert (job.status, job.result_files, job.trained_tokens) == ("succeeded", [file.id], 7)
     assert (file.project_id, file.purpose) == (job.project_id, "fine-tune-results")
-    content = (services.settings.files_dir / file.id).read_text()
-    assert content == "step,train_loss,valid_loss\n1,0.5,\n2,,0.25\n"
+    content = (services.settings.files_dir / file.id).read_bytes()
+    assert base64.b64decode(content) == b"step,train_loss,valid_loss\n1,0.5,\n2,,0.25\n"
     assert file.bytes == len(content)
+
+
+def test_result_files_are_plain_where_the_operator_says_so(
+    services: StepServices, ledger: JobLedger, job_id: str, folder: RunFolder
+) -> None:
+    services.settings.result_files = "csv"
+    ledger.add_event(
+        job_id, level="info", message="a step", type="metrics", data={"step": 1, "train_loss": 0.5}
+    )
+    folder.result.write_text('{"status": "succeeded", "trained_tokens": 7}')
+    publishing.finish(job_id)
+    with ledger._database.reading() as session:
+        file = session.query(File).one()
+    assert (services.settings.files_dir / file.id).read_text() == "step,train_loss\n1,0.5\n"
 
 
 def test_errors_survive_being_stored() -> None:
