@@ -5,7 +5,6 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 
-from alignkit.methods import Method
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.model_card import CARD, Card
@@ -20,7 +19,7 @@ class AlignTrainer(ItemLog, ExactResume, WholeSteps):
     The loss is a mean over tokens. Add `WholeRowSteps` after this mixin for a mean over rows.
     """
 
-    method: Method
+    method: Any
 
     def create_model_card(
         self,
