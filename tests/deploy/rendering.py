@@ -108,6 +108,8 @@ def pods(objects: tuple[Object, ...]) -> Iterator[Pod]:
 def _templates(item: Object) -> Iterator[tuple[str, Object]]:
     if item["kind"] in {"Deployment", "StatefulSet", "Job"}:
         yield item["metadata"]["name"], item["spec"]["template"]
+    elif item["kind"] == "CronJob":
+        yield item["metadata"]["name"], item["spec"]["jobTemplate"]["spec"]["template"]
     elif item["kind"] == "RayCluster":
         yield "ray-head", item["spec"]["headGroupSpec"]["template"]
         for group in item["spec"]["workerGroupSpecs"]:

@@ -20,6 +20,7 @@ def test_no_container_may_more_than_it_must(parts: tuple[str, ...]) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["mem_limit"], name
         assert service["pids_limit"], name
+        assert service["logging"]["options"] == {"max-size": "20m", "max-file": "5"}, name
         assert "privileged" not in service, name
         assert service.get("user", "10001").partition(":")[0] != "0", name
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ())), name

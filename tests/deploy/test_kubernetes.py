@@ -27,7 +27,7 @@ from tests.packaging.environment import pins
 
 VERSIONS = ("1.34", "1.37")
 """The oldest and the newest Kubernetes that the manifests are checked for."""
-COMPONENTS = ("outside", "prometheus-operator", "redis")
+COMPONENTS = ("backup", "outside", "prometheus-operator", "redis")
 CUSTOM = ("RayCluster", "ServiceMonitor")
 
 

@@ -83,7 +83,8 @@ def _matches(selector: Object, labels: dict[str, str]) -> bool:
 def flows(objects: tuple[Object, ...]) -> set[tuple[str, str, int]]:
     """All that is allowed from pods of ours, or to them."""
     known = peers(objects)
-    assert known.keys() == {"server", "postgres", "vllm", "ray", "model", "client", "redis", "stranger"}
+    expected = {"server", "postgres", "vllm", "ray", "model", "client", "redis", "stranger"}
+    assert known.keys() - {"backup"} == expected
     return {
         (source.name, target.name, port)
         for source, target in itertools.product(known.values(), known.values())
@@ -130,4 +131,11 @@ def test_a_component_lets_runs_reach_buckets_and_trackers_and_nothing_else(overl
 def test_a_component_lets_servers_reach_a_redis_and_nothing_else(overlay: str) -> None:
     objects = with_components(overlay, "redis")
     assert flows(objects) == FLOWS | {("server", "redis", 6379)}
+    assert to_the_internet(objects) == TO_THE_INTERNET
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_component_lets_backups_reach_the_database_and_nothing_else(overlay: str) -> None:
+    objects = with_components(overlay, "backup")
+    assert flows(objects) == FLOWS | {("backup", "postgres", 5432)}
     assert to_the_internet(objects) == TO_THE_INTERNET
