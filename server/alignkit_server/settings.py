@@ -59,6 +59,11 @@ class EngineSettings(BaseModel):
     max_answer_bytes: int = Field(
         32 * 2**20, ge=1, description="maximum size of an answer without streaming, which is held in memory"
     )
+    structured_patience_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="seconds after which a waiting structured answer makes the service test its engine",
+    )
     max_loras: int = Field(4, ge=1, description="adapters active in one batch")
     max_cpu_loras: int = Field(16, ge=1, description="adapters kept in CPU memory")
     max_lora_rank: int = Field(64, ge=1, description="largest LoRA rank; a job with a larger one is refused")
@@ -136,6 +141,12 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="maximum size of an upload in parts")
     max_part_bytes: int = Field(64 * 2**20, ge=1, description="maximum size of one part of an upload")
     max_line_bytes: int = Field(8 * 2**20, ge=1)
+    file_check_bytes: int = Field(
+        4 * 2**30,
+        ge=2**28,
+        description="maximum memory for reading one data file: a check, preview or estimate",
+    )
+    file_check_seconds: float = Field(600.0, gt=0, description="maximum seconds for reading one data file")
     max_request_bytes: int = Field(
         4 * 2**20,
         ge=1,
@@ -176,6 +187,9 @@ class Settings(BaseSettings):
     )
     executor: Literal["local", "ray"] = Field("local", description="where training runs")
     ray: RaySettings = Field(default_factory=RaySettings)
+    confine_training: bool = Field(
+        False, description="hide the home from local training, except its own folder and inputs"
+    )
     stop_grace_seconds: float = Field(
         20.0, gt=0, description="seconds between SIGTERM and SIGKILL of a child process"
     )

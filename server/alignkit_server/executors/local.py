@@ -3,9 +3,15 @@
 import sys
 from pathlib import Path
 
+import yaml
+
+import alignkit
+from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command
+from alignkit.recipe import paths_of
 from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import ManagedProcess
+from alignkit_server.executors.confine import confined, possible
 from alignkit_server.executors.environment import training_environment
 
 
@@ -14,7 +20,19 @@ class LocalExecutor:
 
     anywhere = False
 
-    def __init__(self, *, grace_seconds: float, python: str = sys.executable) -> None:
+    def __init__(
+        self, *, grace_seconds: float, python: str = sys.executable, confined_to: Path | None = None
+    ) -> None:
+        """With `confined_to`, a run sees of that home only its own folder and what its recipe reads.
+
+        Raises AlignkitError where this system does not allow it.
+        """
+        if confined_to is not None and not possible():
+            raise AlignkitError(
+                "confine_training: this system gives no user and mount namespaces to a process; allow them, or set "
+                "ALIGNKIT_CONFINE_TRAINING=false"
+            )
+        self._home = confined_to
         self._grace = grace_seconds
         self._python = python
         self._processes: dict[Path, ManagedProcess] = {}
@@ -30,8 +48,12 @@ class LocalExecutor:
             return
         if known is not None:  # a server died between recording the process and starting it
             known.terminate(self._grace)
+        recipe = RunFolder(folder).recipe
+        command = launch_command(recipe, python=self._python, resume=resume)
+        if self._home is not None:
+            command = confined(command, home=self._home, writes=folder, reads=reads_of(recipe))
         self._processes[folder] = ManagedProcess.start(
-            launch_command(RunFolder(folder).recipe, python=self._python, resume=resume),
+            command,
             log_path=RunFolder(folder).log,
             identity_path=_identity(folder),
             environment=training_environment(folder),
@@ -65,6 +87,13 @@ class LocalExecutor:
         if folder in self._processes:
             return self._processes[folder]
         return ManagedProcess.attach(_identity(folder), log_path=RunFolder(folder).log)
+
+
+def reads_of(recipe: Path) -> list[Path]:
+    """What a run reads: the files and folders that its recipe names, and the installation itself."""
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    named = [Path(value) for _, value in paths_of(values)]
+    return [path for path in (*named, Path(sys.prefix), Path(alignkit.__file__).parent) if path.exists()]
 
 
 def _identity(folder: Path) -> Path:

@@ -8,7 +8,10 @@ from alignkit_server.executors.ray.executor import RayExecutor
 from alignkit_server.settings import Settings
 
 EXECUTORS: dict[str, Callable[[Settings], Executor]] = {
-    "local": lambda settings: LocalExecutor(grace_seconds=settings.stop_grace_seconds),
+    "local": lambda settings: LocalExecutor(
+        grace_seconds=settings.stop_grace_seconds,
+        confined_to=settings.root if settings.confine_training else None,
+    ),
     "ray": RayExecutor.connect,
 }
 
