@@ -75,6 +75,9 @@ class NoEngines:
     def release(self, base_model: str) -> None:
         pass
 
+    def replace(self, model: str) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class Running:

@@ -22,6 +22,7 @@ from alignkit_server.chat.errors import (
 )
 from alignkit_server.chat.options import Demand
 from alignkit_server.chat.turns import Load, Turns
+from alignkit_server.chat.watch import StructuredWatch
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.errors import ApiError
 from alignkit_server.settings import EngineSettings
@@ -52,6 +53,9 @@ class Engines(Protocol):
     def release(self, base_model: str) -> None:
         """Undo one `hold`."""
 
+    def replace(self, model: str) -> bool:
+        """End the engine so that the next request starts another; False where it is run elsewhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -78,6 +82,8 @@ class ChatGateway:
         self._options = options or EngineSettings()
         self._waiting: dict[str, asyncio.Task[str]] = {}
         self._turns: dict[str, Turns] = {}
+        patience = self._options.structured_patience_seconds
+        self._watch = StructuredWatch(engines, lambda: self._client, patience)
 
     @cached_property
     def _client(self) -> aiohttp.ClientSession:
@@ -92,6 +98,7 @@ class ChatGateway:
 
     async def aclose(self) -> None:
         """Close the connections to the engines."""
+        await self._watch.aclose()
         await self._client.close()
 
     async def forward(self, request: Request, asked: Asked) -> Response:
@@ -125,12 +132,14 @@ class ChatGateway:
     ) -> aiohttp.ClientResponse | Response:
         await turns.take(asked.project_id, load, asked.most_tokens)
         using.callback(turns.release, asked.project_id, load)
-        return await self._open(asked)
+        return await self._open(asked, using)
 
-    async def _open(self, asked: Asked) -> aiohttp.ClientResponse | Response:
+    async def _open(self, asked: Asked, using: ExitStack) -> aiohttp.ClientResponse | Response:
         """Send the request. Returns an event stream as soon as it starts, any other answer when complete."""
         model = asked.engine
         url = self._engines.running_endpoint(model) or await self._endpoint(model)
+        if asked.demand.structured:
+            using.callback(self._watch.begin(model, url))
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         try:
             answer = await self._client.post(

@@ -102,6 +102,13 @@ class EngineManager:
             engine.stop()
             self._slots.give_back(model)
 
+    def replace(self, model: str) -> bool:
+        """End `model`'s engine so that the next request starts another; False where it is run elsewhere."""
+        if model in self._settings.engine.urls:
+            return False
+        self.stop(model)
+        return True
+
     def shutdown(self) -> None:
         """Stop every engine, including those still starting; `endpoint` raises from then on."""
         self._stopping.set()

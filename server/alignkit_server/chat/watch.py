@@ -1,0 +1,90 @@
+"""Notices an engine whose structured output stands still while it answers everything else, and replaces it.
+
+vLLM compiles schemas and grammars in one place for all who ask. A compilation that never ends keeps every other
+structured answer waiting, and plain ones go on, so neither its process nor its health route shows it.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import aiohttp
+
+ASK_SECONDS = 30.0
+"""For one of the questions that tell."""
+QUESTION: dict[str, Any] = {"prompt": [1, 2, 3], "max_tokens": 1, "temperature": 0}
+STRUCTURED: dict[str, Any] = {"structured_outputs": {"choice": ["a", "b"]}}
+
+logger = logging.getLogger(__name__)
+
+
+class Replacing(Protocol):
+    """What is needed of the EngineManager."""
+
+    def replace(self, model: str) -> bool:
+        """End the engine so that the next request starts another; False where it is run elsewhere."""
+
+
+class StructuredWatch:
+    """Looks after each engine that has been at a structured request for `patience` seconds. For one event loop."""
+
+    def __init__(
+        self, engines: Replacing, client: Callable[[], aiohttp.ClientSession], patience: float
+    ) -> None:
+        self._engines = engines
+        self._client = client
+        self._patience = patience
+        self._open: Counter[str] = Counter()
+        self._watching: dict[str, asyncio.Task[None]] = {}
+
+    def begin(self, engine: str, url: str) -> Callable[[], None]:
+        """Count one structured request at the engine, and return what to call once it is over."""
+        self._open[engine] += 1
+        if engine not in self._watching:
+            self._watching[engine] = asyncio.create_task(self._watch(engine, url))
+        return lambda: self._end(engine)
+
+    async def aclose(self) -> None:
+        """Look no longer."""
+        for task in self._watching.values():
+            task.cancel()
+        await asyncio.gather(*self._watching.values(), return_exceptions=True)
+
+    def _end(self, engine: str) -> None:
+        self._open[engine] -= 1
+        if self._open[engine] <= 0:
+            del self._open[engine]
+            task = self._watching.pop(engine, None)
+            if task is not None:
+                task.cancel()
+
+    async def _watch(self, engine: str, url: str) -> None:
+        while True:
+            await asyncio.sleep(self._patience)
+            if await self._stands_still(engine, url):
+                self._watching.pop(
+                    engine, None
+                )  # before the requests that wait are ended, which would cancel this
+                logger.error("structured output of the engine of %s stands still: replacing it", engine)
+                if not await asyncio.to_thread(self._engines.replace, engine):
+                    logger.error("the engine of %s is run elsewhere: restart it", engine)
+                return
+
+    async def _stands_still(self, engine: str, url: str) -> bool:
+        """Whether it answers a plain question and not a structured one; one that answers neither is only busy."""
+        question = QUESTION | {"model": engine}
+        plain, structured = await asyncio.gather(
+            self._answers(url, question), self._answers(url, question | STRUCTURED)
+        )
+        return plain and not structured
+
+    async def _answers(self, url: str, question: dict[str, Any]) -> bool:
+        timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
+        try:
+            async with self._client().post(f"{url}/v1/completions", json=question, timeout=timeout) as answer:
+                await answer.read()
+                return True
+        except (aiohttp.ClientError, TimeoutError):
+            return False
