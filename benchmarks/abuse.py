@@ -1,10 +1,12 @@
-"""What one abusive tenant of each kind costs an ordinary one: `python benchmarks/abuse.py URL ADMIN_KEY`.
+"""What one abusive tenant of each kind costs an ordinary one: `python -m benchmarks.abuse URL KEY --model NAME`.
 
-Against a running service, which needs ALIGNKIT_WEBHOOK_PRIVATE_TARGETS=true for the webhooks. For each kind: the
-ordinary tenant's p99 of reading with the abuse, as a multiple of what it was just before, and what failed of its own.
+Against a running service, with an admin's key; it needs ALIGNKIT_WEBHOOK_PRIVATE_TARGETS=true for the webhooks. For
+each kind: p50 and p99 of the ordinary tenant's reading, and of its chats where a model is named, with the abuse and
+just before it, and what failed of its own. The kinds that ask an engine or create jobs need `--model`.
 """
 
 import argparse
+import gzip
 import json
 import socket
 import statistics
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,8 +29,9 @@ Abuse = Callable[["Tenant", threading.Event], None]
 class Tenant:
     """A project of its own, and its key."""
 
-    def __init__(self, url: str, admin: str, name: str) -> None:
+    def __init__(self, url: str, admin: str, name: str, model: str | None = None) -> None:
         self.url = url
+        self.model = model
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {admin}"}) as http:
             made = http.post("/v1/organization/projects", json={"name": name}).raise_for_status().json()
             keys = f"/v1/organization/projects/{made['id']}/api_keys"
@@ -35,6 +39,31 @@ class Tenant:
         self.http = httpx.Client(
             base_url=url, headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
         )
+
+    def upload(self, content: bytes) -> str:
+        """A new file for training; its id."""
+        files = {"file": ("rows.jsonl", content)}
+        made = self.http.post("/v1/files", files=files, data={"purpose": "fine-tune"})
+        return str(made.raise_for_status().json()["id"])
+
+    def create_job(self) -> str | None:
+        """A supervised job on a few rows; None where it is refused."""
+        row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        file_id = self.upload((json.dumps(row) + "\n").encode() * 8)
+        made = self.http.post("/v1/fine_tuning/jobs", json={"model": self.model, "training_file": file_id})
+        if made.is_error:
+            print(f"  no job: {made.text[:200]}")
+            return None
+        return str(made.json()["id"])
+
+    def chat(self, **options: object) -> bool:
+        """Whether a short chat was answered; one that hangs counts as not answered."""
+        message = {"role": "user", "content": "Say something."}
+        try:
+            body = {"model": self.model, "messages": [message], **options}
+            return self.http.post("/v1/chat/completions", json=body).is_success
+        except httpx.HTTPError:
+            return False
 
 
 def large_json(tenant: Tenant, over: threading.Event) -> None:
@@ -97,26 +126,168 @@ def many_requests(tenant: Tenant, over: threading.Event) -> None:
             pool.submit(ask)
 
 
+def event_streams(tenant: "Tenant", over: threading.Event) -> None:
+    """Hundreds of listeners to one job."""
+    job = tenant.create_job()
+    if job is None:
+        return
+
+    def listen() -> None:
+        while not over.is_set():
+            with (
+                suppress(httpx.HTTPError),
+                tenant.http.stream(
+                    "GET", f"/v1/fine_tuning/jobs/{job}/events", params={"stream": True}
+                ) as answer,
+            ):
+                for _ in answer.iter_raw():
+                    if over.is_set():
+                        break
+            over.wait(0.2)
+
+    in_threads(300, listen)
+
+
+def bombs(tenant: "Tenant", over: threading.Event) -> None:
+    """Previews and estimates of a small gzip of very long rows, hung up on after a second."""
+    message = [{"role": "user", "content": "a b " * 2_000_000}]
+    row = {"messages": [*message, {"role": "assistant", "content": "c"}]}
+    file_id = tenant.upload(gzip.compress((json.dumps(row) + "\n").encode() * 20))
+    body = {"model": tenant.model, "training_file": file_id}
+
+    def ask() -> None:
+        while not over.is_set():
+            for path in ("preview", "jobs/estimate"):
+                with suppress(httpx.HTTPError):
+                    tenant.http.post(f"/v1/fine_tuning/{path}", json=body, timeout=1)
+
+    in_threads(4, ask)
+
+
+def parts(tenant: "Tenant", over: threading.Event) -> None:
+    """Parts of uploads, without end."""
+    part = b"x" * 2**22
+    asked = {"bytes": 0, "filename": "a", "mime_type": "a", "purpose": "user_data"}
+
+    def fill() -> None:
+        while not over.is_set():
+            with suppress(httpx.HTTPError, KeyError):
+                upload = tenant.http.post("/v1/uploads", json=asked).json()["id"]
+                for _ in range(4):
+                    tenant.http.post(f"/v1/uploads/{upload}/parts", files={"data": part})
+                tenant.http.post(f"/v1/uploads/{upload}/cancel")
+
+    in_threads(2, fill)
+
+
+def large_structures(tenant: "Tenant", over: threading.Event) -> None:
+    """Structured output that takes long to compile."""
+    asked = ({"choice": ["a" * 1_000_000]}, {"regex": "(a{1000}){1000}"}, {"choice": ["b" * 1000] * 256})
+    while not over.is_set():
+        for structured in asked:
+            tenant.chat(structured_outputs=structured)
+
+
+def many_sequences(tenant: "Tenant", over: threading.Event) -> None:
+    """Requests for thousands of sequences."""
+    body = {"model": tenant.model, "prompt": ["x"] * 200, "n": 16, "max_tokens": 500, "ignore_eos": True}
+
+    def ask() -> None:
+        while not over.is_set():
+            for changes in ({}, {"prompt": ["x"] * 4, "n": 4}):
+                with suppress(httpx.HTTPError):
+                    tenant.http.post("/v1/completions", json=body | changes, timeout=SECONDS)
+
+    in_threads(8, ask)
+
+
+def unread_streams(tenant: "Tenant", over: threading.Event) -> None:
+    """Streams of an engine that nobody reads."""
+    body = {"model": tenant.model, "prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    with ExitStack() as many:
+        for _ in range(50):
+            with suppress(httpx.HTTPError):
+                many.enter_context(tenant.http.stream("POST", "/v1/completions", json=body))
+        over.wait()
+
+
+def in_threads(count: int, work: Callable[[], None]) -> None:
+    """Do `work` in so many threads, until all of them end."""
+    with ThreadPoolExecutor(count) as pool:
+        for _ in range(count):
+            pool.submit(work)
+
+
 KINDS: dict[str, Abuse] = {
     "large JSON": large_json,
     "idle connections": idle_connections,
     "hanging webhooks": hanging_webhooks,
     "many requests": many_requests,
+    "parts of uploads": parts,
+    "event streams": event_streams,
+    "previews of bombs": bombs,
+    "large structures": large_structures,
+    "many sequences": many_sequences,
+    "unread streams": unread_streams,
 }
+NEED_MODEL = {"event streams", "previews of bombs", "large structures", "many sequences", "unread streams"}
 
 
-def ordinary(tenant: Tenant) -> tuple[float, int]:
-    """(p99 in milliseconds, requests that failed) of an ordinary tenant who reads."""
-    times, failed, end = [], 0, time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        start = time.monotonic()
-        try:
-            failed += tenant.http.get("/v1/models").is_error
-        except httpx.HTTPError:
-            failed += 1
-        times.append(1000 * (time.monotonic() - start))
-        time.sleep(EVERY)
-    return statistics.quantiles(times, n=100)[98], failed
+class Ordinary:
+    """What a tenant who reads, and chats where there is a model, sees for a while."""
+
+    def __init__(self, tenant: "Tenant", seconds: float) -> None:
+        self.failed = 0
+        self.times: dict[str, list[float]] = {}
+        self._tenant = tenant
+        self._end = time.monotonic() + seconds
+        calls = {"read": self._read} | ({"chat": self._chat} if tenant.model else {})
+        threads = [threading.Thread(target=self._repeat, args=pair) for pair in calls.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _read(self) -> bool:
+        return self._tenant.http.get("/v1/models").is_success
+
+    def _chat(self) -> bool:
+        return self._tenant.chat(max_tokens=4)
+
+    def _repeat(self, name: str, call: Callable[[], bool]) -> None:
+        times = self.times.setdefault(name, [])
+        while time.monotonic() < self._end:
+            start = time.monotonic()
+            try:
+                self.failed += not call()
+            except httpx.HTTPError:
+                self.failed += 1
+            times.append(1000 * (time.monotonic() - start))
+            time.sleep(EVERY)
+
+    def percentile(self, name: str, percent: int) -> float:
+        """Milliseconds within which so many of the calls of that name were answered."""
+        times = self.times[name]
+        return round(statistics.quantiles(times, n=100)[percent - 1] if len(times) > 1 else times[0], 1)
+
+
+def measured(mine: "Tenant", abuser: "Tenant", abuse: Abuse, seconds: float) -> dict[str, float]:
+    """The ordinary tenant's figures, before and during the abuse."""
+    quiet, over = Ordinary(mine, seconds), threading.Event()
+    thread = threading.Thread(target=abuse, args=(abuser, over))
+    thread.start()
+    try:
+        busy = Ordinary(mine, seconds)
+    finally:
+        over.set()
+        thread.join()
+    found: dict[str, float] = {"failed": busy.failed, "failed_quiet": quiet.failed}
+    for name in busy.times:
+        for percent in (50, 99):
+            before, now = quiet.percentile(name, percent), busy.percentile(name, percent)
+            found[f"{name}_p{percent}_quiet_ms"], found[f"{name}_p{percent}_ms"] = before, now
+        found[f"{name}_p99_ratio"] = round(now / before, 2)
+    return found
 
 
 def main() -> None:
@@ -124,31 +295,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="such as http://127.0.0.1:8000")
     parser.add_argument("admin_key")
-    parser.add_argument("--only", choices=KINDS, help="one kind")
+    parser.add_argument("--model", help="a base model that chats are asked of and jobs train")
+    parser.add_argument("--only", choices=KINDS, action="append", help="one kind; may be repeated")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="of each of the two measurements of a kind"
+    )
+    parser.add_argument("--output", type=Path, help="where the results go, as JSON")
     options = parser.parse_args()
     run = f"{time.time():.0f}"
-    mine = Tenant(options.url, options.admin_key, f"ordinary-{run}")
+    mine = Tenant(options.url, options.admin_key, f"ordinary-{run}", options.model)
     results = {}
     for number, (name, abuse) in enumerate(KINDS.items()):
-        if options.only not in {None, name}:
+        if (options.only and name not in options.only) or (name in NEED_MODEL and not options.model):
             continue
-        abuser, over = Tenant(options.url, options.admin_key, f"abusive-{number}-{run}"), threading.Event()
-        quiet, _ = ordinary(mine)
-        thread = threading.Thread(target=abuse, args=(abuser, over))
-        thread.start()
-        try:
-            busy, failed = ordinary(mine)
-        finally:
-            over.set()
-            thread.join()
-        results[name] = {
-            "quiet_p99_ms": round(quiet, 1),
-            "p99_ms": round(busy, 1),
-            "ratio": round(busy / quiet, 2),
-            "failed": failed,
-        }
+        abuser = Tenant(options.url, options.admin_key, f"abusive-{number}-{run}", options.model)
+        results[name] = measured(mine, abuser, abuse, options.seconds)
         print(f"{name}: {results[name]}", flush=True)
-    print(json.dumps(results, indent=2))
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
