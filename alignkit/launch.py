@@ -25,20 +25,34 @@ class Machine(NamedTuple):
     port: int
 
 
+CONFIGURATIONS = Path(__file__).with_name("accelerate_configs")
+"""Accelerate configurations that come with alignkit: `zero3`, `fsdp2` and others, explained in docs/scale.md."""
+
+
+def configuration(file: Path) -> Path:
+    """Return the path of an accelerate configuration: `file`, or the one that comes with alignkit under that name."""
+    named = CONFIGURATIONS / f"{file}.yaml"
+    return named if not file.exists() and file == Path(file.name) and named.exists() else file
+
+
 def require_configuration(file: Path) -> None:
-    """Check the file of --config-file before anything starts.
+    """Check --config-file, a path or the name of a configuration that comes with alignkit, before anything starts.
 
     Raises AlignkitError if it is not an accelerate configuration, or if it asks for DeepSpeed without it installed.
     """
+    file = configuration(file)
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise AlignkitError(f"--config-file: cannot read {file}: {error.strerror}") from error
+        names = ", ".join(sorted(path.stem for path in CONFIGURATIONS.glob("*.yaml")))
+        raise AlignkitError(
+            f"--config-file: cannot read {file}: {error.strerror}. Expected a file, or one of {names}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise AlignkitError(f"--config-file: {file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise AlignkitError(
-            f"--config-file: expected an accelerate configuration, such as recipes/accelerate/zero3.yaml, "
+            f"--config-file: expected an accelerate configuration, such as zero3, "
             f"found {type(values).__name__} in {file}"
         )
     if values.get("distributed_type") == "DEEPSPEED":
@@ -57,10 +71,10 @@ def launch_command(
 ) -> list[str]:
     """The argument list of the launch command.
 
-    `config_file` is an accelerate configuration (recipes/accelerate/…); without one, a plain run. `num_processes`
-    counts the processes on this machine; by default, the configuration's number, or one. With `machine`, this machine
-    is one of several, each of which starts as many. With `resume`, the run in the recipe's folder resumes from its
-    last checkpoint.
+    `config_file` is an accelerate configuration, or the name of one that comes with alignkit; without one, a plain
+    run. `num_processes` counts the processes on this machine; by default, the configuration's number, or one. With
+    `machine`, this machine is one of several, each of which starts as many. With `resume`, the run in the recipe's
+    folder resumes from its last checkpoint.
     """
     machines = machine.total if machine else 1
     total = (num_processes or 1) * machines
@@ -70,7 +84,7 @@ def launch_command(
         "--dynamo_backend=no",
         *(["--multi_gpu"] if total > 1 else []),
     ]
-    options = [f"--config_file={config_file}"] if config_file else plain
+    options = [f"--config_file={configuration(config_file)}"] if config_file else plain
     return [
         python,
         "-m",

@@ -9,9 +9,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from alignkit import train
 from alignkit.errors import AlignkitError, RecipeError
-from alignkit.launch import Machine, launch_command, require_configuration
+from alignkit.launch import CONFIGURATIONS, Machine, launch_command, require_configuration
 
-CONFIGS = sorted((Path(__file__).parents[1] / "recipes" / "accelerate").glob("*.yaml"))
+CONFIGS = sorted(CONFIGURATIONS.glob("*.yaml"))
 
 
 def test_the_number_of_processes_is_the_callers_or_the_configurations() -> None:
@@ -46,6 +46,26 @@ def test_accelerate_takes_every_configuration(path: Path) -> None:
     assert stage == (int(path.stem[4]) if path.stem.startswith("zero") else None)
     assert config.mixed_precision == "no"  # the recipe's to say
     assert config.use_cpu is False
+
+
+def test_a_configuration_that_comes_with_alignkit_goes_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    require_configuration(Path("fsdp2"))
+    given = launch_command(Path("recipe.yaml"), config_file=Path("fsdp2"), num_processes=2)
+    assert f"--config_file={CONFIGURATIONS / 'fsdp2.yaml'}" in given
+    with pytest.raises(AlignkitError, match=r"cannot read zero9: .* or one of ddp, fsdp2, single, zero1, "):
+        require_configuration(Path("zero9"))
+
+
+def test_a_file_of_ones_own_comes_before_one_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fsdp2").write_text("- one")
+    with pytest.raises(AlignkitError, match="found list in fsdp2"):
+        require_configuration(Path("fsdp2"))
 
 
 @pytest.mark.parametrize(

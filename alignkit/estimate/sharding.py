@@ -1,4 +1,4 @@
-"""Memory and communication of each process under the configurations in recipes/accelerate/.
+"""Memory and communication of each process under the configurations in alignkit/accelerate_configs/.
 
 The constants are the engines' defaults, which those configurations do not change.
 """

@@ -105,7 +105,7 @@ class RaySettings(BaseModel):
     gpus: int = Field(1, ge=0, description="GPUs per node of a job, one process each")
     cpus: int = Field(1, ge=1, description="CPUs per node of a job")
     accelerate_config: str | None = Field(
-        None, description="path on the nodes of an accelerate configuration (recipes/accelerate/…)"
+        None, description="accelerate configuration: a path on the nodes, or a name such as zero3"
     )
     storage: str | None = Field(
         None,

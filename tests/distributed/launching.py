@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit import methods
+from alignkit.launch import CONFIGURATIONS
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
 from tests.completion import write_completions
@@ -24,7 +25,7 @@ from tests.labelled import write_labelled
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_adapter, build_tiny_model
 
-CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
+CONFIGS = CONFIGURATIONS
 
 
 def _path_through_the_trainers(name: str) -> object:
