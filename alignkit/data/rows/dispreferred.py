@@ -1,6 +1,6 @@
 """Dispreferred rows: a prompt with one dispreferred answer, and optionally the model's own answers (samples)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ from alignkit.data.messages import (
     parse_answer,
     parse_prompt,
     split_last_answer,
-    system_text,
     turns_of,
-    with_system,
 )
 from alignkit.data.nodes import Node
 from alignkit.data.rows.alpaca import PROMPT_KEYS, alpaca_prompt
-from alignkit.data.rows.beside import answers_beside, prompt_beside
+from alignkit.data.rows.beside import answers_beside
 from alignkit.data.rows.preference import PREFERENCE_FORMS, PreferenceRow
+from alignkit.data.rows.prompts import openai_prompt, orca_prompt, sharegpt_prompt, trl_prompt
 from alignkit.data.rows.recognise import Form, RowKind
 from alignkit.data.tokens import TokenSequence, render_answers
 from alignkit.data.tools import TOOLS, parse_tools
@@ -63,32 +62,19 @@ def parse_dispreferred(row: object, unused: set[str] | None = None) -> Disprefer
 
 
 def _openai(row: Node) -> DispreferredRow:
-    body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages"}) | TOOLS)
-    return DispreferredRow(
-        prompt=parse_prompt(turns_of(body.at("messages")), MESSAGES),
-        rejected=parse_answer(turns_of(row.at("non_preferred_output"), _ANSWER), MESSAGES),
-        samples=_samples(row.at("samples"), MESSAGES),
-        tools=parse_tools(body),
-    )
+    prompt, body = openai_prompt(row)
+    rejected = parse_answer(turns_of(row.at("non_preferred_output"), _ANSWER), MESSAGES)
+    return DispreferredRow(prompt, rejected, _samples(row.at("samples"), MESSAGES), parse_tools(body))
 
 
-def _beside(row: Node, prompt: list[Message]) -> DispreferredRow:
-    prompt, (rejected,) = answers_beside(prompt, [row.at("rejected")], _ANSWER)
-    return DispreferredRow(prompt, rejected, _samples(row.at("samples"), MESSAGES), parse_tools(row))
+def _beside(prompt_of: Callable[[Node], list[Message]]) -> Callable[[Node], DispreferredRow]:
+    """A parser of rows with the answer under `rejected`, beside the prompt."""
 
+    def parse(row: Node) -> DispreferredRow:
+        prompt, (rejected,) = answers_beside(prompt_of(row), [row.at("rejected")], _ANSWER)
+        return DispreferredRow(prompt, rejected, _samples(row.at("samples"), MESSAGES), parse_tools(row))
 
-def _trl(row: Node) -> DispreferredRow:
-    return _beside(row, prompt_beside(row.at("prompt")))
-
-
-def _alpaca(row: Node) -> DispreferredRow:
-    return _beside(row, alpaca_prompt(row))
-
-
-def _orca(row: Node) -> DispreferredRow:
-    return _beside(
-        row, [*system_text(row.at("system")), {"role": "user", "content": row.at("question").text()}]
-    )
+    return parse
 
 
 def _trl_implicit(row: Node) -> DispreferredRow:
@@ -103,9 +89,8 @@ def _trl_implicit(row: Node) -> DispreferredRow:
 
 
 def _sharegpt(row: Node) -> DispreferredRow:
-    turns = turns_of(row.at("conversations"), "an array of turns")
     return DispreferredRow(
-        prompt=with_system(row.at("system"), turns, parse_prompt(turns, TURNS)),
+        prompt=sharegpt_prompt(row),
         rejected=parse_answer(answer_turns(row.at("rejected")), TURNS),
         samples=_samples(row.at("samples"), TURNS),
         tools=parse_tools(row),
@@ -137,9 +122,14 @@ _SYSTEM = frozenset({"system"})
 DISPREFERRED_FORMS: tuple[Form[DispreferredRow], ...] = (
     Form("OpenAI", frozenset({"input", "non_preferred_output"}), _SAMPLES, _openai),
     Form("ShareGPT", frozenset({"conversations", "rejected"}), _SAMPLES | _SYSTEM | TOOLS, _sharegpt),
-    Form("TRL", frozenset({"prompt", "rejected"}), _SAMPLES | TOOLS, _trl),
-    Form("Alpaca", frozenset({"instruction", "rejected"}), _SAMPLES | PROMPT_KEYS | TOOLS, _alpaca),
-    Form("Orca", frozenset({"question", "rejected"}), _SAMPLES | _SYSTEM | TOOLS, _orca),
+    Form("TRL", frozenset({"prompt", "rejected"}), _SAMPLES | TOOLS, _beside(trl_prompt)),
+    Form(
+        "Alpaca",
+        frozenset({"instruction", "rejected"}),
+        _SAMPLES | PROMPT_KEYS | TOOLS,
+        _beside(alpaca_prompt),
+    ),
+    Form("Orca", frozenset({"question", "rejected"}), _SAMPLES | _SYSTEM | TOOLS, _beside(orca_prompt)),
     *(_of_pair(form) for form in PREFERENCE_FORMS if form.name.startswith("ms-swift")),
     Form("TRL (without prompt)", frozenset({"rejected"}), _SAMPLES | TOOLS, _trl_implicit),
 )

@@ -1,6 +1,6 @@
 """Preference rows: one prompt with a preferred and a dispreferred answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,12 @@ from alignkit.data.messages import (
     parse_answer,
     parse_prompt,
     split_last_answer,
-    system_text,
     turns_of,
-    with_system,
 )
 from alignkit.data.nodes import Node, RowError
 from alignkit.data.rows.alpaca import PROMPT_KEYS, alpaca_prompt
-from alignkit.data.rows.beside import answers_beside, prompt_beside
+from alignkit.data.rows.beside import answers_beside
+from alignkit.data.rows.prompts import openai_prompt, orca_prompt, sharegpt_prompt, trl_prompt
 from alignkit.data.rows.recognise import Form, RowKind
 from alignkit.data.tokens import TokenSequence, render_answers
 from alignkit.data.tools import TOOLS, parse_tools
@@ -59,36 +58,22 @@ def parse_preference(row: object, unused: set[str] | None = None) -> PreferenceR
 
 
 def _openai(row: Node) -> PreferenceRow:
-    body = row.at("input").as_object('an object {"messages": …}', frozenset({"messages"}) | TOOLS)
-    return PreferenceRow(
-        prompt=parse_prompt(turns_of(body.at("messages")), MESSAGES),
-        chosen=parse_answer(turns_of(row.at("preferred_output")), MESSAGES),
-        rejected=parse_answer(turns_of(row.at("non_preferred_output")), MESSAGES),
-        tools=parse_tools(body),
+    prompt, body = openai_prompt(row)
+    chosen, rejected = (
+        parse_answer(turns_of(row.at(side)), MESSAGES)
+        for side in ("preferred_output", "non_preferred_output")
     )
+    return PreferenceRow(prompt, chosen, rejected, parse_tools(body))
 
 
-def _beside(row: Node, prompt: list[Message]) -> PreferenceRow:
-    """A prompt with the answers under `chosen` and `rejected`."""
-    answers = [row.at("chosen"), row.at("rejected")]
-    prompt, (chosen, rejected) = answers_beside(prompt, answers)
-    return PreferenceRow(prompt, chosen, rejected, parse_tools(row))
+def _beside(prompt_of: Callable[[Node], list[Message]]) -> Callable[[Node], PreferenceRow]:
+    """A parser of rows with the answers under `chosen` and `rejected`, beside the prompt."""
 
+    def parse(row: Node) -> PreferenceRow:
+        prompt, (chosen, rejected) = answers_beside(prompt_of(row), [row.at("chosen"), row.at("rejected")])
+        return PreferenceRow(prompt, chosen, rejected, parse_tools(row))
 
-def _trl(row: Node) -> PreferenceRow:
-    return _beside(row, prompt_beside(row.at("prompt")))
-
-
-def _alpaca(row: Node) -> PreferenceRow:
-    """LLaMA-Factory's pairs: Alpaca's prompt with two answers."""
-    return _beside(row, alpaca_prompt(row))
-
-
-def _orca(row: Node) -> PreferenceRow:
-    """Orca's pairs: a question, and a system text that may be empty."""
-    return _beside(
-        row, [*system_text(row.at("system")), {"role": "user", "content": row.at("question").text()}]
-    )
+    return parse
 
 
 def _trl_implicit(row: Node) -> PreferenceRow:
@@ -114,13 +99,9 @@ def _shared(chosen: list[Message], rejected: list[Message]) -> int:
 
 
 def _sharegpt(row: Node) -> PreferenceRow:
-    turns = turns_of(row.at("conversations"), "an array of turns")
-    return PreferenceRow(
-        prompt=with_system(row.at("system"), turns, parse_prompt(turns, TURNS)),
-        chosen=parse_answer(answer_turns(row.at("chosen")), TURNS),
-        rejected=parse_answer(answer_turns(row.at("rejected")), TURNS),
-        tools=parse_tools(row),
-    )
+    prompt = sharegpt_prompt(row)
+    chosen, rejected = (parse_answer(answer_turns(row.at(side)), TURNS) for side in ("chosen", "rejected"))
+    return PreferenceRow(prompt, chosen, rejected, parse_tools(row))
 
 
 def _swift(row: Node) -> PreferenceRow:
@@ -161,9 +142,9 @@ _ANSWERS = frozenset({"chosen", "rejected"})
 PREFERENCE_FORMS: tuple[Form[PreferenceRow], ...] = (
     Form("OpenAI", frozenset({"input", "preferred_output", "non_preferred_output"}), frozenset(), _openai),
     Form("ShareGPT", _ANSWERS | {"conversations"}, frozenset({"system"}) | TOOLS, _sharegpt),
-    Form("TRL", _ANSWERS | {"prompt"}, TOOLS, _trl),
-    Form("Alpaca", _ANSWERS | {"instruction"}, PROMPT_KEYS | TOOLS, _alpaca),
-    Form("Orca", _ANSWERS | {"question"}, frozenset({"system"}) | TOOLS, _orca),
+    Form("TRL", _ANSWERS | {"prompt"}, TOOLS, _beside(trl_prompt)),
+    Form("Alpaca", _ANSWERS | {"instruction"}, PROMPT_KEYS | TOOLS, _beside(alpaca_prompt)),
+    Form("Orca", _ANSWERS | {"question"}, frozenset({"system"}) | TOOLS, _beside(orca_prompt)),
     Form("ms-swift", frozenset({"messages", "rejected_response"}), TOOLS, _swift),
     Form("ms-swift (messages)", frozenset({"messages", "rejected_messages"}), TOOLS, _swift_conversations),
     Form(
