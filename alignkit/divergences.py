@@ -21,6 +21,10 @@ from torch import Tensor
 
 from alignkit.errors import DivergenceError, nearest
 
+LARGEST_CHECKED = 25.0
+"""|log u| up to which a new divergence is checked: exp(25) is far beyond any ratio of a sound policy."""
+STEEP = 10.0
+"""The least fall of f' from u = 1e-10 to 1e-30 that is taken for an unlimited one; log u falls by 46."""
 EXACT_EXPONENT = 15.0
 """Largest exponent up to which scores are exact. Beyond it they continue linearly."""
 
@@ -314,7 +318,7 @@ def check(divergence: FDivergence) -> None:
     if not abs(at_one) < 1e-9:
         raise DivergenceError(f"{name}: f(1) must be 0, found {at_one:g}")
     grid = torch.linspace(-divergence.exact_limit, divergence.exact_limit, 121, dtype=torch.float64)
-    grid = grid.clamp(-25.0, 25.0)
+    grid = grid.clamp(-LARGEST_CHECKED, LARGEST_CHECKED)
     slopes = torch.tensor([_slope(divergence, float(z)) for z in grid])
     if not bool((slopes > 0).all()):
         worst = float(grid[int(slopes.nan_to_num(-math.inf).argmin())])
@@ -324,7 +328,7 @@ def check(divergence: FDivergence) -> None:
     near_zero, nearer_zero = (
         float(divergence.derivative(torch.tensor(math.log(u), dtype=torch.float64))) for u in (1e-10, 1e-30)
     )
-    if not nearer_zero < near_zero - 10:
+    if not nearer_zero < near_zero - STEEP:
         raise DivergenceError(
             f"{name}: f'(0+) must be -infinity, but it is finite (f'(1e-10) = {near_zero:.4g}, "
             f"f'(1e-30) = {nearer_zero:.4g}), so the optimal policy could drop answers that the reference gives"
@@ -333,11 +337,13 @@ def check(divergence: FDivergence) -> None:
 
 
 def _check_derivative(divergence: FDivergence) -> None:
-    u = torch.logspace(-2, 2, 41, dtype=torch.float64).requires_grad_()
+    points = 41
+    u = torch.logspace(-2, 2, points, dtype=torch.float64).requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(divergence.generator(u).sum(), u)
     gap = slope - divergence.derivative(u.detach().log())
-    if not float((gap - gap[20]).abs().max()) < 1e-6 * (1 + float(slope.abs().max())):
+    at_one = points // 2
+    if not float((gap - gap[at_one]).abs().max()) < 1e-6 * (1 + float(slope.abs().max())):
         raise DivergenceError(
             f"{divergence.name}: `derivative` is not the derivative of `generator` up to a constant"
         )

@@ -23,6 +23,12 @@ from alignkit.schema import field_issues
 
 EVALUATION_STEPS = 8
 """Minimum steps between evaluations under "auto": each also samples answers, which takes as long as several steps."""
+EVALUATIONS = 4
+"""Evaluations of a long run under "auto"."""
+SMALLEST_BATCH, LARGEST_BATCH = 4, 32
+"""Bounds of an "auto" batch: fewer pairs make a noisy step, more make few steps of a small file."""
+STEPS_WANTED, MOST_EPOCHS = 200, 3
+"""An "auto" number of epochs makes about so many steps; preferences repeated more often are learned by heart."""
 ALL_WEIGHTS_RATE = 0.01
 """Full fine-tuning uses this fraction of the LoRA rate: one that suits an adapter destroys a fully trained model."""
 
@@ -153,15 +159,20 @@ def _plain_auto(issues: list[FieldIssue]) -> list[FieldIssue]:
     return [FieldIssue(path, message) for path, message in merged.items()]
 
 
+def _auto_batch(rows: int) -> int:
+    """A power of two near 1/32 to 1/64 of the rows, so that an epoch has that many steps, within the bounds."""
+    return min(max(SMALLEST_BATCH, 2 ** (rows.bit_length() - 6)), LARGEST_BATCH, rows)
+
+
 def _resolve_auto(
     values: dict[str, Any], spec: type[Method], rows: int, *, has_validation: bool
 ) -> dict[str, Any]:
     resolved = dict(values)
     batch = resolved["batch_size"]
     if batch == "auto":
-        batch = resolved["batch_size"] = min(max(4, 2 ** (max(rows, 1).bit_length() - 6)), 32, max(rows, 1))
+        batch = resolved["batch_size"] = _auto_batch(max(rows, 1))
     defaults = {
-        "n_epochs": max(1, min(3, round(200 * batch / max(rows, 1)))),
+        "n_epochs": max(1, min(MOST_EPOCHS, round(STEPS_WANTED * batch / max(rows, 1)))),
         "learning_rate_multiplier": 1.0,
         **{
             name: field.default
@@ -174,7 +185,9 @@ def _resolve_auto(
             resolved[name] = value
     steps = resolved["max_steps"] or max(1, resolved["n_epochs"] * -(-rows // batch))
     if resolved["eval_interval"] == "auto":
-        resolved["eval_interval"] = max(min(steps, EVALUATION_STEPS), steps // 4) if has_validation else None
+        resolved["eval_interval"] = (
+            max(min(steps, EVALUATION_STEPS), steps // EVALUATIONS) if has_validation else None
+        )
     resolved["lora_alpha"] = resolved["lora_alpha"] or 2.0 * resolved["lora_rank"]
     return resolved
 

@@ -25,6 +25,8 @@ from typing import Any, Literal
 from alignkit.run.checkpoints import damage, newest_first
 
 Level = Literal["info", "warn", "error"]
+LOG_TAIL_BYTES = 65_536
+"""Bytes at the end of a log that are searched for its last lines."""
 SAVED_TEACHER = Path("teacher") / "model"
 """Path of a trained teacher inside a saved student.
 
@@ -123,7 +125,7 @@ class RunFolder:
         try:
             with self.log.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - 65536))
+                file.seek(max(0, size - LOG_TAIL_BYTES))
                 text = file.read().decode("utf-8", errors="replace")
         except OSError:
             return ""

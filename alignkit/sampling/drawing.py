@@ -8,6 +8,9 @@ from typing import Any
 
 from alignkit.sampling.sampler import Sampler
 
+SEED_STRIDE = 7919
+"""Distance of the seeds of two rounds, a prime; the requests of a round count up from its seed."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
@@ -71,7 +74,7 @@ def draw(
             temperature=options.temperature,
             top_p=options.top_p,
             max_tokens=options.max_tokens,
-            seed=(seed + 7919 * attempt) % 2**31,
+            seed=(seed + SEED_STRIDE * attempt) % 2**31,
         )
         for index, ids in zip(wanted, completions, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()

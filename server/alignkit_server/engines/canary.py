@@ -16,6 +16,8 @@ from alignkit_server.engines.errors import CanaryError, EngineError, scrub_paths
 __all__ = ["CanaryError", "CanaryReport", "check"]
 
 REQUEST_SECONDS = 120.0
+UNMOVED = 0.1
+"""An engine whose log-probs moved by less than this fraction of the trained shift answers as the base model."""
 """Timeout of a request; the first request to an adapter also loads it."""
 
 
@@ -145,7 +147,7 @@ def _complaint(report: CanaryReport) -> str | None:
         return None
     if over_base is None:
         return "vLLM's model does not answer as trained"
-    if over_base.served_shift.maximum < over_base.trained_shift.maximum / 10:
+    if over_base.served_shift.maximum < over_base.trained_shift.maximum * UNMOVED:
         return "vLLM answers as the base model"
     return "vLLM's adapter does not answer as trained"
 
