@@ -1,7 +1,9 @@
 """For all tests: processes they start import this tree; a property is not at fault where the machine is busy."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.tree import PYTHONPATH
@@ -9,3 +11,17 @@ from tests.tree import PYTHONPATH
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PYTHONPATH, os.environ.get("PYTHONPATH")]))
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+TESTS = Path(__file__).parent
+LONGEST = ("e2e", "distributed", "kernels/test_interpreted.py", "test_train.py", "server/runner", "trainers")
+"""Files and folders that begin a run, so that none of them is left for one process at its end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first; everything else stays in its order."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(TESTS)
+        return next((turn for turn, name in enumerate(LONGEST) if path.is_relative_to(name)), len(LONGEST))
+
+    items.sort(key=place)
