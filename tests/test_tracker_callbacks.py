@@ -122,6 +122,7 @@ def wandb_records(content: bytes) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("trackio"), reason="trackio is not installed: the extra `trackers`")
 def test_trackio_goes_on_with_the_run(workplace: Path, tmp_path: Path) -> None:
     """In processes of its own, as it looks for its folder once, when it is loaded."""

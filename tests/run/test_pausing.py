@@ -1,6 +1,8 @@
 """A run that is paused and resumed, as a real process under the executor: nothing is trained twice or lost."""
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 import alignkit
 from alignkit import train
@@ -67,6 +70,41 @@ def losses(folder: RunFolder) -> list[tuple[int, float]]:
     ]
 
 
+class Terminated(TrainerCallback):
+    """Sends this process SIGTERM in the middle of a step, as whoever pauses the run does."""
+
+    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_terminated_run_saves_its_step_and_resumes_to_the_same_losses(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = train.build_trainer
+
+    def deadly(*arguments: Any) -> Any:
+        trainer = build(*arguments)
+        trainer.add_callback(Terminated())
+        return trainer
+
+    short = recipe.training.model_copy(update={"max_steps": 4})
+    paused, whole = (tmp_path / "paused.yaml", tmp_path / "whole.yaml")
+    for path in (paused, whole):
+        update = {"output_dir": str(path.with_suffix("")), "training": short}
+        path.write_text(recipe.model_copy(update=update).to_yaml())
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "build_trainer", deadly)
+        assert train.main([str(paused)]) == 0
+    folder = RunFolder(tmp_path / "paused")
+    assert folder.read_result() == {"status": "paused", "steps": 3}
+    assert [path.name for path in folder.checkpoints.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert train.main([str(paused), "--resume"]) == 0
+    assert train.main([str(whole)]) == 0
+    assert losses(folder) == losses(RunFolder(tmp_path / "whole"))
+
+
+@pytest.mark.slow
 def test_a_paused_run_goes_on_where_it_stopped(recipe: Recipe, tmp_path: Path) -> None:
     folder = RunFolder(Path(recipe.output_dir))
     folder.path.mkdir()

@@ -67,6 +67,7 @@ def test_fifty_kills(new_rig: NewRig) -> None:
     rig.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_two_servers_of_one_database_killed_in_turn(new_rig: NewRig, postgres_url: str) -> None:
     rig = new_rig(servers=2, database_url=postgres_url, training_slots="2")
