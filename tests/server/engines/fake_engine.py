@@ -98,6 +98,14 @@ class Handler(BaseHTTPRequestHandler):
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
 
+    def chat_say(self, argument: str, raw: bytes) -> None:
+        """OpenAI's chunks of an answer: the argument, word by word."""
+        self.start_stream()
+        for word in argument.split(" "):
+            self.event({"choices": [{"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None}]})
+        self.chunk(b"data: [DONE]\n\n")
+        self.chunk(b"")
+
     def chat_fail(self, argument: str, raw: bytes) -> None:
         """A stream in which an error of that code comes, after an event that only looks like one."""
         self.start_stream()

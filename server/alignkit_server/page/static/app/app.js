@@ -4,7 +4,7 @@ import { Session, useKept, useSession } from "./lib/hooks.js";
 import { link, useRoute } from "./lib/router.js";
 import { forgetKey, keepKey, storedKey, watchKey } from "./lib/session.js";
 import { html, useCallback, useEffect, useMemo, useState } from "./lib/ui.js";
-import { PAGES, placesFor } from "./pages/index.js";
+import { PAGES, homeOf, placesFor } from "./pages/index.js";
 import { Missing } from "./pages/missing.js";
 import { SignIn } from "./pages/sign_in.js";
 
@@ -60,7 +60,7 @@ function SignedIn({ token, onLeave }) {
 function Frame({ onLeave, notice }) {
   const session = useSession();
   const route = useRoute();
-  const [name = "jobs", ...rest] = route.parts;
+  const [name = homeOf(session), ...rest] = route.parts;
   const Page = PAGES[name] ?? Missing;
   // The address is the page's identity: another job is another page, a filter in the query is not.
   const identity = [name, ...rest].join("/");
@@ -71,7 +71,7 @@ function Frame({ onLeave, notice }) {
   return html`
     <a class="skip" href="#main" onClick=${skip}>Skip to the content</a>
     <header>
-      <a class="brand" href="#/jobs"><img src="page/icon.svg" alt="" width="24" height="24" /> alignkit</a>
+      <a class="brand" href="#/"><img src="page/icon.svg" alt="" width="24" height="24" /> alignkit</a>
       <nav aria-label="Pages">
         ${placesFor(session).map(
           ([place, label]) =>

@@ -2,6 +2,7 @@
 import { parseEvents } from "./sse.js";
 
 const TIMEOUT = 60_000;
+const READING_TIMEOUT = 600_000; // of what reads a whole file first
 
 /** An answer other than success, in OpenAI's envelope. */
 export class ApiError extends Error {
@@ -13,10 +14,10 @@ export class ApiError extends Error {
   }
 }
 
-/** No answer at all: the server or the network is away. */
+/** No answer at all: the server or the network is away, or slow. */
 export class ConnectionError extends Error {
   constructor() {
-    super("The server does not answer. This page tries again.");
+    super("The server does not answer.");
   }
 }
 
@@ -38,6 +39,11 @@ export class Api {
 
   post(path, body = {}, options) {
     return this.#json("POST", path, { body, ...options });
+  }
+
+  /** Ask about a job that is not made yet. */
+  ask(path, request, signal) {
+    return this.post(path, request, { signal, timeout: READING_TIMEOUT });
   }
 
   delete(path) {

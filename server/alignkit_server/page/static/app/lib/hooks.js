@@ -55,6 +55,17 @@ export function useEvery(seconds, work, inputs) {
   }, inputs);
 }
 
+/** Whether the tab is seen. */
+export function useSeen() {
+  const [seen, setSeen] = useState(!document.hidden);
+  useEffect(() => {
+    const changed = () => setSeen(!document.hidden);
+    document.addEventListener("visibilitychange", changed);
+    return () => document.removeEventListener("visibilitychange", changed);
+  }, []);
+  return seen;
+}
+
 /** The value as it was when it last stood still for `milliseconds`. */
 export function useSettled(value, milliseconds) {
   const [settled, setSettled] = useState(value);

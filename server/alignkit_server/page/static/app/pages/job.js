@@ -1,7 +1,7 @@
 // One job: what it is, how it goes, what came of it.
 import { chartsOf } from "../lib/curves.js";
 import { bytes, count, duration, moment } from "../lib/format.js";
-import { useSession } from "../lib/hooks.js";
+import { useSeen, useSession } from "../lib/hooks.js";
 import { JobFeed } from "../lib/job_feed.js";
 import { actionsOf, isOver, outlook } from "../lib/jobs.js";
 import { link } from "../lib/router.js";
@@ -19,11 +19,13 @@ export function Job({ id }) {
   const { api } = useSession();
   const feed = useRef(null);
   const [state, setState] = useState(null);
+  const seen = useSeen();
   useEffect(() => {
+    if (!seen) return undefined; // a browser has six connections to a server: a hidden tab must not hold one
     feed.current = new JobFeed(api, id, setState);
     feed.current.run();
     return () => feed.current.stop();
-  }, [api, id]);
+  }, [api, id, seen]);
   const { job, error } = state ?? {};
   if (!job) {
     return html`
@@ -102,7 +104,7 @@ function Estimate({ job, messages }) {
   const [found, setFound] = useState(null);
   const ask = async () => {
     const { model, training_file, validation_file, method } = job;
-    setFound(await api.post("fine_tuning/jobs/estimate", { model, training_file, validation_file, method }));
+    setFound(await api.ask("fine_tuning/jobs/estimate", { model, training_file, validation_file, method }));
   };
   if (!found) return html`<${Action} label="Compare with an estimate" work=${ask} />`;
   const began = messages.findLast((event) => event.message === "Fine-tuning job started")?.created_at;

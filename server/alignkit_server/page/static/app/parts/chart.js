@@ -3,7 +3,7 @@ import uPlot from "../../vendor/uplot.mjs";
 import { html, useEffect, useLayoutEffect, useRef } from "../lib/ui.js";
 import { measure } from "../lib/format.js";
 
-const HEIGHT = 180;
+const HEIGHT = 170;
 const COLOURS = ["--line-1", "--line-2", "--line-3", "--line-4", "--line-5", "--line-6"];
 const DASHES = [undefined, [8, 4], [2, 3], [10, 3, 2, 3], [4, 4], [12, 6]];
 
@@ -79,7 +79,7 @@ function options(lines, place) {
     legend: { show: false }, // the text below, which a screen reader can read
     cursor: { y: false },
     axes: [
-      { ...axis, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? tick : "")) },
+      { ...axis, size: 30, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? tick : "")) },
       { ...axis, size: 60, values: (_, ticks) => ticks.map(measure) },
     ],
     series: [

@@ -1,0 +1,169 @@
+"""The playground, the comparison, and the places for files, models, limits and keys, in Chromium."""
+
+import json
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+from playwright.sync_api import expect
+
+from tests.server.page.browser import NARROW, Visitor, needs_chromium, violations
+from tests.server.page.runs import MARKUP, finish, run
+from tests.server.support import BASE_MODEL, Running, upload
+
+pytestmark = [needs_chromium, pytest.mark.slow]
+
+
+def test_a_preference_becomes_a_row_to_train_on(
+    service: Running, client: OpenAI, key: str, visitor: Visitor
+) -> None:
+    tuned = finish(service, run(service, client, steps=1))
+    page = visitor.signed_in(key, f"#/playground?a={BASE_MODEL}&b={tuned}")
+    page.get_by_label("Message").fill("What is new?")
+    page.get_by_label("Message").press("Control+Enter")
+    left, right = page.get_by_label("Conversation, left"), page.get_by_label("Conversation, right")
+    expect(left).to_contain_text(f"{BASE_MODEL} heard: What is new?")
+    expect(right).to_contain_text("heard: What is new?")
+    page.get_by_role("button", name="Right is better").click()
+    expect(page.get_by_text("1 row, kept in this browser")).to_be_visible()
+    assert violations(page) == []
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    (row,) = map(json.loads, Path(download.value.path()).read_text(encoding="utf-8").splitlines())
+    assert row["input"]["messages"] == [{"role": "user", "content": "What is new?"}]
+    assert row["non_preferred_output"][0]["content"] == f"{BASE_MODEL} heard: What is new?"
+    assert row["preferred_output"][0]["content"] != row["non_preferred_output"][0]["content"]
+    page.get_by_role("button", name="Upload and train on them").click()
+    expect(page.get_by_role("article", name="Row 1", exact=True)).to_be_visible()
+    assert next(file.filename for file in client.files.list()) == "preferences.jsonl"
+
+
+def test_what_a_model_says_is_text(key: str, visitor: Visitor) -> None:
+    page = visitor.signed_in(key, "#/playground")
+    page.get_by_label("Message").fill(f"Say {MARKUP}")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.get_by_label("Conversation, left")).to_contain_text(MARKUP)
+    assert page.locator("main img, main script").count() == 0
+
+
+def test_an_engine_that_refuses_is_heard(key: str, visitor: Visitor) -> None:
+    page = visitor.signed_in(key, "#/playground?a=no-such-model")
+    page.get_by_label("Message").fill("Hello")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.get_by_label("Conversation, left").get_by_role("alert")).to_contain_text("no-such-model")
+    expect(page.get_by_label("Conversation, right")).to_contain_text("heard: Hello")
+    expect(page.get_by_role("button", name="Left is better")).to_be_disabled()
+
+
+def test_runs_are_compared(service: Running, client: OpenAI, key: str, visitor: Visitor) -> None:
+    file = upload(client)
+    for beta, name in ((0.1, "gentle"), (0.5, "strict")):
+        run(service, client, beta=beta, training_file=file, metadata={"name": name})
+    page = visitor.signed_in(key)
+    for name in ("gentle", "strict"):
+        page.get_by_label(f"Compare {name}").check()
+    page.get_by_role("link", name="Compare 2").click()
+    settings = page.get_by_role("table", name="Settings of the jobs; those that differ come first")
+    differing = settings.locator("tr.differs")
+    expect(differing.filter(has_text="beta")).to_contain_text("0.1")
+    expect(differing.filter(has_text="beta")).to_contain_text("0.5")
+    expect(differing.filter(has_text="lora_rank")).to_have_count(0)
+    expect(page.get_by_role("img", name="Curve of valid loss over the steps")).to_be_visible()
+    expect(page.get_by_role("img", name="gentle: margin")).to_be_visible()
+    expect(page.get_by_role("table", name="Each run's last answers")).to_contain_text("Yes, by day")
+    assert violations(page) == []
+
+
+def test_files_are_uploaded_and_deleted(client: OpenAI, key: str, visitor: Visitor) -> None:
+    page = visitor.signed_in(key, "#/files")
+    expect(page.get_by_text("No file yet.")).to_be_visible()
+    page.get_by_label("Upload").set_input_files(
+        {"name": f"{MARKUP}.jsonl", "mimeType": "a/b", "buffer": b"{}"}
+    )  # type: ignore[arg-type]
+    row = page.get_by_role("row").last
+    expect(row).to_contain_text("img src=x")
+    with page.expect_download() as download:
+        row.get_by_role("button", name="Download").click()
+    assert Path(download.value.path()).read_bytes() == b"{}"
+    assert violations(page) == []
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("No file yet.")).to_be_visible()
+    assert client.files.list().data == []
+
+
+def test_models_are_found_and_deleted(service: Running, client: OpenAI, key: str, visitor: Visitor) -> None:
+    tuned = finish(service, run(service, client, steps=1))
+    page = visitor.signed_in(key, "#/models")
+    expect(page.get_by_role("row")).to_have_count(3)
+    page.get_by_label("Find").fill("ft:")
+    expect(page.get_by_role("row")).to_have_count(2)
+    assert violations(page) == []
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("row")).to_have_count(1)
+    assert tuned not in {model.id for model in client.models.list()}
+
+
+def test_an_admin_makes_a_project_with_a_key_and_a_limit(service: Running, visitor: Visitor) -> None:
+    admin = service.new_key("admins-of-the-page", "admin")
+    page = visitor.signed_in(admin, "#/projects")
+    page.get_by_label("Name of a new project").fill("made-by-clicks")
+    page.get_by_role("button", name="Create the project").click()
+    page.get_by_role("link", name="made-by-clicks").click()
+    page.get_by_text("Change the limits").click()
+    page.get_by_label("jobs queued", exact=True).fill("3")
+    page.get_by_role("button", name="Save the limits").click()
+    expect(page.get_by_role("row", name="jobs queued")).to_contain_text("3")
+    page.get_by_label("Name", exact=True).fill("ci")
+    page.get_by_role("checkbox", name="inference").uncheck()
+    page.get_by_role("button", name="Create the key").click()
+    token = page.get_by_label("The new key, shown this once").inner_text()
+    assert violations(page) == []
+    with service.http(token) as http:
+        known = http.get("/v1/key").json()
+    assert (known["project"]["name"], known["scopes"], known["limits"]["jobs_queued"]) == (
+        "made-by-clicks",
+        ["read", "train"],
+        3,
+    )
+    page.get_by_role("row", name="ci").get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(page.get_by_role("row", name="ci")).to_have_count(0)
+    with service.http(token) as http:
+        assert http.get("/v1/key").status_code == 401
+
+
+def test_whoever_may_only_ask_models_is_offered_only_that(
+    service: Running, project: str, visitor: Visitor
+) -> None:
+    page = visitor.signed_in(service.new_key(project, "inference"))
+    expect(page.get_by_role("heading", level=1, name="Playground")).to_be_visible()
+    expect(page.get_by_role("navigation", name="Pages").get_by_role("link")).to_have_text(
+        ["Playground", "Models", "Project", "API"]
+    )
+    page.get_by_role("link", name="Project").click()
+    expect(page.get_by_role("table", name="Limits and usage")).to_contain_text("64.0 GiB")
+    assert violations(page) == []
+
+
+def test_no_place_is_wider_than_a_narrow_screen(service: Running, client: OpenAI, visitor: Visitor) -> None:
+    key = service.new_key("narrow", "read", "train", "inference", "admin")
+    with service.client(key) as mine:
+        jobs = ",".join(run(service, mine, steps=15) for _ in range(2))
+    page = visitor.signed_in(key)
+    page.set_viewport_size(NARROW)  # type: ignore[arg-type]
+    for place in (f"compare?jobs={jobs}", "new", "playground", "files", "models", "project", "projects"):
+        page.goto(f"{service.url}/#/{place}")
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        page.wait_for_timeout(600)
+        assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"], place
+
+
+def test_the_description_works_without_another_host(visitor: Visitor) -> None:
+    asked: list[str] = []
+    page = visitor.context.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{visitor.url}/docs")
+    expect(page.get_by_text("/v1/fine_tuning/jobs", exact=True).first).to_be_visible()
+    assert [url for url in asked if not url.startswith((visitor.url, "data:"))] == []
