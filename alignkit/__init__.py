@@ -6,6 +6,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from alignkit.noise import drop_noise
+
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from alignkit import data, divergences, estimate, evaluate, kernels, losses, methods, trainers
     from alignkit.errors import AlignkitError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         SinKDTrainer,
         SupervisedTrainer,
     )
+
+drop_noise()
 
 __version__ = "0.2.0"
 
