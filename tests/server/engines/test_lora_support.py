@@ -1,10 +1,12 @@
 """Whether vLLM serves adapters of an architecture, by the source of the one that is installed."""
 
+import importlib.util
+
 import pytest
 
 from alignkit_server.engines.lora_support import serves_adapters
 
-pytest.importorskip("vllm")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
 @pytest.mark.parametrize(
