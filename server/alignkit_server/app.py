@@ -34,6 +34,7 @@ from alignkit_server.preflight.routes import router as preflight
 from alignkit_server.projects.routes import own_key
 from alignkit_server.projects.routes import router as projects
 from alignkit_server.request_log import RequestLog
+from alignkit_server.reserve import Reserve
 from alignkit_server.services import JobRunner, Services, Unpublish
 from alignkit_server.settings import Settings
 from alignkit_server.storage.runs import RunStorage
@@ -151,8 +152,10 @@ def open_services(
         vault=vault,
         runs=runs,
         sweeper=Sweeper(settings, database, runs),
+        reserve=Reserve(settings.root),
     )
     try:
+        services.reserve.start()
         if services.runner is not None:
             services.runner.start()
             services.runner_started = True
@@ -164,6 +167,7 @@ def open_services(
         services.runner_started = False
         if services.runner is not None:
             services.runner.stop()
+        services.reserve.stop()
         database.close()
 
 

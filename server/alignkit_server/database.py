@@ -1,16 +1,23 @@
 """The database: one engine, read and write transactions, and actions that run after a commit."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from anyio import to_thread
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
 BUSY_SECONDS = 30.0
 """Seconds that SQLite waits for another writer."""
+PROBE_SECONDS = 2.0
+"""How long a probe waits for a connection, and for other writers."""
+PROBED_SECONDS = 1.0
+"""For which a successful probe holds, so that probes, which need no key, are no load."""
+_PROBE = text("UPDATE alembic_version SET version_num = version_num")
+"""A write to the one table that always has exactly one row."""
 _AFTER_COMMIT = "after_commit"
 Answer = TypeVar("Answer")
 
@@ -20,6 +27,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = open_engine(url)
+        self._prober = open_engine(url, patience=PROBE_SECONDS)
+        self._probed_until = 0.0
         self._write = sessionmaker(self.engine, expire_on_commit=False)
         self._read = sessionmaker(self.engine.execution_options(alignkit_reads=True), expire_on_commit=False)
 
@@ -52,9 +61,18 @@ class Database:
             return query(*arguments)
         return await to_thread.run_sync(query, *arguments)
 
+    def probe(self) -> None:
+        """Write to the database, without effect; raises SQLAlchemyError if that is not possible soon."""
+        if time.monotonic() < self._probed_until:
+            return
+        with self._prober.begin() as connection:
+            connection.execute(_PROBE)
+        self._probed_until = time.monotonic() + PROBED_SECONDS
+
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+        self._prober.dispose()
 
 
 def after_commit(session: Session, action: Callable[[], None]) -> None:
@@ -62,10 +80,11 @@ def after_commit(session: Session, action: Callable[[], None]) -> None:
     session.info.setdefault(_AFTER_COMMIT, []).append(action)
 
 
-def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
+def open_engine(url: str, *, foreign_keys: bool = True, patience: float | None = None) -> Engine:
     """An engine whose errors never show parameter values.
 
     `foreign_keys` says whether SQLite enforces foreign keys; migrations that rebuild a table switch this off.
+    `patience` bounds the seconds that a statement waits for the database and for other writers.
     """
     is_sqlite = url.startswith("sqlite")
     engine = create_engine(
@@ -74,10 +93,20 @@ def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
         pool_pre_ping=not is_sqlite,
         max_overflow=-1 if is_sqlite else 10,  # `ask` must never wait for a connection
         json_serializer=_to_json,
+        connect_args={} if is_sqlite or patience is None else _bounds(patience),
     )
     if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine, foreign_keys=foreign_keys)
+        _prepare_sqlite(
+            engine, foreign_keys=foreign_keys, busy=BUSY_SECONDS if patience is None else patience
+        )
     return engine
+
+
+def _bounds(seconds: float) -> dict[str, Any]:
+    """psycopg's arguments for a connection that waits for nothing longer than that; libpq counts whole seconds."""
+    milliseconds = int(1000 * seconds)
+    options = f"-c lock_timeout={milliseconds} -c statement_timeout={milliseconds}"
+    return {"connect_timeout": max(2, int(seconds)), "options": options}
 
 
 def storable(text: str) -> str:
@@ -90,7 +119,7 @@ def _to_json(value: Any) -> str:
     return storable(json.dumps(value, ensure_ascii=False))
 
 
-def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
+def _prepare_sqlite(engine: Engine, *, foreign_keys: bool, busy: float) -> None:
     """Set up the write-ahead log, a busy timeout, and BEGIN IMMEDIATE for transactions that may write.
 
     A transaction that reads first and writes later would fail at once if another one wrote in between, whatever the
@@ -101,7 +130,7 @@ def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
     def connected(connection: Any, _: object) -> None:
         connection.isolation_level = None  # this module issues BEGIN itself
         for pragma in (
-            f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
+            f"busy_timeout = {int(busy * 1000)}",
             "journal_mode = WAL",
             "synchronous = FULL",
             f"foreign_keys = {'ON' if foreign_keys else 'OFF'}",

@@ -10,7 +10,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from sqlalchemy.orm import Session
 
-from alignkit_server.errors import ApiError, not_found
+from alignkit_server.errors import ApiError, disk_full, not_found
 from alignkit_server.keys.scopes import READING, also_needed, scopes_for
 from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
@@ -58,9 +58,18 @@ async def require_scope(request: Request, principal: ProjectDep) -> None:
 
 def get_session(request: Request, services: ServicesDep) -> Iterator[Session]:
     """The request's transaction, committed after the route returns and before the response is sent."""
+    if request.method == "DELETE":
+        services.reserve.look()  # a deletion needs a little space, and gives back more
     database = services.database
     with database.reading() if request.method in READING else database.writing() as session:
         yield session
 
 
+async def require_space(services: ServicesDep) -> None:
+    """Refuse with 507 a request that would use much space on a full disk."""
+    if services.reserve.is_low():
+        raise disk_full()
+
+
+NeedsSpace = Depends(require_space)
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]

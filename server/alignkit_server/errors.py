@@ -4,17 +4,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from alignkit_server.outages import described, is_full, is_outage
 from alignkit_server.redaction import without_keys
+
+log = structlog.get_logger()
 
 FOUND_LENGTH = 80
 PATH_LENGTH = 200
+RETRY_SECONDS = 5
+"""After which a client may try again that met an outage."""
 MAX_ISSUES = 20
 """Maximum number of refused fields that one answer names, so that answers do not grow with requests."""
 
@@ -84,6 +91,23 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(envelope(error), error.status, headers)
 
 
+def disk_full() -> ApiError:
+    """The 507 of a request that needs space on a full disk."""
+    message = "The service's disk is full: delete files that are no longer needed, then try again."
+    return ApiError(507, message, type="server_error", code="disk_full")
+
+
+def outage_error(error: Exception) -> ApiError | None:
+    """The error response to a failure of the database or the disk, which may pass; None for any other exception."""
+    if is_full(error):
+        return disk_full()
+    if not is_outage(error):
+        return None
+    message = "The service cannot reach its database or its disk at the moment; try again."
+    headers = {"retry-after": str(RETRY_SECONDS)}
+    return ApiError(503, message, type="server_error", code="unavailable", headers=headers)
+
+
 def server_error(request_id: str) -> ApiError:
     """The 500 of a defect; the log has the details under the same request id."""
     return ApiError(
@@ -116,6 +140,17 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
         return error_response(_invalid(error.errors(), error.body))
+
+    @app.exception_handler(SQLAlchemyError)
+    @app.exception_handler(OSError)
+    async def outage(request: Request, error: Exception) -> JSONResponse:
+        answer = outage_error(error)
+        if answer is None:
+            raise error
+        if is_full(error):
+            request.app.state.services.reserve.release()
+        log.warning("a request met an outage", what=described(error), error=type(error).__name__)
+        return error_response(answer)
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> JSONResponse:

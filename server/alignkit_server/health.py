@@ -5,10 +5,8 @@ from typing import Literal
 from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from alignkit_server.database import Database
 from alignkit_server.dependencies import ServicesDep
 from alignkit_server.errors import ApiError, ErrorEnvelope
 
@@ -31,19 +29,19 @@ async def healthz() -> Health:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": ErrorEnvelope, "description": "Not ready"}})
 async def readyz(services: ServicesDep) -> Health:
-    """Report whether the database answers and the job runner works. Uses its own threads, not the routes' pool."""
+    """Report whether the database takes writes, the disk has room and the job runner works.
+
+    Uses its own threads, not the routes' pool.
+    """
     try:
-        await to_thread.run_sync(_look, services.database, limiter=services.probes)
+        await to_thread.run_sync(services.database.probe, limiter=services.probes)
     except SQLAlchemyError as error:
-        raise _not_ready("The database does not answer.") from error
+        raise _not_ready("The database does not answer, or cannot be written to.") from error
+    if services.reserve.is_low():
+        raise _not_ready("The disk is full.")
     if not services.runner_started:
         raise _not_ready("The job runner is not started.")
     return Health(status="ready")
-
-
-def _look(database: Database) -> None:
-    with database.reading() as session:
-        session.execute(text("SELECT 1"))
 
 
 def _not_ready(message: str) -> ApiError:

@@ -9,7 +9,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alignkit_server.errors import error_response, server_error
+from alignkit_server.errors import error_response, outage_error, server_error
 
 HEADER = "x-request-id"
 QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -48,11 +48,12 @@ class RequestLog:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
-            except Exception:
+            except Exception as error:
                 log.exception("request failed", method=scope["method"], path=scope["path"])
                 if status:  # too late for an error response: the server closes the connection
                     raise
-                await error_response(server_error(request_id))(scope, receive, send_with_id)
+                answer = outage_error(error) or server_error(request_id)
+                await error_response(answer)(scope, receive, send_with_id)
             finally:
                 seconds = time.monotonic() - start
                 self._observe(scope["method"], _route(scope), status, seconds)

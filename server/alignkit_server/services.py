@@ -12,6 +12,7 @@ from alignkit_server.database import Database
 from alignkit_server.pools.file_check_pool import FileCheckPool
 from alignkit_server.pools.listening import Listening
 from alignkit_server.pools.webhook_samples import Samples
+from alignkit_server.reserve import Reserve
 from alignkit_server.settings import Settings
 from alignkit_server.storage.runs import RunStorage
 from alignkit_server.vault import Vault
@@ -67,6 +68,7 @@ class Services:
     vault: Vault
     runs: RunStorage
     sweeper: Sweeps
+    reserve: Reserve
     runner_started: bool = False
     probes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Limiter for the threads of /readyz."""

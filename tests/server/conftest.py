@@ -8,6 +8,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import create_engine, text
 
+from tests.server.disk import mounted
 from tests.server.postgres import postgres
 from tests.server.support import Running, serve
 
@@ -55,3 +56,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         connection.execute(text("DROP SCHEMA public CASCADE"))
         connection.execute(text("CREATE SCHEMA public"))
     engine.dispose()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 MB."""
+    with mounted(tmp_path / "disk", 40) as folder:
+        yield folder

@@ -28,6 +28,8 @@ from alignkit_server.errors import ApiError
 from alignkit_server.settings import EngineSettings
 
 CONNECT_SECONDS = 5.0
+CONNECT_TRIES = 4
+CONNECT_PAUSE_SECONDS = 0.2
 KEEP_ALIVE_SECONDS = 2.0
 """Shorter than vLLM's five seconds, so that no request is sent on a connection that is being closed."""
 EVENT_STREAM = "text/event-stream"
@@ -137,14 +139,8 @@ class ChatGateway:
     async def _open(self, asked: Asked, using: ExitStack) -> aiohttp.ClientResponse | Response:
         """Send the request. Returns an event stream as soon as it starts, any other answer when complete."""
         model = asked.engine
-        url = self._engines.running_endpoint(model) or await self._endpoint(model)
-        if asked.demand.structured:
-            using.callback(self._watch.begin(model, url))
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
         try:
-            answer = await self._client.post(
-                f"{url}{asked.path}", data=asked.raw, headers=headers, allow_redirects=False
-            )
+            answer = await self._ask(asked, using)
             media_type = answer.headers.get("content-type", "application/json")
             if answer.ok and media_type.startswith(EVENT_STREAM):
                 return answer
@@ -155,6 +151,28 @@ class ChatGateway:
         if not answer.ok:
             raise engine_refused(answer.status, content)
         return Response(content, answer.status, media_type=media_type)
+
+    async def _ask(self, asked: Asked, using: ExitStack) -> aiohttp.ClientResponse:
+        """The engine's response, at its beginning.
+
+        An engine that was killed a moment ago may still count as running; a connection that it refuses has delivered
+        nothing, so the request waits for the engine's restart. Raises ClientConnectorError after some refusals.
+        """
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        for left in reversed(range(CONNECT_TRIES)):
+            model = asked.engine
+            url = self._engines.running_endpoint(model) or await self._endpoint(model)
+            if asked.demand.structured:
+                using.callback(self._watch.begin(model, url))
+            try:
+                return await self._client.post(
+                    f"{url}{asked.path}", data=asked.raw, headers=headers, allow_redirects=False
+                )
+            except aiohttp.ClientConnectorError:
+                if not left:
+                    raise
+                await asyncio.sleep(CONNECT_PAUSE_SECONDS)
+        raise AssertionError("unreachable")
 
     async def _whole(self, answer: aiohttp.ClientResponse) -> bytes:
         """The complete answer. Raises 400 if it is larger than `max_answer_bytes`."""

@@ -6,7 +6,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
-from alignkit_server.dependencies import ServicesDep
+from alignkit_server.dependencies import NeedsSpace, ServicesDep
 from alignkit_server.errors import documented
 from alignkit_server.files.schemas import PURPOSES, FileDeleted, FileObject
 from alignkit_server.files.service import FileServiceDep
@@ -37,7 +37,7 @@ CONTENT: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 
-@router.post("", responses=documented(413), openapi_extra=BODY)
+@router.post("", responses=documented(413, 507), dependencies=[NeedsSpace], openapi_extra=BODY)
 async def create_file(request: Request, files: FileServiceDep, services: ServicesDep) -> FileObject:
     """Upload a file."""
     settings = services.settings

@@ -3,7 +3,6 @@
 Starlette's form parser would spool the whole body elsewhere before a route could check its size.
 """
 
-import errno
 import os
 import tempfile
 import time
@@ -19,7 +18,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from alignkit_server.errors import ApiError, shorten
+from alignkit_server.errors import ApiError, disk_full, shorten
+from alignkit_server.outages import is_full
 
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 FIELD_BYTES = 1024
@@ -186,10 +186,9 @@ def write_all(descriptor: int, data: bytes | bytearray) -> None:
         while view:
             view = view[os.write(descriptor, view) :]
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        message = "The service's disk is full: delete files that are no longer needed, then upload again."
-        raise ApiError(507, message, type="server_error", code="disk_full") from error
+        if is_full(error):
+            raise disk_full() from error
+        raise
 
 
 async def _drain(body: AsyncIterator[bytes]) -> None:

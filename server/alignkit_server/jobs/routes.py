@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from alignkit_server.dependencies import ProjectDep, ServicesDep
+from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import ApiError, documented
 from alignkit_server.jobs.idempotency import Idempotency, created_before
 from alignkit_server.jobs.preparation import prepare
@@ -42,7 +42,7 @@ _LABEL = re.compile(r"metadata\[([^\"\\\x00]{1,64})\]")
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 
-@router.post("", responses=documented(404, 409))
+@router.post("", responses=documented(404, 409, 507), dependencies=[NeedsSpace])
 async def create_job(
     body: JobRequest,
     project: ProjectDep,

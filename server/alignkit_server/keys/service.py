@@ -1,12 +1,15 @@
 """API keys: random 256-bit tokens of which only the hash and the last characters are stored."""
 
+import asyncio
 import hashlib
 import hmac
 import secrets
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from anyio import to_thread
+import structlog
 from sqlalchemy.orm import Session
 
 from alignkit_server.clock import now
@@ -18,8 +21,18 @@ from alignkit_server.tables import ApiKey, Project
 
 TOKEN_BYTES = 32
 HINT_LENGTH = 4
+STAMP_SECONDS = 0.2
+"""For which a request waits until the use of its key is stored."""
+STAMP_RETRY_SECONDS = 10.0
+"""Between two tries to store the use of the same key."""
 USED_RESOLUTION = 60
 """Seconds by which `last_used_at` may lag, so that not every request writes to the database."""
+
+_stamper = ThreadPoolExecutor(1, "key-stamps")
+"""Not the threads of requests: a database that cannot be written to would hold them."""
+_stamped_again_at: dict[str, float] = {}
+"""Key -> when its use may be stored next, by the monotonic clock."""
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,7 @@ async def authenticate(database: Database, token: str) -> Principal | None:
     if found.expires_at is not None and found.expires_at <= now():
         return None
     if found.last_used_at is None or now() - found.last_used_at >= USED_RESOLUTION:
-        await to_thread.run_sync(_mark_used, database, found.id)
+        await _stamp(database, found.id)
     return Principal(
         found.project_id, found.project_name, found.id, frozenset(found.scopes), found.limits or {}
     )
@@ -84,11 +97,23 @@ def _by_hash(database: Database, digest: str) -> FoundKey | None:
         return KeyRepository(session).by_hash(digest)
 
 
+async def _stamp(database: Database, key_id: str) -> None:
+    """Store the use of a key. A request waits for that a moment at most, and is never refused for it."""
+    if time.monotonic() < _stamped_again_at.get(key_id, 0.0):
+        return
+    _stamped_again_at[key_id] = time.monotonic() + STAMP_RETRY_SECONDS
+    writing = _stamper.submit(_mark_used, database, key_id)
+    await asyncio.wait([asyncio.wrap_future(writing)], timeout=STAMP_SECONDS)
+
+
 def _mark_used(database: Database, key_id: str) -> None:
-    with database.writing() as session:
-        key = KeyRepository(session).get(key_id)
-        if key is not None:
-            key.last_used_at = now()
+    try:
+        with database.writing() as session:
+            key = KeyRepository(session).get(key_id)
+            if key is not None:
+                key.last_used_at = now()
+    except Exception as error:
+        log.warning("the use of a key is not stored", key_id=key_id, error=type(error).__name__)
 
 
 def _digest(token: str) -> str:

@@ -20,6 +20,7 @@ from alignkit_server.engines.engine import BACK_OFF_SECONDS
 from alignkit_server.engines.errors import AdapterError, CanaryError, EngineError
 from alignkit_server.engines.weights import publish_weights
 from alignkit_server.outages import Detached
+from alignkit_server.reserve import require_room
 from alignkit_server.runner.ledger import JobRecord
 from alignkit_server.runner.result_csv import FILENAME, PURPOSE, result_file_id, results_csv
 from alignkit_server.runner.step_services import JobFailedError, StepServices, folder_of, job_step, use
@@ -143,6 +144,7 @@ def _report(services: StepServices, job: JobRecord, folder: RunFolder) -> Canary
             if services.stopping.is_set():
                 raise Detached from error
             if error.code not in PASSING or (proofs >= PROOFS and time.monotonic() >= deadline):
+                require_room(services.settings.root)  # on a full disk no engine starts, and no job fails
                 message = f"The model was trained but cannot be served: {error}"
                 raise JobFailedError(error.code, message) from error
         if services.stopping.wait(BACK_OFF_SECONDS):

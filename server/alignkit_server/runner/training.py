@@ -19,6 +19,7 @@ from alignkit_server import tracing
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 from alignkit_server.job_status import PAUSED
 from alignkit_server.outages import Detached
+from alignkit_server.reserve import ample_bytes, free_bytes
 from alignkit_server.runner import memory
 from alignkit_server.runner.event_follower import EventFollower
 from alignkit_server.runner.ledger import JobRecord
@@ -30,6 +31,8 @@ TOLERATED_SECONDS = 3.0
 OUT_OF_MEMORY = "out_of_memory"
 MARKER = "attempt"
 """Name of the file that records which start of the job the run in this folder belongs to."""
+DISK_FULL = "disk_full"
+"""Code of the error with which a trainer reports a full disk."""
 log = structlog.get_logger()
 T = TypeVar("T")
 
@@ -47,12 +50,19 @@ class Start(NamedTuple):
         fruitless = 1 if step > self.from_step else self.fruitless + 1
         return Start(self.number + 1, step, fruitless)
 
+    def once_more(self, step: int) -> "Start":
+        """The next start, from the checkpoint at `step`, after one that does not count."""
+        return Start(self.number + 1, step, self.fruitless if step == self.from_step else 0)
+
 
 FIRST = Start()
 
 
 class Ending(NamedTuple):
-    """How a run ended: "trained", "left" (paused, cancelled) or "killed"; and its last complete checkpoint's step."""
+    """How a run ended, and its last complete checkpoint's step.
+
+    `outcome` is "trained", "left" (paused, cancelled), "killed", or "starved": by a full disk, which has room again.
+    """
 
     outcome: str
     step: int = 0
@@ -66,9 +76,12 @@ def train(job_id: str, attempt: int) -> bool:
     start = FIRST
     while launch(job_id, attempt, start):
         ending = Ending(*watch(job_id, attempt, start))
-        if ending.outcome != "killed":
+        if ending.outcome == "starved":
+            start = start.once_more(ending.step)
+        elif ending.outcome == "killed":
+            start = start.after(ending.step)
+        else:
             return ending.outcome == "trained"
-        start = start.after(ending.step)
     return False
 
 
@@ -170,19 +183,48 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
     result = folder.read_result() or {}
     if result.get("status") == "succeeded":
         return Ending("trained")
-    if result.get("status") == "failed":
-        code, message = result["error"]["code"], result["error"]["message"]
-        if code == OUT_OF_MEMORY:
+    error = result.get("error") or {}
+    full = error.get("code") == DISK_FULL
+    if result.get("status") == "failed" and not full:
+        message = error["message"]
+        if error["code"] == OUT_OF_MEMORY:
             message = f"{message} {memory.what_fits(services.ledger.get(job_id).recipe)}"
-        raise failure(code, message, folder)
+        raise failure(error["code"], message, folder)
+    if (full or not result) and (starved := _starved(job_id, attempt, folder)) is not None:
+        return starved
+    if full and start.after(step_of_last(folder)).fruitless > services.settings.training_restarts:
+        raise failure(DISK_FULL, error["message"], folder)
     return _killed(job_id, folder, start, interrupted=result.get("status") == PAUSED)
+
+
+def step_of_last(folder: RunFolder) -> int:
+    """The step of the run's last complete checkpoint; 0 without one."""
+    checkpoint = folder.last_checkpoint()
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def _starved(job_id: str, attempt: int, folder: RunFolder) -> Ending | None:
+    """Wait until the disk has room for another checkpoint; None if it is not full."""
+    services, last = use(), folder.last_checkpoint()
+    needed = ample_bytes(folder.path)
+    if free_bytes(folder.path) >= needed:
+        return None
+    if last is not None:
+        needed += sum(path.stat().st_size for path in last.rglob("*") if path.is_file())
+    step = step_of_last(folder)
+    message = "The training process found the disk full; it resumes once there is room for another checkpoint"
+    services.ledger.add_event(job_id, level="warn", message=message, once=f"full {attempt} {step}")
+    while free_bytes(folder.path) < needed:
+        if not is_current(job_id, attempt):
+            return Ending("left")
+        if services.stopping.wait(POLL_SECONDS):
+            raise Detached
+    return Ending("starved", step)
 
 
 def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) -> Ending:
     """Decide about a run that was ended from outside: restart it, unless restarts made no progress before."""
-    services = use()
-    checkpoint = folder.last_checkpoint()
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    services, step = use(), step_of_last(folder)
     why = None if interrupted else memory.ran_out(folder)
     if why is not None and step <= start.from_step:  # it would run out again at the same place
         fits = memory.what_fits(services.ledger.get(job_id).recipe)

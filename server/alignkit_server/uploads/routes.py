@@ -5,7 +5,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request
 
-from alignkit_server.dependencies import ProjectDep, ServicesDep
+from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import documented
 from alignkit_server.files.upload import receive
 from alignkit_server.uploads.schemas import CompleteRequest, PartObject, UploadObject, UploadRequest
@@ -23,13 +23,15 @@ BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"s
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
 
-@router.post("", responses=documented(413))
+@router.post("", responses=documented(413, 507), dependencies=[NeedsSpace])
 def create_upload(body: UploadRequest, uploads: UploadServiceDep) -> UploadObject:
     """Open an upload in parts. It expires after an hour."""
     return uploads.create(body)
 
 
-@router.post("/{upload_id}/parts", responses=documented(404, 413, 507), openapi_extra=BODY)
+@router.post(
+    "/{upload_id}/parts", responses=documented(404, 413, 507), dependencies=[NeedsSpace], openapi_extra=BODY
+)
 async def add_upload_part(
     upload_id: str, request: Request, uploads: UploadServiceDep, services: ServicesDep
 ) -> PartObject:
@@ -41,7 +43,7 @@ async def add_upload_part(
         return await to_thread.run_sync(uploads.add_part, upload_id, received)
 
 
-@router.post("/{upload_id}/complete", responses=documented(404, 507))
+@router.post("/{upload_id}/complete", responses=documented(404, 507), dependencies=[NeedsSpace])
 def complete_upload(
     upload_id: str,
     body: CompleteRequest,

@@ -104,7 +104,7 @@ def deliver(delivery_id: str, attempt: int) -> None:
 
 @DBOS.step(name="try_to_send_webhook")
 def try_to_send(delivery_id: str, attempt: int) -> bool:
-    """Send the event, and again if an outage prevents storing the result; returns whether no attempt is left."""
+    """Send the event, and again if an outage prevents storing the result; returns whether it is settled."""
     return outlast(lambda: _try_to_send(delivery_id, attempt), _use().stopping)
 
 

@@ -31,7 +31,7 @@ def test_what_lost_its_thread_or_its_workflow_is_taken_up(
             raise Detached if job_id == deserted else SystemError
         return real(job_id, attempt)
 
-    def fail(job_id: str, code: str, message: str) -> None:
+    def fail(job_id: str, code: str, message: str, _log: str = "") -> None:
         if code == "internal_error":
             raise RuntimeError("an outcome that nobody foresaw")
         ledger.transition(job_id, "failed", only_from=("running",))

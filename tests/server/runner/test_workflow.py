@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from alignkit.run.checkpoints import seal
 from alignkit.run.folder import RunFolder, write_json
@@ -234,10 +236,44 @@ def test_an_engine_that_is_killed_does_not_take_the_job_along(
 
 def test_a_reported_failure_keeps_its_code(services: StepServices, job_id: str, folder: RunFolder) -> None:
     folder.result.write_text(
-        '{"status": "failed", "error": {"code": "disk_full", "message": "The disk is full"}}'
+        '{"status": "failed", "error": {"code": "diverged", "message": "The loss is no number"}}'
     )
-    with pytest.raises(JobFailedError, match="The disk is full") as caught:
+    with pytest.raises(JobFailedError, match="The loss is no number") as caught:
         training.watch(job_id)
+    assert caught.value.code == "diverged"
+
+
+@pytest.mark.parametrize(
+    "result", [None, {"status": "failed", "error": {"code": "disk_full", "message": "Full"}}]
+)
+def test_a_run_that_a_full_disk_ended_waits_for_room_and_does_not_count_as_a_death(
+    services: StepServices,
+    ledger: JobLedger,
+    job_id: str,
+    folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    result: Any,
+) -> None:
+    looks = [0, 0, 10**12]
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(training, "free_bytes", lambda _: looks.pop(0))
+    if result:
+        write_json(folder.result, result)
+    assert training.watch(job_id, start=LAST) == ("starved", 0)
+    assert looks == []
+    assert LAST.once_more(0) == Start(4, 0, 3)
+    assert LAST.once_more(2) == Start(4, 2, 0)
+    assert [message for message in messages(ledger, job_id) if "found the disk full" in message]
+
+
+def test_a_run_that_needs_more_than_there_is_fails_with_that(
+    services: StepServices, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "free_bytes", lambda _: 10**12)
+    write_json(folder.result, {"status": "failed", "error": {"code": "disk_full", "message": "Full"}})
+    assert training.watch(job_id) == ("killed", 0)
+    with pytest.raises(JobFailedError, match="Full") as caught:
+        training.watch(job_id, start=LAST)
     assert caught.value.code == "disk_full"
 
 
@@ -253,6 +289,37 @@ def test_a_failed_run_is_told_once_with_its_log_apart(
         job = session.query(Job).where(Job.id == job_id).one()
     assert event.message == job.error["message"] == "The disk is full"
     assert event.data == {"code": "disk_full", "log": ["Traceback", "RuntimeError: boom"]}
+
+
+def test_a_job_that_is_cancelled_waits_for_no_room(
+    services: StepServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> int:
+        ledger.transition(job_id, "cancelled", only_from=("running",))
+        return 0
+
+    monkeypatch.setattr(training, "free_bytes", full)
+    assert training.watch(job_id) == ("left", 0)
+
+
+def test_a_step_waits_for_the_database_and_says_so_once(
+    services: StepServices, ledger: JobLedger, job_id: str, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0.01)
+    write_json(folder.result, {"status": "succeeded"})
+    get, left = JobLedger.get, [3]
+
+    def away(self: JobLedger, job_id: str) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise OperationalError("SELECT", {}, psycopg.OperationalError("connection refused"))
+        return get(self, job_id)
+
+    monkeypatch.setattr(JobLedger, "get", away)
+    assert training.watch(job_id) == ("trained", 0)
+    assert messages(ledger, job_id) == [
+        "The server's database did not answer; the job continues as soon as this is over"
+    ]
 
 
 def test_a_stopping_server_lets_go_without_an_outcome(

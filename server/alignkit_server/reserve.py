@@ -1,0 +1,101 @@
+"""Disk space kept in reserve, so that deletions and the ends of jobs can still be recorded on a full disk.
+
+The reserve is a file that is given up as soon as the disk is full, and made again once there is room. Requests that
+would use much space are refused in the meantime, so that they do not use it up.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+from pathlib import Path
+
+import structlog
+
+MOST_BYTES = 16 * 2**20
+MOST_OF_DISK = 20
+"""The reserve is at most this fraction of the disk: one twentieth."""
+LOOK_SECONDS = 1.0
+FILE_NAME = ".reserve"
+
+log = structlog.get_logger()
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this process may still write on the disk of `folder`."""
+    state = os.statvfs(folder)
+    return state.f_bavail * state.f_frsize
+
+
+def reserve_bytes(folder: Path) -> int:
+    """Size of the reserve on the disk of `folder`."""
+    state = os.statvfs(folder)
+    return min(MOST_BYTES, state.f_blocks * state.f_frsize // MOST_OF_DISK)
+
+
+def ample_bytes(folder: Path) -> int:
+    """Free bytes with which the disk of `folder` counts as having room again, the reserve still to be made."""
+    return reserve_bytes(folder) * 5 // 2
+
+
+def require_room(folder: Path) -> None:
+    """Raise OSError (ENOSPC) if the disk of `folder` is full."""
+    if free_bytes(folder) < ample_bytes(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Reserve:
+    """The reserve of a home, shared by its servers. Thread-safe."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._file = home / FILE_NAME
+        self._size = reserve_bytes(home)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="disk-reserve", daemon=True)
+
+    def start(self) -> None:
+        """Make the reserve, and look after it from now on."""
+        self.look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave the reserve as it is."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def is_low(self) -> bool:
+        """Whether the disk is full but for the reserve, which may have been given up."""
+        least = self._size // 2 if self._file.exists() else self._size * 3 // 2
+        return free_bytes(self._home) < least
+
+    def look(self) -> None:
+        """Give the reserve up if the disk is full; make it again once there is much more room."""
+        if self._file.exists():
+            if self.is_low():
+                self.release()
+        elif free_bytes(self._home) >= ample_bytes(self._home):
+            self._make()
+
+    def release(self) -> None:
+        """Give the reserve up: the disk is full."""
+        with contextlib.suppress(FileNotFoundError):
+            self._file.unlink()
+            log.warning("the disk is full: its reserve is in use", bytes=self._size)
+
+    def _make(self) -> None:
+        staging = self._file.with_name(f"{FILE_NAME}.{os.getpid()}")
+        try:
+            with staging.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, self._size)
+            staging.replace(self._file)
+        except OSError:  # another writer was faster
+            staging.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            try:
+                self.look()
+            except OSError:
+                log.exception("the disk's reserve cannot be looked after; trying again")
