@@ -11,7 +11,7 @@ NO_PARSER = "none"
 MARKS = (
     ("<function=", "qwen3_coder"),
     ("<arg_key>", "glm45"),
-    ("<|tool\u2581call\u2581begin|>", "deepseek_v3"),
+    ("tool\u2581call\u2581begin", "deepseek_v3"),
     ("<|tool_call_start|>", "lfm2"),
     ("<|tool_call>", "gemma4"),
     ("<|channel|>commentary", "openai"),
