@@ -12,6 +12,7 @@ from alignkit_server import errors, health, logs, tracing
 from alignkit_server.audit.routes import router as audit
 from alignkit_server.catalog.model_catalog import ModelCatalog
 from alignkit_server.checkpoints.routes import router as checkpoints
+from alignkit_server.children.runner import ChildRunner
 from alignkit_server.database import Database
 from alignkit_server.dependencies import require_scope
 from alignkit_server.files.routes import router as files
@@ -30,6 +31,7 @@ from alignkit_server.migrate import migrate, start_lock
 from alignkit_server.models.routes import router as models
 from alignkit_server.modes import mend_modes
 from alignkit_server.page import routes as page
+from alignkit_server.pools.file_check_pool import FileCheckPool
 from alignkit_server.preflight.routes import router as preflight
 from alignkit_server.projects.routes import own_key
 from alignkit_server.projects.routes import router as projects
@@ -143,6 +145,7 @@ def open_services(
         ensure_first_key(database, settings)
     mend_modes(settings)
     runs = RunStorage(settings, database)
+    children = ChildRunner(memory_bytes=settings.file_check_bytes, seconds=settings.file_check_seconds)
     services = Services(
         settings=settings,
         database=database,
@@ -153,6 +156,8 @@ def open_services(
         runs=runs,
         sweeper=Sweeper(settings, database, runs),
         reserve=Reserve(settings.root),
+        children=children,
+        file_checks=FileCheckPool(children),
     )
     try:
         services.reserve.start()
@@ -164,6 +169,7 @@ def open_services(
         yield services
     finally:
         services.sweeper.stop()
+        children.close()
         services.runner_started = False
         if services.runner is not None:
             services.runner.stop()

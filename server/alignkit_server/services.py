@@ -8,6 +8,7 @@ import structlog
 from anyio import CapacityLimiter
 
 from alignkit_server.catalog.model_catalog import ModelCatalog
+from alignkit_server.children.runner import ChildRunner
 from alignkit_server.database import Database
 from alignkit_server.pools.file_check_pool import FileCheckPool
 from alignkit_server.pools.listening import Listening
@@ -69,12 +70,13 @@ class Services:
     runs: RunStorage
     sweeper: Sweeps
     reserve: Reserve
+    children: ChildRunner
+    file_checks: FileCheckPool
     runner_started: bool = False
     probes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Limiter for the threads of /readyz."""
     listening: Listening = field(default_factory=Listening)
     samples: Samples = field(default_factory=Samples)
-    file_checks: FileCheckPool = field(default_factory=FileCheckPool)
 
     def enqueue(self, job_id: str) -> None:
         """Hand a stored job to the runner. If that fails, it waits for the next start, which enqueues all jobs."""

@@ -12,8 +12,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from alignkit.data.validation import check_file
 from alignkit_server.engines.command import vllm_command
+from alignkit_server.pools.file_check_pool import check_file
 from tests.server.engines.support import make_settings
 from tests.server.support import Running, create_job, method, upload
 from tests.tiny import build_tiny_model

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.data.dataset import skipped_share
-from alignkit.data.validation import FileReport, check_file, overlap
+from alignkit.data.validation import FileReport, overlap
 from alignkit.errors import ModelError, RecipeError
 from alignkit.jobspec import parse_hyperparameters, recipe_for_job
 from alignkit.methods import METHODS, Hyperparameters, ModelSource, ResolveModel, names_of_models
 from alignkit.models.trainable import config_of, require_trainable
-from alignkit.sections import ModelSection
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
 from alignkit_server.engines.lora_support import serves_adapters
@@ -27,8 +26,9 @@ from alignkit_server.files.schemas import FINE_TUNE
 from alignkit_server.ids import JOB, new_id
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
+from alignkit_server.pools.file_check_pool import check_file
 from alignkit_server.services import Services
-from alignkit_server.tokenizers import has_tokenizer, tokenizer_at
+from alignkit_server.tokenizers import has_tokenizer
 
 RENDERED_ROWS = 5000
 """Rows of a file rendered before a job is created; the trainer renders all rows before it loads a model."""
@@ -324,12 +324,14 @@ def _data(param: str, file_id: str, reading: _Reading, project: Principal, servi
 
 def _rendered(param: str, data: _Data, reading: _Reading, recipe: Any, model: str) -> _Data:
     """The same file, its rows checked as rendered token ids; only the first RENDERED_ROWS of a large file."""
-    report = reading.check(
-        data.path,
-        tokenizer=_tokenizer(recipe.model, model),
-        max_length=recipe.data.max_length,
-        max_rendered=RENDERED_ROWS,
-    )
+    folder = Path(recipe.model.path)
+    with naming_model(folder, model):
+        report = reading.check(
+            data.path,
+            model=(folder, recipe.model.chat_template),
+            max_length=recipe.data.max_length,
+            max_rendered=RENDERED_ROWS,
+        )
     _require_ok(param, data.filename, report)
     return _Data(data.path, data.filename, report)
 
@@ -340,10 +342,11 @@ def _require_ok(param: str, filename: str, report: FileReport) -> None:
         raise ApiError(400, message, param=param, code=f"invalid_{param}")
 
 
-def _tokenizer(model: ModelSection, name: str) -> Any:
-    folder = Path(model.path)
+@contextmanager
+def naming_model(folder: Path, name: str) -> Iterator[None]:
+    """Turn an error of the model in `folder`, which clients call `name`, into a 400."""
     try:
-        return tokenizer_at(folder, model.chat_template)
+        yield
     except ModelError as error:
         message = f"The model {name!r} cannot render the rows: {error}"
         raise ApiError(400, message.replace(str(folder), name), param="model") from error

@@ -1,26 +1,164 @@
-"""Threads that read data files for requests: few, so that file checks never hold up other requests."""
+"""Slots in which data files are read for a request: few, so that no number of files holds up other requests.
 
-from collections import defaultdict
+All but small files are read in children (`alignkit_server.children`), which end with the request's client. What a
+check found is kept: a file never changes under its id.
+"""
+
+import asyncio
+import json
+import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import TypeVar
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+
+from alignkit.data.validation import FileReport
+from alignkit_server.children import work
+from alignkit_server.children.runner import ChildRunner
 
 AT_ONCE = 4
 OF_A_PROJECT = 2
-"""Threads per project: fewer than AT_ONCE, so that one project's files do not block another's."""
+"""Fewer than there are, so that one project's files do not keep another's waiting."""
+INLINE_BYTES = 256 * 2**10
+COMPRESSED = (b"\x1f\x8b", b"PAR1")
+"""How gzip and Parquet begin."""
+KEPT_CHECKS = 64
+KEPT_ROWS = 100_000
+"""A report of more rows, each with its digests, is not kept."""
 
 T = TypeVar("T")
 
 
-class FileCheckPool:
-    """Runs file checks, which take seconds, in their own threads instead of those that all routes share."""
+class Bounds(NamedTuple):
+    """How the work at hand reads files."""
+
+    children: ChildRunner
+    gone: threading.Event
+    """Set once the client has hung up."""
+    known: "KnownChecks"
+
+
+_bounds: ContextVar[Bounds] = ContextVar("bounds")
+
+
+class KnownChecks:
+    """The newest reports, by file and what it was checked for. Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reports: OrderedDict[object, FileReport] = OrderedDict()
+
+    def get(self, key: object) -> FileReport | None:
+        """The report, which is now the newest."""
+        with self._lock:
+            if key in self._reports:
+                self._reports.move_to_end(key)
+            return self._reports.get(key)
+
+    def keep(self, key: object, report: FileReport) -> None:
+        """Keep the report, and drop the oldest."""
+        if report.rows > KEPT_ROWS:
+            return
+        with self._lock:
+            self._reports[key] = report
+            while len(self._reports) > KEPT_CHECKS:
+                self._reports.popitem(last=False)
+
+
+class FileCheckPool:
+    """Runs what reads data files, for seconds, in threads beside those that all routes share."""
+
+    def __init__(self, children: ChildRunner) -> None:
+        self._children = children
+        self._known = KnownChecks()
         self._all = CapacityLimiter(AT_ONCE)
         self._by_project: dict[str, CapacityLimiter] = defaultdict(lambda: CapacityLimiter(OF_A_PROJECT))
 
-    async def run(self, project_id: str, work: Callable[[], T]) -> T:
-        """The result of `work`, run when the project has a free slot. Waiting for a slot uses no thread."""
+    async def run(self, project_id: str, work: Callable[[], T], request: Request | None = None) -> T:
+        """The result of `work`, run once the project has a slot; waiting for one takes no thread.
+
+        With `request`, the children of `work` end when its client hangs up.
+        """
+        gone = threading.Event()
         async with self._by_project[project_id]:
-            return await to_thread.run_sync(work, limiter=self._all)
+            watching = asyncio.create_task(_hung_up(request)) if request is not None else None
+            if watching is not None:
+                watching.add_done_callback(lambda _: gone.set())
+            token = _bounds.set(Bounds(self._children, gone, self._known))
+            try:
+                return await to_thread.run_sync(work, limiter=self._all)
+            finally:
+                _bounds.reset(token)
+                if watching is not None:
+                    watching.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def on_file(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` makes of the file, in a child of the request at hand, or right here of a small one.
+
+    Small is what can become neither large nor slow: plain text of at most INLINE_BYTES.
+    """
+    if _is_small(path):
+        return function(path, *arguments)
+    bounds = _bounds.get()
+    return bounds.children.call(function, path, *arguments, gone=bounds.gone)
+
+
+def _is_small(path: Path) -> bool:
+    if path.stat().st_size > INLINE_BYTES:
+        return False
+    with path.open("rb") as file:
+        return not file.read(4).startswith(COMPRESSED)
+
+
+def check_file(
+    path: Path,
+    method: str,
+    *,
+    columns: dict[str, str],
+    skip_bad: float,
+    max_line_bytes: int,
+    model: tuple[Path, str | None] | None = None,
+    max_length: int | None = None,
+    max_rendered: int | None = None,
+    max_bytes: int | None = None,
+) -> FileReport:
+    """The library's check of a file, or its earlier report; with a model's folder and template, of rendered rows."""
+    given = {
+        "columns": columns,
+        "skip_bad": skip_bad,
+        "max_line_bytes": max_line_bytes,
+        "max_length": max_length,
+        "max_rendered": max_rendered,
+        "max_bytes": max_bytes,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    asked = json.dumps([method, options, model and model[1]], sort_keys=True)
+    known, key = _bounds.get().known, (_stamp(path), asked, model and _stamps(model[0]))
+    report = known.get(key)
+    if report is None:
+        report = on_file(path, work.check_file, method, model, options)
+        known.keep(key, report)
+    return report
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int]:
+    """What tells a file from any other, and from what it was before a change."""
+    status = path.stat()
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _stamps(folder: Path) -> tuple[object, ...]:
+    """Of the files that make a tokenizer and its template."""
+    return tuple(
+        _stamp(path) for path in sorted(folder.iterdir()) if path.suffix in {".json", ".jinja", ".model"}
+    )

@@ -1,0 +1,99 @@
+"""What is done with data files in a child: checked, rendered, counted. Imported by the children's template.
+
+Arguments and results are plain values and records of the library; errors are the library's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignkit import estimate as library
+from alignkit.data.reading import Line, iter_lines
+from alignkit.data.report import preview_row
+from alignkit.data.schemas import schema_for
+from alignkit.data.validation import FileReport, Inspection
+from alignkit.data.validation import check_file as check
+from alignkit.errors import DataError
+from alignkit.methods import METHODS
+from alignkit_server.tokenizers import tokenizer_at
+
+CHARACTERS = 64
+"""Most characters of a token: texts longer than this for each token of max_length are cut before tokenising."""
+
+
+class Rows(NamedTuple):
+    """How the rows of a file are read and rendered, and which of them: the meaning of `which` is the function's."""
+
+    method: str
+    columns: dict[str, str]
+    folder: Path
+    chat_template: str | None
+    max_length: int
+    which: tuple[int, int]
+
+
+def check_file(
+    path: Path, method: str, model: tuple[Path, str | None] | None, options: dict[str, Any]
+) -> FileReport:
+    """The library's check; with a model's folder and chat template, rows are rendered too."""
+    tokenizer = None if model is None else tokenizer_at(*model)
+    return check(path, method, tokenizer=tokenizer, **options)
+
+
+def preview(path: Path, rows: Rows) -> list[dict[str, Any]]:
+    """The good rows from the first to before the second of `which`, rendered, with long texts cut."""
+    tokenizer, shown = tokenizer_at(rows.folder, rows.chat_template), []
+    good = (found for line in iter_lines(path, columns=rows.columns) for found in _row(line, rows))
+    for number, (row, cut) in islice(enumerate(good, start=1), *rows.which):
+        try:
+            found = preview_row(row, tokenizer, max_length=rows.max_length)
+        except DataError as error:
+            raise _refused(number, error) from error
+        notes = [*found.notes, *([f"texts are cut after {cut:,} characters here"] if cut else [])]
+        sequences = {name: [asdict(part) for part in parts] for name, parts in found.sequences.items()}
+        shown.append({"index": number, "dropped": found.dropped, "notes": notes, "sequences": sequences})
+    return shown
+
+
+def sample(path: Path, rows: Rows) -> tuple[library.Lengths | None, int]:
+    """(lengths, number of rows counted) of one row in so many of all, as `which` says; others are not parsed."""
+    tokenizer, rendered = tokenizer_at(rows.folder, rows.chat_template), []
+    every, total = rows.which
+    lines = enumerate(iter_lines(path, columns=rows.columns), start=1)
+    for number, line in islice(lines, 0, None, every):
+        try:
+            rendered += [row.render(tokenizer) for row, _ in _row(line, rows)]
+        except DataError as error:
+            raise _refused(number, error) from error
+    counted = library.trained_rows(rendered, METHODS[rows.method])
+    return library.count_lengths(counted, rows.max_length, len(rendered) / total), len(rendered)
+
+
+def _row(line: Line, rows: Rows) -> Iterator[tuple[Any, int]]:
+    """(the row with long texts cut, after how many characters: 0 where none was); nothing for a bad row."""
+    most = rows.max_length * CHARACTERS
+    value, cut = _cut(line.value, most)
+    kind: Any = schema_for(rows.method)
+    for row in Inspection(kind).rows(iter([Line(line.number, value, line.error, line.unit)])):
+        yield row, most if cut else 0
+
+
+def _cut(value: Any, most: int) -> tuple[Any, bool]:
+    """`value` with its long texts cut, and whether any was; arguments of calls must stay JSON and are left."""
+    if isinstance(value, str):
+        return (value[:most], True) if len(value) > most else (value, False)
+    if isinstance(value, dict):
+        pairs = {
+            key: (inner, False) if key == "arguments" else _cut(inner, most) for key, inner in value.items()
+        }
+        return {key: inner for key, (inner, _) in pairs.items()}, any(cut for _, cut in pairs.values())
+    if isinstance(value, list):
+        items = [_cut(inner, most) for inner in value]
+        return [inner for inner, _ in items], any(cut for _, cut in items)
+    return value, False
+
+
+def _refused(number: int, error: DataError) -> DataError:
+    return DataError(f"Row {number} of the training file: {error}")
