@@ -258,13 +258,15 @@ class TestForEverybody:
     def test_what_a_script_would_try_is_refused(self, key: str, visitor: Visitor) -> None:
         page = visitor.signed_in(key)
         refused = page.evaluate(
-            """() => {
+            """() => new Promise((resolve) => {
               const tries = {
                 markup: () => { document.body.innerHTML = "<img src=x onerror=alert(1)>"; },
                 code: () => eval("1"),
               };
-              return Object.keys(tries).filter((name) => { try { tries[name](); } catch { return true; } });
-            }"""
+              const refused = (name) => { try { tries[name](); return false; } catch { return true; } };
+              // In a task of its own, since what a debugger evaluates is let past the policy.
+              setTimeout(() => resolve(Object.keys(tries).filter(refused)));
+            })"""
         )
         assert refused == ["markup", "code"]
         assert visitor.wrong
