@@ -22,6 +22,7 @@ from alignkit_server.engines.manager import EngineManager
 from alignkit_server.engines.weights import unpublish_weights
 from alignkit_server.executors.protocol import Executor
 from alignkit_server.executors.registry import executor_of
+from alignkit_server.migrate import migrate, start_lock
 from alignkit_server.runner.dbos import DBOSRunner
 from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.runner.step_services import StepServices
@@ -73,13 +74,15 @@ def build_app(
 def serve(settings: Settings, app: FastAPI | None = None) -> None:
     """Run `app`, or the whole service, until SIGINT or SIGTERM.
 
-    Raises AlignkitError if the port is taken, or if the training executor does not answer.
+    Raises AlignkitError if the port is taken, the database cannot be used, or the training executor does not answer.
     """
     try:
         settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise AlignkitError(f"ALIGNKIT_HOME: cannot make {settings.root}: {error.strerror}") from error
     listener = listen(settings.host, settings.port)
+    with start_lock(settings):  # here too: a failure while the application starts is logged with a traceback
+        migrate(settings.sqlalchemy_url)
     app = app or build_app(settings)
     host, port = listener.getsockname()[:2]
     address = settings.root / "address"

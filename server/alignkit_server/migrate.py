@@ -1,14 +1,19 @@
 """Upgrades the database schema; servers that start at the same time take turns."""
 
 import fcntl
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DatabaseError
 
+from alignkit.errors import AlignkitError
 from alignkit_server.database import open_engine
 from alignkit_server.settings import Settings
 
@@ -29,15 +34,42 @@ def migrate(url: str) -> None:
     """Upgrade the database at `url` to the newest schema, in one transaction.
 
     Foreign keys are not enforced meanwhile, because SQLite can change a table only by rebuilding it.
+    Raises AlignkitError if the database is newer than this version, damaged, or cannot be reached.
     """
     engine = open_engine(url, foreign_keys=False)
     try:
         with engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
-            command.upgrade(migration_config(connection), "head")
+            config = migration_config(connection)
+            _refuse_newer(connection, config)
+            command.upgrade(config, "head")
+    except DatabaseError as error:
+        raise AlignkitError(_reason(engine, error)) from error
     finally:
         engine.dispose()
+
+
+def _refuse_newer(connection: Connection, config: Config) -> None:
+    """Raise AlignkitError if the schema has a revision that this version does not know."""
+    found = MigrationContext.configure(connection).get_current_heads()
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise AlignkitError(
+            f"the database was last used by a newer alignkit: its schema is {unknown[0]!r}, this version knows up to "
+            f"{scripts.get_current_head()!r}. Start that version, or restore a backup made before the upgrade"
+        )
+
+
+def _reason(engine: Engine, error: DatabaseError) -> str:
+    """A sentence about a database that cannot be opened, without its password."""
+    name = engine.url.database if engine.dialect.name == "sqlite" else engine.url.render_as_string()
+    if isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(error.orig, sqlite3.OperationalError):
+        return f"the database {name} is damaged ({error.orig}): restore a backup, or start with another home"
+    why = str(error.orig).strip().splitlines() or ["no reason given"]
+    return f"the database {name} cannot be used: {why[0]}"
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import MetaData, func, insert, inspect, select
+from sqlalchemy import MetaData, func, insert, inspect, select, text
 
+from alignkit.errors import AlignkitError
 from alignkit_server.app import open_services
 from alignkit_server.database import Database, open_engine
 from alignkit_server.migrate import migrate, migration_config
@@ -105,3 +107,26 @@ def test_servers_that_start_together_make_one_key(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(start, range(4))) == [1] * 4
+
+
+def test_a_newer_database_is_refused_with_a_sentence(database_url: str) -> None:
+    migrate(database_url)
+    engine = open_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
+    engine.dispose()
+    with pytest.raises(AlignkitError, match="last used by a newer alignkit: its schema is '9999_future'"):
+        migrate(database_url)
+
+
+def test_a_damaged_database_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "test.sqlite"
+    file.write_bytes(b"no database at all" * 500)
+    with pytest.raises(AlignkitError, match=r"is damaged .*: restore a backup"):
+        migrate(f"sqlite:///{file}")
+
+
+def test_a_database_that_is_away_is_refused_with_a_sentence_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(AlignkitError, match="cannot be used: ") as caught:
+        migrate(f"postgresql+psycopg://me:secret@/alignkit?host={tmp_path}")
+    assert "secret" not in str(caught.value)
