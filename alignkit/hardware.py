@@ -9,3 +9,11 @@ def has_gpu() -> bool:
     return (
         Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or shutil.which("nvidia-smi") is not None
     )
+
+
+def has_amx() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices itself; without it such products are emulated and slow."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False

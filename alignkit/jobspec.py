@@ -11,15 +11,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignkit.errors import FieldIssue, ModelError, RecipeError, nearest
-from alignkit.hardware import has_gpu
+from alignkit.hardware import has_amx, has_gpu
 from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
-from alignkit.methods.hyperparameters import in_jobs, job_name
+from alignkit.methods.hyperparameters import in_jobs, job_name, shared_options
 from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import Recipe
-from alignkit.schema import field_issues
+from alignkit.schema import field_issues, one_a_field
+from alignkit.sections import loaded_dtype
 
 EVALUATION_STEPS = 8
 """Minimum steps between evaluations under "auto": each also samples answers, which takes as long as several steps."""
@@ -31,8 +32,6 @@ STEPS_WANTED, MOST_EPOCHS = 200, 3
 """An "auto" number of epochs makes about so many steps; preferences repeated more often are learned by heart."""
 ALL_WEIGHTS_RATE = 0.01
 """Full fine-tuning uses this fraction of the LoRA rate: one that suits an adapter destroys a fully trained model."""
-
-
 LENGTH = 1024
 """Maximum tokens per row if a job says "auto", limited to the model's positions."""
 
@@ -81,25 +80,74 @@ def recipe_for_job(
         raise RecipeError([FieldIssue(f"{prefix}.validation_split", found)])
     held_out = validation_file or given.validation_split
     resolved = _resolve_auto(values, spec, train_rows, has_validation=held_out is not None)
-    on_gpu = has_gpu() if on_gpu is None else on_gpu
-    recipe = Recipe(
-        model={
-            "path": start.path,
-            "adapter": start.adapter,
-            "dtype": "bfloat16" if on_gpu else "float32",
-            "chat_template": _chat_template(given, start, prefix, templates),
-        },
-        data=_data_section(resolved, train_file, held_out),
-        method=_method_section(resolved, spec, prefix, resolve_model),
-        lora=_lora_section(resolved),
-        training=_training_section(resolved, spec.learning_rate) | {"report_to": list(report_to)},
-        collapse_guard={"on_collapse": resolved["on_collapse"]},
-        seed=seed,
-        output_dir=str(output_dir),
-    )
-    unused = ("lora_rank", "lora_alpha") if recipe.lora is None else ()
-    echoed = {name: value for name, value in resolved.items() if value is not None and name not in unused}
-    return JobSpec(recipe, echoed)
+    resolved |= _for_device(resolved, has_gpu() if on_gpu is None else on_gpu)
+    shared = _shared(resolved)
+    template = _chat_template(given, start, prefix, templates)
+    method_section = _method_section(resolved, spec, prefix, resolve_model)
+    try:
+        recipe = Recipe.parse(
+            {
+                "model": {"path": start.path, "adapter": start.adapter, "chat_template": template}
+                | shared["model"],
+                "data": _data_section(resolved, train_file, held_out),
+                "method": method_section,
+                "lora": _lora_section(resolved, shared["lora"]),
+                "training": shared["training"]
+                | _training_section(resolved, spec.learning_rate)
+                | {"report_to": list(report_to)},
+                "collapse_guard": {"on_collapse": resolved["on_collapse"]},
+                "seed": seed,
+                "output_dir": str(output_dir),
+            }
+        )
+    except RecipeError as error:
+        raise RecipeError([_as_job_names_it(issue, prefix) for issue in error.issues]) from error
+    return JobSpec(recipe, _echoed(recipe, resolved))
+
+
+def settled(spec: JobSpec, recipe: Recipe) -> JobSpec:
+    """The job with `recipe`, in which more of the shared options are settled, as what it echoes."""
+    values = {
+        given: getattr(getattr(recipe, section), name)
+        for given, (section, name) in shared_options().items()
+        if getattr(recipe, section) is not None
+    }
+    return JobSpec(recipe, _echoed(recipe, spec.hyperparameters | values))
+
+
+def _echoed(recipe: Recipe, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that mean something for this job."""
+    return {
+        name: value
+        for name, value in resolved.items()
+        if value is not None and not (recipe.lora is None and name.startswith("lora_"))
+    }
+
+
+def _for_device(resolved: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:  # noqa: FBT001
+    """The shared options that follow from the kind of device alone; the rest of "auto" depends on its memory."""
+    found: dict[str, Any] = {}
+    if resolved["dtype"] == "auto":
+        found["dtype"] = loaded_dtype(gpu=on_gpu, frozen=resolved["trained_weights"] == "lora")
+    if resolved["mixed_precision"] == "auto" and not (on_gpu or has_amx()):
+        found["mixed_precision"] = "no"
+    return found
+
+
+def _shared(resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Section -> option -> value of the options that every method shares."""
+    found: dict[str, dict[str, Any]] = {"model": {}, "lora": {}, "training": {}}
+    for given, (section, name) in shared_options().items():
+        found[section][name] = resolved[given]
+    return found
+
+
+def _as_job_names_it(issue: FieldIssue, prefix: str) -> FieldIssue:
+    """A refusal of the recipe at the hyperparameter that it came from."""
+    names = {f"{section}.{name}": given for given, (section, name) in shared_options().items()}
+    if issue.path in names:
+        return FieldIssue(f"{prefix}.{names[issue.path]}", issue.message)
+    return FieldIssue(prefix, issue.message) if issue.path in {"model", "lora", "training"} else issue
 
 
 def parse_hyperparameters(method: str, values: dict[str, Any]) -> Hyperparameters:
@@ -113,7 +161,7 @@ def parse_hyperparameters(method: str, values: dict[str, Any]) -> Hyperparameter
     except ValidationError as error:
         prefix = f"method.{method}.hyperparameters"
         issues = field_issues(error, prefix, lambda _: kind.model_fields)
-        raise RecipeError(_plain_auto(issues)) from error
+        raise RecipeError(one_a_field(issues)) from error
 
 
 def _fixed_by_start(given: Hyperparameters, start: ModelSource, prefix: str) -> dict[str, Any]:
@@ -127,6 +175,11 @@ def _fixed_by_start(given: Hyperparameters, start: ModelSource, prefix: str) -> 
         except ModelError as error:
             raise RecipeError([FieldIssue("model", "its adapter cannot be read")]) from error
         own |= {"lora_rank": lora.r, "lora_alpha": lora.alpha}
+        own |= {
+            given: getattr(lora, name)
+            for given, (section, name) in shared_options().items()
+            if section == "lora"
+        }
     elif not (Path(start.path) / "config.json").is_file():
         raise RecipeError([FieldIssue("model", "its weights cannot be read")])
     issues = [
@@ -135,28 +188,12 @@ def _fixed_by_start(given: Hyperparameters, start: ModelSource, prefix: str) -> 
             f"expected {own.get(name, 'none')!r}, as in the model that training starts from, "
             f"found {getattr(given, name)!r}",
         )
-        for name in ("trained_weights", "lora_rank", "lora_alpha")
+        for name in ("trained_weights", "lora_rank", "lora_alpha", "lora_dropout", "lora_rslora")
         if name in given.model_fields_set and getattr(given, name) not in {None, own.get(name)}
     ]
     if issues:
         raise RecipeError(issues)
     return own
-
-
-def _plain_auto(issues: list[FieldIssue]) -> list[FieldIssue]:
-    """The issues, one per field: pydantic reports each alternative of `auto | number` separately."""
-    arms = {"literal['auto']", "bool", "int", "float", "constrained-int", "constrained-float"}
-    merged: dict[str, str] = {}
-    for issue in issues:
-        head, _, last = issue.path.rpartition(".")
-        is_arm = last in arms or last.startswith("function-")
-        path = head if is_arm else issue.path
-        message = issue.message
-        if path in merged and is_arm:
-            first = merged[path].split(", found")[0]
-            message = f"{first} or {message.removeprefix('expected ')}"
-        merged[path] = message
-    return [FieldIssue(path, message) for path, message in merged.items()]
 
 
 def _auto_batch(rows: int) -> int:
@@ -170,7 +207,9 @@ def _resolve_auto(
     resolved = dict(values)
     batch = resolved["batch_size"]
     if batch == "auto":
-        batch = resolved["batch_size"] = _auto_batch(max(rows, 1))
+        batch = _auto_batch(max(rows, 1))
+        gpus = resolved["gpus"]
+        batch = resolved["batch_size"] = -(-batch // gpus) * gpus
     defaults = {
         "n_epochs": max(1, min(MOST_EPOCHS, round(STEPS_WANTED * batch / max(rows, 1)))),
         "learning_rate_multiplier": 1.0,
@@ -214,21 +253,21 @@ def _chat_template(
         raise RecipeError([FieldIssue(f"{prefix}.chat_template", str(error))]) from error
 
 
-def _lora_section(resolved: dict[str, Any]) -> dict[str, Any] | None:
+def _lora_section(resolved: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any] | None:
     if resolved["trained_weights"] == "all":
         return None
-    return {"r": resolved["lora_rank"], "alpha": resolved["lora_alpha"]}
+    return {"r": resolved["lora_rank"], "alpha": resolved["lora_alpha"]} | shared
 
 
 def _training_section(resolved: dict[str, Any], learning_rate: float) -> dict[str, Any]:
     if resolved["trained_weights"] == "all":
         learning_rate *= ALL_WEIGHTS_RATE
+    rate = resolved["learning_rate"] or learning_rate * resolved["learning_rate_multiplier"]
     return {
         "epochs": resolved["n_epochs"],
         "max_steps": resolved["max_steps"],
         "batch_size": resolved["batch_size"],
-        "micro_batch_size": resolved["micro_batch_size"],
-        "learning_rate": learning_rate * resolved["learning_rate_multiplier"],
+        "learning_rate": rate,
         "warmup_steps": resolved["warmup_steps"],
         "eval_steps": resolved["eval_interval"],
         "save_steps": resolved["checkpoint_interval"],

@@ -1,5 +1,6 @@
 """The command that starts a run: `accelerate launch -m alignkit.train`, the same for people and for the service."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,10 @@ import yaml
 
 from alignkit import extras
 from alignkit.errors import AlignkitError
+
+RESUME = "--resume"
+RETRY_EXIT = 75
+"""Exit status of a trainer that ran out of memory and goes on with a smaller micro-batch (EX_TEMPFAIL)."""
 
 
 class Machine(NamedTuple):
@@ -90,12 +95,13 @@ def launch_command(
         "-m",
         "alignkit.launch",
         *options,
+        *(["--main_process_port=0"] if total > 1 and machine is None else []),  # several runs on one machine
         *_place(machine, has_config=config_file is not None),
         *count,
         "-m",
         "alignkit.train",
         str(recipe),
-        *(["--resume"] if resume else []),
+        *([RESUME] if resume else []),
         *overrides,
     ]
 
@@ -139,7 +145,7 @@ def interrupt(launcher: int) -> None:
                 trainer.terminate()
 
 
-def _main() -> None:
+def _launch() -> int:
     """Run accelerate's launcher without its report of a failed trainer, which has already reported the reason."""
     from accelerate.commands.launch import (
         main,  # saves accelerate and torch where a command is only composed
@@ -149,9 +155,20 @@ def _main() -> None:
     try:
         main()
     except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+        return error.returncode
     except ChildFailedError as error:
-        sys.exit(next(iter(error.failures.values())).exitcode)
+        statuses: list[int] = [failure.exitcode for failure in error.failures.values()]
+        return RETRY_EXIT if RETRY_EXIT in statuses else statuses[0]
+    return 0
+
+
+def _main() -> None:
+    """Launch; where a trainer may try again with less memory, once more in this same process."""
+    status = _launch()
+    if status == RETRY_EXIT:
+        resume = [] if RESUME in sys.argv else [RESUME]
+        os.execv(sys.executable, [sys.executable, "-m", "alignkit.launch", *sys.argv[1:], *resume])  # noqa: S606
+    sys.exit(status)
 
 
 if __name__ == "__main__":

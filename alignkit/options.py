@@ -41,7 +41,11 @@ class InJobs:
     le: float | None = None
     lt: float | None = None
     auto: bool = False
-    """Whether a job may set "auto", which is then the job's default and resolves to the recipe's default."""
+    """Whether a job may say "auto", which is then its default and becomes the recipe's default."""
+    default: Any = None
+    """The default in jobs where it is not the recipe's; None: the recipe's."""
+    name: str | None = None
+    """The option's name in jobs, where it is not the recipe's. Only for the sections that all methods share."""
     check: Callable[[Any], Any] | None = None
     """A further check of the value. It returns the value, or raises ValueError."""
     schema: Callable[[dict[str, Any]], None] | None = None
@@ -79,6 +83,17 @@ class JobContext(NamedTuple):
     """A function from a model's name to its `ModelSource`. Raises ModelError if the project has no such model."""
     learning_rate: float
     """The learning rate for a multiplier of 1."""
+
+
+def one_of(*names: str) -> Callable[[Any], Any]:
+    """A check of `InJobs` that refuses every value but these names; lists are refused too."""
+
+    def check(value: Any) -> Any:
+        if value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}, found {value!r}")
+        return value
+
+    return check
 
 
 _Kind = TypeVar("_Kind")

@@ -20,7 +20,7 @@ from alignkit.methods import METHODS, Method, get
 from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import available
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
-from alignkit.schema import Section, field_issues, refused
+from alignkit.schema import Section, field_issues, one_a_field, refused
 from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, ModelSection, TrainingSection
 
 
@@ -89,7 +89,8 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise RecipeError(field_issues(error, siblings=partial(_siblings, values))) from error
+            issues = field_issues(error, siblings=partial(_siblings, values))
+            raise RecipeError(one_a_field(issues)) from error
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Self:

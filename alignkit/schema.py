@@ -41,6 +41,24 @@ def field_issues(
     return issues
 
 
+def one_a_field(issues: Iterable[FieldIssue]) -> list[FieldIssue]:
+    """The issues with those of one field's alternatives, such as `auto | number`, made into one sentence."""
+    merged: dict[str, str] = {}
+    for issue in issues:
+        head, _, last = issue.path.rpartition(".")
+        is_arm = last in _ARMS or last.startswith(("literal[", "function-"))
+        path, message = (head if is_arm else issue.path), issue.message
+        if path in merged and is_arm:
+            first = merged[path].split(", found")[0]
+            message = f"{first} or {message.removeprefix('expected ')}"
+        merged[path] = message
+    return [FieldIssue(path, message) for path, message in merged.items()]
+
+
+_ARMS = frozenset({"int", "float", "bool", "str", "constrained-int", "constrained-float", "list[str]"})
+"""The names that pydantic gives the alternatives of a field, at the end of an issue's path."""
+
+
 def _location(item: Mapping[str, Any]) -> tuple[str | int, ...]:
     """The path of a mistake; for a wrong `type`, pydantic gives only the path of the section."""
     found: tuple[str | int, ...] = item["loc"]

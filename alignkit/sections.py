@@ -3,15 +3,32 @@
 Each method declares its own options in `alignkit.methods`.
 """
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
+from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE, InJobs, one_of
 from alignkit.schema import Section
 from alignkit.tracking import MAX_TRACKERS, Tracker, each_once
 
+Auto = Literal["auto"]
+"""Settled for the device when the run starts, or when a job is created: it fits, and is fast there."""
 Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+"""Schedules that need no further argument, which is what a job may name."""
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd")
+"""Optimizers that a job may name; a recipe may name any of transformers'."""
+
+
+def loaded_dtype(*, gpu: bool, frozen: bool) -> Dtype:
+    """The dtype of weights under `auto`: bfloat16 on a GPU where they are `frozen`, else float32.
+
+    Weights that train stay in float32: in 16 bits a step at a usual learning rate is less than their resolution.
+    """
+    return "bfloat16" if gpu and frozen else "float32"
+
+
 HEAD_MODULES = frozenset({"lm_head", "embed_tokens"})
 """Modules that no adapter may target: the fused heads would ignore the change, and vLLM could not serve it."""
 
@@ -25,16 +42,19 @@ class ModelSection(Section):
     adapter: Annotated[str | None, CONTENT_MATTERS] = Field(
         None, min_length=1, description="folder of a peft LoRA adapter of this model, to continue training"
     )
-    dtype: Dtype = Field("float32", description="dtype to load the weights in")
-    attn_implementation: Annotated[str | None, MAY_CHANGE] = Field(
-        None, description="transformers' attn_implementation"
+    dtype: Annotated[Auto | Dtype, InJobs(default="auto")] = Field(
+        "float32",
+        description="dtype to load the weights in; auto: bfloat16 for frozen weights on a GPU, else float32",
+    )
+    attn_implementation: Annotated[Auto | Attention | None, MAY_CHANGE, InJobs(default="auto")] = Field(
+        None, description="transformers' attn_implementation; auto or null: the model's default"
     )
     chat_template: Annotated[str | None, CONTENT_MATTERS] = Field(
         None,
         min_length=1,
         description="Jinja file, or name of a template that ships with TRL; default: the model's own template",
     )
-    quantization: Literal["nf4", "int8"] | None = Field(
+    quantization: Annotated[Literal["nf4", "int8"] | None, InJobs()] = Field(
         None, description="QLoRA: storage of the frozen weights; needs lora, and bitsandbytes"
     )
 
@@ -84,29 +104,55 @@ class TrainingSection(Section):
         None, ge=1, description="number of steps; overrides epochs"
     )
     batch_size: int = Field(8, ge=1, le=65536, description="rows per optimizer step, over all processes")
-    micro_batch_size: Annotated[int | None, MAY_CHANGE] = Field(
-        None, ge=1, description="rows per forward pass and process; default: batch_size over the processes"
+    micro_batch_size: Annotated[
+        Auto | Annotated[int, Field(ge=1, le=65536)] | None, MAY_CHANGE, InJobs(default="auto")
+    ] = Field(
+        None,
+        description="rows per forward pass and process; default: batch_size over the processes; auto: as many as fit "
+        "and keep the device busy",
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
-    lr_scheduler: str = Field("linear", description="transformers' lr_scheduler_type")
+    lr_scheduler: Annotated[str, InJobs(check=one_of(*SCHEDULES))] = Field(
+        "linear", description="transformers' lr_scheduler_type"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay of the optimizer")
-    max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
-    optimizer: str = Field("adamw_torch", description="transformers' optim")
-    gradient_checkpointing: Annotated[bool, MAY_CHANGE] = Field(
+    warmup_ratio: Annotated[float, InJobs()] = Field(
+        0.0, ge=0, lt=1, description="share of the steps that warm up, in place of warmup_steps"
+    )
+    weight_decay: Annotated[float, InJobs(le=1)] = Field(
+        0.0, ge=0, description="weight decay of the optimizer"
+    )
+    max_grad_norm: Annotated[float, InJobs()] = Field(
+        1.0, gt=0, description="norm to which gradients are clipped"
+    )
+    optimizer: Annotated[str, InJobs(check=one_of(*OPTIMIZERS))] = Field(
+        "adamw_torch", description="transformers' optim"
+    )
+    gradient_checkpointing: Annotated[Auto | bool, MAY_CHANGE, InJobs(default="auto")] = Field(
         False, description="recompute activations in the backward, which saves memory and costs time"
     )
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_is_a_word)] = Field(
-        "no", description="dtype of autocast"
+    mixed_precision: Annotated[
+        Literal["auto", "no", "tf32", "bf16", "fp16"], BeforeValidator(_no_is_a_word), InJobs(default="auto")
+    ] = Field(
+        "no", description="how products are computed; auto: the fastest way whose measured error is in budget"
+    )
+    precision_budget: Annotated[float, MAY_CHANGE, InJobs()] = Field(
+        0.1, gt=0, le=10, description="error of a log-ratio that auto allows, nats a hundred tokens"
+    )
+    devices: Annotated[int, MAY_CHANGE, InJobs(name="gpus", le=64)] = Field(
+        1, ge=1, description="GPUs of this machine that a step's rows are shared over, with a process each"
+    )
+    sharding: Annotated[Literal["ddp", "zero2", "zero3"] | None, MAY_CHANGE] = Field(
+        None, description="how several devices share training; a job's is the first that fits"
     )
     logging_steps: Annotated[int, MAY_CHANGE] = Field(1, ge=1, description="steps between logged metrics")
     eval_steps: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="steps between evaluations; default: at the end only"
     )
     eval_on_start: Annotated[bool, MAY_CHANGE] = Field(False, description="evaluate the untrained model too")
-    eval_batch_size: Annotated[int, MAY_CHANGE] = Field(
-        8, ge=1, description="rows per forward pass and process in evaluations"
-    )
+    eval_batch_size: Annotated[
+        Auto | Annotated[int, Field(ge=1, le=4096)], MAY_CHANGE, InJobs(default="auto")
+    ] = Field(8, description="rows per forward pass and process in evaluations")
     save_steps: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="steps between checkpoints; default: at the end of each epoch"
     )
@@ -118,6 +164,12 @@ class TrainingSection(Section):
         max_length=MAX_TRACKERS,
         description="trackers: sections, or a name for one without options, such as tensorboard",
     )
+
+    @model_validator(mode="after")
+    def _one_warm_up(self) -> Self:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("warmup_ratio: expected without warmup_steps, found both")
+        return self
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -161,9 +213,14 @@ class LoraSection(Section):
 
     r: int = Field(16, ge=1, le=1024, description="rank of the adapters")
     alpha: float = Field(32.0, gt=0, description="the adapters are scaled by alpha / r")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
-    target_modules: str | list[str] = Field(
+    dropout: Annotated[float, InJobs(name="lora_dropout", le=0.5)] = Field(
+        0.0, ge=0, lt=1, description="dropout before the adapters"
+    )
+    target_modules: Annotated[str | list[str], InJobs(name="lora_target_modules")] = Field(
         "all-linear", description="peft's target_modules, without the head"
+    )
+    use_rslora: Annotated[bool, InJobs(name="lora_rslora")] = Field(
+        False, description="scale adapters by alpha / sqrt(r), as rank-stabilised LoRA does"
     )
 
     @field_validator("target_modules")

@@ -23,6 +23,7 @@ import torch
 
 from alignkit.data.template import end_of_answer
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
+from alignkit.launch import RESUME, RETRY_EXIT
 from alignkit.models.adapters import adapted_modules, train_on
 from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import ends_of, experts_of, load_causal_lm
@@ -32,9 +33,9 @@ from alignkit.run.checkpoints import newest_first, read_manifest
 from alignkit.run.environment_checks import require, settle_length
 from alignkit.run.folder import SAVED_TEACHER, RunFolder, newest, write_json
 from alignkit.run.resume_guard import origin_of, refusal
+from alignkit.settling import halve, settle, settle_precision
 from alignkit.sharding import SHARES_WEIGHTS, sharding
 
-RESUME = "--resume"
 OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
 
 
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(recipe, folder, resume=resume)
     except Exception as error:
+        if try_with_less(recipe, folder, error):
+            return RETRY_EXIT
         report_failure(folder, error)
         return 1
     return 0
@@ -77,6 +80,7 @@ def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     except OSError as error:
         raise RecipeError([FieldIssue("output_dir", f"cannot make {path}: {error.strerror}")]) from error
     if not resume:
+        folder.settled.unlink(missing_ok=True)
         begin(recipe, folder)
     return folder
 
@@ -86,6 +90,19 @@ def begin(recipe: Recipe, folder: RunFolder) -> None:
     resolved = recipe.model_copy(update={"output_dir": str(folder.path)})
     folder.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
     folder.result.unlink(missing_ok=True)
+
+
+def try_with_less(recipe: Recipe, folder: RunFolder, error: Exception) -> bool:
+    """After `error`, whether the run is to start once more with half the micro-batch: it ran out of memory."""
+    if not folder.path.is_dir() or lost_a_peer(error) or explain(error)[0] != "out_of_memory":
+        return False
+    sizes = halve(recipe, folder)
+    if sizes is None:
+        return False
+    message = f"Out of memory with micro_batch_size {sizes[0]}: it goes on with {sizes[1]}"
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+    folder.emit(message, level="warn", data={"micro_batch_size": sizes[1]})
+    return True
 
 
 def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
@@ -98,6 +115,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
     try:
         with pausing_on_sigterm() as pause:
             require(recipe)
+            recipe = settle(recipe, folder, resume=resume, main=is_main_process())
             trainer = build_trainer(recipe, folder)
             checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
             if resume and is_main_process():
@@ -163,6 +181,9 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     tokenizer = load_tokenizer(recipe)
     data = datasets(recipe, tokenizer, folder)  # a bad row is told before weights are loaded
     model = load_model(recipe)
+    recipe = settle_precision(recipe, model, tokenizer, folder, main=is_main_process())
+    if recipe.training.mixed_precision == "tf32":
+        torch.set_float32_matmul_precision("high")
     settle_ends(model, tokenizer, folder)
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, callbacks, data)
     trainer = build(context)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignkit.errors import RecipeError
-from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.jobspec import JobSpec, recipe_for_job, settled
 from alignkit.losses import PairLogps
 from alignkit.methods import FDPO, METHODS, ModelSource
 
@@ -33,10 +33,19 @@ def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo"
     )
 
 
+BY_MEMORY = {"micro_batch_size", "gradient_checkpointing", "eval_batch_size", "attn_implementation"}
+"""What the rows and the device's memory decide, after the recipe is made."""
+
+
+def _auto(resolved: JobSpec) -> set[str]:
+    """The hyperparameters that still say auto."""
+    return {name for name, value in resolved.hyperparameters.items() if value == "auto"}
+
+
 @pytest.mark.parametrize("rows", [1, 3, 10, 240, 5_000, 1_000_000])
 def test_auto_is_resolved_for_any_number_of_rows(rows: int) -> None:
     resolved = spec({}, rows)
-    assert "auto" not in resolved.hyperparameters.values()
+    assert _auto(resolved) == BY_MEMORY
     assert 1 <= resolved.hyperparameters["batch_size"] <= min(32, rows)
     assert resolved.recipe.training.batch_size == resolved.hyperparameters["batch_size"]
 
@@ -88,6 +97,13 @@ def test_all_weights_are_trained_without_adapters_and_far_slower() -> None:
     [
         ({"beta": 3}, "beta", "expected 'auto' or less than or equal to 2, found 3"),
         ({"beta": 0}, "beta", "greater than 0"),
+        ({"attn_implementation": "quick"}, "attn_implementation", "'auto' or 'eager', 'sdpa'"),
+        ({"optimizer": "quick"}, "optimizer", "expected one of adamw_torch, "),
+        ({"lr_scheduler": "quick"}, "lr_scheduler", "expected one of linear, "),
+        ({"lora_target_modules": ["lm_head"]}, "lora_target_modules", "lm_head cannot be served"),
+        ({"warmup_steps": 5, "warmup_ratio": 0.1}, "", "warmup_ratio: expected without warmup_steps"),
+        ({"learning_rate": 0.1, "learning_rate_multiplier": 2}, "", "expected without learning_rate_mult"),
+        ({"trained_weights": "all", "quantization": "nf4"}, "", "quantization: only allowed with"),
         ({"beta": "much"}, "beta", "'auto'"),
         ({"n_epochs": 51}, "n_epochs", "less than or equal to 50"),
         ({"batch_size": 10**9}, "batch_size", "less than or equal to 256"),
@@ -110,8 +126,48 @@ def test_all_weights_are_trained_without_adapters_and_far_slower() -> None:
 def test_refusals_carry_openais_path(hyperparameters: dict[str, Any], path: str, words: str) -> None:
     with pytest.raises(RecipeError) as caught:
         spec(hyperparameters)
-    assert [issue.path for issue in caught.value.issues] == [f"{PREFIX}.{path}"]
+    assert [issue.path for issue in caught.value.issues] == [f"{PREFIX}.{path}".rstrip(".")]
     assert words in str(caught.value)
+
+
+def test_what_recipes_have_reaches_the_recipe() -> None:
+    recipe = spec(
+        {
+            "learning_rate": 3e-5,
+            "lr_scheduler": "cosine",
+            "warmup_ratio": 0.1,
+            "weight_decay": 0.01,
+            "optimizer": "adamw_8bit",
+            "lora_dropout": 0.05,
+            "lora_rslora": True,
+            "lora_target_modules": ["q_proj", "v_proj"],
+            "quantization": "nf4",
+            "gradient_checkpointing": True,
+            "attn_implementation": "eager",
+            "mixed_precision": "bf16",
+            "eval_batch_size": 2,
+            "dtype": "float16",
+        }
+    ).recipe
+    training, lora, model = recipe.training, recipe.lora, recipe.model
+    assert lora is not None
+    assert (training.learning_rate, training.lr_scheduler, training.warmup_ratio) == (3e-5, "cosine", 0.1)
+    assert (training.weight_decay, training.optimizer, training.eval_batch_size) == (0.01, "adamw_8bit", 2)
+    assert (lora.dropout, lora.use_rslora, lora.target_modules) == (0.05, True, ["q_proj", "v_proj"])
+    assert (model.quantization, model.attn_implementation, model.dtype) == ("nf4", "eager", "float16")
+    assert (training.gradient_checkpointing, training.mixed_precision) == (True, "bf16")
+
+
+def test_every_weight_trains_in_float32_on_a_gpu_too() -> None:
+    assert spec({"trained_weights": "all"}, on_gpu=True).recipe.model.dtype == "float32"
+
+
+def test_what_is_settled_later_is_echoed() -> None:
+    made = spec({})
+    training = made.recipe.training.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": True})
+    echoed = settled(made, made.recipe.model_copy(update={"training": training})).hyperparameters
+    assert (echoed["micro_batch_size"], echoed["gradient_checkpointing"]) == (2, True)
+    assert echoed["batch_size"] == made.hyperparameters["batch_size"]
 
 
 def test_an_integer_will_do_for_a_number() -> None:
@@ -150,7 +206,7 @@ def test_supervised_takes_openais_three() -> None:
     assert resolved.recipe.training.learning_rate == pytest.approx(1e-4)
     assert resolved.recipe.training.epochs == 2
     assert resolved.hyperparameters["batch_size"] == 4
-    assert "auto" not in resolved.hyperparameters.values()
+    assert _auto(resolved) == BY_MEMORY
     with pytest.raises(RecipeError, match=r"method\.supervised\.hyperparameters\.beta: unknown key"):
         spec({"beta": 0.1}, method="supervised")
 

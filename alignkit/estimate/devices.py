@@ -94,14 +94,36 @@ def at_hand() -> Device:
 
     A GPU that is not in the table gets the rates of the slowest entry.
     """
+    return _first_gpu() or _this_machine()
+
+
+def _first_gpu() -> Device | None:
     asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout
         name, memory = lines.splitlines()[0].rsplit(",", 1)
         size = int(memory) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return _this_machine()
+        return None
     return _closest(name, size)
+
+
+def unmeasured() -> Device:
+    """`at_hand`, but with nominal rates for a CPU: enough to know what fits, and nothing has to be run."""
+    gpu = _first_gpu()
+    return _cpu(rate=1e11, bandwidth=1e10) if gpu is None else gpu
+
+
+def visible() -> Device:
+    """The GPU that this process trains on, of several the one with the least memory; without one, the CPU.
+
+    Unlike `at_hand` this sees what CUDA_VISIBLE_DEVICES leaves, and initialises CUDA.
+    """
+    if not torch.cuda.is_available():
+        return unmeasured()
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    least = min(found, key=lambda device: device.total_memory)
+    return _closest(least.name, least.total_memory)
 
 
 def _closest(name: str, memory: int) -> Device:
@@ -122,6 +144,11 @@ def _this_machine() -> Device:
     source = torch.zeros(copied // 4)
     copy = _fastest(source.clone)
     rate, bandwidth = 2 * size**3 / product, 2 * copied / copy
+    return _cpu(rate, bandwidth)
+
+
+def _cpu(rate: float, bandwidth: float) -> Device:
+    """This machine's CPU and memory at these rates: operations and bytes a second."""
     # 16-bit products are not reliably faster on CPUs; processes communicate through memory
     memory = psutil.virtual_memory().total
     return Device(

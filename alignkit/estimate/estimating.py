@@ -16,8 +16,11 @@ from alignkit.kernels.costs import HeadSize
 from alignkit.methods.work import Batch, Pass, Plan, Work
 from alignkit.recipe import Recipe
 from alignkit.run.environment_checks import refused_under
+from alignkit.sections import TrainingSection, loaded_dtype
 
 MOST_DEVICES = 16_384
+HALVES = ("bf16", "fp16")
+"""Mixed precisions that compute in 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,14 @@ def estimate(
 ) -> Estimate:
     """The estimate on `count` devices; the default stage is single, or ddp for several. Raises EstimateError."""
     chosen = sharding.get(stage or ("single" if count == 1 else "ddp"))
-    return _Estimating(recipe, lengths, devices.get(device)).on(chosen, count)
+    return Estimating(recipe, lengths, devices.get(device)).on(chosen, count)
 
 
 def compare(
     recipe: Recipe, lengths: Lengths, *, device: str | Device = devices.CPU, count: int = 1
 ) -> list[Estimate]:
     """The estimates on every stage that is possible with that many devices and can train the recipe."""
-    estimating = _Estimating(recipe, lengths, devices.get(device))
+    estimating = Estimating(recipe, lengths, devices.get(device))
     return [estimating.on(stage, count) for stage in estimating.stages(count)]
 
 
@@ -88,7 +91,7 @@ def smallest(
     without micro_batch_size gets the largest that fits. With `stage`, only that stage is tried. Otherwise offloading
     is skipped: it fits on fewer devices, but takes far longer. Raises EstimateError.
     """
-    estimating = _Estimating(recipe, lengths, devices.get(device))
+    estimating = Estimating(recipe, lengths, devices.get(device))
     asked = None if stage is None else sharding.get(stage)
     if asked is not None:
         estimating.require_trainable(asked)
@@ -101,10 +104,11 @@ def smallest(
     return None
 
 
-class _Estimating:
-    """Estimates one recipe on one kind of device."""
+class Estimating:
+    """Estimates one recipe on one kind of device. Options that say `auto` get the value that they most likely get."""
 
     def __init__(self, recipe: Recipe, lengths: Lengths, device: Device) -> None:
+        recipe = presumed(recipe, gpu=device.is_gpu)
         self.recipe, self.lengths, self.device = recipe, lengths, device
         self.plan: Plan = recipe.method.plan(recipe)
         self.models = {role: Model(use, read_shape(use)) for role, use in self.plan.models.items()}
@@ -118,7 +122,7 @@ class _Estimating:
         recipe, training = self.recipe, self.recipe.training
         self._require_devices(stage, count)
         per_process = training.batch_size // count
-        micro = micro or training.micro_batch_size or per_process
+        micro = micro or _given(training) or per_process
         if per_process % micro:
             raise EstimateError(
                 f"training.batch_size: expected a multiple of {count} devices x micro_batch_size {micro}, "
@@ -130,10 +134,10 @@ class _Estimating:
             count,
             self.device.is_gpu,
             training.optimizer,
-            mixed=training.mixed_precision != "no",
+            mixed=training.mixed_precision in HALVES,
             accumulates=forwards > 1,
         )
-        longest, mean = self._work(micro, longest=True), self._work(micro, longest=False)
+        longest, mean = self.work(micro, longest=True), self.work(micro, longest=False)
         memory = peak(self.models, layout, longest, self._traces(longest, layout), self._evaluation(layout))
         rows = self.lengths.rows
         step = timing.seconds(
@@ -143,7 +147,7 @@ class _Estimating:
             mean,
             forwards=forwards,
             rows=rows or 0,
-            checkpointing=training.gradient_checkpointing,
+            checkpointing=training.gradient_checkpointing is True,
         )
         steps, passes = run_steps(self.lengths.rows, training)
         sequences = (
@@ -169,7 +173,7 @@ class _Estimating:
     def counts(self) -> list[int]:
         """Numbers of devices that divide the batch: up to those of a node, then whole nodes."""
         training, node = self.recipe.training, self.device.per_node
-        micro = training.micro_batch_size or 1
+        micro = _given(training) or 1
         possible = [*range(1, min(node, self.most) + 1), *range(2 * node, self.most + 1, node)]
         return [count for count in possible if training.batch_size % (count * micro) == 0]
 
@@ -181,9 +185,12 @@ class _Estimating:
             if (self.device.is_gpu or not stage.offload) and not self._refusals(stage)
         ]
 
-    def largest(self, stage: sharding.Stage, count: int) -> Estimate | None:
-        """The estimate with the recipe's micro-batch, or else the largest that fits; None if none does."""
-        *smaller, whole = self._micro_batches(count)
+    def largest(self, stage: sharding.Stage, count: int, tokens: int | None = None) -> Estimate | None:
+        """The estimate with the recipe's micro-batch, or else the largest that fits; None if none does.
+
+        With `tokens`, the smallest micro-batch with that many tokens on average is enough.
+        """
+        *smaller, whole = self.micro_batches(count, tokens)
         # The whole share keeps no gradients of earlier forwards; for smaller ones memory grows with the rows.
         first = self.on(stage, count, smaller[0] if smaller else whole)
         spared = replace(first.memory, peak=first.memory.peak - first.memory.kinds["gradients"])
@@ -195,14 +202,22 @@ class _Estimating:
         fitting = bisect_left(smaller, True, key=lambda micro: not self.on(stage, count, micro).fits)
         return self.on(stage, count, smaller[fitting - 1]) if fitting else None
 
-    def _micro_batches(self, count: int) -> list[int]:
-        """The recipe's micro-batch size, or else all sizes that divide a process's share of the batch."""
-        per_process, given = self.recipe.training.batch_size // count, self.recipe.training.micro_batch_size
+    def smallest_peak(self, stage: sharding.Stage, count: int) -> int:
+        """The peak of the smallest micro-batch that the recipe allows, bytes."""
+        return self.on(stage, count, self.micro_batches(count)[0]).memory.peak
+
+    def micro_batches(self, count: int, tokens: int | None = None) -> list[int]:
+        """The recipe's micro-batch, or else all sizes that divide a process's share, up to one with `tokens`."""
+        per_process, given = self.recipe.training.batch_size // count, _given(self.recipe.training)
         if given or self.plan.micro_batch_matters:
             return [given or per_process]
-        return [micro for micro in range(1, per_process + 1) if per_process % micro == 0]
+        found = [micro for micro in range(1, per_process + 1) if per_process % micro == 0]
+        row = self.lengths.sequences * self.lengths.mean
+        enough = [micro for micro in found if tokens is not None and micro * row >= tokens]
+        return found[: found.index(enough[0]) + 1] if enough else found
 
-    def _work(self, rows: int, *, longest: bool) -> Work:
+    def work(self, rows: int, *, longest: bool) -> Work:
+        """The passes of a micro-batch of so many rows, all as long as the longest or as the mean."""
         found = self.lengths
         return self.plan.work(
             Batch(
@@ -217,7 +232,7 @@ class _Estimating:
         )
 
     def _head(self, model: Model) -> HeadSize:
-        mixed = self.recipe.training.mixed_precision != "no"
+        mixed = self.recipe.training.mixed_precision in HALVES
         return HeadSize(
             model.shape.hidden,
             model.shape.vocabulary,
@@ -237,7 +252,7 @@ class _Estimating:
             step.sequences,
             round(step.length),
             backward=trains,
-            checkpointing=trains and self.recipe.training.gradient_checkpointing,
+            checkpointing=trains and self.recipe.training.gradient_checkpointing is True,
             autocast=layout.mixed and layout.stage.engine != "deepspeed",
             attention=self.recipe.model.attn_implementation,
         )
@@ -247,7 +262,7 @@ class _Estimating:
         """The passes of an evaluation batch, all without gradients; empty without validation data."""
         if self.recipe.data.validation is None:
             return {}
-        work = self._work(self.recipe.training.eval_batch_size, longest=True)
+        work = self.work(int(self.recipe.training.eval_batch_size), longest=True)
         scored = [
             replace(step, trains=False, head=step.head._replace(kept=0, backward=0)) for step in work.passes
         ]
@@ -283,3 +298,29 @@ class _Estimating:
                     f"data.max_length: {model.use.path} has {most:,} positions, found rows of "
                     f"{self.lengths.longest:,} tokens"
                 )
+
+
+def _given(training: TrainingSection) -> int | None:
+    """The micro-batch that the recipe gives; None where it is free."""
+    return training.micro_batch_size if isinstance(training.micro_batch_size, int) else None
+
+
+def presumed(recipe: Recipe, *, gpu: bool) -> Recipe:
+    """The recipe with values in the place of `auto`: what decides about memory and time, before anything is tried."""
+    model = {"dtype": loaded_dtype(gpu=gpu, frozen=recipe.lora is not None), "attn_implementation": None}
+    training = {
+        "gradient_checkpointing": False,
+        "eval_batch_size": 8,
+        "mixed_precision": "bf16" if gpu else "no",
+    }
+    return recipe.model_copy(
+        update={
+            name: section.model_copy(
+                update={key: value for key, value in values.items() if getattr(section, key) == "auto"}
+            )
+            for name, section, values in (
+                ("model", recipe.model, model),
+                ("training", recipe.training, training),
+            )
+        }
+    )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +32,29 @@ class Lengths:
     mean_prompt: float
     assumed: bool = False
     """Whether the lengths are assumed because there was no data."""
+
+    def cut(self, max_length: int) -> "Lengths":
+        """These lengths where rows are cut to `max_length`."""
+        if self.longest <= max_length:
+            return self
+        names = (
+            "longest",
+            "longest_loss_tokens",
+            "longest_prompt",
+            "mean",
+            "mean_loss_tokens",
+            "mean_prompt",
+        )
+        return replace(self, **{name: min(getattr(self, name), max_length) for name in names})
+
+    def bounded(self, max_length: int) -> "Lengths":
+        """These lengths of a sample, with the longest row that the rest may have: one of `max_length` tokens."""
+        return replace(
+            self,
+            longest=max_length,
+            longest_loss_tokens=max_length,
+            longest_prompt=max(self.longest_prompt, max_length - 1),
+        )
 
 
 def assumed(max_length: int, rows: int | None, sequences: float = 1.0) -> Lengths:
@@ -85,10 +108,11 @@ def steps(rows: int | None, training: TrainingSection) -> tuple[int | None, floa
     return math.ceil(training.epochs * math.ceil(rows / training.batch_size)), training.epochs
 
 
-def read(recipe: Recipe, rows: int | None = None) -> Lengths:
+def read(recipe: Recipe, rows: int | None = None, *, bounded: bool = False) -> Lengths:
     """The lengths of the recipe's training file, by its model's tokenizer; assumed if either is missing.
 
-    The number of rows is that of the file unless `rows` is given. Raises DataError for a file that cannot be used.
+    The number of rows is that of the file unless `rows` is given. Of a large file a sample is read; with `bounded`,
+    the longest of the other rows is assumed to fill max_length. Raises DataError for a file that cannot be used.
     """
     file, folder, most = Path(recipe.data.train), Path(recipe.model.path), recipe.data.max_length
     if not file.is_file() or not folder.is_dir():
@@ -101,7 +125,9 @@ def read(recipe: Recipe, rows: int | None = None) -> Lengths:
     tokenizer = load_tokenizer(folder, recipe.model.chat_template)
     rendered = render_rows(sample, tokenizer, lambda row, by: row.render(by))
     counted = count(trained_rows(rendered, type(recipe.method)), most, len(sample) / (rows or len(found)))
-    return counted or assumed(most, rows or len(found))
+    if counted is None:
+        return assumed(most, rows or len(found))
+    return counted.bounded(most) if bounded and len(sample) < len(found) else counted
 
 
 def _cut(sequence: TokenSequence, max_length: int) -> tuple[int, int, int]:

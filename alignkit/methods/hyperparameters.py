@@ -10,16 +10,97 @@ from pydantic.fields import FieldInfo
 from alignkit.methods.base import Method
 from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mark_of
 from alignkit.schema import Section
+from alignkit.sections import Auto, LoraSection, ModelSection, TrainingSection
 
-Auto = Literal["auto"]
 NAMED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 """A name that is no path: what a client sends reaches no other file of the server."""
+SECTIONS: dict[str, type[Section]] = {"model": ModelSection, "lora": LoraSection, "training": TrainingSection}
+"""Sections of a recipe whose options marked `InJobs` every job takes."""
 _BOUNDS = {"ge": Ge, "gt": Gt, "le": Le, "lt": Lt}
 _LOWER, _UPPER = (Ge, Gt), (Le, Lt)
 
 
-class Hyperparameters(Section):
-    """Hyperparameters that a job of any method takes: OpenAI's three and the run's. Values are not converted."""
+def shared_options() -> dict[str, tuple[str, str]]:
+    """A job's name -> (section, option) of the recipe, for every shared option that a job may give."""
+    return {
+        mark.name or name: (section, name)
+        for section, kind in SECTIONS.items()
+        for name, field in kind.model_fields.items()
+        if (mark := mark_of(field, InJobs)) is not None
+    }
+
+
+def _shared_base() -> Any:
+    """A base class whose fields are the shared options, as jobs give them."""
+    fields: dict[str, Any] = {}
+    for given, (section, name) in shared_options().items():
+        _, annotation, info = _as_given(name, SECTIONS[section].model_fields[name])
+        fields[given] = (annotation, info)
+    return create_model("SharedHyperparameters", __base__=Section, **fields)
+
+
+def in_jobs(field: FieldInfo) -> bool:
+    """Return whether a job may set the option."""
+    if mark_of(field, GivenAs) is not None:
+        return True
+    return RECIPES_ONLY not in field.metadata and CONTENT_MATTERS not in field.metadata
+
+
+def job_name(name: str, field: FieldInfo) -> str:
+    """Return the name by which a job sets the option."""
+    mark = mark_of(field, GivenAs)
+    return name if mark is None else mark.name
+
+
+def names_of_models(method: type[Method]) -> tuple[str, ...]:
+    """Return the hyperparameters of the method's jobs whose value names one of the service's models."""
+    marks = (mark_of(field, GivenAs) for field in method.own_options().values())
+    return tuple(mark.name for mark in marks if mark is not None and mark.names_a_model)
+
+
+def _as_given(name: str, field: FieldInfo) -> tuple[str, Any, Any]:
+    """(name, annotation, field) of the hyperparameter that stands for a recipe's option."""
+    given = mark_of(field, GivenAs)
+    if given is not None:
+        description = given.description or field.description
+        return given.name, given.annotation, Field(given.default, description=description)
+    mark = mark_of(field, InJobs) or InJobs()
+    constraints = _constraints(field, mark)
+    annotation: Any = Annotated[field.annotation, *constraints] if constraints else field.annotation
+    name = mark.name or name
+    schema: Any = mark.schema
+    if mark.auto:
+        return name, Auto | annotation, Field("auto", description=field.description)
+    if field.default_factory is not None:
+        factory: Any = field.default_factory
+        return name, annotation, Field(default_factory=factory, description=field.description)
+    default = ... if field.is_required() else field.default
+    default = default if mark.default is None else mark.default
+    return name, annotation, Field(default, description=field.description, json_schema_extra=schema)
+
+
+def _constraints(field: FieldInfo, mark: InJobs) -> list[Any]:
+    """The option's constraints, with the mark's narrower bounds in place of its own."""
+    narrower = [_BOUNDS[name](bound) for name, bound in mark.bounds.items()]
+    replaced = tuple(
+        kind
+        for side in (_LOWER, _UPPER)
+        if any(isinstance(bound, side) for bound in narrower)
+        for kind in side
+    )
+    kept = [
+        item
+        for item in field.metadata
+        if not isinstance(item, (InJobs, *replaced)) and type(item).__module__ != "alignkit.options"
+    ]
+    return [*kept, *narrower, *([AfterValidator(mark.check)] if mark.check else [])]
+
+
+class Hyperparameters(_shared_base()):  # type: ignore[misc]  # a base made from the recipe's sections
+    """Hyperparameters of a job that every method takes: OpenAI's three, the run's, and the recipe's shared options.
+
+    Values have JSON's types and are not converted.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -32,11 +113,11 @@ class Hyperparameters(Section):
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="factor on the method's learning rate"
     )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="the learning rate itself, in place of learning_rate_multiplier"
+    )
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="number of optimizer steps; overrides n_epochs"
-    )
-    micro_batch_size: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None, description="rows per forward pass and process; default: as many as fit in memory"
     )
     max_length: Auto | Annotated[int, Field(ge=16, le=131_072)] = Field(
         "auto", description="maximum tokens of prompt and answer together; longer rows are cut"
@@ -79,8 +160,11 @@ class Hyperparameters(Section):
     )
 
     @model_validator(mode="after")
-    def _no_rank_without_lora(self) -> Self:
-        given = {"lora_rank", "lora_alpha"} & self.model_fields_set
+    def _no_adapter_options_without_lora(self) -> Self:
+        of_adapters = {name for name in type(self).model_fields if name.startswith("lora_")} | {
+            "quantization"
+        }
+        given = of_adapters & self.model_fields_set
         if self.trained_weights == "all" and given:
             names = ", ".join(sorted(given))
             raise ValueError(
@@ -88,10 +172,16 @@ class Hyperparameters(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_learning_rate(self) -> Self:
+        if self.learning_rate is not None and self.learning_rate_multiplier != "auto":
+            raise ValueError("learning_rate: expected without learning_rate_multiplier, found both")
+        return self
+
 
 @cache
 def hyperparameters_of(method: type[Method]) -> type[Hyperparameters]:
-    """Return the pydantic model of the hyperparameters that a job of the method takes."""
+    """The hyperparameters that a job of the method takes, as a pydantic model."""
     fields: dict[str, Any] = {}
     for name, field in method.own_options().items():
         if in_jobs(field):
@@ -104,58 +194,3 @@ def hyperparameters_of(method: type[Method]) -> type[Hyperparameters]:
         **fields,
     )
     return made
-
-
-def in_jobs(field: FieldInfo) -> bool:
-    """Return whether a job may set the option."""
-    if mark_of(field, GivenAs) is not None:
-        return True
-    return RECIPES_ONLY not in field.metadata and CONTENT_MATTERS not in field.metadata
-
-
-def job_name(name: str, field: FieldInfo) -> str:
-    """Return the name by which a job sets the option."""
-    mark = mark_of(field, GivenAs)
-    return name if mark is None else mark.name
-
-
-def names_of_models(method: type[Method]) -> tuple[str, ...]:
-    """Return the hyperparameters of the method's jobs whose value names one of the service's models."""
-    marks = (mark_of(field, GivenAs) for field in method.own_options().values())
-    return tuple(mark.name for mark in marks if mark is not None and mark.names_a_model)
-
-
-def _as_given(name: str, field: FieldInfo) -> tuple[str, Any, Any]:
-    """(name, annotation, field) of the hyperparameter that stands for a recipe's option."""
-    given = mark_of(field, GivenAs)
-    if given is not None:
-        description = given.description or field.description
-        return given.name, given.annotation, Field(given.default, description=description)
-    mark = mark_of(field, InJobs) or InJobs()
-    constraints = _constraints(field, mark)
-    annotation: Any = Annotated[field.annotation, *constraints] if constraints else field.annotation
-    schema: Any = mark.schema
-    if mark.auto:
-        return name, Auto | annotation, Field("auto", description=field.description)
-    if field.default_factory is not None:
-        factory: Any = field.default_factory
-        return name, annotation, Field(default_factory=factory, description=field.description)
-    default = ... if field.is_required() else field.default
-    return name, annotation, Field(default, description=field.description, json_schema_extra=schema)
-
-
-def _constraints(field: FieldInfo, mark: InJobs) -> list[Any]:
-    """The option's constraints, with the mark's narrower bounds in place of its own."""
-    narrower = [_BOUNDS[name](bound) for name, bound in mark.bounds.items()]
-    replaced = tuple(
-        kind
-        for side in (_LOWER, _UPPER)
-        if any(isinstance(bound, side) for bound in narrower)
-        for kind in side
-    )
-    kept = [
-        item
-        for item in field.metadata
-        if not isinstance(item, (InJobs, *replaced)) and type(item).__module__ != "alignkit.options"
-    ]
-    return [*kept, *narrower, *([AfterValidator(mark.check)] if mark.check else [])]

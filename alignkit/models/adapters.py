@@ -46,6 +46,7 @@ def lora_of(folder: Path) -> LoraSection:
             alpha=config.get("lora_alpha"),
             dropout=config.get("lora_dropout", 0.0),
             target_modules=targets if isinstance(targets, str) else sorted(targets or ()),
+            use_rslora=config.get("use_rslora", False),
         )
     except (ValueError, TypeError) as error:  # pydantic's is a ValueError
         raise ModelError(
@@ -160,6 +161,7 @@ def peft_config(lora: LoraSection | None, model: Any = None) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
         target_modules=lora.target_modules,
         exclude_modules=None if inside is None else rf"(?!{re.escape(inside)}\.).*",
         task_type="CAUSAL_LM",

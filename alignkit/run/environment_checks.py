@@ -24,7 +24,6 @@ Only these can update a part of a matrix without the rest. ZeRO would accept the
 """
 
 _IN_BITSANDBYTES = ("8bit", "bnb", "paged", "lion")
-_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
 
@@ -98,8 +97,8 @@ def _devices(_recipe: Recipe) -> Iterator[FieldIssue]:
 def _precision(recipe: Recipe) -> Iterator[FieldIssue]:
 
     field, wanted = "training.mixed_precision", recipe.training.mixed_precision
-    if wanted == "fp16" and not torch.cuda.is_available():
-        yield FieldIssue(field, "fp16 needs a GPU, but this machine has none: expected bf16 or no")
+    if wanted in {"fp16", "tf32"} and not torch.cuda.is_available():
+        yield FieldIssue(field, f"{wanted} needs a GPU, but this machine has none: expected bf16 or no")
     if wanted == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         yield FieldIssue(field, f"{torch.cuda.get_device_name()} does not support bf16: expected fp16 or no")
 
@@ -107,14 +106,11 @@ def _precision(recipe: Recipe) -> Iterator[FieldIssue]:
 def _attention(recipe: Recipe) -> Iterator[FieldIssue]:
 
     field, wanted = "model.attn_implementation", recipe.model.attn_implementation
-    if wanted is None:
-        return
-    if wanted not in _ATTENTION:
-        yield FieldIssue(field, f"expected one of {', '.join(_ATTENTION)}, found {wanted!r}")
+    if wanted in {None, "auto"}:
         return
     if wanted not in {"eager", "sdpa"} and not torch.cuda.is_available():
         yield FieldIssue(field, f"{wanted} needs a GPU, but this machine has none: expected eager or sdpa")
-    package = _FLASH.get(wanted)
+    package = _FLASH.get(str(wanted))
     if package and not _installed(package):
         yield FieldIssue(field, f"{wanted} needs the package {package}, which is not installed")
 

@@ -1,6 +1,7 @@
 """A run's folder: its contents, who writes them, and how.
 
 recipe.yaml     the resolved recipe
+settled.json    options that the run settled for itself, if the recipe says auto
 train.log       output of the training process (written by the process that starts it)
 events.jsonl    the trainer's events, append-only: {created_at, level, type, message, data}
 checkpoints/    checkpoint-N folders, written atomically (alignkit.run.checkpoints)
@@ -50,6 +51,10 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.yaml"
+
+    @property
+    def settled(self) -> Path:
+        return self.path / "settled.json"
 
     @property
     def log(self) -> Path:

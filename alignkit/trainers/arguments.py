@@ -29,16 +29,16 @@ def training_arguments(recipe: Recipe, checkpoints: Path) -> dict[str, Any]:
         "output_dir": str(checkpoints),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": accumulation,
-        "per_device_eval_batch_size": training.eval_batch_size,
+        "per_device_eval_batch_size": 8 if training.eval_batch_size == "auto" else training.eval_batch_size,
         "num_train_epochs": training.epochs,
         "max_steps": training.max_steps or -1,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.lr_scheduler,
-        "warmup_steps": training.warmup_steps,
+        "warmup_steps": training.warmup_steps or training.warmup_ratio,  # below 1 it is a share
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "optim": training.optimizer,
-        "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing": training.gradient_checkpointing is True,
         "bf16": training.mixed_precision == "bf16",
         "fp16": training.mixed_precision == "fp16",
         "logging_steps": training.logging_steps,
@@ -66,7 +66,7 @@ def split_batch(training: TrainingSection, world_size: int) -> tuple[int, int]:
     Raises RecipeError if `batch_size` is not a multiple of processes x micro-batch.
     """
     per_process, rest = divmod(training.batch_size, world_size)
-    micro = training.micro_batch_size or per_process
+    micro = training.micro_batch_size if isinstance(training.micro_batch_size, int) else per_process
     if rest or not per_process or per_process % micro:
         raise RecipeError(
             [

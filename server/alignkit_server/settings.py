@@ -75,6 +75,9 @@ class EngineSettings(BaseModel):
     kv_cache_gib: int = Field(1, ge=1, description="size of the KV cache without CUDA, in GiB")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
     start_timeout_seconds: float = Field(600.0, gt=0)
+    gpus: list[int] | None = Field(
+        None, description="GPUs of the engines, which no job is given; default: all, shared with training"
+    )
     max_engines: int | None = Field(
         2, ge=1, description="engines running at once; a new one replaces the one idle for longest"
     )
@@ -136,7 +139,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite under home by default")
     project: str = Field("default", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="the first project's name")
-    training_slots: int = Field(1, ge=1, description="training jobs running at once")
+    training_slots: int | None = Field(
+        None,
+        ge=1,
+        description="training jobs that run at once; by default as many as the GPUs hold, without a GPU one",
+    )
+    gpus_per_job: int = Field(1, ge=1, description="GPUs of a job that does not say `gpus`; local executor")
     max_file_bytes: int = Field(512 * 2**20, ge=1)
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="maximum size of an upload in parts")
     max_part_bytes: int = Field(64 * 2**20, ge=1, description="maximum size of one part of an upload")

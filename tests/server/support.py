@@ -29,6 +29,17 @@ from alignkit_server.services import Services
 from alignkit_server.settings import Settings
 
 BASE_MODEL = "tiny-llama"
+TINY_CONFIG = json.dumps(
+    {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 512,
+    }
+)
+"""The config.json of a model that fits anywhere: a job of one that does not is refused."""
 ADAPTER_RANK = 8
 DEADLINE_SECONDS = 120.0
 """Reached by what is broken alone, so that a busy machine fails no test."""

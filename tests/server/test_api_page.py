@@ -21,7 +21,7 @@ import pytest
 from alignkit_server.catalog.names import model_name
 from alignkit_server.webhooks.sender import sign
 from tests.server.shapes import conforms
-from tests.server.support import BASE_MODEL, Running, create_job, pairs, serve, write_adapter
+from tests.server.support import BASE_MODEL, TINY_CONFIG, Running, create_job, pairs, serve, write_adapter
 from tests.tiny import build_tiny_tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
@@ -96,7 +96,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         with serve(tmp_path_factory.mktemp("home"), engines=engines) as running:
             folder = running.settings.models_dir / BASE_MODEL
             build_tiny_tokenizer(folder)
-            (folder / "config.json").write_text('{"model_type": "llama"}')
+            (folder / "config.json").write_text(TINY_CONFIG)
             yield running
     finally:
         engine.shutdown()

@@ -162,12 +162,19 @@ def _environment(settings: Settings, base_model: str | None, *, gpu: bool) -> di
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         }
     if gpu:
-        return common
+        return common | _visible(settings)
     return common | {
         "VLLM_CPU_KVCACHE_SPACE": str(settings.engine.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1),
     }
+
+
+def _visible(settings: Settings) -> dict[str, str]:
+    """Variables that show an engine its GPUs alone, where the settings name them; CUDA's name holds for ROCm too."""
+    if settings.engine.gpus is None:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, settings.engine.gpus))}
 
 
 def _position_limit(settings: Settings, folder: Path, model: str) -> int:

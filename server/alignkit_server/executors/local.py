@@ -1,6 +1,7 @@
 """Runs training as a process of this machine, in its own session, which a restarted server finds again."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import ManagedProcess
 from alignkit_server.executors.confine import confined, possible
 from alignkit_server.executors.environment import training_environment
+from alignkit_server.executors.leases import DeviceLeases
 
 
 class LocalExecutor:
@@ -21,11 +23,17 @@ class LocalExecutor:
     anywhere = False
 
     def __init__(
-        self, *, grace_seconds: float, python: str = sys.executable, confined_to: Path | None = None
+        self,
+        *,
+        grace_seconds: float,
+        python: str = sys.executable,
+        confined_to: Path | None = None,
+        leases: Callable[[Callable[[Path], bool]], DeviceLeases] | None = None,
     ) -> None:
         """With `confined_to`, a run sees of that home only its own folder and what its recipe reads.
 
-        Raises AlignkitError where this system does not allow it.
+        `leases` makes the leases of this machine's GPUs from what tells whether a run lives; None: it has none.
+        Raises AlignkitError where this system does not allow confinement.
         """
         if confined_to is not None and not possible():
             raise AlignkitError(
@@ -36,34 +44,60 @@ class LocalExecutor:
         self._grace = grace_seconds
         self._python = python
         self._processes: dict[Path, ManagedProcess] = {}
+        self._leases = None if leases is None else leases(self._alive)
 
     def capacity(self) -> int | None:
         """No limit besides the training slots."""
         return None
 
+    def devices(self) -> int | None:
+        """GPUs that runs may have; None where they have none."""
+        return None if self._leases is None else len(self._leases.devices())
+
     def start(self, folder: Path, *, resume: bool) -> None:
-        """Start training in `folder`, or resume it, unless its process was already started."""
+        """Start training in `folder`, or resume it, unless its process was already started.
+
+        Raises ExecutorUnavailableError while too few GPUs are free.
+        """
         known = self._find(folder)
         if known is not None and known.pid:
             return
         if known is not None:  # a server died between recording the process and starting it
             known.terminate(self._grace)
         recipe = RunFolder(folder).recipe
-        command = launch_command(recipe, python=self._python, resume=resume)
+        training = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("training") or {}
+        count, sharding = training.get("devices", 1), training.get("sharding")
+        command = launch_command(
+            recipe,
+            python=self._python,
+            resume=resume,
+            num_processes=count if count > 1 else None,
+            config_file=Path(sharding) if count > 1 and sharding in {"zero2", "zero3"} else None,
+        )
         if self._home is not None:
             command = confined(command, home=self._home, writes=folder, reads=reads_of(recipe))
-        self._processes[folder] = ManagedProcess.start(
-            command,
-            log_path=RunFolder(folder).log,
-            identity_path=_identity(folder),
-            environment=training_environment(folder),
-            cwd=folder,
-        )
+        environment = training_environment(folder)
+        if self._leases is not None:
+            environment |= self._leases.take(folder, count)
+        try:
+            self._processes[folder] = ManagedProcess.start(
+                command,
+                log_path=RunFolder(folder).log,
+                identity_path=_identity(folder),
+                environment=environment,
+                cwd=folder,
+            )
+        except BaseException:
+            self._release(folder)
+            raise
+        if self._leases is not None:
+            self._leases.started(folder)
 
     def running(self, folder: Path) -> bool:
         """Whether the process lives; after its end, also stops any descendants it left behind."""
         process = self._find(folder)
         if process is None:
+            self._release(folder)
             return False
         if process.alive():
             return True
@@ -82,6 +116,15 @@ class LocalExecutor:
         if process is not None:
             process.terminate(self._grace)
             self._processes.pop(folder, None)
+        self._release(folder)
+
+    def _release(self, folder: Path) -> None:
+        if self._leases is not None:
+            self._leases.release(folder)
+
+    def _alive(self, folder: Path) -> bool:
+        process = self._find(folder)
+        return process is not None and process.alive()
 
     def _find(self, folder: Path) -> ManagedProcess | None:
         if folder in self._processes:

@@ -1,7 +1,11 @@
 """Executors by name."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+from alignkit.estimate import Device, unmeasured
+from alignkit_server.executors.leases import DeviceLeases, local_gpus, nvidia_gpus
 from alignkit_server.executors.local import LocalExecutor
 from alignkit_server.executors.protocol import Executor
 from alignkit_server.executors.ray.executor import RayExecutor
@@ -11,6 +15,7 @@ EXECUTORS: dict[str, Callable[[Settings], Executor]] = {
     "local": lambda settings: LocalExecutor(
         grace_seconds=settings.stop_grace_seconds,
         confined_to=settings.root if settings.confine_training else None,
+        leases=_leases_of(settings),
     ),
     "ray": RayExecutor.connect,
 }
@@ -21,6 +26,44 @@ def executor_of(settings: Settings) -> Executor:
     return EXECUTORS[settings.executor](settings)
 
 
+def _leases_of(settings: Settings) -> Callable[[Callable[[Path], bool]], DeviceLeases] | None:
+    """What makes the leases of this machine's GPUs; None where it has none."""
+    if not local_gpus():
+        return None
+    reserved = [str(index) for index in settings.engine.gpus or ()]
+    amd = not nvidia_gpus()
+    return lambda alive: DeviceLeases(settings.root / "leases", local_gpus, alive, reserved=reserved, amd=amd)
+
+
+def job_gpus(settings: Settings) -> int | None:
+    """GPUs that a job may have at the most; None where that is not known here."""
+    if settings.executor == "ray":
+        return None
+    reserved = {str(index) for index in settings.engine.gpus or ()}
+    return sum(name not in reserved for name in local_gpus())
+
+
 def trains_on_gpu(settings: Settings) -> bool | None:
     """Whether jobs train on a GPU of another machine; None if this machine trains them."""
     return settings.ray.gpus > 0 if settings.executor == "ray" else None
+
+
+def job_device(settings: Settings) -> Device | None:
+    """The device that a job has for itself; None where it trains on machines that this server does not see.
+
+    Jobs that run at once on a CPU share its memory.
+    """
+    if settings.executor == "ray":
+        return None
+    device = unmeasured()
+    if device.is_gpu:
+        return device
+    return replace(device, memory=device.memory // slots_of(settings))
+
+
+def slots_of(settings: Settings) -> int:
+    """Jobs that run at once: as set, else as many as the GPUs hold of the usual size, or one."""
+    if settings.training_slots is not None:
+        return settings.training_slots
+    gpus = job_gpus(settings) or 0
+    return max(1, gpus // settings.gpus_per_job)

@@ -7,31 +7,37 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from alignkit import estimate
 from alignkit.data.dataset import skipped_share
 from alignkit.data.validation import FileReport, overlap
-from alignkit.errors import ModelError, RecipeError
-from alignkit.jobspec import parse_hyperparameters, recipe_for_job
+from alignkit.errors import DataError, ModelError, RecipeError
+from alignkit.jobspec import JobSpec, parse_hyperparameters, recipe_for_job, settled
 from alignkit.methods import METHODS, Hyperparameters, ModelSource, ResolveModel, names_of_models
 from alignkit.models.trainable import config_of, require_trainable
+from alignkit.recipe import Recipe
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
+from alignkit_server.children import work
 from alignkit_server.engines.lora_support import serves_adapters
 from alignkit_server.errors import ApiError, at_most, shorten
-from alignkit_server.executors.registry import trains_on_gpu
+from alignkit_server.executors.registry import job_device, job_gpus, trains_on_gpu
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.files.schemas import FINE_TUNE
 from alignkit_server.ids import JOB, new_id
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
-from alignkit_server.pools.file_check_pool import check_file
+from alignkit_server.pools.file_check_pool import check_file, on_file
 from alignkit_server.services import Services
 from alignkit_server.tokenizers import has_tokenizer
 
 RENDERED_ROWS = 5000
 """Rows of a file rendered before a job is created; the trainer renders all rows before it loads a model."""
+SIZED_ROWS = 256
+"""Rows of the training file whose lengths decide how many fit into a forward."""
 SUPERVISED = "supervised"
 """The method if a request names none, as in OpenAI's API."""
 
@@ -124,6 +130,7 @@ def prepare(
     validation = None
     if request.validation_file is not None:
         validation = _data("validation_file", request.validation_file, reading, project, services)
+    given = _with_gpus(given, method, services)
     job_id = new_id(JOB)
     seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
     with _told_of(request):
@@ -143,6 +150,7 @@ def prepare(
         )
     _require_trainable(spec.recipe, request.model, method)
     _require_servable(spec.recipe, request.model, model.base_model, method, services)
+    spec = _settled(spec, method, request.model, training.kept_rows, services)
     if renders and has_tokenizer(Path(spec.recipe.model.path)):
         training = _rendered("training_file", training, reading, spec.recipe, request.model)
         if validation is not None:
@@ -162,6 +170,71 @@ def prepare(
         train_rows=training.kept_rows,
         notices=_notices(training, validation),
     )
+
+
+def _with_gpus(given: dict[str, Any], method: str, services: Services) -> dict[str, Any]:
+    """The hyperparameters with a job's usual GPUs; 400 for more than there are, or a batch that they cannot share."""
+    given = {"gpus": services.settings.gpus_per_job} | given
+    gpus, batch, most = given["gpus"], given.get("batch_size"), job_gpus(services.settings)
+    if not isinstance(gpus, int) or gpus <= 1:
+        return given
+    if most is not None and gpus > max(1, most):
+        raise _refused(
+            method, "gpus", f"expected at most {max(1, most)}, which this server has for a job, found {gpus}"
+        )
+    if isinstance(batch, int) and batch % gpus:
+        raise _refused(method, "batch_size", f"expected a multiple of {gpus} GPUs, found {batch}")
+    return given
+
+
+def _refused(method: str, name: str, message: str) -> ApiError:
+    param = f"method.{method}.hyperparameters.{name}"
+    return ApiError(400, f"{param}: {message}.", param=param, code="invalid_hyperparameters")
+
+
+def _settled(spec: JobSpec, method: str, model: str, rows: int, services: Services) -> JobSpec:
+    """The job with what says "auto" settled for the device that it will have; 400 where it fits in no way.
+
+    Of a job that trains elsewhere the trainer settles the rest when it starts.
+    """
+    device = job_device(services.settings)
+    if device is None:
+        return spec
+    count = spec.recipe.training.devices
+    try:
+        lengths = _lengths(spec.recipe, rows, model)
+        stages = None if count == 1 else ["ddp", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
+        found = estimate.fit(spec.recipe, lengths, device=device, count=count, stages=stages)
+        recipe = found.recipe
+        if count > 1 and found.estimate is not None:
+            training = recipe.training.model_copy(update={"sharding": found.estimate.stage})
+            recipe = recipe.model_copy(update={"training": training})
+        return settled(spec, recipe)
+    except DataError:  # rows that cannot be rendered are refused with their number
+        return spec
+    except estimate.EstimateError:
+        return settled(spec, estimate.without_estimate(spec.recipe, gpu=device.is_gpu, processes=count))
+    except RecipeError as error:
+        param = f"method.{method}.hyperparameters.micro_batch_size"
+        message = f"{param}: {error.issues[0].message}."
+        raise ApiError(400, message, param=param, code="does_not_fit") from error
+
+
+def _lengths(recipe: Recipe, rows: int, model: str) -> estimate.Lengths:
+    """Lengths of a sample of the training file's rows; of a larger file, the longest row may fill max_length."""
+    data, folder = recipe.data, Path(recipe.model.path)
+    if not has_tokenizer(folder):
+        return estimate.assumed_lengths(data.max_length, rows)
+    which = (max(1, rows // SIZED_ROWS), rows)
+    asked = work.Rows(
+        recipe.method.type, data.columns, folder, recipe.model.chat_template, data.max_length, which
+    )
+    with naming_model(folder, model):
+        found, sampled = on_file(Path(data.train), work.sample, asked)
+    if found is None:
+        return estimate.assumed_lengths(data.max_length, rows)
+    lengths: estimate.Lengths = found if sampled >= rows else found.bounded(data.max_length)
+    return lengths
 
 
 def _trackers(request: JobRequest) -> list[dict[str, Any]]:

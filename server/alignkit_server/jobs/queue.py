@@ -61,6 +61,11 @@ class Queue:
         query = select(func.count(Job.seq)).where(Job.status.in_(ACTIVE), Job.turn.is_not(None))
         return self._session.scalars(query).one()
 
+    def holders(self) -> Sequence[Job]:
+        """The jobs that hold a slot."""
+        query = select(Job).where(Job.status.in_(ACTIVE), Job.turn.is_not(None))
+        return self._session.scalars(query).all()
+
     def running(self) -> dict[str, int]:
         """Number of slots in use per project."""
         query = select(Job.project_id, func.count(Job.seq)).where(

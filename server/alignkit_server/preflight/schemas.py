@@ -75,7 +75,8 @@ class EstimateObject(BaseModel):
     tokens: int = Field(description="tokens of the whole run, prompts included")
     seconds: float | None = Field(
         description="from the median speed of this project's earlier jobs with the same model and method, "
-        "including loading and publishing; null without such jobs"
+        "including loading and publishing; without such jobs, training alone by the device's data sheet, or null "
+        "for an unsupported model"
     )
     based_on_jobs: int
     queue_position: int = Field(description="position in the queue if created now")

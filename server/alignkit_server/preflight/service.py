@@ -1,5 +1,7 @@
 """Inspects a job before it is created: its rows as the trainer sees them, its tokens, steps and memory."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -9,6 +11,7 @@ from alignkit.errors import DataError
 from alignkit.recipe import Recipe
 from alignkit_server.children import work
 from alignkit_server.errors import ApiError
+from alignkit_server.executors.registry import job_device
 from alignkit_server.jobs.preparation import PreparedJob, naming_model
 from alignkit_server.jobs.queue import waiting
 from alignkit_server.jobs.repository import JobRepository
@@ -41,7 +44,7 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
     lengths, sampled = _on_rows(work.sample, prepared, (max(1, rows // SAMPLE_ROWS), rows))
     kept = (lengths.rows or 0) if lengths else 0
     steps, passes = library.run_steps(kept, recipe.training)
-    found = _on_this_machine(recipe, lengths) if lengths else None
+    found = _on_its_device(recipe, lengths, services) if lengths else None
     tokens = round(lengths.mean * lengths.sequences * kept * passes) if lengths else 0
     if found is not None and found.tokens is not None:
         tokens = found.tokens  # sampled answers are trained on, too
@@ -55,7 +58,7 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
         dropped_rows=max(0, rows - kept),
         steps=steps or 0,
         tokens=tokens,
-        seconds=round(tokens / median(rates), 1) if rates else None,
+        seconds=_seconds(tokens, rates, found),
         based_on_jobs=len(rates),
         queue_position=place,
         memory=_memory(found) if found else None,
@@ -63,12 +66,22 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
     )
 
 
-def _on_this_machine(recipe: Recipe, lengths: library.Lengths) -> library.Estimate | None:
+def _on_its_device(recipe: Recipe, lengths: library.Lengths, services: Services) -> library.Estimate | None:
     """The library's estimate for one process, as jobs are trained; None for an unsupported model."""
+    device = library.at_hand()
+    if (own := job_device(services.settings)) is not None:
+        device = replace(device, memory=own.memory)
     try:
-        return library.estimate(recipe, lengths, device=library.at_hand())
+        return library.estimate(recipe, lengths, device=device)
     except library.EstimateError:
         return None
+
+
+def _seconds(tokens: int, rates: Sequence[float], found: library.Estimate | None) -> float | None:
+    """By the median rate of earlier jobs, else by the device's data sheet."""
+    if rates:
+        return round(tokens / median(rates), 1)
+    return None if found is None or found.seconds is None else round(found.seconds, 1)
 
 
 def _memory(found: library.Estimate) -> MemoryObject:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
+from alignkit_server.executors.registry import slots_of
 from alignkit_server.outages import LONGEST_PAUSE_SECONDS, is_outage
 from alignkit_server.peers.heartbeat import Heartbeat
 from alignkit_server.runner.reconciler import Reconciler
@@ -32,7 +33,12 @@ class DBOSRunner:
         self._heartbeat = Heartbeat(
             services.ledger.database, self._recover, anywhere=services.executor.anywhere
         )
-        turns = FairQueue(services.ledger.database, services.settings, services.executor.capacity)
+        turns = FairQueue(
+            services.ledger.database,
+            services.settings,
+            services.executor.capacity,
+            services.executor.devices,
+        )
         self._dispatcher = Dispatcher(turns, self._begin)
         self._reconciler = Reconciler(self._heartbeat.id, turns.begun, self._workflow_id, self._begin)
 
@@ -61,7 +67,7 @@ class DBOSRunner:
         DBOS.launch()
         DBOS.register_queue(
             QUEUE,
-            global_concurrency=settings.training_slots,
+            global_concurrency=slots_of(settings),
             polling_interval_sec=0.2,
             on_conflict="always_update",
         )

@@ -1,7 +1,10 @@
 """Decides which job starts next: projects take turns, and jobs of one project run in order.
 
 A free slot goes to the project whose last turn is longest ago, so a project with a thousand jobs delays the first
-job of another by at most one job. Turns are stored with the jobs before they are enqueued; if a server is killed
+job of another by at most one job. A job that needs more GPUs than are free holds the others up until it
+has them, so that small jobs cannot starve a large one.
+
+Turns are stored with the jobs before they are enqueued; if a server is killed
 in between, they are enqueued at the next start.
 """
 
@@ -11,6 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from alignkit_server.database import Database
+from alignkit_server.executors.registry import slots_of
 from alignkit_server.jobs.queue import Queue
 from alignkit_server.limits.quotas import limits_of
 from alignkit_server.outages import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, described, is_outage
@@ -28,12 +32,20 @@ class FairQueue:
     """Assigns the slots. Safe for several threads and for several servers on one database."""
 
     def __init__(
-        self, database: Database, settings: Settings, capacity: Callable[[], int | None] = lambda: None
+        self,
+        database: Database,
+        settings: Settings,
+        capacity: Callable[[], int | None] = lambda: None,
+        devices: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """`capacity` returns how many runs the executor can take now; None if only the slots count."""
+        """`capacity` returns how many runs the executor can take now, `devices` how many GPUs runs may have in all.
+
+        None: only the slots count.
+        """
         self._database = database
-        self._slots = settings.training_slots
+        self._slots = slots_of(settings)
         self._capacity = capacity
+        self._devices = devices
         self._limits = settings.limits
 
     def take(self) -> Sequence[str]:
@@ -46,13 +58,16 @@ class FairQueue:
             queue = Queue(session)
             if queue.taken() >= slots or not queue.waiting():
                 return queue.called()
+        devices = self._devices()
         with self._database.writing() as session:
             queue = Queue(session)
             queue.lock()
+            free = None if devices is None else devices - sum(map(devices_of, queue.holders()))
             for _ in range(slots - queue.taken()):
-                job = self._next(queue)
-                if job is None:
+                job = self._next(queue, devices)
+                if job is None or (free is not None and devices_of(job) > free):
                     break
+                free = None if free is None else free - devices_of(job)
                 queue.give_turn(job)
             return queue.called()
 
@@ -61,8 +76,11 @@ class FairQueue:
         with self._database.reading() as session:
             return Queue(session).called(started=True)
 
-    def _next(self, queue: "Queue") -> Job | None:
-        """The first job of the project to serve next; None if no project may start another."""
+    def _next(self, queue: "Queue", devices: int | None) -> Job | None:
+        """The first job of the project to serve next; None if no project may start another.
+
+        A project whose first job needs more than all `devices` is passed over: some of them may be gone for long.
+        """
         projects, running = queue.waiting(), queue.running()
         last = queue.last_turns(project.id for project, _ in projects)
         candidates = [
@@ -71,7 +89,14 @@ class FairQueue:
             if (most := limits_of(project.limits or {}, self._limits).jobs_running) is None
             or running.get(project.id, 0) < most
         ]
+        if devices is not None:
+            candidates = [found for found in candidates if devices_of(queue.job(found[1])) <= devices]
         return queue.job(min(candidates)[1]) if candidates else None
+
+
+def devices_of(job: Job) -> int:
+    """GPUs that a job trains on."""
+    return int((job.recipe.get("training") or {}).get("devices") or 1)
 
 
 class Dispatcher:

@@ -11,7 +11,7 @@ import trl
 from openai import OpenAI
 
 from alignkit_server.jobs import preparation
-from tests.server.support import BASE_MODEL, Running, create_job, method, serve, upload
+from tests.server.support import BASE_MODEL, TINY_CONFIG, Running, create_job, method, serve, upload
 from tests.tiny import build_tiny_tokenizer
 
 
@@ -22,7 +22,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         tokenizer = build_tiny_tokenizer(folder)
         tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "gemma.jinja").read_text()
         tokenizer.save_pretrained(folder)
-        (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "config.json").write_text(TINY_CONFIG)
         yield running
 
 

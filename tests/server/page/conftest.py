@@ -7,7 +7,7 @@ from playwright.sync_api import Browser
 
 from tests.server.page.browser import Visitor, chromium
 from tests.server.page.engine import talking
-from tests.server.support import BASE_MODEL, Running, serve
+from tests.server.support import BASE_MODEL, TINY_CONFIG, Running, serve
 from tests.tiny import build_tiny_tokenizer
 
 
@@ -16,7 +16,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with talking() as engine, serve(tmp_path_factory.mktemp("home"), engines=engine) as running:
         folder = running.settings.models_dir / BASE_MODEL
         build_tiny_tokenizer(folder)
-        (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "config.json").write_text(TINY_CONFIG)
         yield running
 
 

@@ -340,3 +340,51 @@ def test_the_durable_queue_keeps_the_turns_across_servers(sqlite: Database, tmp_
         second.stop()
     started = [folder.name for folder, _ in executor.started]
     assert started == [many[0], few[0], many[1], few[1], *many[2:]]
+
+
+def needing(database: Database, project: str, gpus: int) -> str:
+    """The id of a new job that waits for so many GPUs."""
+    (job_id,) = queue(database, project)
+    recipe = {"training": {"devices": gpus}}
+    with database.writing() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(recipe=recipe))
+    return job_id
+
+
+def test_jobs_start_while_there_are_gpus_for_them(sqlite: Database) -> None:
+    given_out = FairQueue(sqlite, Settings(training_slots=16), devices=lambda: 8)
+    large = [needing(sqlite, "a", 4), needing(sqlite, "b", 4)]
+    third = needing(sqlite, "c", 1)
+    assert list(given_out.take()) == large
+    for job_id in large:
+        start(sqlite, job_id)
+    assert given_out.take() == []
+    end(sqlite, large[0])
+    assert given_out.take() == [third]
+
+
+def test_small_jobs_do_not_starve_one_that_needs_every_gpu(sqlite: Database) -> None:
+    given_out = FairQueue(sqlite, Settings(training_slots=16), devices=lambda: 8)
+    first = needing(sqlite, "small", 1)
+    assert given_out.take() == [first]
+    start(sqlite, first)
+    large = needing(sqlite, "large", 8)
+    later = [needing(sqlite, "small", 1) for _ in range(3)]
+    assert given_out.take() == []
+    end(sqlite, first)
+    assert given_out.take() == [large]
+    start(sqlite, large)
+    end(sqlite, large)
+    assert list(given_out.take()) == later
+
+
+def test_a_job_that_needs_more_gpus_than_are_left_holds_nobody_up(sqlite: Database) -> None:
+    there = [8]
+    given_out = FairQueue(sqlite, Settings(training_slots=16), devices=lambda: there[0])
+    large, small = needing(sqlite, "large", 8), needing(sqlite, "small", 1)
+    there[0] = 7  # a device disappeared
+    assert given_out.take() == [small]
+    start(sqlite, small)
+    end(sqlite, small)
+    there[0] = 8
+    assert given_out.take() == [large]

@@ -50,6 +50,9 @@ class FakeExecutor:
         self.stubborn = False
         self.silent = 0
 
+    def devices(self) -> None:
+        return None
+
     def capacity(self) -> None:
         return None
 

@@ -71,6 +71,10 @@ class RayExecutor:
         log.info("training runs on Ray", address=settings.ray.address, ray=version)
         return executor
 
+    def devices(self) -> int | None:
+        """Ray gives out the GPUs of its nodes itself."""
+        return None
+
     def capacity(self) -> int | None:
         """Runs that fit on the living nodes, plus those that may wait in Ray's queue until more nodes start."""
         return self._capacity.now()

@@ -1,0 +1,193 @@
+"""What a run settles for itself: options that say `auto`, and half the micro-batch after it ran out of memory.
+
+The run's folder keeps them (settled.json), so that a resumed run goes on with the same ones.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignkit.data.dataset import load_rows, skipped_share
+from alignkit.data.tokens import render_rows
+from alignkit.estimate import EstimateError, lengths_of
+from alignkit.estimate.devices import visible
+from alignkit.estimate.fitting import AUTO, fit, has_auto, without_estimate
+from alignkit.hardware import has_amx
+from alignkit.precision import WORTHWHILE, Row, choose
+from alignkit.recipe import Recipe
+from alignkit.run.folder import RunFolder, write_json
+from alignkit.sharding import sharding
+
+PROBE_ROWS = 4
+PROBE_TOKENS = 512
+_STAGES = {None: None, "ZeRO-1": "zero1", "ZeRO-2": "zero2", "ZeRO-3": "zero3", "FSDP": "fsdp2"}
+_SETTLED = {
+    "model": ("dtype", "attn_implementation"),
+    "training": ("micro_batch_size", "gradient_checkpointing", "eval_batch_size", "mixed_precision"),
+}
+
+
+def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Recipe:
+    """The recipe with values in the place of `auto`, as an earlier start of the run had them or for this device.
+
+    `main`: whether this process writes the folder. Raises RecipeError where nothing fits. A `mixed_precision` that is
+    to be measured stays `auto`.
+    """
+    kept = _read(folder) if resume else {}
+    recipe = _with_kept(recipe, kept)
+    if not has_auto(recipe):
+        return recipe
+    stage, count = _STAGES[sharding()], int(os.environ.get("WORLD_SIZE", "1"))
+    device = visible()
+    try:
+        found = fit(
+            recipe,
+            lengths_of(recipe, bounded=True),
+            device=device,
+            count=count,
+            stages=[stage or ("single" if count == 1 else "ddp")],
+        ).recipe
+        note = ""
+    except EstimateError as error:
+        found, note = (
+            without_estimate(recipe, processes=count, gpu=device.is_gpu),
+            f"; not estimated: {error}",
+        )
+    if main:
+        keep(found, folder)
+        values = ", ".join(f"{name} {_shown(value)}" for name, value in _differing(recipe, found).items())
+        folder.emit(f"Settled for {device.name}: {values}{note}", data=_differing(recipe, found))
+    return found
+
+
+def settle_precision(recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, *, main: bool) -> Recipe:
+    """The recipe with `mixed_precision` in the place of `auto`, chosen by the error of this model's log-ratios.
+
+    One process measures for all. Sharded and quantised weights cannot be measured, and train in bfloat16.
+    """
+    if recipe.training.mixed_precision != AUTO:
+        return recipe
+    device = _device()
+    if sharding() is not None or recipe.model.quantization is not None:
+        way, sentence = (
+            "bf16" if device.type == "cuda" else "no",
+            "Precision {}: not measured, the weights are shared",
+        )
+        sentence = (
+            sentence.format(way)
+            if sharding()
+            else f"Precision {way}: not measured, the weights are quantised"
+        )
+    elif device.type == "cpu" and not (has_amx() and model.num_parameters() >= WORTHWHILE):
+        way, sentence = "no", "Precision float32: the device gains nothing by 16 bits"
+    else:
+        rows = probe_rows(recipe, tokenizer)
+        found = choose(model.to(device), rows, recipe.training.precision_budget, seed=recipe.seed)
+        way, sentence = found.way, found.sentence(recipe.training.precision_budget)
+    way = _agreed(way)
+    training = recipe.training.model_copy(update={"mixed_precision": way})
+    recipe = recipe.model_copy(update={"training": training})
+    if main:
+        keep(recipe, folder)
+        print(sentence, flush=True)
+        folder.emit(sentence, data={"mixed_precision": way})
+    return recipe
+
+
+def probe_rows(recipe: Recipe, tokenizer: Any) -> list[Row]:
+    """The longest sequence of each of the first rows with a token that carries loss, cut to PROBE_TOKENS."""
+    data = recipe.data
+    found: list[Row] = []
+    rows = load_rows(
+        Path(data.train), type(recipe.method), columns=data.columns, skip_bad=skipped_share(data.skip_bad)
+    )
+    for sequences in render_rows(rows[: 8 * PROBE_ROWS], tokenizer, lambda row, by: row.render(by)):
+        longest = max(sequences, key=lambda sequence: len(sequence.ids))
+        most = min(PROBE_TOKENS, data.max_length)
+        spans = [(start, min(end, most)) for start, end in longest.loss_spans if start < most]
+        if spans and len(found) < PROBE_ROWS:
+            found.append((longest.ids[:most], spans))
+    return found
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def _agreed(way: str) -> str:
+    """Rank 0's choice."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return way
+    from accelerate import PartialState  # saves accelerate where nothing is settled
+    from accelerate.utils import broadcast_object_list
+
+    PartialState()
+    return str(broadcast_object_list([way])[0])
+
+
+def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
+    """Write the settled options of `recipe` into the run's folder, for a resumed run, and its recipe."""
+    values = {
+        section: {name: getattr(getattr(recipe, section), name) for name in names}
+        for section, names in _SETTLED.items()
+    }
+    write_json(folder.settled, {**_read(folder), **values, **more})
+    resolved = recipe.model_copy(update={"output_dir": str(folder.path)})
+    folder.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
+
+
+def halve(recipe: Recipe, folder: RunFolder) -> tuple[int, int] | None:
+    """Keep the next smaller micro-batch for the next start; (the old one, the new one), or None where there is none.
+
+    Once a run: a second time would hide what does not fit. A micro-batch that is part of the method stays.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    kept = _read(folder)
+    recipe = _with_kept(recipe, kept)
+    share = recipe.training.batch_size // processes
+    given = recipe.training.micro_batch_size
+    micro = given if isinstance(given, int) else share
+    if kept.get("out_of_memory") or micro < 2 or recipe.method.micro_batch_matters:
+        return None
+    half = max(size for size in range(1, micro // 2 + 1) if share % size == 0)
+    training = recipe.training.model_copy(update={"micro_batch_size": half})
+    keep(recipe.model_copy(update={"training": training}), folder, out_of_memory={"micro_batch_size": half})
+    return micro, half
+
+
+def _with_kept(recipe: Recipe, kept: dict[str, Any]) -> Recipe:
+    """The recipe with what was kept in the place of `auto`, and a micro-batch that was halved."""
+    updates = {}
+    for section, names in _SETTLED.items():
+        own, found = getattr(recipe, section), kept.get(section, {})
+        values = {name: found[name] for name in names if name in found and getattr(own, name) == AUTO}
+        if section == "training":
+            values |= kept.get("out_of_memory") or {}
+        updates[section] = own.model_copy(update=values)
+    return recipe.model_copy(update=updates)
+
+
+def _differing(recipe: Recipe, found: Recipe) -> dict[str, Any]:
+    return {
+        name: getattr(getattr(found, section), name)
+        for section, names in _SETTLED.items()
+        for name in names
+        if getattr(getattr(recipe, section), name) != getattr(getattr(found, section), name)
+    }
+
+
+def _shown(value: Any) -> str:
+    return {True: "on", False: "off", None: "as the model has it"}.get(value, str(value))
+
+
+def _read(folder: RunFolder) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(folder.settled.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return found
