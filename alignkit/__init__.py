@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 from alignkit.noise import drop_noise
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from alignkit import data, divergences, estimate, evaluate, kernels, losses, methods, trainers
+    from alignkit import (
+        data,
+        divergences,
+        estimate,
+        evaluate,
+        kernels,
+        losses,
+        methods,
+        token_divergences,
+        trainers,
+    )
     from alignkit.errors import AlignkitError
     from alignkit.recipe import Recipe
     from alignkit.trainers import (
@@ -48,6 +58,7 @@ __all__ = [
     "kernels",
     "losses",
     "methods",
+    "token_divergences",
     "trainers",
 ]
 

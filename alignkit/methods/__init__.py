@@ -6,6 +6,7 @@ from alignkit.methods.completion import CompletionMethod
 from alignkit.methods.d2o import D2O
 from alignkit.methods.distillation import DistillMethod
 from alignkit.methods.f_dpo import DPO, FDPO
+from alignkit.methods.f_kd import FKD
 from alignkit.methods.hyperparameters import Hyperparameters, hyperparameters_of, names_of_models
 from alignkit.methods.ipo import IPO
 from alignkit.methods.kto import KTO
@@ -25,6 +26,7 @@ BUILT_IN: tuple[type[Method], ...] = (
     D2O,
     SinKD,
     BDKD,
+    FKD,
     SimPO,
     ORPO,
     MaPO,
@@ -39,6 +41,7 @@ __all__ = [
     "D2O",
     "DPO",
     "FDPO",
+    "FKD",
     "IPO",
     "KTO",
     "METHODS",

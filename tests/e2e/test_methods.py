@@ -28,6 +28,7 @@ CASES = {
     "d2o": Case("valid_logratios_rejected", {"samples_per_prompt": 2, "max_tokens": 8}),
     "sinkd": Case("valid_transport_cost", {"teacher": "tiny-teacher", "max_rows": 16}),
     "bd_kd": Case("valid_teacher_ece", {"teacher": "tiny-teacher", "gate": "soft"}),
+    "f_kd": Case("valid_divergence", {"teacher": "tiny-teacher", "divergence": "cauchy_schwarz"}),
     "simpo": Case("valid_rewards_margins", {"margin": 0.5}),
     "orpo": Case("valid_logps_chosen"),
     "mapo": Case("valid_rewards_margins", {"beta": 0.5, "gain": 5}),

@@ -19,19 +19,27 @@ take
 With frozen heads the cheaper way is used.
 """
 
+import os
 from collections.abc import Mapping
 
 # Not `import torch`: this package has a module `torch`, whose import would replace the name.
 from torch import Tensor, autocast, long
 
 from alignkit import arguments
-from alignkit.kernels.backend import Implementation, choose, engine
+from alignkit.kernels.backend import VARIABLE, Implementation, choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, check_shapes, first_columns
 from alignkit.kernels.linear_divergence.fused import fused
-from alignkit.kernels.linear_divergence.records import DIFFERENTIABLE, Divergences, Name, Objective, Request
+from alignkit.kernels.linear_divergence.records import (
+    DIFFERENTIABLE,
+    Divergences,
+    Name,
+    Objective,
+    Request,
+    TokenDivergence,
+)
 from alignkit.kernels.linear_divergence.reference import materialised
 
-__all__ = ["Divergences", "Objective", "linear_divergence"]
+__all__ = ["Divergences", "Objective", "TokenDivergence", "linear_divergence"]
 
 
 def linear_divergence(
@@ -50,6 +58,7 @@ def linear_divergence(
     temperature: float = 1.0,
     tempered_entropy: bool = True,
     top1: bool = False,
+    divergence: TokenDivergence | None = None,
     objective: Objective | None = None,
     ignore_index: int = -100,
     implementation: Implementation | None = None,
@@ -66,6 +75,9 @@ def linear_divergence(
     With frozen heads each differentiable output costs one matmul. `objective` is a function from the Divergences of n
     rows to a loss [n], row by row. With it only `.loss` carries gradient, at the cost of one output. It is called for
     a few rows at a time.
+
+    `divergence` adds an output of that name: any function of both distributions and their logarithms. It has no
+    Triton kernel, so that all rows are computed in PyTorch, on a GPU too.
 
     Raises ValueError for shapes that do not match, labels outside the shared vocabulary, and options out of range.
     """
@@ -89,6 +101,7 @@ def linear_divergence(
     )
     trains: dict[Name, bool] = {"student": student.train, "teacher": teacher.train}
     outputs = _outputs(labelled=labels is not None, top1=top1, teacher_trains=trains["teacher"])
+    outputs += () if divergence is None else ("divergence",)
     request = Request(
         temperature=temperature,
         tempered_entropy=tempered_entropy,
@@ -102,15 +115,31 @@ def linear_divergence(
             if name in outputs
         ),
         objective=None if objective is None else lambda values: objective(Divergences(**values)),
+        divergence=divergence,
     )
     targets = student.hidden.new_zeros(len(student.hidden), dtype=long) if labels is None else labels[keep]
-    name = choose(student.weight, implementation)
+    name = _implementation(student.weight, implementation, divergence)
     with autocast(student.hidden.device.type, enabled=False):
         if name == "reference":
             values: Mapping[str, Tensor] = materialised(student, teacher, targets, request)
         else:
             values = fused(student, teacher, targets, request, engine(__name__, name))
     return Divergences(**{name: _spread(value, keep) for name, value in values.items()})
+
+
+def _implementation(
+    weight: Tensor, forced: Implementation | None, divergence: TokenDivergence | None
+) -> Implementation:
+    """The implementation to run: with a divergence of the caller's PyTorch, unless another is forced."""
+    if divergence is not None and forced is None and not os.environ.get(VARIABLE):
+        return "torch"
+    name = choose(weight, forced)
+    if divergence is not None and name == "triton":
+        raise ValueError(
+            "linear_divergence has no Triton kernel for a `divergence`: expected torch or reference as "
+            f"implementation or {VARIABLE}, found triton"
+        )
+    return name
 
 
 def _kept(labels: Tensor | None, hidden: Tensor, vocabulary: int, ignore_index: int) -> Tensor | slice:

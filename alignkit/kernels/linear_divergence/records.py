@@ -12,7 +12,7 @@ from alignkit.kernels.head import Operands
 Name = Literal["student", "teacher"]
 
 DIFFERENTIABLE: dict[Name, tuple[str, ...]] = {
-    "student": ("forward_kl", "reverse_kl", "student_ce"),
+    "student": ("forward_kl", "reverse_kl", "student_ce", "divergence"),
     "teacher": ("teacher_reverse_kl", "teacher_ce"),
 }
 """Side -> outputs that send gradient to it. All other outputs are detached."""
@@ -44,11 +44,26 @@ class Divergences:
     """Whether the label has the student's largest logit, bool. None unless requested."""
     teacher_top1: Tensor | None = None
     """Whether the label has the teacher's largest logit, bool. None unless requested."""
+    divergence: Tensor | None = None
+    """The `divergence` asked for, with gradient to the student only. None unless requested."""
     loss: Tensor | None = None
     """The `objective` of the other fields, through which all gradient flows. None without an objective."""
 
 
 Objective = Callable[[Divergences], Tensor]
+
+
+class TokenDivergence(Protocol):
+    """A divergence of teacher p and student q over c rows, such as those of `alignkit.token_divergences`.
+
+    Both methods take p, q and their logarithms, [c, V] each, float32 or float64. A logarithm may be -inf.
+    """
+
+    def value(self, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Compute the divergence of each row, [c], in nats."""
+
+    def pull(self, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Compute the gradient of each row's value by the student's logits, [c, V]. Its rows sum to 0."""
 
 
 class Request(NamedTuple):
@@ -63,6 +78,8 @@ class Request(NamedTuple):
     differentiable: tuple[str, ...]
     """Outputs that carry gradient, or through which the objective's gradient flows."""
     objective: Callable[[Mapping[str, Tensor]], Tensor] | None
+    divergence: TokenDivergence | None = None
+    """The divergence of the output of that name; None if it is not requested."""
 
     @property
     def returned(self) -> tuple[str, ...]:
@@ -118,7 +135,10 @@ class LogitGradient(NamedTuple):
 
 
 def logit_gradient(side: Name, weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> LogitGradient:
-    """Return the coefficients of sum_k weights[k] * d output_k. `weights` names outputs of `side` only."""
+    """Return the coefficients of sum_k weights[k] * d output_k. `weights` names outputs of `side` only.
+
+    The output `divergence` has another form and is left to the engine.
+    """
     toward = weights.get("forward_kl" if side == "student" else "teacher_reverse_kl")
     away = weights.get("reverse_kl")
     constant = torch.zeros_like(values["forward_kl"]) if toward is None else toward

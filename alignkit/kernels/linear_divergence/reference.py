@@ -18,6 +18,9 @@ def materialised(student: Operands, teacher: Operands, labels: Tensor, request: 
         "student_entropy": _entropy(log_q if request.tempered_entropy else log_q1),
         "teacher_entropy": _entropy(log_p if request.tempered_entropy else log_p1),
     }
+    if request.divergence is not None:
+        fixed = log_p.detach()
+        values["divergence"] = request.divergence.value(fixed.exp(), log_q.exp(), fixed, log_q)
     if request.labelled:
         for name, log in (("student", log_q1), ("teacher", log_p1)):
             values[f"{name}_ce"] = -log.gather(1, labels[:, None]).squeeze(1)

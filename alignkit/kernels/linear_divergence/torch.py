@@ -6,7 +6,8 @@ With x, y the tempered logits, log q = log_softmax(x) for the student, log p = l
     reverse = sum q (log q - log p)        d/dx = q (log q - log p - reverse)         d/dy = p - q
     ce      = -log q1[label]               d/dx = q1 - [v = label],  q1 at temperature 1
 
-So every weighted sum of them has a gradient of the same form, `records.LogitGradient`.
+So every weighted sum of them has a gradient of the same form, `records.LogitGradient`. A `records.TokenDivergence`
+brings its own value and gradient, which are added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,8 @@ class TorchRows:
             "reverse_kl": -self._expect(q.prob, self.gap),
         }
         values["teacher_reverse_kl"] = values["reverse_kl"]
+        if request.divergence is not None:
+            values["divergence"] = request.divergence.value(p.prob, q.prob, p.log, q.log)
         for name, side in (("student", q), ("teacher", p)):
             log, prob = (side.log_one, side.prob_one()) if request.separate_entropy else (side.log, side.prob)
             values[f"{name}_entropy"] = -self._expect(prob, log)
@@ -104,6 +107,9 @@ class TorchRows:
             total.masked_fill_(own.prob == 0, 0.0)
         if toward is not None:
             total.addcmul_(other.prob, toward, value=-1)
+        if self.request.divergence is not None and "divergence" in weights:
+            pull = self.request.divergence.pull(other.prob, own.prob, other.log, own.log)
+            total.addcmul_(pull, weights["divergence"][:, None])
         if not self.request.plain:
             total /= self.request.temperature
         if label is not None:
