@@ -51,6 +51,10 @@ class HeadWeights(NamedTuple):
     softcap: float | None
 
 
+OwnHead = Callable[[HeadWeights, Tensor, Tensor], Any]
+"""A function (head, hidden states [B, L-1, H], labels [B, L-1]) -> a NamedTuple of tensors with `aux_loss`."""
+
+
 class MeasuredHead(NamedTuple):
     """The logit transform that was measured in a model's forward."""
 
@@ -109,15 +113,19 @@ def head_states(model: Any, *args: Any, **inputs: Any) -> HeadStates:
 def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
     """Patch the forward of `model`, a transformers causal LM without peft's wrapper, to accept `fused_lm_head=True`.
 
-    Without that argument the forward is unchanged. `entropy` and `top1` add these outputs.
+    Without that argument the forward is unchanged. `entropy` and `top1` add these outputs. `fused_lm_head` may also
+    be an `OwnHead`, whose result is returned instead.
     """
     plain_forward = model.forward
 
-    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, fused_lm_head: bool | OwnHead = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return plain_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
         states = _head_states(self, plain_forward, *args, **kwargs)
+        if callable(fused_lm_head):
+            found = in_head(self, fused_lm_head, states.hidden[:, :-1], labels)
+            return found._replace(aux_loss=states.aux_loss)
 
         def log_probs(head: HeadWeights, hidden: Tensor) -> FusedHeadOutput:
             found = linear_logprob(

@@ -14,6 +14,7 @@ from alignkit.methods.labelled import LabelledMethod
 from alignkit.methods.mapo import MaPO
 from alignkit.methods.orpo import ORPO
 from alignkit.methods.preference import PairMethod
+from alignkit.methods.ps_kd import PSKD
 from alignkit.methods.registry import METHODS, get, register
 from alignkit.methods.simpo import SimPO
 from alignkit.methods.sinkd import SinKD
@@ -27,6 +28,7 @@ BUILT_IN: tuple[type[Method], ...] = (
     SinKD,
     BDKD,
     FKD,
+    PSKD,
     SimPO,
     ORPO,
     MaPO,
@@ -46,6 +48,7 @@ __all__ = [
     "KTO",
     "METHODS",
     "ORPO",
+    "PSKD",
     "CompletionMethod",
     "DistillMethod",
     "Hyperparameters",

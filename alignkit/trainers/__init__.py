@@ -18,6 +18,7 @@ from alignkit.trainers.distillation import DistillationTrainer
 from alignkit.trainers.f_dpo import FDPOTrainer
 from alignkit.trainers.labelled import LabelledTrainer
 from alignkit.trainers.preference import PreferenceTrainer
+from alignkit.trainers.ps_kd import PSKDTrainer
 from alignkit.trainers.sinkd import SinKDTrainer
 from alignkit.trainers.supervised import SupervisedTrainer
 
@@ -32,6 +33,7 @@ __all__ = [
     "FDPOConfig",
     "FDPOTrainer",
     "LabelledTrainer",
+    "PSKDTrainer",
     "PreferenceTrainer",
     "SinKDConfig",
     "SinKDTrainer",

@@ -12,7 +12,15 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 
 from alignkit.data.dataset import run_datasets
 from alignkit.errors import ModelError
-from alignkit.methods import D2O, CompletionMethod, DistillMethod, LabelledMethod, Method, PairMethod
+from alignkit.methods import (
+    D2O,
+    PSKD,
+    CompletionMethod,
+    DistillMethod,
+    LabelledMethod,
+    Method,
+    PairMethod,
+)
 from alignkit.models.adapters import peft_config
 from alignkit.models.loading import load_causal_lm
 from alignkit.recipe import Recipe
@@ -25,6 +33,7 @@ from alignkit.trainers.d2o_rows import tokenise
 from alignkit.trainers.distillation import DistillationTrainer
 from alignkit.trainers.labelled import LabelledTrainer
 from alignkit.trainers.preference import PreferenceTrainer
+from alignkit.trainers.ps_kd import PSKDTrainer
 from alignkit.trainers.supervised import SupervisedTrainer
 
 
@@ -103,6 +112,12 @@ def supervised_trainer(context: RunContext, method: CompletionMethod) -> Supervi
     return SupervisedTrainer(args=config, method=method, **_common(context))
 
 
+def ps_kd_trainer(context: RunContext, method: PSKD) -> PSKDTrainer:
+    """Build a PSKDTrainer with the recipe's method."""
+    config = SFTConfig(**_tokenised(context), router_aux_loss_coef=0.0)
+    return PSKDTrainer(args=config, method=method, **_common(context))
+
+
 def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
     """Build a D2OTrainer with the recipe's method. Building it draws the samples that the data lacks."""
     recipe, folder = context.recipe, RunFolder(context.checkpoints.parent)
@@ -133,6 +148,7 @@ BUILDERS: Mapping[type[Method], Callable[[RunContext, Any], Any]] = {
     PairMethod: preference_trainer,
     LabelledMethod: labelled_trainer,
     CompletionMethod: supervised_trainer,
+    PSKD: ps_kd_trainer,
     D2O: d2o_trainer,
     DistillMethod: distillation_trainer,
 }

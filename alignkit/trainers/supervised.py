@@ -72,10 +72,8 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute this forward's loss. `num_items_in_batch` is T, or None if the step has only this forward."""
         is_real = self.pop_is_real(inputs)
-        # inside the forward, where ZeRO-3 gathers the head
-        outputs = model(**inputs, **self.router_inputs(), fused_lm_head=True)
         loss_mask = inputs["labels"][:, 1:] != IGNORED
-        losses = self.method.loss(TokenLogps(outputs.log_probs.float(), loss_mask)).losses
+        outputs, losses = self._losses(model, inputs, loss_mask)
         self._require_finite(losses, inputs)
         self._record(outputs, losses, loss_mask, inputs, is_real)
         tokens = loss_mask.sum() if num_items_in_batch is None else num_items_in_batch
@@ -85,6 +83,16 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
             # T counts every process's tokens, and gradients are averaged over processes, not summed
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
+
+    def _losses(self, model: Any, inputs: dict[str, Tensor], loss_mask: Tensor) -> tuple[Any, Tensor]:
+        """(outputs of the model, losses [B]). The outputs have `entropy`, `is_top1` and `aux_loss`."""
+        # inside the forward, where ZeRO-3 gathers the head
+        outputs = model(**inputs, **self.router_inputs(), fused_lm_head=True)
+        return outputs, self.method.loss(TokenLogps(outputs.log_probs.float(), loss_mask)).losses
+
+    def _sums(self, _outputs: Any) -> dict[str, Tensor]:
+        """Further metrics of this forward: name -> sum over each row's loss tokens, [B]."""
+        return {}
 
     def _record(
         self,
@@ -96,14 +104,18 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
     ) -> None:
         """Record sums over tokens. They are gathered per row, which drops padding rows."""
         seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum(dim=1)
+        further = self._sums(outputs)
         columns = [losses, outputs.entropy.sum(dim=1), outputs.is_top1.sum(dim=1), loss_mask.sum(dim=1), seen]
+        columns += further.values()
         rows = torch.stack([column.detach().double() for column in columns], dim=1)
-        loss, entropy, right, tokens, everything = (
+        loss, entropy, right, tokens, everything, *sums = (
             gather_rows(self.accelerator, rows, is_real).sum(dim=0).tolist()
         )
         items = self._items[self._mode]
         items.add_ratio("entropy", entropy, tokens)
         items.add_ratio("mean_token_accuracy", right, tokens)
+        for name, total in zip(further, sums, strict=True):
+            items.add_ratio(name, total, tokens)
         if self._mode == "train":
             self.count_tokens(int(everything))
         else:

@@ -45,6 +45,13 @@ def first_of_each(key: Callable[[str], object], names: Iterable[str]) -> tuple[s
 METHODS = first_of_each(_path_through_the_trainers, methods.METHODS)
 """Every registered method; of those on pairs the first with a reference and the first without."""
 STEPS = 3
+_OF_WHOLE_WEIGHTS = {"ps_kd"}
+"""Methods that are refused where no process holds a weight whole."""
+
+
+def runs_under(method: str, config: str) -> bool:
+    """Whether the method runs under this accelerate configuration."""
+    return not (method in _OF_WHOLE_WEIGHTS and config.startswith(("zero3", "fsdp2")))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from alignkit.run.folder import RunFolder
 from tests.distributed.lab import Case
-from tests.distributed.launching import METHODS, Run, build_inputs, launch, write_recipe
+from tests.distributed.launching import METHODS, Run, build_inputs, launch, runs_under, write_recipe
 
 STEPS = 6
 SAVE_STEPS = 2
@@ -50,6 +50,9 @@ class Lab:
     ) -> tuple[Run, Run]:
         """The killed one and the other, which is under `goes_on` where the killed one goes on there."""
         goes_on = goes_on or place
+        wanted = [one for one in wanted if runs_under(one.method, place) and runs_under(one.method, goes_on)]
+        if case not in wanted:
+            pytest.skip(f"{case.method} is refused under {place} or {goes_on}")
         if (place, goes_on) not in self._outputs:
             (self._inputs / f"{place}-{goes_on}").mkdir()
             self._outputs[place, goes_on] = self._make(place, goes_on, wanted)

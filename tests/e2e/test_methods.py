@@ -29,6 +29,7 @@ CASES = {
     "sinkd": Case("valid_transport_cost", {"teacher": "tiny-teacher", "max_rows": 16}),
     "bd_kd": Case("valid_teacher_ece", {"teacher": "tiny-teacher", "gate": "soft"}),
     "f_kd": Case("valid_divergence", {"teacher": "tiny-teacher", "divergence": "cauchy_schwarz"}),
+    "ps_kd": Case("train_past_kl", {"final_weight": 0.5, "refresh_steps": 1}),
     "simpo": Case("valid_rewards_margins", {"margin": 0.5}),
     "orpo": Case("valid_logps_chosen"),
     "mapo": Case("valid_rewards_margins", {"beta": 0.5, "gain": 5}),
