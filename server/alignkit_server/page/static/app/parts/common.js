@@ -134,12 +134,12 @@ export const Facts = ({ facts }) => html`
   </dl>
 `;
 
-/** A table that scrolls by itself where the window is narrow. `caption` is for screen readers. */
+/** A table that scrolls by itself where the window is narrow. `caption` is for screen readers; "" heads no column. */
 export const Table = ({ caption, head, children }) => html`
   <div class="scroll" tabindex="0" role="region" aria-label=${caption}>
     <table>
       <caption class="unseen">${caption}</caption>
-      <thead><tr>${head.map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
+      <thead><tr>${head.map((name) => (name ? html`<th scope="col">${name}</th>` : html`<td></td>`))}</tr></thead>
       <tbody>${children}</tbody>
     </table>
   </div>
