@@ -115,7 +115,7 @@ function Keys({ path }) {
       <${NewKey} path=${path} taken=${taken} />
       <${Loaded} answer=${answer}>
         ${(keys) => html`
-          <${Table} caption="Keys" head=${["Name", "Key", "Scopes", "Last used", "Expires", ""]}>
+          <${Table} caption="Keys of the project" head=${["Name", "Key", "Scopes", "Last used", "Expires", ""]}>
             ${keys.map(
               (key) => html`
                 <tr>

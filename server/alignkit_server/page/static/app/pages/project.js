@@ -26,7 +26,7 @@ export function Usage({ limits, usage }) {
   return html`
     <section aria-labelledby="usage">
       <h2 id="usage">Limits and usage</h2>
-      <${Table} caption="Limits and usage" head=${["", "Used", "Limit"]}>
+      <${Table} caption="Limits and usage of the project" head=${["", "Used", "Limit"]}>
         ${Object.entries(limits).map(
           ([name, limit]) => html`
             <tr>

@@ -19,7 +19,7 @@ export function Checkpoints({ job }) {
       <h2 id="checkpoints">Checkpoints</h2>
       <${Loaded} answer=${answer}>
         ${(found) => html`
-          <${Table} caption="Checkpoints" head=${["Step", "Model", "Training loss", "Validation loss", "Created", ""]}>
+          <${Table} caption="Published checkpoints" head=${["Step", "Model", "Training loss", "Validation loss", "Created", ""]}>
             ${found.map(
               (one) => html`
                 <tr>
