@@ -1,15 +1,18 @@
 """`make demo`: import the base model, start the service, run the user's script, stop everything.
 
-Exits with 0 only if the script saw an aligned model answer. Whatever happens, no process is left behind.
+Exits with 0 only if the aligned model answers better than the base model. With KEEP=1, or if you say so at the
+terminal, the service keeps running until Ctrl-C. Whatever happens, no process is left behind.
 """
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -17,6 +20,7 @@ import psutil
 from client import BASE_MODEL, DemoError, console
 from client import main as run_client
 from openai import OpenAI, OpenAIError
+from rich.prompt import Confirm
 
 from alignkit.errors import AlignkitError
 from alignkit.models.importing import import_model
@@ -29,29 +33,79 @@ def main() -> int:
     """Run the demo; the exit status."""
     started = time.monotonic()
     jobs: list[str] = []
+    failed = False
     try:
         import_model(BASE_MODEL, HOME / "models", report=console.print)
         with service() as base_url:
             key = (HOME / "first-key").read_text(encoding="utf-8").strip()
-            run_client(OpenAI(base_url=base_url, api_key=key, timeout=300), jobs.append)
+            try:
+                run_client(OpenAI(base_url=base_url, api_key=key, timeout=300), jobs.append)
+            except (DemoError, OpenAIError) as error:
+                failed = True
+                report(error)
+            took = time.monotonic() - started
+            if jobs and wants_to_stay():
+                stay(base_url, key)
     except KeyboardInterrupt:
         console.print("\nStopped.")
         return 130
     except (DemoError, AlignkitError, OpenAIError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        if jobs:
-            console.print(f"The job's folder: {HOME / 'jobs' / jobs[-1]}", soft_wrap=True)
+        report(error)
         return 1
-    folder = HOME / "jobs" / jobs[-1]
-    accelerate = shlex.join(
-        [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1"]
+    show_what_is_left(jobs, took)
+    return int(failed)
+
+
+def report(error: Exception) -> None:
+    """Print an error as one sentence."""
+    console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_what_is_left(jobs: list[str], took: float) -> None:
+    """Print where the run's files are, and how to serve or repeat it."""
+    if jobs:
+        folder = HOME / "jobs" / jobs[-1]
+        commands = {
+            "Serve the model again": [sys.executable, "-m", "alignkit", "serve", "--home", str(HOME)],
+            "The same run by hand": [
+                str(Path(sys.executable).with_name("accelerate")),
+                *["launch", "--num_processes", "1", "-m", "alignkit.train", str(folder / "recipe.yaml")],
+            ],
+        }
+        console.print(f"\nRecipe, log, events and adapter: {folder}", soft_wrap=True)
+        for purpose, command in commands.items():
+            console.print(f"{purpose}:\n  {shlex.join(command)}", soft_wrap=True, highlight=False)
+    console.print(f"Everything is stopped. It took {took:.0f} s.")
+
+
+def wants_to_stay() -> bool:
+    """Whether the service shall go on running: KEEP=1, or a yes at a terminal."""
+    if (keep := os.environ.get("KEEP")) is not None:
+        return keep not in {"", "0"}
+    return (
+        sys.stdin.isatty() and sys.stdout.isatty() and Confirm.ask("Keep the service running?", default=False)
     )
-    console.print(f"\nRecipe, log, events and adapter: {folder}", soft_wrap=True)
+
+
+def stay(base_url: str, key: str) -> None:
+    """Say how to reach the service, and wait for Ctrl-C."""
+    models = OpenAI(base_url=base_url, api_key=key).models.list()
+    tuned = [model.id for model in models if model.id.startswith("ft:")]
+    request = json.dumps(
+        {"model": tuned[-1] if tuned else BASE_MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
+    )
     console.print(
-        f"The same run by hand:\n  {accelerate} -m alignkit.train {folder / 'recipe.yaml'}", soft_wrap=True
+        f"\nThe service is running. Open {base_url.removesuffix('/v1')} in a browser, or use any OpenAI client:\n"
+        f"  export OPENAI_BASE_URL={base_url} OPENAI_API_KEY={key}\n"
+        f'  curl $OPENAI_BASE_URL/chat/completions -H "Authorization: Bearer $OPENAI_API_KEY" '
+        f"-H 'Content-Type: application/json' -d {shlex.quote(request)}\n"
+        "Ctrl-C stops it.",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
     )
-    console.print(f"Everything is stopped. It took {time.monotonic() - started:.0f} s.")
-    return 0
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 @contextmanager

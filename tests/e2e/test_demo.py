@@ -61,14 +61,14 @@ def assert_gone(processes: list[psutil.Process]) -> None:
 
 @pytest.mark.slow
 def test_a_model_that_did_not_learn_fails_the_demo(demo: "subprocess.Popen[str]") -> None:
-    text = read_until(demo, "Asking both models")
+    text = read_until(demo, "questions that training never saw")
     started = family(demo)
     assert len(started) >= 2  # the service and vLLM
     rest, _ = demo.communicate(timeout=300)
     assert demo.returncode == 1, text + rest
     assert "error: The tuned model" in rest
     assert "Traceback" not in rest
-    assert "on 30 held-out questions" in rest
+    assert "on 40 held-out questions" in rest
     assert_gone(started)
 
 
