@@ -69,14 +69,14 @@ class PSKD(CompletionMethod):
         policy = policy_use(recipe)
         models = {"policy": policy}
         if policy.lora is None:
-            models["past"] = replace(policy, trains=False)
+            models["teacher"] = replace(policy, trains=False)
 
         def work(batch: Batch) -> Work:
             size = batch.heads["policy"]
             past = replace(size, has_gradient=False, trains=False)
             head = costs.divergence(batch.tokens(batch.rows), size, past, gpu=batch.gpu)
             passes = (
-                Pass("past" if "past" in models else "policy", batch.rows, batch.length, purpose="teacher"),
+                Pass("teacher" if "teacher" in models else "policy", batch.rows, batch.length, purpose="teacher"),
                 Pass("policy", batch.rows, batch.length, trains=True),
             )
             return Work(passes, heads=head)

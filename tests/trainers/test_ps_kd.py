@@ -201,7 +201,7 @@ def test_a_job_becomes_a_recipe_and_refuses_values_out_of_range() -> None:
             method(**wrong)
 
 
-@pytest.mark.parametrize(("lora", "models"), [({"r": 4}, {"policy"}), (None, {"policy", "past"})])
+@pytest.mark.parametrize(("lora", "models"), [({"r": 4}, {"policy"}), (None, {"policy", "teacher"})])
 def test_the_past_is_a_second_model_only_where_all_weights_train(lora: Any, models: set[str]) -> None:
     values = {
         "model": {"path": "m"},
