@@ -120,7 +120,7 @@ def test_a_model_whose_adapters_are_not_served_is_refused_before_it_trains(
     create_job(client, method=method(trained_weights="all"))
 
 
-def test_a_base_url_without_its_version_is_told(service: Running) -> None:
-    with service.http("sk-any") as http:
+def test_a_base_url_without_its_version_is_told(client: OpenAI, service: Running) -> None:
+    with service.http(client.api_key) as http:
         told = http.get("/models").json()["error"]["message"]
     assert "Did you mean /v1/models? The client's base_url ends with /v1." in told
