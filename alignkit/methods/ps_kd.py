@@ -76,7 +76,12 @@ class PSKD(CompletionMethod):
             past = replace(size, has_gradient=False, trains=False)
             head = costs.divergence(batch.tokens(batch.rows), size, past, gpu=batch.gpu)
             passes = (
-                Pass("teacher" if "teacher" in models else "policy", batch.rows, batch.length, purpose="teacher"),
+                Pass(
+                    "teacher" if "teacher" in models else "policy",
+                    batch.rows,
+                    batch.length,
+                    purpose="teacher",
+                ),
                 Pass("policy", batch.rows, batch.length, trains=True),
             )
             return Work(passes, heads=head)
