@@ -113,7 +113,8 @@ def test_a_clone_begins_where_the_job_was(client: OpenAI, key: str, visitor: Vis
 def rig(tmp_path: Path) -> Iterator[Rig]:
     """The real service as a process, with its queue, over training and engines that take a moment."""
     folder = tmp_path / "home" / "models" / "tiny"
-    build_tiny_model(folder)  # whose size fits: a configuration without sizes is taken for one of seven billion
+    # A real model, whose size fits: a configuration without sizes is taken for one of seven billion.
+    build_tiny_model(folder)
     rig = Rig(tmp_path / "home")
     yield rig
     rig.clean_up()
