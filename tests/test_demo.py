@@ -104,6 +104,7 @@ def test_answers_are_compared_question_by_question(client: ModuleType, said: Con
     )
     base, tuned = client.compare(replies, "ft:x", questions(client, 10))
     assert (base.share_right, tuned.share_right) == (0.0, 1.0)
+    assert (base.share_to_the_point, tuned.share_to_the_point) == (0.0, 1.0)
     assert tuned.words == 3
     client.require_better(base, tuned)
     text = said.export_text()
@@ -131,7 +132,8 @@ def test_a_request_that_fails_keeps_what_was_answered(client: ModuleType, said: 
 @pytest.mark.parametrize(
     ("before", "after", "sentence"),
     [
-        ("well " * 20, "well " * 19, "answers as before"),
+        ("well " * 20, "well " * 19, "to the point as rarely as before"),
+        ("here " + "well " * 20, "here " + "well " * 15, "to the point as rarely as before"),
         ("here " + "well " * 20, "There.", "states fewer facts"),
     ],
 )
