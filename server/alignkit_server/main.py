@@ -76,11 +76,11 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
 
     Raises AlignkitError if the port is taken, the database cannot be used, or the training executor does not answer.
     """
+    listener = listen(settings.host, settings.port)
     try:
         settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise AlignkitError(f"ALIGNKIT_HOME: cannot make {settings.root}: {error.strerror}") from error
-    listener = listen(settings.host, settings.port)
     with start_lock(settings):  # here too: a failure while the application starts is logged with a traceback
         migrate(settings.sqlalchemy_url)
     app = app or build_app(settings)
@@ -88,6 +88,7 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
     address = settings.root / "address"
     address.write_text(f"http://{host}:{port}\n", encoding="utf-8")
     print(f"alignkit serves http://{host}:{port}/v1 from {settings.root}", flush=True)
+    print(f"Open http://{host}:{port} in a browser to see it", flush=True)
     config = server_config(app, settings, timeout_graceful_shutdown=5)
     try:
         uvicorn.Server(config).run(sockets=[listener])
