@@ -20,7 +20,8 @@ def test_the_number_of_processes_is_the_callers_or_the_configurations() -> None:
     assert {"--num_processes=2", "--multi_gpu"} <= set(launch_command(recipe, num_processes=2))
     assert not [word for word in launch_command(recipe, config_file=config) if "num_processes" in word]
     given = launch_command(recipe, config_file=config, num_processes=8)
-    assert given[3:6] == ["--config_file=zero3.yaml", "--num_processes=8", "-m"]
+    # Port 0 is a free one: several runs may share a machine.
+    assert given[3:7] == ["--config_file=zero3.yaml", "--main_process_port=0", "--num_processes=8", "-m"]
 
 
 def test_one_of_several_machines_says_which_it_is() -> None:

@@ -75,6 +75,7 @@ HOOKS = (
     Hook(Trainer, "save_model", ("output_dir", "_internal_call")),
     Hook(Trainer, "_load_from_checkpoint", ("resume_from_checkpoint", "model")),
     Hook(Trainer, "_load_best_model"),
+    Hook(Trainer, "create_model_card", ("model_name", "tags")),
     # Tokenised datasets, and the reference's log-probs.
     Hook(DPOTrainer, "_prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),
     Hook(KTOTrainer, "_prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),

@@ -29,7 +29,7 @@ def test_the_cpu_is_this_machine() -> None:
         ("NVIDIA H100 80GB HBM3, 81559\nNVIDIA H100 80GB HBM3, 81559\n", "h100", 79.6),
         ("NVIDIA A100-SXM4-40GB, 40960\n", "a100-40gb", 40),
         ("NVIDIA GeForce RTX 4090, 24564\n", "rtx4090", 24),
-        ("NVIDIA Something New, 16384\n", "l4", 16),
+        ("NVIDIA Something New, 16384\n", "t4", 16),
     ],
 )
 def test_a_gpu_is_recognised(monkeypatch: pytest.MonkeyPatch, answer: str, rates: str, gib: float) -> None:

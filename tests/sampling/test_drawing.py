@@ -130,7 +130,7 @@ def test_an_answer_ends_with_its_end_token(model: Any, tokenizer: Any) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_named(model: Any, tokenizer: Any) -> None:
-    with pytest.raises(SamplingError, match=r"expected prompts of at most 502 tokens, .* found one of 600"):
+    with pytest.raises(SamplingError, match=r"expected prompts of at most 502 tokens, .* found one with 600"):
         LocalSampler(model, tokenizer).complete([[5] * 600], temperature=1, top_p=1, max_tokens=10, seed=0)
 
 

@@ -39,7 +39,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/organization/projects/{project_id}/api_keys": {"json": {"name": "x"}},
 }
 """Bodies of routes that look at the body before they look for what the path names."""
-CHAT = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+CHAT: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": []},
+    "/v1/completions": {"prompt": "x"},
+    "/v1/responses": {"input": "x"},
+}
 """Routes whose bodies are the engine's; the model is all that the service reads of them."""
 FORMS = {"POST /v1/files", "POST /v1/uploads/{upload_id}/parts"}
 """Routes that take a form, which names nothing."""
@@ -174,8 +178,8 @@ def test_no_body_leads_to_another_project(
             assert_not_found(other.request(method, path, json=body | {name: ids[name][0]}))
             walked += 1
     assert walked >= 2
-    for path in CHAT:
-        assert_not_found(other.post(path, json={"model": ids["model"][0], "messages": []}))
+    for path, said in CHAT.items():
+        assert_not_found(other.post(path, json={"model": ids["model"][0]} | said))
 
 
 def test_no_list_holds_what_is_another_project_s(ids: dict[str, list[str]], other: httpx.Client) -> None:

@@ -81,7 +81,7 @@ def _seconds(tokens: int, rates: Sequence[float], found: library.Estimate | None
     """By the median rate of earlier jobs, else by the device's data sheet."""
     if rates:
         return round(tokens / median(rates), 1)
-    return None if found is None or found.seconds is None else round(found.seconds, 1)
+    return None if found is None or found.seconds is None else round(found.seconds, 3)
 
 
 def _memory(found: library.Estimate) -> MemoryObject:

@@ -11,7 +11,7 @@ from tests.server.support import BASE_MODEL, TINY_CONFIG, Running, serve
 from tests.tiny import build_tiny_tokenizer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with talking() as engine, serve(tmp_path_factory.mktemp("home"), engines=engine) as running:
         folder = running.settings.models_dir / BASE_MODEL
@@ -20,7 +20,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="package"
+)  # no longer: while Playwright runs, no other test can start a loop of asyncio
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser

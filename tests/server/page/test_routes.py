@@ -104,7 +104,13 @@ def test_a_key_is_told_what_it_may_do(service: Running) -> None:
     assert key["scopes"] == ["inference"]
     assert key["project"]["name"] == "page-key"
     assert key["redacted_value"].startswith("sk-…")
-    assert key["usage"] == {"jobs_queued": 0, "jobs_running": 0, "file_bytes": 0, "gpu_seconds": 0}
+    assert key["usage"] == {
+        "jobs_queued": 0,
+        "jobs_running": 0,
+        "file_bytes": 0,
+        "disk_bytes": 0,
+        "gpu_seconds": 0,
+    }
     assert key["limits"]["streams_open"] == 20
 
 
