@@ -38,10 +38,10 @@ HYPERPARAMETERS: dict[str, Any] = {
     "max_length": 256,
 }
 SEED = 7
-JUDGED = 40
+JUDGED = 24
 SHOWN = 8
 ANSWER = {"max_tokens": 60, "temperature": 0.0}
-AT_ONCE = 4
+AT_ONCE = 8
 SHORT = 15
 """Words of an answer to the point; the data's preferred answers have at most 10."""
 SMALLEST_GAIN = 0.3
@@ -155,7 +155,7 @@ def follow(client: OpenAI, job_id: str) -> str:
                     console.print(event.message, style="dim", markup=False)
             if job.status in {"succeeded", "failed", "cancelled"}:
                 break
-            time.sleep(1.0)
+            time.sleep(2.0)
     if job.status != "succeeded" or job.fine_tuned_model is None:
         raise DemoError(f"The job {job.status}: {job.error.message if job.error else 'see its events'}")
     return job.fine_tuned_model
