@@ -7,10 +7,11 @@ would use much space are refused in the meantime, so that they do not use it up.
 import contextlib
 import errno
 import os
-import threading
 from pathlib import Path
 
 import structlog
+
+from alignkit_server.repeating import Repeating
 
 MOST_BYTES = 16 * 2**20
 MOST_OF_DISK = 20
@@ -51,19 +52,16 @@ class Reserve:
         self._home = home
         self._file = home / FILE_NAME
         self._size = reserve_bytes(home)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="disk-reserve", daemon=True)
+        self._looking = Repeating("disk-reserve", self.look, LOOK_SECONDS)
 
     def start(self) -> None:
         """Make the reserve, and look after it from now on."""
         self.look()
-        self._thread.start()
+        self._looking.start()
 
     def stop(self) -> None:
         """Leave the reserve as it is."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._looking.stop()
 
     def is_low(self) -> bool:
         """Whether the disk is full but for the reserve, which may have been given up."""
@@ -92,10 +90,3 @@ class Reserve:
             staging.replace(self._file)
         except OSError:  # another writer was faster
             staging.unlink(missing_ok=True)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            try:
-                self.look()
-            except OSError:
-                log.exception("the disk's reserve cannot be looked after; trying again")

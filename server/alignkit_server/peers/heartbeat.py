@@ -8,7 +8,6 @@ which nobody can send one, restarts the count: else the first server to reconnec
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,7 +19,7 @@ from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.engines.process import runs
 from alignkit_server.ids import SERVER, new_id
-from alignkit_server.outages import described, is_outage
+from alignkit_server.repeating import Repeating
 from alignkit_server.tables import Peer
 
 BEAT_SECONDS = 2.0
@@ -43,8 +42,7 @@ class Heartbeat:
         self._database = database
         self._recover = recover
         self._anywhere = anywhere
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._beating = Repeating("heartbeat", self._beat_and_look, BEAT_SECONDS, join_seconds=JOIN_SECONDS)
         self.id = new_id(SERVER)
         self._looked_at = 0.0
         self._last_seen: dict[str, tuple[int, float]] = {}
@@ -61,13 +59,11 @@ class Heartbeat:
     def start(self) -> None:
         """Take over the work of dead servers, now and regularly from now on."""
         self.look()
-        self._thread.start()
+        self._beating.start()
 
     def stop(self) -> None:
         """Stop the heartbeat."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join(JOIN_SECONDS)
+        self._beating.stop()
 
     def sign_off(self) -> None:
         """Mark this server as stopped, so that others take over its work."""
@@ -112,13 +108,6 @@ class Heartbeat:
             log.error("another server considered this one dead and took over its jobs: shutting down")
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _run(self) -> None:
-        while not self._stopping.wait(BEAT_SECONDS):
-            try:
-                self._beat()
-                self.look()
-            except Exception as error:
-                if is_outage(error):
-                    log.warning("no heartbeat now", what=described(error))
-                else:
-                    log.exception("the heartbeat failed; trying again")
+    def _beat_and_look(self) -> None:
+        self._beat()
+        self.look()

@@ -5,13 +5,12 @@ kept from starting, leaves a pending workflow without a thread, and with it an u
 workflows only of dead servers; this module recovers those of the running server.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 from dbos import DBOS
 
-from alignkit_server.outages import described, is_outage
+from alignkit_server.repeating import Repeating
 from alignkit_server.runner.workflow import fail
 from alignkit_server.upstream import recover_workflow, running_workflows
 
@@ -45,18 +44,15 @@ class Reconciler:
         self._workflow_id = workflow_id
         self._begin = begin
         self._suspects: frozenset[str] = frozenset()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        self._looking = Repeating("reconciler", self.look, LOOK_SECONDS, join_seconds=JOIN_SECONDS)
 
     def start(self) -> None:
         """Start checking."""
-        self._thread.start()
+        self._looking.start()
 
     def stop(self) -> None:
         """Stop checking."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join(JOIN_SECONDS)
+        self._looking.stop()
 
     def look(self) -> None:
         """Recover workflows without a thread, and start new workflows for jobs that hold a slot without one."""
@@ -98,13 +94,3 @@ class Reconciler:
             return
         log.warning("starting a workflow for a job that holds a slot without one", job_id=job_id)
         self._begin(job_id, f"{REPEAT}{ended}" if ended else "")
-
-    def _run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            try:
-                self.look()
-            except Exception as error:
-                if is_outage(error):
-                    log.warning("cannot reconcile workflows now", what=described(error))
-                else:
-                    log.exception("reconciling workflows failed; trying again")

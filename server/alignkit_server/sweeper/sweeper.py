@@ -3,7 +3,6 @@
 Every server of a database sweeps; each task may be done twice.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -13,6 +12,7 @@ from alignkit_server.audit.repository import forget
 from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.job_status import FINISHED, PAUSED, WAITING
+from alignkit_server.repeating import Repeating
 from alignkit_server.settings import Settings
 from alignkit_server.storage.leftovers import remove_expired
 from alignkit_server.storage.runs import RunStorage
@@ -32,18 +32,15 @@ class Sweeper:
         self._settings = settings
         self._database = database
         self._runs = runs
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        self._sweeping = Repeating("sweeper", self.sweep, settings.sweep_seconds)
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._sweeping.start()
 
     def stop(self) -> None:
         """End, once the task at hand is done."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._sweeping.stop()
 
     def sweep(self) -> None:
         """Do every task once; one that fails is logged and keeps no other from being done."""
@@ -56,16 +53,12 @@ class Sweeper:
             self._forget,
         )
         for task in tasks:
-            if self._stopping.is_set():
+            if self._sweeping.is_stopping:
                 return
             try:
                 task()
             except Exception:
                 log.exception("a task of the sweeper failed; it is tried again at the next sweep")
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._settings.sweep_seconds):
-            self.sweep()
 
     def _measure(self) -> None:
         """Measure the jobs that may have written since the last sweep, and those that never were."""
