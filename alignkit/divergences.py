@@ -13,13 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alignkit.errors import DivergenceError, nearest
+
+T = TypeVar("T")
 
 LARGEST_CHECKED = 25.0
 """|log u| up to which a new divergence is checked: exp(25) is far beyond any ratio of a sound policy."""
@@ -266,28 +268,35 @@ def get(name: str, **params: float) -> FDivergence:
                 "alpha_divergence: give alpha or f_alpha_divergence_coef (1 - alpha), not both"
             )
         params = {"alpha": 1.0 - params["f_alpha_divergence_coef"]}
-    return _construct(name, _registry[name], params)
+    return construct(name, _registry[name], params)
 
 
-def _construct(name: str, factory: Callable[..., FDivergence], params: dict[str, float]) -> FDivergence:
+def construct(name: str, factory: Callable[..., T], options: dict[str, float], noun: str = "parameter") -> T:
+    """Make a divergence of either kind from its dataclass. Raises DivergenceError for an unknown option.
+
+    `noun`: what the message calls an option.
+    """
     known = {field.name for field in fields(factory)} if isinstance(factory, type) else set()
-    if unknown := set(params) - known:
+    if unknown := set(options) - known:
         takes = ", ".join(sorted(known)) or "none"
-        raise DivergenceError(
-            f"{name} has no parameter {', '.join(sorted(unknown))}; its parameters: {takes}"
-        )
-    return factory(**params)
+        raise DivergenceError(f"{name} has no {noun} {', '.join(sorted(unknown))}; its {noun}s: {takes}")
+    return factory(**options)
+
+
+def imported(path: str) -> Any:
+    """Import what "package.module:Name" names. Raises DivergenceError if it cannot be imported."""
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DivergenceError(f"divergence {path!r} cannot be imported: {error}") from error
 
 
 def _imported(path: str, params: dict[str, float]) -> FDivergence:
-    module_name, _, attribute = path.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DivergenceError(f"divergence {path!r} cannot be imported: {error}") from error
+    found = imported(path)
     divergence = found if isinstance(found, FDivergence) else None
     if isinstance(found, type) and issubclass(found, FDivergence):
-        divergence = _construct(path, found, params)
+        divergence = construct(path, found, params)
     if divergence is None:
         raise DivergenceError(f"divergence {path!r} is not an alignkit.divergences.FDivergence")
     check(divergence)

@@ -10,12 +10,11 @@ inverted. The Cauchy-Schwarz divergence is no f-divergence. `get` also finds a `
 import path, and an `alignkit.divergences.FDivergence` by its name or path.
 """
 
-import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -283,7 +282,7 @@ def get(name: str, **options: float) -> TokenDivergence:
     DivergenceError for an unknown name or option, and for an imported divergence that fails `check`.
     """
     if name in _registry:
-        return _construct(name, _registry[name], options)
+        return divergences.construct(name, _registry[name], options, noun="option")
     if ":" in name:
         return _imported(name, options)
     if name in divergences.available():
@@ -329,24 +328,10 @@ def check(divergence: TokenDivergence) -> None:
         )
 
 
-def _construct(
-    name: str, factory: Callable[..., TokenDivergence], options: dict[str, float]
-) -> TokenDivergence:
-    known = {field.name for field in fields(factory)} if isinstance(factory, type) else set()
-    if unknown := set(options) - known:
-        takes = ", ".join(sorted(known)) or "none"
-        raise DivergenceError(f"{name} has no option {', '.join(sorted(unknown))}; its options: {takes}")
-    return factory(**options)
-
-
 def _imported(path: str, options: dict[str, float]) -> TokenDivergence:
-    module, _, attribute = path.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DivergenceError(f"divergence {path!r} cannot be imported: {error}") from error
+    found = divergences.imported(path)
     if isinstance(found, type) and issubclass(found, TokenDivergence):
-        found = _construct(path, found, options)
+        found = divergences.construct(path, found, options, noun="option")
     if isinstance(found, TokenDivergence):
         check(found)
         return found
