@@ -64,6 +64,31 @@ def _template_options(param: str, value: Any) -> None:
     _entries(64, 1024)(param, value)
 
 
+_SAMPLING: dict[str, Check | None] = {
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "min_p": None,
+    "seed": None,
+    "frequency_penalty": None,
+    "presence_penalty": None,
+    "repetition_penalty": None,
+    "stop": _entries(16, 256),
+    "stop_token_ids": _entries(64),
+}
+"""What completions and responses share of how tokens are drawn and where an answer ends."""
+
+_WITHOUT_EFFECT: dict[str, Check | None] = {
+    "user": None,
+    "metadata": None,
+    "store": None,
+    "service_tier": None,
+    "safety_identifier": None,
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+}
+"""OpenAI's options that have no effect here."""
+
 OPTIONS: dict[str, Check | None] = {
     "model": None,
     "messages": None,
@@ -73,14 +98,7 @@ OPTIONS: dict[str, Check | None] = {
     "stream_options": None,
     "echo": None,
     # sampling
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "min_p": None,
-    "seed": None,
-    "frequency_penalty": None,
-    "presence_penalty": None,
-    "repetition_penalty": None,
+    **_SAMPLING,
     "length_penalty": None,
     "logit_bias": _entries(1024),
     "allowed_token_ids": None,
@@ -93,8 +111,6 @@ OPTIONS: dict[str, Check | None] = {
     "max_completion_tokens": None,
     "min_tokens": None,
     "ignore_eos": None,
-    "stop": _entries(16, 256),
-    "stop_token_ids": _entries(64),
     "include_stop_str_in_output": None,
     "truncate_prompt_tokens": None,
     "truncation_side": None,
@@ -122,14 +138,7 @@ OPTIONS: dict[str, Check | None] = {
     "tools": _tools,
     "tool_choice": None,
     "parallel_tool_calls": None,
-    # OpenAI's; no effect here
-    "user": None,
-    "metadata": None,
-    "store": None,
-    "service_tier": None,
-    "safety_identifier": None,
-    "prompt_cache_key": None,
-    "prompt_cache_retention": None,
+    **_WITHOUT_EFFECT,
     "verbosity": None,
     "modalities": None,
 }
@@ -168,16 +177,7 @@ RESPONSES: dict[str, Check | None] = {
     "instructions": None,
     "stream": None,
     "stream_options": None,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-    "min_p": None,
-    "seed": None,
-    "frequency_penalty": None,
-    "presence_penalty": None,
-    "repetition_penalty": None,
-    "stop": _entries(16, 256),
-    "stop_token_ids": _entries(64),
+    **_SAMPLING,
     "max_output_tokens": None,
     "top_logprobs": _at_most(MAX_LOGPROBS),
     "include": _entries(16, 256),
@@ -190,13 +190,7 @@ RESPONSES: dict[str, Check | None] = {
     "parallel_tool_calls": None,
     "max_tool_calls": None,
     "truncation": None,
-    "user": None,
-    "metadata": None,
-    "store": None,
-    "service_tier": None,
-    "safety_identifier": None,
-    "prompt_cache_key": None,
-    "prompt_cache_retention": None,
+    **_WITHOUT_EFFECT,
     "background": _never("responses are answered at once"),
     "previous_response_id": _never("no response is stored; send the turns before in `input`"),
     "conversation": _never("no conversation is stored; send the turns before in `input`"),
