@@ -1,6 +1,6 @@
 """What a run settles for itself: options that say `auto`, and half the micro-batch after it ran out of memory.
 
-The run's folder keeps them (settled.json), so that a resumed run goes on with the same ones.
+The run's folder keeps them (settled.json), so that a resumed run has the same ones.
 """
 
 import json
@@ -72,15 +72,8 @@ def settle_precision(recipe: Recipe, model: Any, tokenizer: Any, folder: RunFold
         return recipe
     device = _device()
     if sharding() is not None or recipe.model.quantization is not None:
-        way, sentence = (
-            "bf16" if device.type == "cuda" else "no",
-            "Precision {}: not measured, the weights are shared",
-        )
-        sentence = (
-            sentence.format(way)
-            if sharding()
-            else f"Precision {way}: not measured, the weights are quantised"
-        )
+        way = "bf16" if device.type == "cuda" else "no"
+        sentence = f"Precision {way}: not measured, the weights are {'shared' if sharding() else 'quantised'}"
     elif device.type == "cpu" and not (has_amx() and model.num_parameters() >= WORTHWHILE):
         way, sentence = "no", "Precision float32: the device gains nothing by 16 bits"
     else:
@@ -137,8 +130,7 @@ def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
         for section, names in _SETTLED.items()
     }
     write_json(folder.settled, {**_read(folder), **values, **more})
-    resolved = recipe.model_copy(update={"output_dir": str(folder.path)})
-    folder.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
+    folder.write_recipe(recipe)
 
 
 def halve(recipe: Recipe, folder: RunFolder) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError
 from alignkit.launch import RESUME, RETRY_EXIT
 from alignkit.models.adapters import adapted_modules, train_on
 from alignkit.models.chat_templates import read_template
-from alignkit.models.loading import ends_of, experts_of, load_causal_lm
+from alignkit.models.loading import ends_of, experts_of, load_weights
 from alignkit.models.loading import load_tokenizer as load_tokenizer_of
 from alignkit.recipe import Recipe
 from alignkit.run.checkpoints import newest_first, read_manifest
@@ -87,8 +87,7 @@ def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
 
 def begin(recipe: Recipe, folder: RunFolder) -> None:
     """Write the resolved recipe into the folder and remove the result of an earlier run."""
-    resolved = recipe.model_copy(update={"output_dir": str(folder.path)})
-    folder.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
+    folder.write_recipe(recipe)
     folder.result.unlink(missing_ok=True)
 
 
@@ -203,11 +202,8 @@ def report_adapters(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
     if recipe.lora is None or not experts or not is_main_process():
         return
     names = adapted_modules(model)
-    frozen = (
-        ""
-        if any("expert" in name for name, weight in model.named_parameters() if weight.requires_grad)
-        else ("; the experts are frozen")
-    )
+    trained = (name for name, weight in model.named_parameters() if weight.requires_grad)
+    frozen = "" if any("expert" in name for name in trained) else "; the experts are frozen"
     folder.emit(f"LoRA changes {', '.join(names)} of a mixture of {experts} experts{frozen}")
 
 
@@ -289,7 +285,7 @@ def load_tokenizer(recipe: Recipe) -> Any:
 def load_model(recipe: Recipe) -> Any:
     """Load the model, with the adapter that trains on, if the recipe names one."""
     options = recipe.model
-    model, _ = load_causal_lm(
+    model = load_weights(
         options.path,
         options.dtype,
         options.attn_implementation,

@@ -22,22 +22,33 @@ def load_causal_lm(
     `quantization`, a name in `QUANTIZATIONS`, sets how weights are stored; products are computed in `dtype`. Raises
     ModelError that names the recipe's `field`.
     """
+    tokenizer = load_tokenizer(path, field=field)  # first: it says so if there is no such folder
+    return load_weights(path, dtype, attn_implementation, field=field, quantization=quantization), tokenizer
+
+
+def load_weights(
+    path: str | Path,
+    dtype: str,
+    attn_implementation: str | None = None,
+    *,
+    field: str,
+    quantization: str | None = None,
+) -> Any:
+    """The model of `load_causal_lm` alone, for a caller that has its tokenizer."""
     import torch  # saves torch and transformers at start-up
     from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(path, field=field)
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if quantization:
         options |= _quantized(quantization, getattr(torch, dtype))
     else:
         options |= dequantising(_read_config(path, field))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), trust_remote_code=False, **options
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{field}: cannot load {path}: {error}{gated(path, error)}") from error
-    return model, tokenizer
 
 
 def load_tokenizer(path: str | Path, *, field: str) -> Any:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alignkit.recipe import Recipe
 from alignkit.run.checkpoints import damage, newest_first
 
 Level = Literal["info", "warn", "error"]
@@ -95,6 +96,11 @@ class RunFolder:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the resolved recipe, with this folder as its output."""
+        resolved = recipe.model_copy(update={"output_dir": str(self.path)})
+        self.recipe.write_text(resolved.to_yaml(), encoding="utf-8")
 
     def last_checkpoint(self, skipped: Callable[[str], object] = lambda _: None) -> Path | None:
         """The newest undamaged checkpoint, or None; `skipped` is called with a sentence about each newer one."""
