@@ -147,6 +147,7 @@ class ChatGateway:
             with closing(answer):
                 content = await self._whole(answer)
         except ENGINE_LOST as error:
+            await self._until_noticed(model)
             raise engine_lost(model) from error
         if not answer.ok:
             raise engine_refused(answer.status, content)
@@ -173,6 +174,13 @@ class ChatGateway:
                     raise
                 await asyncio.sleep(CONNECT_PAUSE_SECONDS)
         raise AssertionError("unreachable")
+
+    async def _until_noticed(self, model: str) -> None:
+        """Wait a moment until a lost engine no longer counts as running, so that the next request starts it."""
+        for _ in range(CONNECT_TRIES):
+            if self._engines.running_endpoint(model) is None:
+                return
+            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
 
     async def _whole(self, answer: aiohttp.ClientResponse) -> bytes:
         """The complete answer. Raises 400 if it is larger than `max_answer_bytes`."""
