@@ -1,4 +1,4 @@
-"""What a run settles for itself: options that say `auto`, and half the micro-batch after it ran out of memory.
+"""Settles options that say `auto` when a run starts, and halves its micro-batch after it ran out of memory.
 
 The run's folder keeps them (settled.json), so that a resumed run has the same ones.
 """
@@ -31,7 +31,7 @@ _SETTLED = {
 
 
 def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Recipe:
-    """The recipe with values in the place of `auto`, as an earlier start of the run had them or for this device.
+    """Replace each `auto` of the recipe: by the value that an earlier start of the run settled, else by one for this device.
 
     `main`: whether this process writes the folder. Raises RecipeError where nothing fits. A `mixed_precision` that is
     to be measured stays `auto`.
@@ -64,7 +64,7 @@ def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Re
 
 
 def settle_precision(recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, *, main: bool) -> Recipe:
-    """The recipe with `mixed_precision` in the place of `auto`, chosen by the error of this model's log-ratios.
+    """Replace `mixed_precision: auto` by the fastest precision whose error of log-ratios is within the budget.
 
     One process measures for all. Sharded and quantised weights cannot be measured, and train in bfloat16.
     """
@@ -134,7 +134,7 @@ def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
 
 
 def halve(recipe: Recipe, folder: RunFolder) -> tuple[int, int] | None:
-    """Keep the next smaller micro-batch for the next start; (the old one, the new one), or None where there is none.
+    """Keep a smaller micro-batch for the next start. Returns (old, new), or None if there is no smaller one.
 
     Once a run: a second time would hide what does not fit. A micro-batch that is part of the method stays.
     """
@@ -153,7 +153,7 @@ def halve(recipe: Recipe, folder: RunFolder) -> tuple[int, int] | None:
 
 
 def _with_kept(recipe: Recipe, kept: dict[str, Any]) -> Recipe:
-    """The recipe with what was kept in the place of `auto`, and a micro-batch that was halved."""
+    """Replace each `auto` by the kept value, and the micro-batch by the halved one if there is one."""
     updates = {}
     for section, names in _SETTLED.items():
         own, found = getattr(recipe, section), kept.get(section, {})

@@ -1,7 +1,7 @@
-"""Whether a training process died for want of memory, and what would fit.
+"""Finds out whether a training process ran out of memory, and which settings would fit.
 
-A process that the kernel kills can say nothing. What tells are its control group's count of such kills, and the last
-lines of its log, where an allocation that failed or its launcher speaks.
+A process that the kernel kills leaves no message. The evidence is its control group's count of such kills, and the
+last lines of its log, where a failed allocation or the launcher is reported.
 """
 
 import re
@@ -41,7 +41,7 @@ def remember(folder: RunFolder) -> None:
 
 
 def ran_out(folder: RunFolder) -> str | None:
-    """Why the training that has died is taken to have run out of memory, in words; None where nothing says so."""
+    """The evidence that a dead training ran out of memory, as a phrase; None if there is none."""
     found = _FAILED.search(folder.log_tail(lines=200, limit=65536))
     if found is not None:
         return f"its log says {found[0]!r}"
@@ -70,7 +70,7 @@ def oom_kills() -> int:
 
 
 def _counters() -> Iterator[Path]:
-    """Where the count may be: of version 2 and 1 of control groups, as a container sees it and as its host does."""
+    """Files that may hold the count: for control groups of version 2 and 1, seen from a container or its host."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -86,7 +86,7 @@ def _counters() -> Iterator[Path]:
 
 
 def what_fits(recipe: dict[str, Any]) -> str:
-    """A sentence on what would fit this machine, by the estimator; how to use less where that cannot tell."""
+    """A sentence that names settings that fit this machine, or general advice if no estimate can be made."""
     try:
         found = _fitting(Recipe.parse(recipe))
     except (AlignkitError, ValueError, OSError):
