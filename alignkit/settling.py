@@ -31,7 +31,7 @@ _SETTLED = {
 
 
 def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Recipe:
-    """Replace each `auto` of the recipe: by the value that an earlier start of the run settled, else by one for this device.
+    """Replace each `auto` of the recipe: by what an earlier start of the run settled, or a value for this device.
 
     `main`: whether this process writes the folder. Raises RecipeError where nothing fits. A `mixed_precision` that is
     to be measured stays `auto`.
