@@ -23,7 +23,8 @@ from alignkit.sharding import sharding
 
 PROBE_ROWS = 4
 PROBE_TOKENS = 512
-_STAGES = {None: None, "ZeRO-1": "zero1", "ZeRO-2": "zero2", "ZeRO-3": "zero3", "FSDP": "fsdp2"}
+STAGES = {None: None, "ZeRO-1": "zero1", "ZeRO-2": "zero2", "ZeRO-3": "zero3", "FSDP": "fsdp2"}
+"""Kind of sharding -> the stage of an estimate."""
 _SETTLED = {
     "model": ("dtype", "attn_implementation"),
     "training": ("micro_batch_size", "gradient_checkpointing", "eval_batch_size", "mixed_precision"),
@@ -40,7 +41,7 @@ def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Re
     recipe = _with_kept(recipe, kept)
     if not has_auto(recipe):
         return recipe
-    stage, count = _STAGES[sharding()], int(os.environ.get("WORLD_SIZE", "1"))
+    stage, count = STAGES[sharding()], int(os.environ.get("WORLD_SIZE", "1"))
     device = visible()
     try:
         found = fit(

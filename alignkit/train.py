@@ -29,6 +29,8 @@ from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import ends_of, experts_of, load_weights
 from alignkit.models.loading import load_tokenizer as load_tokenizer_of
 from alignkit.recipe import Recipe
+from alignkit.report import report_at_end
+from alignkit.run import facts
 from alignkit.run.checkpoints import newest_first, read_manifest
 from alignkit.run.environment_checks import require, settle_length
 from alignkit.run.folder import SAVED_TEACHER, RunFolder, newest, write_json
@@ -60,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         if try_with_less(recipe, folder, error):
             return RETRY_EXIT
         report_failure(folder, error)
+        report_at_end(folder)
         return 1
+    report_at_end(folder)
     return 0
 
 
@@ -120,6 +124,8 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
             if resume and is_main_process():
                 begin(recipe, folder)
             require_exact_heads(trainer)
+            if facts.wanted():
+                facts.keep(folder, environment=facts.environment())
             guard = add_guard(trainer, recipe, folder)
             trainer.add_callback(pause)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from tests.tree import PYTHONPATH
 
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PYTHONPATH, os.environ.get("PYTHONPATH")]))
+os.environ.setdefault("ALIGNKIT_REPORT", "off")  # tests of reports turn them on; the others need none
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 

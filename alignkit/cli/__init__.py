@@ -104,6 +104,22 @@ def train(
     raise typer.Exit(run(command))
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="run folder: a recipe's output_dir, or a job's folder")],
+) -> None:
+    """Write a run's report again: report.html and its charts, from the run's folder alone."""
+    from alignkit.report import lacking, write_report  # saves torch at start-up
+    from alignkit.run.folder import RunFolder, newest
+
+    try:
+        typer.echo(write_report(RunFolder(newest(run))))
+    except OSError as error:
+        raise AlignkitError(f"the report cannot be written: {error}") from error
+    if missing := lacking():
+        typer.echo(missing, err=True)
+
+
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="run folder: a recipe's output_dir, or a job's folder")],

@@ -164,6 +164,23 @@ def resume(job_id: str) -> None:
 
 
 @app.command()
+def report(
+    job_id: str,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="file to write; default: JOB_ID.html")
+    ] = None,
+) -> None:
+    """Download a job's report, an HTML page with its curves, answers, data, recipe and environment."""
+    page = connect().get(f"/fine_tuning/jobs/{job_id}/report", cast_to=str)
+    path = output or Path(f"{job_id}.html")
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise AlignkitError(f"{path}: cannot be written: {error.strerror or error}") from error
+    console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
 def prune(
     older_than: Annotated[
         str, typer.Option(help="finished longer ago than this: 12h, 30d, 4w; 0d for all")

@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from alignkit.data.reading import iter_lines
 from alignkit.data.rows.dispreferred import DispreferredRow
@@ -83,33 +83,51 @@ class DataOptions(Protocol):
     skip_bad: bool | int | float
 
 
+class Part(NamedTuple):
+    """The rows of a run that are trained on, or those held out."""
+
+    name: str
+    """The name of their file."""
+    rows: list[Any]
+    sequences: list[list[TokenSequence]]
+
+
 def run_datasets(
-    data: DataOptions, method: Any, tokenizer: Any, make: Callable[[str, list[Any]], Any] | None = None
+    data: DataOptions,
+    method: Any,
+    tokenizer: Any,
+    make: Callable[[str, list[Any]], Any] | None = None,
+    seen: Callable[[list[Part]], None] = lambda _: None,
 ) -> tuple[Any, Any]:
     """A run's training dataset and its validation dataset (or None), in the columns that the method's trainer takes.
 
-    `make` turns a file's name and rows into a dataset, for trainers that do not take token ids in TRL's columns. If
-    `validation` is a share, that part of the training file is held out, by prompt. Raises DataError.
+    `make` turns a file's name and rows into a dataset, for trainers that do not take token ids in TRL's columns.
+    `seen` is called with the part to train on and, if there is one, the held-out part. If `validation` is a share,
+    that part of the training file is held out, by prompt. Raises DataError.
     """
+    parts = list(_parts(data, method, tokenizer))
+    seen(parts)
+    made = [
+        make(one.name, one.rows) if make else dataset_of(one.sequences, method, data.max_length)
+        for one in parts
+    ]
+    return made[0], made[1] if len(made) > 1 else None
 
-    def made(name: str, rows: list[Any], sequences: list[list[TokenSequence]]) -> Any:
-        return make(name, rows) if make else dataset_of(sequences, method, data.max_length)
 
+def _parts(data: DataOptions, method: Any, tokenizer: Any) -> Iterator[Part]:
     train = _load(data.train, data, method, tokenizer)
     name = Path(data.train).name
     if isinstance(data.validation, float):
-        kept, held_out = split(train.rows, data.validation)
-        return tuple(
-            made(name, [train.rows[at] for at in part], [train.sequences[at] for at in part])
-            for part in (kept, held_out)
-        )
-    dataset = made(name, train.rows, train.sequences)
+        for chosen in split(train.rows, data.validation):
+            yield Part(name, [train.rows[at] for at in chosen], [train.sequences[at] for at in chosen])
+        return
+    yield Part(name, train.rows, train.sequences)
     if not data.validation:
-        return dataset, None
+        return
     found = _load(data.validation, data, method, tokenizer)
     for notice in overlap(train.report, found.report):
         _say(f"{name}: {notice}")
-    return dataset, made(Path(data.validation).name, found.rows, found.sequences)
+    yield Part(Path(data.validation).name, found.rows, found.sequences)
 
 
 def _load(file: str, data: DataOptions, method: Any, tokenizer: Any) -> LoadedRows:

@@ -12,7 +12,9 @@ teacher/        the trained teacher of a distillation, if the recipe saves it
 tensorboard/    event files, if the recipe reports to tensorboard (other trackers: a folder with their name)
 trackers.json   ids of the run at its trackers, so that a resumed run continues the same records
 canary.json     log-probs with which a server verifies that it serves this result
-result.json     {"status": "succeeded" | "failed" | "paused", …}, written last
+result.json     {"status": "succeeded" | "failed" | "paused", …}, written before the report alone
+facts.json      what the report shows beside events and result (alignkit.run.facts)
+report.html     the report, one file; its charts are in report/ as well (alignkit.report)
 """
 
 import json
@@ -27,6 +29,8 @@ from alignkit.recipe import Recipe
 from alignkit.run.checkpoints import damage, newest_first
 
 Level = Literal["info", "warn", "error"]
+REPORT_SWITCH = "ALIGNKIT_REPORT"
+"""The environment variable that turns a run's report off."""
 LOG_TAIL_BYTES = 65_536
 """Bytes at the end of a log that are searched for its last lines."""
 SAVED_TEACHER = Path("teacher") / "model"
@@ -96,6 +100,18 @@ class RunFolder:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+    @property
+    def facts(self) -> Path:
+        return self.path / "facts.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def charts(self) -> Path:
+        return self.path / "report"
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe, with this folder as its output."""

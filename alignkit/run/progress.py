@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignkit.run import facts
 from alignkit.run.folder import RunFolder
 
 _NOT_METRICS = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
@@ -21,6 +22,8 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._clock = Clock()
+        self._meter = facts.Meter()
+        self._resumes = False
         self._rows_evaluated = 0
         self._saved_step = -1
 
@@ -30,6 +33,7 @@ class ProgressCallback(TrainerCallback):
         """Report the number of steps."""
         held_out = kwargs.get("eval_dataloader")
         self._rows_evaluated = len(held_out.dataset) if held_out is not None else 0
+        self._resumes = state.global_step > 0
         if state.is_world_process_zero:
             beginning = f"resumed after step {state.global_step}" if state.global_step else "started"
             self._folder.emit(
@@ -46,13 +50,21 @@ class ProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure the time of a step."""
-        self._clock.end_step()
+        self._meter.step(self._clock.end_step())
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure the time of an evaluation."""
         self._clock.evaluated()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what the steps took, for the report."""
+        if facts.wanted():
+            earlier = facts.read(self._folder).get("measured", {}) if self._resumes else {}
+            facts.keep(self._folder, measured=self._meter.values(earlier))
 
     def on_log(
         self,
@@ -141,10 +153,11 @@ class Clock:
             self._pauses.append(self._began - self._ended)
         self._evaluating = False
 
-    def end_step(self) -> None:
-        """Note the end of a step."""
+    def end_step(self) -> float:
+        """Note the end of a step. Returns its seconds."""
         self._ended = self._now()
         self._steps.append(self._ended - self._began)
+        return self._steps[-1]
 
     def evaluated(self) -> None:
         """Note that the pause since the last step is an evaluation."""

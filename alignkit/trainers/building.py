@@ -30,6 +30,7 @@ from alignkit.trainers.arguments import lora_config, training_arguments
 from alignkit.trainers.configs import DispreferredConfig, DistillationConfig
 from alignkit.trainers.d2o import D2OTrainer
 from alignkit.trainers.d2o_rows import tokenise
+from alignkit.trainers.data_facts import keep_data
 from alignkit.trainers.distillation import DistillationTrainer
 from alignkit.trainers.labelled import LabelledTrainer
 from alignkit.trainers.preference import PreferenceTrainer
@@ -56,8 +57,9 @@ def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, An
     It needs no model, so that a bad row ends a run before weights are loaded. Raises DataError.
     """
     method = recipe.method
+    describe = partial(keep_data, recipe, folder)
     if not isinstance(method, D2O):
-        return run_datasets(recipe.data, type(method), tokenizer)
+        return run_datasets(recipe.data, type(method), tokenizer, seen=describe)
 
     def dataset(name: str, rows: list[Any]) -> Any:
         return tokenise(
@@ -68,7 +70,7 @@ def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, An
             report=lambda message: tell(folder, f"{name}: {message}"),
         )
 
-    return run_datasets(recipe.data, type(method), tokenizer, dataset)
+    return run_datasets(recipe.data, type(method), tokenizer, dataset, describe)
 
 
 def tell(folder: RunFolder, message: str) -> None:

@@ -76,6 +76,10 @@ def show_what_is_left(jobs: list[str], took: float) -> None:
         for purpose, command in commands.items():
             console.print(f"{purpose}:\n  {shlex.join(command)}", soft_wrap=True, highlight=False)
     console.print(f"Everything is stopped. It took {took:.0f} s.")
+    if jobs and (report := HOME / "jobs" / jobs[-1] / "report.html").exists():
+        console.print(
+            f"The run's report, to open in a browser: {report}", soft_wrap=True, highlight=False, markup=False
+        )
 
 
 def wants_to_stay() -> bool:

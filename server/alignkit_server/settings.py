@@ -125,7 +125,7 @@ class RaySettings(BaseModel):
 
 PREFIX = "ALIGNKIT_"
 NESTED = "__"
-OF_OTHERS = frozenset({"API_KEY", "BASE_URL", "DEMO_HOME", "KERNELS", "LOGITS", "PROCESS_TOKEN"})
+OF_OTHERS = frozenset({"API_KEY", "BASE_URL", "DEMO_HOME", "KERNELS", "LOGITS", "PROCESS_TOKEN", "REPORT"})
 """Variables with the prefix that the command, the library and the demo read."""
 
 

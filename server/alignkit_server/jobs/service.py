@@ -9,6 +9,7 @@ from fastapi import Depends
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from alignkit.run.folder import RunFolder
 from alignkit_server.audit.record import Audit
 from alignkit_server.catalog.repository import ModelRepository
 from alignkit_server.clock import now
@@ -170,6 +171,14 @@ class JobService:
         recipe = _without_paths(self._jobs.get(job_id).recipe, root)
         return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
+    def report(self, job_id: str) -> bytes:
+        """The report of the job's run, an HTML page. Raises 404 if there is none yet, or no more."""
+        job = self._jobs.get(job_id)
+        try:
+            return RunFolder(self._services.settings.jobs_dir / job.id).report.read_bytes()
+        except FileNotFoundError:
+            raise ApiError(404, _no_report(job), code="report_not_found") from None
+
     def _add(self, job: Job, idempotency: Idempotency | None) -> Job:
         """Store the job, or return the job that already has its idempotency key."""
         try:
@@ -218,6 +227,19 @@ class JobService:
     def _present(self, job: Job) -> JobObject:
         place = places(self._session, [job]).get(job.id)
         return present_job(job, self._project.project_name, place)
+
+
+def _no_report(job: Job) -> str:
+    """The sentence that says why a job has no report."""
+    if job.pruned_at is not None:
+        return f"The job {job.id} has no report any more: its folder was removed."
+    if job.status in FINISHED:
+        return (
+            f"The job {job.id} has no report: its training wrote none, for example because it made no step."
+        )
+    return (
+        f"The job {job.id} has no report yet: it is written when training ends. Its status is {job.status!r}."
+    )
 
 
 def _without_paths(value: Any, root: Path) -> Any:

@@ -65,6 +65,7 @@ export function Recipe({ job }) {
       <div class="row">
         ${text === null && html`<${Action} label="Show the recipe" work=${async () => setText(await api.text(path))} />`}
         <${Action} label="Download the recipe" work=${() => api.download(path, `${job.id}.yaml`)} />
+        <${Action} label="Download the report" work=${() => api.download(`fine_tuning/jobs/${encodeURIComponent(job.id)}/report`, `${job.id}.html`)} />
         ${job.result_files.map(
           (file) => html`<${Action} key=${file} label="Download the metrics" work=${() => api.download(`files/${encodeURIComponent(file)}/content`, `${job.id}.csv`)} />`,
         )}
