@@ -131,6 +131,7 @@ def test_the_canary_is_what_peft_and_transformers_compute(finished: Path, workpl
     assert canary["adapter_logprobs"] != pytest.approx(canary["base_logprobs"], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_accelerate_repeats_the_written_recipe_exactly(finished: Path) -> None:
     done = subprocess.run(
         launch_command(finished / "recipe.yaml"), check=False, capture_output=True, text=True, timeout=200

@@ -1,4 +1,4 @@
-"""The estimate of memory against real runs: one small one, and as a slow test the benchmark's six."""
+"""The estimate of memory against real runs: a small one and the benchmark's six."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from benchmarks.memory_estimate import MODELS, POLICY, RUNS, STUDENT, TOLERANCE,
 from tests.estimate.small import build_small_model
 
 
+@pytest.mark.slow
 def test_a_small_run_takes_what_was_estimated(tmp_path: Path) -> None:
     build_small_model(tmp_path / "small")
     run = Run({"type": "f_dpo"}, "pairs", 30, "small", training={"batch_size": 4})

@@ -88,7 +88,7 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes | str, sentence: str
         (b"\x1f\x8bnot gzip", "its gzip data is damaged or cut off at its start"),
         (f"{SAME}\n" * 3, "every row has chosen equal to rejected, so there is nothing to train"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_file_that_is_bad_as_a_whole_is_told_in_one_sentence(
     tmp_path: Path, content: bytes | str, problem: str

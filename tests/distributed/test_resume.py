@@ -118,6 +118,8 @@ def assert_the_same(one: Run, other: Run, rel: float = 0.0) -> None:
         assert entry == (pytest.approx(expected_entry, rel=rel) if rel else expected_entry)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_exactly(inputs: Path) -> None:
     """Dropout, so that random states count; the newest checkpoint is damaged, so that the one before it is used.
 

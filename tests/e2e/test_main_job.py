@@ -147,6 +147,7 @@ def test_the_recipe_in_the_folder_repeats_the_run(service: Service, tuned: str) 
     }
 
 
+@pytest.mark.slow
 def test_cancelling_ends_the_process(service: Service, tuned: str) -> None:
     job = service.submit(max_steps=100_000)
     folder = service.home / "jobs" / job.id

@@ -16,6 +16,9 @@ from tests.preference import write_pairs
 from tests.tiny import build_tiny_adapter, build_tiny_model
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+EACH = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "nf4" else pytest.mark.slow) for name in QUANTIZATIONS]
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def trained(inputs: Path, output: Path, model: dict[str, Any], training: dict[st
     return folder
 
 
-@pytest.mark.parametrize("name", QUANTIZATIONS)
+@EACH
 def test_adapters_train_over_quantised_weights(inputs: Path, tmp_path: Path, name: str) -> None:
     model, _ = load_causal_lm(inputs / "model", "float32", field="model.path", quantization=name)
     projection = model.model.layers[0].self_attn.q_proj.weight
@@ -54,7 +57,8 @@ def test_adapters_train_over_quantised_weights(inputs: Path, tmp_path: Path, nam
     assert all(float(weight.norm()) > 0 for key, weight in weights.items() if "lora_B" in key)
 
 
-@pytest.mark.parametrize("name", QUANTIZATIONS)
+@pytest.mark.slow
+@EACH
 def test_an_adapter_trains_on_over_quantised_weights(inputs: Path, tmp_path: Path, name: str) -> None:
     build_tiny_adapter(inputs / "model", tmp_path / "adapter")
     model = {"quantization": name, "adapter": str(tmp_path / "adapter")}

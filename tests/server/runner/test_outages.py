@@ -102,6 +102,7 @@ def outlast(rig: Rig, jobs: list[str], outage: Any, seconds: float, *, once: boo
     rig.stop()
 
 
+@pytest.mark.slow
 def test_postgres_is_killed_for_seconds(new_rig: NewRig, database: Postgres) -> None:
     rig = new_rig(servers=2, database_url=database.url, training_slots="2")
     outlast(rig, jobs_at(rig, *MOMENTS), killed(database), 3)
@@ -112,6 +113,7 @@ def test_sqlite_is_locked_for_longer_than_anybody_waits(new_rig: NewRig) -> None
     outlast(rig, jobs_at(rig, *MOMENTS), locked(rig.home / "alignkit.sqlite"), 3)
 
 
+@pytest.mark.slow
 def test_the_disk_is_full_for_seconds(new_rig: NewRig, small_disk: Path) -> None:
     rig = new_rig(small_disk / "home", training_slots="2")
     outlast(rig, jobs_at(rig, *MOMENTS), full(small_disk), 4, once=False)
