@@ -1,4 +1,4 @@
-"""What this machine has, told without importing torch."""
+"""The hardware of this machine, detected without importing torch."""
 
 import shutil
 from pathlib import Path

@@ -29,7 +29,7 @@ EVALUATIONS = 4
 SMALLEST_BATCH, LARGEST_BATCH = 4, 32
 """Bounds of an "auto" batch: fewer pairs make a noisy step, more make few steps of a small file."""
 STEPS_WANTED, MOST_EPOCHS = 200, 3
-"""An "auto" number of epochs makes about so many steps; preferences repeated more often are learned by heart."""
+"""An "auto" number of epochs gives about STEPS_WANTED steps. More than MOST_EPOCHS would memorise the preferences."""
 ALL_WEIGHTS_RATE = 0.01
 """Full fine-tuning uses this fraction of the LoRA rate: one that suits an adapter destroys a fully trained model."""
 LENGTH = 1024
@@ -106,7 +106,7 @@ def recipe_for_job(
 
 
 def settled(spec: JobSpec, recipe: Recipe) -> JobSpec:
-    """The job with `recipe`, in which more of the shared options are settled, as what it echoes."""
+    """The job with values for more of its `auto` options, taken from `recipe`; its hyperparameters show them."""
     values = {
         given: getattr(getattr(recipe, section), name)
         for given, (section, name) in shared_options().items()

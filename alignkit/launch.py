@@ -18,7 +18,7 @@ from alignkit.errors import AlignkitError
 
 RESUME = "--resume"
 RETRY_EXIT = 75
-"""Exit status of a trainer that ran out of memory and goes on with a smaller micro-batch (EX_TEMPFAIL)."""
+"""Exit status of a trainer that ran out of memory and can resume with a smaller micro-batch (EX_TEMPFAIL)."""
 
 
 class Machine(NamedTuple):
@@ -163,7 +163,7 @@ def _launch() -> int:
 
 
 def _main() -> None:
-    """Launch; where a trainer may try again with less memory, once more in this same process."""
+    """Launch the trainer; launch it once more if it ran out of memory and can resume with a smaller micro-batch."""
     status = _launch()
     if status == RETRY_EXIT:
         resume = [] if RESUME in sys.argv else [RESUME]

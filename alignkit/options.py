@@ -43,9 +43,9 @@ class InJobs:
     auto: bool = False
     """Whether a job may say "auto", which is then its default and becomes the recipe's default."""
     default: Any = None
-    """The default in jobs where it is not the recipe's; None: the recipe's."""
+    """The default in jobs; None for the recipe's default."""
     name: str | None = None
-    """The option's name in jobs, where it is not the recipe's. Only for the sections that all methods share."""
+    """The option's name in jobs; None for its name in recipes. Only for the sections that all methods share."""
     check: Callable[[Any], Any] | None = None
     """A further check of the value. It returns the value, or raises ValueError."""
     schema: Callable[[dict[str, Any]], None] | None = None

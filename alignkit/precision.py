@@ -1,4 +1,4 @@
-"""Precision chosen by measured error: how far each way to compute moves this model's log-ratios from float32's.
+"""Chooses a precision by measured error: how far each precision moves this model's log-ratios from float32's.
 
 The loss of every preference method is a function of log pi - log pi_ref. Rounding does not cancel in it: an adapter
 that changes almost nothing flips roundings everywhere. So bfloat16 autocast, the usual default, moves the log-ratio
@@ -18,14 +18,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 TOKENS = 100
-"""The budget is of so many tokens."""
+"""Number of tokens that an error budget refers to."""
 PERTURBATION = 1e-3
-"""Standard deviation of the trial adapter's B: an adapter early in training."""
+"""Standard deviation of the trial adapter's B, as of an adapter early in training."""
 LARGEST_HALF = 65_504
 HALF_MARGIN = 4
-"""By which the largest value of a linear layer must stay below float16's largest, since training moves it."""
+"""Factor by which a linear layer's outputs must stay below float16's largest value, because training moves them."""
 WORTHWHILE = 50_000_000
-"""Parameters below which 16-bit products gain a CPU nothing."""
+"""Number of parameters below which 16-bit products do not speed up a CPU."""
 
 Row = tuple[Sequence[int], Sequence[tuple[int, int]]]
 """Token ids, and the spans of them that carry loss."""
@@ -33,17 +33,17 @@ Row = tuple[Sequence[int], Sequence[tuple[int, int]]]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One way's error and time."""
+    """The error and time of one precision."""
 
     error: float
-    """Root mean square of a log-ratio's difference from float32, nats a hundred tokens; inf where it overflows."""
+    """Root mean square error of the log-ratios relative to float32, nats per hundred tokens; inf if it overflows."""
     seconds: float
-    """Of the forwards over all rows."""
+    """Time of the forwards over all rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The way that was chosen, and what was measured of all."""
+    """The chosen precision, and the measurements of all."""
 
     way: str
     within: bool
@@ -51,21 +51,22 @@ class Choice:
     measured: Mapping[str, Measured]
 
     def sentence(self, budget: float) -> str:
-        """The choice and every error, for the log."""
+        """The choice and all errors, as a sentence for the log."""
         errors = ", ".join(f"{way} {found.error:.3f}" for way, found in self.measured.items())
-        end = "" if self.within else "; none is within the budget, which float32 weights (model.dtype) can be"
-        return f"Precision {self.way}: error of log-ratios, nats a hundred tokens (budget {budget:g}): {errors}{end}"
+        end = "" if self.within else "; none is within the budget; float32 weights (model.dtype) can be"
+        unit = f"nats per hundred tokens (budget {budget:g})"
+        return f"Precision {self.way}: error of log-ratios in {unit}: {errors}{end}"
 
 
 class InFloat32(TorchFunctionMode):
-    """Computes in float32 whatever the weights are stored in, a weight at a time, and keeps the largest output."""
+    """Computes in float32 regardless of the weights' dtype, one weight at a time; records the largest output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.largest = 0.0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` on float32 copies of 16-bit arguments; of an embedding only the rows that it looks up."""
+        """Run `func` on float32 copies of 16-bit arguments. For an embedding, only the rows looked up are cast."""
         if func is torch.nn.functional.embedding:
             return func(*args, **(kwargs or {})).float()
         if func not in _CAST:
@@ -103,7 +104,7 @@ def _widened(value: Any) -> Any:
 
 
 def ways(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """The ways that a model with weights of `dtype` can train in on `device`, the fastest first.
+    """The precisions in which a model with weights of `dtype` can train on `device`, the fastest first.
 
     Names are those of `training.mixed_precision`. Of two equally fast ones the more exact comes first.
     """
@@ -125,7 +126,7 @@ def ways(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[], Abs
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """Products of float32 numbers with TF32's inputs."""
+    """Compute float32 products with inputs rounded to TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -135,9 +136,9 @@ def _tf32() -> Iterator[None]:
 
 
 def choose(model: Any, rows: Sequence[Row], budget: float, *, seed: int = 0) -> Choice:
-    """The fastest way whose error on `rows` is at most `budget` nats a hundred tokens; else the most exact one.
+    """The fastest precision with an error of at most `budget` nats per hundred tokens on `rows`, else the most exact.
 
-    `model`: a causal LM on the device that trains it; it is left as it was.
+    `model`: a causal LM on the device that trains it; it is not changed.
     """
     device = next(model.parameters()).device
     candidates = ways(model.dtype, device)
@@ -150,7 +151,7 @@ def choose(model: Any, rows: Sequence[Row], budget: float, *, seed: int = 0) -> 
             overflows = way == "fp16" and mode.largest * HALF_MARGIN > LARGEST_HALF
             measured[way] = Measured(math.inf if overflows else error_of(found, exact, rows), seconds)
     within = [way for way, found in measured.items() if found.error <= budget]
-    if device.type == "cpu":  # where 16 bits are slower than they are exact
+    if device.type == "cpu":  # where the faster one is known only by timing
         within.sort(key=lambda way: measured[way].seconds)
     if within:
         return Choice(within[0], True, measured)
@@ -158,7 +159,10 @@ def choose(model: Any, rows: Sequence[Row], budget: float, *, seed: int = 0) -> 
 
 
 def error_of(found: Sequence[float], exact: Sequence[float], rows: Sequence[Row]) -> float:
-    """Root mean square difference, each row's scaled to `TOKENS` tokens by the root of its length; inf for NaN."""
+    """Root mean square difference of the log-ratios, each scaled to `TOKENS` tokens by the root of its length.
+
+    Returns inf if a log-ratio is NaN.
+    """
     squares = [
         (one - other) ** 2 * TOKENS / max(1, _trained(row))
         for one, other, row in zip(found, exact, rows, strict=True)
@@ -173,12 +177,12 @@ def _trained(row: Row) -> int:
 
 @contextmanager
 def perturbed(model: Any, seed: int) -> Iterator[Any]:
-    """`model` under a small random adapter on every linear layer, which is gone afterwards."""
-    from peft import LoraConfig, get_peft_model  # saves peft where nothing is measured
+    """Put a small random adapter on every linear layer of `model`, and remove it at the end."""
+    from peft import LoraConfig, get_peft_model  # saves peft if nothing is measured
 
     was_training, grads = model.training, [weight.requires_grad for weight in model.parameters()]
     own = getattr(model, "peft_config", None)
-    if own is not None:  # it trains on from an adapter, whose base is what is measured
+    if own is not None:  # the run continues from an adapter, which is measured against its base
         with model.disable_adapter():
             yield model
         return

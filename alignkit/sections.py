@@ -16,15 +16,15 @@ Auto = Literal["auto"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
-"""Schedules that need no further argument, which is what a job may name."""
+"""Schedules that need no further argument; a job may use only these."""
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd")
 """Optimizers that a job may name; a recipe may name any of transformers'."""
 
 
 def loaded_dtype(*, gpu: bool, frozen: bool) -> Dtype:
-    """The dtype of weights under `auto`: bfloat16 on a GPU where they are `frozen`, else float32.
+    """The dtype of weights under `auto`: bfloat16 for `frozen` weights on a GPU, else float32.
 
-    Weights that train stay in float32: in 16 bits a step at a usual learning rate is less than their resolution.
+    Weights that train stay in float32: in 16 bits, a step at a usual learning rate would be lost to rounding.
     """
     return "bfloat16" if gpu and frozen else "float32"
 
@@ -134,16 +134,19 @@ class TrainingSection(Section):
     mixed_precision: Annotated[
         Literal["auto", "no", "tf32", "bf16", "fp16"], BeforeValidator(_no_is_a_word), InJobs(default="auto")
     ] = Field(
-        "no", description="how products are computed; auto: the fastest way whose measured error is in budget"
+        "no",
+        description="precision of matrix products; auto: the fastest whose measured error is within precision_budget",
     )
     precision_budget: Annotated[float, MAY_CHANGE, InJobs()] = Field(
-        0.1, gt=0, le=10, description="error of a log-ratio that auto allows, nats a hundred tokens"
+        0.1, gt=0, le=10, description="error of a log-ratio that auto allows, in nats per hundred tokens"
     )
     devices: Annotated[int, MAY_CHANGE, InJobs(name="gpus", le=64)] = Field(
-        1, ge=1, description="GPUs of this machine that a step's rows are shared over, with a process each"
+        1,
+        ge=1,
+        description="GPUs of this machine to train on, one process each; they share the rows of a step",
     )
     sharding: Annotated[Literal["ddp", "zero2", "zero3"] | None, MAY_CHANGE] = Field(
-        None, description="how several devices share training; a job's is the first that fits"
+        None, description="how several devices share training; default in a job: the first that fits"
     )
     logging_steps: Annotated[int, MAY_CHANGE] = Field(1, ge=1, description="steps between logged metrics")
     eval_steps: Annotated[int | None, MAY_CHANGE] = Field(

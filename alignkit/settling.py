@@ -1,6 +1,6 @@
-"""Settles options that say `auto` when a run starts, and halves its micro-batch after it ran out of memory.
+"""Chooses values for `auto` when a run starts, and halves the micro-batch of a run that ran out of memory.
 
-The run's folder keeps them (settled.json), so that a resumed run has the same ones.
+The values are stored in the run's folder (settled.json), so that a resumed run has the same ones.
 """
 
 import json
@@ -32,10 +32,10 @@ _SETTLED = {
 
 
 def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Recipe:
-    """Replace each `auto` of the recipe: by what an earlier start of the run settled, or a value for this device.
+    """Replace each `auto` of the recipe by the value of the run's earlier start, or by one for this device.
 
-    `main`: whether this process writes the folder. Raises RecipeError where nothing fits. A `mixed_precision` that is
-    to be measured stays `auto`.
+    `main`: whether this process writes the folder. Raises RecipeError if nothing fits. A `mixed_precision` that is to
+    be measured stays `auto`.
     """
     kept = _read(folder) if resume else {}
     recipe = _with_kept(recipe, kept)
@@ -74,9 +74,10 @@ def settle_precision(recipe: Recipe, model: Any, tokenizer: Any, folder: RunFold
     device = _device()
     if sharding() is not None or recipe.model.quantization is not None:
         way = "bf16" if device.type == "cuda" else "no"
-        sentence = f"Precision {way}: not measured, the weights are {'shared' if sharding() else 'quantised'}"
+        kind = "sharded" if sharding() else "quantised"
+        sentence = f"Precision {way}: not measured, because the weights are {kind}"
     elif device.type == "cpu" and not (has_amx() and model.num_parameters() >= WORTHWHILE):
-        way, sentence = "no", "Precision float32: the device gains nothing by 16 bits"
+        way, sentence = "no", "Precision float32: 16 bits would not be faster on this device"
     else:
         rows = probe_rows(recipe, tokenizer)
         found = choose(model.to(device), rows, recipe.training.precision_budget, seed=recipe.seed)
@@ -114,10 +115,10 @@ def _device() -> torch.device:
 
 
 def _agreed(way: str) -> str:
-    """Rank 0's choice."""
+    """Rank 0's choice, on every rank."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return way
-    from accelerate import PartialState  # saves accelerate where nothing is settled
+    from accelerate import PartialState  # saves accelerate if nothing is measured
     from accelerate.utils import broadcast_object_list
 
     PartialState()
@@ -125,7 +126,7 @@ def _agreed(way: str) -> str:
 
 
 def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
-    """Write the settled options of `recipe` into the run's folder, for a resumed run, and its recipe."""
+    """Write the recipe and its chosen values into the run's folder, where a resumed run finds them."""
     values = {
         section: {name: getattr(getattr(recipe, section), name) for name in names}
         for section, names in _SETTLED.items()
@@ -135,9 +136,10 @@ def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
 
 
 def halve(recipe: Recipe, folder: RunFolder) -> tuple[int, int] | None:
-    """Keep a smaller micro-batch for the next start. Returns (old, new), or None if there is no smaller one.
+    """Store a smaller micro-batch for the next start. Returns (old, new), or None if it cannot be smaller.
 
-    Once a run: a second time would hide what does not fit. A micro-batch that is part of the method stays.
+    This happens once per run, so that a run which does not fit still fails. A micro-batch that is part of the method
+    is not changed.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     kept = _read(folder)
@@ -154,7 +156,7 @@ def halve(recipe: Recipe, folder: RunFolder) -> tuple[int, int] | None:
 
 
 def _with_kept(recipe: Recipe, kept: dict[str, Any]) -> Recipe:
-    """Replace each `auto` by the kept value, and the micro-batch by the halved one if there is one."""
+    """Replace each `auto` by the stored value, and the micro-batch by the halved one if there is one."""
     updates = {}
     for section, names in _SETTLED.items():
         own, found = getattr(recipe, section), kept.get(section, {})
@@ -175,7 +177,7 @@ def _differing(recipe: Recipe, found: Recipe) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return {True: "on", False: "off", None: "as the model has it"}.get(value, str(value))
+    return {True: "on", False: "off", None: "the model's own"}.get(value, str(value))
 
 
 def _read(folder: RunFolder) -> dict[str, Any]:

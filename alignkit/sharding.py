@@ -1,4 +1,4 @@
-"""How accelerate's launcher shards this run."""
+"""The sharding that accelerate's launcher chose for this run."""
 
 import os
 
@@ -7,7 +7,7 @@ SHARES_WEIGHTS = frozenset({"ZeRO-3", "FSDP"})
 
 
 def sharding() -> str | None:
-    """`ZeRO-1` to `ZeRO-3` or `FSDP`, from the launcher's environment variables; None where nothing is sharded."""
+    """`ZeRO-1` to `ZeRO-3` or `FSDP`, from the launcher's environment variables; None if nothing is sharded."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return f"ZeRO-{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None

@@ -105,7 +105,7 @@ def smallest(
 
 
 class Estimating:
-    """Estimates one recipe on one kind of device. Options that say `auto` get the value that they most likely get."""
+    """Estimates one recipe on one kind of device. Options set to `auto` get their most likely value."""
 
     def __init__(self, recipe: Recipe, lengths: Lengths, device: Device) -> None:
         recipe = presumed(recipe, gpu=device.is_gpu)
@@ -301,12 +301,12 @@ class Estimating:
 
 
 def _given(training: TrainingSection) -> int | None:
-    """The micro-batch that the recipe gives; None where it is free."""
+    """The micro-batch that the recipe sets; None if it sets none."""
     return training.micro_batch_size if isinstance(training.micro_batch_size, int) else None
 
 
 def presumed(recipe: Recipe, *, gpu: bool) -> Recipe:
-    """The recipe with values in the place of `auto`: what decides about memory and time, before anything is tried."""
+    """The recipe with likely values for `auto`, which an estimate starts from before it tries any."""
     model = {"dtype": loaded_dtype(gpu=gpu, frozen=recipe.lora is not None), "attn_implementation": None}
     training = {
         "gradient_checkpointing": False,

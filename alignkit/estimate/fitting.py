@@ -1,10 +1,10 @@
-"""Settings that fit: every memory option of a recipe that says `auto`, settled for a device, or the smallest change.
+"""Chooses settings that fit a device: values for the options set to `auto`, or the smallest change that makes it fit.
 
     fitted = fit(recipe, lengths, device="l4")
     fitted.recipe.training.micro_batch_size, fitted.estimate.memory.peak
 
-The batch of a step stays the same: rows that do not fit into one forward follow in the next ones, and a step does not
-depend on how it is split. A method whose micro-batch is part of it keeps its micro-batch.
+The batch of a step stays the same: rows that do not fit into one forward follow in further ones, and the result of a
+step does not depend on the split. If the micro-batch is part of the method, it is not changed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,26 +29,26 @@ FULL_FORWARD = {False: 2048, True: 8192}
 """Tokens of a forward that keep a CPU and a GPU busy; more rows at once only add padding."""
 EVALUATION_ROWS = (32, 16, 8, 4, 2, 1)
 EASY_SHARE = 4
-"""A run whose generous bound is below this fraction of the memory is not traced."""
+"""A run is not traced if a generous bound on its memory is below the device's memory divided by this."""
 EASY_NUMBERS = 100
-"""Bound on what a layer keeps of a token: float32 numbers for each of the model's hidden size."""
+"""Bound on the activations kept per token and layer: float32 values per unit of the hidden size."""
 EASY_WEIGHT_BYTES = 20
-"""Bound on a loaded weight with its gradient, its optimizer state and a reference."""
+"""Bound on the bytes per parameter: weight, gradient, optimizer state and a reference."""
 GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A recipe that fits, and the estimate that says so."""
+    """A recipe that fits, and its estimate."""
 
     recipe: Recipe
-    """Without `auto`, but for a `mixed_precision` that is chosen by measuring."""
+    """Without `auto`, except a `mixed_precision` that the run will measure."""
     estimate: Estimate | None
-    """None where a bound on its memory was so small that nothing had to be estimated."""
+    """None if a bound on its memory was small enough to skip the estimate."""
 
 
 def has_auto(recipe: Recipe) -> bool:
-    """Whether an option that this module settles says `auto`."""
+    """Whether an option that this module chooses is set to `auto`."""
     return AUTO in {recipe.model.dtype, recipe.model.attn_implementation} or AUTO in {
         recipe.training.micro_batch_size,
         recipe.training.gradient_checkpointing,
@@ -64,10 +64,10 @@ def fit(
     count: int = 1,
     stages: Sequence[str] | None = None,
 ) -> Fitted:
-    """Settle what says `auto` for `count` devices, on the first of `stages` that fits.
+    """Choose values for `auto` on `count` devices, under the first of `stages` that fits.
 
-    Default stages: those that train the recipe and offload nothing. Raises RecipeError with the smallest change that
-    fits where nothing does, and EstimateError for a model that cannot be estimated.
+    Default stages: those that can train the recipe, without offloading. Raises RecipeError if nothing fits, with the
+    smallest change that would fit, and EstimateError for a model that cannot be estimated.
     """
     target = devices.get(device)
     if count == 1 and (easy := _easy(recipe, lengths, target)) is not None:
@@ -79,9 +79,9 @@ def fit(
 
 
 def without_estimate(recipe: Recipe, *, gpu: bool, processes: int = 1) -> Recipe:
-    """Settle what says `auto` by the kind of device alone: for a model that cannot be estimated.
+    """Choose values for `auto` from the kind of device alone, for a model that cannot be estimated.
 
-    The micro-batch has a quarter of `FULL_FORWARD` tokens at the most, or one row, with checkpointing on a GPU.
+    The micro-batch has at most a quarter of `FULL_FORWARD` tokens, or is one row. A GPU gets checkpointing.
     """
     rows = max(1, FULL_FORWARD[gpu] // 4 // recipe.data.max_length)
     share = max(1, recipe.training.batch_size // processes)
@@ -96,9 +96,9 @@ def without_estimate(recipe: Recipe, *, gpu: bool, processes: int = 1) -> Recipe
 
 
 def _easy(recipe: Recipe, lengths: Lengths, device: Device) -> Recipe | None:
-    """The settings without gradient checkpointing where a bound shows that they fit; None where it does not.
+    """The settings without gradient checkpointing if a bound shows that they fit, else None.
 
-    Tracing a model takes seconds, which a small model on a large device need not cost.
+    This saves the seconds of tracing for a small model on a large device.
     """
     plan = recipe.method.plan(presumed(recipe, gpu=device.is_gpu))
     sizes = {role: _size(use) for role, use in plan.models.items()}
@@ -128,7 +128,7 @@ def _easy(recipe: Recipe, lengths: Lengths, device: Device) -> Recipe | None:
 
 
 class _Size(NamedTuple):
-    """Sizes that a model's configuration names; `parameters` is a bound."""
+    """Sizes from a model's configuration; `parameters` is an upper bound."""
 
     layers: int
     hidden: int
@@ -138,7 +138,7 @@ class _Size(NamedTuple):
 
 
 def _size(use: ModelUse) -> _Size | None:
-    """The sizes by the configuration alone; None for one that names them otherwise."""
+    """The sizes from the configuration alone; None if it has other names for them."""
     config = configuration(use)[0].get_text_config()
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "intermediate_size")
     found = [getattr(config, name, None) for name in names]
@@ -156,14 +156,14 @@ def _size(use: ModelUse) -> _Size | None:
 
 
 def _busy_micro_batch(recipe: Recipe, lengths: Lengths, full: int) -> int:
-    """The smallest micro-batch with a full forward's tokens, or the whole batch."""
+    """The smallest micro-batch with at least `full` tokens, or the whole batch."""
     batch, row = recipe.training.batch_size, lengths.sequences * lengths.mean
     sizes = (size for size in range(1, batch + 1) if batch % size == 0)
     return next((size for size in sizes if size * row >= full), batch)
 
 
 def _busy_rows(recipe: Recipe, lengths: Lengths, full: int) -> int:
-    """Held-out rows of a forward, as the recipe has them or as many as keep the device busy."""
+    """Held-out rows per forward: the recipe's, or as many as keep the device busy."""
     if recipe.training.eval_batch_size != AUTO:
         return int(recipe.training.eval_batch_size)
     most = full / max(1.0, lengths.sequences * lengths.mean)
@@ -173,7 +173,7 @@ def _busy_rows(recipe: Recipe, lengths: Lengths, full: int) -> int:
 def _fitting(
     recipe: Recipe, lengths: Lengths, device: Device, count: int, stages: Sequence[str] | None
 ) -> Fitted | None:
-    """The first stage's best setting; None where nothing fits on any."""
+    """The best setting under the first stage that fits; None if none does."""
     lengths = lengths.cut(recipe.data.max_length)
     for stage in _stages(recipe, lengths, device, count, stages):
         found = _on_stage(recipe, lengths, device, count, stage)
@@ -185,7 +185,11 @@ def _fitting(
 def _on_stage(
     recipe: Recipe, lengths: Lengths, device: Device, count: int, stage: sharding.Stage
 ) -> Fitted | None:
-    """Without gradient checkpointing if a quarter of a full forward fits so, since it costs a third more work."""
+    """The best setting under a stage; None if none fits.
+
+    Gradient checkpointing costs a third more computing, so it is used only if less than a quarter of a full forward
+    fits without it.
+    """
     full = FULL_FORWARD[device.is_gpu]
     asked = recipe.training.gradient_checkpointing
     best: Estimate | None = None
@@ -212,14 +216,14 @@ def _on_stage(
 
 
 def _is_whole(found: Estimate, recipe: Recipe) -> bool:
-    """Whether a process's rows of a step all fit into one forward."""
+    """Whether one forward holds all rows that a process has in a step."""
     return found.micro_batch_size * found.devices == recipe.training.batch_size
 
 
 def _evaluation_rows(
     recipe: Recipe, lengths: Lengths, device: Device, stage: sharding.Stage, found: Estimate
 ) -> int:
-    """The most held-out rows that fit into a forward, no more than keep the device busy."""
+    """The most held-out rows that fit into a forward, but no more than keep the device busy."""
     busy = _busy_rows(recipe, lengths, FULL_FORWARD[device.is_gpu])
     if recipe.training.eval_batch_size != AUTO or recipe.data.validation is None:
         return busy
@@ -232,7 +236,7 @@ def _evaluation_rows(
 
 
 def _settled(recipe: Recipe, *, gpu: bool, micro: int | None, checkpointing: bool, evaluation: int) -> Recipe:
-    """The recipe with these values in the place of every `auto`."""
+    """The recipe with every `auto` replaced by these values."""
     model, training = recipe.model, recipe.training
     values: dict[str, Any] = {
         "micro_batch_size": micro,
@@ -259,7 +263,7 @@ def _changed(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
 def _refusal(
     recipe: Recipe, lengths: Lengths, device: Device, count: int, stages: Sequence[str] | None
 ) -> FieldIssue:
-    """What is missing, and the first change of `_changes` that fits, alone or after the ones before it."""
+    """The missing memory, and the first of `_changes` that makes it fit, alone or together with those before it."""
     least = _least(recipe, lengths, device, count, stages)
     where = f"{count} x {device.name}" if count > 1 else device.name
     has = f"{device.usable / GIB:.1f} GiB that {where} has for training"
@@ -280,7 +284,7 @@ def _refusal(
 
 
 def _least(recipe: Recipe, lengths: Lengths, device: Device, count: int, stages: Sequence[str] | None) -> int:
-    """The least peak over the stages, with the smallest micro-batch that the recipe leaves open."""
+    """The lowest peak over the stages, with the smallest micro-batch that the recipe allows."""
     estimating = Estimating(recipe, lengths, device)
     return min(
         estimating.smallest_peak(stage, count) for stage in _stages(recipe, lengths, device, count, stages)
@@ -290,7 +294,7 @@ def _least(recipe: Recipe, lengths: Lengths, device: Device, count: int, stages:
 def _stages(
     recipe: Recipe, lengths: Lengths, device: Device, count: int, names: Sequence[str] | None
 ) -> list[sharding.Stage]:
-    """The named stages that train the recipe; without names all of them that offload nothing."""
+    """The named stages that can train the recipe; without names, all that do not offload."""
     possible = Estimating(recipe, lengths, device).stages(count)
     if names is None:
         return [stage for stage in possible if not stage.offload]
@@ -298,7 +302,7 @@ def _stages(
 
 
 def _changes() -> Iterator[tuple[str, Callable[[Recipe], bool], Callable[[Recipe], Recipe]]]:
-    """(words, whether it is a change, the change): from what costs nothing to what costs quality."""
+    """(words, whether it would change the recipe, the change), from free ones to those that cost quality."""
     yield (
         "micro_batch_size auto",
         lambda recipe: recipe.training.micro_batch_size != AUTO and not recipe.method.micro_batch_matters,

@@ -220,7 +220,7 @@ def trained_bytes(model: Model, layout: Layout) -> int:
 
 
 def _standing_buckets(models: Mapping[str, Model], layout: Layout) -> int:
-    """DDP's copy of all gradients, or DeepSpeed's bucket; on a CPU, a bucket takes only what is written to it."""
+    """DDP's copy of all gradients, or DeepSpeed's bucket. On a CPU, only a bucket's written part takes memory."""
     trained = [model for model in models.values() if model.use.trains]
     sizes = [trained_bytes(model, layout) for model in trained]
     if layout.stage.buckets:

@@ -17,7 +17,7 @@ SUB_GROUP = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One way to shard training over processes; every process holds the whole of what is not shared."""
+    """One way to shard training over processes. Every process holds a full copy of what is not sharded."""
 
     name: str
     shares_weights: bool = False

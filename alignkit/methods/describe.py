@@ -36,7 +36,7 @@ def _described(method: type[Method]) -> dict[str, Any]:
 
 
 def _resolved(schema: Mapping[str, Any], names: Set[str]) -> dict[str, Any]:
-    """The named properties of a JSON Schema, each with `required`, and with `$ref`s replaced by what they name."""
+    """The properties of a JSON Schema, each with `required`, and with every `$ref` replaced by its target."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping) and "$ref" in value:

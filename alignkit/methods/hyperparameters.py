@@ -13,7 +13,7 @@ from alignkit.schema import Section
 from alignkit.sections import Auto, LoraSection, ModelSection, TrainingSection
 
 NAMED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
-"""A name that is no path: what a client sends reaches no other file of the server."""
+"""A name that cannot be a path, so a client cannot reach other files of the server."""
 SECTIONS: dict[str, type[Section]] = {"model": ModelSection, "lora": LoraSection, "training": TrainingSection}
 """Sections of a recipe whose options marked `InJobs` every job takes."""
 _BOUNDS = {"ge": Ge, "gt": Gt, "le": Le, "lt": Lt}

@@ -39,7 +39,7 @@ def read_template(source: str) -> str:
 
 
 def named(name: str, folder: Path | None = None) -> str:
-    """What `read_template` takes for the template called `name`: one in `folder` before TRL's; raises ModelError."""
+    """The argument of `read_template` for the template `name`: a file in `folder`, else TRL's. Raises ModelError."""
     own = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))} if folder is not None else {}
     if name in own:
         return str(own[name])

@@ -36,7 +36,7 @@ class AlignTrainer(ItemLog, ExactResume, WholeSteps):
             (Path(trainer.args.output_dir) / CARD).write_text(card.text(), encoding="utf-8")
 
     def card(self, **told: Any) -> Card:
-        """The card of the model as it is trained; `told` are the fields of `Card` that the trainer does not know."""
+        """The model card of the trained model. `told` has the fields of `Card` that the trainer does not know."""
         trainer: Any = self
         model = published(trainer.model, trainer.accelerator)
         base = str(get_config_model_id(model.config) or "")

@@ -152,7 +152,7 @@ class CollapseGuard(TrainerCallback):
         self._trainer.log({f"eval_{name}": value for name, value in metrics.items()})
 
     def _show(self, step: int, found: list[str]) -> None:
-        """Report the answers that were just drawn, so that a person can read what was measured."""
+        """Report the answers just drawn, so that a person can read them."""
         if not self._trainer.is_world_process_zero():
             return
         answers = [

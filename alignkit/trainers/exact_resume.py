@@ -144,7 +144,7 @@ class ExactResume:
 
 
 def _last_sound(checkpoints: Path) -> str | None:
-    """The checkpoint that a collapse would go back to, which is kept however old; None where there is none."""
+    """The checkpoint that a collapse would roll back to; it is kept, however old. None if there is none."""
     guard = RunFolder(checkpoints.parent).guard
     if not guard.exists():
         return None

@@ -13,7 +13,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a model card tells. Names only: a card is published, and a path tells about the machine."""
+    """The content of a model card. It has no paths, because a card is published and paths reveal the machine."""
 
     method: Method
     base_model: str

@@ -47,7 +47,7 @@ class PastOutput(NamedTuple):
 
 
 class PSKDTrainer(SupervisedTrainer):
-    """SupervisedTrainer of `methods.PSKD`: some of each target is what the model itself predicted some steps ago.
+    """SupervisedTrainer for `methods.PSKD`: part of each target is the model's own prediction of some steps ago.
 
     The past model is a copy of the trained weights, taken at every refresh and run in evaluation mode. Its weights
     are exchanged with the current ones for the duration of its forward, so no second model is loaded. Evaluations

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session, sessionmaker
 BUSY_SECONDS = 30.0
 """Seconds that SQLite waits for another writer."""
 PROBE_SECONDS = 2.0
-"""How long a probe waits for a connection, and for other writers."""
+"""Seconds that a probe waits for a connection and for other writers."""
 PROBED_SECONDS = 1.0
-"""For which a successful probe holds, so that probes, which need no key, are no load."""
+"""Seconds for which a successful probe is not repeated, because anyone may call probes without a key."""
 _PROBE = text("UPDATE alembic_version SET version_num = version_num")
 """A write to the one table that always has exactly one row."""
 _AFTER_COMMIT = "after_commit"

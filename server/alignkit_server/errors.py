@@ -171,7 +171,7 @@ def install(app: FastAPI) -> None:
 
 
 def _with_version(app: FastAPI, request: Request) -> str:
-    """What to do about a path that lacks its `/v1`, as a client asks with a base_url that lacks it; else empty."""
+    """Advice for a path without `/v1`, which means that the client's base_url lacks it; else empty."""
     path = f"{VERSION}{request.url.path}"
     if request.url.path.startswith(f"{VERSION}/") or not _allowed(app, path):
         return ""

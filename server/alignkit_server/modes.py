@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 
 def mend_modes(settings: Settings) -> None:
-    """Take from others what the home lets them read. What belongs to somebody else is left, and logged."""
+    """Remove other users' access to the home's files. A file that belongs to another user is only logged."""
     mode = 0o750 if settings.engine.urls else 0o700
     refused = [path for path, most in _bounds(settings, mode) if not _narrow(path, most)]
     if refused:

@@ -64,7 +64,7 @@ class Reserve:
         self._looking.stop()
 
     def is_low(self) -> bool:
-        """Whether the disk is full but for the reserve, which may have been given up."""
+        """Whether the disk is full, apart from the reserve, which may be released already."""
         least = self._size // 2 if self._file.exists() else self._size * 3 // 2
         return free_bytes(self._home) < least
 

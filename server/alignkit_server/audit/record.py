@@ -29,7 +29,7 @@ Action = Literal[
     "webhook_endpoint.secret_rotated",
     "webhook_endpoint.deleted",
 ]
-"""What is recorded; OpenAI's names where it has one."""
+"""The recorded actions, under OpenAI's names if it has one."""
 
 
 class Audit:

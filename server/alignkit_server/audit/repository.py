@@ -16,7 +16,7 @@ BATCH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which entries are asked for; an empty list is any."""
+    """A filter of entries; an empty list matches all."""
 
     project_ids: Sequence[str] = ()
     event_types: Sequence[str] = ()
@@ -24,7 +24,7 @@ class Wanted:
     actor_emails: Sequence[str] = ()
     resource_ids: Sequence[str] = ()
     times: dict[str, int] = field(default_factory=dict)
-    """By "gt", "gte", "lt" or "lte"."""
+    """Bounds on the time, Unix seconds, by "gt", "gte", "lt" or "lte"."""
 
 
 class AuditRepository:

@@ -56,7 +56,7 @@ class Engines(Protocol):
         """Undo one `hold`."""
 
     def replace(self, model: str) -> bool:
-        """End the engine so that the next request starts another; False where it is run elsewhere."""
+        """End the engine, so that the next request starts another. Returns False for an external engine."""
 
 
 @dataclass(frozen=True, slots=True)

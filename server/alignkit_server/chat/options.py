@@ -76,7 +76,7 @@ _SAMPLING: dict[str, Check | None] = {
     "stop": _entries(16, 256),
     "stop_token_ids": _entries(64),
 }
-"""What completions and responses share of how tokens are drawn and where an answer ends."""
+"""Options of sampling and of an answer's end that completions and responses share."""
 
 _WITHOUT_EFFECT: dict[str, Check | None] = {
     "user": None,

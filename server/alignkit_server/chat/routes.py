@@ -72,7 +72,7 @@ async def _answer(request: Request, path: str, services: ServicesDep, caller: Pr
 
 
 def _own_options(path: str, model: ResolvedModel) -> dict[str, Any]:
-    """What a request to the model has beside the client's options, as it was trained otherwise than its base."""
+    """Options that the service adds to requests to this model, whose training differed from its base model's."""
     own: dict[str, Any] = {}
     if model.stop_token_ids and path != TEXT:
         own["stop_token_ids"] = model.stop_token_ids

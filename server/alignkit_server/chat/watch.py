@@ -1,7 +1,7 @@
-"""Notices an engine whose structured output stands still while it answers everything else, and replaces it.
+"""Detects an engine whose structured output hangs while it answers everything else, and replaces it.
 
-vLLM compiles schemas and grammars in one place for all who ask. A compilation that never ends keeps every other
-structured answer waiting, and plain ones go on, so neither its process nor its health route shows it.
+vLLM compiles the schemas and grammars of all requests in one place. A compilation that never ends blocks every other
+structured answer but no plain one, so neither the process nor its health route shows the problem.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import aiohttp
 
 ASK_SECONDS = 30.0
-"""For one of the questions that tell."""
+"""Time limit of each test request."""
 QUESTION: dict[str, Any] = {"prompt": [1, 2, 3], "max_tokens": 1, "temperature": 0}
 STRUCTURED: dict[str, Any] = {"structured_outputs": {"choice": ["a", "b"]}}
 
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 class Replacing(Protocol):
-    """What is needed of the EngineManager."""
+    """The part of EngineManager that is used here."""
 
     def replace(self, model: str) -> bool:
-        """End the engine so that the next request starts another; False where it is run elsewhere."""
+        """End the engine, so that the next request starts another. Returns False for an external engine."""
 
 
 class StructuredWatch:
-    """Looks after each engine that has been at a structured request for `patience` seconds. For one event loop."""
+    """Tests each engine that has worked on structured requests for `patience` seconds. For one event loop."""
 
     def __init__(
         self, engines: Replacing, client: Callable[[], aiohttp.ClientSession], patience: float
@@ -47,7 +47,7 @@ class StructuredWatch:
         return lambda: self._end(engine)
 
     async def aclose(self) -> None:
-        """Look no longer."""
+        """Stop watching."""
         for task in self._watching.values():
             task.cancel()
         await asyncio.gather(*self._watching.values(), return_exceptions=True)
@@ -64,16 +64,14 @@ class StructuredWatch:
         while True:
             await asyncio.sleep(self._patience)
             if await self._stands_still(engine, url):
-                self._watching.pop(
-                    engine, None
-                )  # before the requests that wait are ended, which would cancel this
-                logger.error("structured output of the engine of %s stands still: replacing it", engine)
+                self._watching.pop(engine, None)  # first: ending the waiting requests would cancel this task
+                logger.error("structured output of the engine of %s hangs: replacing it", engine)
                 if not await asyncio.to_thread(self._engines.replace, engine):
-                    logger.error("the engine of %s is run elsewhere: restart it", engine)
+                    logger.error("the engine of %s is external and must be restarted by its operator", engine)
                 return
 
     async def _stands_still(self, engine: str, url: str) -> bool:
-        """Whether it answers a plain question and not a structured one; one that answers neither is only busy."""
+        """Whether it answers a plain request but not a structured one. One that answers neither is only busy."""
         question = QUESTION | {"model": engine}
         plain, structured = await asyncio.gather(
             self._answers(url, question), self._answers(url, question | STRUCTURED)

@@ -1,1 +1,1 @@
-"""Work on a tenant's data in processes of its own, bounded in memory and time."""
+"""Work on a tenant's data in child processes with bounded memory and time."""

@@ -1,4 +1,4 @@
-"""How the server and its children speak: pickled messages with their length before them, over a socket pair."""
+"""Messages between the server and its children: pickled, each preceded by its length, over a socket pair."""
 
 import pickle
 import socket
@@ -11,7 +11,7 @@ _LENGTH = struct.Struct("!Q")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A call of a function, by its module and name, and what the child may take for it."""
+    """A function to call, by module and name, with its arguments and the child's limits."""
 
     module: str
     function: str
@@ -35,7 +35,7 @@ def send(connection: socket.socket, message: object) -> None:
 
 
 def receive(connection: socket.socket) -> Any:
-    """The next message. Raises EOFError where the other side is gone."""
+    """The next message. Raises EOFError if the other side has closed the connection."""
     (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
     return pickle.loads(_exactly(connection, length))  # noqa: S301 - from our own child
 

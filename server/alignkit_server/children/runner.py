@@ -1,4 +1,4 @@
-"""Runs functions in children: forked from a template, bounded, and killed when nobody wants the answer any more."""
+"""Runs functions in child processes: forked from a template, with limits, and killed if the client disconnects."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from alignkit_server.errors import ApiError
 
 TEMPLATE = "alignkit_server.children.template"
 START_SECONDS = 300.0
-"""For the template's imports, on a machine that is busy."""
+"""Time limit of the template's imports, generous enough for a busy machine."""
 POLL_SECONDS = 0.1
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -41,9 +41,10 @@ class ChildRunner:
         self._control: socket.socket | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, gone: threading.Event | None = None) -> Any:
-        """What `function`, of a module of this service, returns in a child; errors of the library are raised here.
+        """Call `function`, from a module of this service, in a child and return its result.
 
-        Raises ApiError (400) where it needs more memory or time than it may, or once `gone` is set.
+        Raises the library's errors that it raised there, and ApiError (400) if it exceeds its memory or time or once
+        `gone` is set.
         """
         task = Task(
             function.__module__,
@@ -77,7 +78,7 @@ class ChildRunner:
         with ours, theirs, self._lock:
             try:
                 socket.send_fds(self._running(), [b"1"], [theirs.fileno()])
-            except OSError:  # the template was killed: once more
+            except OSError:  # the template was killed: start another
                 self._control = None
                 socket.send_fds(self._running(), [b"1"], [theirs.fileno()])
             theirs.close()
@@ -106,13 +107,13 @@ class ChildRunner:
         while not select.select([connection], [], [], POLL_SECONDS)[0]:
             if gone is not None and gone.is_set():
                 _kill(pid)
-                raise ApiError(400, "The client hung up before the answer.", code="client_gone")
+                raise ApiError(400, "The client disconnected before the answer.", code="client_gone")
             if time.monotonic() > deadline:
                 _kill(pid)
                 raise self._too_much()
         try:
             return receive(connection)
-        except (EOFError, OSError) as error:  # it was ended at one of its limits
+        except (EOFError, OSError) as error:  # the system ended it at one of its limits
             raise self._too_much() from error
 
     def _error(self, failure: Failure) -> Exception:
@@ -126,8 +127,8 @@ class ChildRunner:
     def _too_much(self) -> ApiError:
         return ApiError(
             400,
-            f"The file takes more to look at than {self._memory_bytes / 2**30:.1f} GiB of memory or "
-            f"{self._seconds:g} seconds: make its rows shorter, or fewer.",
+            f"Reading the file takes more than {self._memory_bytes / 2**30:.1f} GiB of memory or "
+            f"{self._seconds:g} seconds: use fewer or shorter rows.",
             param="training_file",
             code="file_too_large",
         )

@@ -1,7 +1,7 @@
 """The process that children are forked from: `python -m alignkit_server.children.template FD`.
 
-It imports what they need, once, holds none of the server's connections or secrets, and runs one thread. For every
-task it is handed a socket, over which the child gets the task and answers; it ends with the server.
+It imports their modules once, holds none of the server's connections or secrets, and runs a single thread. For every
+task the server passes it a socket, over which the child receives the task and answers. It ends with the server.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ PRELOADED = ("alignkit_server.children.work",)
 
 
 def main(descriptor: int) -> None:
-    """Fork a child for every socket that comes, until the server is gone."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are nobody's to wait for
+    """Fork a child for every socket received, until the server closes the connection."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for module in PRELOADED:
         importlib.import_module(module)
@@ -39,7 +39,7 @@ def main(descriptor: int) -> None:
 
 
 def work(connection: socket.socket) -> None:
-    """Do one task, bounded, and answer. Ends as soon as the server closes its side."""
+    """Do one task within its limits, and answer. Ends as soon as the server closes its side."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         send(connection, os.getpid())
@@ -62,7 +62,7 @@ def work(connection: socket.socket) -> None:
 
 
 def _bound(task: Task) -> None:
-    """Let this process take so much more memory than it has, and so much processor time."""
+    """Limit this process's further memory and its processor time to the task's."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     most = pages * resource.getpagesize() + task.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

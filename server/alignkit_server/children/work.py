@@ -1,6 +1,6 @@
-"""What is done with data files in a child: checked, rendered, counted. Imported by the children's template.
+"""Functions that read data files in a child: check, preview and count rows. The children's template imports them.
 
-Arguments and results are plain values and records of the library; errors are the library's.
+Arguments and results are plain values or records of the library. Errors are the library's.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from alignkit.methods import METHODS
 from alignkit_server.tokenizers import tokenizer_at
 
 CHARACTERS = 64
-"""Most characters of a token: texts longer than this for each token of max_length are cut before tokenising."""
+"""Characters of a text kept for each token of max_length; longer texts are cut before they are tokenised."""
 
 
 class Rows(NamedTuple):
-    """How the rows of a file are read and rendered, and which of them: the meaning of `which` is the function's."""
+    """How to read and render a file's rows, and which of them; each function defines the meaning of `which`."""
 
     method: str
     columns: dict[str, str]
@@ -43,7 +43,7 @@ def check_file(
 
 
 def preview(path: Path, rows: Rows) -> list[dict[str, Any]]:
-    """The good rows from the first to before the second of `which`, rendered, with long texts cut."""
+    """Rendered valid rows, from number which[0] up to but not including which[1]; long texts are cut."""
     tokenizer, shown = tokenizer_at(rows.folder, rows.chat_template), []
     good = (found for line in iter_lines(path, columns=rows.columns) for found in _row(line, rows))
     for number, (row, cut) in islice(enumerate(good, start=1), *rows.which):
@@ -51,14 +51,14 @@ def preview(path: Path, rows: Rows) -> list[dict[str, Any]]:
             found = preview_row(row, tokenizer, max_length=rows.max_length)
         except DataError as error:
             raise _refused(number, error) from error
-        notes = [*found.notes, *([f"texts are cut after {cut:,} characters here"] if cut else [])]
+        notes = [*found.notes, *([f"texts are shown up to {cut:,} characters"] if cut else [])]
         sequences = {name: [asdict(part) for part in parts] for name, parts in found.sequences.items()}
         shown.append({"index": number, "dropped": found.dropped, "notes": notes, "sequences": sequences})
     return shown
 
 
 def sample(path: Path, rows: Rows) -> tuple[library.Lengths | None, int]:
-    """(lengths, number of rows counted) of one row in so many of all, as `which` says; others are not parsed."""
+    """(lengths, number of rows counted) of every which[0]-th of which[1] rows; the others are not parsed."""
     tokenizer, rendered = tokenizer_at(rows.folder, rows.chat_template), []
     every, total = rows.which
     lines = enumerate(iter_lines(path, columns=rows.columns), start=1)
@@ -72,7 +72,7 @@ def sample(path: Path, rows: Rows) -> tuple[library.Lengths | None, int]:
 
 
 def _row(line: Line, rows: Rows) -> Iterator[tuple[Any, int]]:
-    """(the row with long texts cut, after how many characters: 0 where none was); nothing for a bad row."""
+    """(the row with long texts cut, the characters kept, or 0 if none was cut); nothing for an invalid row."""
     most = rows.max_length * CHARACTERS
     value, cut = _cut(line.value, most)
     kind: Any = schema_for(rows.method)
@@ -81,7 +81,7 @@ def _row(line: Line, rows: Rows) -> Iterator[tuple[Any, int]]:
 
 
 def _cut(value: Any, most: int) -> tuple[Any, bool]:
-    """`value` with its long texts cut, and whether any was; arguments of calls must stay JSON and are left."""
+    """(`value` with long texts cut, whether any was cut). Arguments of tool calls must stay JSON and are not cut."""
     if isinstance(value, str):
         return (value[:most], True) if len(value) > most else (value, False)
     if isinstance(value, dict):

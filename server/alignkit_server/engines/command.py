@@ -171,7 +171,7 @@ def _environment(settings: Settings, base_model: str | None, *, gpu: bool) -> di
 
 
 def _visible(settings: Settings) -> dict[str, str]:
-    """Variables that show an engine its GPUs alone, where the settings name them; CUDA's name holds for ROCm too."""
+    """Variables that limit an engine to the GPUs in the settings, if any; CUDA's name works for ROCm too."""
     if settings.engine.gpus is None:
         return {}
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, settings.engine.gpus))}

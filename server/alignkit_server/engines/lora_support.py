@@ -14,7 +14,7 @@ MODELS = Path("model_executor") / "models"
 def serves_adapters(config: Mapping[str, Any]) -> bool | None:
     """Whether vLLM serves adapters of a model with this config.json; None if that cannot be known.
 
-    It cannot where vLLM is not installed, or where it has no model of its own for the architecture.
+    That is so if vLLM is not installed, or has no model of its own for the architecture.
     """
     names = config.get("architectures")
     if not isinstance(names, list) or not names:

@@ -1,9 +1,9 @@
-"""Starts a command that sees of the home only what it is given: `python confine.py --home … -- COMMAND`.
+"""Starts a command that sees only named parts of the home: `python confine.py --home … -- COMMAND`.
 
-A program of its own, which imports nothing of this package.
+This is a separate program, which imports nothing of this package.
 
-In a user and a mount namespace of its own the home is replaced by an empty file system, into which the run's folder
-and what it reads are mounted back. The process keeps its user, so other programs' files are as they were.
+In its own user and mount namespace, an empty file system covers the home, and the run's folder and the files it reads
+are mounted back into it. The process keeps its user, and nothing outside the home changes.
 """
 
 import argparse
@@ -22,26 +22,26 @@ MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 SIZE = b"mode=0700,size=1m"
-"""Of the file system in the home's place: it holds mount points only."""
+"""Mount options of the file system that covers the home; it holds only mount points."""
 
 
 def confined(
     command: Sequence[str], *, home: Path, writes: Path, reads: Iterable[Path], python: str = sys.executable
 ) -> list[str]:
-    """The command that runs `command` with `writes`, and to read `reads`, as all that there is in `home`."""
+    """The command that runs `command` with a home in which it may write only `writes` and read only `reads`."""
     inside = sorted({str(path) for path in reads if path.is_relative_to(home)})
     options = [part for path in inside for part in ("--read", path)]
     return [python, __file__, "--home", str(home), "--write", str(writes), *options, "--", *command]
 
 
 def possible() -> bool:
-    """Whether this system lets this user have namespaces of its own: containers often do not."""
+    """Whether the system allows this user to create namespaces; containers often do not."""
     asked = [sys.executable, __file__, "--probe"]
     return subprocess.run(asked, check=False, capture_output=True).returncode == 0
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Confine this process, then become the command. Raises OSError where the system does not let it."""
+    """Confine this process, then become the command. Raises OSError if the system does not allow it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--write", type=Path, required=True)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     here = Path.cwd()
     _namespaces()
-    # Held open in the new namespace, since their names lead nowhere once the home is covered.
+    # Opened before the home is covered, because then their names no longer lead to them.
     held = [
         (path, os.open(path, os.O_PATH), path != options.write) for path in [options.write, *options.read]
     ]
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     _mount(b"tmpfs", os.fsencode(options.home), b"tmpfs", 0, SIZE)
     for path, descriptor, only_reads in held:
         source = f"/proc/self/fd/{descriptor}".encode()
-        if path.exists():  # inside of another one that is mounted already
+        if path.exists():  # inside another one, which is mounted already
             continue
         if Path(os.fsdecode(source)).is_dir():
             path.mkdir(parents=True)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _namespaces() -> None:
-    """Enter a user and a mount namespace in which this process is the user that it was."""
+    """Enter a new user and mount namespace in which this process keeps its user."""
     user, group = os.getuid(), os.getgid()
     _call("unshare", CLONE_NEWUSER | CLONE_NEWNS)
     for name, content in (
@@ -87,7 +87,7 @@ def _namespaces() -> None:
 
 
 def _try_read_only(path: Path) -> None:
-    """Where the volume has options that a namespace may not take away this fails, and the file's mode decides."""
+    """Make a mount read-only. Leaves it to file modes if the volume has options that a namespace cannot remove."""
     try:
         _mount(b"none", os.fsencode(path), None, MS_BIND | MS_REMOUNT | MS_RDONLY)
     except OSError:
@@ -99,7 +99,7 @@ def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int, data: b
 
 
 def _call(name: str, *arguments: object) -> None:
-    """A function of the C library. Raises OSError where it fails."""
+    """Call a function of the C library. Raises OSError if it fails."""
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")

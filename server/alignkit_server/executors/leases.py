@@ -1,6 +1,6 @@
-"""Which GPUs belong to which run: leases in files, so that they outlive the server and a next one finds them.
+"""Leases of GPUs to runs, in files that survive the server, so that the next one finds them.
 
-A lease is kept while its run's process lives. What a dead server left half done, a lease without a process, is free.
+A lease holds while its run's process lives. A lease without a process, left by a dead server, is released.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 
 
 def nvidia_gpus() -> list[str]:
-    """Indices of NVIDIA GPUs, only those that this server may use; none where there is no driver."""
+    """Indices of the NVIDIA GPUs that this server may use; empty without a driver."""
     asked = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         lines = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout
@@ -35,7 +35,7 @@ def nvidia_gpus() -> list[str]:
 
 
 def amd_gpus() -> list[str]:
-    """Indices of AMD GPUs, only those that this server may use; none where there is no driver."""
+    """Indices of the AMD GPUs that this server may use; empty without a driver."""
     found = 0
     for node in KFD_NODES.glob("*/gpu_id"):
         try:
@@ -49,7 +49,7 @@ def amd_gpus() -> list[str]:
 
 
 def _allowed(found: list[str], variable: str) -> list[str]:
-    """The devices that `variable` of this server's environment leaves; UUIDs stand for themselves."""
+    """The devices that this server's environment variable `variable` allows; UUIDs are kept as they are."""
     given = os.environ.get(variable)
     if given is None or not found:
         return found
@@ -63,11 +63,11 @@ def local_gpus() -> list[str]:
 
 
 def visibility(devices: Sequence[str], *, amd: bool = False) -> dict[str, str]:
-    """Environment variables under which a process sees these GPUs alone, numbered from 0."""
+    """Environment variables that make only these GPUs visible to a process, numbered from 0."""
     names = ",".join(devices)
     if not amd:
         return {"CUDA_VISIBLE_DEVICES": names}
-    # HIP numbers the devices that ROCR leaves
+    # HIP's numbers count the devices that ROCR makes visible
     return {"ROCR_VISIBLE_DEVICES": names, "HIP_VISIBLE_DEVICES": ",".join(map(str, range(len(devices))))}
 
 
@@ -93,7 +93,7 @@ class DeviceLeases:
         reserved: Sequence[str] = (),
         amd: bool = False,
     ) -> None:
-        """`alive` returns whether a run's process lives; `reserved` devices are not leased: engines have them."""
+        """`alive` returns whether a run's process lives. `reserved` devices belong to engines and are not leased."""
         self._folder = folder / socket.gethostname()
         self._inventory = inventory
         self._alive = alive
@@ -102,13 +102,13 @@ class DeviceLeases:
         self._starting: set[str] = set()
 
     def devices(self) -> list[str]:
-        """The GPUs that runs may have."""
+        """The GPUs that can be leased to runs."""
         return [name for name in self._inventory() if name not in self._reserved]
 
     def take(self, run: Path, count: int) -> dict[str, str]:
-        """Lease `count` GPUs to the run, until `release`; returns the environment that shows it these alone.
+        """Lease `count` GPUs to the run until `release`; returns the environment that makes only these visible.
 
-        A repeat gives the same GPUs while they are there. Raises ExecutorUnavailableError where too few are free.
+        A repeated call returns the same GPUs while they exist. Raises ExecutorUnavailableError if too few are free.
         """
         key = str(run)
         with self._locked():
@@ -129,21 +129,21 @@ class DeviceLeases:
         return visibility(chosen, amd=self._amd)
 
     def started(self, run: Path) -> None:
-        """The run has its process, or failed to get one: from now on the lease is as long as the process lives."""
+        """Record that the run's process started, or failed to. From now on the lease depends on the process."""
         self._starting.discard(str(run))
 
     def release(self, run: Path) -> None:
-        """Give the run's GPUs back; nothing where it has none."""
+        """Release the run's GPUs, if it has any."""
         self._starting.discard(str(run))
         self._file(str(run)).unlink(missing_ok=True)
 
     def held(self) -> dict[str, list[str]]:
-        """Run -> its GPUs, of the runs that live."""
+        """Living run -> its GPUs."""
         with self._locked():
             return self._held()
 
     def _held(self) -> dict[str, list[str]]:
-        """The leases that stand; others are removed."""
+        """The valid leases; removes all others."""
         held = {}
         for file in self._folder.glob("*.json"):
             lease = _read(file)
@@ -179,7 +179,7 @@ class DeviceLeases:
 
 
 def _read(file: Path) -> Lease | None:
-    """The lease in `file`; None where it is damaged."""
+    """The lease in `file`; None if it is missing or damaged."""
     try:
         return Lease(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Runs training as a process of this machine, in its own session, which a restarted server finds again."""
+"""Runs training as a process on this machine, in its own session; a restarted server finds it again."""
 
 import sys
 from collections.abc import Callable
@@ -30,14 +30,14 @@ class LocalExecutor:
         confined_to: Path | None = None,
         leases: Callable[[Callable[[Path], bool]], DeviceLeases] | None = None,
     ) -> None:
-        """With `confined_to`, a run sees of that home only its own folder and what its recipe reads.
+        """With `confined_to`, a run sees only its own folder and its recipe's inputs in that home.
 
-        `leases` makes the leases of this machine's GPUs from what tells whether a run lives; None: it has none.
-        Raises AlignkitError where this system does not allow confinement.
+        `leases` creates the leases of this machine's GPUs, given a function that returns whether a run lives; None
+        without GPUs. Raises AlignkitError if this system does not allow confinement.
         """
         if confined_to is not None and not possible():
             raise AlignkitError(
-                "confine_training: this system gives no user and mount namespaces to a process; allow them, or set "
+                "confine_training: this system lets no process create user and mount namespaces; allow them, or set "
                 "ALIGNKIT_CONFINE_TRAINING=false"
             )
         self._home = confined_to
@@ -51,7 +51,7 @@ class LocalExecutor:
         return None
 
     def devices(self) -> int | None:
-        """GPUs that runs may have; None where they have none."""
+        """Number of GPUs that runs may lease; None without GPUs."""
         return None if self._leases is None else len(self._leases.devices())
 
     def start(self, folder: Path, *, resume: bool) -> None:
@@ -133,7 +133,7 @@ class LocalExecutor:
 
 
 def reads_of(recipe: Path) -> list[Path]:
-    """What a run reads: the files and folders that its recipe names, and the installation itself."""
+    """Everything that a run reads: the files and folders that its recipe names, and the installation."""
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     named = [Path(value) for _, value in paths_of(values)]
     return [path for path in (*named, Path(sys.prefix), Path(alignkit.__file__).parent) if path.exists()]

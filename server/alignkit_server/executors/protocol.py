@@ -22,7 +22,7 @@ class Executor(Protocol):
         """Number of runs that can be executed at once now; None if only `training_slots` limits them."""
 
     def devices(self) -> int | None:
-        """GPUs that runs may have in all; None where the executor, or no GPU, decides what runs at once."""
+        """Number of GPUs that all runs may lease; None if GPUs do not limit how many runs there are at a time."""
 
     def start(self, folder: Path, *, resume: bool) -> None:
         """Start the run of `folder`, from its last checkpoint with `resume`, unless it was already started."""

@@ -75,7 +75,7 @@ class _Data:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """How a job's files are read."""
+    """Options for reading a job's files."""
 
     method: str
     columns: dict[str, str]
@@ -103,7 +103,7 @@ class _Reading:
 
 @contextmanager
 def _told_of(request: JobRequest) -> Iterator[None]:
-    """A RecipeError as the 400 that names where the request gave the value."""
+    """The ApiError (400) for a RecipeError; it names the place in the request."""
     try:
         yield
     except RecipeError as error:
@@ -193,9 +193,9 @@ def _refused(method: str, name: str, message: str) -> ApiError:
 
 
 def _settled(spec: JobSpec, method: str, model: str, rows: int, services: Services) -> JobSpec:
-    """The job with what says "auto" settled for the device that it will have; 400 where it fits in no way.
+    """The job with its "auto" options chosen for its device. Raises ApiError (400) if it cannot fit.
 
-    Of a job that trains elsewhere the trainer settles the rest when it starts.
+    For a job that trains on another machine, the trainer chooses them when it starts.
     """
     device = job_device(services.settings)
     if device is None:

@@ -22,14 +22,14 @@ from alignkit_server.tables import ApiKey, Project
 TOKEN_BYTES = 32
 HINT_LENGTH = 4
 STAMP_SECONDS = 0.2
-"""For which a request waits until the use of its key is stored."""
+"""Seconds that a request waits for the use of its key to be stored."""
 STAMP_RETRY_SECONDS = 10.0
 """Between two tries to store the use of the same key."""
 USED_RESOLUTION = 60
 """Seconds by which `last_used_at` may lag, so that not every request writes to the database."""
 
 _stamper = ThreadPoolExecutor(1, "key-stamps")
-"""Not the threads of requests: a database that cannot be written to would hold them."""
+"""A pool apart from the request threads, which a database that cannot be written to would block."""
 _stamped_again_at: dict[str, float] = {}
 """Key -> when its use may be stored next, by the monotonic clock."""
 log = structlog.get_logger()
@@ -98,7 +98,7 @@ def _by_hash(database: Database, digest: str) -> FoundKey | None:
 
 
 async def _stamp(database: Database, key_id: str) -> None:
-    """Store the use of a key. A request waits for that a moment at most, and is never refused for it."""
+    """Store the use of a key. A request waits for this only briefly, and is never refused because of it."""
     if time.monotonic() < _stamped_again_at.get(key_id, 0.0):
         return
     _stamped_again_at[key_id] = time.monotonic() + STAMP_RETRY_SECONDS

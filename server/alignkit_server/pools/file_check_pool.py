@@ -1,7 +1,7 @@
-"""Slots in which data files are read for a request: few, so that no number of files holds up other requests.
+"""Slots for requests that read data files: few, so that they never hold up other requests.
 
-All but small files are read in children (`alignkit_server.children`), which end with the request's client. What a
-check found is kept: a file never changes under its id.
+All but small files are read in children (`alignkit_server.children`), which end if the client disconnects. Reports of
+checks are kept, because a file never changes under its id.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ OF_A_PROJECT = 2
 """Fewer than there are, so that one project's files do not keep another's waiting."""
 INLINE_BYTES = 256 * 2**10
 COMPRESSED = (b"\x1f\x8b", b"PAR1")
-"""How gzip and Parquet begin."""
+"""First bytes of gzip and Parquet files."""
 KEPT_CHECKS = 64
 KEPT_ROWS = 100_000
 """A report of more rows, each with its digests, is not kept."""
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Bounds(NamedTuple):
-    """How the work at hand reads files."""
+    """Limits under which a request reads files."""
 
     children: ChildRunner
     gone: threading.Event
@@ -46,7 +46,7 @@ _bounds: ContextVar[Bounds] = ContextVar("bounds")
 
 
 class KnownChecks:
-    """The newest reports, by file and what it was checked for. Thread-safe."""
+    """The newest reports, by file and options of the check. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -103,9 +103,9 @@ async def _hung_up(request: Request) -> None:
 
 
 def on_file(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` makes of the file, in a child of the request at hand, or right here of a small one.
+    """The result of `function` on the file: computed in a child, or in this process for a small file.
 
-    Small is what can become neither large nor slow: plain text of at most INLINE_BYTES.
+    A file is small if it is plain text of at most INLINE_BYTES, which can become neither large nor slow.
     """
     if _is_small(path):
         return function(path, *arguments)
@@ -152,13 +152,13 @@ def check_file(
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:
-    """What tells a file from any other, and from what it was before a change."""
+    """A stamp that differs between files, and after a change of a file."""
     status = path.stat()
     return str(path), status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _stamps(folder: Path) -> tuple[object, ...]:
-    """Of the files that make a tokenizer and its template."""
+    """Stamps of the files of a tokenizer and its chat template."""
     return tuple(
         _stamp(path) for path in sorted(folder.iterdir()) if path.suffix in {".json", ".jinja", ".model"}
     )

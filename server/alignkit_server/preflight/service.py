@@ -78,7 +78,7 @@ def _on_its_device(recipe: Recipe, lengths: library.Lengths, services: Services)
 
 
 def _seconds(tokens: int, rates: Sequence[float], found: library.Estimate | None) -> float | None:
-    """By the median rate of earlier jobs, else by the device's data sheet."""
+    """Predicted seconds: from the median rate of earlier jobs, else from the device's data sheet."""
     if rates:
         return round(tokens / median(rates), 1)
     return None if found is None or found.seconds is None else round(found.seconds, 3)

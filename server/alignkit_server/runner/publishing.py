@@ -26,7 +26,7 @@ from alignkit_server.runner.result_csv import FILENAME, PURPOSE, result_file_id,
 from alignkit_server.runner.step_services import JobFailedError, StepServices, folder_of, job_step, use
 
 PROOFS = 3
-"""How often an engine may fail or be killed before the trained job fails with it."""
+"""Number of failed or killed engines after which the trained job fails too."""
 
 PASSING = ("engine_failed", "engine_busy")
 

@@ -1,1 +1,1 @@
-"""What projects have on disk: measured, and given back."""
+"""Measuring and freeing the disk space of projects."""

@@ -1,4 +1,4 @@
-"""Files and uploads whose time is over, removed in batches: no transaction is long, so none keeps others waiting."""
+"""Removes expired files and uploads, in batches: short transactions do not hold up others."""
 
 import shutil
 import time
@@ -16,15 +16,15 @@ from alignkit_server.settings import Settings
 from alignkit_server.tables import File, Job, Upload, UploadPart
 
 BATCH = 200
-"""Rows of one transaction."""
+"""Rows per transaction."""
 ORPHAN_SECONDS = 24 * 3600.0
-"""After which a file without a row was left by a killed server, and is in no request any more."""
+"""Age in seconds at which a file without a row belongs to no request: a killed server left it behind."""
 
 log = structlog.get_logger()
 
 
 def remove_expired(database: Database, settings: Settings) -> None:
-    """Remove every project's expired files and uploads, and what has no row."""
+    """Remove every project's expired files and uploads, and files without a row."""
     for work in (_files, _uploads):
         while work(database, settings) == BATCH:
             pass
@@ -33,7 +33,7 @@ def remove_expired(database: Database, settings: Settings) -> None:
 
 
 def purge_files(session: Session, folder: Path, *which: ColumnElement[bool]) -> int:
-    """Remove up to BATCH expired files that no unfinished job uses, of those that meet `which`; how many."""
+    """Remove up to BATCH expired files that meet `which` and no unfinished job uses. Returns their number."""
     used = exists().where(
         Job.project_id == File.project_id,
         Job.status.in_(UNFINISHED),
@@ -49,7 +49,7 @@ def purge_files(session: Session, folder: Path, *which: ColumnElement[bool]) -> 
 
 
 def expire_uploads(session: Session, folder: Path, *which: ColumnElement[bool]) -> int:
-    """Close up to BATCH uploads whose time is over, of those that meet `which`, and remove their parts; how many."""
+    """Close up to BATCH expired uploads that meet `which`, and remove their parts. Returns their number."""
     over = (
         select(Upload.seq).where(Upload.status == "pending", Upload.expires_at <= now(), *which).limit(BATCH)
     )
@@ -60,7 +60,7 @@ def expire_uploads(session: Session, folder: Path, *which: ColumnElement[bool]) 
 
 
 def drop_parts(session: Session, folder: Path, *upload_ids: str) -> None:
-    """Remove the parts of uploads, their rows now and their bytes once that is committed."""
+    """Remove the parts of uploads: their rows now, their bytes after the commit."""
     if upload_ids:
         session.execute(delete(UploadPart).where(UploadPart.upload_id.in_(upload_ids)))
     for upload_id in upload_ids:
@@ -87,7 +87,7 @@ def _uploads(database: Database, settings: Settings) -> int:
 def _remove_orphans(
     database: Database, folder: Path, id_: InstrumentedAttribute[str], *which: ColumnElement[bool]
 ) -> None:
-    """Remove what lies in `folder` under an id of which there is no row that meets `which`."""
+    """Remove everything in `folder` that is named after an id without a row that meets `which`."""
     before = time.time() - ORPHAN_SECONDS
     old = [path for path in folder.iterdir() if _changed(path) < before]
     for start in range(0, len(old), BATCH):

@@ -1,7 +1,7 @@
-"""The folders of jobs and of the models they made: how large they are, and removing what nothing needs.
+"""Measures and removes the folders of jobs and of the models they made.
 
-Everything that trains or serves a published model reads its own copy, so a finished job's folder (checkpoints with
-their optimizer's state, samples, logs) can go at any time.
+A published model has a copy of its own, so a finished job's folder (checkpoints with their optimizer states, samples,
+logs) can be removed at any time.
 """
 
 import os
@@ -36,7 +36,7 @@ class RunStorage:
         return size
 
     def drop_model(self, job_id: str, step: int | None) -> None:
-        """Remove what a deleted model leaves in its job's folder: with the job's last model, the folder."""
+        """Remove a deleted model's files from its job's folder; with the job's last model, the whole folder."""
         with self._database.reading() as session:
             others = session.scalar(
                 select(FineTunedModel.seq).where(FineTunedModel.job_id == job_id).limit(1)
@@ -62,13 +62,13 @@ class RunStorage:
 
 
 def bytes_on_disk(folders: Iterable[Path]) -> int:
-    """Bytes of all files in `folders` together; one that is linked in several places counts once."""
+    """Bytes of all files in `folders`; a file with several links counts once."""
     sizes = {(status.st_dev, status.st_ino): status.st_size for path in folders for status in _files(path)}
     return sum(sizes.values())
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:
-    """Every file in `folder`; what vanishes meanwhile is left out, and no link is followed."""
+    """Every file in `folder`, without following links; skips files that vanish meanwhile."""
     for root, _, names in os.walk(folder):
         for name in names:
             try:

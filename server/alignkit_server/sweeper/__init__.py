@@ -1,1 +1,1 @@
-"""What is done every minute: expired things go, jobs are measured and held to their limits, logs are cut."""
+"""Regular tasks: delete what expired, measure jobs and enforce their limits, cut logs."""

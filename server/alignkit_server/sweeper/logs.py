@@ -1,4 +1,4 @@
-"""Logs of engines and training runs, which their processes write without end: cut while they are written."""
+"""Cuts the logs of engines and training runs while their processes write to them."""
 
 import os
 import time
@@ -7,11 +7,11 @@ from pathlib import Path
 from alignkit_server.settings import Settings
 
 OLD_SECONDS = 7 * 24 * 3600.0
-"""After which the log of an engine that runs no more is removed."""
+"""Age in seconds at which the log of an engine that no longer runs is removed."""
 
 
 def rotate_logs(settings: Settings) -> None:
-    """Cut every log that is larger than `max_log_bytes`, and remove the old ones of engines that are gone."""
+    """Cut every log larger than `max_log_bytes`, and remove old logs of engines that no longer run."""
     for path in settings.jobs_dir.glob("*/train.log"):
         rotate(path, settings.max_log_bytes)
     before = time.time() - OLD_SECONDS
@@ -23,9 +23,9 @@ def rotate_logs(settings: Settings) -> None:
 
 
 def rotate(path: Path, most: int) -> None:
-    """Where the log is larger than `most` bytes, keep its end as `<log>.1` and empty it.
+    """If the log is larger than `most` bytes, keep its end as `<log>.1` and empty it.
 
-    Its process appends, so it goes on at the new end; what it writes between the two steps is lost.
+    The process appends, so it continues at the new end. Output written between the two steps is lost.
     """
     try:
         size = path.stat().st_size

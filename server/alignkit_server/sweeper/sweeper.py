@@ -1,6 +1,6 @@
-"""A thread that keeps the house: expired things go, jobs are measured and held to their limits, logs are cut.
+"""A thread for regular tasks: delete what expired, measure jobs and enforce their limits, cut logs.
 
-Every server of a database sweeps; each task may be done twice.
+Every server of a database does them, so each task must be safe to repeat.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 class Sweeper:
-    """Does every task each `sweep_seconds`, from its first wait on."""
+    """Does all tasks every `sweep_seconds`, for the first time after one such interval."""
 
     def __init__(self, settings: Settings, database: Database, runs: RunStorage) -> None:
         self._settings = settings
@@ -35,15 +35,15 @@ class Sweeper:
         self._sweeping = Repeating("sweeper", self.sweep, settings.sweep_seconds)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._sweeping.start()
 
     def stop(self) -> None:
-        """End, once the task at hand is done."""
+        """Stop the thread after its current task."""
         self._sweeping.stop()
 
     def sweep(self) -> None:
-        """Do every task once; one that fails is logged and keeps no other from being done."""
+        """Do every task once. A failure is logged, and the next task follows."""
         tasks: Sequence[Callable[[], None]] = (
             lambda: remove_expired(self._database, self._settings),
             self._measure,
@@ -61,14 +61,14 @@ class Sweeper:
                 log.exception("a task of the sweeper failed; it is tried again at the next sweep")
 
     def _measure(self) -> None:
-        """Measure the jobs that may have written since the last sweep, and those that never were."""
+        """Measure the jobs that may have written since the last sweep, and those never measured before."""
         lately = now() - 2 * self._settings.sweep_seconds - 60
         never = and_(Job.disk_bytes.is_(None), Job.status.not_in(WAITING))
         for job_id in self._ids(or_(Job.status.in_(AT_WORK), never, Job.finished_at >= lately)):
             self._runs.measure(job_id)
 
     def _retire(self) -> None:
-        """Remove the folders of jobs that finished longer ago than they are kept."""
+        """Remove the folders of jobs that finished longer ago than `run_retention_days`."""
         if self._settings.run_retention_days is None:
             return
         before = now() - self._settings.run_retention_days * 86400
@@ -76,7 +76,7 @@ class Sweeper:
             self._runs.prune(job_id)
 
     def _forget(self) -> None:
-        """Remove what the audit log has kept for long enough."""
+        """Remove audit log entries older than `audit_retention_days`."""
         days = self._settings.audit_retention_days
         if days is not None:
             forget(self._database, now() - int(days * 86400))

@@ -21,7 +21,7 @@ NOT_PUBLIC = (
     IPv6Network("::/96"),  # IPv4-compatible
     IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated
 )
-"""Networks that are not public, although Python 3.11's `is_global` says so."""
+"""Networks that are not public, although Python 3.11's `is_global` is true for them."""
 
 
 class TargetError(Exception):

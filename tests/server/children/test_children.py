@@ -31,7 +31,7 @@ def test_a_child_answers_and_raises_as_the_library_does(runner: ChildRunner) -> 
 
 def test_more_memory_than_it_may_have_ends_it_and_nothing_else(runner: ChildRunner) -> None:
     for task in (tasks.grow, tasks.abort):
-        with pytest.raises(ApiError, match=r"takes more to look at than 0\.5 GiB of memory") as caught:
+        with pytest.raises(ApiError, match=r"takes more than 0\.5 GiB of memory") as caught:
             runner.call(task)
         assert (caught.value.status, caught.value.detail.code) == (400, "file_too_large")
     assert runner.call(tasks.double, 1) == 2

@@ -40,7 +40,7 @@ def test_a_long_text_is_cut_before_it_is_tokenised(tmp_path: Path, folder: Path)
     assert path.stat().st_size < 64 * 1024
     shown = work.preview(path, rows(folder, 64, 1, 3))
     assert [row["index"] for row in shown] == [2, 3]
-    assert shown[0]["notes"][-1] == f"texts are cut after {64 * work.CHARACTERS:,} characters here"
+    assert shown[0]["notes"][-1] == f"texts are shown up to {64 * work.CHARACTERS:,} characters"
     tokens = sum(segment["tokens"] for segment in shown[0]["sequences"]["chosen"])
     assert 64 < tokens < 64 * work.CHARACTERS + 100
     lengths, counted = work.sample(path, rows(folder, 64, 2, 3))

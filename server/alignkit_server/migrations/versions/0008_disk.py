@@ -1,4 +1,4 @@
-"""What a job has on disk, and when its folder was removed.
+"""Columns for a job's bytes on disk and for when its folder was removed.
 
 Revision 0008, after 0007.
 """
