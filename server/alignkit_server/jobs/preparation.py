@@ -12,32 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import estimate
-from alignkit.data.dataset import skipped_share
-from alignkit.data.validation import FileReport, overlap
 from alignkit.errors import DataError, ModelError, RecipeError
 from alignkit.jobspec import JobSpec, parse_hyperparameters, recipe_for_job, settled
-from alignkit.methods import METHODS, Hyperparameters, ModelSource, ResolveModel, names_of_models
+from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.models.trainable import config_of, require_trainable
-from alignkit.recipe import Recipe
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
-from alignkit_server.children import work
 from alignkit_server.engines.lora_support import serves_adapters
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import job_device, job_gpus, trains_on_gpu
-from alignkit_server.files.repository import FileRepository
-from alignkit_server.files.schemas import FINE_TUNE
 from alignkit_server.ids import JOB, new_id
+from alignkit_server.jobs.data_files import Reading, checked_file, lengths_of, notices_of, rendered_file
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
-from alignkit_server.pools.file_check_pool import check_file, on_file
 from alignkit_server.services import Services
 from alignkit_server.tokenizers import has_tokenizer
 
-RENDERED_ROWS = 5000
-"""Rows of a file rendered before a job is created; the trainer renders all rows before it loads a model."""
-SIZED_ROWS = 256
-"""Rows of the training file whose lengths decide how many fit into a forward."""
 SUPERVISED = "supervised"
 """The method if a request names none, as in OpenAI's API."""
 
@@ -59,46 +49,6 @@ class PreparedJob:
     recipe: dict[str, Any]
     train_rows: int
     notices: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Data:
-    path: Path
-    filename: str
-    report: FileReport
-
-    @property
-    def kept_rows(self) -> int:
-        """Rows without the bad ones that are left out."""
-        return self.report.rows - self.report.bad_rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """Options for reading a job's files."""
-
-    method: str
-    columns: dict[str, str]
-    skip_bad: float
-    held_out: float
-    """The share of the training file that is not trained on."""
-    max_line_bytes: int
-
-    @classmethod
-    def of(cls, method: str, given: Hyperparameters, services: Services) -> "_Reading":
-        skip_bad, held_out = skipped_share(given.skip_bad or 0), given.validation_split or 0.0
-        return cls(method, given.columns or {}, skip_bad, held_out, services.settings.max_line_bytes)
-
-    def check(self, path: Path, **options: Any) -> FileReport:
-        """The report on a file."""
-        return check_file(
-            path,
-            self.method,
-            columns=self.columns,
-            skip_bad=self.skip_bad,
-            max_line_bytes=self.max_line_bytes,
-            **options,
-        )
 
 
 @contextmanager
@@ -125,11 +75,11 @@ def prepare(
     trackers = _trackers(request)
     method, given = _method(request)
     with _told_of(request):
-        reading = _Reading.of(method, parse_hyperparameters(method, given), services)
-    training = _data("training_file", request.training_file, reading, project, services)
+        reading = Reading.of(method, parse_hyperparameters(method, given), services)
+    training = checked_file("training_file", request.training_file, reading, project, services)
     validation = None
     if request.validation_file is not None:
-        validation = _data("validation_file", request.validation_file, reading, project, services)
+        validation = checked_file("validation_file", request.validation_file, reading, project, services)
     given = _with_gpus(given, method, services)
     job_id = new_id(JOB)
     seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
@@ -152,9 +102,9 @@ def prepare(
     _require_servable(spec.recipe, request.model, model.base_model, method, services)
     spec = _settled(spec, method, request.model, training.kept_rows, services)
     if renders and has_tokenizer(Path(spec.recipe.model.path)):
-        training = _rendered("training_file", training, reading, spec.recipe, request.model)
+        training = rendered_file("training_file", training, reading, spec.recipe, request.model)
         if validation is not None:
-            validation = _rendered("validation_file", validation, reading, spec.recipe, request.model)
+            validation = rendered_file("validation_file", validation, reading, spec.recipe, request.model)
     return PreparedJob(
         id=job_id,
         request=request,
@@ -168,7 +118,7 @@ def prepare(
         hyperparameters=spec.hyperparameters,
         recipe=spec.recipe.model_dump(mode="json"),
         train_rows=training.kept_rows,
-        notices=_notices(training, validation),
+        notices=notices_of(training, validation),
     )
 
 
@@ -202,7 +152,7 @@ def _settled(spec: JobSpec, method: str, model: str, rows: int, services: Servic
         return spec
     count = spec.recipe.training.devices
     try:
-        lengths = _lengths(spec.recipe, rows, model)
+        lengths = lengths_of(spec.recipe, rows, model)
         stages = None if count == 1 else ["ddp", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
         found = estimate.fit(spec.recipe, lengths, device=device, count=count, stages=stages)
         recipe = found.recipe
@@ -218,23 +168,6 @@ def _settled(spec: JobSpec, method: str, model: str, rows: int, services: Servic
         param = f"method.{method}.hyperparameters.micro_batch_size"
         message = f"{param}: {error.issues[0].message}."
         raise ApiError(400, message, param=param, code="does_not_fit") from error
-
-
-def _lengths(recipe: Recipe, rows: int, model: str) -> estimate.Lengths:
-    """Lengths of a sample of the training file's rows; of a larger file, the longest row may fill max_length."""
-    data, folder = recipe.data, Path(recipe.model.path)
-    if not has_tokenizer(folder):
-        return estimate.assumed_lengths(data.max_length, rows)
-    which = (max(1, rows // SIZED_ROWS), rows)
-    asked = work.Rows(
-        recipe.method.type, data.columns, folder, recipe.model.chat_template, data.max_length, which
-    )
-    with naming_model(folder, model):
-        found, sampled = on_file(Path(data.train), work.sample, asked)
-    if found is None:
-        return estimate.assumed_lengths(data.max_length, rows)
-    lengths: estimate.Lengths = found if sampled >= rows else found.bounded(data.max_length)
-    return lengths
 
 
 def _trackers(request: JobRequest) -> list[dict[str, Any]]:
@@ -376,63 +309,3 @@ def _refuse_others(path: str, given: dict[str, Any], only: str) -> None:
                 param=f"{path}.{key}",
                 code="unknown_parameter",
             )
-
-
-def _data(param: str, file_id: str, reading: _Reading, project: Principal, services: Services) -> _Data:
-    """A data file that the method can use."""
-    with services.database.reading() as session:
-        file = FileRepository(session, project.project_id).get(file_id, param=param)
-    if file.purpose != FINE_TUNE:
-        raise ApiError(
-            400,
-            f"{param}: expected a file of purpose {FINE_TUNE!r}, found {file.purpose!r}.",
-            param=param,
-            code="invalid_file_purpose",
-        )
-    path = services.settings.files_dir / file.id
-    report = reading.check(path)
-    _require_ok(param, file.filename, report)
-    return _Data(path, file.filename, report)
-
-
-def _rendered(param: str, data: _Data, reading: _Reading, recipe: Any, model: str) -> _Data:
-    """The same file, its rows checked as rendered token ids; only the first RENDERED_ROWS of a large file."""
-    folder = Path(recipe.model.path)
-    with naming_model(folder, model):
-        report = reading.check(
-            data.path,
-            model=(folder, recipe.model.chat_template),
-            max_length=recipe.data.max_length,
-            max_rendered=RENDERED_ROWS,
-        )
-    _require_ok(param, data.filename, report)
-    return _Data(data.path, data.filename, report)
-
-
-def _require_ok(param: str, filename: str, report: FileReport) -> None:
-    if not report.ok:
-        message = f"The {param.replace('_', ' ')} {filename!r} cannot be used.\n{report.summary()}"
-        raise ApiError(400, message, param=param, code=f"invalid_{param}")
-
-
-@contextmanager
-def naming_model(folder: Path, name: str) -> Iterator[None]:
-    """Turn an error of the model in `folder`, which clients call `name`, into a 400."""
-    try:
-        yield
-    except ModelError as error:
-        message = f"The model {name!r} cannot render the rows: {error}"
-        raise ApiError(400, message.replace(str(folder), name), param="model") from error
-
-
-def _notices(training: _Data, validation: _Data | None) -> tuple[str, ...]:
-    """Warnings about the files that do not make them invalid."""
-    named = [("training", training.report)] + ([("validation", validation.report)] if validation else [])
-    shared = overlap(training.report, validation.report) if validation else []
-    notices = [
-        (name, notice)
-        for name, report in named
-        for notice in (*([report.headline, *report.findings()] if report.skips_bad else []), *report.notices)
-    ]
-    notices += [("training", notice) for notice in shared]
-    return tuple(f"In the {name} file: {notice}" for name, notice in notices)

@@ -12,7 +12,8 @@ from alignkit.recipe import Recipe
 from alignkit_server.children import work
 from alignkit_server.errors import ApiError
 from alignkit_server.executors.registry import job_device
-from alignkit_server.jobs.preparation import PreparedJob, naming_model
+from alignkit_server.jobs.data_files import naming_model
+from alignkit_server.jobs.preparation import PreparedJob
 from alignkit_server.jobs.queue import waiting
 from alignkit_server.jobs.repository import JobRepository
 from alignkit_server.keys.service import Principal

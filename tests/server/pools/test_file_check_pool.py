@@ -42,7 +42,7 @@ class SlowCheck:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowCheck]:
     slow = SlowCheck(check_file)
-    monkeypatch.setattr("alignkit_server.jobs.preparation.check_file", slow)
+    monkeypatch.setattr("alignkit_server.jobs.data_files.check_file", slow)
     yield slow
     slow.gate.set()
 

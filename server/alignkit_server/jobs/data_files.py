@@ -1,0 +1,149 @@
+"""A job's data files: found, read and checked, and the lengths of their rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkit import estimate
+from alignkit.data.dataset import skipped_share
+from alignkit.data.validation import FileReport, overlap
+from alignkit.errors import ModelError
+from alignkit.methods import Hyperparameters
+from alignkit.recipe import Recipe
+from alignkit_server.children import work
+from alignkit_server.errors import ApiError
+from alignkit_server.files.repository import FileRepository
+from alignkit_server.files.schemas import FINE_TUNE
+from alignkit_server.keys.service import Principal
+from alignkit_server.pools.file_check_pool import check_file, on_file
+from alignkit_server.services import Services
+from alignkit_server.tokenizers import has_tokenizer
+
+RENDERED_ROWS = 5000
+"""Rows of a file rendered before a job is created; the trainer renders all rows before it loads a model."""
+SIZED_ROWS = 256
+"""Rows of the training file whose lengths decide how many fit into a forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A data file that a job can use, and the report on its rows."""
+
+    path: Path
+    filename: str
+    report: FileReport
+
+    @property
+    def kept_rows(self) -> int:
+        """Number of rows, without the bad ones that are skipped."""
+        return self.report.rows - self.report.bad_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Options for reading a job's files."""
+
+    method: str
+    columns: dict[str, str]
+    skip_bad: float
+    held_out: float
+    """The share of the training file that is not trained on."""
+    max_line_bytes: int
+
+    @classmethod
+    def of(cls, method: str, given: Hyperparameters, services: Services) -> "Reading":
+        """The options that a job's hyperparameters give."""
+        skip_bad, held_out = skipped_share(given.skip_bad or 0), given.validation_split or 0.0
+        return cls(method, given.columns or {}, skip_bad, held_out, services.settings.max_line_bytes)
+
+    def check(self, path: Path, **options: Any) -> FileReport:
+        """The report on a file."""
+        return check_file(
+            path,
+            self.method,
+            columns=self.columns,
+            skip_bad=self.skip_bad,
+            max_line_bytes=self.max_line_bytes,
+            **options,
+        )
+
+
+def checked_file(
+    param: str, file_id: str, reading: Reading, project: Principal, services: Services
+) -> DataFile:
+    """The project's file, checked for the method. Raises ApiError that names `param`."""
+    with services.database.reading() as session:
+        file = FileRepository(session, project.project_id).get(file_id, param=param)
+    if file.purpose != FINE_TUNE:
+        raise ApiError(
+            400,
+            f"{param}: expected a file of purpose {FINE_TUNE!r}, found {file.purpose!r}.",
+            param=param,
+            code="invalid_file_purpose",
+        )
+    path = services.settings.files_dir / file.id
+    report = reading.check(path)
+    _require_ok(param, file.filename, report)
+    return DataFile(path, file.filename, report)
+
+
+def rendered_file(param: str, data: DataFile, reading: Reading, recipe: Any, model: str) -> DataFile:
+    """The same file, checked as rendered token ids; of a large file only the first RENDERED_ROWS rows."""
+    folder = Path(recipe.model.path)
+    with naming_model(folder, model):
+        report = reading.check(
+            data.path,
+            model=(folder, recipe.model.chat_template),
+            max_length=recipe.data.max_length,
+            max_rendered=RENDERED_ROWS,
+        )
+    _require_ok(param, data.filename, report)
+    return DataFile(data.path, data.filename, report)
+
+
+def _require_ok(param: str, filename: str, report: FileReport) -> None:
+    if not report.ok:
+        message = f"The {param.replace('_', ' ')} {filename!r} cannot be used.\n{report.summary()}"
+        raise ApiError(400, message, param=param, code=f"invalid_{param}")
+
+
+@contextmanager
+def naming_model(folder: Path, name: str) -> Iterator[None]:
+    """Turn an error of the model in `folder`, which clients call `name`, into a 400."""
+    try:
+        yield
+    except ModelError as error:
+        message = f"The model {name!r} cannot render the rows: {error}"
+        raise ApiError(400, message.replace(str(folder), name), param="model") from error
+
+
+def notices_of(training: DataFile, validation: DataFile | None) -> tuple[str, ...]:
+    """Warnings about the files that do not make them invalid."""
+    named = [("training", training.report)] + ([("validation", validation.report)] if validation else [])
+    shared = overlap(training.report, validation.report) if validation else []
+    notices = [
+        (name, notice)
+        for name, report in named
+        for notice in (*([report.headline, *report.findings()] if report.skips_bad else []), *report.notices)
+    ]
+    notices += [("training", notice) for notice in shared]
+    return tuple(f"In the {name} file: {notice}" for name, notice in notices)
+
+
+def lengths_of(recipe: Recipe, rows: int, model: str) -> estimate.Lengths:
+    """Lengths of a sample of the training file's rows; of a larger file, the longest row may fill max_length."""
+    data, folder = recipe.data, Path(recipe.model.path)
+    if not has_tokenizer(folder):
+        return estimate.assumed_lengths(data.max_length, rows)
+    which = (max(1, rows // SIZED_ROWS), rows)
+    asked = work.Rows(
+        recipe.method.type, data.columns, folder, recipe.model.chat_template, data.max_length, which
+    )
+    with naming_model(folder, model):
+        found, sampled = on_file(Path(data.train), work.sample, asked)
+    if found is None:
+        return estimate.assumed_lengths(data.max_length, rows)
+    lengths: estimate.Lengths = found if sampled >= rows else found.bounded(data.max_length)
+    return lengths
