@@ -10,12 +10,9 @@ from alignkit.errors import RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job, settled
 from alignkit.losses import PairLogps
 from alignkit.methods import FDPO, METHODS, ModelSource
+from tests.jobs import no_models
 
 PREFIX = "method.f_dpo.hyperparameters"
-
-
-def no_models(name: str) -> ModelSource:
-    raise AssertionError(f"{name} is not asked for")
 
 
 def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo", **options: Any) -> JobSpec:

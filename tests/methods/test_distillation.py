@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from alignkit import train
 from alignkit.errors import ModelError, RecipeError
-from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.jobspec import JobSpec
 from alignkit.launch import launch_command
 from alignkit.methods import METHODS, DistillMethod, ModelSource
 from alignkit.models.importing import prune_model
@@ -22,6 +22,7 @@ from alignkit.run.folder import RunFolder
 from alignkit.sections import TeacherSection
 from alignkit.trainers.building import load_teacher
 from tests.completion import write_completions
+from tests.jobs import job_of
 from tests.tiny import build_tiny_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -36,17 +37,7 @@ def resolve(name: str) -> ModelSource:
 
 
 def spec(method: str, **hyperparameters: Any) -> JobSpec:
-    return recipe_for_job(
-        method=method,
-        hyperparameters=hyperparameters,
-        start=ModelSource("models/base"),
-        train_file=Path("train"),
-        validation_file=Path("validation"),
-        train_rows=240,
-        seed=3,
-        output_dir=Path("out"),
-        resolve_model=resolve,
-    )
+    return job_of(method, resolve=resolve, **hyperparameters)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """f-KD: its fused head against whole logits, its objective, and its options in recipes and jobs."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +9,13 @@ from torch.nn.functional import cross_entropy
 
 from alignkit import token_divergences
 from alignkit.errors import RecipeError
-from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.jobspec import JobSpec
 from alignkit.kernels.linear_divergence import cost, linear_divergence
 from alignkit.kernels.model_head import HeadWeights
 from alignkit.losses.distillation import PairOutput, Rows, Tokens
 from alignkit.methods import FKD, ModelSource, hyperparameters_of
-from alignkit.recipe import Recipe
 from alignkit.sections import TeacherSection
+from tests.jobs import job_of, recipe_of
 
 COUNT, VOCABULARY, STUDENT, TEACHER = 7, 19, 4, 6
 OPERANDS = ("student_hidden", "student_weight", "teacher_hidden", "teacher_weight")
@@ -143,16 +142,8 @@ def test_planted_wrong_rows_do_not_dominate_under_cauchy_schwarz() -> None:
 
 
 def job(**hyperparameters: Any) -> JobSpec:
-    return recipe_for_job(
-        method="f_kd",
-        hyperparameters={"teacher": "big", **hyperparameters},
-        start=ModelSource("models/base"),
-        train_file=Path("train"),
-        validation_file=Path("validation"),
-        train_rows=240,
-        seed=3,
-        output_dir=Path("out"),
-        resolve_model=lambda name: ModelSource(f"models/{name}"),
+    return job_of(
+        "f_kd", resolve=lambda name: ModelSource(f"models/{name}"), teacher="big", **hyperparameters
     )
 
 
@@ -186,15 +177,6 @@ def test_a_jobs_schema_names_the_divergences() -> None:
 
 
 def test_a_recipe_takes_an_f_divergence_by_its_path() -> None:
-    values = {
-        "model": {"path": "m"},
-        "data": {"train": "t"},
-        "method": {
-            "type": "f_kd",
-            "teacher": {"path": "t"},
-            "divergence": "alignkit.divergences:SquaredHellinger",
-        },
-        "output_dir": "o",
-    }
-    family = Recipe.parse(values).method.family
+    own = "alignkit.divergences:SquaredHellinger"
+    family = recipe_of("f_kd", teacher={"path": "t"}, divergence=own).method.family
     assert isinstance(family, token_divergences.OfFDivergence)

@@ -1,7 +1,6 @@
 """MaPO against its definition, at its limits, and from recipe and job."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +8,10 @@ import torch
 from torch import Tensor
 
 from alignkit.errors import RecipeError
-from alignkit.jobspec import JobSpec, recipe_for_job
 from alignkit.losses import PairLogps
-from alignkit.methods import MaPO, ModelSource
+from alignkit.methods import MaPO
 from alignkit.methods.mapo import bounded_likelihood
-from alignkit.recipe import Recipe
+from tests.jobs import job_of
 
 
 def pairs(chosen: Tensor, rejected: Tensor, tokens: int = 1) -> PairLogps:
@@ -122,44 +120,15 @@ def test_float32_is_finite_at_any_likelihood(nll: float) -> None:
     assert -0.5 <= float(slope) <= 0
 
 
-def job(**hyperparameters: Any) -> JobSpec:
-    return recipe_for_job(
-        method="mapo",
-        hyperparameters=hyperparameters,
-        start=ModelSource("models/base"),
-        train_file=Path("train"),
-        validation_file=Path("validation"),
-        train_rows=240,
-        seed=3,
-        output_dir=Path("out"),
-        resolve_model=lambda name: pytest.fail(f"{name} is not asked for"),
-    )
-
-
 def test_a_job_becomes_a_recipe() -> None:
-    plain = job()
+    plain = job_of("mapo")
     assert plain.recipe.method == MaPO()
     assert plain.hyperparameters["beta"] == 0.1
     assert plain.recipe.training.learning_rate == pytest.approx(2e-4)
-    assert job(beta=0.5, gain=4, scale=1).recipe.method == MaPO(beta=0.5, gain=4.0, scale=1.0)
-
-
-@pytest.mark.parametrize(("name", "value", "words"), [("gain", 0, "greater than 0"), ("beta", -1, "0")])
-def test_a_job_and_a_recipe_refuse_values_out_of_range(name: str, value: float, words: str) -> None:
-    with pytest.raises(RecipeError, match=rf"^method\.mapo\.hyperparameters\.{name}: .*{words}"):
-        job(**{name: value})
-    with pytest.raises(RecipeError, match=rf"^method\.{name}: expected .*{words}, found {value}"):
-        Recipe.parse(
-            {
-                "model": {"path": "m"},
-                "data": {"train": "t"},
-                "method": {"type": "mapo", name: value},
-                "output_dir": "o",
-            }
-        )
+    assert job_of("mapo", beta=0.5, gain=4, scale=1).recipe.method == MaPO(beta=0.5, gain=4.0, scale=1.0)
 
 
 @pytest.mark.parametrize("name", ["divergence", "length_normalization"])
 def test_an_option_of_f_dpo_is_refused(name: str) -> None:
     with pytest.raises(RecipeError, match=rf"method\.mapo\.hyperparameters\.{name}"):
-        job(**{name: "jeffreys"})
+        job_of("mapo", **{name: "jeffreys"})

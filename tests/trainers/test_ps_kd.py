@@ -14,14 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
 from alignkit.data.tokens import IGNORED
-from alignkit.errors import ModelError, RecipeError
-from alignkit.jobspec import recipe_for_job
+from alignkit.errors import ModelError
 from alignkit.kernels.model_head import HeadWeights
-from alignkit.methods import PSKD, ModelSource, Supervised
-from alignkit.recipe import Recipe
+from alignkit.methods import PSKD, Supervised
 from alignkit.trainers import PSKDTrainer, SupervisedTrainer
 from alignkit.trainers.ps_kd import PAST, PastStates, _with_past
 from tests.distillation import settings, tokenised
+from tests.jobs import job_of, recipe_of
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -180,37 +179,15 @@ def test_the_weight_grows_with_each_refresh_to_the_final_one() -> None:
     assert found == pytest.approx([0, 0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8])
 
 
-def test_a_job_becomes_a_recipe_and_refuses_values_out_of_range() -> None:
-    def method(**hyperparameters: Any) -> Any:
-        return recipe_for_job(
-            method="ps_kd",
-            hyperparameters=hyperparameters,
-            start=ModelSource("models/base"),
-            train_file=Path("train"),
-            validation_file=Path("validation"),
-            train_rows=240,
-            seed=3,
-            output_dir=Path("out"),
-            resolve_model=lambda name: pytest.fail(f"{name} is not asked for"),
-        ).recipe.method
-
-    assert method() == PSKD()
-    assert method(final_weight=0.5, refresh_steps=10) == PSKD(final_weight=0.5, refresh_steps=10)
-    for wrong in ({"final_weight": 1.1}, {"refresh_steps": 0}):
-        with pytest.raises(RecipeError, match=rf"method\.ps_kd\.hyperparameters\.{next(iter(wrong))}: "):
-            method(**wrong)
+def test_a_job_becomes_a_recipe() -> None:
+    assert job_of("ps_kd").recipe.method == PSKD()
+    given = job_of("ps_kd", final_weight=0.5, refresh_steps=10).recipe.method
+    assert given == PSKD(final_weight=0.5, refresh_steps=10)
 
 
 @pytest.mark.parametrize(("lora", "models"), [({"r": 4}, {"policy"}), (None, {"policy", "teacher"})])
 def test_the_past_is_a_second_model_only_where_all_weights_train(lora: Any, models: set[str]) -> None:
-    values = {
-        "model": {"path": "m"},
-        "data": {"train": "t"},
-        "method": {"type": "ps_kd"},
-        "output_dir": "o",
-        "lora": lora,
-    }
-    recipe = Recipe.parse(values)
+    recipe = recipe_of("ps_kd", lora=lora)
     assert set(recipe.method.plan(recipe).models) == models
     assert [issue.path for issue in recipe.method.refusals(recipe, "FSDP")] == ["method.type"]
     assert not list(recipe.method.refusals(recipe, "ZeRO-2"))
