@@ -96,13 +96,13 @@ def begin(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def try_with_less(recipe: Recipe, folder: RunFolder, error: Exception) -> bool:
-    """After `error`, whether the run is to start once more with half the micro-batch: it ran out of memory."""
+    """Whether the run ran out of memory and can start once more with half the micro-batch, which is stored."""
     if not folder.path.is_dir() or lost_a_peer(error) or explain(error)[0] != "out_of_memory":
         return False
     sizes = halve(recipe, folder)
     if sizes is None:
         return False
-    message = f"Out of memory with micro_batch_size {sizes[0]}: it goes on with {sizes[1]}"
+    message = f"Out of memory with micro_batch_size {sizes[0]}: resuming with {sizes[1]}"
     print(f"warning: {message}", file=sys.stderr, flush=True)
     folder.emit(message, level="warn", data={"micro_batch_size": sizes[1]})
     return True
@@ -164,7 +164,7 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
 
 @contextmanager
 def phase(name: str, message: str, folder: RunFolder, phases: dict[str, float]) -> Iterator[None]:
-    """A part of the run after its last step: an event names it when it begins, and `phases` keeps its seconds."""
+    """Run a part that follows the last step: report its start as an event, and store its seconds in `phases`."""
     if is_main_process():
         print(f"{message} …", flush=True)
         folder.emit(message, data={"phase": name})
@@ -184,7 +184,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     set_seed(recipe.seed)
     callbacks = [ProgressCallback(folder), *(tracker_callbacks(recipe, folder) if is_main_process() else [])]
     tokenizer = load_tokenizer(recipe)
-    data = datasets(recipe, tokenizer, folder)  # a bad row is told before weights are loaded
+    data = datasets(recipe, tokenizer, folder)  # a bad row is reported before weights are loaded
     model = load_model(recipe)
     recipe = settle_precision(recipe, model, tokenizer, folder, main=is_main_process())
     if recipe.training.mixed_precision == "tf32":
@@ -200,7 +200,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
 
 
 def report_adapters(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
-    """Log which modules LoRA changes in a mixture of experts, since adapters may not fit its experts."""
+    """Report which modules LoRA changes in a mixture of experts, because adapters may not fit its experts."""
     from alignkit.trainers.scoring import published  # saves transformers at start-up
 
     model = published(trainer.model, trainer.accelerator)
@@ -308,9 +308,9 @@ def load_model(recipe: Recipe) -> Any:
 
 
 def settle_ends(model: Any, tokenizer: Any, folder: RunFolder) -> None:
-    """Let the token that ends a trained answer end an answer everywhere: in sampling, in the guard, when served.
+    """Make the token that ends a trained answer end every answer: in sampling, in the guard and when served.
 
-    Base models have chat templates that close a turn with another token than their tokenizer and generation config.
+    A base model's chat template may end a turn with another token than its tokenizer and generation config do.
     """
     end, ends = end_of_answer(tokenizer), ends_of(model, tokenizer)
     if end is None or end in ends:
@@ -319,7 +319,7 @@ def settle_ends(model: Any, tokenizer: Any, folder: RunFolder) -> None:
     if is_main_process():
         written, own = (tokenizer.convert_ids_to_tokens(ids) for ids in (end, ends))
         message = f"An answer ends with {written}, as the chat template writes it"
-        folder.emit(f"{message}, beside the model's own {', '.join(own)}" if own else message)
+        folder.emit(f"{message}, in addition to the model's own {', '.join(own)}" if own else message)
 
 
 def final_metrics(trainer: Any) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def _evaluated_at_end(state: Any) -> bool:
 
 
 def save(trainer: Any, recipe: Recipe, folder: RunFolder, metrics: dict[str, Any]) -> None:
-    """Write the adapter or the model, completely or not at all, and beside it a teacher that was saved with it."""
+    """Write the adapter or the model, completely or not at all, and move a saved teacher next to it."""
     from alignkit.trainers.model_card import CARD  # saves transformers at start-up
 
     target = folder.model if recipe.lora is None else folder.adapter
@@ -375,7 +375,7 @@ def card_of(trainer: Any, recipe: Recipe, metrics: dict[str, Any]) -> Any:
 
 
 def _keep_ends(trainer: Any, adapter: Path) -> None:
-    """Keep beside an adapter the tokens that end an answer; a base model's folder may name fewer."""
+    """Write next to the adapter the tokens that end an answer; a base model's folder may name fewer."""
     from transformers import GenerationConfig  # saves transformers at start-up
 
     from alignkit.trainers.scoring import published

@@ -82,7 +82,7 @@ def test_a_run_out_of_memory_asks_to_start_again(folder: RunFolder, monkeypatch:
     run = RunFolder(folder.path / "run")
     assert train.main([str(path)]) == launch.RETRY_EXIT
     assert run.read_result() is None
-    assert "micro_batch_size 4: it goes on with 2" in str(events(run)[-1]["message"])
+    assert "micro_batch_size 4: resuming with 2" in str(events(run)[-1]["message"])
     assert train.main([str(path), "--resume"]) == 1
     assert (run.read_result() or {})["error"]["code"] == "out_of_memory"
 

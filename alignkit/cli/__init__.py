@@ -73,7 +73,7 @@ def options(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/f_dpo/smollm2.yaml")],
+    recipe: Annotated[Path, typer.Argument(help="a recipe, such as recipes/f_dpo/smollm2.yaml")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as training.epochs=2")
     ] = None,

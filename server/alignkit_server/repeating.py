@@ -47,8 +47,6 @@ class Repeating:
                 self._work()
             except Exception as error:
                 if is_outage(error):
-                    log.warning(
-                        "not possible now; trying again", task=self._thread.name, what=described(error)
-                    )
+                    log.warning("task failed; trying again", task=self._thread.name, what=described(error))
                 else:
                     log.exception("failed; trying again", task=self._thread.name)

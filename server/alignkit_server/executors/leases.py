@@ -121,7 +121,7 @@ class DeviceLeases:
                 free = [name for name in present if name not in taken]
                 if len(free) < count:
                     raise ExecutorUnavailableError(
-                        f"{count} GPU{'s' * (count > 1)} wanted, {len(free)} of {len(present)} free"
+                        f"too few free GPUs: expected {count}, found {len(free)} free of {len(present)}"
                     )
                 chosen = free[:count]
             self._starting.add(key)

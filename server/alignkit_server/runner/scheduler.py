@@ -136,9 +136,9 @@ class Dispatcher:
                 pause = FIRST_PAUSE_SECONDS
             except Exception as error:
                 if is_outage(error):
-                    log.warning("no job can be handed over now", what=described(error))
+                    log.warning("no job can be started now; trying again", what=described(error))
                 else:
-                    log.exception("jobs cannot be handed over; trying again")
+                    log.exception("starting jobs failed; trying again")
                 self._stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             self._wake.wait(POLL_SECONDS)
