@@ -1,14 +1,12 @@
 """/v1/fine_tuning/methods describes what creating a job accepts, and nothing else."""
 
-import re
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
-from alignkit.methods import METHODS, Hyperparameters, hyperparameters_of
+from alignkit.methods import METHODS
 from tests.server.support import BASE_MODEL, Running, create_job, method, upload
 
 
@@ -57,12 +55,3 @@ def test_the_divergences_described_are_those_taken(service: Running, client: Ope
     training = upload(client)
     for divergence in described["properties"]["divergence"]["enum"]:
         assert create_job(client, training_file=training, method=method(divergence=divergence))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_services_page_names_what_each_method_takes_of_its_own(name: str) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "service.md").read_text(encoding="utf-8")
-    rows = {line.split("|")[1].strip(): line.split("|")[2] for line in page.splitlines() if line[:3] == "| `"}
-    own = set(hyperparameters_of(METHODS[name]).model_fields) - set(Hyperparameters.model_fields)
-    shared = set(hyperparameters_of(METHODS["dpo"]).model_fields) & own if name == "f_dpo" else set()
-    assert set(re.findall(r"`(\w+)`", rows[f"`{name}`"])) == own - shared
