@@ -43,18 +43,18 @@ SHOWN = 8
 ANSWER = {"max_tokens": 60, "temperature": 0.0}
 AT_ONCE = 8
 SHORT = 15
-"""Words of an answer to the point; the data's preferred answers have at most 10."""
+"""Maximum number of words of a short answer; the data's preferred answers have at most 10."""
 SMALLEST_GAIN = 0.3
-"""By how much the share of right answers to the point must rise."""
+"""Minimum rise of the share of right and short answers."""
 LARGEST_LOSS = 0.15
-"""By how much the share of answers that state the fact may fall: the base model often states it only by repeating
-the whole note."""
+"""Maximum fall of the share of answers that state the fact. The base model often states it only by repeating the
+whole note."""
 
 console = Console()
 
 
 class DemoError(Exception):
-    """What went wrong, and what to do."""
+    """The demo failed; the message says what went wrong and what to do."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ START_SECONDS = 120.0
 
 
 def main() -> int:
-    """Run the demo; the exit status."""
+    """Run the demo and return the exit status."""
     started = time.monotonic()
     jobs: list[str] = []
     failed = False
@@ -83,7 +83,7 @@ def show_what_is_left(jobs: list[str], took: float) -> None:
 
 
 def wants_to_stay() -> bool:
-    """Whether the service shall go on running: KEEP=1, or a yes at a terminal."""
+    """Whether to keep the service running: KEEP=1, or a yes at a terminal."""
     if (keep := os.environ.get("KEEP")) is not None:
         return keep not in {"", "0"}
     return (
@@ -92,7 +92,7 @@ def wants_to_stay() -> bool:
 
 
 def stay(base_url: str, key: str) -> None:
-    """Say how to reach the service, and wait for Ctrl-C."""
+    """Print how to reach the service, and wait for Ctrl-C."""
     models = OpenAI(base_url=base_url, api_key=key).models.list()
     tuned = [model.id for model in models if model.id.startswith("ft:")]
     request = json.dumps(
@@ -115,7 +115,7 @@ def stay(base_url: str, key: str) -> None:
 
 @contextmanager
 def service() -> Iterator[str]:
-    """The service on a free loopback port; yields its base URL, and ends it with everything it started."""
+    """Run the service on a free loopback port: yield its base URL, then end it and everything it started."""
     HOME.mkdir(parents=True, exist_ok=True)
     log = HOME / "server.log"
     console.print(f"Starting the service in {HOME}; its log is server.log there …", soft_wrap=True)
@@ -135,7 +135,7 @@ def service() -> Iterator[str]:
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], address: Path, log: Path) -> str:
-    """The service's base URL, once it is ready."""
+    """Wait until the service is ready, and return its base URL."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -156,7 +156,7 @@ def answers(url: str) -> bool:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the service and whatever it started: training and vLLM run in sessions of their own."""
+    """End the service, and training and vLLM, which run in sessions of their own."""
     try:
         family = psutil.Process(server.pid).children(recursive=True)
     except psutil.NoSuchProcess:
