@@ -119,16 +119,9 @@ class Estimating:
 
     def on(self, stage: sharding.Stage, count: int, micro: int | None = None) -> Estimate:
         """The estimate on one layout."""
-        recipe, training = self.recipe, self.recipe.training
+        training = self.recipe.training
         self._require_devices(stage, count)
-        per_process = training.batch_size // count
-        micro = micro or _given(training) or per_process
-        if per_process % micro:
-            raise EstimateError(
-                f"training.batch_size: expected a multiple of {count} devices x micro_batch_size {micro}, "
-                f"found {training.batch_size}"
-            )
-        forwards = per_process // micro
+        micro, forwards = self._split(count, micro)
         layout = Layout(
             stage,
             count,
@@ -150,11 +143,10 @@ class Estimating:
             checkpointing=training.gradient_checkpointing is True,
         )
         steps, passes = run_steps(self.lengths.rows, training)
-        sequences = (
-            sum(p.sequences * p.times for p in mean.passes if p.model == "policy" and p.trains) / micro
-        )
-        known = steps is not None
         trained_rows = rows * passes if rows else training.batch_size * (steps or 0)
+        trained = [part for part in mean.passes if part.model == "policy" and part.trains]
+        sequences = sum(part.sequences * part.times for part in trained) / micro
+        known = steps is not None
         return Estimate(
             device=self.device,
             devices=count,
@@ -167,8 +159,20 @@ class Estimating:
             tokens=round(sequences * self.lengths.mean * trained_rows) if known else None,
             step_seconds=step,
             seconds=(steps or 0) * step.step + step.drawing + step.scoring if known else None,
-            disk=disk(recipe, self.models, layout, steps, passes),
+            disk=disk(self.recipe, self.models, layout, steps, passes),
         )
+
+    def _split(self, count: int, micro: int | None) -> tuple[int, int]:
+        """(rows per forward, forwards per step) of a process. Raises EstimateError if the batch does not divide."""
+        training = self.recipe.training
+        per_process = training.batch_size // count
+        micro = micro or _given(training) or per_process
+        if per_process % micro:
+            raise EstimateError(
+                f"training.batch_size: expected a multiple of {count} devices x micro_batch_size {micro}, "
+                f"found {training.batch_size}"
+            )
+        return micro, per_process // micro
 
     def counts(self) -> list[int]:
         """Numbers of devices that divide the batch: up to those of a node, then whole nodes."""

@@ -16,6 +16,7 @@ from alignkit_server.children import work
 from alignkit_server.errors import ApiError
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.files.schemas import FINE_TUNE
+from alignkit_server.jobs.schemas import JobRequest
 from alignkit_server.keys.service import Principal
 from alignkit_server.pools.file_check_pool import check_file, on_file
 from alignkit_server.services import Services
@@ -39,6 +40,30 @@ class DataFile:
     def kept_rows(self) -> int:
         """Number of rows, without the bad ones that are skipped."""
         return self.report.rows - self.report.bad_rows
+
+
+@dataclass(frozen=True, slots=True)
+class JobFiles:
+    """The data files of a job."""
+
+    training: DataFile
+    validation: DataFile | None
+
+    def notices(self) -> tuple[str, ...]:
+        """Warnings about the files that do not make them invalid."""
+        named = [("training", self.training.report)]
+        named += [("validation", self.validation.report)] if self.validation else []
+        shared = overlap(self.training.report, self.validation.report) if self.validation else []
+        notices = [
+            (name, notice)
+            for name, report in named
+            for notice in (
+                *([report.headline, *report.findings()] if report.skips_bad else []),
+                *report.notices,
+            )
+        ]
+        notices += [("training", notice) for notice in shared]
+        return tuple(f"In the {name} file: {notice}" for name, notice in notices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +95,17 @@ class Reading:
         )
 
 
-def checked_file(
-    param: str, file_id: str, reading: Reading, project: Principal, services: Services
-) -> DataFile:
-    """The project's file, checked for the method. Raises ApiError that names `param`."""
+def checked_files(request: JobRequest, reading: Reading, project: Principal, services: Services) -> JobFiles:
+    """The files that the request names, checked for the method. Raises ApiError that names the parameter."""
+    training = _checked("training_file", request.training_file, reading, project, services)
+    if request.validation_file is None:
+        return JobFiles(training, None)
+    return JobFiles(
+        training, _checked("validation_file", request.validation_file, reading, project, services)
+    )
+
+
+def _checked(param: str, file_id: str, reading: Reading, project: Principal, services: Services) -> DataFile:
     with services.database.reading() as session:
         file = FileRepository(session, project.project_id).get(file_id, param=param)
     if file.purpose != FINE_TUNE:
@@ -89,8 +121,15 @@ def checked_file(
     return DataFile(path, file.filename, report)
 
 
-def rendered_file(param: str, data: DataFile, reading: Reading, recipe: Any, model: str) -> DataFile:
-    """The same file, checked as rendered token ids; of a large file only the first RENDERED_ROWS rows."""
+def rendered_files(files: JobFiles, reading: Reading, recipe: Recipe, model: str) -> JobFiles:
+    """The same files, checked as rendered token ids; of a large file only the first RENDERED_ROWS rows."""
+    training = _rendered("training_file", files.training, reading, recipe, model)
+    if files.validation is None:
+        return JobFiles(training, None)
+    return JobFiles(training, _rendered("validation_file", files.validation, reading, recipe, model))
+
+
+def _rendered(param: str, data: DataFile, reading: Reading, recipe: Recipe, model: str) -> DataFile:
     folder = Path(recipe.model.path)
     with naming_model(folder, model):
         report = reading.check(
@@ -117,19 +156,6 @@ def naming_model(folder: Path, name: str) -> Iterator[None]:
     except ModelError as error:
         message = f"The model {name!r} cannot render the rows: {error}"
         raise ApiError(400, message.replace(str(folder), name), param="model") from error
-
-
-def notices_of(training: DataFile, validation: DataFile | None) -> tuple[str, ...]:
-    """Warnings about the files that do not make them invalid."""
-    named = [("training", training.report)] + ([("validation", validation.report)] if validation else [])
-    shared = overlap(training.report, validation.report) if validation else []
-    notices = [
-        (name, notice)
-        for name, report in named
-        for notice in (*([report.headline, *report.findings()] if report.skips_bad else []), *report.notices)
-    ]
-    notices += [("training", notice) for notice in shared]
-    return tuple(f"In the {name} file: {notice}" for name, notice in notices)
 
 
 def lengths_of(recipe: Recipe, rows: int, model: str) -> estimate.Lengths:

@@ -22,7 +22,7 @@ from alignkit_server.engines.lora_support import serves_adapters
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import job_device, job_gpus, trains_on_gpu
 from alignkit_server.ids import JOB, new_id
-from alignkit_server.jobs.data_files import Reading, checked_file, lengths_of, notices_of, rendered_file
+from alignkit_server.jobs.data_files import Reading, checked_files, lengths_of, rendered_files
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
@@ -76,10 +76,8 @@ def prepare(
     method, given = _method(request)
     with _told_of(request):
         reading = Reading.of(method, parse_hyperparameters(method, given), services)
-    training = checked_file("training_file", request.training_file, reading, project, services)
-    validation = None
-    if request.validation_file is not None:
-        validation = checked_file("validation_file", request.validation_file, reading, project, services)
+    files = checked_files(request, reading, project, services)
+    rows = files.training.kept_rows
     given = _with_gpus(given, method, services)
     job_id = new_id(JOB)
     seed = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
@@ -88,9 +86,9 @@ def prepare(
             method=method,
             hyperparameters=given,
             start=model.source,
-            train_file=training.path,
-            validation_file=validation.path if validation else None,
-            train_rows=round(training.kept_rows * (1 - reading.held_out)),
+            train_file=files.training.path,
+            validation_file=files.validation.path if files.validation else None,
+            train_rows=round(rows * (1 - reading.held_out)),
             seed=seed,
             output_dir=services.settings.jobs_dir / job_id,
             resolve_model=_resolver(project, services),
@@ -100,11 +98,9 @@ def prepare(
         )
     _require_trainable(spec.recipe, request.model, method)
     _require_servable(spec.recipe, request.model, model.base_model, method, services)
-    spec = _settled(spec, method, request.model, training.kept_rows, services)
+    spec = _settled(spec, method, request.model, rows, services)
     if renders and has_tokenizer(Path(spec.recipe.model.path)):
-        training = rendered_file("training_file", training, reading, spec.recipe, request.model)
-        if validation is not None:
-            validation = rendered_file("validation_file", validation, reading, spec.recipe, request.model)
+        files = rendered_files(files, reading, spec.recipe, request.model)
     return PreparedJob(
         id=job_id,
         request=request,
@@ -117,8 +113,8 @@ def prepare(
         method=method,
         hyperparameters=spec.hyperparameters,
         recipe=spec.recipe.model_dump(mode="json"),
-        train_rows=training.kept_rows,
-        notices=notices_of(training, validation),
+        train_rows=files.training.kept_rows,
+        notices=files.notices(),
     )
 
 
