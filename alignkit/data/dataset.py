@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from alignkit.data.reading import iter_lines
 from alignkit.data.rows.dispreferred import DispreferredRow
 from alignkit.data.rows.preference import PreferenceRow
+from alignkit.data.rows.recognise import GROUP
 from alignkit.data.schemas import schema_for
 from alignkit.data.tokens import TokenSequence, digest, render_rows
 from alignkit.data.validation import SKIPPED_SHARE, FileReport, Inspection, overlap
@@ -107,10 +108,14 @@ def run_datasets(
     """
     parts = list(_parts(data, method, tokenizer))
     seen(parts)
-    made = [
-        make(one.name, one.rows) if make else dataset_of(one.sequences, method, data.max_length)
-        for one in parts
-    ]
+
+    def dataset(part: Part) -> Any:
+        if make:
+            return make(part.name, part.rows)
+        groups = [getattr(row, GROUP, None) for row in part.rows]
+        return dataset_of(part.sequences, method, data.max_length, groups if any(groups) else ())
+
+    made = list(map(dataset, parts))
     return made[0], made[1] if len(made) > 1 else None
 
 
@@ -183,21 +188,27 @@ def tokenise(rows: Sequence[Any], tokenizer: Any, method: Any, max_length: int) 
     return dataset_of(rendered, method, max_length)
 
 
-def dataset_of(rendered: Sequence[list[TokenSequence]], method: Any, max_length: int) -> Any:
+def dataset_of(
+    rendered: Sequence[list[TokenSequence]],
+    method: Any,
+    max_length: int,
+    groups: Sequence[str | None] = (),
+) -> Any:
     """A datasets.Dataset of rows' sequences, cut to `max_length`, in the columns that the trainer takes.
 
-    Drops and counts in the log each sequence without a token that carries loss within `max_length`. Raises DataError
-    if none is left.
+    With `groups`, the names of the rows' groups, it has the column `group` too. Drops and counts in the log each
+    sequence without a token that carries loss within `max_length`. Raises DataError if none is left.
     """
     from datasets import Dataset  # saves datasets at start-up
 
     kind = schema_for(method)
     found: list[dict[str, Any]] = []
     dropped = 0
-    for sequences in rendered:
+    for at, sequences in enumerate(rendered):
         kept = kind.trained(sequences, max_length)
         dropped += len(sequences) - len(kept)
-        found += kind.columns(kept) if kept else []
+        columns = kind.columns(kept) if kept else []
+        found += [row | {GROUP: groups[at]} for row in columns] if groups else columns
     if not found:
         raise DataError(
             f"none of {len(rendered)} rows has a token that carries loss within max_length {max_length}: "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol
 
 from alignkit.data.hints import looks_like
-from alignkit.data.nodes import MAX_UNUSED_NAMES, RowError
+from alignkit.data.nodes import MAX_UNUSED_NAMES, RowError, printable
 from alignkit.data.reading import (
     DEFAULT_MAX_BYTES,
     DEFAULT_MAX_LINE_BYTES,
@@ -16,6 +16,7 @@ from alignkit.data.reading import (
     iter_lines,
 )
 from alignkit.data.rows import Row, RowKind
+from alignkit.data.rows.recognise import GROUP
 from alignkit.data.schemas import schema_for
 from alignkit.data.tokens import TokenSequence, digests
 from alignkit.errors import DataError
@@ -168,6 +169,7 @@ class Inspection(Generic[Row]):
     _lacking: set[str] = field(init=False)
     _digests: set[bytes] = field(default_factory=set)
     _prompts: set[bytes] = field(default_factory=set)
+    _groups: Counter[str | None] = field(default_factory=Counter)
     _problem: str | None = None
     _hint: str | None = None
 
@@ -217,6 +219,7 @@ class Inspection(Generic[Row]):
         return self.tokenizer is not None and (self.max_rendered is None or self._seen <= self.max_rendered)
 
     def _count(self, line: Line, row: Row, sequences: list[TokenSequence]) -> None:
+        self._groups[getattr(row, GROUP, None)] += 1
         trained = self.kind.trained(sequences, self.max_length)
         names = {one.name for one in trained} if sequences else {n for n in self._lacking if getattr(row, n)}
         self._lacking -= names
@@ -297,6 +300,11 @@ class Inspection(Generic[Row]):
             )
         for note, rows in self._notes.most_common(MAX_NOTES):
             yield f"{note} ({rows:,} of {self._seen:,} rows{self._since(note, ', ')})"
+        if named := [(name, rows) for name, rows in self._groups.most_common() if name is not None]:
+            shown = ", ".join(f"{printable(name)} {rows:,}" for name, rows in named[:MAX_NAMES_SHOWN])
+            more = f" and {len(named) - MAX_NAMES_SHOWN} more" if len(named) > MAX_NAMES_SHOWN else ""
+            lacking = f"; {count(self._groups[None])} without a group" if self._groups[None] else ""
+            yield f"rows of each group: {shown}{more}{lacking}"
         if self.tokenizer is not None and not self._renders():
             yield f"only the first {self.max_rendered:,} rows were rendered with the model's chat template"
         if self._unused:

@@ -36,6 +36,7 @@ class CompletionRow:
     loss_positions: tuple[int, ...]
     """Ascending message indices; empty if every turn has weight 0."""
     tools: list[dict[str, Any]] | None = None
+    group: str | None = None
 
     @property
     def prompt(self) -> list[Message]:

@@ -36,6 +36,7 @@ class DispreferredRow:
     rejected: list[Message]
     samples: list[list[Message]] | None = None
     tools: list[dict[str, Any]] | None = None
+    group: str | None = None
 
     @property
     def loss_turns(self) -> list[Message]:

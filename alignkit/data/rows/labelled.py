@@ -38,6 +38,7 @@ class LabelledRow:
     desirable: list[Message] | None = None
     undesirable: list[Message] | None = None
     tools: list[dict[str, Any]] | None = None
+    group: str | None = None
 
     @property
     def loss_turns(self) -> list[Message]:

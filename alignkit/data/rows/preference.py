@@ -32,6 +32,7 @@ class PreferenceRow:
     chosen: list[Message]
     rejected: list[Message]
     tools: list[dict[str, Any]] | None = None
+    group: str | None = None
 
     @property
     def loss_turns(self) -> list[Message]:

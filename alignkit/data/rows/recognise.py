@@ -1,7 +1,7 @@
 """Recognition of rows: forms, recognised by their keys, and kinds of row with their forms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from alignkit.data.messages import Message
@@ -27,6 +27,9 @@ class Record(Protocol):
     def render(self, tokenizer: Any) -> list[TokenSequence]:
         """The sequences to train on, rendered with the model's chat template. Raises DataError."""
 
+
+GROUP = "group"
+"""The key, and the field of a record, that names a row's group in every form."""
 
 Row = TypeVar("Row", bound=Record)
 
@@ -78,7 +81,11 @@ def parse_row(row: object, unused: set[str] | None, forms: Sequence[Form[Row]], 
     """
     node = Node(row, unused=set() if unused is None else unused)
     form = _recognise(node, forms, kind)
-    return form.parse(node.as_object("an object", form.required | form.optional))
+    found = form.parse(node.as_object("an object", form.required | form.optional | {GROUP}))
+    if not node.has(GROUP) or not hasattr(found, GROUP):
+        return found
+    group: Any = {GROUP: node.at(GROUP).text("text that names the row's group")}
+    return replace(found, **group)  # type: ignore[type-var]  # records are dataclasses
 
 
 def _recognise(node: Node, forms: Sequence[Form[Row]], kind: str) -> Form[Row]:
