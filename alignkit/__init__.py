@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         kernels,
         losses,
         methods,
+        terms,
         token_divergences,
         trainers,
     )
@@ -58,6 +59,7 @@ __all__ = [
     "kernels",
     "losses",
     "methods",
+    "terms",
     "token_divergences",
     "trainers",
 ]

@@ -3,17 +3,19 @@
 Hyperparameters given as "auto" are resolved here; the job object shows the resolved values.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from alignkit import terms
 from alignkit.errors import FieldIssue, ModelError, RecipeError, nearest
 from alignkit.hardware import has_amx, has_gpu
 from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
-from alignkit.methods.hyperparameters import in_jobs, job_name, shared_options
+from alignkit.methods.hyperparameters import TERMS, in_jobs, job_name, shared_options
 from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
@@ -91,6 +93,7 @@ def recipe_for_job(
                 | shared["model"],
                 "data": _data_section(resolved, train_file, held_out),
                 "method": method_section,
+                "terms": _terms(resolved, spec, prefix, resolve_model),
                 "lora": _lora_section(resolved, shared["lora"]),
                 "training": shared["training"]
                 | _training_section(resolved, spec.learning_rate)
@@ -147,6 +150,8 @@ def _as_job_names_it(issue: FieldIssue, prefix: str) -> FieldIssue:
     names = {f"{section}.{name}": given for given, (section, name) in shared_options().items()}
     if issue.path in names:
         return FieldIssue(f"{prefix}.{names[issue.path]}", issue.message)
+    if issue.path.startswith("terms."):
+        return FieldIssue(f"{prefix}.{issue.path}", issue.message)
     return FieldIssue(prefix, issue.message) if issue.path in {"model", "lora", "training"} else issue
 
 
@@ -160,8 +165,12 @@ def parse_hyperparameters(method: str, values: dict[str, Any]) -> Hyperparameter
         return kind.model_validate(values)
     except ValidationError as error:
         prefix = f"method.{method}.hyperparameters"
-        issues = field_issues(error, prefix, lambda _: kind.model_fields)
-        raise RecipeError(one_a_field(issues)) from error
+        issues = one_a_field(field_issues(error, prefix, lambda _: kind.model_fields))
+        raise RecipeError([replace(one, path=_TERM_TAG.sub(r"\1", one.path)) for one in issues]) from error
+
+
+_TERM_TAG = re.compile(r"(terms\.\d+)\.[a-z_]+(?=\.)")
+"""The place of a term's option; pydantic adds the term's type after its index."""
 
 
 def _fixed_by_start(given: Hyperparameters, start: ModelSource, prefix: str) -> dict[str, Any]:
@@ -297,3 +306,26 @@ def _method_section(
             FieldIssue(renamed.get(issue.path, issue.path), issue.message) for issue in field_issues(error)
         ]
         raise RecipeError([FieldIssue(f"{prefix}.{i.path}", i.message) for i in issues]) from error
+
+
+def _terms(
+    resolved: Mapping[str, Any], spec: type[Method], prefix: str, resolve_model: ResolveModel
+) -> list[dict[str, Any]]:
+    """The recipe's terms, from the job's and the marks on their fields."""
+    context = JobContext(resolved, resolve_model, spec.learning_rate)
+    return [
+        _term(given, context, f"{prefix}.{TERMS}.{at}") for at, given in enumerate(resolved.get(TERMS) or ())
+    ]
+
+
+def _term(given: Mapping[str, Any], context: JobContext, place: str) -> dict[str, Any]:
+    values = {"type": given["type"]}
+    for name, field in terms.get(given["type"]).own_options().items():
+        if not in_jobs(field):
+            continue
+        mark, named = mark_of(field, GivenAs), job_name(name, field)
+        try:
+            values[name] = given[named] if mark is None else mark.convert(given[named], context)
+        except ModelError as error:
+            raise RecipeError([FieldIssue(f"{place}.{named}", str(error))]) from error
+    return values

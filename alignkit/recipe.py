@@ -16,12 +16,14 @@ from pydantic.fields import FieldInfo
 from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, RecipeError
 from alignkit.home import find_model
-from alignkit.methods import METHODS, Method, get
+from alignkit.methods import METHODS, Method, PairMethod, get
 from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import available
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
-from alignkit.schema import Section, field_issues, one_a_field, refused
+from alignkit.schema import Section, field_issues, one_a_field, refused, refused_all
 from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, ModelSection, TrainingSection
+from alignkit.terms import Term
+from alignkit.terms import get as get_term
 
 
 def _method(value: object) -> object:
@@ -40,12 +42,30 @@ def _method(value: object) -> object:
     return section
 
 
+def _term(value: object) -> object:
+    """Build the term that a mapping's `type` names. Pydantic refuses values that are no mapping."""
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return get_term(value.get("type")).model_validate(value)
+    except MethodError as error:
+        raise refused("type", str(error), value.get("type")) from error
+
+
+AnyTerm = Annotated[SerializeAsAny[Term], BeforeValidator(_term)]
+
+
 class Recipe(Section):
     """A complete run: model, data, method and training."""
 
     model: ModelSection
     data: DataSection
     method: Annotated[SerializeAsAny[Method], BeforeValidator(_method)]
+    terms: list[AnyTerm] = Field(
+        default_factory=list,
+        max_length=8,
+        description="what is added to the method's loss; see alignkit terms",
+    )
     lora: LoraSection | None = Field(default_factory=LoraSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
     collapse_guard: Annotated[CollapseGuardSection | None, MAY_CHANGE] = Field(
@@ -82,6 +102,45 @@ class Recipe(Section):
                 f"model.quantization: {self.model.quantization} weights are frozen, so lora is required; found null"
             )
         return self
+
+    @model_validator(mode="after")
+    def _only_pairs_are_flipped(self) -> Self:
+        if self.data.flip is not None and self.method.rows != "preference":
+            raise ValueError(
+                f"data.flip: expected a method of preference rows, found {self.method.type}, whose rows are "
+                f"{self.method.rows}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _terms_fit(self) -> Self:
+        issues = [(at, issue) for at, term in enumerate(self.terms) for issue in self._refused(at, term)]
+        if issues:
+            raise refused_all(
+                [(("terms", at, *filter(None, [issue.path])), issue.message) for at, issue in issues],
+                self.terms,
+            )
+        return self
+
+    def _refused(self, at: int, term: Term) -> Iterator[FieldIssue]:
+        """The reasons why a term cannot be used in this run; their paths are relative to the term."""
+        others = [*self.terms[:at], *self.terms[at + 1 :]]
+        if term.type in (other.type for other in self.terms[:at]):
+            yield FieldIssue("type", f"expected {term.type} once, found it twice")
+        if (problem := term.misfit(self.method)) is not None:
+            yield FieldIssue("type", problem)
+        elif term.needs_rewards and isinstance(self.method, PairMethod) and not self.method.gives_rewards():
+            yield FieldIssue(
+                "type",
+                f"{term.type} needs a loss that returns PreferenceLoss.of(losses, chosen, rejected), which "
+                f"{self.method.type}'s does not",
+            )
+        yield from term.refusals(self, others)
+
+    @property
+    def micro_batch_matters(self) -> bool:
+        """Whether a step depends on the micro-batch size, because of the method or a term."""
+        return self.method.micro_batch_matters or any(term.micro_batch_matters for term in self.terms)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
@@ -145,6 +204,8 @@ def _siblings(values: Mapping[str, Any], keys: tuple[str, ...]) -> Iterable[str]
     """The names of all options in the section that holds the last of `keys`."""
     section: type[Section] = Recipe
     value: Any = values
+    if keys[0] == "terms" and len(keys) == 3:
+        return get_term(values["terms"][int(keys[1])]["type"]).model_fields
     for key in keys[:-1]:
         field, value = section.model_fields.get(key), value.get(key) if isinstance(value, Mapping) else None
         if field is None:

@@ -17,9 +17,21 @@ class Section(BaseModel):
 
 def refused(key: str, message: str, found: object) -> ValidationError:
     """The error with which a validator of a mapping refuses one of its keys."""
-    kind = PydanticCustomError("value_error", "{reason}", {"reason": message})
+    return refused_all([((key,), message)], found)
+
+
+def refused_all(issues: Iterable[tuple[tuple[str | int, ...], str]], found: object) -> ValidationError:
+    """The error with which a validator refuses several places, each given as (location, message)."""
     return ValidationError.from_exception_data(
-        "section", [InitErrorDetails(type=kind, loc=(key,), input=found)]
+        "section",
+        [
+            InitErrorDetails(
+                type=PydanticCustomError("value_error", "{reason}", {"reason": message}),
+                loc=keys,
+                input=found,
+            )
+            for keys, message in issues
+        ],
     )
 
 

@@ -59,6 +59,13 @@ class ModelSection(Section):
     )
 
 
+class FlipSection(Section):
+    """A probe of memorisation: training pairs whose answers are swapped. It spoils the model: no job may set it."""
+
+    share: float = Field(0.2, gt=0, lt=1, description="share of the training pairs whose answers are swapped")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed that draws them")
+
+
 class DataSection(Section):
     """Files of rows of the method's kind (alignkit.data.rows), as JSON Lines, a JSON array, CSV or Parquet."""
 
@@ -79,6 +86,9 @@ class DataSection(Section):
         False,
         ge=0,
         description="how many bad rows may be skipped: a number, or below 1 a share; true is a tenth",
+    )
+    flip: FlipSection | None = Field(
+        None, description="swap the answers of a known share of the training pairs, to watch memorisation"
     )
 
     @field_validator("validation")

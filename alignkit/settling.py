@@ -147,7 +147,7 @@ def halve(recipe: Recipe, folder: RunFolder) -> tuple[int, int] | None:
     share = recipe.training.batch_size // processes
     given = recipe.training.micro_batch_size
     micro = given if isinstance(given, int) else share
-    if kept.get("out_of_memory") or micro < 2 or recipe.method.micro_batch_matters:
+    if kept.get("out_of_memory") or micro < 2 or recipe.micro_batch_matters:
         return None
     half = max(size for size in range(1, micro // 2 + 1) if share % size == 0)
     training = recipe.training.model_copy(update={"micro_batch_size": half})

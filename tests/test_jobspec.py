@@ -290,3 +290,35 @@ def test_a_model_trains_on_with_the_template_it_was_trained_with() -> None:
         resolve_model=no_models,
     ).recipe
     assert recipe.model.chat_template == "adapters/one/chat_template.jinja"
+
+
+def test_terms_reach_the_recipe_and_are_echoed() -> None:
+    resolved = spec({"terms": [{"type": "robust", "over": "groups"}, {"type": "thresholds"}]})
+    assert [term.type for term in resolved.recipe.terms] == ["robust", "thresholds"]
+    assert resolved.recipe.terms[0].needs_groups
+    assert resolved.hyperparameters["terms"][0]["over"] == "groups"
+    assert "terms" not in spec({}).hyperparameters
+
+
+@pytest.mark.parametrize(
+    ("method", "term", "path", "message"),
+    [
+        ("f_dpo", {"type": "robust", "strength": 0}, "terms.0.strength", "greater than 0"),
+        ("f_dpo", {"type": "robust", "strength": float("inf")}, "terms.0.strength", "less than or equal to"),
+        ("f_dpo", {"type": "a.b:Mine"}, "terms.0.type", "expected one of robust"),
+        ("f_dpo", {"type": "robust", "extra": 1}, "terms.0.extra", "unknown key"),
+        ("mapo", {"type": "thresholds"}, "terms.0.type", "expected one of robust"),
+        (
+            "f_dpo",
+            {"type": "robust", "over": "groups", "structured": True},
+            "terms.0",
+            "expected over: rows, found groups",
+        ),
+    ],
+)
+def test_a_jobs_term_is_refused_at_its_place(method: str, term: Any, path: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        spec({"terms": [term]}, method=method)
+    (issue,) = caught.value.issues
+    assert issue.path == f"method.{method}.hyperparameters.{path}"
+    assert message in issue.message

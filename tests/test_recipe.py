@@ -209,3 +209,59 @@ def test_a_model_may_be_named_as_it_was_imported(
     recipe = Recipe.load(file, overrides)
     assert recipe.model.path == recipe.method.teacher.path == str(imported)
     assert Recipe.load(file, ["model.path=other"]).model.path == "other"
+
+
+@pytest.mark.parametrize(
+    ("method", "terms", "path", "message"),
+    [
+        ("f_dpo", [{"type": "robst"}], "terms.0.type", "did you mean robust?"),
+        (
+            "f_dpo",
+            [{"type": "robust", "strenth": 1}],
+            "terms.0.strenth",
+            "unknown key; did you mean strength?",
+        ),
+        ("f_dpo", [{"type": "robust"}] * 2, "terms.1.type", "expected robust once, found it twice"),
+        (
+            "orpo",
+            [{"type": "early_learning"}],
+            "terms.0.type",
+            "early_learning adds extras, but orpo takes weights",
+        ),
+        ("simpo", [{"type": "thresholds"}], "terms.0.type", "and simpo has none"),
+        ("supervised", [{"type": "robust"}], "terms.0.type", "robust adds weights, but supervised takes"),
+        (
+            "d2o",
+            [{"type": "align_groups"}],
+            "terms.0.type",
+            "align_groups adds extras, but d2o takes weights",
+        ),
+        (
+            "f_dpo",
+            [{"type": "early_learning"}, {"type": "robust", "strength": 1}],
+            "terms.1.strength",
+            "expected at least 2 beside it, found 1",
+        ),
+    ],
+)
+def test_a_term_is_refused_at_its_place(method: str, terms: Any, path: str, message: str) -> None:
+    values = {"model": {"path": "m"}, "data": {"train": "t"}, "method": {"type": method}, "output_dir": "o"}
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(values | {"terms": terms})
+    (issue,) = caught.value.issues
+    assert issue.path == path
+    assert message in issue.message
+
+
+def test_terms_survive_the_resolved_recipe(tmp_path: Path) -> None:
+    values = {"model": {"path": "m"}, "data": {"train": "t"}, "method": {"type": "f_dpo"}, "output_dir": "o"}
+    recipe = Recipe.parse(values | {"terms": [{"type": "robust", "strength": float("inf")}]})
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "r.yaml").terms == recipe.terms
+
+
+def test_only_pairs_are_flipped() -> None:
+    values = {"model": {"path": "m"}, "data": {"train": "t", "flip": {}}, "output_dir": "o"}
+    assert Recipe.parse(values | {"method": {"type": "f_dpo"}}).data.flip.share == 0.2
+    with pytest.raises(RecipeError, match="found supervised, whose rows are completion"):
+        Recipe.parse(values | {"method": {"type": "supervised"}})

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from alignkit import __version__, extras
-from alignkit.cli import data, estimates, jobs, keys, methods, models, output, projects
+from alignkit.cli import data, estimates, jobs, keys, methods, models, output, projects, terms
 from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command, require_configuration, run
 
@@ -27,6 +27,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")
 app.command("estimate")(estimates.estimate)
 app.command("methods")(methods.methods)
+app.command("terms")(terms.terms)
 
 
 def main() -> None:

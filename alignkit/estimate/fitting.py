@@ -89,7 +89,7 @@ def without_estimate(recipe: Recipe, *, gpu: bool, processes: int = 1) -> Recipe
     return _settled(
         recipe,
         gpu=gpu,
-        micro=None if recipe.method.micro_batch_matters else micro,
+        micro=None if recipe.micro_batch_matters else micro,
         checkpointing=gpu,
         evaluation=8,
     )
@@ -305,7 +305,7 @@ def _changes() -> Iterator[tuple[str, Callable[[Recipe], bool], Callable[[Recipe
     """(words, whether it would change the recipe, the change), from free ones to those that cost quality."""
     yield (
         "micro_batch_size auto",
-        lambda recipe: recipe.training.micro_batch_size != AUTO and not recipe.method.micro_batch_matters,
+        lambda recipe: recipe.training.micro_batch_size != AUTO and not recipe.micro_batch_matters,
         lambda recipe: _changed(recipe, training={"micro_batch_size": AUTO}),
     )
     yield (

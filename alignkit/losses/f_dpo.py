@@ -35,4 +35,4 @@ def f_dpo_loss(
     flipped = label_smoothing / (1 - 2 * label_smoothing) if robust else label_smoothing
     if flipped:  # L(-m) = L(m) + m, so both mixtures are L(m) plus a multiple of m
         losses = losses - flipped * margins if robust else losses + flipped * margins
-    return PreferenceLoss(losses, beta * chosen_scores.detach(), beta * rejected_scores.detach())
+    return PreferenceLoss.of(losses, beta * chosen_scores, beta * rejected_scores)

@@ -43,6 +43,13 @@ class PreferenceLoss:
     """[B], implicit rewards of the preferred answers, detached."""
     rejected_rewards: Tensor
     """[B], implicit rewards of the dispreferred answers, detached."""
+    rewards: tuple[Tensor, Tensor] | None = None
+    """The rewards ([B] chosen, [B] rejected) with their gradient, for terms; None if the loss gives none."""
+
+    @classmethod
+    def of(cls, losses: Tensor, chosen: Tensor, rejected: Tensor) -> "PreferenceLoss":
+        """Return a loss whose rewards keep their gradient in `rewards`, so that every term can use them."""
+        return cls(losses, chosen.detach(), rejected.detach(), (chosen, rejected))
 
     def plus(self, further: Tensor) -> "PreferenceLoss":
         """Return a copy with `further` [B] added to the losses. The rewards stay the same."""

@@ -53,6 +53,8 @@ class Method(Section):
     """The LoRA learning rate of a job whose `learning_rate_multiplier` is 1."""
     micro_batch_matters: ClassVar[bool] = False
     """Whether the loss depends on the micro-batch size, so that changing the size changes the result."""
+    term_effects: ClassVar[frozenset[str]] = frozenset()
+    """The effects of the terms that the trainer adds: "weights" and "extras" of rows, "parameters"."""
     paper: ClassVar[str] = ""
     """arXiv number of the paper that the method is from, for the model card."""
 

@@ -1,5 +1,6 @@
 """D2O: alignment from dispreferred answers alone."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -25,6 +26,7 @@ class D2O(Method):
     """Alignment from dispreferred answers alone, contrasted with the model's own samples."""
 
     rows: ClassVar[str] = "dispreferred"
+    term_effects: ClassVar[frozenset[str]] = frozenset({"weights"})
 
     type: Literal["d2o"] = "d2o"
     paper: ClassVar[str] = "2403.03419"
@@ -111,6 +113,10 @@ class D2O(Method):
     def coefficients(self, logps: SampleLogps) -> D2OCoefficients:
         """Return `losses.d2o_coefficients`: d mean(loss) / d log-prob for each log-prob of the policy."""
         return d2o_coefficients(*logps[:4], **self._strengths(logps))
+
+    def start_loss(self) -> float:
+        """Return the loss of every row while the policy equals the references: -log sigma(0)."""
+        return math.log(2)
 
     def _strengths(self, logps: SampleLogps) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Set
 from typing import Any
 
+from alignkit import terms
 from alignkit.methods.base import Method
 from alignkit.methods.hyperparameters import Hyperparameters, hyperparameters_of, in_jobs, job_name
 from alignkit.methods.registry import METHODS
@@ -30,12 +31,13 @@ def _described(method: type[Method]) -> dict[str, Any]:
         "description": method.summary(),
         "rows": method.rows,
         "learning_rate": method.learning_rate,
-        "options": _resolved(recipe, set(options)),
-        "hyperparameters": _resolved(job, given),
+        "options": resolved(recipe, set(options)),
+        "hyperparameters": resolved(job, given),
+        "terms": list(terms.fitting(method)),
     }
 
 
-def _resolved(schema: Mapping[str, Any], names: Set[str]) -> dict[str, Any]:
+def resolved(schema: Mapping[str, Any], names: Set[str]) -> dict[str, Any]:
     """The properties of a JSON Schema, each with `required`, and with every `$ref` replaced by its target."""
 
     def plain(value: Any) -> Any:
@@ -65,6 +67,9 @@ def markdown() -> str:
         parts.append(
             f"\nRows: {method['rows']}. A job's learning rate: {method['learning_rate']:g} with LoRA.\n"
         )
+        if method["terms"]:
+            named = ", ".join(f"`{name}`" for name in method["terms"])
+            parts.append(f"\n[Terms](terms.md) that it takes: {named}.\n")
         if not method["options"]:
             continue
         parts.append("\n| option | in a recipe | in a job | meaning |\n| --- | --- | --- | --- |\n")
@@ -73,17 +78,17 @@ def markdown() -> str:
         parts.extend(_row(name, method) for name in further)
     parts.append("\n## Every job\n\n| hyperparameter | values | meaning |\n| --- | --- | --- |\n")
     for name, option in Hyperparameters.model_json_schema()["properties"].items():
-        parts.append(f"| `{name}` | {_values(option)} | {option['description']} |\n")
+        parts.append(f"| `{name}` | {values(option)} | {option['description']} |\n")
     return "".join(parts)
 
 
 def _row(name: str, method: Mapping[str, Any]) -> str:
     recipe, job = method["options"].get(name), method["hyperparameters"].get(name)
     meaning = (recipe or job)["description"]
-    return f"| `{name}` | {_values(recipe)} | {_values(job)} | {meaning} |\n"
+    return f"| `{name}` | {values(recipe)} | {values(job)} | {meaning} |\n"
 
 
-def _values(option: Mapping[str, Any] | None) -> str:
+def values(option: Mapping[str, Any] | None) -> str:
     """A table cell with the option's kind, bounds and default."""
     if option is None:
         return "-"

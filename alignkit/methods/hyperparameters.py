@@ -1,12 +1,14 @@
 """Hyperparameters of jobs: those that every method takes, and a method's own, derived from its options."""
 
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, ConfigDict, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
+from alignkit import terms
 from alignkit.methods.base import Method
 from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mark_of
 from alignkit.schema import Section
@@ -16,6 +18,8 @@ NAMED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 """A name that cannot be a path, so a client cannot reach other files of the server."""
 SECTIONS: dict[str, type[Section]] = {"model": ModelSection, "lora": LoraSection, "training": TrainingSection}
 """Sections of a recipe whose options marked `InJobs` every job takes."""
+TERMS, MOST_TERMS = "terms", 8
+"""The hyperparameter that lists what is added to a method's loss, and how many entries it may have."""
 _BOUNDS = {"ge": Ge, "gt": Gt, "le": Le, "lt": Lt}
 _LOWER, _UPPER = (Ge, Gt), (Le, Lt)
 
@@ -179,6 +183,31 @@ class Hyperparameters(_shared_base()):  # type: ignore[misc]  # a base made from
         return self
 
 
+class _AsGiven(Section):
+    """Base of a term's options in a job: JSON's types, not converted."""
+
+    model_config = ConfigDict(strict=True)
+
+
+@cache
+def term_hyperparameters(term: type[terms.Term]) -> type[Section]:
+    """The options of a term that a job may set, as a pydantic model."""
+    fields: dict[str, Any] = {"type": (term.model_fields["type"].annotation, ...)}
+    for name, field in term.own_options().items():
+        if in_jobs(field):
+            given, annotation, info = _as_given(name, field)
+            fields[given] = (annotation, info)
+    return create_model(f"{term.__name__}Term", __base__=_AsGiven, __doc__=term.summary(), **fields)
+
+
+def _terms_field(kinds: tuple[type[terms.Term], ...]) -> tuple[Any, Any]:
+    """(annotation, field) of the list of terms that a job may add to its loss."""
+    arms = tuple(term_hyperparameters(kind) for kind in kinds)
+    one: Any = Annotated[reduce(or_, arms), Field(discriminator="type")] if len(arms) > 1 else arms[0]
+    listed = Annotated[list[one], Field(max_length=MOST_TERMS)] | None
+    return listed, Field(None, description="what is added to the method's loss, such as {type: robust}")
+
+
 @cache
 def hyperparameters_of(method: type[Method]) -> type[Hyperparameters]:
     """The hyperparameters that a job of the method takes, as a pydantic model."""
@@ -187,6 +216,8 @@ def hyperparameters_of(method: type[Method]) -> type[Hyperparameters]:
         if in_jobs(field):
             given, annotation, info = _as_given(name, field)
             fields[given] = (annotation, info)
+    if fitting := terms.fitting(method):
+        fields[TERMS] = _terms_field(tuple(fitting.values()))
     made: type[Hyperparameters] = create_model(
         f"{method.__name__}Hyperparameters",
         __base__=Hyperparameters,

@@ -26,4 +26,4 @@ class IPO(PairMethod):
         chosen, rejected, ref_chosen, ref_rejected, *_ = pairs.averaged()
         chosen, rejected = chosen - ref_chosen, rejected - ref_rejected
         losses = (chosen - rejected - 1 / (2 * self.beta)).square()
-        return PreferenceLoss(losses, self.beta * chosen.detach(), self.beta * rejected.detach())
+        return PreferenceLoss.of(losses, self.beta * chosen, self.beta * rejected)

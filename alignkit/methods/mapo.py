@@ -42,7 +42,7 @@ class MaPO(PairMethod):
         chosen = self.gain * bounded_likelihood(-self.scale * averaged.chosen)
         rejected = self.gain * bounded_likelihood(-self.scale * averaged.rejected)
         losses = -averaged.chosen - self.beta * F.logsigmoid(chosen - rejected)
-        return PreferenceLoss(losses, chosen.detach(), rejected.detach())
+        return PreferenceLoss.of(losses, chosen, rejected)
 
 
 def bounded_likelihood(x: Tensor) -> Tensor:

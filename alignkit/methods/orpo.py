@@ -14,6 +14,8 @@ class ORPO(PairMethod):
     """Preference pairs in one stage from a base model: NLL of the chosen answer plus an odds-ratio loss."""
 
     uses_reference: ClassVar[bool] = False
+    # weights only: the difference of its rewards is not the logit of its loss
+    term_effects: ClassVar[frozenset[str]] = frozenset({"weights"})
 
     type: Literal["orpo"] = "orpo"
     paper: ClassVar[str] = "2403.07691"

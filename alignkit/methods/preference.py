@@ -16,6 +16,7 @@ class PairMethod(Method):
     """A method on preference pairs. A subclass declares its options as fields and defines `loss`."""
 
     rows: ClassVar[str] = "preference"
+    term_effects: ClassVar[frozenset[str]] = frozenset({"weights", "extras"})
     uses_reference: ClassVar[bool] = True
     """Whether the loss reads the reference's log-probs. If False, no reference is loaded or run."""
 
@@ -44,14 +45,30 @@ class PairMethod(Method):
 
         return Plan(models, work)
 
+    def gives_rewards(self) -> bool:
+        """Return whether the loss returns rewards with a gradient, which some terms need."""
+        return self.loss(self._four_pairs(0.5)).rewards is not None
+
+    def start_loss(self) -> float | None:
+        """Return the loss of every pair while the policy equals the reference; None if it differs between pairs."""
+        if not self.uses_reference:
+            return None
+        with torch.no_grad():
+            losses = self.loss(self._four_pairs(0.0)).losses
+        first = float(losses[0])
+        return first if torch.allclose(losses, losses[0], rtol=1e-6, atol=0) else None
+
+    def _four_pairs(self, above: float) -> PairLogps:
+        """Four pairs whose log-probs under the policy are `above` those under the reference."""
+        policy = torch.tensor([[-9.0, -8.0, -7.0, -6.0], [-5.0, -6.0, -7.0, -8.0]], requires_grad=True)
+        reference: Any = (policy.detach() - above).unbind() if self.uses_reference else (None, None)
+        lengths = torch.tensor([[4, 3, 2, 1], [1, 2, 3, 4]])
+        return PairLogps(policy[0], policy[1], reference[0], reference[1], lengths[0], lengths[1])
+
     def try_out(self) -> None:
         """Run the loss on four pairs. Raises ValueError unless each gets a finite, differentiable loss."""
-        policy = torch.tensor([[-9.0, -8.0, -7.0, -6.0], [-5.0, -6.0, -7.0, -8.0]], requires_grad=True)
-        reference: Any = (policy.detach() - 0.5).unbind() if self.uses_reference else (None, None)
-        lengths = torch.tensor([[4, 3, 2, 1], [1, 2, 3, 4]])
-        pairs = PairLogps(policy[0], policy[1], reference[0], reference[1], lengths[0], lengths[1])
         try:
-            found = self.loss(pairs)
+            found = self.loss(self._four_pairs(0.5))
         except Exception as error:  # the method is the user's, and may raise anything
             absent = "" if self.uses_reference else ", with ref_chosen and ref_rejected None (uses_reference)"
             reason = f"{type(error).__name__}: {error}"

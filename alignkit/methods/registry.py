@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from alignkit.errors import MethodError, nearest
 from alignkit.methods.base import Method
-from alignkit.methods.hyperparameters import Hyperparameters, in_jobs, job_name
+from alignkit.methods.hyperparameters import TERMS, Hyperparameters, in_jobs, job_name
 
 _METHODS: dict[str, type[Method]] = {}
 METHODS: Mapping[str, type[Method]] = MappingProxyType(_METHODS)
@@ -54,7 +54,7 @@ def require_sound(method: type[Method]) -> None:
     """Raise MethodError unless the declaration is complete and each of its options is declared once."""
     if not method.rows:
         raise MethodError(f"{method.__name__}: expected `rows`, the kind of row that the method trains on")
-    taken = dict.fromkeys(Hyperparameters.model_fields, "every method's hyperparameters")
+    taken = dict.fromkeys([*Hyperparameters.model_fields, TERMS], "every method's hyperparameters")
     for name, field in method.own_options().items():
         if not in_jobs(field):
             continue

@@ -29,4 +29,4 @@ class SimPO(PairMethod):
         averaged = pairs.averaged()
         chosen, rejected = self.beta * averaged.chosen, self.beta * averaged.rejected
         losses = -F.logsigmoid(chosen - rejected - self.margin)
-        return PreferenceLoss(losses, chosen.detach(), rejected.detach())
+        return PreferenceLoss.of(losses, chosen, rejected)

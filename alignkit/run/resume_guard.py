@@ -28,7 +28,7 @@ RESHARDED = ("whole", "fsdp2")
 def origin_of(recipe: Recipe, accelerator: Any) -> dict[str, Any]:
     """The origin that this run's checkpoints record."""
     facts = _facts(recipe)
-    if recipe.method.micro_batch_matters:
+    if recipe.micro_batch_matters:
         facts["training.micro_batch_size"] = recipe.training.micro_batch_size
     return {
         "format": FORMAT,

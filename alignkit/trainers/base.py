@@ -9,11 +9,12 @@ from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
 from alignkit.trainers.model_card import CARD, Card
 from alignkit.trainers.scoring import published
+from alignkit.trainers.terms import TakesTerms
 from alignkit.trainers.upstream import get_config_model_id
 from alignkit.trainers.whole_steps import WholeSteps
 
 
-class AlignTrainer(ItemLog, ExactResume, WholeSteps):
+class AlignTrainer(TakesTerms, ItemLog, ExactResume, WholeSteps):
     """Mixin before a TRL trainer: metrics per item, exact resume, and a loss averaged over the whole optimizer step.
 
     The loss is a mean over tokens. Add `WholeRowSteps` after this mixin for a mean over rows.

@@ -11,6 +11,7 @@ from peft import PeftModel
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from alignkit.data.dataset import run_datasets
+from alignkit.data.flipping import flip
 from alignkit.errors import ModelError
 from alignkit.methods import (
     D2O,
@@ -59,7 +60,9 @@ def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, An
     method = recipe.method
     describe = partial(keep_data, recipe, folder)
     if not isinstance(method, D2O):
-        return run_datasets(recipe.data, type(method), tokenizer, seen=describe)
+        train, held_out = run_datasets(recipe.data, type(method), tokenizer, seen=describe)
+        probe = recipe.data.flip
+        return train if probe is None else flip(train, probe.share, probe.seed), held_out
 
     def dataset(name: str, rows: list[Any]) -> Any:
         return tokenise(
@@ -93,6 +96,7 @@ def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTra
     return PreferenceTrainer(
         args=DPOConfig(**training_arguments(recipe, context.checkpoints), max_length=recipe.data.max_length),
         method=method,
+        terms=recipe.terms,
         **_common(context),
     )
 
@@ -129,7 +133,9 @@ def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
         samples_dir=str(folder.samples),
     )
 
-    return D2OTrainer(args=config, method=method, report=partial(tell, folder), **_common(context))
+    return D2OTrainer(
+        args=config, method=method, terms=recipe.terms, report=partial(tell, folder), **_common(context)
+    )
 
 
 def distillation_trainer(context: RunContext, method: DistillMethod) -> DistillationTrainer:

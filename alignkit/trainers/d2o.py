@@ -9,7 +9,7 @@ during the backward, and ZeRO-3 with LoRA needs re-entrant checkpoints, which DD
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from alignkit.errors import DataError
 from alignkit.losses import PreferenceLoss, SampleLogps
 from alignkit.methods import D2O
 from alignkit.run.resume_guard import sharding_of
+from alignkit.terms import RowView, Term
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import D2OConfig, DispreferredConfig, own_config, require_config
 from alignkit.trainers.d2o_preparation import D2OPreparation
@@ -37,6 +38,8 @@ from alignkit.trainers.whole_steps import WholeRowSteps
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
+    numbers: Tensor
+    """[B], the rows' numbers."""
     rows: list[D2ORow]
     sequences: list[TokenSequence]
     """The dispreferred answers of all rows, then the samples of each row in turn."""
@@ -87,14 +90,15 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         args: DispreferredConfig | None = None,
         *,
         method: D2O | None = None,
+        terms: Sequence[Term] = (),
         report: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> None:
         """Create the trainer with DPOTrainer's arguments.
 
-        `args` is a `D2OConfig`; None means the defaults. If `method` is given, the options are taken from it, and
-        `args` is a `DispreferredConfig`. Raises TypeError for another configuration, such as TRL's, before loading
-        any model.
+        `args` is a `D2OConfig`; None means the defaults. `terms` weight the rows in training. If `method` is given,
+        the options are taken from it, and `args` is a `DispreferredConfig`. Raises TypeError for another
+        configuration, such as TRL's, before loading any model.
         """
         if method is None:
             args = own_config(D2OConfig, args, model)
@@ -107,6 +111,11 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         sharded = {"zero3": "ZeRO-3", "fsdp2": "FSDP"}.get(sharding_of(self.accelerator))
         for issue in method.refused_online(sharded):
             raise DataError(str(issue))
+        self.use_terms(terms, method.start_loss())
+
+    def _groups_of(self, dataset: Any) -> list[str | None]:
+        groups = [self.rows.rows[number].group for number in dataset["row"]]
+        return groups if any(groups) else []
 
     def compute_loss(
         self,
@@ -118,7 +127,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         """Compute the loss in one graph, for evaluation. The graph grows with K, so training does not use this."""
         batch = self._batch(inputs, num_items_in_batch)
         scored = self._score_batch(model, batch)
-        loss = self._loss(batch, scored)
+        loss, _ = self._loss(batch, scored)
         return (loss, {}) if return_outputs else loss
 
     def training_step(
@@ -138,9 +147,9 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             disable_gradient_checkpointing(self._unwrapped(), self.args.gradient_checkpointing_kwargs),
         ):
             scored = self._score_batch(model, batch, parts)
-            loss = self._loss(batch, scored)
+            loss, weights = self._loss(batch, scored)
             found = self.method.coefficients(batch.sample_logps(scored.logps))
-            row_weights = batch.row_weights * len(batch.rows)  # replaces the mean over the batch
+            row_weights = batch.row_weights * weights * len(batch.rows)  # replaces the mean over the batch
             coefficients = torch.cat(
                 [found.rejected * row_weights, (found.samples * row_weights[:, None])[batch.mask]]
             )
@@ -182,6 +191,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         ref_samples = torch.zeros(mask.shape)
         ref_samples[mask] = torch.tensor([value for row in rows for value in row.ref_samples])
         return _Batch(
+            numbers=inputs["row"].to(device),
             rows=rows,
             sequences=[row.rejected for row in rows] + [one for row in rows for one in row.samples],
             mask=mask.to(device),
@@ -219,11 +229,23 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             reduction=self.method.logps,
         )
 
-    def _loss(self, batch: _Batch, scored: _Scored) -> Tensor:
+    def _loss(self, batch: _Batch, scored: _Scored) -> tuple[Tensor, Tensor]:
+        """(the batch's share of the loss, [B] weights that the terms give its rows)."""
         preference = self.method.loss(batch.sample_logps(scored.logps))
         self._require_finite_losses(preference.losses, batch)
         self._record_step(batch, scored, preference)
-        return preference.losses @ batch.row_weights.to(preference.losses)
+        weights = self._term_weights(batch, preference)
+        return (weights * preference.losses) @ batch.row_weights.to(preference.losses), weights
+
+    def _term_weights(self, batch: _Batch, preference: PreferenceLoss) -> Tensor:
+        if self.row_terms is None or batch.is_real is None:
+            return torch.ones_like(preference.losses.detach())
+        chosen, rejected = preference.chosen_rewards, preference.rejected_rewards
+        names = self.row_terms.setup.groups
+        groups = [-1 if row.group is None else names.index(row.group) for row in batch.rows]
+        facts = batch.numbers, torch.tensor(groups, device=chosen.device)
+        view = RowView(preference.losses, *facts, chosen - rejected, chosen, rejected)
+        return self.row_terms.apply(view, batch.is_real)[0]
 
     def _require_finite_losses(self, losses: Tensor, batch: _Batch) -> None:
         finite = torch.isfinite(losses.detach()).tolist()

@@ -37,6 +37,7 @@ class D2ORow:
     """The beginning of the row's last prompt message, for error messages."""
     ref_rejected: float = 0.0
     ref_samples: list[float] = field(default_factory=list)
+    group: str | None = None
 
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> "D2ORow":
@@ -59,6 +60,7 @@ class D2ORow:
             ],
             given=columns["given"],
             text=columns["text"],
+            group=columns.get("group"),
         )
 
 
@@ -98,6 +100,7 @@ def _columns(
         "given": row.samples is not None,
         "rejected_text": str(row.rejected[-1]["content"]),
         "text": str(row.prompt[-1]["content"])[:80],
+        "group": row.group,
     }
 
 

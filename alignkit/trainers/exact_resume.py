@@ -139,8 +139,12 @@ class ExactResume:
         restore_logging_sums(self, {**state, "loss_since": loss_since})
         for mode, items in state["items"].items():
             self._items[mode].restore(items)
+        self.restore_state(state)
         if state["evaluation_due"]:
             self._evaluate(None, None)
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what a mixin added to the logging state."""
 
 
 def _last_sound(checkpoints: Path) -> str | None:

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkit.evaluate.opis import opis
+
 CALIBRATION_BINS = 15
+GROUP_OF_ITEM = "group"
+"""Column of the ids of the items' groups, from which OPIS is made; -1 for none."""
 
 
 class ItemMetrics:
@@ -59,7 +63,10 @@ class ItemMetrics:
         self._ratios.clear()
         if {"rewards/chosen", "rewards/rejected"} <= ratios.keys():  # labelled rows, which are no pairs
             ratios["rewards/margins"] = ratios["rewards/chosen"] - ratios["rewards/rejected"]
+        groups = items.pop(GROUP_OF_ITEM, None)
         means = {name: float(values.mean()) for name, values in items.items() if values.numel()}
+        if groups is not None and len(groups.unique()) > 1:
+            means["opis"] = opis(items["rewards/chosen"], items["rewards/rejected"], groups.tolist()).value
         if "rewards/margins" in items and items["rewards/margins"].numel():
             means["rewards/ece"] = bradley_terry_ece(items["rewards/margins"])
         errors = {name: calibration_error(bins) for name, bins in self._bins.items()}

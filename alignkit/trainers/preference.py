@@ -1,5 +1,6 @@
 """A TRL trainer for preference pairs: DPOTrainer with the loss of any `PairMethod`."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,14 +9,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
+from alignkit.data.flipping import FLIPPED
+from alignkit.data.rows.recognise import GROUP
 from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
+from alignkit.terms import RowView, Term
 from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import REFUSED_OF_PAIRS, refuse_options, require_config
-from alignkit.trainers.metrics import record_items
+from alignkit.trainers.metrics import GROUP_OF_ITEM, record_items
 from alignkit.trainers.signature import Model, shows_parameters_of
+from alignkit.trainers.terms import ROW, RowFacts
 from alignkit.trainers.tokenised import TakesTokenised
 from alignkit.trainers.upstream import no_reference_model
 from alignkit.trainers.whole_steps import WholeRowSteps
@@ -39,9 +44,10 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         args: DPOConfig | None = None,
         *,
         method: PairMethod,
+        terms: Sequence[Term] = (),
         **kwargs: Any,
     ) -> None:
-        """Create the trainer with DPOTrainer's arguments.
+        """Create the trainer with DPOTrainer's arguments. `terms` add to the method's loss in training.
 
         Before loading any model, raises TypeError if `args` is not a `DPOConfig`, and ValueError for TRL options that
         would be ignored.
@@ -58,6 +64,13 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
             super().__init__(model, ref_model, args, **kwargs)
         self._fuse_heads()
         self._held_out_reference: dict[int, tuple[Tensor, Tensor]] = {}
+        self.use_terms(terms, method.start_loss())
+        self.mark_rows()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if ROW not in self._signature_columns:
+            self._signature_columns += [ROW, GROUP, FLIPPED]
 
     def _fuse_heads(self) -> None:
         """Replace TRL's head by alignkit's fused head, which skips prompt tokens."""
@@ -78,7 +91,7 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute this forward's share of the mean over the step's pairs."""
-        is_real = self.pop_is_real(inputs)
+        is_real, facts = self.pop_is_real(inputs), self.pop_facts(inputs)
         outputs = self._forward(model, inputs)
         mask = inputs["completion_mask"][:, 1:]
         pairs = self._pairs(outputs, mask, inputs)
@@ -89,12 +102,31 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         if self._mode == "eval":
             columns["loss"] = losses  # replaces the Trainer's mean over batches
         ratios = _token_ratios(outputs, mask)
+        if facts is not None and facts.flipped is not None:
+            ratios |= facts.probe(columns["rewards/margins"])
+        if facts is not None and self._mode == "eval":
+            columns[GROUP_OF_ITEM] = facts.groups
+            accuracy = {"accuracy": columns["rewards/accuracies"], "margin": columns["rewards/margins"]}
+            ratios |= facts.of_groups(self.group_names, accuracy)
         record_items(self.accelerator, self._items[self._mode], columns, ratios, is_real)
         if self._mode == "train":
             self.count_tokens(self._tokens_seen(inputs["attention_mask"], is_real))
         row_weights = self.row_weights(len(losses), is_real, num_items_in_batch).to(losses)
+        losses = self._with_terms(preference, facts, is_real)
         loss = losses @ row_weights + self.balance_loss(outputs, row_weights.sum())
         return (loss, outputs) if return_outputs else loss
+
+    def _with_terms(
+        self, preference: PreferenceLoss, facts: RowFacts | None, is_real: Tensor | None
+    ) -> Tensor:
+        """[B], losses with the row terms applied. Evaluations apply none, so that held-out losses stay comparable."""
+        losses = preference.losses
+        if self.row_terms is None or is_real is None or facts is None or facts.rows is None:
+            return losses
+        chosen, rejected = preference.rewards or (preference.chosen_rewards, preference.rejected_rewards)
+        view = RowView(losses, facts.rows, facts.groups, chosen - rejected, chosen, rejected)
+        weights, extra = self.row_terms.apply(view, is_real)
+        return weights * losses + extra
 
     def _pairs(self, outputs: Any, mask: Tensor, inputs: dict[str, Tensor]) -> PairLogps:
         """Log-probs of the batch's pairs under policy and reference."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from alignkit import terms
 from alignkit.methods import METHODS, Method, hyperparameters_of
 from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import documented
@@ -19,7 +20,11 @@ def list_methods(_: ProjectDep, services: ServicesDep) -> MethodList:
     return MethodList(
         data=[
             MethodDescription(
-                id=name, description=method.summary(), rows=method.rows, hyperparameters=_schema(method, most)
+                id=name,
+                description=method.summary(),
+                rows=method.rows,
+                hyperparameters=_schema(method, most),
+                terms=list(terms.fitting(method)),
             )
             for name, method in METHODS.items()
         ]

@@ -15,6 +15,7 @@ class MethodDescription(BaseModel):
     hyperparameters: dict[str, Any] = Field(
         description="JSON Schema of method.<type>.hyperparameters: types, bounds and defaults"
     )
+    terms: list[str] = Field(description="Types of the terms that its jobs may add to the loss")
 
 
 class MethodList(BaseModel):

@@ -6,6 +6,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from alignkit import terms
 from alignkit.methods import METHODS
 from tests.server.support import BASE_MODEL, Running, create_job, method, upload
 
@@ -55,3 +56,18 @@ def test_the_divergences_described_are_those_taken(service: Running, client: Ope
     training = upload(client)
     for divergence in described["properties"]["divergence"]["enum"]:
         assert create_job(client, training_file=training, method=method(divergence=divergence))
+
+
+def test_a_job_takes_the_terms_that_are_listed_and_refuses_others(
+    service: Running, client: OpenAI, key: str
+) -> None:
+    with service.http(key) as http:
+        listed = {found["id"]: found["terms"] for found in http.get("/v1/fine_tuning/methods").json()["data"]}
+    assert listed["f_dpo"] == list(terms.fitting(METHODS["f_dpo"]))
+    assert listed["orpo"] == ["robust"]
+    assert listed["sinkd"] == []
+    training = upload(client)
+    job = create_job(client, training_file=training, method=method(terms=[{"type": "robust", "strength": 3}]))
+    assert job.to_dict()["method"]["f_dpo"]["hyperparameters"]["terms"][0]["strength"] == 3
+    with pytest.raises(openai.BadRequestError, match=r"terms\.0\.type: expected one of robust"):
+        create_job(client, training_file=training, method=method(terms=[{"type": "my_package.terms:Mine"}]))
