@@ -302,9 +302,9 @@ class Inspection(Generic[Row]):
             yield f"{note} ({rows:,} of {self._seen:,} rows{self._since(note, ', ')})"
         if named := [(name, rows) for name, rows in self._groups.most_common() if name is not None]:
             shown = ", ".join(f"{printable(name)} {rows:,}" for name, rows in named[:MAX_NAMES_SHOWN])
-            more = f" and {len(named) - MAX_NAMES_SHOWN} more" if len(named) > MAX_NAMES_SHOWN else ""
+            rest = f" and {len(named) - MAX_NAMES_SHOWN} more" if len(named) > MAX_NAMES_SHOWN else ""
             lacking = f"; {count(self._groups[None])} without a group" if self._groups[None] else ""
-            yield f"rows of each group: {shown}{more}{lacking}"
+            yield f"rows of each group: {shown}{rest}{lacking}"
         if self.tokenizer is not None and not self._renders():
             yield f"only the first {self.max_rendered:,} rows were rendered with the model's chat template"
         if self._unused:

@@ -75,7 +75,8 @@ class Term(Section):
 
 def method_name(method: Any) -> str:
     """Return the `type` of a method, given as a class or an instance."""
-    return str(method.model_fields["type"].default if isinstance(method, type) else method.type)
+    found: Any = method
+    return str(found.model_fields["type"].default if isinstance(method, type) else found.type)
 
 
 @dataclass(frozen=True, slots=True)

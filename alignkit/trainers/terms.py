@@ -243,7 +243,7 @@ class WithFacts:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate, with the tensors [B] of `RowFacts`."""
         batch = self._collate(examples)
-        batch[GROUP] = torch.tensor([self._ids.get(example.get(GROUP), -1) for example in examples])
+        batch[GROUP] = torch.tensor([self._ids.get(example.get(GROUP) or "", -1) for example in examples])
         for name in (ROW, FLIPPED):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])

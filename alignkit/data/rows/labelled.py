@@ -66,7 +66,7 @@ def parse_labelled(row: object, unused: set[str] | None = None) -> LabelledRow:
 
 
 def _row(label: Node, prompt: list[Message], answer: list[Message], tools: Any = None) -> LabelledRow:
-    given = {"desirable": answer} if _is_desirable(label) else {"undesirable": answer}
+    given: dict[str, Any] = {"desirable": answer} if _is_desirable(label) else {"undesirable": answer}
     return LabelledRow(prompt, **given, tools=tools)
 
 
