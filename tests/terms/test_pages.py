@@ -20,7 +20,7 @@ def test_the_page_of_all_terms_is_what_the_command_prints() -> None:
 
 @pytest.mark.parametrize("name", terms.available())
 def test_a_terms_page_names_paper_fidelity_and_what_is_ours(name: str) -> None:
-    term, page = terms.get(name), (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    term, page = terms.get(name), " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split())
     assert term.paper in page
     assert f"**Fidelity:** {term.fidelity}" in page
     assert "## What is ours" in page
