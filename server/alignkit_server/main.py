@@ -22,7 +22,7 @@ from alignkit_server.engines.manager import EngineManager
 from alignkit_server.engines.weights import unpublish_weights
 from alignkit_server.executors.protocol import Executor
 from alignkit_server.executors.registry import executor_of
-from alignkit_server.migrate import migrate, start_lock
+from alignkit_server.migrate import check_queue, migrate, start_lock
 from alignkit_server.runner.dbos import DBOSRunner
 from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.runner.step_services import StepServices
@@ -83,6 +83,8 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
         raise AlignkitError(f"ALIGNKIT_HOME: cannot make {settings.root}: {error.strerror}") from error
     with start_lock(settings):  # here too: a failure while the application starts is logged with a traceback
         migrate(settings.sqlalchemy_url)
+        if settings.database_url is None:
+            check_queue(settings.queue_file)
     app = app or build_app(settings)
     host, port = listener.getsockname()[:2]
     address = settings.root / "address"

@@ -3,7 +3,7 @@
 import fcntl
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DatabaseError
 
 from alignkit.errors import AlignkitError
-from alignkit_server.database import open_engine
+from alignkit_server.database import BUSY_SECONDS, open_engine
 from alignkit_server.settings import Settings
 
 LOCK_NAME = ".start.lock"
@@ -67,9 +67,31 @@ def _reason(engine: Engine, error: DatabaseError) -> str:
     """A sentence about a database that cannot be opened, without its password."""
     name = engine.url.database if engine.dialect.name == "sqlite" else engine.url.render_as_string()
     if isinstance(error.orig, sqlite3.DatabaseError) and not isinstance(error.orig, sqlite3.OperationalError):
-        return f"the database {name} is damaged ({error.orig}): restore a backup, or start with another home"
+        return _damaged(name, error.orig)
     why = str(error.orig).strip().splitlines() or ["no reason given"]
     return f"the database {name} cannot be used: {why[0]}"
+
+
+def check_queue(path: Path) -> None:
+    """Raise AlignkitError if the SQLite database of the durable queue is damaged; one that is missing will be made.
+
+    DBOS, which owns it, would end the start with a traceback, or let jobs fail once it reads a damaged page.
+    """
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        raise AlignkitError(f"the database {path} cannot be used: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise AlignkitError(_damaged(path, error)) from error
+    if found != "ok":
+        raise AlignkitError(_damaged(path, found.splitlines()[-1]))
+
+
+def _damaged(name: object, why: object) -> str:
+    return f"the database {name} is damaged ({why}): restore a backup, or start with another home"
 
 
 @contextmanager

@@ -266,6 +266,11 @@ class Settings(BaseSettings):
 
 def load_settings(**given: Any) -> Settings:
     """The settings: `given`, else the environment's. Raises AlignkitError, a sentence per variable."""
+    @property
+    def queue_file(self) -> Path:
+        """DBOS's database, where the service has none but SQLite."""
+        return self.root / "dbos.sqlite"
+
     try:
         return Settings(**given)
     except ValidationError as error:

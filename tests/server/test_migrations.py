@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from contextlib import closing
 
 import pytest
 from alembic import command
@@ -12,7 +13,8 @@ from sqlalchemy import MetaData, func, insert, inspect, select, text
 from alignkit.errors import AlignkitError
 from alignkit_server.app import open_services
 from alignkit_server.database import Database, open_engine
-from alignkit_server.migrate import migrate, migration_config
+from alignkit_server.main import serve
+from alignkit_server.migrate import check_queue, migrate, migration_config
 from alignkit_server.settings import Settings
 from alignkit_server.tables import ApiKey, Base, Job, Project
 
@@ -130,3 +132,24 @@ def test_a_database_that_is_away_is_refused_with_a_sentence_without_its_password
     with pytest.raises(AlignkitError, match="cannot be used: ") as caught:
         migrate(f"postgresql+psycopg://me:secret@/alignkit?host={tmp_path}")
     assert "secret" not in str(caught.value)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_damaged_queue_is_refused_with_a_sentence(tmp_path: Path, whole: bool) -> None:
+    file = tmp_path / "dbos.sqlite"
+    check_queue(file)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE workflows (name TEXT)")
+        connection.executemany("INSERT INTO workflows VALUES (?)", [("x" * 900,)] * 100)
+        connection.commit()
+    check_queue(file)
+    pages = file.read_bytes()
+    file.write_bytes(b"no database at all" * 500 if whole else pages[:8192] + b"\xff" * 4096 + pages[12288:])
+    with pytest.raises(AlignkitError, match=r"dbos.sqlite is damaged \(.+\): restore a backup"):
+        check_queue(file)
+
+
+def test_a_start_over_a_damaged_queue_ends_with_the_sentence(tmp_path: Path) -> None:
+    (tmp_path / "dbos.sqlite").write_bytes(b"no database at all" * 500)
+    with pytest.raises(AlignkitError, match=r"dbos.sqlite is damaged"):
+        serve(Settings(home=tmp_path, port=0))
+
+

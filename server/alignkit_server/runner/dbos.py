@@ -56,7 +56,7 @@ class DBOSRunner:
         settings = self._services.settings
         config: DBOSConfig = {
             "name": "alignkit",
-            "system_database_url": settings.database_url or f"sqlite:///{settings.root / 'dbos.sqlite'}",
+            "system_database_url": settings.database_url or f"sqlite:///{settings.queue_file}",
             "application_version": WORKFLOW_VERSION,
             "executor_id": self._heartbeat.id,
             "log_level": "WARNING",
