@@ -39,9 +39,9 @@ class Limits(BaseModel):
         2**40, ge=0, le=2**62, description="total size of files, parts, and the folders and models of jobs"
     )
     gpu_seconds: int | None = Field(
-        60 * DAY, ge=0, le=10**12, description="GPU time of the jobs of the last 30 days"
+        60 * DAY, ge=0, le=10**12, description="seconds times GPUs of the jobs of the last 30 days"
     )
-    job_gpu_seconds: int | None = Field(7 * DAY, ge=1, le=10**12, description="GPU time of one job")
+    job_gpu_seconds: int | None = Field(7 * DAY, ge=1, le=10**12, description="seconds times GPUs of one job")
 
 
 class EngineSettings(BaseModel):

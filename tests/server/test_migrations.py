@@ -1,8 +1,9 @@
 """The schema: migrations make exactly what the tables say, once, also when servers start together."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -99,6 +100,27 @@ def test_what_jobs_ran_before_is_kept(database_url: str) -> None:
     database.close()
 
 
+def test_earlier_jobs_count_the_gpus_of_their_recipe(database_url: str) -> None:
+    engine = open_engine(database_url, foreign_keys=False)
+    with engine.begin() as connection:
+        command.upgrade(migration_config(connection), "0009")
+        old = MetaData()
+        old.reflect(connection)
+        recipes: list[dict[str, object]] = [{}, {"training": {"devices": 1}}, {"training": {"devices": 4}}]
+        jobs = [
+            {"id": f"ftjob-{n}", "status": "queued"} | JOB | {"recipe": recipe}
+            for n, recipe in enumerate(recipes)
+        ]
+        connection.execute(insert(old.tables["projects"]), {"id": "proj_a", "name": "mine", "created_at": 1})
+        connection.execute(insert(old.tables["jobs"]), jobs)
+    engine.dispose()
+    migrate(database_url)
+    database = Database(database_url)
+    with database.reading() as session:
+        assert session.scalars(select(Job.gpus).order_by(Job.seq)).all() == [1, 1, 4]
+    database.close()
+
+
 def test_servers_that_start_together_make_one_key(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
 
@@ -128,10 +150,6 @@ def test_a_damaged_database_is_refused_with_a_sentence(tmp_path: Path) -> None:
         migrate(f"sqlite:///{file}")
 
 
-def test_a_database_that_is_away_is_refused_with_a_sentence_without_its_password(tmp_path: Path) -> None:
-    with pytest.raises(AlignkitError, match="cannot be used: ") as caught:
-        migrate(f"postgresql+psycopg://me:secret@/alignkit?host={tmp_path}")
-    assert "secret" not in str(caught.value)
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_damaged_queue_is_refused_with_a_sentence(tmp_path: Path, whole: bool) -> None:
     file = tmp_path / "dbos.sqlite"
@@ -153,3 +171,7 @@ def test_a_start_over_a_damaged_queue_ends_with_the_sentence(tmp_path: Path) -> 
         serve(Settings(home=tmp_path, port=0))
 
 
+def test_a_database_that_is_away_is_refused_with_a_sentence_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(AlignkitError, match="cannot be used: ") as caught:
+        migrate(f"postgresql+psycopg://me:secret@/alignkit?host={tmp_path}")
+    assert "secret" not in str(caught.value)

@@ -1,8 +1,9 @@
 """Executors by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from alignkit.estimate import Device, unmeasured
 from alignkit_server.executors.leases import DeviceLeases, local_gpus, nvidia_gpus
@@ -41,6 +42,13 @@ def job_gpus(settings: Settings) -> int | None:
         return None
     reserved = {str(index) for index in settings.engine.gpus or ()}
     return sum(name not in reserved for name in local_gpus())
+
+
+def gpus_of(recipe: Mapping[str, Any], settings: Settings) -> int:
+    """GPUs that a job of this recipe trains on, over all nodes; 1 where it trains on none."""
+    if settings.executor == "ray":
+        return max(1, settings.ray.nodes * settings.ray.gpus)
+    return int((recipe.get("training") or {}).get("devices") or 1)
 
 
 def trains_on_gpu(settings: Settings) -> bool | None:

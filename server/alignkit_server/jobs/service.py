@@ -16,6 +16,7 @@ from alignkit_server.clock import now
 from alignkit_server.database import after_commit
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError, not_found
+from alignkit_server.executors.registry import gpus_of
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.ids import EVENT, new_id
 from alignkit_server.job_status import ACTIVE, FINISHED, PAUSED, UNFINISHED
@@ -76,6 +77,7 @@ class JobService:
             method_type=prepared.method,
             hyperparameters=prepared.hyperparameters,
             recipe=prepared.recipe,
+            gpus=gpus_of(prepared.recipe, self._services.settings),
             labels=request.metadata or None,
             result_files=[],
         )
@@ -120,7 +122,7 @@ class JobService:
         job = self._jobs.get(job_id)
         if job.status == PAUSED:
             limits = self._services.settings.limits
-            require_more_time(self._session, self._project.project_id, limits, job.run_seconds)
+            require_more_time(self._session, self._project.project_id, limits, job.run_seconds * job.gpus)
         again = {"attempt": job.attempt + 1, "turn": None}
         self._change(job, "queued", (PAUSED,), "resumed", **again)
         after_commit(self._session, lambda: self._services.enqueue(job_id))

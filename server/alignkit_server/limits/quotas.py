@@ -31,27 +31,27 @@ def require_job(session: Session, project_id: str, defaults: Limits) -> None:
     _require_room(limits, repository.usage())
 
 
-def require_more_time(session: Session, project_id: str, defaults: Limits, run_seconds: int) -> None:
-    """Refuse to resume a job that has run for `run_seconds` where it would be paused again at once."""
+def require_more_time(session: Session, project_id: str, defaults: Limits, gpu_seconds: int) -> None:
+    """Refuse to resume a job that has taken `gpu_seconds` where it would be paused again at once."""
     repository = UsageRepository(session, project_id)
     limits = limits_of(repository.locked_limits(), defaults)
-    if (why := job_time_used(limits, run_seconds)) is not None:
+    if (why := job_time_used(limits, gpu_seconds)) is not None:
         raise exceeded(f"{why[:1].upper()}{why[1:]}.")
     _require_room(limits, repository.usage())
 
 
-def job_time_used(limits: Limits, seconds: int) -> str | None:
-    """Why a job that has run for `seconds` may run no longer, as part of a sentence; None where it may."""
-    if limits.job_gpu_seconds is None or seconds < limits.job_gpu_seconds:
+def job_time_used(limits: Limits, gpu_seconds: int) -> str | None:
+    """Why a job that has taken `gpu_seconds` may run no longer, as part of a sentence; None where it may."""
+    if limits.job_gpu_seconds is None or gpu_seconds < limits.job_gpu_seconds:
         return None
-    return f"one job may run for {limits.job_gpu_seconds:,} seconds, and it has run for {seconds:,}"
+    return f"one job may take {limits.job_gpu_seconds:,} GPU seconds, and it has taken {gpu_seconds:,}"
 
 
 def reached(limits: Limits, usage: Usage) -> str | None:
     """Which limit keeps all jobs of a project from running, as part of a sentence; None where none does."""
     if limits.gpu_seconds is not None and usage.gpu_seconds >= limits.gpu_seconds:
         return (
-            f"the project's time for training is used up: its limit is {limits.gpu_seconds:,} seconds within "
+            f"the project's time for training is used up: its limit is {limits.gpu_seconds:,} GPU seconds within "
             f"30 days, and its jobs used {usage.gpu_seconds:,}"
         )
     if limits.disk_bytes is not None and usage.disk_bytes >= limits.disk_bytes:

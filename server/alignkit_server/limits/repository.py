@@ -67,8 +67,8 @@ class UsageRepository:
         return self._jobs(func.coalesce(func.sum(Job.disk_bytes), 0))
 
     def gpu_seconds(self) -> int:
-        """Seconds that the jobs started within the window have run, over all of their attempts."""
-        seconds = Job.run_seconds + func.coalesce(now() - Job.running_since, 0)
+        """Seconds that the jobs started within the window have run, over all of their attempts, times their GPUs."""
+        seconds = (Job.run_seconds + func.coalesce(now() - Job.running_since, 0)) * Job.gpus
         return self._jobs(func.coalesce(func.sum(seconds), 0), Job.started_at >= now() - GPU_WINDOW)
 
     def _jobs(self, what: ColumnElement[int], *conditions: ColumnElement[bool]) -> int:

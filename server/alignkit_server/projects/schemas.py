@@ -49,8 +49,8 @@ class ProjectUpdate(BaseModel):
 
 
 class UsageObject(BaseModel):
-    """The current usage of a project; gpu_seconds counts the jobs of the last 30 days, disk_bytes is measured
-    every minute."""
+    """The current usage of a project; gpu_seconds counts the jobs of the last 30 days, seconds times GPUs;
+    disk_bytes is measured every minute."""
 
     jobs_queued: int
     jobs_running: int

@@ -46,6 +46,6 @@ def _over(session: Session, defaults: Limits) -> Iterator[tuple[str, str]]:
             usage = UsageRepository(session, job.project_id).usage()
             projects[job.project_id] = reached(limits, usage)
         seconds = job.run_seconds + now() - (job.running_since or now())
-        why = job_time_used(limits, seconds) or projects[job.project_id]
+        why = job_time_used(limits, seconds * job.gpus) or projects[job.project_id]
         if why is not None:
             yield job.id, why

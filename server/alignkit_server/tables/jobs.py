@@ -43,6 +43,8 @@ class Job(Owned, Base):
     """Time of the last start; null while the job is not running."""
     run_seconds: Mapped[int] = mapped_column(server_default="0")
     """Seconds of running up to the last stop."""
+    gpus: Mapped[int] = mapped_column(server_default="1")
+    """GPUs that it trains on, over all nodes; 1 where it trains on none."""
     finished_at: Mapped[int | None]
     estimated_finish: Mapped[int | None]
     attempt: Mapped[int] = mapped_column(server_default="1")

@@ -78,7 +78,7 @@ def test_time_for_training_is_used_up_and_comes_back(
     service.ledger.transition(job.id, "running", only_from=("queued",))
     service.ledger.set_fields(job.id, run_seconds=1000)
     limit(gpu_seconds=1000)
-    assert "its limit is 1,000 seconds within 30 days" in refused(
+    assert "its limit is 1,000 GPU seconds within 30 days" in refused(
         lambda: create_job(client, training_file=file_id)
     )
     service.ledger.transition(job.id, "succeeded", only_from=("running",))

@@ -1,15 +1,19 @@
 """A job is charged for the time it ran, over all attempts, but not for waits and pauses."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from openai import OpenAI
+from sqlalchemy import update
 
 from alignkit_server.database import Database
+from alignkit_server.executors.registry import gpus_of
 from alignkit_server.keys.service import issue_key
 from alignkit_server.limits.repository import UsageRepository
 from alignkit_server.migrate import migrate
 from alignkit_server.runner.ledger import JobLedger
+from alignkit_server.settings import Settings
 from alignkit_server.tables import Job
 from tests.server.runner.test_ledger import store_job
 from tests.server.support import Running, create_job
@@ -64,6 +68,31 @@ def test_attempts_add_up(ledger: JobLedger, clock: Clock) -> None:
     with ledger.database.reading() as session:
         job = session.query(Job).where(Job.id == job_id).one()
         assert (job.started_at, job.running_since, job.run_seconds) == (1000, None, 27)
+
+
+def test_time_counts_once_for_each_gpu(ledger: JobLedger, clock: Clock) -> None:
+    with ledger.database.writing() as session:
+        job_id = store_job(session)
+        session.execute(update(Job).values(gpus=8))
+    for status in ("running", "paused", "queued", "running"):
+        ledger.transition(job_id, status, only_from=("queued", "running", "paused"))
+        clock.time += 10
+    assert charged(ledger, job_id) == 8 * (10 + 10)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "gpus"),
+    [
+        ({}, {}, 1),
+        ({"training": {"devices": 4}}, {}, 4),
+        ({"training": {"devices": 1}}, {"executor": "ray", "ray": {"nodes": 2, "gpus": 8}}, 16),
+        ({}, {"executor": "ray", "ray": {"nodes": 3, "gpus": 0}}, 1),
+    ],
+)
+def test_the_gpus_of_a_job_are_those_of_all_nodes(
+    recipe: dict[str, Any], settings: dict[str, Any], gpus: int
+) -> None:
+    assert gpus_of(recipe, Settings(**settings)) == gpus
 
 
 def test_the_api_s_pause_resume_and_cancel_keep_the_clock(

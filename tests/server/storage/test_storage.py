@@ -212,8 +212,8 @@ def last_event(client: OpenAI, job_id: str) -> str:
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"job_gpu_seconds": 1000}, "one job may run for 1,000 seconds, and it has run for 1,0"),
-        ({"gpu_seconds": 1000}, "time for training is used up: its limit is 1,000 seconds"),
+        ({"job_gpu_seconds": 1000}, "one job may take 1,000 GPU seconds, and it has taken 1,0"),
+        ({"gpu_seconds": 1000}, "time for training is used up: its limit is 1,000 GPU seconds"),
         ({"disk_bytes": 1}, "space is used up"),
     ],
 )
