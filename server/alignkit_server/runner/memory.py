@@ -1,12 +1,11 @@
 """Finds out whether a training process ran out of memory, and which settings would fit.
 
 A process that the kernel kills leaves no message. The evidence is its control group's count of such kills, and the
-last lines of its log, where a failed allocation or the launcher is reported.
+last lines of its log, where a failed allocation or the launcher is reported. A run on another machine is counted
+there, and the count's growth is in its log too.
 """
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -16,27 +15,28 @@ from alignkit.errors import AlignkitError
 from alignkit.estimate.lengths import assumed
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
+from alignkit_server.executors.oom import KILLED_LINE, oom_kills
 
 COUNT_FILE = "oom_kills"
 """In the job's folder: the count when its training was started."""
 LEAST_LENGTH = 64
-CGROUPS = Path("/sys/fs/cgroup")
+ADVICE = "Lower micro_batch_size or max_length, or take a smaller model."
+"""Where nothing more is known."""
 GIB = 2**30
 
-_COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _FAILED = re.compile(
     r"CUDA out of memory|HIP out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc"
-    r"|torch\.\w*OutOfMemoryError|\bMemoryError\b|node running low on memory|Killed due to memory",
+    r"|torch\.\w*OutOfMemoryError|\bMemoryError\b|node running low on memory|Killed due to memory"
+    rf"|{re.escape(KILLED_LINE)}",
     re.IGNORECASE,
 )
-
 _KILLED = re.compile(r"SIGKILL|[Ss]ignal 9\b|exitcode *: *-9|exit code -9")
 
 log = structlog.get_logger()
 
 
 def remember(folder: RunFolder) -> None:
-    """Note how many processes were killed for want of memory so far, before the training starts."""
+    """Note how many processes of this machine were killed for want of memory, before it starts the training."""
     (folder.path / COUNT_FILE).write_text(str(oom_kills()), encoding="utf-8")
 
 
@@ -57,34 +57,6 @@ def was_killed(folder: RunFolder) -> bool:
     return _KILLED.search(folder.log_tail(lines=200, limit=65536)) is not None
 
 
-def oom_kills() -> int:
-    """How many processes of this one's control group the kernel has killed for want of memory; 0 if unknown."""
-    for path in _counters():
-        try:
-            found = _COUNT.search(path.read_text(encoding="utf-8"))
-        except OSError:
-            continue
-        if found is not None:
-            return int(found[1])
-    return 0
-
-
-def _counters() -> Iterator[Path]:
-    """Files that may hold the count: for control groups of version 2 and 1, seen from a container or its host."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            yield CGROUPS / path.lstrip("/") / "memory.events"
-        elif "memory" in controllers.split(","):
-            yield CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control"
-    yield CGROUPS / "memory.events"
-    yield CGROUPS / "memory" / "memory.oom_control"
-
-
 def what_fits(recipe: dict[str, Any]) -> str:
     """A sentence that names settings that fit this machine, or general advice if no estimate can be made."""
     try:
@@ -93,7 +65,7 @@ def what_fits(recipe: dict[str, Any]) -> str:
         log.exception("no estimate of what would fit")
         found = None
     if found is None:
-        return "Lower micro_batch_size or max_length, or take a smaller model."
+        return ADVICE
     changes, peak, usable = found
     return f"By estimate {changes} would fit: {peak / GIB:.1f} of {usable / GIB:.1f} GiB."
 

@@ -109,7 +109,8 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
         _require_inputs(job)
         # A run that reported anything resumes in its own folder, from the beginning if it has no checkpoint.
         resume = attempt > 1 or folder.events.exists()
-        memory.remember(folder)
+        if not services.executor.anywhere:  # else the run's own machine counts
+            memory.remember(folder)
         answered(job_id, lambda: services.executor.start(folder.path, resume=resume))
     return True
 
@@ -188,7 +189,7 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
     if result.get("status") == "failed" and not full:
         message = error["message"]
         if error["code"] == OUT_OF_MEMORY:
-            message = f"{message} {memory.what_fits(services.ledger.get(job_id).recipe)}"
+            message = f"{message} {_what_fits(job_id)}"
         raise failure(error["code"], message, folder)
     if (full or not result) and (starved := _starved(job_id, attempt, folder)) is not None:
         return starved
@@ -227,8 +228,7 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
     services, step = use(), step_of_last(folder)
     why = None if interrupted else memory.ran_out(folder)
     if why is not None and step <= start.from_step:  # it would run out again at the same place
-        fits = memory.what_fits(services.ledger.get(job_id).recipe)
-        message = f"The training process ran out of memory: {why}. {fits}"
+        message = f"The training process ran out of memory: {why}. {_what_fits(job_id)}"
         raise failure(OUT_OF_MEMORY, message, folder)
     following, most = start.after(step), services.settings.training_restarts
     if following.fruitless > most:
@@ -251,6 +251,14 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
     )
     log.warning("training restarts", job_id=job_id, step=step, restart=following.number)
     return Ending("killed", step)
+
+
+def _what_fits(job_id: str) -> str:
+    """Advice on a job that ran out of memory; of another machine's memory nothing is known here."""
+    services = use()
+    if services.executor.anywhere:
+        return memory.ADVICE
+    return memory.what_fits(services.ledger.get(job_id).recipe)
 
 
 def _wind_down(job_id: str, folder: RunFolder) -> None:

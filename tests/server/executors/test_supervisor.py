@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import pytest
 
 from alignkit.run.checkpoint_store import CheckpointStore
 from alignkit.run.folder import RunFolder
+from alignkit_server.executors.oom import KILLED_LINE
 from alignkit_server.executors.ray import supervisor
 from alignkit_server.executors.ray.submission import Order, Submission, begin, marks, read
+from alignkit_server.runner import memory
 from tests.server.executors.ray_cluster import stub_python, until
 from tests.tree import PYTHONPATH
 
@@ -143,6 +146,19 @@ def test_checkpoints_come_back_from_their_copies(node: Node, tmp_path: Path) -> 
     assert node.start(begin(node.folder, order(storage))).wait(60) == 0
     assert node.starts() == ["resume"]
     assert node.steps() == [], "all six steps were in the copy"
+
+
+@pytest.mark.parametrize("kills", [[5, 6], [5, 5]])
+def test_a_node_whose_memory_was_used_up_says_so_in_the_runs_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: list[int]
+) -> None:
+    counts = iter(kills)
+    monkeypatch.setattr(supervisor, "oom_kills", lambda: next(counts))
+    command = [sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"]
+    (tmp_path / "train.log").write_text("")
+    assert supervisor._run(begin(tmp_path, order()), 1, command, threading.Event()) == -signal.SIGKILL
+    said = memory.ran_out(RunFolder(tmp_path))
+    assert said == (f"its log says {KILLED_LINE!r}" if kills[1] > kills[0] else None)
 
 
 def test_an_earlier_run_is_waited_for_until_it_is_silent(

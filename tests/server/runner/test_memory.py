@@ -7,6 +7,7 @@ import pytest
 
 from alignkit import estimate as library
 from alignkit.run.folder import RunFolder, write_json
+from alignkit_server.executors import oom
 from alignkit_server.runner import memory, training
 from alignkit_server.runner.step_services import JobFailedError, StepServices
 from alignkit_server.runner.training import Ending, Start
@@ -19,7 +20,7 @@ def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The control group's counter; nothing was killed so far."""
     path = tmp_path / "memory.events"
     path.write_text("low 0\noom 0\noom_kill 0\n")
-    monkeypatch.setattr(memory, "_counters", lambda: iter([path]))
+    monkeypatch.setattr(oom, "_counters", lambda: iter([path]))
     return path
 
 
@@ -34,6 +35,7 @@ def end(job: str, start: Start = training.FIRST) -> Ending:
         "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
         "terminate called after throwing an instance of 'std::bad_alloc'",
         "OSError: [Errno 12] Cannot allocate memory",
+        f"node 1: {oom.KILLED_LINE}",
     ],
 )
 def test_a_log_that_says_so_is_believed(
@@ -95,6 +97,18 @@ def test_a_trainer_that_says_so_itself_is_told_what_fits_too(
         end(job_id)
 
 
+def test_of_another_machine_nothing_is_estimated(
+    services: StepServices,  # noqa: F811
+    folder: RunFolder,  # noqa: F811
+    job_id: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(services.executor, "anywhere", True)
+    folder.log.write_text(f"node 0: {oom.KILLED_LINE}\n")
+    with pytest.raises(JobFailedError, match=r"its memory was used up'\. Lower micro_batch_size"):
+        end(job_id)
+
+
 def test_what_fits_is_the_largest_that_the_estimator_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,8 +136,8 @@ def test_what_fits_is_the_largest_that_the_estimator_finds(
 
 def test_both_kinds_of_counters_are_read(counter: Path) -> None:
     counter.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
-    assert memory.oom_kills() == 3
+    assert oom.oom_kills() == 3
     counter.write_text("nothing\n")
-    assert memory.oom_kills() == 0
+    assert oom.oom_kills() == 0
     counter.unlink()
-    assert memory.oom_kills() == 0
+    assert oom.oom_kills() == 0

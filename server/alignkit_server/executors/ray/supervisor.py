@@ -21,6 +21,7 @@ from alignkit.launch import Machine, launch_command
 from alignkit.run.checkpoint_store import CheckpointStore
 from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import ManagedProcess
+from alignkit_server.executors.oom import KILLED_LINE, oom_kills
 from alignkit_server.executors.ray.submission import Submission, marks, read
 
 BEAT_SECONDS = 1.0
@@ -100,6 +101,7 @@ def _alone(submission: Submission, parent_gone: threading.Event) -> bool:
 def _run(submission: Submission, rank: int, command: list[str], parent_gone: threading.Event) -> int:
     folder = RunFolder(submission.folder)
     with tempfile.TemporaryDirectory() as own:
+        killed = oom_kills()
         process = ManagedProcess.start(
             command,
             log_path=folder.log if rank == 0 else folder.path / f"train-{rank}.log",
@@ -115,7 +117,15 @@ def _run(submission: Submission, rank: int, command: list[str], parent_gone: thr
                     process.interrupt()
         finally:
             process.terminate(submission.order.grace)
+        if process.returncode and oom_kills() > killed:
+            _tell_killed(folder, rank)
         return process.returncode or 0
+
+
+def _tell_killed(folder: RunFolder, rank: int) -> None:
+    """Append to the run's log, which the server reads, that this node's memory was used up."""
+    with folder.log.open("a", encoding="utf-8") as log:
+        log.write(f"node {rank}: {KILLED_LINE}\n")
 
 
 @contextlib.contextmanager

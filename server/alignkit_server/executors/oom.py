@@ -1,0 +1,38 @@
+"""Counts the processes that the kernel killed because the memory of their control group was used up."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+KILLED_LINE = "the system killed a process of this node because its memory was used up"
+"""What the log of a run on another machine says of such a kill there."""
+_COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
+
+
+def oom_kills() -> int:
+    """How many processes of this one's control group the kernel has killed for want of memory; 0 if unknown."""
+    for path in _counters():
+        try:
+            found = _COUNT.search(path.read_text(encoding="utf-8"))
+        except OSError:
+            continue
+        if found is not None:
+            return int(found[1])
+    return 0
+
+
+def _counters() -> Iterator[Path]:
+    """Files that may hold the count: for control groups of version 2 and 1, seen from a container or its host."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield CGROUPS / path.lstrip("/") / "memory.events"
+        elif "memory" in controllers.split(","):
+            yield CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control"
+    yield CGROUPS / "memory.events"
+    yield CGROUPS / "memory" / "memory.oom_control"
