@@ -74,6 +74,9 @@ class EngineSettings(BaseModel):
     )
     kv_cache_gib: int = Field(1, ge=1, description="size of the KV cache without CUDA, in GiB")
     gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    confine: bool = Field(
+        False, description="hide the home from local engines, except the models and adapters that they serve"
+    )
     start_timeout_seconds: float = Field(600.0, gt=0)
     gpus: list[int] | None = Field(
         None, description="GPUs of the engines, which no job is given; default: all, shared with training"
@@ -196,7 +199,7 @@ class Settings(BaseSettings):
     executor: Literal["local", "ray"] = Field("local", description="where training runs")
     ray: RaySettings = Field(default_factory=RaySettings)
     confine_training: bool = Field(
-        False, description="hide the home from local training, except its own folder and inputs"
+        False, description="hide the home from local training, except its own folder and what it reads"
     )
     stop_grace_seconds: float = Field(
         20.0, gt=0, description="seconds between SIGTERM and SIGKILL of a child process"
@@ -263,14 +266,14 @@ class Settings(BaseSettings):
     def sqlalchemy_url(self) -> str:
         return self.database_url or f"sqlite:///{self.root / 'alignkit.sqlite'}"
 
-
-def load_settings(**given: Any) -> Settings:
-    """The settings: `given`, else the environment's. Raises AlignkitError, a sentence per variable."""
     @property
     def queue_file(self) -> Path:
         """DBOS's database, where the service has none but SQLite."""
         return self.root / "dbos.sqlite"
 
+
+def load_settings(**given: Any) -> Settings:
+    """The settings: `given`, else the environment's. Raises AlignkitError, a sentence per variable."""
     try:
         return Settings(**given)
     except ValidationError as error:

@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +25,15 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """The command of an engine: its arguments, working directory and required environment variables."""
+    """The command of an engine: its arguments, working directory and required environment variables.
+
+    `reads` are the files and folders of the service's home that it needs.
+    """
 
     arguments: list[str]
     cwd: Path
     environment: Mapping[str, str]
+    reads: Sequence[Path] = ()
 
 
 CommandBuilder = Callable[[Settings, str, int], EngineCommand]
@@ -74,6 +78,7 @@ def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
         arguments=[sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *flags],
         cwd=folder.parent,
         environment=_environment(settings, model if has_adapters else None, gpu=gpu),
+        reads=[folder, Path(sys.prefix), *([settings.adapters_dir / model] if lora else [])],
     )
 
 

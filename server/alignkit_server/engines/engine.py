@@ -10,6 +10,7 @@ from typing import Literal
 
 import httpx
 
+from alignkit_server.confine import confined
 from alignkit_server.engines.command import CommandBuilder
 from alignkit_server.engines.errors import EngineError, scrub_paths
 from alignkit_server.engines.process import ManagedProcess, child_environment, free_port
@@ -95,11 +96,14 @@ class Engine:
         self._failure = None
         port = free_port()
         command = self._build_command(self._settings, self._base_model, port)
+        arguments = command.arguments
+        if self._settings.engine.confine:
+            arguments = confined(arguments, home=self._settings.root, reads=command.reads)
         started = time.monotonic()
         identity_path, log_path = engine_files(self._settings, self._base_model)
         try:
             self._process = ManagedProcess.start(
-                command.arguments,
+                arguments,
                 log_path=log_path,
                 identity_path=identity_path,
                 environment=child_environment(command.environment),

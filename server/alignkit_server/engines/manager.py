@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from alignkit.errors import AlignkitError
+from alignkit_server.confine import possible, refusal
 from alignkit_server.engines.adapters import MODEL_NAME_PATTERN
 from alignkit_server.engines.command import CommandBuilder, vllm_command
 from alignkit_server.engines.engine import OWNER_MARK, Engine, EngineStatus
@@ -29,6 +31,9 @@ class EngineManager:
     """
 
     def __init__(self, settings: Settings, *, build_command: CommandBuilder = vllm_command) -> None:
+        """Raises AlignkitError where this system does not allow the confinement that the settings ask for."""
+        if settings.engine.confine and not possible():
+            raise AlignkitError(refusal("ALIGNKIT_ENGINE__CONFINE"))
         self._settings = settings
         self._build_command = build_command
         self._stopping = threading.Event()

@@ -11,8 +11,8 @@ from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command
 from alignkit.recipe import paths_of
 from alignkit.run.folder import RunFolder
+from alignkit_server.confine import confined, possible, refusal
 from alignkit_server.engines.process import ManagedProcess
-from alignkit_server.executors.confine import confined, possible
 from alignkit_server.executors.environment import training_environment
 from alignkit_server.executors.leases import DeviceLeases
 
@@ -36,10 +36,7 @@ class LocalExecutor:
         without GPUs. Raises AlignkitError if this system does not allow confinement.
         """
         if confined_to is not None and not possible():
-            raise AlignkitError(
-                "confine_training: this system lets no process create user and mount namespaces; allow them, or set "
-                "ALIGNKIT_CONFINE_TRAINING=false"
-            )
+            raise AlignkitError(refusal("ALIGNKIT_CONFINE_TRAINING"))
         self._home = confined_to
         self._grace = grace_seconds
         self._python = python

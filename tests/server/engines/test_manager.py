@@ -255,6 +255,7 @@ def test_the_vllm_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -
     ):
         assert expected in line
     assert built.cwd == settings.models_dir
+    assert {settings.models_dir / "tiny", settings.adapters_dir / "tiny"} <= set(built.reads)
     assert built.environment["VLLM_LORA_RESOLVER_CACHE_DIR"] == str(settings.adapters_dir / "tiny")
     assert built.environment["OMP_NUM_THREADS"] == str(os.cpu_count())
     monkeypatch.setattr(command, "runs_on_gpu", lambda: True)

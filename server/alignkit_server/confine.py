@@ -2,8 +2,8 @@
 
 This is a separate program, which imports nothing of this package.
 
-In its own user and mount namespace, an empty file system covers the home, and the run's folder and the files it reads
-are mounted back into it. The process keeps its user, and nothing outside the home changes.
+In its own user and mount namespace, an empty file system covers the home, and what the command needs is mounted back
+into it. The process keeps its user, and nothing outside the home changes.
 """
 
 import argparse
@@ -26,12 +26,14 @@ SIZE = b"mode=0700,size=1m"
 
 
 def confined(
-    command: Sequence[str], *, home: Path, writes: Path, reads: Iterable[Path], python: str = sys.executable
+    command: Sequence[str], *, home: Path, reads: Iterable[Path], writes: Path | None = None
 ) -> list[str]:
     """The command that runs `command` with a home in which it may write only `writes` and read only `reads`."""
     inside = sorted({str(path) for path in reads if path.is_relative_to(home)})
     options = [part for path in inside for part in ("--read", path)]
-    return [python, __file__, "--home", str(home), "--write", str(writes), *options, "--", *command]
+    if writes is not None:
+        options += ["--write", str(writes)]
+    return [sys.executable, __file__, "--home", str(home), *options, "--", *command]
 
 
 def possible() -> bool:
@@ -40,11 +42,19 @@ def possible() -> bool:
     return subprocess.run(asked, check=False, capture_output=True).returncode == 0
 
 
+def refusal(setting: str) -> str:
+    """The sentence about a setting, by its variable, that asks for more than this system gives."""
+    return (
+        f"{setting}: this system lets no process create user and mount namespaces; allow them, or set "
+        f"{setting}=false"
+    )
+
+
 def main(arguments: Sequence[str]) -> None:
     """Confine this process, then become the command. Raises OSError if the system does not allow it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--write", type=Path, required=True)
+    parser.add_argument("--write", type=Path, action="append", default=[])
     parser.add_argument("--read", type=Path, action="append", default=[])
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
@@ -52,7 +62,8 @@ def main(arguments: Sequence[str]) -> None:
     _namespaces()
     # Opened before the home is covered, because then their names no longer lead to them.
     held = [
-        (path, os.open(path, os.O_PATH), path != options.write) for path in [options.write, *options.read]
+        (path, os.open(path, os.O_PATH), path not in options.write)
+        for path in [*options.write, *options.read]
     ]
     _mount(b"none", b"/", None, MS_REC | MS_PRIVATE)
     _mount(b"tmpfs", os.fsencode(options.home), b"tmpfs", 0, SIZE)

@@ -1,15 +1,19 @@
-"""A confined run reads what it is given and nothing else of the home; where the system allows it."""
+"""A confined run or engine reads what it is given and nothing else of the home; where the system allows it."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from alignkit.errors import AlignkitError
+from alignkit_server.confine import confined, possible
+from alignkit_server.engines import manager
+from alignkit_server.engines.command import EngineCommand
+from alignkit_server.engines.manager import EngineManager
 from alignkit_server.executors import local
-from alignkit_server.executors.confine import confined, possible
 from alignkit_server.executors.local import LocalExecutor, reads_of
 from alignkit_server.executors.registry import executor_of
 from alignkit_server.settings import Settings
@@ -69,9 +73,13 @@ def test_a_system_that_cannot_confine_says_so_at_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(local, "possible", lambda: False)
-    with pytest.raises(AlignkitError, match="confine_training"):
+    with pytest.raises(AlignkitError, match="ALIGNKIT_CONFINE_TRAINING"):
         executor_of(Settings(home=tmp_path, confine_training=True))
     assert executor_of(Settings(home=tmp_path))
+    monkeypatch.setattr(manager, "possible", lambda: False)
+    with pytest.raises(AlignkitError, match="ALIGNKIT_ENGINE__CONFINE"):
+        EngineManager(Settings(home=tmp_path, engine={"confine": True}))
+    assert EngineManager(Settings(home=tmp_path))
 
 
 @needs_namespaces
@@ -95,3 +103,43 @@ def test_a_confined_run_is_found_and_ended_like_any_other(
     assert other.running(folder)
     other.stop(folder)
     assert not other.running(folder)
+
+
+ENGINE = """
+import json, pathlib, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+home, port = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        seen = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
+        body = json.dumps({"data": [{"id": "tiny"}], "seen": seen}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@needs_namespaces
+def test_a_confined_engine_sees_its_model_and_adapters_also_those_that_come_later(home: Path) -> None:
+    adapters = home / "adapters" / "tiny"
+    adapters.mkdir(parents=True)
+    reads = [home / "models" / "tiny", adapters, Path(sys.prefix)]
+
+    def command(settings: Settings, _: str, port: int) -> EngineCommand:
+        arguments = [sys.executable, "-S", "-c", ENGINE, str(home), str(port)]
+        return EngineCommand(arguments, cwd=settings.models_dir, environment={}, reads=reads)
+
+    engines = EngineManager(Settings(home=home, engine={"confine": True}), build_command=command)
+    try:
+        url = f"{engines.endpoint('tiny')}/v1/models"
+        assert httpx.get(url).json()["seen"] == ["models/tiny/config.json"]
+        (adapters / "later").write_text("published")
+        assert httpx.get(url).json()["seen"] == ["adapters/tiny/later", "models/tiny/config.json"]
+    finally:
+        engines.shutdown()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
