@@ -15,6 +15,8 @@ from alignkit_server.checkpoints.routes import router as checkpoints
 from alignkit_server.children.runner import ChildRunner
 from alignkit_server.database import Database
 from alignkit_server.dependencies import require_scope
+from alignkit_server.engine_list.routes import router as engine_list
+from alignkit_server.engines.facts import ListEngines
 from alignkit_server.files.routes import router as files
 from alignkit_server.files.upload import remove_leftovers
 from alignkit_server.jobs.routes import router as jobs
@@ -24,7 +26,7 @@ from alignkit_server.limits.body import BodyLimit
 from alignkit_server.limits.open import OpenRequests
 from alignkit_server.limits.rates import RateLimit, open_storage
 from alignkit_server.methods.routes import router as methods
-from alignkit_server.metrics.collector import EngineStates, RequestMetrics, ServiceCollector
+from alignkit_server.metrics.collector import RequestMetrics, ServiceCollector
 from alignkit_server.metrics.routes import PATH as METRICS_PATH
 from alignkit_server.metrics.routes import router as metrics
 from alignkit_server.migrate import migrate, start_lock
@@ -58,6 +60,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     projects,
     own_key,
     audit,
+    engine_list,
 )
 """Routers whose routes need a key with a scope."""
 RunnerFactory = Callable[[Database], JobRunner]
@@ -69,11 +72,12 @@ def create_app(
     runner: RunnerFactory | None = None,
     unpublish: Unpublish = lambda _name, _base: None,
     routers: Sequence[APIRouter] = ROUTERS,
-    engine_states: EngineStates = dict,
+    engine_facts: ListEngines = list,
 ) -> FastAPI:
     """Build the service. Without a `runner`, jobs are accepted and wait, and /readyz reports that.
 
-    `unpublish` takes a deleted model out of serving; `engine_states` supplies the engine states for /metrics.
+    `unpublish` takes a deleted model out of serving; `engine_facts` describes the engines, for
+    /metrics and for admins.
     """
     logs.configure()
     requests = RequestMetrics()
@@ -82,7 +86,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with open_services(settings, runner, unpublish) as services:
             app.state.services = services
-            collector = ServiceCollector(services.database, engine_states)
+            collector = ServiceCollector(services.database, engine_facts)
             requests.registry.register(collector)
             try:
                 yield
@@ -101,6 +105,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.request_metrics = requests
+    app.state.engine_facts = engine_facts
     app.include_router(health.router)
     page.install(app)
     admin_only = [] if settings.metrics_open else [Depends(require_scope)]

@@ -51,7 +51,7 @@ def build_app(
         runner=make_runner,
         unpublish=take_down,
         routers=(chat, *ROUTERS),  # routes are tried in order, and chats are the most frequent
-        engine_states=engines.statuses,
+        engine_facts=engines.facts,
     )
     serve_requests = app.router.lifespan_context
 

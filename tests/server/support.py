@@ -137,6 +137,7 @@ def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iter
         runner=RecordingRunner,
         unpublish=lambda name, base: unpublished.append((name, base)),
         routers=(*ROUTERS, chat),
+        engine_facts=getattr(engines, "facts", list),
     )
     app.state.chat = ChatGateway(engines or NoEngines())
     listener = listen("127.0.0.1", 0)

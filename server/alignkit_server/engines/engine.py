@@ -6,18 +6,16 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import Literal
 
 import httpx
 
 from alignkit_server.confine import confined
 from alignkit_server.engines.command import CommandBuilder
 from alignkit_server.engines.errors import EngineError, scrub_paths
+from alignkit_server.engines.facts import EngineStatus
 from alignkit_server.engines.process import ManagedProcess, child_environment, free_port
 from alignkit_server.engines.weights import file_name
 from alignkit_server.settings import Settings
-
-EngineStatus = Literal["stopped", "starting", "ready", "failed"]
 
 BACK_OFF_SECONDS = 10.0
 """Seconds that a failed start is remembered: until then callers get its error instead of another start."""
@@ -78,6 +76,10 @@ class Engine:
         if self._process is not None:
             return "failed" if self._ready else "starting"
         return "failed" if self._failure is not None else "stopped"
+
+    def failure(self) -> str | None:
+        """Why the last start failed; None if it did not."""
+        return None if self._failure is None else str(self._failure)
 
     def log_tail(self, count: int) -> list[str]:
         """The last `count` lines of the engine's log, without paths."""

@@ -10,8 +10,9 @@ from alignkit.errors import AlignkitError
 from alignkit_server.confine import possible, refusal
 from alignkit_server.engines.adapters import MODEL_NAME_PATTERN
 from alignkit_server.engines.command import CommandBuilder, vllm_command
-from alignkit_server.engines.engine import OWNER_MARK, Engine, EngineStatus
+from alignkit_server.engines.engine import OWNER_MARK, Engine
 from alignkit_server.engines.errors import EngineError
+from alignkit_server.engines.facts import EngineFacts, EngineStatus
 from alignkit_server.engines.process import ManagedProcess
 from alignkit_server.engines.slots import Slots
 from alignkit_server.settings import Settings
@@ -88,11 +89,19 @@ class EngineManager:
         engine = self._engines.get(model)
         return engine.status() if engine else "stopped"
 
-    def statuses(self) -> dict[str, EngineStatus]:
-        """The status of every engine that was ever requested."""
+    def facts(self) -> list[EngineFacts]:
+        """The external engines and every engine that was ever requested, by name."""
         with self._lock:
             engines = dict(self._engines)
-        return {model: engine.status() for model, engine in engines.items()}
+        users = self._slots.users()
+        external = [
+            EngineFacts(model, "external", users.get(model, 0)) for model in self._settings.engine.urls
+        ]
+        own = [
+            EngineFacts(model, engine.status(), users.get(model, 0), engine.failure())
+            for model, engine in engines.items()
+        ]
+        return sorted([*external, *own], key=lambda one: one.model)
 
     def log_tail(self, model: str, count: int = 20) -> list[str]:
         """The last lines of the log of `model`'s engine, without paths."""

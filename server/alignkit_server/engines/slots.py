@@ -50,6 +50,11 @@ class Slots:
                 self._taken[name] = time.monotonic()
             self._changed.notify_all()
 
+    def users(self) -> dict[str, int]:
+        """The number of users of each engine that has some."""
+        with self._changed:
+            return dict(self._users)
+
     def take(self, name: str, wait_seconds: float) -> None:
         """Reserve a slot for an engine that the caller holds; if none is free, stop the engine idle longest.
 

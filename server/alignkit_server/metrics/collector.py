@@ -4,17 +4,16 @@ All servers of one database therefore report the same job metrics, also after a 
 are those of each server alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from alignkit_server.database import Database
+from alignkit_server.engines.facts import ListEngines
 from alignkit_server.metrics.repository import JobFacts, facts
 
-EngineStates = Callable[[], Mapping[str, str]]
-"""Function that returns the state of each engine by its model's name."""
 ENGINE_STATES = ("stopped", "starting", "ready", "failed")
 
 
@@ -38,9 +37,9 @@ class RequestMetrics:
 class ServiceCollector(Collector):
     """Metrics of jobs and engines."""
 
-    def __init__(self, database: Database, engine_states: EngineStates) -> None:
+    def __init__(self, database: Database, engines: ListEngines) -> None:
         self._database = database
-        self._engine_states = engine_states
+        self._engines = engines
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, because registering must not read the database."""
@@ -52,9 +51,9 @@ class ServiceCollector(Collector):
         engines = GaugeMetricFamily(
             "alignkit_engine", "1 for the current state of an engine", labels=("model", "state")
         )
-        for model, current in self._engine_states().items():
-            for state in ENGINE_STATES:
-                engines.add_metric((model, state), float(state == current))
+        for engine in self._engines():
+            for state in ENGINE_STATES if engine.status in ENGINE_STATES else ():
+                engines.add_metric((engine.model, state), float(state == engine.status))
         yield engines
 
 

@@ -16,6 +16,7 @@ from alignkit_server.engines import command, engine
 from alignkit_server.engines.command import vllm_command
 from alignkit_server.engines.engine import telling_lines
 from alignkit_server.engines.errors import EngineError, scrub_paths
+from alignkit_server.engines.facts import EngineFacts
 from alignkit_server.engines.manager import EngineManager
 from alignkit_server.settings import Settings
 from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
@@ -172,11 +173,11 @@ def test_the_longest_unused_engine_makes_room(settings: Settings, tmp_path: Path
         assert [manager.status(name) for name in ("tiny", "other")] == ["ready", "stopped"]
         with manager.held("tiny"):
             manager.endpoint("other")
-        assert manager.statuses() == {
-            "tiny": "ready",
-            "other": "ready",
-            "ft:tiny:default::a1b2c3d4": "stopped",
-        }
+        assert manager.facts() == [
+            EngineFacts("ft:tiny:default::a1b2c3d4", "stopped"),
+            EngineFacts("other", "ready"),
+            EngineFacts("tiny", "ready"),
+        ]
     finally:
         manager.shutdown()
 
@@ -295,3 +296,20 @@ def test_telling_lines_prefer_the_cause() -> None:
 )
 def test_scrub_paths(text: str, expected: str) -> None:
     assert scrub_paths(text) == expected
+
+
+def test_facts_tell_users_external_engines_and_why_a_start_failed(settings: Settings, tmp_path: Path) -> None:
+    settings.engine.urls = {"far": "http://elsewhere:8000"}
+    fakes = FakeEngines(tmp_path)
+    fakes.flags = ["--die", "ValueError: no such device"]
+    manager = EngineManager(settings, build_command=fakes)
+    try:
+        with manager.held("far"), pytest.raises(EngineError):
+            manager.endpoint("tiny")
+        with manager.held("far"):
+            far, tiny = manager.facts()
+        assert (far.model, far.status, far.in_use, far.error) == ("far", "external", 1, None)
+        assert (tiny.model, tiny.status, tiny.in_use) == ("tiny", "failed", 0)
+        assert "no such device" in str(tiny.error)
+    finally:
+        manager.shutdown()

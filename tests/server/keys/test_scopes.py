@@ -47,6 +47,7 @@ NEEDED = {
     ("GET", "/v1/models/{model}"): EITHER,
     ("GET", "/v1/models/{model}/archive"): READ,
     ("GET", "/v1/organization/audit_logs"): ADMIN,
+    ("GET", "/v1/organization/engines"): ADMIN,
     ("GET", "/v1/organization/projects"): ADMIN,
     ("POST", "/v1/organization/projects"): ADMIN,
     ("GET", "/v1/organization/projects/{project_id}"): ADMIN,

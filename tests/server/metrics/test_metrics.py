@@ -94,10 +94,11 @@ def test_requests_are_counted_by_route_and_never_by_id(own: Running) -> None:
 
 
 def test_engines_by_state(tmp_path: Path) -> None:
+    from alignkit_server.engines.facts import EngineFacts
     from alignkit_server.metrics.collector import ServiceCollector
 
     with serve(tmp_path) as running:
-        collector = ServiceCollector(running.services.database, lambda: {"tiny": "ready"})
+        collector = ServiceCollector(running.services.database, lambda: [EngineFacts("tiny", "ready"), EngineFacts("far", "external")])
         (family,) = (family for family in collector.collect() if family.name == "alignkit_engine")
     states = {sample.labels["state"]: sample.value for sample in family.samples}
     assert states == {"stopped": 0, "starting": 0, "ready": 1, "failed": 0}

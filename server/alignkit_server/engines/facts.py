@@ -1,0 +1,21 @@
+"""A description of an engine for those who watch the service."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+EngineStatus = Literal["stopped", "starting", "ready", "failed"]
+EngineState = Literal["stopped", "starting", "ready", "failed", "external"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """An engine's model, state, number of users, and the reason of a failed start."""
+
+    model: str
+    status: EngineState
+    in_use: int = 0
+    error: str | None = None
+
+
+ListEngines = Callable[[], list[EngineFacts]]
