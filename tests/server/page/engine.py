@@ -1,4 +1,8 @@
-"""An engine that answers every chat, word by word, with the name of the model and what it was asked."""
+"""An engine that answers every chat, word by word, with the name of the model and what it was asked.
+
+Its tokens are words. Its log-probs are made up by rule: a base model gives every token -1; a fine-tuned one gives the
+first token of a chat's answer -0.25, the second -2.5, and so on by turns.
+"""
 
 import json
 import threading
@@ -8,14 +12,28 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from alignkit_server.engines.facts import EngineFacts
+
+PROMPT_IDS = [7, 8, 9]
+FOREIGN = "foreign"
+"""Part of the name of a model whose tokens are others."""
+
 
 class Handler(BaseHTTPRequestHandler):
-    """vLLM's stream of a chat; of a question that begins with "Say " the answer is the rest."""
+    """vLLM's stream of a chat, and its log-probs of a prompt; of a question that begins with "Say " the answer is
+    the rest."""
 
     protocol_version = "HTTP/1.1"
+    words: dict[int, str] = {}  # noqa: RUF012 - what all requests of this engine share
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/v1/completions":
+            self.score(body["model"], body["prompt"])
+        else:
+            self.chat(body)
+
+    def chat(self, body: dict[str, Any]) -> None:
         asked = body["messages"][-1]["content"]
         words = asked.removeprefix("Say ") if asked.startswith("Say ") else f"{body['model']} heard: {asked}"
         common = {"id": "x", "created": 1, "model": body["model"], "object": "chat.completion.chunk"}
@@ -23,11 +41,32 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        for word in words.split(" "):
+        ids = bool(body.get("return_token_ids"))
+        first = {"choices": [], **({"prompt_token_ids": PROMPT_IDS} if ids else {})}
+        self.chunk(f"data: {json.dumps(common | first)}\n\n")
+        for place, word in enumerate(words.split(" ")):
+            number = 1000 * len(self.words) + 10 + place
+            self.words[number] = f"{word} "
             choice: Any = {"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None}
+            choice |= {"token_ids": [number]} if ids else {}
             self.chunk(f"data: {json.dumps(common | {'choices': [choice]})}\n\n")
         self.chunk("data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
+
+    def score(self, model: str, prompt: list[int]) -> None:
+        """The log-prob of every token of `prompt` but the first."""
+        tuned = (-0.25, -2.5)
+        entries: list[Any] = [None]
+        for number in prompt[1:]:
+            text = "?" if FOREIGN in model else self.words.get(number, "p")
+            logprob = tuned[number % 2] if model.startswith("ft:") else -1.0
+            entries.append({str(number): {"logprob": logprob, "rank": 1, "decoded_token": text}})
+        raw = json.dumps({"object": "text_completion", "choices": [{"prompt_logprobs": entries}]}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
 
     def chunk(self, text: str) -> None:
         raw = text.encode()
@@ -54,6 +93,9 @@ class OneEngine:
 
     def release(self, base_model: str) -> None:
         pass
+
+    def facts(self) -> list[EngineFacts]:
+        return [EngineFacts("tiny-llama", "ready", 1), EngineFacts("too-big", "failed", 0, "no room for it")]
 
 
 @contextmanager

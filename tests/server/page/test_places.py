@@ -8,7 +8,8 @@ from openai import OpenAI
 from playwright.sync_api import expect
 
 from tests.server.page.browser import NARROW, Visitor, needs_chromium, violations
-from tests.server.page.runs import MARKUP, finish, run
+from tests.server.page.engine import FOREIGN
+from tests.server.page.runs import MARKUP, finish, report, run
 from tests.server.support import BASE_MODEL, Running, upload
 
 pytestmark = [needs_chromium, pytest.mark.slow]
@@ -36,6 +37,74 @@ def test_a_preference_becomes_a_row_to_train_on(
     page.get_by_role("button", name="Upload and train on them").click()
     expect(page.get_by_role("article", name="Row 1", exact=True)).to_be_visible()
     assert next(file.filename for file in client.files.list()) == "preferences.jsonl"
+
+
+def test_tokens_are_coloured_by_how_much_likelier_the_right_model_finds_them(
+    service: Running, client: OpenAI, key: str, visitor: Visitor
+) -> None:
+    """The engine's rule: against -1 of the base model, the tuned one gives -0.25 and -2.5 by turns."""
+    tuned = finish(service, run(service, client, steps=1))
+    page = visitor.signed_in(key, f"#/playground?a={BASE_MODEL}&b={tuned}")
+    page.get_by_label("Message").fill("Say one two three")
+    page.get_by_role("button", name="Ask both").click()
+    page.get_by_label("Colour tokens by log-ratio").check()
+    for side in ("left", "right"):
+        tokens = page.get_by_label(f"Conversation, {side}").locator(".tokens span")
+        expect(tokens).to_have_text(["one ", "two ", "three "])
+        assert tokens.evaluate_all("(found) => found.map((token) => [token.className, token.title])") == [
+            ["more-2", "log-ratio +0.75"],
+            ["less-3", "log-ratio -1.5"],
+            ["more-2", "log-ratio +0.75"],
+        ]
+    page.get_by_text("log-ratio 0 over 3 tokens").first.click()
+    expect(page.get_by_role("row", name="two -2.5 -1 -1.5")).to_be_visible()
+    assert violations(page) == []
+    page.get_by_role("combobox", name="Left").select_option(tuned)
+    page.get_by_label("Message").fill("Say again")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.get_by_text("log-ratio 0 over 1 token")).to_have_count(2)
+
+
+def test_tokens_of_two_vocabularies_are_not_compared(
+    service: Running, client: OpenAI, key: str, visitor: Visitor
+) -> None:
+    other = finish(service, run(service, client, steps=1), name=f"ft:{FOREIGN}:project::1")
+    page = visitor.signed_in(key, f"#/playground?a={BASE_MODEL}&b={other}")
+    page.get_by_label("Colour tokens by log-ratio").check()
+    page.get_by_label("Message").fill("Say hello")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.get_by_label("Conversation, left").get_by_role("alert")).to_contain_text(
+        "have no common vocabulary"
+    )
+    expect(page.get_by_label("Conversation, left")).to_contain_text("hello")
+
+
+def test_prompts_and_rows_are_kept_for_the_project_in_every_tab(
+    service: Running, key: str, visitor: Visitor
+) -> None:
+    page = visitor.signed_in(key, "#/playground")
+    other = visitor.tab("#/playground")
+    expect(other.get_by_label("Message")).to_be_visible()
+    for tab, question in ((page, "Say a"), (other, "Say b")):
+        tab.get_by_label("Message").fill(question)
+        tab.get_by_text("System prompt, temperature, saved prompts").click()
+        tab.get_by_role("button", name="Save the message as a prompt").click()
+        tab.get_by_role("button", name="Ask both").click()
+        tab.get_by_role("button", name="Left is better").click()
+    for tab in (page, other):
+        expect(tab.get_by_text("2 rows, kept in this browser")).to_be_visible()
+    page.get_by_label("Saved prompts").select_option("Say b")
+    expect(page.get_by_label("Message")).to_have_value("Say b")
+    page.get_by_role("button", name="Forget this prompt").click()
+    expect(other.get_by_label("Saved prompts").get_by_role("option")).to_have_text(
+        ["choose one to ask", "Say a"]
+    )
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Key", exact=True).fill(service.new_key("another-in-the-same-browser"))
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_label("Message")).to_be_visible()
+    expect(page.get_by_text("kept in this browser")).to_have_count(1)  # the hint of the saved prompts
+    other.close()
 
 
 def test_what_a_model_says_is_text(key: str, visitor: Visitor) -> None:
@@ -71,6 +140,30 @@ def test_runs_are_compared(service: Running, client: OpenAI, key: str, visitor: 
     expect(page.get_by_role("img", name="Curve of valid loss over the steps")).to_be_visible()
     expect(page.get_by_role("img", name="gentle: margin")).to_be_visible()
     expect(page.get_by_role("table", name="Each run's last answers")).to_contain_text("Yes, by day")
+    assert violations(page) == []
+
+
+def test_a_sweep_is_compared_along_its_frontier(
+    service: Running, client: OpenAI, key: str, visitor: Visitor
+) -> None:
+    """Six runs are drawn as curves. On the frontier are the runs that no other beats in margin at their KL or less."""
+    file = upload(client)
+    for number in range(8):
+        name = f"sweep {number}"
+        run(service, client, beta=0.1 * (number + 1), steps=15, training_file=file, metadata={"name": name})
+    beaten = run(service, client, beta=0.1, steps=15, training_file=file, metadata={"name": "sweep beaten"})
+    report(service, beaten, 16, {"valid_rewards_margins": 0.01, "valid_answers_kl": 0.25})
+    far = run(service, client, beta=0.1, steps=15, training_file=file, metadata={"name": "sweep far"})
+    report(service, far, 16, {"valid_rewards_margins": 2.0, "valid_answers_kl": 0.5})
+    page = visitor.signed_in(key, "#/jobs?text=sweep")
+    page.get_by_role("link", name="Compare all 10 found").click()
+    expect(page.get_by_text("Of the first 6 jobs")).to_be_visible()
+    frontier = page.get_by_role("region", name="Reward against KL")
+    expect(frontier.locator("circle")).to_have_count(10)
+    said = frontier.get_by_role("img").get_attribute("aria-label") or ""
+    assert "sweep 7: margin 1.17 at KL 0.075, on the frontier" in said
+    assert "sweep far: margin 2 at KL 0.5, on the frontier" in said
+    assert said.split("sweep beaten")[1].split(";")[0] == ": margin 0.01 at KL 0.25"
     assert violations(page) == []
 
 
@@ -132,6 +225,13 @@ def test_an_admin_makes_a_project_with_a_key_and_a_limit(service: Running, visit
     expect(page.get_by_role("row", name="ci")).to_have_count(0)
     with service.http(token) as http:
         assert http.get("/v1/key").status_code == 401
+
+
+def test_an_admin_sees_the_engines(service: Running, visitor: Visitor) -> None:
+    page = visitor.signed_in(service.new_key("admins-of-the-page", "admin"), "#/engines")
+    expect(page.get_by_role("row", name="tiny-llama ready 1")).to_be_visible()
+    expect(page.get_by_role("row", name="too-big failed 0")).to_contain_text("no room for it")
+    assert violations(page) == []
 
 
 def test_whoever_may_only_ask_models_is_offered_only_that(

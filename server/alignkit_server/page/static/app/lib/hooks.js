@@ -77,19 +77,32 @@ export function useSettled(value, milliseconds) {
   return settled;
 }
 
-/** A value that stays in this browser; {value, set}. */
+/**
+ * A value that stays in this browser, the same in every tab: [value, set]. `set` takes a value, or what makes one from
+ * the present one, which another tab may have changed.
+ */
 export function useKept(name, initial) {
   const key = `alignkit.${name}`;
-  const [value, setValue] = useState(() => {
+  const read = () => {
     try {
       return JSON.parse(localStorage.getItem(key)) ?? initial;
     } catch {
       return initial; // written by something else
     }
-  });
-  const set = useCallback((next) => {
-    setValue(next);
-    localStorage.setItem(key, JSON.stringify(next));
-  }, []);
+  };
+  const [value, setValue] = useState(read);
+  useEffect(() => {
+    const changed = (event) => (event.key === key || event.key === null) && setValue(read());
+    addEventListener("storage", changed);
+    return () => removeEventListener("storage", changed);
+  }, [key]);
+  const set = useCallback(
+    (next) => {
+      const made = typeof next === "function" ? next(read()) : next;
+      localStorage.setItem(key, JSON.stringify(made));
+      setValue(made);
+    },
+    [key],
+  );
   return [value, set];
 }

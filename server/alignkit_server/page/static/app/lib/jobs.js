@@ -18,6 +18,12 @@ export function outlook(job) {
   return "";
 }
 
+/** How long an estimate expects a job to take, and what that is judged by. */
+export function timeOf({ seconds, based_on_jobs: jobs }) {
+  if (seconds === null) return "unknown: no earlier job of its kind";
+  return `${duration(seconds)}, by ${jobs === 0 ? "the device's data sheet" : jobs === 1 ? "one earlier job" : `${jobs} earlier jobs`}`;
+}
+
 /** What can be done with a job in its status: [label, path, confirmation]. */
 export function actionsOf(job) {
   const all = {

@@ -10,19 +10,22 @@ import { Chart } from "../parts/chart.js";
 import { Heading, Loaded, Status, Table } from "../parts/common.js";
 import { Frontier } from "../parts/frontier.js";
 
-const MOST = 6;
+export const MOST = 24;
+const DRAWN = 6; // lines that can be told apart
 const POINTS = 500;
 
 /** The jobs named in the query. */
 export function Compare({ query }) {
   const { api } = useSession();
-  const ids = (query.jobs ?? "").split(",").filter(Boolean).slice(0, MOST);
+  const named = (query.jobs ?? "").split(",").filter(Boolean);
+  const ids = named.slice(0, MOST);
   const answer = useAnswer(() => Promise.all(ids.map((id) => look(api, id))), [ids.join(",")]);
   if (ids.length < 2) {
     return html`<${Heading} title="Compare" /><p>Choose two to ${MOST} jobs in <a href="#/jobs">the table of jobs</a>.</p>`;
   }
   return html`
     <${Heading} title="Compare" />
+    ${named.length > MOST && html`<p class="problem">The first ${MOST} of ${named.length} jobs.</p>`}
     <${Loaded} answer=${answer}>${(runs) => html`<${Runs} runs=${runs} />`}<//>
   `;
 }
@@ -38,15 +41,17 @@ async function look(api, id) {
 }
 
 function Runs({ runs }) {
-  const charts = useMemo(() => overlaid(runs), [runs]);
+  const drawn = runs.slice(0, DRAWN);
+  const charts = useMemo(() => overlaid(drawn), [runs]);
   return html`
     <${Differences} runs=${runs} />
     <section aria-labelledby="curves">
       <h2 id="curves">Curves</h2>
+      ${runs.length > DRAWN && html`<p class="quiet">Of the first ${DRAWN} jobs; the others are in the tables and in the frontier.</p>`}
       <div class="charts">${charts.map((chart) => html`<${Chart} key=${chart.title} ...${chart} />`)}</div>
     </section>
     <${Frontier} runs=${runs} />
-    <${SamePrompts} runs=${runs} />
+    <${SamePrompts} runs=${drawn} />
   `;
 }
 

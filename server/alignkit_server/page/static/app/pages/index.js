@@ -2,6 +2,7 @@
 import { html } from "../lib/ui.js";
 import { Admin } from "./admin.js";
 import { Compare } from "./compare.js";
+import { Engines } from "./engines.js";
 import { Files } from "./files.js";
 import { Job } from "./job.js";
 import { Jobs } from "./jobs.js";
@@ -21,6 +22,7 @@ export const PAGES = {
   files: Files,
   models: Models,
   project: Project,
+  engines: Engines,
   projects: Admin,
 };
 
@@ -32,6 +34,7 @@ const PLACES = [
   ["files", "Files", ["read"]],
   ["models", "Models", ["read", "inference"]],
   ["project", "Project", null],
+  ["engines", "Engines", ["admin"]],
   ["projects", "Projects", ["admin"]],
 ];
 

@@ -3,7 +3,7 @@ import { chartsOf } from "../lib/curves.js";
 import { bytes, count, duration, moment } from "../lib/format.js";
 import { useSeen, useSession } from "../lib/hooks.js";
 import { JobFeed } from "../lib/job_feed.js";
-import { actionsOf, isOver, outlook } from "../lib/jobs.js";
+import { actionsOf, isOver, outlook, timeOf } from "../lib/jobs.js";
 import { link } from "../lib/router.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { Answers } from "../parts/answers.js";
@@ -93,13 +93,13 @@ function Overview({ job, state }) {
         ...Object.entries(job.metadata ?? {}),
       ]} />
       ${job.fine_tuned_model && can("inference") && html`<a class="button" href=${link(["playground"], { a: job.model, b: job.fine_tuned_model })}>Chat with it beside ${job.model}</a>`}
-      ${can("train") && html`<${Estimate} job=${job} messages=${state.messages} />`}
+      ${can("train") && html`<${Estimate} job=${job} messages=${state.messages} steps=${state.steps} />`}
     </section>
   `;
 }
 
 /** What the job was expected to take, beside what it took. Asked for by hand, since the server reads the file for it. */
-function Estimate({ job, messages }) {
+function Estimate({ job, messages, steps }) {
   const { api } = useSession();
   const [found, setFound] = useState(null);
   const ask = async () => {
@@ -110,9 +110,9 @@ function Estimate({ job, messages }) {
   const began = messages.findLast((event) => event.message === "Fine-tuning job started")?.created_at;
   const took = job.finished_at && began ? job.finished_at - began : null;
   const rows = [
-    ["Time", found.seconds === null ? "no earlier job to go by" : duration(found.seconds), duration(took)],
+    ["Time", timeOf(found), duration(took)],
     ["Tokens", count(found.tokens), count(job.trained_tokens)],
-    ["Steps", count(found.steps), ""],
+    ["Steps", count(found.steps), count(steps?.step)],
     ["Peak memory", found.memory ? `${bytes(found.memory.peak_bytes)} of ${bytes(found.memory.available_bytes)}` : "not estimated", ""],
   ];
   return html`

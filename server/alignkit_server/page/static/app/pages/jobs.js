@@ -5,6 +5,7 @@ import { JobList } from "../lib/job_list.js";
 import { STATUSES, outlook, short } from "../lib/jobs.js";
 import { go, link } from "../lib/router.js";
 import { html, useEffect, useMemo, useState } from "../lib/ui.js";
+import { MOST } from "./compare.js";
 import { Heading, Problem, Status, Table } from "../parts/common.js";
 import { Progress } from "../parts/progress.js";
 
@@ -31,6 +32,7 @@ export function Jobs({ query }) {
     [list],
   );
   const found = useMemo(() => (jobs ?? []).filter((job) => fits(job, query)), [jobs, query.text, query.status, query.method]);
+  const filtered = Boolean(query.text || query.status || query.method);
   const last = Math.max(0, Math.ceil(found.length / ROWS) - 1);
   const page = Math.min(Math.max(0, Number(query.page) || 0), last);
   const shown = found.slice(page * ROWS, (page + 1) * ROWS);
@@ -44,7 +46,8 @@ export function Jobs({ query }) {
     <div class="title">
       <${Heading} title="Jobs" />
       <div class="row">
-        ${chosen.size > 1 && html`<a class="button" href=${link(["compare"], { jobs: [...chosen].join(",") })}>Compare ${chosen.size}</a>`}
+        <${CompareLink} ids=${[...chosen]} label="Compare ${chosen.size}" />
+        ${filtered && !chosen.size && html`<${CompareLink} ids=${found.map((job) => job.id)} label="Compare all ${found.length} found" />`}
         ${can("train") && html`<a class="button primary" href="#/new">New job</a>`}
       </div>
     </div>
@@ -62,6 +65,12 @@ export function Jobs({ query }) {
           `}
   `;
 }
+
+/** A link to the comparison of as many jobs as it takes. */
+const CompareLink = ({ ids, label }) =>
+  ids.length > 1 && ids.length <= MOST
+    ? html`<a class="button" href=${link(["compare"], { jobs: ids.join(",") })}>${label}</a>`
+    : ids.length > MOST && html`<span class="quiet">at most ${MOST} jobs can be compared</span>`;
 
 function Row({ job, chosen, choose }) {
   const label = job.metadata?.name ?? short(job.id);

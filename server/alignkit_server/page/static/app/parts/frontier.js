@@ -6,15 +6,21 @@ const REWARDS = ["valid_rewards_margins", "train_rewards_margins"];
 const DISTANCES = ["valid_answers_kl", "valid_kl", "train_kl"];
 const [WIDTH, HEIGHT, EDGE] = [420, 220, 44];
 
-/** A point a run, at its last values; nothing where fewer than two runs have both measures. */
+/**
+ * A point a run, at its last values, and a line through those that no other run beats: none has a larger margin at
+ * the same KL or less. Nothing where fewer than two runs have both measures.
+ */
 export function Frontier({ runs }) {
-  const points = runs
+  const found = runs
     .map((run) => ({ name: run.name, x: lastOf(run.series, DISTANCES), y: lastOf(run.series, REWARDS) }))
     .filter(({ x, y }) => x !== null && y !== null);
-  if (points.length < 2) return null;
-  const across = scale(points.map((point) => point.x), EDGE + 20, WIDTH - EDGE);
-  const up = scale(points.map((point) => point.y), HEIGHT - EDGE - 20, EDGE);
-  const text = points.map(({ name, x, y }) => `${name}: margin ${measure(y)} at KL ${measure(x)}`).join("; ");
+  if (found.length < 2) return null;
+  const best = new Set(unbeaten(found));
+  const across = scale(found.map((point) => point.x), EDGE + 20, WIDTH - EDGE);
+  const up = scale(found.map((point) => point.y), HEIGHT - EDGE - 20, EDGE);
+  const text = found
+    .map((point) => `${point.name}: margin ${measure(point.y)} at KL ${measure(point.x)}${best.has(point) ? ", on the frontier" : ""}`)
+    .join("; ");
   return html`
     <section aria-labelledby="frontier">
       <h2 id="frontier">Reward against KL</h2>
@@ -23,17 +29,27 @@ export function Frontier({ runs }) {
           <path class="axis" d="M${EDGE} ${EDGE / 2}V${HEIGHT - EDGE}H${WIDTH - EDGE / 2}" />
           <text x=${WIDTH / 2} y=${HEIGHT - 8} text-anchor="middle">KL from the reference</text>
           <text x="8" y="14">reward margin</text>
-          ${points.map(
-            ({ name, x, y }, number) => html`
-              <circle class="point-${number % 6}" cx=${across(x)} cy=${up(y)} r="6" />
-              <text x=${across(x) + (across(x) > WIDTH / 2 ? -10 : 10)} y=${up(y) + 4} text-anchor=${across(x) > WIDTH / 2 ? "end" : "start"}>${name}</text>
-            `,
-          )}
+          <polyline class="best" points=${[...best].map(({ x, y }) => `${across(x)},${up(y)}`).join(" ")} />
+          ${found.map((point, number) => html`<${Point} name=${point.name} x=${across(point.x)} y=${up(point.y)} number=${number} on=${best.has(point)} />`)}
         </svg>
         <figcaption class="quiet">${text}</figcaption>
       </figure>
     </section>
   `;
+}
+
+function Point({ name, x, y, number, on }) {
+  const left = x > WIDTH / 2;
+  return html`
+    <circle class="point-${number % 6}" cx=${x} cy=${y} r=${on ? 6 : 4} />
+    <text x=${x + (left ? -10 : 10)} y=${y + 4} text-anchor=${left ? "end" : "start"}>${name}</text>
+  `;
+}
+
+/** The points that no other beats, from the nearest to the reference on. */
+function unbeaten(points) {
+  const sorted = [...points].sort((a, b) => a.x - b.x || b.y - a.y);
+  return sorted.filter((point, place) => sorted.slice(0, place).every((before) => before.y < point.y));
 }
 
 function lastOf(series, names) {

@@ -1,5 +1,5 @@
 // The parts of a job's page that are looked up rather than watched.
-import { literal, measure, moment } from "../lib/format.js";
+import { literal, measure, moment, words } from "../lib/format.js";
 import { useAnswer, useSession } from "../lib/hooks.js";
 import { settingsOf } from "../lib/jobs.js";
 import { link } from "../lib/router.js";
@@ -14,19 +14,19 @@ export function Checkpoints({ job }) {
   const path = `fine_tuning/jobs/${encodeURIComponent(job.id)}/checkpoints`;
   const answer = useAnswer(() => api.all(path, {}, 1000), [path, job.status]);
   if (answer.value?.length === 0) return null;
+  const names = measuresOf(answer.value ?? []);
   return html`
     <section aria-labelledby="checkpoints">
       <h2 id="checkpoints">Checkpoints</h2>
       <${Loaded} answer=${answer}>
         ${(found) => html`
-          <${Table} caption="Published checkpoints" head=${["Step", "Model", "Training loss", "Validation loss", "Created", ""]}>
+          <${Table} caption="Published checkpoints" head=${["Step", "Model", ...names.map(words), "Created", ""]}>
             ${found.map(
               (one) => html`
                 <tr>
                   <th scope="row">${one.step_number}</th>
                   <td class="name">${one.fine_tuned_model_checkpoint}</td>
-                  <td>${measure(one.metrics.train_loss)}</td>
-                  <td>${measure(one.metrics.valid_loss)}</td>
+                  ${names.map((name) => html`<td>${measure(one.metrics[name])}</td>`)}
                   <td>${moment(one.created_at)}</td>
                   <td>${can("inference") && html`<a href=${link(["playground"], { a: job.model, b: one.fine_tuned_model_checkpoint })}>Chat<span class="unseen"> with the checkpoint of step ${one.step_number}</span></a>`}</td>
                 </tr>
@@ -37,6 +37,15 @@ export function Checkpoints({ job }) {
       <//>
     </section>
   `;
+}
+
+/** The metrics that some checkpoint has, the losses first. */
+function measuresOf(checkpoints) {
+  const found = new Set(["train_loss", "valid_loss"]);
+  for (const { metrics } of checkpoints) {
+    for (const [name, value] of Object.entries(metrics)) if (name !== "step" && typeof value === "number") found.add(name);
+  }
+  return [...found];
 }
 
 /** The hyperparameters as they were resolved. */

@@ -1,5 +1,6 @@
 // What is known of a job before it starts.
-import { bytes, count, duration, words } from "../lib/format.js";
+import { bytes, count, words } from "../lib/format.js";
+import { timeOf } from "../lib/jobs.js";
 import { html } from "../lib/ui.js";
 import { Facts } from "./common.js";
 
@@ -13,7 +14,7 @@ export function Forecast({ found }) {
       ["Rows", `${count(found.rows)}${found.dropped_rows ? `, of which ${count(found.dropped_rows)} are dropped` : ""}`],
       ["Steps", count(found.steps)],
       ["Tokens", count(found.tokens)],
-      ["Time", found.seconds === null ? "unknown: no earlier job of its kind" : `${duration(found.seconds)}, by ${count(found.based_on_jobs)} earlier jobs`],
+      ["Time", timeOf(found)],
       ["Place in the queue", count(found.queue_position)],
       ["Peak memory", memory ? `${bytes(memory.peak_bytes)} of ${bytes(memory.available_bytes)} (${memory.device})` : "not estimated for this model"],
       ["Trained parameters", memory && count(memory.trainable_parameters)],
