@@ -13,13 +13,11 @@ import typer
 import yaml
 
 from alignkit.cli import app
-from alignkit.recipe import Recipe
+from tests.docs.blocks import BLOCKS, DOCS, commands_of
 from tests.tree import ROOT
 
-DOCS = ROOT / "docs"
 PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 CONFIGURATION = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def listed(entries: list[object]) -> list[str]:
@@ -74,15 +72,14 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Every `alignkit …` line of a shell block in the pages and the README, with its arguments."""
-    found = []
-    for page in [*(DOCS / name for name in PAGES), ROOT / "README.md"]:
-        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
-            lines = block.replace("\\\n", " ").splitlines() if language == "sh" else []
-            for line in lines:
-                parts = re.findall(r"(?:^|&& )(?:[A-Z_]+=\S* )*alignkit ([^&|]*)", line)
-                found += [(f"{page.name}: {line}", shlex.split(part, comments=True)) for part in parts]
-    return found
+    """Every `alignkit …` command of a shell block in the pages and the README, with its arguments."""
+    return [
+        (f"{block.page}: {shlex.join(command)}", command[1:])
+        for block in BLOCKS
+        if block.language == "sh"
+        for command in commands_of(block)
+        if command[0] == "alignkit"
+    ]
 
 
 @pytest.mark.parametrize("arguments", [pytest.param(words, id=name) for name, words in commands()])
@@ -99,15 +96,3 @@ def test_every_command_of_the_pages_is_taken_by_the_cli(arguments: list[str], tm
             (tmp_path / word).touch()
             words[words.index(word)] = str(tmp_path / word)
     command.make_context("alignkit", words, parent=context)
-
-
-def test_the_recipes_of_the_tutorials_are_recipes() -> None:
-    pages = ["tutorials/first-dpo.md"]
-    for page in pages:
-        blocks = [
-            block
-            for kind, block in FENCE.findall((DOCS / page).read_text(encoding="utf-8"))
-            if kind == "yaml"
-        ]
-        for block in blocks:
-            assert Recipe.model_validate(yaml.safe_load(block)).method.type == "f_dpo"

@@ -5,7 +5,6 @@ Training is only queued, and the engine is a stand-in; the rest is real.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import threading
@@ -20,18 +19,18 @@ import pytest
 
 from alignkit_server.catalog.names import model_name
 from alignkit_server.webhooks.sender import sign
+from tests.docs.blocks import blocks_of
 from tests.server.shapes import conforms
 from tests.server.support import BASE_MODEL, TINY_CONFIG, Running, create_job, pairs, serve, write_adapter
 from tests.tiny import build_tiny_tokenizer
+from tests.tree import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "api.md"
+PAGE = ROOT / "docs" / "api.md"
 
 
-def blocks(language: str) -> str:
-    """The page's fenced blocks of a language, one after the other."""
-    return "\n".join(
-        re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-    )
+def blocks(language: str, page: Path = PAGE) -> str:
+    """A page's fenced blocks of a language, one after the other."""
+    return "\n".join(block.text for block in blocks_of(page) if block.language == language)
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -151,6 +150,52 @@ def test_the_python_examples_run(names: dict[str, str]) -> None:
         "webhook-signature": sign([namespace["endpoint"].signing_secret], "evt_1", timestamp, body),
     }
     assert namespace["receive"](body.encode(), headers) == "ftjob-1"
+
+
+def finish(service: Running, job_id: str, folder: Path) -> None:
+    """Let a queued job succeed, with an adapter."""
+    name = model_name(BASE_MODEL, "p", None, job_id)
+    service.ledger.add_model(job_id, name=name, base_model=BASE_MODEL, kind="adapter", path=str(folder))
+    service.ledger.transition(job_id, "succeeded", only_from=("queued",), fine_tuned_model=name)
+
+
+def test_the_readme_s_script_runs(
+    service: Running, names: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is written, but for address, key and model; where it waits, its job succeeds."""
+    code = as_here(blocks("python", ROOT / "README.md").partition("from alignkit import")[0], names)
+    assert code.count("time.sleep(5)") == 1
+    code = code.replace("time.sleep(5)", "finish(job.id)")
+    exec(
+        compile(code, "README.md", "exec"), {"finish": lambda job: finish(service, job, tmp_path / "adapter")}
+    )
+    assert capsys.readouterr().out == "Hi\n"
+
+
+def test_a_script_for_openai_runs_with_the_changes_of_the_migration_page(
+    service: Running, names: dict[str, str]
+) -> None:
+    diff = blocks("diff", PAGE.with_name("migrate.md"))
+    before, after = (
+        "".join(line[1:] + "\n" for line in diff.splitlines() if line[:1] != dropped) for dropped in "+-"
+    )
+    compile(before, "before", "exec")
+    namespace: dict[str, Any] = {}
+    exec(compile(as_here(after, names), "migrate.md", "exec"), namespace)
+    assert namespace["job"].status == "queued"
+
+
+def as_here(code: str, names: dict[str, str]) -> str:
+    """A page's script for the service of these tests."""
+    here = {
+        "http://127.0.0.1:8000/v1": names["BASE"],
+        "sk-…": names["KEY"],
+        "smollm2-135m-instruct": names["MODEL"],
+    }
+    for theirs, ours in here.items():
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    return code
 
 
 @pytest.mark.skipif(
