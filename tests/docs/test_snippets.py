@@ -5,7 +5,6 @@ manifests of docs/deploy.md are rendered in tests/deploy/test_page.py, and its v
 tests/e2e/test_external_engine.py.
 """
 
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -19,7 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 from alignkit import methods
 from alignkit.data import load_rows
 from alignkit.recipe import Recipe
-from tests.docs.blocks import BLOCKS, DOCS, Block, commands_of
+from tests.docs.blocks import BLOCKS, Block, commands_of
 from tests.tiny import build_tiny_tokenizer
 from tests.tree import ROOT
 
@@ -31,7 +30,7 @@ ELSEWHERE = {
 }
 """Blocks that other tests run."""
 SHOWN = {"text", "nginx"}
-"""Languages that are only shown: outputs, diagrams, and the configuration of a proxy, which its page calls untried."""
+"""Languages that are only shown: outputs, diagrams, and a proxy's configuration, which its page calls untried."""
 FILES = re.compile(r"\b(?:recipes|deploy|docs)/[\w./-]+\w")
 
 
@@ -62,12 +61,22 @@ def accelerate(words: list[str]) -> None:
     arguments = launch_command_parser().parse_args(words[1:])
     assert (arguments.module, arguments.training_script) == (True, "alignkit.train")
     assert arguments.config_file is None or (ROOT / arguments.config_file).is_file()
-    Recipe.model_validate(yaml.safe_load((ROOT / arguments.training_script_args[0]).read_text(encoding="utf-8")))
+    Recipe.model_validate(
+        yaml.safe_load((ROOT / arguments.training_script_args[0]).read_text(encoding="utf-8"))
+    )
 
 
 def served(words: list[str]) -> None:
     """The line that tests/e2e/test_external_engine.py starts."""
     assert words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
+
+
+def ray(words: list[str]) -> None:
+    """A command that Ray takes, where it is installed."""
+    command = pytest.importorskip("ray.scripts.scripts").cli
+    context = command.make_context("ray", list(words), resilient_parsing=True)
+    name, command, rest = command.resolve_command(context, words)
+    command.make_context(name, rest)
 
 
 def nothing(words: list[str]) -> None:
@@ -78,8 +87,9 @@ PROGRAMS = {
     "make": make,
     "accelerate": accelerate,
     "python": served,
+    "ray": ray,
     "alignkit": nothing,  # tests/docs/test_site.py parses every line
-    **dict.fromkeys([".", "cd", "mkdir", "chmod", "printf", "sed", "docker", "kubectl"], nothing),
+    **dict.fromkeys([".", "cd", "export", "mkdir", "chmod", "printf", "sed", "docker", "kubectl"], nothing),
     "deploy/kubernetes/make-secrets.sh": nothing,
 }
 """The check of each program that a page calls."""
@@ -96,28 +106,27 @@ def test_a_shell_block_is_well_formed_and_calls_what_is_there(block: Block) -> N
     assert missing == []
 
 
-SMALLEST = {
+SMALLEST: dict[str, Any] = {
     "model": {"path": "m"},
     "data": {"train": "train.jsonl"},
     "method": {"type": "f_dpo"},
     "output_dir": "runs/x",
 }
+"""A recipe to put the pieces into."""
 
 
 @pytest.mark.parametrize("block", of("yaml"))
 def test_a_piece_of_a_recipe_fits_a_recipe(block: Block) -> None:
     piece = yaml.safe_load(block.text)
-    recipe = SMALLEST | {
-        name: {**SMALLEST[name], **value} if name in SMALLEST and name != "method" and isinstance(value, dict) else value
-        for name, value in piece.items()
-    }
-    assert Recipe.model_validate(recipe)
+    for section in ("model", "data"):
+        piece[section] = SMALLEST[section] | piece.get(section, {})
+    assert Recipe.model_validate(SMALLEST | piece)
 
 
 @pytest.mark.parametrize("block", of("json"))
 def test_a_row_is_one_of_a_method_of_its_page(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(json.loads(line)) + "\n" for line in block.text.splitlines()), encoding="utf-8")
+    file.write_text(block.text, encoding="utf-8")
     page = (ROOT / block.page).read_text(encoding="utf-8")
     named = [name for name in methods.METHODS if f"--method {name} " in page or f"type: {name}" in page]
     assert named, f"{block.page} names no method"
@@ -129,8 +138,14 @@ def hidden_states() -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
     states = {f"{side}_hidden": torch.randn(3, 8, generator=draw) for side in ("student", "teacher")}
     heads = {f"{side}_head": torch.randn(50, 8, generator=draw) for side in ("student", "teacher")}
-    logps = {name: -torch.rand(2, generator=draw) for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")}
-    one = {"hidden": states["student_hidden"], "head_weight": heads["student_head"], "labels": torch.tensor([1, 2, 3])}
+    logps = {
+        name: -torch.rand(2, generator=draw) for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    }
+    one = {
+        "hidden": states["student_hidden"],
+        "head_weight": heads["student_head"],
+        "labels": torch.tensor([1, 2, 3]),
+    }
     return {**states, **heads, **logps, **one}
 
 
@@ -179,10 +194,3 @@ def test_the_readme_shows_before_it_explains() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     places = [readme.index(mark) for mark in ("![", "```text", "| models |", "\n## ")]
     assert places == sorted(places)
-
-
-def test_the_codes_of_the_help_page_are_codes_of_the_service() -> None:
-    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^\| \d{3} `(\w+)`", page, re.MULTILINE))
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py")]
-    assert [code for code in sorted(named) if not any(f'"{code}"' in source for source in sources)] == []

@@ -18,7 +18,10 @@ class Known(NoEngines):
 
 
 def test_an_admin_sees_the_engines_of_the_server(tmp_path: Path) -> None:
-    with serve(tmp_path, engines=Known()) as running, running.http(running.new_key("admins", "admin")) as http:
+    with (
+        serve(tmp_path, engines=Known()) as running,
+        running.http(running.new_key("admins", "admin")) as http,
+    ):
         answer = http.get("/v1/organization/engines").json()
     assert answer["object"] == "list"
     assert [tuple(engine.values()) for engine in answer["data"]] == [

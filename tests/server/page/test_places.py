@@ -146,7 +146,7 @@ def test_runs_are_compared(service: Running, client: OpenAI, key: str, visitor: 
 def test_a_sweep_is_compared_along_its_frontier(
     service: Running, client: OpenAI, key: str, visitor: Visitor
 ) -> None:
-    """Six runs are drawn as curves. On the frontier are the runs that no other beats in margin at their KL or less."""
+    """Six are drawn as curves. On the frontier are those that no other beats in margin at their KL or less."""
     file = upload(client)
     for number in range(8):
         name = f"sweep {number}"
