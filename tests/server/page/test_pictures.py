@@ -45,7 +45,7 @@ def test_the_main_pages_are_pictured(service: Running, visitor: Visitor, tmp_pat
     folder.mkdir(exist_ok=True)
     key = service.new_key("pictured")
     with service.client(key) as client:
-        gentle, strict = fill(service, client)
+        gentle, strict, tuned = fill(service, client)
     page = visitor.signed_in(key)
     page.set_viewport_size(SIZE)  # type: ignore[arg-type]
     expect(page.get_by_text("36 / 60")).to_be_visible()
@@ -63,24 +63,26 @@ def test_the_main_pages_are_pictured(service: Running, visitor: Visitor, tmp_pat
     page.get_by_role("article", name="Row 2", exact=True).scroll_into_view_if_needed()
     expect(page.get_by_role("region", name="What it takes")).to_contain_text("Tokens")
     take(page, "new-job", folder)
-    page.goto(f"{visitor.url}/#/playground?a={BASE_MODEL}")
+    page.goto(f"{visitor.url}/#/playground?a={BASE_MODEL}&b={tuned}")
+    page.get_by_label("Colour tokens by log-ratio").check()
     page.get_by_label("Message").fill("Is the sky blue?")
     page.get_by_role("button", name="Ask both").click()
-    expect(page.get_by_label("Conversation, right")).to_contain_text("blue?")
+    expect(page.get_by_label("Conversation, right").locator(".tokens")).to_contain_text("blue?")
+    expect(page.get_by_label("Conversation, left").locator(".tokens")).to_contain_text("blue?")
     take(page, "playground", folder)
 
 
-def fill(service: Running, client: OpenAI) -> tuple[str, str]:
-    """A project with something of every kind; the ids of two jobs to compare."""
+def fill(service: Running, client: OpenAI) -> tuple[str, str, str]:
+    """A project with something of every kind; the ids of two jobs to compare, and the model of the first."""
     file = upload(client, pairs(40), "support-pairs.jsonl")
     strict = run(service, client, beta=0.5, training_file=file, metadata={"name": "strict, beta 0.5"})
     finish(service, strict)
     gentle = run(service, client, beta=0.1, training_file=file, metadata={"name": "gentle, beta 0.1"})
-    finish(service, gentle)
+    tuned = finish(service, gentle, name="ft:tiny-llama:support:gentle:a1b2c3d4")
     ruined = run(service, client, collapses=True, training_file=file, metadata={"name": "rate too high"})
     tell(service, ruined, "The model may have collapsed at step 45", level="warn")
     service.ledger.transition(ruined, "cancelled", only_from=("running",))
     run(service, client, steps=36, training_file=file, metadata={"name": "longer answers"})
     for number in (1, 2):
         create_job(client, training_file=file, metadata={"name": f"seed {number}"}, seed=number)
-    return gentle, strict
+    return gentle, strict, tuned
