@@ -218,7 +218,7 @@ class TestOneJob:
     ) -> None:
         job = create_job(client)
         page = visitor.signed_in(key, f"#/jobs/{job.id}")
-        heading(page, job.id)
+        expect(page.get_by_role("button", name="Pause")).to_be_visible()
         with service.services.database.writing() as session:
             row = session.query(Job).where(Job.id == job.id).one()
             row.project_id = session.query(Project).where(Project.name != row.project_id).first().id

@@ -160,7 +160,7 @@ function Side({ side, models, model, turns, busy, scored, pick }) {
 
 function Answer({ turn, side, scored }) {
   const [text, failure, ids] = [turn[side], turn.failed[side], turn.ids[side]];
-  if (scored && ids) return html`<${ColouredAnswer} text=${text} ids=${ids} models=${scored} />`;
+  if (scored && ids && !failure) return html`<${ColouredAnswer} text=${text} ids=${ids} models=${scored} />`;
   return html`${text || (failure ? "" : "…")}${failure && html`<span class="problem" role="alert">${failure}</span>`}`;
 }
 
