@@ -38,11 +38,14 @@ BLOCKS = [block for path in PAGES for block in blocks_of(path)]
 
 def commands_of(block: Block) -> list[list[str]]:
     """The words of each command of a shell block, without the variables set before it."""
-    text = block.text.replace("\\\n", " ")
-    found = []
-    for line in text.splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars="|&;")
-        words.whitespace_split = True
+    found, open_line = [], ""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        try:
+            words = words_of(open_line + line)
+        except ValueError:  # a quotation that ends on a later line
+            open_line += f"{line}\n"
+            continue
+        open_line = ""
         command: list[str] = []
         for word in [*words, ";"]:
             if set(word) <= set("|&;"):
@@ -52,3 +55,10 @@ def commands_of(block: Block) -> list[list[str]]:
             elif command or not ASSIGNMENT.match(word):
                 command.append(word)
     return found
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a line, with |, & and ; as words of their own and without its comment."""
+    words = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+    words.whitespace_split = True
+    return list(words)
