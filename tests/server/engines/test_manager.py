@@ -211,7 +211,8 @@ def test_an_unused_engine_is_ended_and_comes_back(settings: Settings, tmp_path: 
             time.sleep(0.5)
             assert manager.status("tiny") == "ready"
         wait_until(lambda: manager.status("tiny") == "stopped")
-        assert httpx.get(f"{manager.endpoint('tiny')}/v1/models").is_success
+        with manager.held("tiny"):
+            assert httpx.get(f"{manager.endpoint('tiny')}/v1/models").is_success
     finally:
         manager.shutdown()
 
