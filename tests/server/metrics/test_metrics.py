@@ -98,7 +98,8 @@ def test_engines_by_state(tmp_path: Path) -> None:
     from alignkit_server.metrics.collector import ServiceCollector
 
     with serve(tmp_path) as running:
-        collector = ServiceCollector(running.services.database, lambda: [EngineFacts("tiny", "ready"), EngineFacts("far", "external")])
+        engines = [EngineFacts("tiny", "ready"), EngineFacts("far", "external")]
+        collector = ServiceCollector(running.services.database, lambda: engines)
         (family,) = (family for family in collector.collect() if family.name == "alignkit_engine")
     states = {sample.labels["state"]: sample.value for sample in family.samples}
     assert states == {"stopped": 0, "starting": 0, "ready": 1, "failed": 0}
