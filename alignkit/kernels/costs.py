@@ -100,17 +100,23 @@ def divergence(tokens: int, student: HeadSize, teacher: HeadSize, *, gpu: bool) 
     return HeadCost(states, products, products + rooms + pulled + weights, flops)
 
 
-def transport(rows: int, sets: int, student: HeadSize, teacher: HeadSize, iterations: int) -> HeadCost:
-    """Return the cost of `pairwise_l1` and `sinkhorn` for `sets` sets of `rows` tokens each."""
+def transport(
+    rows: int, sets: int, student: HeadSize, teacher: HeadSize, *, vectors: int, matrices: int = 2
+) -> HeadCost:
+    """Return the cost of `pairwise_l1` and a solver of `plans` for `sets` sets of `rows` tokens each.
+
+    The solver keeps `vectors` vectors of each set and needs buffers of `matrices` matrices. Its own operations are
+    few beside those of the costs, and are not counted.
+    """
     vocabulary = min(student.vocabulary, teacher.vocabulary)
     matrix = rows * rows * FLOAT
     states = rows * (student.hidden * student.itemsize + teacher.hidden * teacher.itemsize)
-    kept = sets * (3 * matrix + states + 2 * iterations * rows * FLOAT)
+    kept = sets * (3 * matrix + states + vectors * rows * FLOAT)
     gradient = student.vocabulary * student.hidden * student.itemsize if student.trains else 0
     unit = 2.0 * sets * rows * vocabulary
     products = unit * (3 * (student.hidden + teacher.hidden) + student.hidden * (2 if student.trains else 1))
     pairs = 9.0 * sets * rows * rows * vocabulary
-    return HeadCost(kept, 2 * matrix, 2 * matrix + gradient, products + pairs)
+    return HeadCost(kept, matrices * matrix, matrices * matrix + gradient, products + pairs)
 
 
 def _weight_gradient(head: HeadSize) -> int:

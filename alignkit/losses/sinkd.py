@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkit import arguments
 from alignkit.divergences import widen
-from alignkit.kernels.sinkhorn import Gradient, sinkhorn
+from alignkit.kernels.plans import Gradient, Sinkhorn, Solver
 from alignkit.losses.types import SinkhornLoss
 
 Reduction = Literal["sum", "mean"]
@@ -36,6 +36,8 @@ def sinkd_loss(
     debiased: bool = False,
     reduction: Reduction = "sum",
     gradient: Gradient = "unrolled",
+    solver: Solver | None = None,
+    pairing_weight: float = 0.0,
 ) -> SinkhornLoss:
     """L = sum_ij P_ij D_ij, D_ij = || softmax(s_i / tau) - softmax(t_j / tau) ||_1, P the Sinkhorn plan of D.
 
@@ -58,6 +60,8 @@ def sinkd_loss(
         iterations=iterations,
         reduction=reduction,
         gradient=gradient,
+        solver=solver,
+        pairing_weight=pairing_weight,
     )
 
 
@@ -69,28 +73,41 @@ def transport_loss(
     iterations: int = 20,
     reduction: Reduction = "sum",
     gradient: Gradient = "unrolled",
+    solver: Solver | None = None,
+    pairing_weight: float = 0.0,
 ) -> SinkhornLoss:
     """Compute `sinkd_loss` from the costs D [n, n], student rows by teacher rows.
 
     P starts as exp(-D / epsilon). Each of the `iterations` scales its rows to sum to one, then its columns. All
     marginals are one, so `reduction="sum"` (the paper's) grows with n; "mean" divides by n. `gradient="unrolled"` is
     the exact gradient, through D and every iteration. "envelope" is sum_ij sg(P_ij) dD_ij, with a cheaper backward:
-    exact for the regularised cost sum P D + epsilon sum P ln P at its optimum, an approximation for L.
+    exact for the regularised cost sum P D + epsilon sum P ln P at its optimum, an approximation for L. "implicit" is
+    exact for L at that optimum, so it needs iterations that reach it. `solver` replaces the iterations; `epsilon`,
+    `iterations` and `gradient` are then not used.
 
     The entropic bias makes L > 0 between equal sets. For an epsilon near the largest cost it also draws the student's
     rows together. `self_costs` removes it: L(q, p) - (L(q, q) + L(p, p)) / 2, which is zero between equal sets.
+
+    `pairing_weight` > 0 adds that much of `Solver.gap`, which is zero where matching student row i with teacher row i
+    is optimal, and positive otherwise. With weight 1 and epsilon near 0 the sum is tr D, the L1 distance of each
+    pair.
     """
     _check(cost, reduction)
     rows = cost.shape[0]
-    plan = sinkhorn(cost, epsilon=epsilon, iterations=iterations, gradient=gradient)
+    solver = solver or Sinkhorn(epsilon, iterations, gradient)
+    plan = solver(cost)
     loss = plan.cost
     if self_costs is not None:
         for name, own in (("student", self_costs.student), ("teacher", self_costs.teacher)):
             arguments.shaped(f"the {name}'s self-cost", own, (rows, rows))
-            loss = loss - sinkhorn(own, epsilon=epsilon, iterations=iterations, gradient=gradient).cost / 2
-    if reduction == "mean":
-        loss = loss / max(rows, 1)
-    return SinkhornLoss(loss, plan.plan.detach(), plan.residual)
+            loss = loss - solver(own).cost / 2
+    share = max(rows, 1) if reduction == "mean" else 1
+    found, gap = loss / share, torch.zeros_like(plan.residual)
+    loss = found
+    if pairing_weight:
+        pairing = solver.gap(cost.to(plan.plan.dtype), plan.plan) / share
+        loss, gap = found + pairing_weight * pairing, pairing.detach()
+    return SinkhornLoss(loss, plan.plan.detach(), plan.residual, found.detach(), gap, plan.steps)
 
 
 def _check(cost: Tensor, reduction: str) -> None:

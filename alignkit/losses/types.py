@@ -94,6 +94,12 @@ class SinkhornLoss:
     """[n, n], student rows by teacher rows, columns summing to one, detached."""
     residual: Tensor
     """Scalar, detached: the largest error of a marginal, a measure of the distance to convergence."""
+    cost: Tensor
+    """Scalar, detached: the loss without the pairing term."""
+    gap: Tensor
+    """Scalar, detached: the pairing term, not multiplied by its weight; 0 if its weight is 0."""
+    steps: int
+    """Steps of the solver; 0 for Sinkhorn's fixed number of iterations."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def test_no_head_makes_all_logits() -> None:
     for cost in (
         costs.log_probs(N, size(), gpu=False),
         costs.divergence(N, size(), size(gradient=False), gpu=False),
-        costs.transport(256, 1, size(), size(gradient=False), 20),
+        costs.transport(256, 1, size(), size(gradient=False), vectors=40),
     ):
         assert cost.kept + cost.forward + cost.backward < whole / 4
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from alignkit.kernels.plans import NewtonSparse
 from alignkit.losses import SelfCosts, sinkd_loss, transport_loss
 
 
@@ -270,6 +271,29 @@ def test_no_finite_input_gives_a_nan(
         assert -1e-6 <= result.loss.item() <= 4.01
 
 
+def test_pairing_at_a_small_epsilon_is_each_pairs_own_distance() -> None:
+    student, teacher = logits()
+    own = ((student / 2).softmax(-1) - (teacher / 2).softmax(-1)).abs().sum()
+    solver = NewtonSparse(0.002)
+    paired = sinkd_loss(student, teacher, solver=solver, pairing_weight=1.0)
+    torch.testing.assert_close(paired.loss, own, rtol=0, atol=1e-2)
+    free = sinkd_loss(student, teacher, solver=solver)
+    torch.testing.assert_close(paired.cost, free.loss)
+    torch.testing.assert_close(paired.loss, free.loss + paired.gap)
+    assert free.gap == 0
+    assert free.steps > 0
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_pairing_weight_of_zero_changes_no_bit(reduction: str) -> None:
+    student, teacher = logits()
+    plain, weighted = (
+        sinkd_loss(student, teacher, reduction=reduction, **more) for more in ({}, {"pairing_weight": 0.0})
+    )
+    assert torch.equal(plain.loss, weighted.loss)
+    assert torch.equal(plain.loss, plain.cost)
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("debiased", [False, True])
 def test_no_row_is_a_differentiable_zero(debiased: bool, reduction: str) -> None:
@@ -289,7 +313,7 @@ def test_no_row_is_a_differentiable_zero(debiased: bool, reduction: str) -> None
         ({"epsilon": -0.1}, "epsilon must be a finite number > 0, found -0.1"),
         ({"iterations": 0}, "iterations must be >= 1, found 0"),
         ({"reduction": "total"}, "reduction must be one of sum, mean, found 'total'"),
-        ({"gradient": "implicit"}, "gradient must be one of unrolled, envelope, found 'implicit'"),
+        ({"gradient": "exact"}, "gradient must be one of unrolled, envelope, implicit, found 'exact'"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:

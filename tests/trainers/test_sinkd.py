@@ -13,6 +13,7 @@ from alignkit.kernels.model_head import HeadWeights
 from alignkit.losses import sinkd_loss
 from alignkit.losses.distillation import Rows, Tokens
 from alignkit.methods import SinKD
+from alignkit.methods.sinkd import SOLVERS
 from alignkit.sections import TeacherSection
 from alignkit.trainers import SinKDConfig, SinKDTrainer
 from tests.distillation import (
@@ -55,11 +56,10 @@ def expected_loss(
                 student[members],
                 teacher[members],
                 temperature=method.temperature,
-                epsilon=method.epsilon,
-                iterations=method.iterations,
                 debiased=method.debiased,
                 reduction=method.reduction,
-                gradient=method.gradient,
+                solver=SOLVERS[method.solver](method),
+                pairing_weight=method.pairing_weight,
             ).loss
             for members in sets
         ),
@@ -77,8 +77,10 @@ def expected_loss(
         {"mode": "per_sequence", "reduction": "mean", "sinkhorn_weight": 0.5},
         {"debiased": True, "gradient": "envelope", "sinkhorn_weight": 0.1, "kl_temperature": 3.0},
         {"sinkhorn_weight": 0.0, "kl_weight": 0.0},
+        {"solver": "newton_sparse", "epsilon": 0.05, "pairing_weight": 0.5, "sinkhorn_weight": 0.1},
+        {"solver": "k_sparse", "mode": "per_sequence", "sinkhorn_weight": 0.1},
     ],
-    ids=["paper", "per_sequence", "debiased", "cross_entropy"],
+    ids=["paper", "per_sequence", "debiased", "cross_entropy", "newton_sparse", "k_sparse"],
 )
 def test_loss_and_gradients_are_those_of_whole_logits(
     tmp_path: Path, models: tuple[Path, Path], peft: LoraConfig | None, own: dict[str, Any]
@@ -122,6 +124,51 @@ def test_of_a_large_set_a_sample_is_matched_that_the_seed_repeats() -> None:
         chosen = torch.randperm(40, generator=generator)[:10]
         assert sampled == pytest.approx(float(sinkd_loss(student[chosen], teacher[chosen]).loss), rel=1e-5)
     assert whole / 40 == pytest.approx(float(sinkd_loss(student, teacher).loss), rel=1e-5)
+
+
+def test_the_solver_logs_its_steps_its_entries_and_the_gap() -> None:
+    torch.manual_seed(3)
+    student, teacher = torch.randn(12, 12), torch.randn(12, 12)
+    method = SinKD(teacher=TEACHER, solver="k_sparse", k=3, pairing_weight=0.5)
+    sums = method.objective(rows_of(student), rows_of(teacher), tokens_of(12)).sums
+    assert {f"transport/{name}" for name in ("cost", "residual", "steps", "nonzeros", "gap")} <= sums.keys()
+    assert 1 <= float(sums["transport/nonzeros"]) / 12 <= 3
+    plain = SinKD(teacher=TEACHER).objective(rows_of(student), rows_of(teacher), tokens_of(12)).sums
+    assert {name for name in plain if name.startswith("transport/")} == {
+        "transport/cost",
+        "transport/residual",
+    }
+
+
+def test_each_solver_has_its_own_gradients() -> None:
+    defaults = {name: SinKD(teacher=TEACHER, solver=name).gradient for name in SOLVERS}
+    assert defaults == {"sinkhorn": "unrolled", "newton_sparse": "implicit", "k_sparse": "envelope"}
+    for solver, gradient in (("newton_sparse", "unrolled"), ("k_sparse", "implicit")):
+        with pytest.raises(ValueError, match=f"gradient: expected .* with solver {solver}, found {gradient}"):
+            SinKD(teacher=TEACHER, solver=solver, gradient=gradient)
+
+
+def test_the_pairing_term_draws_each_row_to_its_own_teacher() -> None:
+    """The transport alone leaves rows with another row's teacher; with the pairing term each ends at its own."""
+    start, teacher = far_apart(6.0)
+
+    def loss(weight: float) -> Callable[[Tensor], Tensor]:
+        method = SinKD(
+            teacher=TEACHER,
+            solver="newton_sparse",
+            pairing_weight=weight,
+            sinkhorn_weight=1,
+            ce_weight=0,
+            kl_weight=0,
+        )
+        return lambda student: method.objective(rows_of(student), rows_of(teacher), tokens_of(6)).loss
+
+    def own_is_nearest(student: Tensor) -> float:
+        distances = torch.cdist(student.softmax(-1), teacher.softmax(-1), p=1)
+        return float((distances.argmin(1) == torch.arange(6)).float().mean())
+
+    assert own_is_nearest(descend(start, loss(1.0), steps=150)) == 1
+    assert own_is_nearest(descend(start, loss(0.0), steps=150)) < 1
 
 
 def by_divergence(name: str, teacher: Tensor) -> Callable[[Tensor], Tensor]:

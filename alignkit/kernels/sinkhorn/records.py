@@ -12,7 +12,7 @@ GRADIENTS: tuple[Gradient, ...] = ("unrolled", "envelope")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The results of `sinkhorn`, float32 (float64 for float64 input)."""
+    """The results of `sinkhorn` and of the solvers in `plans`, float32 (float64 for float64 input)."""
 
     plan: Tensor
     """Transport plan P [..., n, n], whose columns sum to one. Differentiable, detached if `gradient="envelope"`."""
@@ -20,6 +20,8 @@ class Plan:
     """[...], the largest error of a row's sum, detached."""
     cost: Tensor
     """[...], transport cost sum_ij P_ij cost_ij, differentiable."""
+    steps: int = 0
+    """Steps of an iterative solver of `alignkit.kernels.plans`; 0 for a fixed number of iterations."""
 
 
 class Engine(NamedTuple):
