@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from alignkit import terms
 from alignkit.errors import FieldIssue, ModelError, RecipeError, nearest
@@ -20,7 +21,7 @@ from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
-from alignkit.recipe import Recipe
+from alignkit.recipe import OF_TRAINING, Recipe
 from alignkit.schema import field_issues, one_a_field
 from alignkit.sections import loaded_dtype
 
@@ -99,6 +100,7 @@ def recipe_for_job(
                 | _training_section(resolved, spec.learning_rate)
                 | {"report_to": list(report_to)},
                 "collapse_guard": {"on_collapse": resolved["on_collapse"]},
+                "after": resolved["after"] or [],
                 "seed": seed,
                 "output_dir": str(output_dir),
             }
@@ -115,7 +117,7 @@ def settled(spec: JobSpec, recipe: Recipe) -> JobSpec:
         for given, (section, name) in shared_options().items()
         if getattr(recipe, section) is not None
     }
-    return JobSpec(recipe, _echoed(recipe, spec.hyperparameters | values))
+    return JobSpec(recipe, _echoed(recipe, spec.hyperparameters | to_jsonable_python(values)))
 
 
 def _echoed(recipe: Recipe, resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +189,7 @@ def _fixed_by_start(given: Hyperparameters, start: ModelSource, prefix: str) -> 
         own |= {
             given: getattr(lora, name)
             for given, (section, name) in shared_options().items()
-            if section == "lora"
+            if section == "lora" and name not in OF_TRAINING
         }
     elif not (Path(start.path) / "config.json").is_file():
         raise RecipeError([FieldIssue("model", "its weights cannot be read")])

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from alignkit.after import Step
 from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, RecipeError
 from alignkit.home import find_model
@@ -53,6 +54,8 @@ def _term(value: object) -> object:
 
 
 AnyTerm = Annotated[SerializeAsAny[Term], BeforeValidator(_term)]
+OF_TRAINING = frozenset({"nested"})
+"""Options of `lora` that say how an adapter trains. An adapter that trains on does not determine them."""
 
 
 class Recipe(Section):
@@ -71,6 +74,11 @@ class Recipe(Section):
     collapse_guard: Annotated[CollapseGuardSection | None, MAY_CHANGE] = Field(
         default_factory=CollapseGuardSection
     )
+    after: Annotated[list[Step], MAY_CHANGE] = Field(
+        default_factory=list,
+        max_length=4,
+        description="steps after training, in order, before the weights are evaluated again and saved",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of all random draws of the run")
     output_dir: Annotated[str, MAY_CHANGE] = Field(
         min_length=1, description="folder for everything the run writes"
@@ -88,11 +96,18 @@ class Recipe(Section):
         if self.lora is None:
             raise ValueError("lora: null trains all weights, but model.adapter is given; leave one out")
         given = self.lora.model_fields_set if "lora" in self.model_fields_set else ()
-        for name in sorted(given):
+        for name in sorted(set(given) - OF_TRAINING):
             expected, found = getattr(own, name), getattr(self.lora, name)
             if not _agree(expected, found):
                 raise ValueError(f"lora.{name}: expected {expected}, as in model.adapter, found {found}")
-        self.lora = own
+        self.lora = own.model_copy(update={name: getattr(self.lora, name) for name in OF_TRAINING})
+        return self
+
+    @model_validator(mode="after")
+    def _steps_after_training_are_possible(self) -> Self:
+        for place, step in enumerate(self.after):
+            for reason in step.refusals(self.lora, self.data.validation is not None):
+                raise ValueError(f"after.{place}.{reason}")
         return self
 
     @model_validator(mode="after")

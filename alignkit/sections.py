@@ -135,6 +135,10 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, InJobs()] = Field(
         1.0, gt=0, description="norm to which gradients are clipped"
     )
+    gradient: Annotated[Literal["plain", "orthogonal"], InJobs(name="gradient_direction")] = Field(
+        "plain",
+        description="orthogonal: each matrix's gradient without the component that only scales the matrix",
+    )
     optimizer: Annotated[str, InJobs(check=one_of(*OPTIMIZERS))] = Field(
         "adamw_torch", description="transformers' optim"
     )
@@ -221,6 +225,14 @@ class CollapseGuardSection(Section):
     )
 
 
+class NestedSection(Section):
+    """Nested ranks: each step trains only the first k ranks, with k drawn anew, so that an adapter can be cut."""
+
+    spread: float | None = Field(
+        None, gt=0, le=1e4, description="P(k) ~ exp(-(k / spread)^2) for k = 1 … r; default: r / 4"
+    )
+
+
 class LoraSection(Section):
     """LoRA adapters. `lora: null` trains all weights."""
 
@@ -235,6 +247,16 @@ class LoraSection(Section):
     use_rslora: Annotated[bool, InJobs(name="lora_rslora")] = Field(
         False, description="scale adapters by alpha / sqrt(r), as rank-stabilised LoRA does"
     )
+    nested: Annotated[NestedSection | None, InJobs(name="lora_nested")] = Field(
+        None,
+        description="train ranks in order of importance, so that the adapter can be cut; null: all ranks alike",
+    )
+
+    @model_validator(mode="after")
+    def _nested_keeps_the_scale(self) -> Self:
+        if self.nested is not None and self.use_rslora:
+            raise ValueError("nested: expected without use_rslora, found both")
+        return self
 
     @field_validator("target_modules")
     @classmethod

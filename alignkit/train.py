@@ -144,6 +144,9 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
         metrics = final_metrics(trainer)
         if guard is not None and guard.settle():
             metrics = final_metrics(trainer)
+    if recipe.after:
+        with phase("after", "Changing the trained weights", folder, phases):
+            metrics = after_training(trainer, guard, recipe, folder)
     with phase("saving", "Saving the result", folder, phases):
         save(trainer, recipe, folder, metrics)
     with phase("canary", "Measuring what the served model must answer", folder, phases):
@@ -160,6 +163,23 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
         }
         write_json(folder.result, result)
         print(f"Finished in {result['seconds']:.0f} s: {folder.path}", flush=True)
+
+
+def after_training(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Apply the recipe's steps after training, in order, and return the metrics of the new weights."""
+    from alignkit.trainers.finishing import FinishedRun  # saves transformers at start-up
+
+    def report(message: str, is_warning: bool) -> None:  # noqa: FBT001
+        if is_main_process():
+            print(message, flush=True)
+            folder.emit(message, level="warn" if is_warning else "info")
+
+    run = FinishedRun(trainer, recipe, guard, report)
+    for step in recipe.after:
+        step.apply(run)
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    return final_metrics(trainer)
 
 
 @contextmanager
@@ -180,9 +200,12 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     from alignkit.run.progress import ProgressCallback
     from alignkit.tracker_callbacks import tracker_callbacks
     from alignkit.trainers.building import RunContext, build, datasets
+    from alignkit.trainers.nested_ranks import nested_callbacks
+    from alignkit.trainers.orthogonal_gradient import gradient_callbacks
 
     set_seed(recipe.seed)
     callbacks = [ProgressCallback(folder), *(tracker_callbacks(recipe, folder) if is_main_process() else [])]
+    callbacks += [*gradient_callbacks(recipe), *nested_callbacks(recipe)]
     tokenizer = load_tokenizer(recipe)
     data = datasets(recipe, tokenizer, folder)  # a bad row is reported before weights are loaded
     model = load_model(recipe)

@@ -144,6 +144,22 @@ def evaluate(
 
 
 @app.command()
+def interpolate(
+    run: Annotated[Path, typer.Argument(help="run folder: a recipe's output_dir, or a job's folder")],
+    amount: Annotated[
+        list[float],
+        typer.Option(help="share of the trained weights, above 0 and at most 1.5; may be repeated"),
+    ],
+) -> None:
+    """Write a finished run's model between the one before training (0) and the trained one (1)."""
+    from alignkit.interpolate_run import interpolate_run  # saves torch at start-up
+    from alignkit.run.folder import newest
+
+    for folder in interpolate_run(newest(run), amount):
+        print(folder)
+
+
+@app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on (ALIGNKIT_HOST)")] = None,
     port: Annotated[

@@ -75,6 +75,13 @@ class BDKD(DistillMethod):
             raise ValueError("only allowed with teacher_trains: true")
         return value
 
+    @field_validator("teacher_lora")
+    @classmethod
+    def _teachers_ranks_are_alike(cls, value: LoraSection | None) -> LoraSection | None:
+        if value is not None and value.nested is not None:
+            raise ValueError("nested: only the student's ranks can be nested; expected null")
+        return value
+
     @property
     def teacher_training(self) -> TeacherTraining | None:
         """The settings of a teacher that trains beside the student; None if it is frozen."""

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, create_model, model_vali
 from pydantic.fields import FieldInfo
 
 from alignkit import terms
+from alignkit.after import Step
 from alignkit.methods.base import Method
 from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mark_of
 from alignkit.schema import Section
@@ -147,6 +148,9 @@ class Hyperparameters(_shared_base()):  # type: ignore[misc]  # a base made from
         None, description="the adapters are scaled by lora_alpha / lora_rank; default: 2 x lora_rank"
     )
 
+    after: Annotated[list[Step], Field(max_length=4)] | None = Field(
+        None, description="steps after training, in order, such as [{type: interpolate, amount: 0.5}]"
+    )
     chat_template: Annotated[str, Field(pattern=NAMED)] | None = Field(
         None,
         description="name of a chat template that ships with TRL, or of the server's own, in place of the model's",

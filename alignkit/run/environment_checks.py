@@ -45,6 +45,18 @@ def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
             "training.optimizer",
             f"{optimizer} cannot be sharded under {sharded}; expected one of {', '.join(ELEMENTWISE)}",
         )
+    if recipe.after and sharded in SHARES_WEIGHTS:
+        yield FieldIssue(
+            "after",
+            f"no process holds a weight whole under {sharded}; expected ddp, zero1 or zero2, or "
+            "`alignkit interpolate` on the finished run",
+        )
+    if recipe.training.gradient == "orthogonal":
+        yield FieldIssue(
+            "training.gradient",
+            f"orthogonal needs whole matrices, which the flat shards of {sharded} are not; expected plain, or one "
+            "process or ddp",
+        )
     if recipe.model.quantization is not None and sharded in SHARES_WEIGHTS:
         yield FieldIssue(
             "model.quantization", f"expected ddp, zero1 or zero2 with quantised weights, found {sharded}"

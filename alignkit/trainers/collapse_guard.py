@@ -75,6 +75,13 @@ class CollapseGuard(TrainerCallback):
         """Measure the current model. Returns None if there is no prompt to answer."""
         return self._measure() if self._rows else None
 
+    def faults_now(self) -> list[str]:
+        """The reasons why the current model's answers count as collapsed; empty without measures of the start."""
+        if self._baseline is None:
+            return []
+        (found,) = broadcast_object_list([reasons(self._measure(), self._baseline, self._limits)])
+        return list(found)
+
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

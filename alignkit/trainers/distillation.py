@@ -104,7 +104,8 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         training = self._mode == "train"
         is_real = self.pop_is_real(inputs)
         # A resumed run repeats the draws of an uninterrupted one; every evaluation makes the same draws.
-        seed = (self.args.seed << 32) + (self.state.global_step if training else 0)
+        # A CPU generator reads the low 32 bits of its seed alone.
+        seed = (self.args.seed * 1_000_003 + (self.state.global_step if training else 0)) % 2**32
         if not training:
             inputs = self._without_padding_rows(inputs)
         outputs: PairOutput = model(**inputs, seed=seed, calibrate=not training)

@@ -54,6 +54,20 @@ def sharded(monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
 
 
+def test_what_needs_whole_weights_is_refused_where_they_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
+    steps = [{"type": "interpolate", "amount": 0.5}]
+    environment_checks.require(recipe(after=steps, training={"gradient": "orthogonal"}))
+    sharded(monkeypatch, 2)
+    environment_checks.require(recipe(after=steps))
+    assert (
+        "training.gradient: orthogonal needs whole matrices, which the flat shards of ZeRO-2 are not"
+        in refused(training={"gradient": "orthogonal"})
+    )
+    sharded(monkeypatch, 3)
+    assert "after: no process holds a weight whole under ZeRO-3" in refused(after=steps)
+
+
 def test_what_every_machine_has_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 0)
     environment_checks.require(recipe())
