@@ -92,16 +92,19 @@ class SinKD(DistillMethod):
 
     @model_validator(mode="after")
     def _gradient_of_the_solver(self) -> Self:
-        """Take the solver's default gradient, or refuse one that it lacks."""
+        """Refuse a gradient that the solver lacks."""
         possible = GRADIENTS[self.solver]
-        if self.gradient is None:
-            self.gradient = possible[0]
-        elif self.gradient not in possible:
+        if self.gradient is not None and self.gradient not in possible:
             expected = " or ".join(possible)
             raise ValueError(
                 f"gradient: expected {expected} with solver {self.solver}, found {self.gradient}"
             )
         return self
+
+    @property
+    def plan_gradient(self) -> Gradient:
+        """The gradient that is given, or the solver's default."""
+        return self.gradient or GRADIENTS[self.solver][0]
 
     def objective(self, student: Rows, teacher: Rows, tokens: Tokens) -> PairOutput:
         """Return the sum over tokens of ce_weight CE + kl_weight KL(p || q) + sinkhorn_weight transport loss.
@@ -190,10 +193,8 @@ class SinKD(DistillMethod):
 
 
 SOLVERS: Mapping[SolverName, Callable[[SinKD], Solver]] = {
-    "sinkhorn": lambda own: Sinkhorn(own.epsilon, own.iterations, cast(Gradient, own.gradient)),
-    "newton_sparse": lambda own: NewtonSparse(
-        own.epsilon, own.density, own.tolerance, cast(Gradient, own.gradient)
-    ),
+    "sinkhorn": lambda own: Sinkhorn(own.epsilon, own.iterations, own.plan_gradient),
+    "newton_sparse": lambda own: NewtonSparse(own.epsilon, own.density, own.tolerance, own.plan_gradient),
     "k_sparse": lambda own: KSparse(own.k, own.gamma),
 }
 """The solver that a method's options describe, by name."""

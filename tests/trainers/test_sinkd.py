@@ -141,13 +141,14 @@ def test_the_solver_logs_its_steps_its_entries_and_the_gap() -> None:
 
 
 def test_each_solver_has_its_own_gradients() -> None:
-    defaults = {name: SinKD(teacher=TEACHER, solver=name).gradient for name in SOLVERS}
+    defaults = {name: SinKD(teacher=TEACHER, solver=name).plan_gradient for name in SOLVERS}
     assert defaults == {"sinkhorn": "unrolled", "newton_sparse": "implicit", "k_sparse": "envelope"}
     for solver, gradient in (("newton_sparse", "unrolled"), ("k_sparse", "implicit")):
         with pytest.raises(ValueError, match=f"gradient: expected .* with solver {solver}, found {gradient}"):
             SinKD(teacher=TEACHER, solver=solver, gradient=gradient)
 
 
+@pytest.mark.slow
 def test_the_pairing_term_draws_each_row_to_its_own_teacher() -> None:
     """The transport alone leaves rows with another row's teacher; with the pairing term each ends at its own."""
     start, teacher = far_apart(6.0)
