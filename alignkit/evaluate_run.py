@@ -1,11 +1,12 @@
 """Evaluates a finished run again: the untrained and the trained model on the same validation rows."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignkit.errors import DataError, FieldIssue, RecipeError
+from alignkit.evaluate_answers import Options, compare, draw_answers, questions_of
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
 from alignkit.sections import CollapseGuardSection
@@ -17,13 +18,18 @@ class Comparison:
 
     before: dict[str, float | None]
     after: dict[str, float | None]
+    answers: dict[str, Any] = field(default_factory=dict)
+    """Measures of both models' answers, see `alignkit.evaluate_answers.compare`; empty if none were drawn."""
 
 
-def evaluate_run(run: Path, *, data: Path | None = None, step: int | None = None) -> Comparison:
+def evaluate_run(
+    run: Path, *, data: Path | None = None, step: int | None = None, options: Options | None = None
+) -> Comparison:
     """Evaluate the run in the folder `run` on `data` (default: its recipe's validation file).
 
-    `step` selects a checkpoint instead of the result. Raises RecipeError if there is no recipe or nothing to evaluate
-    on, DataError if the weights are missing.
+    `step` selects a checkpoint instead of the result. With `options`, both models also answer held-out prompts.
+    Raises RecipeError if there is no recipe or nothing to evaluate on, DataError if the weights are missing, and the
+    errors of a judge and a reward model.
     """
     folder = RunFolder(run)
     recipe = Recipe.load(folder.recipe, [f"data.validation={data}"] if data else [])
@@ -35,8 +41,15 @@ def evaluate_run(run: Path, *, data: Path | None = None, step: int | None = None
     with tempfile.TemporaryDirectory() as scratch:
         trainer, guard = _trainer(recipe, Path(scratch))
         before = _measure(trainer, guard)
+        if options is None or not options.prompts:
+            _load(trainer, weights)
+            return Comparison(before, _measure(trainer, guard))
+        questions = questions_of(recipe, trainer.processing_class, options.prompts)
+        untrained = draw_answers(trainer, questions, options.max_tokens, recipe.seed)
         _load(trainer, weights)
-        return Comparison(before, _measure(trainer, guard))
+        after = _measure(trainer, guard)
+        trained = draw_answers(trainer, questions, options.max_tokens, recipe.seed)
+        return Comparison(before, after, compare(questions, untrained, trained, options))
 
 
 def _weights(folder: RunFolder, recipe: Recipe, step: int | None) -> Path:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from alignkit import __version__, extras
-from alignkit.cli import data, estimates, jobs, keys, methods, models, output, projects, terms
+from alignkit.cli import data, estimates, evaluation, jobs, keys, methods, models, output, projects, terms
 from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command, require_configuration, run
 
@@ -26,6 +26,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")
 app.command("estimate")(estimates.estimate)
+app.command("eval")(evaluation.evaluate)
 app.command("methods")(methods.methods)
 app.command("terms")(terms.terms)
 
@@ -119,28 +120,6 @@ def report(
         raise AlignkitError(f"the report cannot be written: {error}") from error
     if missing := lacking():
         typer.echo(missing, err=True)
-
-
-@app.command("eval")
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="run folder: a recipe's output_dir, or a job's folder")],
-    data: Annotated[Path | None, typer.Option(help="validation file; default: the recipe's")] = None,
-    step: Annotated[
-        int | None, typer.Option(min=1, help="step of a checkpoint to evaluate instead of the result")
-    ] = None,
-) -> None:
-    """Evaluate the untrained and the trained model of a run on the same validation rows."""
-    from alignkit.evaluate_run import evaluate_run  # saves torch at start-up
-    from alignkit.run.folder import newest
-
-    run = newest(run)
-    Console(stderr=True).print(f"Evaluating the run in {run}", highlight=False, soft_wrap=True)
-    found = evaluate_run(run, data=data, step=step)
-    table = output.table("metric", "untrained", "trained")
-    for name in sorted(found.before.keys() | found.after.keys()):
-        values = (found.before.get(name), found.after.get(name))
-        table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
-    output.show(table)
 
 
 @app.command()

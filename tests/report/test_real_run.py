@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from alignkit import train
 from alignkit.cli import app
+from alignkit.errors import AlignkitError
 from alignkit.run.folder import RunFolder
+from tests.evaluate.endpoint import chat, endpoint
 from tests.preference import write_pairs
 from tests.test_train import recipe_file
 from tests.tiny import build_tiny_model
@@ -93,3 +95,33 @@ def test_the_command_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert done.exit_code == 1
     assert "expected a run's folder" in str(done.exception)
+
+
+def test_eval_judges_the_answers_of_both_models_and_writes_a_report(reported: Path) -> None:
+    with endpoint(lambda _: chat("Verdict: A")) as judge:
+        limits = ["--answers", "2", "--max-tokens", "8", "--judge", judge.url, "--judge-model", "j"]
+        done = CliRunner().invoke(app, ["eval", str(reported), *limits, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["judge"]["ties"] == 2  # whoever always says A prefers no one
+    assert found["metrics"]["untrained"]["valid_rewards_margins"] == 0
+    assert found["metrics"]["trained"]["valid_rewards_margins"] > 0
+    assert len(found["answers"]) == 2
+    assert json.loads((reported / "evaluation.json").read_text()) == found
+    assert "Win rate of the trained model" in (reported / "evaluation.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--judge", "http://x/v1"], "--judge and --judge-model: expected both or neither"),
+        (["--answers", "0", "--reward-model", "x"], "--answers: expected at least 1"),
+        (["--judge", "http://127.0.0.1:1/v1", "--judge-model", "j"], "does not answer"),
+    ],
+)
+def test_eval_refuses_what_cannot_be_judged_before_it_loads_a_model(
+    tmp_path: Path, more: list[str], sentence: str
+) -> None:
+    done = CliRunner().invoke(app, ["eval", str(tmp_path), *more])
+    assert isinstance(done.exception, AlignkitError)
+    assert sentence in str(done.exception)

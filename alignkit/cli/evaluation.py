@@ -1,0 +1,120 @@
+"""`alignkit eval`: evaluate a run, or run lm-evaluation-harness on a served model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from alignkit.cli import output
+from alignkit.cli.jobs import connect
+from alignkit.errors import AlignkitError
+from alignkit.home import find_model
+
+if TYPE_CHECKING:  # saves torch at start-up
+    from alignkit.report.evaluation_report import Evaluated
+
+
+def evaluate(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="run folder: a recipe's output_dir, or a job's folder; with --harness, a served model"
+        ),
+    ],
+    data: Annotated[Path | None, typer.Option(help="validation file; default: the recipe's")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="step of a checkpoint to evaluate instead of the result")
+    ] = None,
+    answers: Annotated[
+        int, typer.Option(min=0, max=10_000, help="held-out prompts that both models answer; 0 for none")
+    ] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="maximum length of an answer, in tokens")] = 128,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of an OpenAI-shaped endpoint whose model compares answers; key: OPENAI_API_KEY"
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="the judge's model")] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(help="folder or hub id of a sequence classifier that scores answers")
+    ] = None,
+    against: Annotated[
+        Literal["untrained", "data"], typer.Option(help="answers that the trained model's are compared with")
+    ] = "untrained",
+    harness: Annotated[
+        str | None,
+        typer.Option(help="lm-evaluation-harness tasks for the served model RUN, such as arc_easy"),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="tokenizer for --harness: a folder or hub id; default: the base model's"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Evaluate the untrained and the trained model of a run on the same validation rows."""
+    if harness is not None:
+        raise typer.Exit(_harness(run, harness, tokenizer))
+    from alignkit.evaluate.judging import Judge  # saves torch at start-up
+    from alignkit.evaluate.reward_model import RewardModel
+    from alignkit.evaluate_answers import Options
+    from alignkit.evaluate_run import evaluate_run
+    from alignkit.report.evaluation_report import Evaluated, write_evaluation
+    from alignkit.run.folder import RunFolder, newest
+
+    if (judge is None) != (judge_model is None):
+        raise AlignkitError("--judge and --judge-model: expected both or neither, found one")
+    if not answers and (judge or reward_model):
+        raise AlignkitError("--answers: expected at least 1 with a judge or a reward model, found 0")
+    folder = newest(Path(run))
+    Console(stderr=True).print(f"Evaluating the run in {folder}", highlight=False, soft_wrap=True)
+    asked = Judge(judge, judge_model) if judge and judge_model else None
+    if asked is not None:
+        asked.try_out()
+    scorer = RewardModel(reward_model) if reward_model else None
+    options = Options(answers, max_tokens, asked, scorer, against)
+    found = evaluate_run(folder, data=data, step=step, options=options)
+    scorer_name = Path(reward_model).name if reward_model else None
+    evaluated = Evaluated(step, found.before, found.after, found.answers, judge_model, scorer_name)
+    path = write_evaluation(RunFolder(folder), evaluated)
+    if as_json:
+        typer.echo(json.dumps(evaluated.as_json(folder.resolve().name), ensure_ascii=False, indent=1))
+        return
+    _show(evaluated)
+    Console(stderr=True).print(f"Report: {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _show(found: "Evaluated") -> None:
+    from alignkit.report.evaluation_report import measures  # saves torch at start-up
+
+    table = output.table("metric", "untrained", "trained")
+    for name, *values in measures(found):
+        table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
+    output.show(table)
+    rated = [by for by in ("judge", "reward_model") if by in found.answers]
+    if not rated:
+        return
+    table = output.table("win rate by", "group", "rate", "95% interval", "wins", "ties", "losses", "invalid")
+    groups = {"all": found.answers, **found.answers["groups"]}
+    for by in rated:
+        for group, values in groups.items():
+            one = values[by]
+            shown = (
+                ("-", "-")
+                if one["rate"] is None
+                else (f"{one['rate']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}")
+            )
+            counts = (str(one[kind]) for kind in ("wins", "ties", "losses", "invalid"))
+            table.add_row(by.replace("_", " "), group, *shown, *counts)
+    output.show(table)
+
+
+def _harness(model: str, tasks: str, tokenizer: str | None) -> int:
+    from alignkit.evaluate.harness import harness_command, run_harness  # saves torch at start-up
+
+    client = connect()
+    base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
+    command = harness_command(str(client.base_url), model, tasks, tokenizer or find_model(base))
+    return run_harness(command, client.api_key)
