@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from alignkit import __version__, extras
-from alignkit.cli import data, estimates, evaluation, jobs, keys, methods, models, output, projects, terms
+from alignkit.cli import data, drawing, estimates, evaluation, jobs, keys, methods, models, output, projects, terms
 from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command, require_configuration, run
 
@@ -25,6 +25,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(projects.app, name="projects")
+data.app.command("draw")(drawing.draw)
 app.command("estimate")(estimates.estimate)
 app.command("eval")(evaluation.evaluate)
 app.command("methods")(methods.methods)
