@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -14,6 +15,7 @@ from alignkit.data.dataset import split
 from alignkit.data.messages import Message
 from alignkit.data.nodes import RowError
 from alignkit.data.reading import iter_lines
+from alignkit.data.rows.recognise import GROUP
 from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError
 from alignkit.evaluate.diversity import distinct_words, self_bleu
@@ -24,8 +26,6 @@ from alignkit.recipe import Recipe
 
 Against = Literal["untrained", "data"]
 """What the trained model's answers are compared with: the untrained model's answers, or those in the data."""
-GROUP = "group"
-"""The key of a row, or the column, that names its group."""
 DRAWN_AT_ONCE = 8
 """Prompts of one batch."""
 
@@ -56,29 +56,23 @@ def questions_of(recipe: Recipe, tokenizer: Any, count: int) -> list[Question]:
     """The first `count` held-out prompts that fit beside an answer. Raises DataError if there is none."""
     data, kind = recipe.data, schema_for(type(recipe.method))
     path = Path(data.train if isinstance(data.validation, float) else str(data.validation))
-    found: list[tuple[Any, str | None]] = []
+    rows: list[Any] = []
     for line in iter_lines(path, columns=data.columns):
-        if line.error is not None:
-            continue
-        try:
-            row = kind.parse(line.value)
-        except RowError:
-            continue
-        group = line.value.get(GROUP)
-        found.append((row, None if group is None else str(group)))
+        with suppress(RowError):  # training has told about a row that is invalid
+            rows += [kind.parse(line.value)] if line.error is None else []
     if isinstance(data.validation, float):
-        found = [found[at] for at in split([row for row, _ in found], data.validation)[1]]
-    rendered = (_question(row, group, tokenizer) for row, group in found)
+        rows = [rows[at] for at in split(rows, data.validation)[1]]
+    rendered = (_question(row, tokenizer) for row in rows)
     questions = list(islice((one for one in rendered if 0 < len(one.ids) < data.max_length), count))
     if not questions:
         raise DataError(f"{path.name}: no row has a prompt to answer within max_length {data.max_length}")
     return questions
 
 
-def _question(row: Any, group: str | None, tokenizer: Any) -> Question:
+def _question(row: Any, tokenizer: Any) -> Question:
     first = row.render(tokenizer)[0]
     known = getattr(row, "chosen", None) or (() if hasattr(row, "rejected") else row.loss_turns)
-    return Question(row.prompt, text_of(known), group, first.ids[: first.prompt_length])
+    return Question(row.prompt, text_of(known), getattr(row, GROUP, None), first.ids[: first.prompt_length])
 
 
 def text_of(messages: Sequence[Message], *, roles: bool = False) -> str:

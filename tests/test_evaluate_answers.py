@@ -107,11 +107,11 @@ def test_questions_have_their_group_and_the_preferred_answer(tmp_path: Path) -> 
         row("first", group="easy"),
         row("word " * 300),
         {"broken": 1},
-        row("last", group=7),
+        row("last", group="hard"),
         row("beyond"),
     ]
     first, last = questions_of(recipe(tmp_path, *rows), tokenizer, 2)
-    assert (first.group, last.group) == ("easy", "7")
+    assert (first.group, last.group) == ("easy", "hard")
     assert first.known == "yes"
     asked = [{"role": "user", "content": "first"}]
     text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)

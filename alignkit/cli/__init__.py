@@ -10,7 +10,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from alignkit import __version__, extras
-from alignkit.cli import data, drawing, estimates, evaluation, jobs, keys, methods, models, output, projects, terms
+from alignkit.cli import (
+    data,
+    drawing,
+    estimates,
+    evaluation,
+    jobs,
+    keys,
+    methods,
+    models,
+    output,
+    projects,
+    terms,
+)
 from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command, require_configuration, run
 
