@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,13 +20,13 @@ from trl import KTOConfig, KTOTrainer
 
 from alignkit.data.tokens import IGNORED
 from alignkit.errors import DataError
-from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import LabelledLogps, LabelledLoss
 from alignkit.methods import LabelledMethod
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import Refused, default_folder, refuse_options
 from alignkit.trainers.metrics import gather_rows, record_items
 from alignkit.trainers.mismatched import with_mismatched
+from alignkit.trainers.reference_scores import ReferenceScores
 from alignkit.trainers.signature import Model, shows_parameters_of
 from alignkit.trainers.tokenised import columns_of
 from alignkit.trainers.whole_steps import IS_REAL, WholeRowSteps
@@ -45,7 +44,7 @@ REFUSED_TRL_OPTIONS: Refused = {
 """KTOConfig options that would be ignored -> (value that each must keep, reason)."""
 
 
-class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
+class LabelledTrainer(AlignTrainer, WholeRowSteps, ReferenceScores, KTOTrainer):
     """KTOTrainer whose loss is `method.loss`, averaged over the answers of the whole optimizer step.
 
     Data preparation, reference handling (disabled adapter or reference model) and the collator are TRL's. Rows may
@@ -76,17 +75,9 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
         )
         super().__init__(model, ref_model, args, **kwargs)
         args.loss_type = "kto"
-        self._fuse_heads()
+        self.fuse_heads()
         self._baseline: Tensor | None = None
         self._held_out: list[Tensor] = []
-        self._held_out_reference: dict[int, Tensor] = {}
-
-    def _fuse_heads(self) -> None:
-        """Replace TRL's head by alignkit's fused head, which skips prompt tokens."""
-        policy = self.accelerator.unwrap_model(self.model)
-        fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
-        if self.ref_model is not None:
-            fuse_head(self.accelerator.unwrap_model(self.ref_model))
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Tokenise the dataset and add mismatched answers. Raises DataError for a dataset of another kind."""
@@ -139,22 +130,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, KTOTrainer):
 
     def _reference_logps(self, sequences: Mapping[str, Tensor], *, held_out: bool) -> Tensor:
         """[B], log-probs of the answers under the reference."""
-        reference = self.model if self.ref_model is None else self.ref_model
-        shared = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if not held_out or shared or self.args.sync_ref_model:
-            return self._score(reference, sequences)
-        # Held-out batches return at every evaluation, so their scores are cached. A sharded model does not cache: its
-        # forward is collective, and a rank that finds its batch in the cache would leave the others waiting.
-        key = hash(
-            tuple(sequences[name].cpu().numpy().tobytes() for name in ("input_ids", "completion_mask"))
-        )
-        if key not in self._held_out_reference:
-            self._held_out_reference[key] = self._score(reference, sequences)
-        return self._held_out_reference[key]
-
-    def _score(self, reference: Any, sequences: Mapping[str, Tensor]) -> Tensor:
-        logps: Tensor = self.compute_ref_log_probs(reference, sequences)[0]
-        return logps.float()
+        return self.score_reference(sequences, held_out=held_out)[0].float()
 
     def compute_loss(
         self,

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from alignkit.data.flipping import FLIPPED
 from alignkit.data.rows.recognise import GROUP
-from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
 from alignkit.terms import RowView, Term
@@ -19,6 +17,7 @@ from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import REFUSED_OF_PAIRS, refuse_options, require_config
 from alignkit.trainers.metrics import GROUP_OF_ITEM, record_items
+from alignkit.trainers.reference_scores import ReferenceScores
 from alignkit.trainers.signature import Model, shows_parameters_of
 from alignkit.trainers.terms import ROW, RowFacts
 from alignkit.trainers.tokenised import TakesTokenised
@@ -28,7 +27,9 @@ from alignkit.trainers.whole_steps import WholeRowSteps
 _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 
 
-class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenised, DPOTrainer):
+class PreferenceTrainer(
+    AlignTrainer, RouterBalance, WholeRowSteps, ReferenceScores, TakesTokenised, DPOTrainer
+):
     """DPOTrainer whose loss is `method.loss`, averaged over the pairs of the whole optimizer step.
 
     Data preparation and reference handling (disabled adapter, reference model, or precomputed log-probs) are TRL's. A
@@ -62,8 +63,7 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         without = nullcontext() if method.uses_reference else no_reference_model(model)
         with without:
             super().__init__(model, ref_model, args, **kwargs)
-        self._fuse_heads()
-        self._held_out_reference: dict[int, tuple[Tensor, Tensor]] = {}
+        self.fuse_heads()
         self.use_terms(terms, method.start_loss())
         self.mark_rows()
 
@@ -71,13 +71,6 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         super()._set_signature_columns_if_needed()
         if ROW not in self._signature_columns:
             self._signature_columns += [ROW, GROUP, FLIPPED]
-
-    def _fuse_heads(self) -> None:
-        """Replace TRL's head by alignkit's fused head, which skips prompt tokens."""
-        policy = self.accelerator.unwrap_model(self.model)
-        fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
-        if self.ref_model is not None:
-            fuse_head(self.accelerator.unwrap_model(self.ref_model))
 
     def rows_in(self, batch: dict[str, Tensor]) -> int:
         """Return the number of pairs. The batch holds both answers of each."""
@@ -154,20 +147,10 @@ class PreferenceTrainer(AlignTrainer, RouterBalance, WholeRowSteps, TakesTokenis
         model_inputs |= self.router_inputs()
         return model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
 
-    def _reference_logps(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _reference_logps(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         if self.precompute_ref_logps:
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        reference = self.model if self.ref_model is None else self.ref_model
-        shared = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if self._mode == "train" or shared or self.args.sync_ref_model:
-            chosen, rejected = self.compute_ref_log_probs(reference, inputs)
-            return chosen, rejected
-        # Held-out batches return at every evaluation, so their scores are cached. A sharded model does not cache: its
-        # forward is collective, and a rank that finds its batch in the cache would leave the others waiting.
-        key = hash((_bytes(inputs["input_ids"]), _bytes(inputs["completion_mask"])))
-        if key not in self._held_out_reference:
-            self._held_out_reference[key] = self.compute_ref_log_probs(reference, inputs)
-        return self._held_out_reference[key]
+        return self.score_reference(inputs, held_out=self._mode == "eval")
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Precompute as TRL does, but do nothing for a method without a reference."""
@@ -205,7 +188,3 @@ def _token_ratios(outputs: Any, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]
         "entropy": (entropies[0] + entropies[1], chosen_tokens + rejected_tokens),
         "mean_token_accuracy": (right, chosen_tokens),
     }
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.cpu().numpy().tobytes()
