@@ -4,7 +4,10 @@ import re
 
 from alignkit.errors import AlignkitError
 
-_ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`:,;()<>\[\]]+/)+([^\s/'\"`:,;()<>\[\]]*)")
+_ABSOLUTE_PATH = re.compile(
+    r"(?:(?<![\w/.~])(?!//)|(?<=file://))~?/(?:[^\s/'\"`:,;()<>\[\]]+/)+([^\s/'\"`:,;()<>\[\]]*)"
+)
+"""One at the beginning of a word, after a sign, or in a file's URL; the path of any other URL is none."""
 
 
 class EngineError(AlignkitError):

@@ -9,10 +9,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import ApiError, documented
 from alignkit_server.jobs.idempotency import Idempotency, created_before
+from alignkit_server.jobs.log_tail import MAX_LINES
 from alignkit_server.jobs.preparation import prepare
 from alignkit_server.jobs.schemas import (
     CheckpointObject,
     EventObject,
+    JobLog,
     JobMetrics,
     JobObject,
     JobPruned,
@@ -167,6 +169,16 @@ def retrieve_metrics(
     if not stream and EVENT_STREAM not in accept:
         return jobs.metrics(job_id, names.split(",") if names else (), max_points)
     return _stream(services, project, job_id, last_event_id, "metrics")
+
+
+@router.get("/{job_id}/logs", responses=documented(404))
+def retrieve_log(
+    job_id: str,
+    jobs: JobServiceDep,
+    tail: Annotated[int, Query(ge=1, le=MAX_LINES, description="maximum number of lines")] = 100,
+) -> JobLog:
+    """Retrieve the last lines of a job's training log."""
+    return jobs.log(job_id, tail)
 
 
 @router.get("/{job_id}/recipe", responses=documented(404) | RECIPE_RESPONSE, response_class=Response)

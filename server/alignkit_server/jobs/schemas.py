@@ -175,3 +175,15 @@ class JobMetrics(BaseModel):
     object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"
     job_id: str
     series: dict[str, MetricSeries]
+
+
+class JobLog(BaseModel):
+    """The end of a job's training log."""
+
+    object: Literal["fine_tuning.job.log"] = "fine_tuning.job.log"
+    job_id: str
+    lines: list[str] = Field(
+        description="the last lines, oldest first, without the server's paths and secrets; none before the job "
+        "starts and after it is pruned"
+    )
+    has_more: bool = Field(description="whether there are earlier lines")

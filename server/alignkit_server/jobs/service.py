@@ -21,12 +21,20 @@ from alignkit_server.files.repository import FileRepository
 from alignkit_server.ids import EVENT, new_id
 from alignkit_server.job_status import ACTIVE, FINISHED, PAUSED, UNFINISHED
 from alignkit_server.jobs.idempotency import Idempotency
+from alignkit_server.jobs.log_tail import log_tail
 from alignkit_server.jobs.metrics import collect
 from alignkit_server.jobs.preparation import PreparedJob
 from alignkit_server.jobs.presenting import present_checkpoint, present_event, present_job
 from alignkit_server.jobs.queue import places
 from alignkit_server.jobs.repository import CheckpointRepository, EventRepository, JobRepository
-from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobMetrics, JobObject, JobPruned
+from alignkit_server.jobs.schemas import (
+    CheckpointObject,
+    EventObject,
+    JobLog,
+    JobMetrics,
+    JobObject,
+    JobPruned,
+)
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_job, require_more_time
 from alignkit_server.pagination import CursorListObject, ListObject, PageQuery
@@ -166,6 +174,12 @@ class JobService:
     def metrics(self, job_id: str, names: Collection[str], max_points: int) -> JobMetrics:
         """A job's metrics as series of at most `max_points` points."""
         return collect(job_id, self._events.metrics(self._jobs.get(job_id).id), names, max_points)
+
+    def log(self, job_id: str, lines: int) -> JobLog:
+        """The last lines of a job's training log."""
+        job, settings = self._jobs.get(job_id), self._services.settings
+        found, more = log_tail(RunFolder(settings.jobs_dir / job.id).log, lines, settings.root)
+        return JobLog(job_id=job.id, lines=found, has_more=more)
 
     def recipe(self, job_id: str) -> str:
         """The job's recipe as YAML, with names instead of paths of this server."""

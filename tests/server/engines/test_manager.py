@@ -293,6 +293,9 @@ def test_telling_lines_prefer_the_cause() -> None:
         ("in '/a/b/'.", "in '…/'."),
         ("GET http://127.0.0.1:80/v1/models and/or 1/2", "GET http://127.0.0.1:80/v1/models and/or 1/2"),
         ('File "/x/y z.py", line 3', 'File "…/y z.py", line 3'),
+        ("error:/home/me/x.json: no", "error:…/x.json: no"),
+        ("see file:///home/me/x.json", "see file://…/x.json"),
+        ("s3://bucket/folder/key", "s3://bucket/folder/key"),
     ],
 )
 def test_scrub_paths(text: str, expected: str) -> None:

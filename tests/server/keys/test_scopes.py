@@ -34,6 +34,7 @@ NEEDED = {
     ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"): TRAIN,
     ("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints"): READ,
     ("GET", "/v1/fine_tuning/jobs/{job_id}/events"): READ,
+    ("GET", "/v1/fine_tuning/jobs/{job_id}/logs"): READ,
     ("GET", "/v1/fine_tuning/jobs/{job_id}/metrics"): READ,
     ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"): TRAIN,
     ("POST", "/v1/fine_tuning/jobs/{job_id}/prune"): TRAIN,
