@@ -239,6 +239,19 @@ class TestOneJob:
         page.get_by_role("button", name="Compare with an estimate").click()
         expect(page.get_by_role("table", name=re.compile("Estimate"))).to_contain_text("12,345")
 
+    def test_the_log_is_shown_when_asked_for_and_read_again(
+        self, service: Running, client: OpenAI, key: str, visitor: Visitor
+    ) -> None:
+        job_id = run(service, client, steps=2)
+        page = visitor.signed_in(key, f"#/jobs/{job_id}")
+        page.get_by_text("lines of the training process").click()
+        expect(page.get_by_text("There is no log")).to_be_visible()
+        log = service.settings.jobs_dir / job_id / "train.log"
+        log.parent.mkdir(parents=True)
+        log.write_text(f"{MARKUP}\nloss 0.5\n")
+        expect(page.get_by_label("train.log")).to_have_text(f"{MARKUP}\nloss 0.5")
+        assert violations(page) == []
+
 
 @pytest.mark.slow
 class TestForEverybody:

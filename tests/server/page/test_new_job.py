@@ -60,7 +60,8 @@ def test_a_program_makes_the_same_job(service: Running, client: OpenAI, key: str
     script = page.get_by_label("Python, with the official client").inner_text()
     command = page.get_by_label("Shell").inner_text()
     assert command == (
-        f"alignkit jobs submit 'of the page.jsonl' --model {BASE_MODEL} --method f_dpo -p beta=0.25 -p robust=true"
+        f"alignkit jobs submit 'of the page.jsonl' --model {BASE_MODEL} --method f_dpo "
+        "--metadata 'name=it'\\''s mine' -p beta=0.25 -p robust=true"
     )
     folder = service.settings.root
     path = folder / "of the page.jsonl"

@@ -95,7 +95,7 @@ export function pythonOf(request, names) {
   return lines.join("\n");
 }
 
-/** The same job by the command; it has no place for labels. */
+/** The same job by the command. */
 export function commandOf(request, names) {
   const { type } = request.method;
   const settings = Object.entries(request.method[type].hyperparameters);
@@ -109,6 +109,7 @@ export function commandOf(request, names) {
     ...(request.validation_file ? ["--validation-file", shell(names(request.validation_file))] : []),
     ...(request.suffix ? ["--suffix", shell(request.suffix)] : []),
     ...(request.seed !== undefined ? ["--seed", String(request.seed)] : []),
+    ...Object.entries(request.metadata ?? {}).flatMap(([name, value]) => ["--metadata", shell(`${name}=${value}`)]),
     ...settings.flatMap(([name, value]) => ["-p", shell(`${name}=${typeof value === "string" ? value : JSON.stringify(value)}`)]),
   ];
   return words.join(" ");

@@ -9,7 +9,7 @@ import { html, useEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { Answers } from "../parts/answers.js";
 import { Chart } from "../parts/chart.js";
 import { Action, Facts, Heading, Problem, Status } from "../parts/common.js";
-import { Checkpoints, Events, Recipe, Settings } from "../parts/job_details.js";
+import { Checkpoints, Events, Log, Recipe, Settings } from "../parts/job_details.js";
 import { Progress } from "../parts/progress.js";
 
 const CHARTS = 8;
@@ -47,6 +47,7 @@ export function Job({ id }) {
     <${Checkpoints} job=${job} />
     <${Settings} job=${job} />
     <${Recipe} job=${job} />
+    <${Log} job=${job} />
     <${Events} events=${state.messages} live=${state.live} />
   `;
 }

@@ -1,12 +1,14 @@
 // The parts of a job's page that are looked up rather than watched.
 import { literal, measure, moment, words } from "../lib/format.js";
-import { useAnswer, useSession } from "../lib/hooks.js";
-import { settingsOf } from "../lib/jobs.js";
+import { useAnswer, useEvery, useSession } from "../lib/hooks.js";
+import { isOver, settingsOf } from "../lib/jobs.js";
 import { link } from "../lib/router.js";
 import { html, useState } from "../lib/ui.js";
 import { Action, Code, Loaded, Table } from "./common.js";
 
 const EVENTS = 50;
+const LOG_LINES = 200;
+const LOG_SECONDS = 5;
 
 /** The checkpoints that can be used, with their metrics. */
 export function Checkpoints({ job }) {
@@ -81,6 +83,35 @@ export function Recipe({ job }) {
       </div>
       ${text !== null && html`<${Code} label="recipe.yaml" text=${text} />`}
     </section>
+  `;
+}
+
+/** The end of what its training process wrote; read again while the job runs. */
+export function Log({ job }) {
+  const [open, setOpen] = useState(false);
+  return html`
+    <section aria-labelledby="log">
+      <h2 id="log">Log</h2>
+      <details onToggle=${(event) => setOpen(event.target.open)}>
+        <summary>The last ${LOG_LINES} lines of the training process</summary>
+        ${open && html`<${Lines} job=${job} />`}
+      </details>
+    </section>
+  `;
+}
+
+function Lines({ job }) {
+  const { api } = useSession();
+  const path = `fine_tuning/jobs/${encodeURIComponent(job.id)}/logs`;
+  const answer = useAnswer((signal) => api.get(path, { tail: LOG_LINES }, { signal }), [path, job.status]);
+  useEvery(LOG_SECONDS, () => isOver(job) || answer.loading || answer.reload(), [path, job.status]);
+  return html`
+    <${Loaded} answer=${answer}>
+      ${({ lines }) =>
+        lines.length
+          ? html`<${Code} label="train.log" text=${lines.join("\n")} />`
+          : html`<p class="quiet">There is no log: the job has not started, or its folder was pruned.</p>`}
+    <//>
   `;
 }
 
