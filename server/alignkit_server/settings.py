@@ -73,11 +73,15 @@ class EngineSettings(BaseModel):
         description="vLLM's --tool-call-parser, none for no tool calls; default: by the model's chat template",
     )
     kv_cache_gib: int = Field(1, ge=1, description="size of the KV cache without CUDA, in GiB")
-    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    gpu_memory_utilization: float = Field(
+        0.5, gt=0, le=1, description="share of a GPU's memory that an engine takes"
+    )
     confine: bool = Field(
         False, description="hide the home from local engines, except the models and adapters that they serve"
     )
-    start_timeout_seconds: float = Field(600.0, gt=0)
+    start_timeout_seconds: float = Field(
+        600.0, gt=0, description="seconds after which a starting engine has failed"
+    )
     gpus: list[int] | None = Field(
         None, description="GPUs of the engines, which no job is given; default: all, shared with training"
     )
@@ -128,8 +132,20 @@ class RaySettings(BaseModel):
 
 PREFIX = "ALIGNKIT_"
 NESTED = "__"
-OF_OTHERS = frozenset({"API_KEY", "BASE_URL", "DEMO_HOME", "KERNELS", "LOGITS", "PROCESS_TOKEN", "REPORT"})
-"""Variables with the prefix that the command, the library and the demo read."""
+OTHERS: dict[str, tuple[str | None, str]] = {
+    "API_KEY": (None, "the command's key; default: the first key of a service on this machine"),
+    "BASE_URL": ("http://127.0.0.1:8000/v1", "the service that the command talks to"),
+    "DEMO_HOME": (".alignkit/demo", "folder of the demo's service"),
+    "KERNELS": (
+        None,
+        "implementation of the fused heads: torch, triton or reference; default: by the device",
+    ),
+    "LOGITS": ("float32", "dtype of the Triton kernels' logits; bf16 is faster and less exact"),
+    "REPORT": ("on", "off: runs and jobs write no report"),
+}
+"""Variable without the prefix -> default and meaning, of what the command, the library and the demo read."""
+INTERNAL = frozenset({"PROCESS_TOKEN"})
+"""Variables without the prefix that the service sets for its own processes."""
 
 
 class Settings(BaseSettings):
@@ -138,8 +154,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid")
 
     home: Path = Field(DEFAULT_HOME, description="folder of the database, files, jobs, models and adapters")
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite under home by default")
     project: str = Field("default", pattern=r"^[A-Za-z0-9_-]{1,32}$", description="the first project's name")
     training_slots: int | None = Field(
@@ -148,10 +164,10 @@ class Settings(BaseSettings):
         description="training jobs that run at once; by default as many as the GPUs hold, without a GPU one",
     )
     gpus_per_job: int = Field(1, ge=1, description="GPUs of a job that does not say `gpus`; local executor")
-    max_file_bytes: int = Field(512 * 2**20, ge=1)
+    max_file_bytes: int = Field(512 * 2**20, ge=1, description="maximum size of a file in one request")
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="maximum size of an upload in parts")
     max_part_bytes: int = Field(64 * 2**20, ge=1, description="maximum size of one part of an upload")
-    max_line_bytes: int = Field(8 * 2**20, ge=1)
+    max_line_bytes: int = Field(8 * 2**20, ge=1, description="maximum size of one row of a data file")
     file_check_bytes: int = Field(
         4 * 2**30,
         ge=2**28,
@@ -197,7 +213,7 @@ class Settings(BaseSettings):
         "memory://", description="storage of request counts: memory:// or redis://…"
     )
     executor: Literal["local", "ray"] = Field("local", description="where training runs")
-    ray: RaySettings = Field(default_factory=RaySettings)
+    ray: RaySettings = Field(default_factory=RaySettings, description="the Ray cluster")
     confine_training: bool = Field(
         False, description="hide the home from local training, except its own folder and what it reads"
     )
@@ -221,7 +237,7 @@ class Settings(BaseSettings):
     webhook_private_targets: bool = Field(
         False, description="webhooks may target private and loopback addresses, and use http"
     )
-    engine: EngineSettings = Field(default_factory=EngineSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="the vLLM processes")
 
     @property
     def root(self) -> Path:
@@ -285,7 +301,7 @@ def load_settings(**given: Any) -> Settings:
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A sentence for each variable with the prefix that nothing reads, with the nearest name of a setting."""
-    known = [PREFIX + name.upper() for name in (*Settings.model_fields, *sorted(OF_OTHERS))]
+    known = [PREFIX + name.upper() for name in (*Settings.model_fields, *OTHERS, *sorted(INTERNAL))]
     return [
         f"{variable} is not a setting and does nothing{nearest(variable.partition(NESTED)[0], known)}"
         for variable in sorted(environment)
