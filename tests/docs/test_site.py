@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
@@ -84,13 +84,13 @@ def commands() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("arguments", [pytest.param(words, id=name) for name, words in commands()])
 def test_every_command_of_the_pages_is_taken_by_the_cli(arguments: list[str], tmp_path: Path) -> None:
-    command: click.Command = typer.main.get_command(app)
-    context = click.Context(command, info_name="alignkit")
+    command: Any = typer.main.get_command(app)
+    context = typer.Context(command, info_name="alignkit")
     words = list(arguments)
-    while isinstance(command, click.Group):
+    while hasattr(command, "resolve_command"):  # a group of commands
         name, command, words = command.resolve_command(context, words)
         assert command is not None, name
-        context = click.Context(command, info_name=name, parent=context)
+        context = typer.Context(command, info_name=name, parent=context)
     for word in words:  # files that the page's reader has
         if re.fullmatch(r"[\w./-]+\.jsonl", word) and not (ROOT / word).exists():
             (tmp_path / word).touch()
