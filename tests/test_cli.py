@@ -78,6 +78,26 @@ def test_data_check_names_bad_lines_and_exits_with_one(home: Path, run: Run) -> 
     assert "line 1, /rejected: expected the key of a row in TRL's form" in done.stdout
 
 
+def test_data_check_as_json(home: Path, run: Run) -> None:
+    bad = home / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "chosen": "b"}\n')
+    done = run("data", "check", str(bad), "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    (file,) = found.pop("files")
+    assert found == {"statistics": None}
+    assert (file.keys(), file["name"], file["ok"], file["rows"], file["bad_rows"]) == (
+        {"name", "ok", "rows", "bad_rows", "findings", "notices"},
+        "bad.jsonl",
+        False,
+        1,
+        1,
+    )
+    assert file["findings"][0].startswith("line 1, /rejected: expected")
+    whole = run("data", "check", str(home / "pairs.jsonl"), "--model", "tiny", "--json")
+    assert json.loads(whole.stdout)["statistics"]["rows"] == 8
+
+
 def test_data_preview_shows_what_carries_loss(home: Path, run: Run) -> None:
     done = run("data", "preview", str(home / "pairs.jsonl"), "--model", "tiny", "--rows", "1")
     assert done.returncode == 0, done.stderr
@@ -123,6 +143,9 @@ def test_a_service_that_does_not_answer(home: Path, run: Run) -> None:
 
 def test_divergences_and_models_are_listed(run: Run) -> None:
     assert "squared_hellinger" in run("divergences").stdout
+    found = {one["name"]: one for one in json.loads(run("divergences", "--json").stdout)}
+    assert found["reverse_kl"].keys() == {"name", "curvature", "about"}
+    assert found["reverse_kl"]["curvature"] == 1
     assert run("models", "list").stdout.split() == ["tiny"]
 
 

@@ -1,47 +1,64 @@
 """The `alignkit` command. Every error is one readable line; `--debug` shows the traceback."""
 
-import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from alignkit import __version__, extras
+from alignkit import __version__
 from alignkit.cli import (
+    chat,
+    completion,
     data,
     drawing,
     estimates,
     evaluation,
+    files,
     jobs,
     keys,
     methods,
     models,
     output,
     projects,
+    service,
+    serving,
     terms,
 )
 from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command, require_configuration, run
 
+# Without a terminal, an error of the usage is one line instead of a box.
+MARKUP: Literal["rich"] | None = "rich" if sys.stderr.isatty() else None
 app = typer.Typer(
     help="Alignment fine-tuning of language models, and the service that serves the result.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode=MARKUP,
 )
-app.add_typer(data.app, name="data")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(keys.app, name="keys")
-app.add_typer(models.app, name="models")
-app.add_typer(projects.app, name="projects")
+GROUPS = {
+    "data": data.app,
+    "jobs": jobs.app,
+    "files": files.app,
+    "models": models.app,
+    "projects": projects.app,
+    "keys": keys.app,
+}
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
 data.app.command("draw")(drawing.draw)
-app.command("estimate")(estimates.estimate)
 app.command("eval")(evaluation.evaluate)
-app.command("methods")(methods.methods)
-app.command("terms")(terms.terms)
+COMMANDS = (
+    chat.chat,
+    estimates.estimate,
+    methods.methods,
+    terms.terms,
+    serving.serve,
+    serving.settings,
+    completion.completion,
+)
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:
@@ -56,18 +73,13 @@ def main() -> None:
         sentence = _sentence(error)
         if debug or sentence is None:
             raise
-        Console(stderr=True).print(
-            f"[red]error:[/red] {sentence}", highlight=False, markup=True, soft_wrap=True
-        )
+        output.error(sentence)
         sys.exit(1)
 
 
 def _sentence(error: Exception) -> str | None:
     """The message for the user, or None for a defect, whose traceback is more useful."""
-
-    if isinstance(error, AlignkitError):
-        return escape(str(error))
-    return jobs.client_error(error)
+    return str(error) if isinstance(error, AlignkitError) else service.client_error(error)
 
 
 def _version(wanted: bool) -> None:
@@ -152,36 +164,16 @@ def interpolate(
 
 
 @app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="address to listen on (ALIGNKIT_HOST)")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="port; 0 picks a free one (ALIGNKIT_PORT)")
-    ] = None,
-    home: Annotated[
-        Path | None, typer.Option(help="folder for all data of the service (ALIGNKIT_HOME)")
-    ] = None,
+def divergences(
+    as_json: Annotated[bool, output.as_json("an array of {name, curvature, about}")] = False,
 ) -> None:
-    """Start the service."""
-    with extras.needed("serve", purpose="alignkit serve"):
-        from alignkit_server.main import serve as run_server  # an extra
-        from alignkit_server.settings import load_settings, unknown_variables
-
-    given = {"host": host, "port": port, "home": home}
-    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-    for sentence in unknown_variables(os.environ):
-        Console(stderr=True).print(
-            f"[yellow]warning:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True
-        )
-    run_server(settings)
-
-
-@app.command()
-def divergences() -> None:
     """List the divergences of f-DPO."""
     from alignkit.divergences import available, get  # saves torch at start-up
 
-    table = output.table("name", "f''(1)", "about")
-    for name in available():
-        divergence = get(name)
-        table.add_row(name, f"{divergence.curvature:g}", (type(divergence).__doc__ or "").split("\n")[0])
-    output.show(table)
+    made = [get(name) for name in available()]
+    found = [(one.name, one.curvature, (type(one).__doc__ or "").split("\n")[0]) for one in made]
+    if as_json:
+        names = ("name", "curvature", "about")
+        output.show_json([dict(zip(names, one, strict=True)) for one in found])
+        return
+    output.rows(("name", "f''(1)", "about"), ((name, f"{at_one:g}", about) for name, at_one, about in found))

@@ -1,15 +1,20 @@
 """`alignkit data`: check a data file before training, and preview how its rows are rendered."""
 
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from alignkit.cli import output
 from alignkit.cli.models import Home
 from alignkit.errors import DataError
 from alignkit.home import models_dir
+
+if TYPE_CHECKING:  # saves torch at start-up
+    from alignkit.data.validation import FileReport
 
 app = typer.Typer(help="Check and preview training data.", no_args_is_help=True)
 File = Annotated[Path, typer.Argument(help="JSON Lines, a JSON array or CSV, plain or gzipped, or Parquet")]
@@ -39,6 +44,10 @@ def check(
     column: Columns = None,
     skip_bad: SkipBad = False,
     home: Home = None,
+    as_json: Annotated[
+        bool,
+        output.as_json("{files, statistics}: each file's findings; lengths and counts, null without --model"),
+    ] = False,
 ) -> None:
     """Check every row; with --model, also as tokens. Exits with 1 if there are invalid rows."""
     from alignkit.data.reading import iter_lines  # saves torch at start-up
@@ -61,13 +70,20 @@ def check(
         for row, sequences in inspection.rendered(iter_lines(path, columns=columns)):
             if sequences:
                 statistics.add(row, sequences)
-        reports.append(inspection.report())
+        reports.append((path.name, inspection.report()))
         counted.append(statistics)
-        console.print(render_report(path.name, reports[-1]), soft_wrap=not console.is_terminal)
-    if not all(report.ok for report in reports):
+    ok = all(report.ok for _, report in reports)
+    found = counted[0].result(*counted[1:]) if ok and tokenizer is not None else None
+    if as_json:
+        listed = [_listed(name, report) for name, report in reports]
+        output.show_json({"files": listed, "statistics": asdict(found) if found else None})
+    else:
+        for name, report in reports:
+            console.print(render_report(name, report), soft_wrap=not console.is_terminal)
+        if found:
+            console.print(render_statistics(found))
+    if not ok:
         raise typer.Exit(1)
-    if tokenizer is not None:
-        console.print(render_statistics(counted[0].result(*counted[1:])))
 
 
 @app.command()
@@ -99,6 +115,18 @@ def preview(
     if report.bad_rows or not report.rows:
         console.print(render_report(file.name, report), soft_wrap=not console.is_terminal)
         raise typer.Exit(1)
+
+
+def _listed(name: str, report: "FileReport") -> dict[str, Any]:
+    """A file's report as --json prints it."""
+    return {
+        "name": name,
+        "ok": report.ok,
+        "rows": report.rows,
+        "bad_rows": report.bad_rows,
+        "findings": [report.problem] if report.problem else report.findings(),
+        "notices": list(report.notices),
+    }
 
 
 def _columns(given: list[str] | None) -> dict[str, str]:

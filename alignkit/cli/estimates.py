@@ -1,13 +1,11 @@
 """`alignkit estimate`: estimate a run before it starts."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from alignkit.cli import output
@@ -32,7 +30,9 @@ def estimate(
     rows: Annotated[
         int | None, typer.Option(min=1, help="number of rows, if the data file is missing or incomplete")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    as_json: Annotated[
+        bool, output.as_json("{smallest, estimates}, both with the memory, time and disk of a configuration")
+    ] = False,
 ) -> None:
     """Estimate a run's memory by kind, time, disk and tokens, and the smallest configuration that fits."""
     from alignkit import estimate as library  # saves torch at start-up
@@ -48,14 +48,13 @@ def estimate(
         found = [library.estimate(run, lengths, device=device, count=count, stage=stage)]
     if as_json:
         whole = {"smallest": _whole(least) if least else None, "estimates": [_whole(one) for one in found]}
-        typer.echo(json.dumps(whole, indent=1, default=dict))
+        output.show_json(whole)
         return
-    console = Console()
     for line in _about(found[0]):
-        console.print(line, highlight=False)
+        output.say(line)
     output.show(_memory_table(found))
     output.show(_time_table(found))
-    console.print(_smallest(least, device), highlight=False)
+    output.say(_smallest(least, device))
 
 
 def _fewest(
@@ -133,8 +132,10 @@ def _time_table(found: "list[Estimate]") -> Table:
     table.add_row("step", *(f"{one.step_seconds.step:.3g}" for one in found))
     before = [one.step_seconds.drawing + one.step_seconds.scoring for one in found]
     if any(before):
-        table.add_row("before training", *map(_duration, before))
-    table.add_row("whole run", *("?" if one.seconds is None else _duration(one.seconds) for one in found))
+        table.add_row("before training", *map(output.duration, before))
+    table.add_row(
+        "whole run", *("?" if one.seconds is None else output.duration(one.seconds) for one in found)
+    )
     return table
 
 
@@ -164,9 +165,3 @@ def _gib(size: float) -> str:
 
 def _big(count: int) -> str:
     return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from alignkit.cli import output
-from alignkit.cli.jobs import connect
+from alignkit.cli.service import connect
 from alignkit.errors import AlignkitError
 from alignkit.home import find_model
 

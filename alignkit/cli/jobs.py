@@ -1,183 +1,128 @@
-"""`alignkit jobs`: fine-tuning jobs of a running service, through the official OpenAI client."""
+"""`alignkit jobs`: fine-tuning jobs of a running service."""
 
-import json
-import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from enum import StrEnum
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from alignkit.cli import output
+from alignkit.cli import job_download, job_records, job_requests, job_watch, output, service
+from alignkit.cli.job_requests import Labels, labels_of
 from alignkit.errors import AlignkitError
-from alignkit.home import service_home
 
 app = typer.Typer(help="Fine-tuning jobs of a running service.", no_args_is_help=True)
-console = Console()
-POLL_SECONDS = 1.0
-FINISHED = {"succeeded", "failed", "cancelled"}
 UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 """Seconds."""
+JobId = Annotated[str, typer.Argument(help="id of the job")]
 
 
-def connect() -> Any:
-    """An OpenAI client with ALIGNKIT_BASE_URL (default http://127.0.0.1:8000/v1) and ALIGNKIT_API_KEY.
+class Status(StrEnum):
+    """A job's status."""
 
-    Without ALIGNKIT_API_KEY, uses the first key of a service on this machine. Raises AlignkitError if there is none.
-    """
-    from openai import OpenAI  # saves openai at start-up
-
-    url = os.environ.get("ALIGNKIT_BASE_URL", "http://127.0.0.1:8000/v1")
-    key = os.environ.get("ALIGNKIT_API_KEY") or _first_key()
-    if not key:
-        raise AlignkitError(
-            "no API key: set ALIGNKIT_API_KEY; the service stored the first key in its home at its first start"
-        )
-    return OpenAI(base_url=url, api_key=key, max_retries=2)
-
-
-def _first_key() -> str:
-    path = service_home() / "first-key"
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def client_error(error: Exception) -> str | None:
-    """One sentence for an error of the OpenAI client; None for anything else."""
-    import openai  # saves openai at start-up
-
-    if isinstance(error, openai.APIConnectionError):
-        return "the service does not answer: start it with `alignkit serve`, or set ALIGNKIT_BASE_URL"
-    if isinstance(error, openai.APIStatusError):
-        body = error.body if isinstance(error.body, dict) else {}
-        where = f" ({body['param']})" if body.get("param") else ""
-        return escape(f"{body.get('message') or error.message}{where}")
-    return None
-
-
-@app.command()
-def submit(
-    training_file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    model: Annotated[str, typer.Option(help="base model, or a model made by a job")],
-    method: Annotated[str, typer.Option(help="training method, such as f_dpo or supervised")] = "f_dpo",
-    validation_file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", help="hyperparameter as name=value; repeatable")
-    ] = None,
-    suffix: Annotated[str | None, typer.Option(help="suffix of the new model's name")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="follow the job until it ends")] = False,
-) -> None:
-    """Upload the files and create a job."""
-    client = connect()
-    files = [path for path in (training_file, validation_file) if path]
-    hyperparameters = parameters(param or [])
-    with _only_with_a_job(client) as ids:
-        for path in files:
-            ids.append(client.files.create(file=path, purpose="fine-tune").id)
-        optional = {
-            "validation_file": ids[1] if len(ids) > 1 else None,
-            "suffix": suffix,
-            "seed": seed,
-        }
-        job = client.fine_tuning.jobs.create(
-            model=model,
-            training_file=ids[0],
-            method={"type": method, method: {"hyperparameters": hyperparameters}},
-            **{name: value for name, value in optional.items() if value is not None},
-        )
-    console.print(job.id)
-    if follow:
-        watch(job.id)
-
-
-@contextmanager
-def _only_with_a_job(client: Any) -> Iterator[list[str]]:
-    """Takes the ids of uploaded files, which are deleted if the job that they are for is refused."""
-    import openai  # saves openai at start-up
-
-    ids: list[str] = []
-    try:
-        yield ids
-    except openai.APIStatusError:
-        for file_id in ids:
-            with suppress(openai.OpenAIError):
-                client.files.delete(file_id)
-        raise
-
-
-def parameters(pairs: list[str]) -> dict[str, Any]:
-    """The hyperparameters given as name=value texts."""
-    values = {}
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        if not separator:
-            raise AlignkitError(f"--param {pair}: expected name=value, such as beta=0.1")
-        values[name] = _value(text)
-    return values
-
-
-def _value(text: str) -> Any:
-    """A JSON or YAML value; YAML alone reads 1e-3 as text, which no numeric option accepts."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return yaml.safe_load(text)
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 @app.command("list")
-def list_(limit: Annotated[int, typer.Option(min=1, max=100)] = 20) -> None:
-    """List jobs, newest first."""
-    table = output.table("job", "status", "model", "method", "result")
-    for job in connect().fine_tuning.jobs.list(limit=limit).data:
-        table.add_row(
-            job.id, job.status, job.model, job.method.type if job.method else "", job.fine_tuned_model or ""
-        )
-    output.show(table)
-
-
-@app.command()
-def cancel(job_id: str) -> None:
-    """Cancel a job."""
-    console.print(connect().fine_tuning.jobs.cancel(job_id).status)
-
-
-@app.command()
-def pause(job_id: str) -> None:
-    """Pause a job: it saves its state and frees its slot."""
-    console.print(connect().fine_tuning.jobs.pause(job_id).status)
-
-
-@app.command()
-def resume(job_id: str) -> None:
-    """Put a paused job back into the queue."""
-    console.print(connect().fine_tuning.jobs.resume(job_id).status)
-
-
-@app.command()
-def report(
-    job_id: str,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="file to write; default: JOB_ID.html")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="maximum number of jobs")] = 20,
+    status: Annotated[
+        list[Status] | None, typer.Option(help="only jobs with this status; repeatable")
     ] = None,
+    metadata: Labels = None,
+    as_json: Annotated[bool, output.as_json("an array of the API's job objects")] = False,
 ) -> None:
-    """Download a job's report, an HTML page with its curves, answers, data, recipe and environment."""
-    page = connect().get(f"/fine_tuning/jobs/{job_id}/report", cast_to=str)
-    path = output or Path(f"{job_id}.html")
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise AlignkitError(f"{path}: cannot be written: {error.strerror or error}") from error
-    console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    """List jobs, newest first."""
+    labels = {f"metadata[{name}]": value for name, value in labels_of(metadata).items()}
+    page = service.PAGE if status else min(limit, service.PAGE)
+    every = service.each(service.connect(), job_records.JOBS, page=page, **labels)
+    found = list(islice((job for job in every if not status or job["status"] in status), limit))
+    if as_json:
+        output.show_json(found)
+        return
+    output.rows(
+        ("job", "status", "model", "method", "created", "", "result"),
+        (
+            (
+                job["id"],
+                job["status"],
+                job["model"],
+                job["method"]["type"],
+                output.moment(job["created_at"]),
+                outlook(job),
+                job["fine_tuned_model"] or "",
+            )
+            for job in found
+        ),
+    )
+
+
+@app.command()
+def show(job_id: JobId, as_json: Annotated[bool, output.as_json("the API's job object")] = False) -> None:
+    """Show a job: its state, its times, its result and its settings."""
+    job = job_records.retrieve(service.connect(), job_id)
+    if as_json:
+        output.show_json(job)
+        return
+    tokens, error = job["trained_tokens"], job["error"]
+    output.facts(
+        [
+            ("job", job["id"]),
+            ("status", " · ".join(filter(None, (job["status"], outlook(job))))),
+            ("error", f"{error['code']}: {error['message']}" if error else ""),
+            ("method", job["method"]["type"]),
+            ("model", job["model"]),
+            ("fine-tuned model", job["fine_tuned_model"] or ""),
+            ("training file", job["training_file"]),
+            ("validation file", job["validation_file"] or ""),
+            ("created", output.moment(job["created_at"])),
+            ("finished", output.moment(job["finished_at"])),
+            ("trained tokens", "" if tokens is None else f"{tokens:,}"),
+            ("seed", str(job["seed"])),
+            ("result files", " ".join(job["result_files"])),
+            ("integrations", " ".join(one["type"] for one in job["integrations"] or ())),
+            *(job["metadata"] or {}).items(),
+        ]
+    )
+    settings = job["method"][job["method"]["type"]]["hyperparameters"]
+    output.say("\nhyperparameters")
+    output.facts((f"  {name}", str(value)) for name, value in settings.items() if value is not None)
+
+
+def outlook(job: dict[str, Any]) -> str:
+    """A job's place in the queue, the time it needs until it ends, or the time it took."""
+    if job["queue_position"] is not None:
+        return f"{job['queue_position']}. in the queue"
+    if job["estimated_finish"] is not None:
+        return f"{output.duration(job['estimated_finish'] - time.time())} left"
+    if job["finished_at"] is not None:
+        return f"took {output.duration(job['finished_at'] - job['created_at'])}"
+    return ""
+
+
+@app.command()
+def cancel(job_id: JobId) -> None:
+    """Cancel a job."""
+    output.say(service.connect().fine_tuning.jobs.cancel(job_id).status)
+
+
+@app.command()
+def pause(job_id: JobId) -> None:
+    """Pause a job: it saves its state and frees its slot."""
+    output.say(service.connect().fine_tuning.jobs.pause(job_id).status)
+
+
+@app.command()
+def resume(job_id: JobId) -> None:
+    """Put a paused job back into the queue."""
+    output.say(service.connect().fine_tuning.jobs.resume(job_id).status)
 
 
 @app.command()
@@ -188,15 +133,15 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list them")] = False,
 ) -> None:
     """Remove checkpoints, samples and logs of finished jobs from the service's disk. Models and events stay."""
-    before, client, count = time.time() - _seconds(older_than), connect(), 0
-    for job in client.fine_tuning.jobs.list(limit=100):
-        if job.status not in FINISHED or (job.finished_at or 0) > before:
+    before, client, count = time.time() - _seconds(older_than), service.connect(), 0
+    for job in list(service.each(client, job_records.JOBS)):
+        if job["status"] not in job_watch.FINISHED or (job["finished_at"] or 0) > before:
             continue
         if not dry_run:
-            client.post(f"/fine_tuning/jobs/{job.id}/prune", cast_to=object)
-        console.print(job.id)
+            service.post(client, f"{job_records.path_of(job['id'])}/prune", {})
+        output.say(job["id"])
         count += 1
-    console.print(f"{count} jobs {'would be ' if dry_run else ''}pruned")
+    output.say(f"{count} jobs {'would be ' if dry_run else ''}pruned")
 
 
 def _seconds(text: str) -> int:
@@ -207,39 +152,14 @@ def _seconds(text: str) -> int:
     return int(found[1]) * UNITS[found[2]]
 
 
-@app.command()
-def watch(job_id: str) -> None:
-    """Follow a job until it ends; exits with 1 unless it succeeded."""
-    client = connect()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(job_id, total=None)
-        seen: str | None = None
-        while True:
-            job = client.fine_tuning.jobs.retrieve(job_id)
-            for event in _new_events(client, job_id, seen):
-                seen = event.id
-                data = event.data if isinstance(event.data, dict) else {}
-                if "total_steps" in data:
-                    progress.update(task, completed=data.get("step", 0), total=data["total_steps"])
-                console.print(
-                    escape(event.message), style={"warn": "yellow", "error": "red"}.get(event.level)
-                )
-            if job.status in FINISHED:
-                break
-            time.sleep(POLL_SECONDS)
-    console.print(
-        f"{job.status}: {job.fine_tuned_model or (job.error.message if job.error else '')}", markup=False
-    )
-    if job.status != "succeeded":
-        raise typer.Exit(1)
-
-
-def _new_events(client: Any, job_id: str, seen: str | None) -> list[Any]:
-    """Events after `seen`, oldest first (the list endpoint returns the newest first)."""
-    events = []
-    for event in client.fine_tuning.jobs.list_events(job_id, limit=100):
-        if event.id == seen:
-            break
-        events.append(event)
-    return events[::-1]
+for command in (
+    job_requests.submit,
+    job_requests.estimate,
+    job_watch.watch,
+    job_records.events,
+    job_records.metrics,
+    job_records.logs,
+    job_download.download,
+    job_download.report,
+):
+    app.command()(command)

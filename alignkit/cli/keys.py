@@ -1,17 +1,14 @@
 """`alignkit keys`: API keys of projects. A key is printed only once, when it is created."""
 
 import re
-import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from alignkit.cli import output, service
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(help="API keys of a running service; needs an admin key.", no_args_is_help=True)
-console = Console()
 Project = Annotated[str, typer.Option(help="name of the project")]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -35,40 +32,62 @@ def create(
         body["scopes"] = scope
     if expires_in:
         body["expires_in_seconds"] = seconds(expires_in)
-    _show(service.post(client, f"{service.project_id(client, project)}/api_keys", body))
+    _show(service.post(client, _keys(client, project), body))
 
 
 @app.command("list")
-def list_(project: Project = "default") -> None:
+def list_(
+    project: Project = "default",
+    as_json: Annotated[bool, output.as_json("an array of the API's key objects")] = False,
+) -> None:
     """List a project's keys, newest first."""
     client = service.admin()
-    table = output.table("key", "name", "value", "scopes", "created", "expires", "last used")
-    keys = client.admin.organization.projects.api_keys
-    for key in keys.list(service.project_id(client, project), limit=100):
-        times = (key.created_at, key.expires_at, key.last_used_at)
-        table.add_row(key.id, key.name, key.redacted_value, " ".join(key.scopes), *map(_date, times))
-    output.show(table)
+    found = list(service.each(client, _keys(client, project)))
+    if as_json:
+        output.show_json(found)
+        return
+    times = ("created_at", "expires_at", "last_used_at")
+    output.rows(
+        ("key", "name", "value", "scopes", "created", "expires", "last used"),
+        (
+            (
+                key["id"],
+                key["name"],
+                key["redacted_value"],
+                " ".join(key["scopes"]),
+                *(output.moment(key[time]) for time in times),
+            )
+            for key in found
+        ),
+    )
 
 
 @app.command()
 def rotate(
-    key_id: str,
+    key_id: Annotated[str, typer.Argument(help="id of the key")],
     project: Project = "default",
     grace: Annotated[str, typer.Option(help="how long the old key stays valid, such as 1d")] = "0s",
 ) -> None:
     """Replace a key: print a new one with the same scopes, and let the old one expire."""
     client = service.admin()
-    path = f"{service.project_id(client, project)}/api_keys/{key_id}/rotate"
+    path = f"{_keys(client, project)}/{key_id}/rotate"
     _show(service.post(client, path, {"grace_seconds": seconds(grace)}))
 
 
 @app.command()
-def revoke(key_id: str, project: Project = "default") -> None:
-    """Revoke a key immediately."""
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="id of the key")],
+    project: Project = "default",
+    yes: output.Yes = False,
+) -> None:
+    """Revoke a key immediately, after asking."""
     client = service.admin()
+    project_id = service.project_id(client, project)
     keys = client.admin.organization.projects.api_keys
-    keys.delete(key_id, project_id=service.project_id(client, project))
-    console.print(f"{key_id} is revoked")
+    key = keys.retrieve(key_id, project_id=project_id)
+    output.ask(f"Revoke the key {key.name} ({key_id})? Whoever uses it is refused at once.", yes=yes)
+    keys.delete(key_id, project_id=project_id)
+    output.say(f"{key_id} is revoked")
 
 
 def seconds(text: str) -> int:
@@ -81,13 +100,11 @@ def seconds(text: str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
+def _keys(client: Any, project: str) -> str:
+    return f"{service.PROJECTS}/{service.project_id(client, project)}/api_keys"
+
+
 def _show(key: dict[str, Any]) -> None:
     # Only the key goes to stdout, on a line of its own, so that a script can read it.
     print(key["value"])
-    Console(stderr=True).print(
-        f"{key['id']}: the key is not stored anywhere, so save it now", highlight=False
-    )
-
-
-def _date(at: int | None) -> str:
-    return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+    output.note(f"{key['id']}: the key is not stored anywhere, so save it now")

@@ -1,33 +1,27 @@
 """`alignkit methods`: list the training methods."""
 
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from alignkit.cli import output
 
 
 def methods(
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print all options with types, bounds and defaults.")
+        bool, output.as_json("an array of methods, each with the JSON Schema of its options")
     ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/methods.md.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the page docs/methods.md")] = False,
 ) -> None:
     """List the training methods and their purposes."""
     from alignkit.methods.describe import described  # saves torch at start-up
     from alignkit.methods.describe import markdown as page
 
     if as_json:
-        print(json.dumps(described(), indent=2))
+        output.show_json(described())
     elif markdown:
         print(page(), end="")
     else:
-        table = output.table("type", "rows", "for")
-        for method in described():
-            table.add_row(method["type"], method["rows"], method["description"])
-        output.show(table)
-        Console(stderr=True).print(
-            "Options of each method: docs/methods.md, or alignkit methods --json", highlight=False
-        )
+        names = ("type", "rows", "description")
+        output.rows(("type", "rows", "for"), ([method[name] for name in names] for method in described()))
+        output.note("Options of each method: docs/methods.md, or alignkit methods --json")

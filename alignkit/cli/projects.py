@@ -1,32 +1,46 @@
 """`alignkit projects`: projects of the service."""
 
+from collections.abc import Callable
+from typing import Annotated, Any
+
 import typer
-from rich.console import Console
 
 from alignkit.cli import output, service
 
 app = typer.Typer(help="Projects of a running service; needs an admin key.", no_args_is_help=True)
-console = Console()
+COLUMNS: dict[str, tuple[str, Callable[[int], str]]] = {
+    "jobs_queued": ("jobs queued", "{:,}".format),
+    "jobs_running": ("jobs running", "{:,}".format),
+    "file_bytes": ("files", output.size),
+    "disk_bytes": ("disk", output.size),
+    "gpu_seconds": ("GPU time", output.duration),
+}
+"""Measure of use -> heading of its column, and how a value is written."""
 
 
 @app.command()
-def create(name: str) -> None:
+def create(name: Annotated[str, typer.Argument(help="letters, digits, - and _, at most 32")]) -> None:
     """Create a project."""
-    console.print(service.admin().admin.organization.projects.create(name=name).id)
+    output.say(service.admin().admin.organization.projects.create(name=name).id)
 
 
 @app.command("list")
-def list_() -> None:
+def list_(
+    as_json: Annotated[bool, output.as_json("an array of the API's project objects")] = False,
+) -> None:
     """List projects with their usage and limits."""
-    table = output.table(
-        "project", "id", "jobs queued", "jobs running", "file bytes", "disk bytes", "GPU seconds"
-    )
-    for project in service.projects(service.admin()):
-        columns = ("jobs_queued", "jobs_running", "file_bytes", "disk_bytes", "gpu_seconds")
-        use = [_of(project.usage[name], project.limits[name]) for name in columns]
-        table.add_row(project.name, project.id, *use)
-    output.show(table)
+    found = service.projects(service.admin())
+    if as_json:
+        output.show_json(found)
+        return
+    headers = ("project", "id", *(heading for heading, _ in COLUMNS.values()))
+    output.rows(headers, ((project["name"], project["id"], *_use(project)) for project in found))
 
 
-def _of(use: int, limit: int | None) -> str:
-    return f"{use:,}" if limit is None else f"{use:,} of {limit:,}"
+def _use(project: dict[str, Any]) -> list[str]:
+    """A project's use of each measure, with its limit if there is one."""
+    cells = []
+    for name, (_, written) in COLUMNS.items():
+        use, limit = project["usage"][name], project["limits"][name]
+        cells.append(written(use) if limit is None else f"{written(use)} of {written(limit)}")
+    return cells

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from alignkit.data.report import DatasetStatistics, RowPreview, Segment
 from alignkit.data.validation import FileReport, count
+from alignkit.terminal import visible
 
 CONTEXT, LOSS, CUT = "dim", "green", "strike red"
 
@@ -55,14 +56,6 @@ def render_preview(title: str, preview: RowPreview, *, marks: bool = False) -> R
     if preview.dropped:
         notes.append(f"{title} is dropped: no token that carries loss is within max_length")
     return Group(*panels, *(Text(visible(note), style="yellow") for note in notes))
-
-
-def visible(text: str) -> str:
-    """`text` with all control characters escaped, so that a terminal shows them instead of obeying them."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
-        for character in text
-    )
 
 
 def _line(words: str, rows: int, share: float | None = None) -> Text:

@@ -1,55 +1,24 @@
 """`alignkit projects` and `alignkit keys` as an admin types them, against a running service."""
 
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import io
 
 import pytest
 
-from alignkit.cli import main
 from alignkit.cli.keys import seconds
 from alignkit.errors import AlignkitError
-from tests.server.support import Running, serve
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serve(tmp_path_factory.mktemp("home")) as running:
-        yield running
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended, and what it printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Done]
+from tests.cli.conftest import Run
+from tests.server.support import Running
 
 
 @pytest.fixture
-def run(service: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `alignkit` in this process, with the first key, which it finds under the service's home."""
-    monkeypatch.setenv("ALIGNKIT_HOME", str(service.settings.root))
-    monkeypatch.setenv("ALIGNKIT_BASE_URL", f"{service.url}/v1")
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def alignkit(*arguments: str, key: str = "") -> Done:
-        monkeypatch.setenv("ALIGNKIT_API_KEY", key)
-        monkeypatch.setattr(sys, "argv", ["alignkit", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    return alignkit
+def key(service: Running) -> str:
+    """The first key of the service."""
+    return (service.settings.root / "first-key").read_text().strip()
 
 
 def test_a_key_s_life(service: Running, run: Run) -> None:
     assert run("projects", "create", "team").stdout.startswith("proj_")
+    assert "team" in [project["name"] for project in run("projects", "list", "--json").json]
     made = run("keys", "create", "ci", "--project", "team", "--scope", "read", "--expires-in", "90d")
     assert made.returncode == 0, made.stderr
     token, key_id = made.stdout.strip(), made.stderr.split(":")[0]
@@ -58,10 +27,12 @@ def test_a_key_s_life(service: Running, run: Run) -> None:
     assert key_id in listed
     assert f"sk-…{token[-4:]}" in listed
     assert token not in listed
+    (described,) = run("keys", "list", "--project", "team", "--json").json
+    assert (described["id"], described["name"], described["scopes"]) == (key_id, "ci", ["read"])
     rotated = run("keys", "rotate", key_id, "--project", "team")
     new, new_id = rotated.stdout.strip(), rotated.stderr.split(":")[0]
     assert service.client(new).files.list().data == []
-    assert new_id in run("keys", "revoke", new_id, "--project", "team").stdout
+    assert new_id in run("keys", "revoke", new_id, "--project", "team", "--yes").stdout
     for gone in (token, new):
         refused = run("jobs", "list", key=gone)
         assert refused.returncode == 1
@@ -69,6 +40,36 @@ def test_a_key_s_life(service: Running, run: Run) -> None:
     projects = run("projects", "list").stdout
     assert "team" in projects
     assert "0 of 1,000" in projects
+    assert "0 bytes of 64.0 GiB" in projects
+    assert "0 s of 60 d 0 h" in projects
+
+
+class Terminal(io.StringIO):
+    """A terminal on which that is typed."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("n\n", 1), ("", 1)])
+def test_revoking_asks_first(
+    service: Running, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, status: int
+) -> None:
+    made = run("keys", "create", "asked")
+    token, key_id = made.stdout.strip(), made.stderr.split(":")[0]
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    done = run("keys", "revoke", key_id)
+    assert done.returncode == status
+    assert f"Revoke the key asked ({key_id})?" in done.stderr
+    gone = run("jobs", "list", key=token).returncode == 1
+    assert gone == (status == 0)
+
+
+def test_revoking_without_a_terminal_needs_yes(run: Run) -> None:
+    key_id = run("keys", "create", "unasked").stderr.split(":")[0]
+    done = run("keys", "revoke", key_id)
+    assert done.returncode == 1
+    assert "There is no terminal to ask on: give --yes" in done.stderr
 
 
 def test_refusals_are_one_line(service: Running, run: Run) -> None:

@@ -1,0 +1,1 @@
+"""The `alignkit` command, noun by noun, against a running service."""
