@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from alignkit.cli.jobs import parameters
+from alignkit.cli.job_requests import parameters
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
 

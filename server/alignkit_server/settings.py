@@ -151,7 +151,9 @@ INTERNAL = frozenset({"PROCESS_TOKEN"})
 class Settings(BaseSettings):
     """Settings of the service: storage, limits, engines and the executor."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter=NESTED, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter=NESTED, env_parse_none_str="null", extra="forbid"
+    )
 
     home: Path = Field(DEFAULT_HOME, description="folder of the database, files, jobs, models and adapters")
     host: str = Field("127.0.0.1", description="address to listen on")

@@ -28,6 +28,14 @@ def test_a_bad_setting_is_a_sentence(
     assert sentence in str(caught.value)
 
 
+def test_null_takes_a_limit_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_RUN_RETENTION_DAYS", "null")
+    monkeypatch.setenv("ALIGNKIT_LIMITS__FILE_BYTES", "null")
+    settings = load_settings()
+    assert (settings.run_retention_days, settings.limits.file_bytes) == (None, None)
+    assert settings.limits.disk_bytes == 2**40
+
+
 def test_an_unknown_variable_is_told_with_the_nearest_name() -> None:
     environment = {
         "ALIGNKIT_TRAINING_SLOT": "8",
