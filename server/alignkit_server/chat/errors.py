@@ -2,7 +2,8 @@
 
 import json
 
-from alignkit_server.engines.errors import EngineError, scrub_paths
+from alignkit.redaction import scrub_paths
+from alignkit_server.engines.errors import EngineError
 from alignkit_server.errors import ApiError, envelope
 
 NO_TOOLS = (

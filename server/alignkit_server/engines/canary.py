@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 
-from alignkit_server.engines.errors import CanaryError, EngineError, scrub_paths
+from alignkit.redaction import scrub_paths
+from alignkit_server.engines.errors import CanaryError, EngineError
 
 __all__ = ["CanaryError", "CanaryReport", "check"]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import httpx
 
+from alignkit.redaction import scrub_paths
 from alignkit_server.confine import confined
 from alignkit_server.engines.command import CommandBuilder
-from alignkit_server.engines.errors import EngineError, scrub_paths
+from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.facts import EngineStatus
 from alignkit_server.engines.process import ManagedProcess, child_environment, free_port
 from alignkit_server.engines.weights import file_name

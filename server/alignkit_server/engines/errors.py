@@ -1,13 +1,6 @@
 """Errors of publishing and serving, with messages that contain no paths of this machine."""
 
-import re
-
 from alignkit.errors import AlignkitError
-
-_ABSOLUTE_PATH = re.compile(
-    r"(?:(?<![\w/.~])(?!//)|(?<=file://))~?/(?:[^\s/'\"`:,;()<>\[\]]+/)+([^\s/'\"`:,;()<>\[\]]*)"
-)
-"""One at the beginning of a word, after a sign, or in a file's URL; the path of any other URL is none."""
 
 
 class EngineError(AlignkitError):
@@ -28,8 +21,3 @@ class AdapterError(AlignkitError):
 
 class CanaryError(AlignkitError):
     """The engine does not answer as the model was trained; the message has the numbers."""
-
-
-def scrub_paths(text: str) -> str:
-    """`text` with every absolute path shortened to its last part, so answers reveal nothing about the machine."""
-    return _ABSOLUTE_PATH.sub(r"…/\1", text)

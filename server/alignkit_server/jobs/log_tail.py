@@ -6,8 +6,8 @@ import stat
 import sys
 from pathlib import Path
 
+from alignkit.redaction import scrub_paths
 from alignkit.tracking import without_secrets
-from alignkit_server.engines.errors import scrub_paths
 from alignkit_server.redaction import without_keys
 
 MAX_LINES = 1000
@@ -64,11 +64,8 @@ def _last_drawn(line: str) -> str:
 
 
 def _redacted(text: str, root: Path) -> str:
-    for place in (
-        root,
-        Path.home(),
-        Path(sys.prefix),
-    ):  # a folder's name may have spaces, where scrub_paths ends
+    # Known folders first: their names may have spaces, where scrub_paths ends.
+    for place in (root, Path.home(), Path(sys.prefix)):
         if place != Path("/"):
             text = text.replace(f"{place}/", "/")
     return without_keys(scrub_paths(without_secrets(text)))

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 from dbos import DBOS
 
+from alignkit.redaction import scrub_paths
 from alignkit.run.folder import RunFolder
 from alignkit.tracking import without_secrets
-from alignkit_server.engines.errors import scrub_paths
 from alignkit_server.engines.manager import EngineManager
 from alignkit_server.executors.protocol import Executor
 from alignkit_server.outages import outlast

@@ -12,10 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from alignkit.redaction import scrub_paths
 from alignkit_server.engines import command, engine
 from alignkit_server.engines.command import vllm_command
 from alignkit_server.engines.engine import telling_lines
-from alignkit_server.engines.errors import EngineError, scrub_paths
+from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.facts import EngineFacts
 from alignkit_server.engines.manager import EngineManager
 from alignkit_server.settings import Settings
