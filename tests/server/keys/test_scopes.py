@@ -39,6 +39,7 @@ NEEDED = {
     ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"): TRAIN,
     ("POST", "/v1/fine_tuning/jobs/{job_id}/prune"): TRAIN,
     ("GET", "/v1/fine_tuning/jobs/{job_id}/recipe"): READ,
+    ("GET", "/v1/fine_tuning/jobs/{job_id}/report"): READ,
     ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"): TRAIN,
     ("GET", "/v1/fine_tuning/methods"): READ,
     ("POST", "/v1/fine_tuning/preview"): READ,
