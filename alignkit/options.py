@@ -113,5 +113,8 @@ def walk(section: BaseModel, above: tuple[str, ...] = ()) -> Iterator[tuple[tupl
         keys, value = (*above, name), getattr(section, name)
         if isinstance(value, BaseModel) and MAY_CHANGE not in field.metadata:
             yield from walk(value, keys)
+        elif isinstance(value, list) and value and all(isinstance(one, BaseModel) for one in value):
+            for at, one in enumerate(value):
+                yield from walk(one, (*keys, str(at)))
         else:
             yield keys, field, value

@@ -208,7 +208,14 @@ def _fields(section: Section) -> Iterator[tuple[Section, str, FieldInfo]]:
 def _paths(section: type[Section], values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     for name, field in section.model_fields.items():
         value = values.get(name)
-        if isinstance(value, Mapping):
+        if name == "terms" and section is Recipe:
+            for at, term in enumerate(value or ()):
+                yield from (
+                    ((name, str(at), *keys), path) for keys, path in _paths(get_term(term["type"]), term)
+                )
+        elif isinstance(value, list) and CONTENT_MATTERS in field.metadata:
+            yield from (((name, str(at)), path) for at, path in enumerate(value))
+        elif isinstance(value, Mapping):
             below = get(value.get("type")) if name == "method" else _section_in(field.annotation)
             yield from (((name, *keys), path) for keys, path in _paths(below, value))
         elif isinstance(value, str) and CONTENT_MATTERS in field.metadata and value not in available():

@@ -10,9 +10,21 @@ from alignkit.errors import RecipeError
 from alignkit.jobspec import JobSpec, recipe_for_job, settled
 from alignkit.losses import PairLogps
 from alignkit.methods import FDPO, METHODS, ModelSource
+from alignkit.methods.hyperparameters import models_of_terms
 from tests.jobs import no_models
 
 PREFIX = "method.f_dpo.hyperparameters"
+
+
+WITHOUT_MODELS: dict[str, Any] = {
+    "method": "f_dpo",
+    "start": ModelSource("models/base"),
+    "train_file": Path("train"),
+    "validation_file": Path("validation"),
+    "train_rows": 240,
+    "seed": 3,
+    "output_dir": Path("out"),
+}
 
 
 def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo", **options: Any) -> JobSpec:
@@ -322,3 +334,22 @@ def test_a_jobs_term_is_refused_at_its_place(method: str, term: Any, path: str, 
     (issue,) = caught.value.issues
     assert issue.path == f"method.{method}.hyperparameters.{path}"
     assert message in issue.message
+
+
+def test_a_job_names_the_models_that_it_is_pushed_away_from() -> None:
+    def resolve(name: str) -> ModelSource:
+        return ModelSource("models/base", adapter=f"adapters/{name}" if name.startswith("ft:") else None)
+
+    given = {"terms": [{"type": "repel", "models": ["ft:a", "ft:b"]}]}
+    resolved = recipe_for_job(**WITHOUT_MODELS | {"hyperparameters": given, "resolve_model": resolve})
+    assert resolved.recipe.terms[0].adapters == ["adapters/ft:a", "adapters/ft:b"]
+    assert models_of_terms(resolved.hyperparameters["terms"]) == ["ft:a", "ft:b"]
+    given = {"terms": [{"type": "repel", "models": ["base"]}]}
+    with pytest.raises(
+        RecipeError, match=r"terms\.0\.models: expected a model that was fine-tuned with LoRA"
+    ):
+        recipe_for_job(**WITHOUT_MODELS | {"hyperparameters": given, "resolve_model": resolve})
+    with pytest.raises(RecipeError, match=r"terms\.0\.adapters: unknown key"):
+        spec({"terms": [{"type": "repel", "models": ["ft:a"], "adapters": ["/etc"]}]})
+    with pytest.raises(RecipeError, match=r"terms\.0\.data: unknown key"):
+        spec({"terms": [{"type": "anchor", "data": "/etc/passwd"}]})

@@ -24,6 +24,7 @@ from alignkit.cli import (
     service,
     serving,
     terms,
+    unlearning,
 )
 from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command, require_configuration, run
@@ -53,6 +54,7 @@ COMMANDS = (
     estimates.estimate,
     methods.methods,
     terms.terms,
+    unlearning.unlearn,
     serving.serve,
     serving.settings,
     completion.completion,

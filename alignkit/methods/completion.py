@@ -15,6 +15,7 @@ class CompletionMethod(Method):
     """A method on prompt-answer rows. A subclass declares its options as fields and defines `loss`."""
 
     rows: ClassVar[str] = "completion"
+    term_effects: ClassVar[frozenset[str]] = frozenset({"parameters"})
 
     def loss(self, answers: TokenLogps) -> CompletionLoss:
         """Return the losses of B answers. The trainer divides their sum by the loss tokens of the optimizer step."""

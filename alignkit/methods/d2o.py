@@ -26,7 +26,7 @@ class D2O(Method):
     """Alignment from dispreferred answers alone, contrasted with the model's own samples."""
 
     rows: ClassVar[str] = "dispreferred"
-    term_effects: ClassVar[frozenset[str]] = frozenset({"weights"})
+    term_effects: ClassVar[frozenset[str]] = frozenset({"weights", "parameters"})
 
     type: Literal["d2o"] = "d2o"
     paper: ClassVar[str] = "2403.03419"

@@ -58,7 +58,10 @@ def job_name(name: str, field: FieldInfo) -> str:
 
 
 def names_of_models(method: type[Method]) -> tuple[str, ...]:
-    """Return the hyperparameters of the method's jobs whose value names one of the service's models."""
+    """Return the hyperparameters of the method's jobs whose value names one of the service's models.
+
+    Terms name models too: see `models_of_terms`.
+    """
     marks = (mark_of(field, GivenAs) for field in method.own_options().values())
     return tuple(mark.name for mark in marks if mark is not None and mark.names_a_model)
 
@@ -185,6 +188,18 @@ class Hyperparameters(_shared_base()):  # type: ignore[misc]  # a base made from
         if self.learning_rate is not None and self.learning_rate_multiplier != "auto":
             raise ValueError("learning_rate: expected without learning_rate_multiplier, found both")
         return self
+
+
+def models_of_terms(given: Any) -> list[str]:
+    """Return the names of the service's models in a job's list of terms."""
+    found: list[str] = []
+    for one in given or ():
+        for field in terms.get(one["type"]).own_options().values():
+            mark = mark_of(field, GivenAs)
+            if mark is not None and mark.names_a_model:
+                value = one[mark.name]
+                found += value if isinstance(value, list) else [value]
+    return found
 
 
 class _AsGiven(Section):

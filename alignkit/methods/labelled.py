@@ -16,6 +16,7 @@ class LabelledMethod(Method):
     """A method on labelled rows. A subclass declares its options as fields and defines `loss`."""
 
     rows: ClassVar[str] = "labelled"
+    term_effects: ClassVar[frozenset[str]] = frozenset({"parameters"})
     uses_reference: ClassVar[bool] = True
     """Always true, since the baseline is a log-ratio to the reference."""
 

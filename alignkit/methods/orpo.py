@@ -15,7 +15,7 @@ class ORPO(PairMethod):
 
     uses_reference: ClassVar[bool] = False
     # weights only: the difference of its rewards is not the logit of its loss
-    term_effects: ClassVar[frozenset[str]] = frozenset({"weights"})
+    term_effects: ClassVar[frozenset[str]] = frozenset({"weights", "parameters"})
 
     type: Literal["orpo"] = "orpo"
     paper: ClassVar[str] = "2403.07691"

@@ -16,6 +16,7 @@ from alignkit.models.chat_templates import read_template
 from alignkit.models.trainable import config_of, length_within, require_trainable
 from alignkit.recipe import Recipe
 from alignkit.sharding import SHARES_WEIGHTS, sharding
+from alignkit.terms.base import UNSHARDED
 
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Optimizers that update each weight from that weight's gradients alone.
@@ -57,6 +58,10 @@ def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
             f"orthogonal needs whole matrices, which the flat shards of {sharded} are not; expected plain, or one "
             "process or ddp",
         )
+    if sharded in SHARES_WEIGHTS:
+        for at, term in enumerate(recipe.terms):
+            if term.effect == "parameters":
+                yield FieldIssue(f"terms.{at}.type", f"{UNSHARDED.format(term.type)}, found {sharded}")
     if recipe.model.quantization is not None and sharded in SHARES_WEIGHTS:
         yield FieldIssue(
             "model.quantization", f"expected ddp, zero1 or zero2 with quantised weights, found {sharded}"

@@ -84,6 +84,9 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
         if MAY_CHANGE in field.metadata:
             continue
         by_content = CONTENT_MATTERS in field.metadata and value is not None
+        if by_content and isinstance(value, list):
+            facts[".".join(keys)] = [_contents(Path(one)) for one in value]
+            continue
         facts[".".join(keys)] = _contents(Path(value)) if by_content else to_jsonable_python(value)
     if isinstance(recipe.data.validation, float):  # what is held out is not trained on
         facts["data.validation"] = recipe.data.validation

@@ -201,6 +201,10 @@ class Model(Protocol):
         """Return the sum of `values` over all processes."""
 
 
+UNSHARDED = "{} needs whole weights in each process: expected ddp, zero1 or zero2"
+"""Message that refuses parameter terms where the processes share the weights."""
+
+
 class ParameterTerm(Term):
     """A term of the trained weights: a scalar that is added to the loss of a step once."""
 

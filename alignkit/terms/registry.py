@@ -5,8 +5,10 @@ from typing import Any
 
 from alignkit.errors import MethodError, nearest
 from alignkit.terms.align_groups import AlignGroups
+from alignkit.terms.anchor import Anchor
 from alignkit.terms.base import Term
 from alignkit.terms.early_learning import EarlyLearning
+from alignkit.terms.repel import Repel
 from alignkit.terms.robust import Robust
 from alignkit.terms.thresholds import Thresholds
 
@@ -15,6 +17,8 @@ BUILT_IN: tuple[type[Term], ...] = (
     AlignGroups,
     EarlyLearning,
     Thresholds,
+    Anchor,
+    Repel,
 )
 _TERMS: dict[str, type[Term]] = {term.model_fields["type"].default: term for term in BUILT_IN}
 

@@ -109,19 +109,19 @@ def labelled_trainer(context: RunContext, method: LabelledMethod) -> LabelledTra
         max_length=recipe.data.max_length,
         train_sampling_strategy="random",  # only TRL's own baseline needs the rows in order
     )
-    return LabelledTrainer(args=config, method=method, **_common(context))
+    return LabelledTrainer(args=config, method=method, terms=recipe.terms, **_common(context))
 
 
 def supervised_trainer(context: RunContext, method: CompletionMethod) -> SupervisedTrainer:
     """Build a SupervisedTrainer with the recipe's method."""
     config = SFTConfig(**_tokenised(context), router_aux_loss_coef=0.0)
-    return SupervisedTrainer(args=config, method=method, **_common(context))
+    return SupervisedTrainer(args=config, method=method, terms=context.recipe.terms, **_common(context))
 
 
 def ps_kd_trainer(context: RunContext, method: PSKD) -> PSKDTrainer:
     """Build a PSKDTrainer with the recipe's method."""
     config = SFTConfig(**_tokenised(context), router_aux_loss_coef=0.0)
-    return PSKDTrainer(args=config, method=method, **_common(context))
+    return PSKDTrainer(args=config, method=method, terms=context.recipe.terms, **_common(context))
 
 
 def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:

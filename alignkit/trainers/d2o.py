@@ -165,7 +165,10 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
                 self.maybe_activation_offload_context,
             ):
                 logps = self._logps(model, batch, part).logps
-                self.accelerator.backward((weights * logps).sum(), **options)
+                loss_of_part = (weights * logps).sum()
+                if turn == len(parts) - 1:
+                    loss_of_part = loss_of_part + self.weight_loss(batch.row_weights.sum())
+                self.accelerator.backward(loss_of_part, **options)
         return loss
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ losses are computed after all rows are scored.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from alignkit.data.tokens import IGNORED
 from alignkit.errors import DataError
 from alignkit.losses import LabelledLogps, LabelledLoss
 from alignkit.methods import LabelledMethod
+from alignkit.terms import Term
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import Refused, default_folder, refuse_options
 from alignkit.trainers.metrics import gather_rows, record_items
@@ -61,9 +62,13 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, ReferenceScores, KTOTrainer):
         args: KTOConfig | None = None,
         *,
         method: LabelledMethod,
+        terms: Sequence[Term] = (),
         **kwargs: Any,
     ) -> None:
-        """Create the trainer with KTOTrainer's arguments. Raises ValueError for TRL options that would be ignored."""
+        """Create the trainer with KTOTrainer's arguments and parameter terms.
+
+        Raises ValueError for TRL options that would be ignored.
+        """
         self.method = method
         self._tag_names = ["trl", *dict.fromkeys(["kto", method.type.replace("_", "-")]), "alignkit"]
         if args is None:
@@ -78,6 +83,7 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, ReferenceScores, KTOTrainer):
         self.fuse_heads()
         self._baseline: Tensor | None = None
         self._held_out: list[Tensor] = []
+        self.use_terms(terms, None)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Tokenise the dataset and add mismatched answers. Raises DataError for a dataset of another kind."""
@@ -166,9 +172,8 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, ReferenceScores, KTOTrainer):
         else:
             record_items(self.accelerator, self._items["train"], *_metrics(rows, found, *sums), is_real)
             self.count_tokens(self._tokens_seen(inputs["attention_mask"], is_real))
-        loss = found.losses @ self.row_weights(len(found.losses), is_real, num_items_in_batch).to(
-            found.losses
-        )
+        row_weights = self.row_weights(len(found.losses), is_real, num_items_in_batch).to(found.losses)
+        loss = found.losses @ row_weights + self.weight_loss(row_weights.sum())
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

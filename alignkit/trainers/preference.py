@@ -107,6 +107,7 @@ class PreferenceTrainer(
         row_weights = self.row_weights(len(losses), is_real, num_items_in_batch).to(losses)
         losses = self._with_terms(preference, facts, is_real)
         loss = losses @ row_weights + self.balance_loss(outputs, row_weights.sum())
+        loss = loss + self.weight_loss(row_weights.sum())
         return (loss, outputs) if return_outputs else loss
 
     def _with_terms(

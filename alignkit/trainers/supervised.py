@@ -1,5 +1,6 @@
 """Supervised fine-tuning as a TRL trainer: SFTTrainer with alignkit's fused head."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from alignkit.kernels.model_head import fuse_head
 from alignkit.losses import TokenLogps
 from alignkit.methods import CompletionMethod, Supervised
 from alignkit.models.adapters import keep_start
+from alignkit.terms import Term
 from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import require_config
@@ -36,9 +38,10 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
         args: SFTConfig | TrainingArguments | None = None,
         *,
         method: CompletionMethod | None = None,
+        terms: Sequence[Term] = (),
         **kwargs: Any,
     ) -> None:
-        """Create the trainer with SFTTrainer's arguments and a method, by default `Supervised`.
+        """Create the trainer with SFTTrainer's arguments, a method, by default `Supervised`, and parameter terms.
 
         Raises TypeError, before loading any model, if `args` is another trainer's configuration.
         """
@@ -52,6 +55,7 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
         self._refuse_options()
         policy = self.accelerator.unwrap_model(self.model)
         fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True, top1=True)
+        self.use_terms(terms, None)
 
     def _refuse_options(self) -> None:
         refused = {
@@ -78,7 +82,8 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
         self._record(outputs, losses, loss_mask, inputs, is_real)
         tokens = loss_mask.sum() if num_items_in_batch is None else num_items_in_batch
         tokens = torch.as_tensor(tokens, device=losses.device).clamp(min=1)
-        loss = losses.sum() / tokens + self.balance_loss(outputs, loss_mask.sum() / tokens)
+        share = loss_mask.sum() / tokens
+        loss = losses.sum() / tokens + self.balance_loss(outputs, share) + self.weight_loss(share)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # T counts every process's tokens, and gradients are averaged over processes, not summed
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())

@@ -10,9 +10,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from alignkit.data.flipping import FLIPPED
 from alignkit.data.rows.recognise import GROUP
 from alignkit.errors import DataError
+from alignkit.run.resume_guard import sharding_of
 from alignkit.terms import RowTerm, RowView, Seen, Setup, Term
-from alignkit.terms.base import Metrics, State
+from alignkit.terms.base import UNSHARDED, Metrics, ParameterTerm, State
 from alignkit.trainers.metrics import gather_rows
+from alignkit.trainers.parameter_terms import Begin, ParameterTerms
 
 ROW = "row"
 """Batch key of the [B] int64 ids of the rows in the training set."""
@@ -114,17 +116,19 @@ class TakesTerms:
     _items: Any
 
     row_terms: RowTerms | None = None
+    parameter_terms: ParameterTerms | None = None
     group_names: tuple[str, ...] = ()
     """Names of the groups by the ids in batches: the training set's, then those of held-out rows alone."""
 
     def use_terms(self, terms: Sequence[Term], start_loss: float | None) -> None:
         """Start the terms. Call it when the trainer is built. Raises DataError for data that lack groups."""
+        for term in terms:
+            if (problem := term.misfit(self.method)) is not None:  # type: ignore[attr-defined]
+                raise ValueError(f"terms: {problem}")
+        self._use_parameter_terms([term for term in terms if isinstance(term, ParameterTerm)])
         chosen = [term for term in terms if isinstance(term, RowTerm)]
         if not chosen:
             return
-        for term in chosen:
-            if (problem := term.misfit(self.method)) is not None:  # type: ignore[attr-defined]
-                raise ValueError(f"terms: {problem}")
         if not hasattr(self.train_dataset, "__len__"):
             raise DataError("train dataset: terms need a dataset with a length, found a stream")
         names = self._group_names(needed=[term.type for term in chosen if term.needs_groups])
@@ -142,6 +146,21 @@ class TakesTerms:
         )
         self.row_terms = RowTerms(chosen, setup, self.accelerator.device)
         self.add_callback(_Fold(self))  # type: ignore[attr-defined]
+
+    def _use_parameter_terms(self, terms: Sequence[ParameterTerm]) -> None:
+        if terms and sharding_of(self.accelerator) in {"zero3", "fsdp2"}:
+            raise ValueError(f"terms: {UNSHARDED.format(', '.join(term.type for term in terms))}")
+        if terms:
+            self.parameter_terms = ParameterTerms(self, terms)
+            self.add_callback(Begin(self))  # type: ignore[attr-defined]
+
+    def weight_loss(self, share: Tensor) -> Tensor | float:
+        """Return the penalty of the parameter terms times `share`, the forward's weight in the step (scalar)."""
+        if self.parameter_terms is None or self._mode != "train":  # type: ignore[attr-defined]
+            return 0.0
+        penalty = self.parameter_terms.penalty()
+        self._items["train"].add_ratio("terms/penalty", float(penalty.detach()), 1.0)
+        return penalty * share.to(penalty)
 
     def mark_rows(self) -> None:
         """Put into the batches what terms, the probe and metrics of groups need: the rows' ids, groups and flags."""

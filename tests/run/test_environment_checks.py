@@ -148,3 +148,14 @@ def test_quantised_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         RecipeError, match=r"model\.quantization: nf4 weights are frozen, so lora is required; found null"
     ):
         recipe(model={"quantization": "nf4"}, lora=None)
+
+
+def test_terms_of_the_weights_need_them_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    anchored = {"terms": [{"type": "anchor", "diagonal": "one"}]}
+    environment_checks.require(recipe(**anchored))
+    sharded(monkeypatch, 3)
+    assert refused(**anchored) == (
+        "terms.0.type: anchor needs whole weights in each process: expected ddp, zero1 or zero2, found ZeRO-3"
+    )
+    sharded(monkeypatch, 2)
+    environment_checks.require(recipe(**anchored))

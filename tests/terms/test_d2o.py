@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.terms import Term
+from alignkit.terms.anchor import Anchor
 from alignkit.terms.robust import Robust
 from alignkit.terms.thresholds import Thresholds
 from alignkit.trainers import D2OConfig, D2OTrainer
@@ -84,3 +85,15 @@ def test_weights_multiply_the_coefficients(tmp_path: Path, model_dir: Path) -> N
 def test_extra_losses_are_refused(tmp_path: Path, model_dir: Path) -> None:
     with pytest.raises(ValueError, match="terms: thresholds adds extras, but d2o takes"):
         built(tmp_path, model_dir, [Thresholds()])
+
+
+def test_a_penalty_of_the_weights_joins_the_last_part(tmp_path: Path, model_dir: Path) -> None:
+    plain = built(tmp_path / "plain", model_dir, [])
+    plain.train()
+    neutral = built(tmp_path / "neutral", model_dir, [Anchor(weight=0.0, diagonal="one")])
+    neutral.train()
+    assert torch.equal(weights(neutral), weights(plain))
+    start = torch.cat([v.flatten() for v in AutoModelForCausalLM.from_pretrained(model_dir).parameters()])
+    held = built(tmp_path / "held", model_dir, [Anchor(weight=5.0, diagonal="one")])
+    held.train()
+    assert (weights(held) - start).norm() < (weights(plain) - start).norm()

@@ -15,6 +15,7 @@ from alignkit import estimate
 from alignkit.errors import DataError, ModelError, RecipeError
 from alignkit.jobspec import JobSpec, parse_hyperparameters, recipe_for_job, settled
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
+from alignkit.methods.hyperparameters import TERMS, models_of_terms
 from alignkit.models.trainable import config_of, require_trainable
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
@@ -107,7 +108,10 @@ def prepare(
         base_model=model.base_model,
         start_model=None if request.model == model.base_model else request.model,
         fine_tuned_models=_fine_tuned(
-            services, request.model, *map(spec.hyperparameters.get, names_of_models(METHODS[method]))
+            services,
+            request.model,
+            *map(spec.hyperparameters.get, names_of_models(METHODS[method])),
+            *models_of_terms(spec.hyperparameters.get(TERMS)),
         ),
         seed=seed,
         method=method,

@@ -64,7 +64,7 @@ def test_a_job_takes_the_terms_that_are_listed_and_refuses_others(
     with service.http(key) as http:
         listed = {found["id"]: found["terms"] for found in http.get("/v1/fine_tuning/methods").json()["data"]}
     assert listed["f_dpo"] == list(terms.fitting(METHODS["f_dpo"]))
-    assert listed["orpo"] == ["robust"]
+    assert listed["orpo"] == ["robust", "anchor", "repel"]
     assert listed["sinkd"] == []
     training = upload(client)
     job = create_job(client, training_file=training, method=method(terms=[{"type": "robust", "strength": 3}]))
