@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from alignkit.errors import RecipeError
 from alignkit.methods import METHODS
-from alignkit.recipe import Recipe
+from alignkit.recipe import Recipe, paths_of
 
 MINIMAL = """
 model: {path: some/model}
@@ -266,3 +266,12 @@ def test_only_pairs_are_flipped() -> None:
     assert Recipe.parse(values | {"method": {"type": "f_dpo"}}).data.flip.share == 0.2
     with pytest.raises(RecipeError, match="found supervised, whose rows are completion"):
         Recipe.parse(values | {"method": {"type": "supervised"}})
+
+
+def test_the_folders_of_terms_are_among_a_recipes_paths() -> None:
+    values = {"terms": [{"type": "repel", "adapters": ["/a", "/b"]}, {"type": "anchor", "data": "/c"}]}
+    assert list(paths_of(values)) == [
+        (("terms", "0", "adapters", "0"), "/a"),
+        (("terms", "0", "adapters", "1"), "/b"),
+        (("terms", "1", "data"), "/c"),
+    ]
