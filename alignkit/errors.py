@@ -17,6 +17,14 @@ class ModelError(AlignkitError):
     """A model cannot be found, loaded, imported or served."""
 
 
+class ExportError(AlignkitError):
+    """A model cannot be exported, or not there; the message says why."""
+
+
+class DiskFullError(ExportError):
+    """A model cannot be exported for want of disk space."""
+
+
 class DivergenceError(AlignkitError):
     """A divergence is unknown or does not qualify for f-DPO; the message names the condition."""
 

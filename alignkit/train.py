@@ -6,7 +6,6 @@ overwritten: the repeat goes to `repeat-1`, `repeat-2`, … inside it. `--resume
 last complete checkpoint instead. SIGTERM pauses a run (see alignkit.run.pausing).
 """
 
-import errno
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from alignkit.data.template import end_of_answer
+from alignkit.disk import is_full
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
 from alignkit.launch import RESUME, RETRY_EXIT
 from alignkit.models.adapters import adapted_modules, train_on
@@ -485,8 +485,7 @@ EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
 
 def explain(error: Exception) -> tuple[str, str]:
     """Return (code, message) of a failure."""
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    if full or "No space left on device" in str(error):  # safetensors wraps the OSError
+    if is_full(error):
         return "disk_full", "The disk is full: free some space and start the job again."
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported to fail
         return "out_of_memory", OUT_OF_MEMORY.format(error)

@@ -14,6 +14,7 @@ from alignkit.cli import (
     drawing,
     estimates,
     evaluation,
+    exports,
     files,
     jobs,
     keys,
@@ -48,6 +49,8 @@ GROUPS = {
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 data.app.command("draw")(drawing.draw)
+models.app.command("export")(exports.export_model)
+models.app.command("push")(exports.push_model)
 app.command("eval")(evaluation.evaluate)
 COMMANDS = (
     chat.chat,
@@ -55,6 +58,7 @@ COMMANDS = (
     methods.methods,
     terms.terms,
     unlearning.unlearn,
+    exports.export,
     serving.serve,
     serving.settings,
     completion.completion,

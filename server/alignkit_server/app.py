@@ -30,6 +30,7 @@ from alignkit_server.metrics.collector import RequestMetrics, ServiceCollector
 from alignkit_server.metrics.routes import PATH as METRICS_PATH
 from alignkit_server.metrics.routes import router as metrics
 from alignkit_server.migrate import migrate, start_lock
+from alignkit_server.models.exports import EXPORTS_AT_ONCE, export_too_large
 from alignkit_server.models.routes import router as models
 from alignkit_server.modes import mend_modes
 from alignkit_server.page import routes as page
@@ -138,6 +139,7 @@ def open_services(
         settings.uploads_dir,
         settings.jobs_dir,
         settings.models_dir,
+        settings.exports_dir,
     ):
         folder.mkdir(parents=True, exist_ok=True)
     for folder in (settings.files_dir, settings.uploads_dir):
@@ -151,6 +153,9 @@ def open_services(
     mend_modes(settings)
     runs = RunStorage(settings, database)
     children = ChildRunner(memory_bytes=settings.file_check_bytes, seconds=settings.file_check_seconds)
+    exporting = ChildRunner(
+        memory_bytes=settings.export_bytes, seconds=settings.export_seconds, refusal=export_too_large
+    )
     services = Services(
         settings=settings,
         database=database,
@@ -163,6 +168,7 @@ def open_services(
         reserve=Reserve(settings.root),
         children=children,
         file_checks=FileCheckPool(children),
+        exports=FileCheckPool(exporting, at_once=EXPORTS_AT_ONCE, of_a_project=1),
     )
     try:
         services.reserve.start()
@@ -175,6 +181,7 @@ def open_services(
     finally:
         services.sweeper.stop()
         children.close()
+        exporting.close()
         services.runner_started = False
         if services.runner is not None:
             services.runner.stop()

@@ -35,6 +35,7 @@ def _bounds(settings: Settings, home: int) -> Iterator[tuple[Path, int]]:
         yield folder, 0o700
         yield from ((path, 0o600) for path in folder.iterdir() if path.is_file())
     yield settings.jobs_dir, 0o700
+    yield settings.exports_dir, 0o700
 
 
 def _narrow(path: Path, most: int) -> bool:

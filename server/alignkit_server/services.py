@@ -72,6 +72,7 @@ class Services:
     reserve: Reserve
     children: ChildRunner
     file_checks: FileCheckPool
+    exports: FileCheckPool
     runner_started: bool = False
     probes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Limiter for the threads of /readyz."""

@@ -176,6 +176,10 @@ class Settings(BaseSettings):
         description="maximum memory for reading one data file: a check, preview or estimate",
     )
     file_check_seconds: float = Field(600.0, gt=0, description="maximum seconds for reading one data file")
+    export_bytes: int = Field(
+        64 * 2**30, ge=2**28, description="maximum memory for making one archive of a merged model or GGUF"
+    )
+    export_seconds: float = Field(3600.0, gt=0, description="maximum seconds for making one such archive")
     max_request_bytes: int = Field(
         4 * 2**20,
         ge=1,
@@ -270,6 +274,11 @@ class Settings(BaseSettings):
     @property
     def adapters_dir(self) -> Path:
         return self.root / "adapters"
+
+    @property
+    def exports_dir(self) -> Path:
+        """Models in other forms, each for one download."""
+        return self.root / "exports"
 
     @property
     def weights_dir(self) -> Path:

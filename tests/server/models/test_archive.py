@@ -30,7 +30,8 @@ def test_an_adapter_is_downloaded_whole(service: Running, client: OpenAI, key: s
         check_other_answers(http)
     with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
         root = name.replace(":", "_")
-        assert archive.getnames() == [f"{root}/adapter_config.json", f"{root}/adapter_model.safetensors"]
+        names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+        assert archive.getnames() == [f"{root}/{name}" for name in names]
         member = archive.extractfile(f"{root}/adapter_model.safetensors")
         assert member is not None
         assert member.read() == weights
@@ -39,6 +40,7 @@ def test_an_adapter_is_downloaded_whole(service: Running, client: OpenAI, key: s
 
 
 def check_other_answers(http: httpx.Client) -> None:
+    assert http.get(f"/v1/models/{BASE_MODEL}/archive?form=exe").status_code == 400
     assert http.get(f"/v1/models/{BASE_MODEL}/archive").status_code == 403
     assert http.get("/v1/models/none/archive").status_code == 404
 
@@ -46,7 +48,7 @@ def check_other_answers(http: httpx.Client) -> None:
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 2**20 + 1])
 def test_any_size_is_padded_right(tmp_path: Path, size: int) -> None:
     (tmp_path / "a").write_bytes(b"x" * size)
-    archive = Archive(tmp_path, "root")
+    archive = Archive({"a": tmp_path / "a"}, "root")
     content = b"".join(archive.chunks())
     assert len(content) == archive.size
     with tarfile.open(fileobj=io.BytesIO(content)) as read:

@@ -1,0 +1,160 @@
+"""Archives of a model in other forms: made in a child, counted while they are downloaded, gone afterwards."""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from gguf import GGUFReader
+from sqlalchemy import update
+from transformers import AutoTokenizer
+
+from alignkit.cli import exports as command
+from alignkit.errors import AlignkitError
+from alignkit.export import FORMS
+from alignkit.export.gguf import STORED
+from alignkit.models.origin import keep_origin
+from alignkit_server.models.schemas import ArchiveOptions
+from alignkit_server.tables import Job, Project
+from tests.server.support import BASE_MODEL, Running, create_job, wait_until
+from tests.tiny import build_tiny_adapter, build_tiny_model
+
+BASE = "exportable"
+
+
+class Tuned:
+    """A fine-tuned model of a project of its own, over a base that was imported from the hub."""
+
+    def __init__(self, service: Running, folder: Path) -> None:
+        self.service = service
+        self.base = build_tiny_model(service.settings.models_dir / BASE)
+        keep_origin(self.base, "org/exportable")
+        self.key = service.new_key("exports")
+        with service.client(self.key) as client:
+            self.job_id = create_job(client).id
+        self.name = f"ft:{BASE}:exports::{self.job_id[-8:]}"
+        adapter = build_tiny_adapter(self.base, folder / "adapter")
+        service.ledger.add_model(
+            self.job_id, name=self.name, base_model=BASE, kind="adapter", path=str(adapter)
+        )
+        service.ledger.transition(self.job_id, "succeeded", only_from=("queued",))
+
+    def path(self, **wanted: str) -> str:
+        """The path of its archive."""
+        return f"/v1/models/{self.name}/archive?" + "&".join(
+            f"{key}={value}" for key, value in wanted.items()
+        )
+
+    def disk_bytes(self) -> int:
+        """What its job counts for."""
+        with self.service.services.database.reading() as session:
+            return session.query(Job).filter(Job.id == self.job_id).one().disk_bytes or 0
+
+    def leftovers(self) -> list[Path]:
+        """What is in the service's folder of exports."""
+        return list(self.service.settings.exports_dir.iterdir())
+
+
+@pytest.fixture(scope="module")
+def tuned(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuned]:
+    made = Tuned(service, tmp_path_factory.mktemp("tuned"))
+    yield made
+    shutil.rmtree(made.base)
+
+
+def files_in(content: bytes) -> dict[str, bytes]:
+    """The files of an archive, by name."""
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return {Path(member.name).name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+
+
+def test_the_forms_and_storages_are_those_of_the_library() -> None:
+    fields = ArchiveOptions.model_fields
+    assert set(get_args(get_args(fields["form"].annotation)[0])) == set(FORMS)
+    assert set(get_args(fields["quantize"].annotation)) == {"auto", *STORED}
+
+
+def test_an_adapters_archive_is_complete_and_names_the_base_by_the_hub(tuned: Tuned) -> None:
+    with tuned.service.http(tuned.key) as http:
+        files = files_in(http.get(tuned.path()).content)
+    assert {"tokenizer.json", "chat_template.jinja", "README.md", "generation_config.json"} <= files.keys()
+    assert b'"base_model_name_or_path": "org/exportable"' in files["adapter_config.json"]
+    assert files["tokenizer.json"] == (tuned.base / "tokenizer.json").read_bytes()
+
+
+def test_a_form_is_made_counted_streamed_and_removed(tuned: Tuned, tmp_path: Path) -> None:
+    before = tuned.disk_bytes()
+    with (
+        tuned.service.http(tuned.key) as http,
+        http.stream("GET", tuned.path(form="gguf", quantize="q8_0")) as answer,
+    ):
+        assert answer.status_code == 200
+        assert len(tuned.leftovers()) == 1
+        assert tuned.disk_bytes() > before + 100_000
+        files = files_in(answer.read())
+    wait_until(lambda: not tuned.leftovers() and tuned.disk_bytes() < before + 100_000)
+    (file,) = (name for name in files if name.endswith(".gguf"))
+    (tmp_path / file).write_bytes(files[file])
+    reader = GGUFReader(tmp_path / file)
+    assert reader.fields["general.base_model.0.name"].contents() == "org/exportable"
+    assert {tensor.tensor_type.name for tensor in reader.tensors} == {"F32", "Q8_0"}
+    assert str(tuned.service.settings.root) not in str(files["README.md"])
+
+
+def test_a_project_without_space_gets_no_form_that_has_to_be_made(tuned: Tuned) -> None:
+    database = tuned.service.services.database
+    for limits, status in (({"disk_bytes": 1}, 429), ({}, 200)):
+        with database.writing() as session:
+            session.execute(update(Project).where(Project.name == "exports").values(limits=limits))
+        with tuned.service.http(tuned.key) as http:
+            assert http.get(tuned.path(form="merged")).status_code == status
+            assert http.get(tuned.path(form="adapter")).status_code == 200
+
+
+def test_the_command_downloads_a_merged_model(
+    tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_BASE_URL", f"{tuned.service.url}/v1")
+    monkeypatch.setenv("ALIGNKIT_API_KEY", tuned.key)
+    target = tmp_path / "out"
+    command.export_model(tuned.name, "merged", target)
+    assert {"model.safetensors", "config.json", "README.md"} <= {path.name for path in target.iterdir()}
+    assert AutoTokenizer.from_pretrained(target).chat_template
+    with pytest.raises(AlignkitError, match="already exists"):
+        command.export_model(tuned.name, "merged", target)
+    with pytest.raises(AlignkitError, match="does not exist"):
+        command.export_model("ft:none", "merged", tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("base", "wanted", "message"),
+    [
+        ("gpt2", {"form": "gguf"}, "Gpt2 models cannot be written as GGUF here: expected one of llama"),
+        (BASE_MODEL, {"form": "merged"}, f"Base model: cannot load {BASE_MODEL}"),
+    ],
+)
+def test_a_model_that_has_not_the_form_is_refused_without_a_path(
+    tuned: Tuned, tmp_path: Path, base: str, wanted: dict[str, Any], message: str
+) -> None:
+    folder = tuned.service.settings.models_dir / base
+    made = base == "gpt2"
+    if made:
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    name = f"ft:{base}:exports::{tmp_path.name[:8]}"
+    adapter = build_tiny_adapter(tuned.base, tmp_path / "adapter")
+    tuned.service.ledger.add_model(
+        tuned.job_id, name=name, base_model=base, kind="adapter", path=str(adapter)
+    )
+    with tuned.service.http(tuned.key) as http:
+        answer = http.get(tuned.path(**wanted).replace(tuned.name, name))
+    if made:
+        shutil.rmtree(folder)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(message)
+    assert str(tuned.service.settings.root) not in answer.text
+    assert not tuned.leftovers()
