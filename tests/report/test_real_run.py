@@ -79,6 +79,7 @@ def test_the_command_makes_the_report_again_from_the_folder(reported: Path) -> N
     assert report.read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_after_steps_has_a_report(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKIT_REPORT", "on")
 
@@ -97,6 +98,7 @@ def test_the_command_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     assert "expected a run's folder" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_eval_judges_the_answers_of_both_models_and_writes_a_report(reported: Path) -> None:
     with endpoint(lambda _: chat("Verdict: A")) as judge:
         limits = ["--answers", "2", "--max-tokens", "8", "--judge", judge.url, "--judge-model", "j"]
