@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 SUPPORT = "SupportsLoRA"
 MODELS = Path("model_executor") / "models"
+
+_PARSING = threading.Lock()
+"""Python 3.11 counts the depth of syntax trees for all threads at once: two that parse together raise SystemError."""
 
 
 def serves_adapters(config: Mapping[str, Any]) -> bool | None:
@@ -19,7 +23,8 @@ def serves_adapters(config: Mapping[str, Any]) -> bool | None:
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
         return None
-    return _supports(str(names[0]))
+    with _PARSING:
+        return _supports(str(names[0]))
 
 
 @cache

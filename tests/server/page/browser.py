@@ -22,6 +22,8 @@ WIDE = {"width": 1280, "height": 860}
 NARROW = {"width": 360, "height": 740}
 SECONDS = 60
 """In which what is expected must come to pass, on a machine that others use too."""
+FIRST_ROWS = 240_000
+"""Milliseconds until a fresh server has read its first rows: it imports what reads them before."""
 QUIET = ("Failed to load resource", "Password forms should have")
 """The browser's own words for an answer of 400 or more, which the page shows, and for a form with no user name."""
 

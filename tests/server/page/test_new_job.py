@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 from playwright.sync_api import Browser, Page, expect
 
-from tests.server.page.browser import Visitor, needs_chromium, violations
+from tests.server.page.browser import FIRST_ROWS, Visitor, needs_chromium, violations
 from tests.server.runner.killing import Rig
 from tests.server.support import BASE_MODEL, Running, create_job, method, pairs, upload
 from tests.tiny import build_tiny_model
@@ -26,12 +26,13 @@ def test_rows_and_cost_are_shown_before_it_starts(key: str, visitor: Visitor) ->
     page = visitor.signed_in(key, "#/new")
     choose_file(page, pairs(8))
     first = page.get_by_role("article", name="Row 1", exact=True)
+    expect(first).to_be_visible(timeout=FIRST_ROWS)
     expect(first.get_by_label("chosen of row 1").locator("mark")).to_contain_text("0.")
     expect(first.get_by_label("rejected of row 1").locator("mark")).to_contain_text("That depends.")
     expect(first.get_by_label("chosen of row 1").locator("mark")).not_to_contain_text("plus")
     forecast = page.get_by_role("region", name="What it takes")
     expect(forecast).to_contain_text("Rows")
-    expect(forecast).to_contain_text("unknown: no earlier job of its kind")
+    expect(forecast).to_contain_text("under 1 s, by the device's data sheet")
     page.get_by_role("button", name="Later rows").click()
     expect(page.get_by_role("article", name="Row 4", exact=True)).to_be_visible()
     assert violations(page) == []
@@ -128,8 +129,7 @@ def test_a_whole_job_from_upload_to_chat_by_clicks(rig: Rig, browser: Browser) -
     page = visitor.signed_in((rig.home / "first-key").read_text().strip())
     page.get_by_role("link", name="New job").first.click()
     choose_file(page, pairs(8))
-    # A fresh server first imports what reads rows, which takes as long as the machine is busy.
-    expect(page.get_by_role("article", name="Row 1", exact=True)).to_be_visible(timeout=240_000)
+    expect(page.get_by_role("article", name="Row 1", exact=True)).to_be_visible(timeout=FIRST_ROWS)
     page.get_by_label("Name", exact=True).fill("by clicks")
     page.get_by_role("button", name="Start the job").click()
     expect(page.get_by_role("heading", level=1, name="by clicks")).to_be_visible()

@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 from playwright.sync_api import Page, expect
 
-from tests.server.page.browser import Visitor, needs_chromium
+from tests.server.page.browser import FIRST_ROWS, Visitor, needs_chromium
 from tests.server.page.runs import finish, run, tell
 from tests.server.support import BASE_MODEL, Running, create_job, pairs, upload
 from tests.tree import ROOT
@@ -60,7 +60,7 @@ def test_the_main_pages_are_pictured(service: Running, visitor: Visitor, tmp_pat
     page.get_by_role("img", name="gentle, beta 0.1: margin").scroll_into_view_if_needed()
     take(page, "compare", folder)
     page.goto(f"{visitor.url}/#/new?clone={gentle}")
-    page.get_by_role("article", name="Row 2", exact=True).scroll_into_view_if_needed()
+    page.get_by_role("article", name="Row 2", exact=True).scroll_into_view_if_needed(timeout=FIRST_ROWS)
     expect(page.get_by_role("region", name="What it takes")).to_contain_text("Tokens")
     take(page, "new-job", folder)
     page.goto(f"{visitor.url}/#/playground?a={BASE_MODEL}&b={tuned}")
