@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import httpx
 import pytest
 from gguf import GGUFReader
 from sqlalchemy import update
@@ -48,6 +49,12 @@ class Tuned:
             f"{key}={value}" for key, value in wanted.items()
         )
 
+    def http(self) -> httpx.Client:
+        """A client that waits as long as a child may take to start on a busy machine."""
+        client = self.service.http(self.key)
+        client.timeout = httpx.Timeout(600.0)
+        return client
+
     def disk_bytes(self) -> int:
         """What its job counts for."""
         with self.service.services.database.reading() as session:
@@ -78,17 +85,18 @@ def test_the_forms_and_storages_are_those_of_the_library() -> None:
 
 
 def test_an_adapters_archive_is_complete_and_names_the_base_by_the_hub(tuned: Tuned) -> None:
-    with tuned.service.http(tuned.key) as http:
+    with tuned.http() as http:
         files = files_in(http.get(tuned.path()).content)
     assert {"tokenizer.json", "chat_template.jinja", "README.md", "generation_config.json"} <= files.keys()
     assert b'"base_model_name_or_path": "org/exportable"' in files["adapter_config.json"]
     assert files["tokenizer.json"] == (tuned.base / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_form_is_made_counted_streamed_and_removed(tuned: Tuned, tmp_path: Path) -> None:
     before = tuned.disk_bytes()
     with (
-        tuned.service.http(tuned.key) as http,
+        tuned.http() as http,
         http.stream("GET", tuned.path(form="gguf", quantize="q8_0")) as answer,
     ):
         assert answer.status_code == 200
@@ -104,16 +112,18 @@ def test_a_form_is_made_counted_streamed_and_removed(tuned: Tuned, tmp_path: Pat
     assert str(tuned.service.settings.root) not in str(files["README.md"])
 
 
+@pytest.mark.slow
 def test_a_project_without_space_gets_no_form_that_has_to_be_made(tuned: Tuned) -> None:
     database = tuned.service.services.database
     for limits, status in (({"disk_bytes": 1}, 429), ({}, 200)):
         with database.writing() as session:
             session.execute(update(Project).where(Project.name == "exports").values(limits=limits))
-        with tuned.service.http(tuned.key) as http:
+        with tuned.http() as http:
             assert http.get(tuned.path(form="merged")).status_code == status
             assert http.get(tuned.path(form="adapter")).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_command_downloads_a_merged_model(
     tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +140,7 @@ def test_the_command_downloads_a_merged_model(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "wanted", "message"),
     [
@@ -150,7 +161,7 @@ def test_a_model_that_has_not_the_form_is_refused_without_a_path(
     tuned.service.ledger.add_model(
         tuned.job_id, name=name, base_model=base, kind="adapter", path=str(adapter)
     )
-    with tuned.service.http(tuned.key) as http:
+    with tuned.http() as http:
         answer = http.get(tuned.path(**wanted).replace(tuned.name, name))
     if made:
         shutil.rmtree(folder)
