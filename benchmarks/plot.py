@@ -47,3 +47,22 @@ def series(
             if measure in figures:
                 found.setdefault(contender, []).append((row["shape"][axis], figures[measure]))
     return {contender: sorted(points) for contender, points in found.items()}
+
+
+def over_time(samples: list[dict[str, Any]], measures: dict[str, str], path: Path) -> Path:
+    """A chart for each measure against minutes, with one line for each of its values in a sample. Returns `path`."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, cells = pyplot.subplots(
+        1, len(measures), figsize=(4 * len(measures), 3.2), squeeze=False, layout="constrained"
+    )
+    minutes = [sample["seconds"] / 60 for sample in samples]
+    for cell, (name, words) in zip(cells[0], measures.items(), strict=True):
+        for values in zip(*(sample[name] for sample in samples), strict=True):
+            cell.plot(minutes, values)
+        cell.set(xlabel="minutes", ylabel=words, xlim=0, ylim=0)
+    figure.savefig(path, dpi=110)
+    return path
