@@ -24,7 +24,10 @@ def card_of(source: Source, *, library: str, relation: str, note: str) -> str:
         metadata.pop("base_model", None)
     if "base_model" not in metadata:
         metadata.pop("base_model_relation")
-    metadata["tags"] = sorted({"alignkit", *metadata.get("tags", ())})
+    tags = (
+        tag for tag in metadata.get("tags", ()) if not tag.startswith("base_model:")
+    )  # peft's, with a path
+    metadata["tags"] = sorted({"alignkit", *tags})
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()
     body = body.strip() or f"# {source.name}\n\nTrained from `{source.named_base}` by alignkit."
     return f"---\n{front}\n---\n\n{body}\n\n## Files\n\n{note}\n"
