@@ -143,7 +143,7 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
     with phase("evaluation", "Evaluating the result", folder, phases):
         metrics = final_metrics(trainer)
         if guard is not None and guard.settle():
-            metrics = final_metrics(trainer)
+            metrics = final_metrics(trainer, again=True)
     if recipe.after:
         with phase("after", "Changing the trained weights", folder, phases):
             metrics = after_training(trainer, guard, recipe, folder)
@@ -177,9 +177,7 @@ def after_training(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) 
     run = FinishedRun(trainer, recipe, guard, report)
     for step in recipe.after:
         step.apply(run)
-    if trainer.eval_dataset is not None:
-        trainer.evaluate()
-    return final_metrics(trainer)
+    return final_metrics(trainer, again=True)
 
 
 @contextmanager
@@ -345,11 +343,14 @@ def settle_ends(model: Any, tokenizer: Any, folder: RunFolder) -> None:
         folder.emit(f"{message}, in addition to the model's own {', '.join(own)}" if own else message)
 
 
-def final_metrics(trainer: Any) -> dict[str, Any]:
-    """Return the metrics of the last evaluation. Evaluates first if the last step was not evaluated."""
+def final_metrics(trainer: Any, *, again: bool = False) -> dict[str, Any]:
+    """Return the metrics of the last evaluation. Evaluates first if the last step was not evaluated.
+
+    `again`: whether to evaluate in any case, because the weights are no longer those of the last step.
+    """
     from alignkit.run.progress import rename  # saves transformers at start-up
 
-    if trainer.eval_dataset is not None and not _evaluated_at_end(trainer.state):
+    if trainer.eval_dataset is not None and (again or not _evaluated_at_end(trainer.state)):
         trainer.evaluate()
     logs: dict[str, Any] = {}
     for entry in trainer.state.log_history:

@@ -121,6 +121,13 @@ def test_rollback_publishes_the_last_sound_checkpoint(workplace: Path) -> None:
     kept = load_file(folder.checkpoints / f"checkpoint-{sound}" / "adapter_model.safetensors")
     assert published.keys() == kept.keys()
     assert all(torch.equal(published[name], kept[name]) for name in kept)
+    lines = map(json.loads, folder.events.read_text().splitlines())
+    losses = [
+        data["valid_loss"]
+        for line in lines
+        if (data := line["data"]).get("step") == sound and "valid_loss" in data
+    ]
+    assert (folder.read_result() or {})["metrics"]["valid_loss"] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_off_means_off(workplace: Path) -> None:
