@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
-import httpx
 import typer
 
 from alignkit.cli import output
-from alignkit.cli.service import connect
+from alignkit.cli.service import chunks, connect
 from alignkit.errors import AlignkitError
 
 HUB = "hub"
@@ -88,29 +87,11 @@ def _download(name: str, form: str, quantize: str, target: Path, *, force: bool)
     from alignkit.export.archive import unpack
 
     asked = {"form": form} | ({} if quantize == "auto" else {"quantize": quantize})
-    client = connect()
-    address = f"{str(client.base_url).rstrip('/')}/models/{quote(name, safe='')}/archive"
-    headers = {"authorization": f"Bearer {client.api_key}"}
+    path = f"/models/{quote(name, safe='')}/archive"
     with whole_or_nothing(target, force=force) as folder:
-        try:
-            with httpx.stream("GET", address, params=asked, headers=headers, timeout=None) as answer:  # noqa: S113 - as long as an export takes
-                if answer.is_error:
-                    raise AlignkitError(_refusal(answer))
-                unpack(answer.iter_bytes(), folder)
-        except httpx.HTTPError as error:
-            raise AlignkitError(
-                f"the service does not answer ({type(error).__name__}): start it with `alignkit serve`, or set "
-                "ALIGNKIT_BASE_URL"
-            ) from error
-
-
-def _refusal(answer: httpx.Response) -> str:
-    """The service's sentence about why it gives no archive."""
-    answer.read()
-    try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"the service answered with status {answer.status_code}"
+        unpack(
+            chunks(connect(), path, silence=None, **asked), folder
+        )  # silent for as long as an export takes
 
 
 def _named(repo: str | None) -> str:

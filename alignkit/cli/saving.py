@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,17 +62,9 @@ def fetch_archive(client: Any, path: str, into: Path) -> None:
 
     Raises AlignkitError if the answer is refused, breaks off, or is no archive.
     """
-    with tempfile.TemporaryFile(dir=into) as archive:
-        service.download(client, path, archive)
-        archive.seek(0)
-        try:
-            with tarfile.open(fileobj=archive, mode="r:") as members:
-                for member in members:
-                    if member.isfile():
-                        member.name = Path(member.name).name
-                        members.extract(member, into, filter="data")
-        except tarfile.TarError as error:
-            raise AlignkitError(f"the service's archive cannot be read: {error}") from error
+    from alignkit.export.archive import unpack  # saves transformers at start-up
+
+    unpack(service.chunks(client, path), into)
 
 
 @contextmanager

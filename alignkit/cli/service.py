@@ -84,17 +84,27 @@ def first(client: Any, path: str, count: int, **query: Any) -> list[dict[str, An
 
 def download(client: Any, path: str, to: IO[bytes]) -> None:
     """Write an answer's bytes to `to` as they come. Raises AlignkitError if it is refused or breaks off."""
+    for chunk in chunks(client, path):
+        to.write(chunk)
+
+
+def chunks(
+    client: Any, path: str, *, silence: float | None = SILENCE_SECONDS, **query: str
+) -> Iterator[bytes]:
+    """An answer's bytes as they come; `silence`: seconds without any that are waited for, None for ever.
+
+    Raises AlignkitError if the answer is refused or breaks off.
+    """
     import httpx  # saves httpx at start-up
 
     url = f"{str(client.base_url).rstrip('/')}{path}"
     headers = {"authorization": f"Bearer {client.api_key}"}
     try:
-        with httpx.stream("GET", url, headers=headers, timeout=SILENCE_SECONDS) as answer:
+        with httpx.stream("GET", url, params=query, headers=headers, timeout=silence) as answer:
             if answer.is_error:
                 answer.read()
                 raise AlignkitError(_refused(answer))
-            for chunk in answer.iter_bytes():
-                to.write(chunk)
+            yield from answer.iter_bytes()
     except httpx.ConnectError as error:
         raise AlignkitError(UNREACHABLE) from error
     except httpx.TransportError as error:
