@@ -29,6 +29,10 @@ def card_of(source: Source, *, library: str, relation: str, note: str) -> str:
     )  # peft's, with a path
     metadata["tags"] = sorted({"alignkit", *tags})
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()
+    if relation != "adapter":
+        from alignkit.trainers.model_card import AN_ADAPTER  # saves TRL where an adapter is handed out
+
+        body = body.replace(AN_ADAPTER, "Weights with a merged LoRA adapter, from", 1)
     body = body.strip() or f"# {source.name}\n\nTrained from `{source.named_base}` by alignkit."
     return f"---\n{front}\n---\n\n{body}\n\n## Files\n\n{note}\n"
 

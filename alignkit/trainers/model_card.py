@@ -9,6 +9,8 @@ import yaml
 from alignkit.methods import Method
 
 CARD = "README.md"
+AN_ADAPTER = "A LoRA adapter of"
+"""The beginning of the card of an adapter; an export that merges it says so instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Card:
         return f"---\n{yaml.safe_dump(values, sort_keys=False).strip()}\n---"
 
     def _about(self) -> str:
-        kind = "A LoRA adapter of" if self.adapter else "All weights trained, from"
+        kind = AN_ADAPTER if self.adapter else "All weights trained, from"
         paper = self.method.paper
         source = f" ([arXiv {paper}](https://arxiv.org/abs/{paper}))" if paper else ""
         trained = (

@@ -92,6 +92,7 @@ def test_a_merged_model_has_the_template_the_ends_and_a_true_card(merged: Path) 
         "base_model": "org/base-model",
     }
     assert "Trained with f_dpo." in text
+    assert "A LoRA adapter of" not in text
     assert not list(merged.glob("adapter*"))
 
 
