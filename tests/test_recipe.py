@@ -226,15 +226,20 @@ def test_a_model_may_be_named_as_it_was_imported(
             "orpo",
             [{"type": "early_learning"}],
             "terms.0.type",
-            "early_learning adds extras, but orpo takes parameters, weights",
+            "early_learning adds an extra loss of the rows, but orpo takes only weights of the rows or a loss of",
         ),
         ("simpo", [{"type": "thresholds"}], "terms.0.type", "and simpo has none"),
-        ("supervised", [{"type": "robust"}], "terms.0.type", "robust adds weights, but supervised takes"),
+        (
+            "supervised",
+            [{"type": "robust"}],
+            "terms.0.type",
+            "robust adds weights of the rows, but supervised takes",
+        ),
         (
             "d2o",
             [{"type": "align_groups"}],
             "terms.0.type",
-            "align_groups adds extras, but d2o takes parameters, weights",
+            "align_groups adds an extra loss of the rows, but d2o takes only weights of the rows or a loss of",
         ),
         ("f_dpo", [{"type": "anchor"}], "terms.0.data", "or data.validation to measure on; found neither"),
         (

@@ -6,6 +6,7 @@ from alignkit import terms
 from alignkit.methods.describe import resolved, values
 from alignkit.methods.hyperparameters import in_jobs, job_name, term_hyperparameters
 from alignkit.methods.registry import METHODS
+from alignkit.terms.base import EFFECTS
 
 INTRODUCTION = """# Terms
 
@@ -53,7 +54,7 @@ def markdown() -> str:
         name = term["type"]
         methods = ", ".join(f"`{method}`" for method in term["methods"])
         parts.append(f"\n## {name}\n\n{term['description']} [More]({name}.md)\n")
-        parts.append(f"\nAdds {term['effect']}. {_provenance(term)}\n")
+        parts.append(f"\nAdds {EFFECTS[term['effect']]}. {_provenance(term)}\n")
         parts.append(f"\nMethods: {methods}.\n")
         parts.append("\n| option | in a recipe | in a job | meaning |\n| --- | --- | --- | --- |\n")
         names = [*term["options"], *(one for one in term["hyperparameters"] if one not in term["options"])]

@@ -30,7 +30,8 @@ class AlignGroups(RowTerm):
     hessian_weight: float = Field(10.0, ge=0, le=1e6, description="weight of the difference of curvatures")
     gradient_weight: float = Field(10.0, ge=0, le=1e6, description="weight of the difference of gradients")
     curvature: Literal["hessian_gradient", "hessian"] = Field(
-        "hessian_gradient", description="what of the curvature is compared: H g, or all of H"
+        "hessian_gradient",
+        description="how curvatures are compared: by the product H g, or by the whole matrix H",
     )
 
     @property

@@ -11,7 +11,12 @@ from alignkit.schema import Section
 from alignkit.sections import RunSections
 
 Effect = Literal["weights", "extras", "parameters"]
-"""Kind of a term: weights of the rows, extra losses of the rows, or a loss of the trained parameters."""
+"""Kind of a term, as `EFFECTS` describes it."""
+EFFECTS: dict[Effect, str] = {
+    "weights": "weights of the rows",
+    "extras": "an extra loss of the rows",
+    "parameters": "a loss of the trained parameters",
+}
 State = dict[str, Tensor]
 """Tensors that a row term carries from one optimizer step to the next, by name. Checkpoints hold them."""
 Metrics = dict[str, tuple[float, float]]
@@ -57,8 +62,9 @@ class Term(Section):
         """Return why the term cannot be used with a method (a class or an instance); None if it can."""
         name = cls.model_fields["type"].default
         if cls.effect not in method.term_effects:
-            possible = ", ".join(sorted(method.term_effects)) or "no terms"
-            return f"{name} adds {cls.effect}, but {method_name(method)} takes {possible}"
+            possible = [what for effect, what in EFFECTS.items() if effect in method.term_effects]
+            taken = f"only {' or '.join(possible)}" if possible else "no terms"
+            return f"{name} adds {EFFECTS[cls.effect]}, but {method_name(method)} takes {taken}"
         if cls.needs_reference and not getattr(method, "uses_reference", False):
             return f"{name} needs rewards relative to a reference, and {method_name(method)} has none"
         return None

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from alignkit_server.engines.facts import EngineFacts
 from alignkit_server.metrics.collector import ENGINE_STATES, ServiceCollector
 from alignkit_server.metrics.routes import PATH
 from tests.deploy.rendering import DEPLOY, composed
@@ -39,7 +40,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
                 job, level="info", message="a step", type="metrics", data=data, created_at=created + step
             )
         text = running.http(None).get(PATH).text
-        engines = ServiceCollector(running.services.database, lambda: {"tiny": "ready"}).collect()
+        engines = ServiceCollector(
+            running.services.database, lambda: [EngineFacts("tiny", "ready")]
+        ).collect()
         found: Samples = {}
         for family in (*text_string_to_metric_families(text), *engines):
             for sample in family.samples:

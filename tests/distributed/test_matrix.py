@@ -34,6 +34,7 @@ def check(lab: Lab, config: str, wanted: list[Case], case: Case, what: str, reco
         record(f"{config} {case} {name}", f"{deviation:.1e}")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("what", CHECKS)
 @pytest.mark.parametrize("case", SHORT, ids=str)
 def test_two_processes_do_what_one_does(lab: Lab, case: Case, what: str, record_property: Record) -> None:

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(interpreted(), reason="this is that process")
 OPS = ("linear_logprob", "linear_divergence", "pairwise_l1", "sinkhorn")
 
 
+@pytest.mark.timeout(900)
 def test_the_same_tests_pass_in_triton() -> None:
     files = [file for op in OPS for file in Path(__file__).with_name(op).glob("test_*.py")]
     command = [

@@ -83,7 +83,7 @@ def test_weights_multiply_the_coefficients(tmp_path: Path, model_dir: Path) -> N
 
 
 def test_extra_losses_are_refused(tmp_path: Path, model_dir: Path) -> None:
-    with pytest.raises(ValueError, match="terms: thresholds adds extras, but d2o takes"):
+    with pytest.raises(ValueError, match="terms: thresholds adds an extra loss of the rows, but d2o takes"):
         built(tmp_path, model_dir, [Thresholds()])
 
 
