@@ -1,9 +1,13 @@
-"""Files on the disk: their digests, and the wait until they are really there."""
+"""Files on the disk: their digests, the wait until they are really there, and folders that appear whole."""
 
 import errno
 import hashlib
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,6 +24,43 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its place once the block has ended, and is removed if the block fails.
+
+    A folder that is at `target` stays until the new one is whole. Raises OSError if nothing can be written there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield staging
+        staging.chmod(0o777 & ~_umask())
+        _put(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put(staging: Path, target: Path) -> None:
+    if not target.exists():
+        staging.rename(target)
+        return
+    before = Path(tempfile.mkdtemp(prefix=f".{target.name}.before.", dir=target.parent))
+    target.rename(before / "replaced")
+    try:
+        staging.rename(target)
+    except OSError:
+        (before / "replaced").rename(target)
+        raise
+    finally:
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

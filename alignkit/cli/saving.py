@@ -2,14 +2,13 @@
 
 import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from alignkit.cli import service
+from alignkit.disk import staged_folder
 from alignkit.errors import AlignkitError
 
 
@@ -20,16 +19,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises AlignkitError if there is something at `path`, or no room on the disk.
     """
     require_new(path)
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
-            yield part
-            part.chmod(0o777 & ~_umask())
-            part.rename(path)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+    with _explained(path), staged_folder(path) as part:
+        yield part
 
 
 @contextmanager
@@ -76,9 +67,3 @@ def _explained(path: Path) -> Iterator[None]:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise AlignkitError(f"{path}: the disk is full, so nothing was kept") from error
         raise AlignkitError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

