@@ -17,6 +17,8 @@ from alignkit import extras
 from alignkit.errors import AlignkitError
 
 RESUME = "--resume"
+THREADS_GIVEN = "ALIGNKIT_THREADS_GIVEN"
+"""Environment variable that marks OMP_NUM_THREADS as the user's, not accelerate's default."""
 RETRY_EXIT = 75
 """Exit status of a trainer that ran out of memory and can resume with a smaller micro-batch (EX_TEMPFAIL)."""
 
@@ -164,6 +166,8 @@ def _launch() -> int:
 
 def _main() -> None:
     """Launch the trainer; launch it once more if it ran out of memory and can resume with a smaller micro-batch."""
+    if "OMP_NUM_THREADS" in os.environ:
+        os.environ[THREADS_GIVEN] = "1"
     status = _launch()
     if status == RETRY_EXIT:
         resume = [] if RESUME in sys.argv else [RESUME]

@@ -23,7 +23,7 @@ import torch
 from alignkit.data.template import end_of_answer
 from alignkit.disk import is_full
 from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
-from alignkit.launch import RESUME, RETRY_EXIT
+from alignkit.launch import RESUME, RETRY_EXIT, THREADS_GIVEN
 from alignkit.models.adapters import adapted_modules, train_on
 from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import ends_of, experts_of, load_weights
@@ -38,6 +38,8 @@ from alignkit.run.resume_guard import origin_of, refusal
 from alignkit.settling import halve, settle, settle_precision
 from alignkit.sharding import SHARES_WEIGHTS, sharding
 
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
+"""Environment variables of which accelerate's launcher and torchrun set one at least."""
 OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
 
 
@@ -502,9 +504,13 @@ def is_main_process() -> bool:
 
 
 def use_all_cores() -> None:
-    """Share the cores among this machine's processes if there is no GPU; accelerate's default is one core each."""
+    """Share the cores among this machine's processes if there is no GPU and OMP_NUM_THREADS is not the user's.
 
-    if torch.cuda.is_available() or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+    Launchers set OMP_NUM_THREADS=1 where it is not set; `alignkit.launch` marks one that was.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    launched = LAUNCHED & os.environ.keys() and THREADS_GIVEN not in os.environ
+    if torch.cuda.is_available() or not (threads is None or (threads == "1" and launched)):
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.tree import PYTHONPATH
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, and threads would wait in turn
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub that is not there is asked again and again
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PYTHONPATH, os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("ALIGNKIT_REPORT", "off")  # tests of reports turn them on; the others need none

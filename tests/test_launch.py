@@ -9,7 +9,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from alignkit import train
 from alignkit.errors import AlignkitError, RecipeError
-from alignkit.launch import CONFIGURATIONS, Machine, launch_command, require_configuration
+from alignkit.launch import (
+    CONFIGURATIONS,
+    THREADS_GIVEN,
+    Machine,
+    launch_command,
+    require_configuration,
+)
 
 CONFIGS = sorted(CONFIGURATIONS.glob("*.yaml"))
 
@@ -97,3 +103,32 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="the launcher started 2 processes, but only 1 train together"):
         train.require_processes(alone)
+
+
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "takes_all"),
+    [
+        ({}, True),
+        (LAUNCHED | {"OMP_NUM_THREADS": "1"}, True),  # accelerate's own default
+        (LAUNCHED | {"OMP_NUM_THREADS": "1", THREADS_GIVEN: "1"}, False),
+        ({"OMP_NUM_THREADS": "1"}, False),
+        (LAUNCHED | {"OMP_NUM_THREADS": "3"}, False),
+    ],
+)
+def test_a_run_takes_all_cores_unless_the_user_limits_its_threads(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], takes_all: bool
+) -> None:
+    for name in ("OMP_NUM_THREADS", THREADS_GIVEN, *train.LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    taken: list[int] = []
+    monkeypatch.setattr(train.torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(train.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train.os, "sched_getaffinity", lambda _process: set(range(6)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    train.use_all_cores()
+    assert taken == ([3] if takes_all else [])
