@@ -23,7 +23,9 @@ from alignkit_server.chat.errors import (
 from alignkit_server.chat.options import Demand
 from alignkit_server.chat.turns import Load, Turns
 from alignkit_server.chat.watch import StructuredWatch
+from alignkit_server.engines.command import runs_on_gpu
 from alignkit_server.engines.errors import EngineError
+from alignkit_server.engines.sizes import OPEN_ANSWER, sequences_at_once
 from alignkit_server.errors import ApiError
 from alignkit_server.settings import EngineSettings
 
@@ -105,8 +107,10 @@ class ChatGateway:
 
     async def forward(self, request: Request, asked: Asked) -> Response:
         """The engine's answer; waits for the project's turn and starts the engine if needed. Raises ApiError."""
-        turns = self._turns.setdefault(asked.engine, Turns(self._options.max_num_seqs))
-        load = self._load(asked.demand, turns.share)
+        turns = self._turns.get(asked.engine) or self._turns.setdefault(
+            asked.engine, self._new_turns(asked.engine)
+        )
+        load = self._load(asked.demand, turns.share, self._options.of(asked.engine).max_model_len)
         with ExitStack() as using:
             self._engines.hold(asked.engine)
             using.callback(self._engines.release, asked.engine)
@@ -115,7 +119,10 @@ class ChatGateway:
                 return EngineStream(answer, engine_lost(asked.engine), using.pop_all())
             return answer or Response(status_code=CLIENT_GONE)
 
-    def _load(self, demand: Demand, share: int) -> Load:
+    def _new_turns(self, engine: str) -> Turns:
+        return Turns(sequences_at_once(self._options.of(engine), gpu=runs_on_gpu()))
+
+    def _load(self, demand: Demand, share: int, longest: int | None) -> Load:
         """The request's load on the engine. Raises 400 if it exceeds the share of one project."""
         if demand.sequences > share:
             raise ApiError(
@@ -125,8 +132,8 @@ class ChatGateway:
                 param="n",
                 code="invalid_value",
             )
-        longest = self._options.max_model_len
-        tokens = longest if demand.tokens is None else max(0, min(demand.tokens, longest))
+        tokens = OPEN_ANSWER if demand.tokens is None else max(0, demand.tokens)
+        tokens = tokens if longest is None else min(tokens, longest)
         return Load(demand.sequences, demand.sequences * tokens)
 
     async def _in_turn(

@@ -15,9 +15,15 @@ from alignkit.errors import ModelError
 from alignkit.models.trainable import config_of, positions_of
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.lora_support import serves_adapters
+from alignkit_server.engines.sizes import (
+    adapters_at_once,
+    context_argument,
+    memory_share,
+    sequences_at_once,
+)
 from alignkit_server.engines.tool_calls import NO_PARSER, parser_of, template_in
 from alignkit_server.engines.weights import weights_folder
-from alignkit_server.settings import Settings
+from alignkit_server.settings import EngineSettings, Settings
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
@@ -53,8 +59,8 @@ def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
         )
     has_adapters = not weights_folder(settings, model).is_dir()
     folder = settings.models_dir / model if has_adapters else weights_folder(settings, model)
-    limit = _position_limit(settings, folder, model)
-    engine = settings.engine
+    positions = _positions(folder, model)
+    engine = settings.engine.of(model)
     gpu = runs_on_gpu()
     arguments = {
         # Relative to the working directory: the resolver compares this exact text with an adapter's
@@ -63,21 +69,22 @@ def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
         "--served-model-name": model,
         "--host": "127.0.0.1",
         "--port": str(port),
-        "--dtype": engine_dtype(settings),
-        "--max-model-len": str(min(engine.max_model_len, limit)),
-        "--max-num-seqs": str(engine.max_num_seqs),
+        "--dtype": engine_dtype(engine),
+        "--max-model-len": context_argument(engine, positions),
+        "--max-num-seqs": str(sequences_at_once(engine, gpu=gpu)),
         "--uvicorn-log-level": "warning",
     }
     if gpu:
-        arguments["--gpu-memory-utilization"] = str(engine.gpu_memory_utilization)
-    lora = _lora_arguments(settings, folder, gpu=gpu) if has_adapters and _takes_adapters(folder) else []
-    tools = _tool_arguments(settings, folder)
+        arguments["--gpu-memory-utilization"] = str(memory_share(engine))
+    takes_adapters = has_adapters and _takes_adapters(folder)
+    lora = _lora_arguments(settings, engine, folder, gpu=gpu) if takes_adapters else []
+    tools = _tool_arguments(engine, folder)
     flags = [*lora, *tools, *([] if gpu else ["--enforce-eager"]), *engine.extra_args]
     options = [part for pair in arguments.items() for part in pair]
     return EngineCommand(
         arguments=[sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options, *flags],
         cwd=folder.parent,
-        environment=_environment(settings, model if has_adapters else None, gpu=gpu),
+        environment=_environment(settings, engine, model if has_adapters else None, gpu=gpu),
         reads=[folder, Path(sys.prefix), *([settings.adapters_dir / model] if lora else [])],
     )
 
@@ -90,26 +97,27 @@ def _takes_adapters(folder: Path) -> bool:
         return True
 
 
-def _tool_arguments(settings: Settings, folder: Path) -> list[str]:
+def _tool_arguments(engine: EngineSettings, folder: Path) -> list[str]:
     """Let the engine read tool calls, if it has a parser for those of the model's chat template."""
-    parser = settings.engine.tool_parser or parser_of(template_in(folder))
+    parser = engine.tool_parser or parser_of(template_in(folder))
     if parser in {None, NO_PARSER}:
         return []
     return ["--enable-auto-tool-choice", "--tool-call-parser", str(parser)]
 
 
-def _lora_arguments(settings: Settings, folder: Path, *, gpu: bool) -> list[str]:
+def _lora_arguments(settings: Settings, engine: EngineSettings, folder: Path, *, gpu: bool) -> list[str]:
     """LoRA options: as many adapters per batch and in memory as configured; evicted ones are reloaded on demand."""
-    engine = settings.engine
+    at_once = adapters_at_once(engine, gpu=gpu)
     (settings.adapters_dir / folder.name).mkdir(parents=True, exist_ok=True)
     options = {
-        "--max-loras": engine.max_loras,
-        "--max-cpu-loras": max(engine.max_cpu_loras, engine.max_loras),
+        "--max-loras": at_once,
+        "--max-cpu-loras": max(engine.max_cpu_loras, at_once),
         "--max-lora-rank": next(rank for rank in VLLM_RANKS if rank >= engine.max_lora_rank),
     }
     # Without a GPU, vLLM 0.32 also wraps the head for LoRA. That wrapper crashes on prompt log-probs as soon as two
     # requests share a batch: one client could crash the engine for everyone. No published adapter changes the head.
-    targets = [] if gpu else ["--lora-target-modules", *adaptable_modules(folder)]
+    # On a GPU, a graph for each number of active adapters keeps a batch with one as fast as with few.
+    targets = ["--specialize-active-lora"] if gpu else ["--lora-target-modules", *adaptable_modules(folder)]
     # An adapter may have been trained with a template of its own, which the gateway sends; clients cannot.
     return [
         "--enable-lora",
@@ -143,14 +151,16 @@ def runs_on_gpu() -> bool:
     return False
 
 
-def engine_dtype(settings: Settings) -> str:
+def engine_dtype(engine: EngineSettings) -> str:
     """vLLM's --dtype for these settings; "auto" becomes float32 without a GPU."""
-    if settings.engine.dtype == "auto" and not runs_on_gpu():
+    if engine.dtype == "auto" and not runs_on_gpu():
         return "float32"
-    return settings.engine.dtype
+    return engine.dtype
 
 
-def _environment(settings: Settings, base_model: str | None, *, gpu: bool) -> dict[str, str]:
+def _environment(
+    settings: Settings, engine: EngineSettings, base_model: str | None, *, gpu: bool
+) -> dict[str, str]:
     """Environment variables of the engine; `base_model` is the model whose adapters it serves, if any."""
     common = {
         "HF_HUB_OFFLINE": "1",
@@ -169,7 +179,7 @@ def _environment(settings: Settings, base_model: str | None, *, gpu: bool) -> di
     if gpu:
         return common | _visible(settings)
     return common | {
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.engine.kv_cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1),
     }
@@ -182,12 +192,11 @@ def _visible(settings: Settings) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, settings.engine.gpus))}
 
 
-def _position_limit(settings: Settings, folder: Path, model: str) -> int:
+def _positions(folder: Path, model: str) -> int | None:
     try:
-        limit = positions_of(config_of(folder))
+        return positions_of(config_of(folder))
     except ModelError as error:
         raise EngineError(
             "engine_unavailable",
             f"the base model {model!r} is not imported: its config.json cannot be read",
         ) from error
-    return limit or settings.engine.max_model_len

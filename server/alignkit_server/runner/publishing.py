@@ -138,7 +138,7 @@ def _report(services: StepServices, job: JobRecord, folder: RunFolder) -> Canary
                     base_model=job.base_model,
                     model_name=name_of(job),
                     canary=_canary(folder),
-                    engine_dtype=engine_dtype(services.settings),
+                    engine_dtype=engine_dtype(services.settings.engine.of(engine)),
                 )
         except EngineError as error:
             if services.stopping.is_set():

@@ -251,7 +251,7 @@ def test_the_vllm_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -
     line = " ".join(built.arguments)
     for expected in (
         "--model tiny --served-model-name tiny --host 127.0.0.1 --port 4711 --dtype float32",
-        "--max-model-len 512",  # the model's own limit, below the setting
+        "--max-model-len auto",
         "--max-lora-rank 32",  # the next that vLLM knows
         "--enable-lora",
         "--enforce-eager",
