@@ -30,7 +30,10 @@ def main(arguments: list[str]) -> int:
     import alignkit.trainers  # noqa: F401 - before the forks
 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        import deepspeed  # noqa: F401
+        import deepspeed
+
+        # Compiled for a minute on a CPU, and used in inference alone.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     return sum(_in_fork(*argument.partition(":")[::2], turn) for turn, argument in enumerate(arguments))
 
