@@ -16,7 +16,7 @@ from alignkit import terms
 from alignkit.errors import FieldIssue, ModelError, RecipeError, nearest
 from alignkit.hardware import has_amx, has_gpu
 from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
-from alignkit.methods.hyperparameters import TERMS, in_jobs, job_name, shared_options
+from alignkit.methods.hyperparameters import TERMS, TUNE, in_jobs, job_name, shared_options
 from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
@@ -95,6 +95,7 @@ def recipe_for_job(
                 "data": _data_section(resolved, train_file, held_out),
                 "method": method_section,
                 "terms": _terms(resolved, spec, prefix, resolve_model),
+                "tune": resolved.get(TUNE),
                 "lora": _lora_section(resolved, shared["lora"]),
                 "training": shared["training"]
                 | _training_section(resolved, spec.learning_rate)
@@ -152,7 +153,7 @@ def _as_job_names_it(issue: FieldIssue, prefix: str) -> FieldIssue:
     names = {f"{section}.{name}": given for given, (section, name) in shared_options().items()}
     if issue.path in names:
         return FieldIssue(f"{prefix}.{names[issue.path]}", issue.message)
-    if issue.path.startswith("terms."):
+    if issue.path == TUNE or issue.path.startswith(("terms.", f"{TUNE}.")):
         return FieldIssue(f"{prefix}.{issue.path}", issue.message)
     return FieldIssue(prefix, issue.message) if issue.path in {"model", "lora", "training"} else issue
 

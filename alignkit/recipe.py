@@ -18,11 +18,19 @@ from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, RecipeError
 from alignkit.home import find_model
 from alignkit.methods import METHODS, Method, PairMethod, get
+from alignkit.methods.tuning import refusals as tuning_refusals
 from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import available
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
 from alignkit.schema import Section, field_issues, one_a_field, refused, refused_all
-from alignkit.sections import CollapseGuardSection, DataSection, LoraSection, ModelSection, TrainingSection
+from alignkit.sections import (
+    CollapseGuardSection,
+    DataSection,
+    LoraSection,
+    ModelSection,
+    TrainingSection,
+    Tune,
+)
 from alignkit.terms import Term
 from alignkit.terms import get as get_term
 
@@ -68,6 +76,9 @@ class Recipe(Section):
         default_factory=list,
         max_length=8,
         description="what is added to the method's loss; see alignkit terms",
+    )
+    tune: Tune = Field(
+        None, description="options of the method that the run tunes by itself, such as [beta]; null: none"
     )
     lora: LoraSection | None = Field(default_factory=LoraSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
@@ -137,6 +148,22 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tuning_is_possible(self) -> Self:
+        if self.tune is not None:
+            has_validation = self.data.validation is not None
+            beside = [("terms", bool(self.terms)), ("data.flip", self.data.flip is not None)]
+            found = [
+                *tuning_refusals(self.tune, self.method, self.lora, has_validation=has_validation),
+                *(FieldIssue("", f"expected without {name}, found both") for name, given in beside if given),
+            ]
+            if found:
+                raise refused_all(
+                    [(("tune", *filter(None, issue.path.split("."))), issue.message) for issue in found],
+                    self.tune,
+                )
+        return self
+
     def _refused(self, at: int, term: Term) -> Iterator[FieldIssue]:
         """The reasons why a term cannot be used in this run; their paths are relative to the term."""
         others = [*self.terms[:at], *self.terms[at + 1 :]]
@@ -151,6 +178,12 @@ class Recipe(Section):
                 f"{self.method.type}'s does not",
             )
         yield from term.refusals(self, others)
+
+    @property
+    def saved_rank(self) -> int | None:
+        """The rank of the adapter that training saves; None if all weights train."""
+        tuned = 0 if self.tune is None else self.tune.rank
+        return None if self.lora is None else self.lora.r + tuned
 
     @property
     def micro_batch_matters(self) -> bool:

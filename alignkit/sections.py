@@ -279,6 +279,52 @@ class TeacherSection(Section):
     dtype: Dtype | None = Field(None, description="dtype to load the weights in; default: model.dtype")
 
 
+class TuneSection(Section):
+    """Options of a pair method that one run tunes by itself, after Self-Tuning Networks. A list names the options."""
+
+    options: list[str] = Field(
+        min_length=1, max_length=4, description="continuous options of the method, such as [beta]"
+    )
+    rank: int = Field(
+        4, ge=1, le=256, description="ranks of the adapters' response; the saved adapter has them in addition"
+    )
+    warmup_steps: int = Field(
+        10,
+        ge=0,
+        le=1_000_000,
+        description="steps before the options begin to move; their response is learned",
+    )
+    every: int = Field(
+        2, ge=1, le=10_000, description="steps of training for one held-out step of the options"
+    )
+    rows: int = Field(8, ge=1, le=1024, description="held-out rows of such a step")
+    learning_rate: float = Field(
+        0.03, ge=0, le=1, description="Adam's rate for the options, on their logarithmic or logit scale"
+    )
+    spread: float = Field(
+        0.5, ge=0, le=5, description="standard deviation of the perturbations at the start, on that scale"
+    )
+    entropy_weight: float = Field(
+        1e-5, ge=0, le=10, description="weight of the perturbations' entropy, which keeps them from vanishing"
+    )
+
+    @field_validator("options")
+    @classmethod
+    def _each_once(cls, options: list[str]) -> list[str]:
+        if len(set(options)) < len(options):
+            raise ValueError(f"expected each option once, found {', '.join(options)}")
+        return options
+
+
+def _named_options(value: object) -> object:
+    """Turn a list of options into a section."""
+    return {"options": value} if isinstance(value, list) else value
+
+
+Tune = Annotated[TuneSection | None, BeforeValidator(_named_options)]
+"""A `TuneSection`, or a list of the options it tunes."""
+
+
 class RunSections(Protocol):
     """The sections of a recipe that a method may read. `alignkit.recipe.Recipe` implements it."""
 
@@ -286,3 +332,4 @@ class RunSections(Protocol):
     data: DataSection
     lora: LoraSection | None
     training: TrainingSection
+    tune: Tune

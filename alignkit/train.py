@@ -146,6 +146,7 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
         metrics = final_metrics(trainer)
         if guard is not None and guard.settle():
             metrics = final_metrics(trainer, again=True)
+    tuned = settle_options(trainer, guard, recipe, folder)
     if recipe.after:
         with phase("after", "Changing the trained weights", folder, phases):
             metrics = after_training(trainer, guard, recipe, folder)
@@ -162,13 +163,34 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
             "seconds": round(time.monotonic() - started, 1),
             "phases": phases,
             "metrics": metrics,
+            **({} if tuned is None else {"tuned": tuned}),
         }
         write_json(folder.result, result)
         print(f"Finished in {result['seconds']:.0f} s: {folder.path}", flush=True)
 
 
+def settle_options(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) -> dict[str, float] | None:
+    """Make the adapter of a run with `tune` the plain one at the options found. Returns them; None without `tune`."""
+    if recipe.tune is None:
+        return None
+    run = finished(trainer, guard, recipe, folder)
+    found: dict[str, float] = trainer.fold_options(run)
+    starts = ((name, getattr(recipe.method, name), value) for name, value in found.items())
+    shown = ", ".join(f"{name} from {start:g} to {value:.4g}" for name, start, value in starts)
+    run.report(f"Tuned {shown}")
+    return found
+
+
 def after_training(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Apply the recipe's steps after training, in order, and return the metrics of the new weights."""
+    run = finished(trainer, guard, recipe, folder)
+    for step in recipe.after:
+        step.apply(run)
+    return final_metrics(trainer, again=True)
+
+
+def finished(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) -> Any:
+    """The trained model, as the steps after training see it."""
     from alignkit.trainers.finishing import FinishedRun  # saves transformers at start-up
 
     def report(message: str, is_warning: bool) -> None:  # noqa: FBT001
@@ -176,10 +198,7 @@ def after_training(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) 
             print(message, flush=True)
             folder.emit(message, level="warn" if is_warning else "info")
 
-    run = FinishedRun(trainer, recipe, guard, report)
-    for step in recipe.after:
-        step.apply(run)
-    return final_metrics(trainer, again=True)
+    return FinishedRun(trainer, recipe, guard, report)
 
 
 @contextmanager

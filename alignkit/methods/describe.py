@@ -6,7 +6,9 @@ from typing import Any
 from alignkit import terms
 from alignkit.methods.base import Method
 from alignkit.methods.hyperparameters import Hyperparameters, hyperparameters_of, in_jobs, job_name
+from alignkit.methods.preference import PairMethod
 from alignkit.methods.registry import METHODS
+from alignkit.methods.tuning import continuous
 
 INTRODUCTION = """# Methods
 
@@ -34,6 +36,7 @@ def _described(method: type[Method]) -> dict[str, Any]:
         "options": resolved(recipe, set(options)),
         "hyperparameters": resolved(job, given),
         "terms": list(terms.fitting(method)),
+        "tunable": continuous(method) if issubclass(method, PairMethod) else [],
     }
 
 
@@ -70,6 +73,9 @@ def markdown() -> str:
         if method["terms"]:
             named = ", ".join(f"`{name}`" for name in method["terms"])
             parts.append(f"\n[Terms](terms.md) that it takes: {named}.\n")
+        if method["tunable"]:
+            named = ", ".join(f"`{name}`" for name in method["tunable"])
+            parts.append(f"\n[`tune`](tune.md) finds {named}.\n")
         if not method["options"]:
             continue
         parts.append("\n| option | in a recipe | in a job | meaning |\n| --- | --- | --- | --- |\n")

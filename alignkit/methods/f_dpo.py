@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
 
 from alignkit import divergences
 from alignkit.errors import DivergenceError
@@ -115,7 +116,10 @@ class FDPO(PairMethod):
             label_smoothing=self.label_smoothing,
             robust=self.robust,
         )
-        return found.plus(-self.sft_weight * pairs.averaged().chosen) if self.sft_weight else found
+        weight: float | Tensor = self.sft_weight  # [B] while it is tuned
+        return (
+            found.plus(-weight * pairs.averaged().chosen) if isinstance(weight, Tensor) or weight else found
+        )
 
 
 class DPO(PairMethod):

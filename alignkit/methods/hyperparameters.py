@@ -11,9 +11,10 @@ from pydantic.fields import FieldInfo
 from alignkit import terms
 from alignkit.after import Step
 from alignkit.methods.base import Method
+from alignkit.methods.preference import PairMethod
 from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mark_of
 from alignkit.schema import Section
-from alignkit.sections import Auto, LoraSection, ModelSection, TrainingSection
+from alignkit.sections import Auto, LoraSection, ModelSection, TrainingSection, Tune
 
 NAMED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 """A name that cannot be a path, so a client cannot reach other files of the server."""
@@ -21,6 +22,8 @@ SECTIONS: dict[str, type[Section]] = {"model": ModelSection, "lora": LoraSection
 """Sections of a recipe whose options marked `InJobs` every job takes."""
 TERMS, MOST_TERMS = "terms", 8
 """The hyperparameter that lists what is added to a method's loss, and how many entries it may have."""
+TUNE = "tune"
+"""The hyperparameter of pair methods that lists the options a run tunes by itself."""
 _BOUNDS = {"ge": Ge, "gt": Gt, "le": Le, "lt": Lt}
 _LOWER, _UPPER = (Ge, Gt), (Le, Lt)
 
@@ -237,6 +240,8 @@ def hyperparameters_of(method: type[Method]) -> type[Hyperparameters]:
             fields[given] = (annotation, info)
     if fitting := terms.fitting(method):
         fields[TERMS] = _terms_field(tuple(fitting.values()))
+    if issubclass(method, PairMethod):
+        fields[TUNE] = (Tune, Field(None, description="options that the run tunes by itself, such as [beta]"))
     made: type[Hyperparameters] = create_model(
         f"{method.__name__}Hyperparameters",
         __base__=Hyperparameters,

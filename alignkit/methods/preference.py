@@ -47,18 +47,18 @@ class PairMethod(Method):
 
     def gives_rewards(self) -> bool:
         """Return whether the loss returns rewards with a gradient, which some terms need."""
-        return self.loss(self._four_pairs(0.5)).rewards is not None
+        return self.loss(self.four_pairs(0.5)).rewards is not None
 
     def start_loss(self) -> float | None:
         """Return the loss of every pair while the policy equals the reference; None if it differs between pairs."""
         if not self.uses_reference:
             return None
         with torch.no_grad():
-            losses = self.loss(self._four_pairs(0.0)).losses
+            losses = self.loss(self.four_pairs(0.0)).losses
         first = float(losses[0])
         return first if torch.allclose(losses, losses[0], rtol=1e-6, atol=0) else None
 
-    def _four_pairs(self, above: float) -> PairLogps:
+    def four_pairs(self, above: float) -> PairLogps:
         """Four pairs whose log-probs under the policy are `above` those under the reference."""
         policy = torch.tensor([[-9.0, -8.0, -7.0, -6.0], [-5.0, -6.0, -7.0, -8.0]], requires_grad=True)
         reference: Any = (policy.detach() - above).unbind() if self.uses_reference else (None, None)
@@ -68,7 +68,7 @@ class PairMethod(Method):
     def try_out(self) -> None:
         """Run the loss on four pairs. Raises ValueError unless each gets a finite, differentiable loss."""
         try:
-            found = self.loss(self._four_pairs(0.5))
+            found = self.loss(self.four_pairs(0.5))
         except Exception as error:  # the method is the user's, and may raise anything
             absent = "" if self.uses_reference else ", with ref_chosen and ref_rejected None (uses_reference)"
             reason = f"{type(error).__name__}: {error}"

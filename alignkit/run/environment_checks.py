@@ -58,6 +58,10 @@ def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
             f"orthogonal needs whole matrices, which the flat shards of {sharded} are not; expected plain, or one "
             "process or ddp",
         )
+    if recipe.tune is not None:
+        yield FieldIssue(
+            "tune", f"tuning needs whole weights and gradients: expected one process or ddp, found {sharded}"
+        )
     if sharded in SHARES_WEIGHTS:
         for at, term in enumerate(recipe.terms):
             if term.effect == "parameters":

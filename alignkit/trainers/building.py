@@ -97,6 +97,7 @@ def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTra
         args=DPOConfig(**training_arguments(recipe, context.checkpoints), max_length=recipe.data.max_length),
         method=method,
         terms=recipe.terms,
+        tune=recipe.tune,
         **_common(context),
     )
 

@@ -22,22 +22,22 @@ class FinishedRun:
     def __init__(self, trainer: Any, recipe: Recipe, guard: Any, report: Callable[[str, bool], None]) -> None:
         """`guard` is the collapse guard or None. `report(message, is_warning)` adds an event, on the main process."""
         self._trainer, self._recipe, self._guard, self._report = trainer, recipe, guard, report
-        self._model = published(trainer.model, trainer.accelerator)
-        self._is_lora = is_peft_model(self._model)
+        self.model = published(trainer.model, trainer.accelerator)
+        self._is_lora = is_peft_model(self.model)
 
     @property
     def adapter(self) -> Adapter | None:
         """The trained adapter, as copies; None if all weights train. Raises ModelError if it is not plain LoRA."""
-        return self._read(self._model.active_adapter) if self._is_lora else None
+        return self._read(self.model.active_adapter) if self._is_lora else None
 
     @property
     def start_adapter(self) -> Adapter | None:
         """The frozen copy of the adapter that training continued; None if there is none."""
-        return self._read(START) if self._is_lora and start_of(self._model) is not None else None
+        return self._read(START) if self._is_lora and start_of(self.model) is not None else None
 
     def _read(self, name: str) -> Adapter:
-        config = self._model.peft_config[name]
-        found = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
+        config = self.model.peft_config[name]
+        found = get_peft_model_state_dict(self.model, adapter_name=name, save_embedding_layers=False)
         weights = {place: weight.detach().clone() for place, weight in found.items()}
         if fault := not_plain({**config.to_dict(), "peft_type": "LORA"}, weights):
             raise ModelError(f"after: expected plain LoRA of one rank, found {fault}")
@@ -45,8 +45,8 @@ class FinishedRun:
 
     def put_adapter(self, adapter: Adapter) -> None:
         """Replace the active adapter; its rank may differ. The model cannot train on afterwards."""
-        name = self._model.active_adapter
-        for place, module in self._model.named_modules():
+        name = self.model.active_adapter
+        for place, module in self.model.named_modules():
             if name not in (getattr(module, "lora_A", None) or {}):
                 continue
             for part in ("lora_A", "lora_B"):
@@ -56,12 +56,12 @@ class FinishedRun:
             module.lora_A[name].out_features = module.lora_B[name].in_features = adapter.rank
             module.r[name], module.lora_alpha[name] = adapter.rank, adapter.alpha
             module.scaling[name] = adapter.scale
-        config = self._model.peft_config[name]
+        config = self.model.peft_config[name]
         config.r, config.lora_alpha = adapter.rank, adapter.alpha
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of the weights by name."""
-        return {name: weight.detach().clone() for name, weight in self._model.named_parameters()}
+        return {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
 
     def start_weights(self) -> dict[str, Tensor]:
         """The weights before training, loaded again from the recipe's model."""
@@ -71,7 +71,7 @@ class FinishedRun:
 
     def put_weights(self, weights: dict[str, Tensor]) -> None:
         """Replace the weights."""
-        for name, weight in self._model.named_parameters():
+        for name, weight in self.model.named_parameters():
             weight.data.copy_(weights[name])
 
     def loss(self) -> float:

@@ -12,6 +12,7 @@ from alignkit.data.flipping import FLIPPED
 from alignkit.data.rows.recognise import GROUP
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
+from alignkit.sections import TuneSection
 from alignkit.terms import RowView, Term
 from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.base import AlignTrainer
@@ -21,6 +22,7 @@ from alignkit.trainers.reference_scores import ReferenceScores
 from alignkit.trainers.signature import Model, shows_parameters_of
 from alignkit.trainers.terms import ROW, RowFacts
 from alignkit.trainers.tokenised import TakesTokenised
+from alignkit.trainers.tuning import TunesOptions
 from alignkit.trainers.upstream import no_reference_model
 from alignkit.trainers.whole_steps import WholeRowSteps
 
@@ -28,7 +30,7 @@ _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"
 
 
 class PreferenceTrainer(
-    AlignTrainer, RouterBalance, WholeRowSteps, ReferenceScores, TakesTokenised, DPOTrainer
+    TunesOptions, AlignTrainer, RouterBalance, WholeRowSteps, ReferenceScores, TakesTokenised, DPOTrainer
 ):
     """DPOTrainer whose loss is `method.loss`, averaged over the pairs of the whole optimizer step.
 
@@ -46,9 +48,11 @@ class PreferenceTrainer(
         *,
         method: PairMethod,
         terms: Sequence[Term] = (),
+        tune: TuneSection | None = None,
         **kwargs: Any,
     ) -> None:
-        """Create the trainer with DPOTrainer's arguments. `terms` add to the method's loss in training.
+        """Create the trainer with DPOTrainer's arguments. `terms` add to the method's loss in training. `tune`
+        names options of the method that move by the held-out loss.
 
         Before loading any model, raises TypeError if `args` is not a `DPOConfig`, and ValueError for TRL options that
         would be ignored.
@@ -65,7 +69,8 @@ class PreferenceTrainer(
             super().__init__(model, ref_model, args, **kwargs)
         self.fuse_heads()
         self.use_terms(terms, method.start_loss())
-        self.mark_rows()
+        self.use_tuning(tune, self.model)
+        self.mark_rows(always=tune is not None)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -85,10 +90,11 @@ class PreferenceTrainer(
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute this forward's share of the mean over the step's pairs."""
         is_real, facts = self.pop_is_real(inputs), self.pop_facts(inputs)
+        method = self._method_of(facts)
         outputs = self._forward(model, inputs)
         mask = inputs["completion_mask"][:, 1:]
         pairs = self._pairs(outputs, mask, inputs)
-        preference = self.method.loss(pairs)
+        preference = method.loss(pairs)
         losses = preference.losses
         self._require_finite(losses, inputs)
         columns = _columns(preference, pairs)
@@ -109,6 +115,20 @@ class PreferenceTrainer(
         loss = losses @ row_weights + self.balance_loss(outputs, row_weights.sum())
         loss = loss + self.weight_loss(row_weights.sum())
         return (loss, outputs) if return_outputs else loss
+
+    def _method_of(self, facts: RowFacts | None) -> PairMethod:
+        """The method of a forward: with its tuned options perturbed in training, else as it is."""
+        if self.tuner is None or self._mode == "eval" or facts is None or facts.rows is None:
+            return self.method
+        return self.tuner.perturbed(self.state.global_step, facts.rows)
+
+    def pair_losses(self, rows: Sequence[dict[str, Any]]) -> Tensor:
+        """Losses [B] of held-out rows, differentiable, with the method as it is."""
+        inputs = self._prepare_inputs(self.data_collator(list(rows)))
+        self.pop_facts(inputs)
+        with self.compute_loss_context_manager():
+            outputs = self._forward(self.model, inputs)
+            return self.method.loss(self._pairs(outputs, inputs["completion_mask"][:, 1:], inputs)).losses
 
     def _with_terms(
         self, preference: PreferenceLoss, facts: RowFacts | None, is_real: Tensor | None

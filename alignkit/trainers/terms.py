@@ -162,13 +162,16 @@ class TakesTerms:
         self._items["train"].add_ratio("terms/penalty", float(penalty.detach()), 1.0)
         return penalty * share.to(penalty)
 
-    def mark_rows(self) -> None:
-        """Put into the batches what terms, the probe and metrics of groups need: the rows' ids, groups and flags."""
+    def mark_rows(self, *, always: bool = False) -> None:
+        """Put into the batches what terms, the probe and metrics of groups need: the rows' ids, groups and flags.
+
+        `always`: ids of the rows also without them.
+        """
         is_probe = FLIPPED in (getattr(self.train_dataset, "column_names", None) or ())
         held_out = [] if isinstance(self.eval_dataset, dict | None) else self._groups_of(self.eval_dataset)
         names = () if self.row_terms is None else self.row_terms.setup.groups
         self.group_names = (*names, *sorted({name for name in held_out if name is not None} - {*names}))
-        if self.row_terms is not None or is_probe:
+        if self.row_terms is not None or is_probe or always:
             self.train_dataset = self.train_dataset.add_column(ROW, list(range(len(self.train_dataset))))
         elif not self.group_names:
             return

@@ -226,11 +226,13 @@ def _require_servable(recipe: Any, model: str, base_model: str, method: str, ser
             code="model_not_servable",
         )
     most = services.settings.engine.max_lora_rank
-    if recipe.lora.r > most:
+    rank = recipe.saved_rank or 0
+    found = f"{rank} with that of tune" if recipe.tune is not None else rank
+    if rank > most:
         param = f"method.{method}.hyperparameters.lora_rank"
         raise ApiError(
             400,
-            f"{param}: expected at most {most}, the rank that this server serves, found {recipe.lora.r}.",
+            f"{param}: expected at most {most}, the rank that this server serves, found {found}.",
             param=param,
             code="invalid_hyperparameters",
         )
