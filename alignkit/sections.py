@@ -121,6 +121,11 @@ class TrainingSection(Section):
         description="rows per forward pass and process; default: batch_size over the processes; auto: as many as fit "
         "and keep the device busy",
     )
+    group_by_length: Annotated[bool, MAY_CHANGE, InJobs()] = Field(
+        True,
+        description="sort the rows of each step by length, so that micro-batches hold little padding; a step keeps "
+        "its rows",
+    )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
     lr_scheduler: Annotated[str, InJobs(check=one_of(*SCHEDULES))] = Field(
         "linear", description="transformers' lr_scheduler_type"

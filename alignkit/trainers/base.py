@@ -7,6 +7,7 @@ from accelerate.utils import is_peft_model
 
 from alignkit.trainers.exact_resume import ExactResume
 from alignkit.trainers.item_log import ItemLog
+from alignkit.trainers.length_order import GroupsByLength
 from alignkit.trainers.model_card import CARD, Card
 from alignkit.trainers.scoring import published
 from alignkit.trainers.terms import TakesTerms
@@ -14,7 +15,7 @@ from alignkit.trainers.upstream import get_config_model_id
 from alignkit.trainers.whole_steps import WholeSteps
 
 
-class AlignTrainer(TakesTerms, ItemLog, ExactResume, WholeSteps):
+class AlignTrainer(TakesTerms, ItemLog, ExactResume, WholeSteps, GroupsByLength):
     """Mixin before a TRL trainer: metrics per item, exact resume, and a loss averaged over the whole optimizer step.
 
     The loss is a mean over tokens. Add `WholeRowSteps` after this mixin for a mean over rows.

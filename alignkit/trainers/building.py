@@ -87,7 +87,9 @@ def build(context: RunContext) -> Any:
     """Build the trainer of the recipe's method."""
     method = context.recipe.method
     builder = next(BUILDERS[base] for base in type(method).__mro__ if base in BUILDERS)
-    return builder(context, method)
+    trainer = builder(context, method)
+    trainer.group_by_length = context.recipe.training.group_by_length
+    return trainer
 
 
 def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTrainer:

@@ -119,12 +119,15 @@ class TakesTerms:
     parameter_terms: ParameterTerms | None = None
     group_names: tuple[str, ...] = ()
     """Names of the groups by the ids in batches: the training set's, then those of held-out rows alone."""
+    micro_batch_matters = False
+    """Whether a step depends on how its rows are split into micro-batches, because of the method or a term."""
 
     def use_terms(self, terms: Sequence[Term], start_loss: float | None) -> None:
         """Start the terms. Call it when the trainer is built. Raises DataError for data that lack groups."""
         for term in terms:
             if (problem := term.misfit(self.method)) is not None:  # type: ignore[attr-defined]
                 raise ValueError(f"terms: {problem}")
+        self.micro_batch_matters = any(term.micro_batch_matters for term in terms)
         self._use_parameter_terms([term for term in terms if isinstance(term, ParameterTerm)])
         chosen = [term for term in terms if isinstance(term, RowTerm)]
         if not chosen:

@@ -64,6 +64,7 @@ HOOKS = (
     Hook(Trainer, "create_optimizer", ("model",)),
     # The rows of a step.
     Hook(Trainer, "get_batch_samples", ("epoch_iterator", "num_batches", "device")),
+    Hook(Trainer, "_get_train_sampler", ("train_dataset",)),
     Hook(Trainer, "_get_num_items_in_batch", ("batch_samples", "device")),
     Hook(Trainer, "_set_signature_columns_if_needed"),
     # A run that is paused and resumed.
@@ -99,7 +100,12 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     ),
     SFTTrainer: ("_tag_names", "_total_train_tokens", "aux_loss_enabled"),
     # Before transformers 5.19, TRL's base class reads `loss_is_scaled_for_ga`, not the Trainer.
-    KTOTrainer: ("_tag_names", "_total_train_tokens", "loss_is_scaled_for_ga", "ref_model"),
+    KTOTrainer: (
+        "_tag_names",
+        "_total_train_tokens",
+        "loss_is_scaled_for_ga",
+        "ref_model",
+    ),
     DPOTrainer: (
         "_precompute_engine",
         "_precompute_model_hash",
