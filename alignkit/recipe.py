@@ -139,6 +139,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _only_pairs_are_packed(self) -> Self:
+        if self.training.packing is True and not self.method.packs:
+            raise ValueError(
+                f"training.packing: expected false with {self.method.type}, found true; only methods of preference "
+                "pairs are packed"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _terms_fit(self) -> Self:
         issues = [(at, issue) for at, term in enumerate(self.terms) for issue in self._refused(at, term)]
         if issues:

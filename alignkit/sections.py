@@ -126,6 +126,11 @@ class TrainingSection(Section):
         description="sort the rows of each step by length, so that micro-batches hold little padding; a step keeps "
         "its rows",
     )
+    packing: Annotated[bool | None, MAY_CHANGE, InJobs()] = Field(
+        None,
+        description="compute a pair's prompt once and pad little, for the same result; default: where the model can; "
+        "true refuses a model that cannot",
+    )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
     lr_scheduler: Annotated[str, InJobs(check=one_of(*SCHEDULES))] = Field(
         "linear", description="transformers' lr_scheduler_type"

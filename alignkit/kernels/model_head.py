@@ -24,6 +24,8 @@ from alignkit.errors import ModelError
 from alignkit.kernels.linear_logprob import linear_logprob
 from alignkit.kernels.upstream import children_by_name
 
+IGNORED = -100
+"""Label of a token without loss, as in torch."""
 Result = TypeVar("Result")
 
 
@@ -62,6 +64,16 @@ class MeasuredHead(NamedTuple):
     softcap: float | None
     dtype: torch.dtype
     """Dtype of the last matmul with the head."""
+
+
+class PackedRows(NamedTuple):
+    """The packed form of a padded batch, as `alignkit.packing` makes it."""
+
+    inputs: dict[str, Any]
+    """Inputs of the model's forward: packed `input_ids`, with `position_ids` and `attention_mask`."""
+    places: Tensor
+    """[N], for each label but -100 of the batch's labels [B, L-1], in their order, the index of its predictor in the
+    flattened rows."""
 
 
 class HeadStates(NamedTuple):
@@ -121,29 +133,39 @@ def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
     def forward(self: Any, *args: Any, fused_lm_head: bool | OwnHead = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return plain_forward(*args, **kwargs)
-        labels = kwargs.pop("labels")[:, 1:]
-        states = _head_states(self, plain_forward, *args, **kwargs)
+        given = kwargs.pop("labels")
+        labels = given[:, 1:]
         if callable(fused_lm_head):
+            states = _head_states(self, plain_forward, *args, **kwargs)
             found = in_head(self, fused_lm_head, states.hidden[:, :-1], labels)
             return found._replace(aux_loss=states.aux_loss)
+        packer = None if args else self.__dict__.get("_packer")
+        packed = None if packer is None else packer(kwargs, given)
+        if packed is None:
+            states = _head_states(self, plain_forward, *args, **kwargs)
+            hidden, targets = states.hidden[:, :-1].flatten(0, 1), labels.reshape(-1)
+        else:
+            states = _head_states(self, plain_forward, **kwargs | packed.inputs)
+            hidden, targets = states.hidden.flatten(0, 1)[packed.places], labels[labels != IGNORED]
 
         def log_probs(head: HeadWeights, hidden: Tensor) -> FusedHeadOutput:
-            found = linear_logprob(
-                hidden.reshape(-1, hidden.size(-1)),
-                labels=labels.reshape(-1),
-                entropy=entropy,
-                top1=top1,
-                **head._asdict(),
-            )
+            found = linear_logprob(hidden, labels=targets, entropy=entropy, top1=top1, **head._asdict())
             flat = (found.logps, found.entropy, found.top1)
-            return FusedHeadOutput(*(None if x is None else x.view(labels.shape) for x in flat))
+            return FusedHeadOutput(*(None if x is None else _at_labels(x, labels) for x in flat))
 
-        return in_head(self, log_probs, states.hidden[:, :-1])._replace(aux_loss=states.aux_loss)
+        return in_head(self, log_probs, hidden)._replace(aux_loss=states.aux_loss)
 
     # `generate` and the Trainer read forward's signature to find out which arguments the model accepts
     forward.__signature__ = _signature(plain_forward)  # type: ignore[attr-defined]
     model.forward = types.MethodType(forward, model)
     model._fused_head = True  # noqa: SLF001 - ours
+
+
+def _at_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """`values` in the shape of `labels` [B, L-1]: of all of them, or of those that are not -100, with zeros else."""
+    if values.numel() == labels.numel():
+        return values.view(labels.shape)
+    return values.new_zeros(labels.shape).masked_scatter(labels != IGNORED, values)
 
 
 def measured_head(model: Any) -> MeasuredHead | None:

@@ -53,6 +53,8 @@ class Method(Section):
     """The LoRA learning rate of a job whose `learning_rate_multiplier` is 1."""
     micro_batch_matters: ClassVar[bool] = False
     """Whether the loss depends on the micro-batch size, so that changing the size changes the result."""
+    packs: ClassVar[bool] = False
+    """Whether `training.packing` applies: several answers of a row share its prompt."""
     term_effects: ClassVar[frozenset[str]] = frozenset()
     """The effects of the terms that the trainer adds: "weights" and "extras" of rows, "parameters"."""
     paper: ClassVar[str] = ""

@@ -16,6 +16,7 @@ class PairMethod(Method):
     """A method on preference pairs. A subclass declares its options as fields and defines `loss`."""
 
     rows: ClassVar[str] = "preference"
+    packs: ClassVar[bool] = True
     term_effects: ClassVar[frozenset[str]] = frozenset({"weights", "extras", "parameters"})
     uses_reference: ClassVar[bool] = True
     """Whether the loss reads the reference's log-probs. If False, no reference is loaded or run."""

@@ -95,13 +95,17 @@ def build(context: RunContext) -> Any:
 def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTrainer:
     """Build a PreferenceTrainer with the recipe's method."""
     recipe = context.recipe
-    return PreferenceTrainer(
+    trainer = PreferenceTrainer(
         args=DPOConfig(**training_arguments(recipe, context.checkpoints), max_length=recipe.data.max_length),
         method=method,
         terms=recipe.terms,
         tune=recipe.tune,
         **_common(context),
     )
+    reason = trainer.use_packing(wanted=recipe.training.packing)
+    if reason is not None and recipe.training.packing is not False:
+        tell(RunFolder(context.checkpoints.parent), f"Batches are padded, not packed: {reason}")
+    return trainer
 
 
 def labelled_trainer(context: RunContext, method: LabelledMethod) -> LabelledTrainer:

@@ -103,6 +103,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
     KTOTrainer: (
         "_tag_names",
         "_total_train_tokens",
+        "aux_loss_enabled",
         "loss_is_scaled_for_ga",
         "ref_model",
     ),
@@ -111,6 +112,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_precompute_model_hash",
         "_tag_names",
         "_total_train_tokens",
+        "aux_loss_enabled",
         "compute_ref_log_probs",
         "loss_is_scaled_for_ga",
         "maybe_activation_offload_context",

@@ -1,0 +1,186 @@
+"""Packing in a model's fused forward, and the check that a model computes the same from packed rows."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alignkit.errors import ModelError
+from alignkit.kernels.model_head import IGNORED, PackedRows, head_states
+from alignkit.packing.masks import FULL, SLIDING, layer_types, masks
+from alignkit.packing.trees import Cost, Rows, arrange, lay_out, trees_of, width
+
+MASKED = ("sdpa", "flex_attention")
+"""Attention implementations that follow a mask of each pair of tokens without storing all scores."""
+GAIN = 0.9
+"""Packing is used if its cost is below this share of the padded batch's."""
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Dtype of the hidden states -> largest difference that rounding explains, as a share of the largest value."""
+_ALLOWED = frozenset({"input_ids", "attention_mask", "use_cache"})
+_FAILURES = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
+
+
+def pack(model: Any, *, wanted: bool | None = None) -> str | None:
+    """Make the fused forward of `model` pack its batches where that costs less. Returns why not, or None if it does.
+
+    `model` is a causal LM with a fused head, without peft's wrapper. It is checked first, by `refusal`. Raises
+    ModelError with the reason if `wanted` is true and the model cannot. False turns packing off.
+    """
+    model._packer = None  # noqa: SLF001 - ours
+    if wanted is False:
+        return "it is turned off"
+    reason = refusal(model)
+    if reason is None:
+        model._packer = Packer(model)  # noqa: SLF001 - ours
+    elif wanted is True:
+        raise ModelError(f"training.packing: {type(model).__name__} cannot train on packed rows: {reason}")
+    return reason
+
+
+def refusal(model: Any) -> str | None:
+    """Why a causal LM cannot train on packed rows; None if it can.
+
+    Compares the hidden states of a small packed batch with those of the padded batch, without gradients.
+    """
+    config = model.config.get_text_config()
+    attention = config._attn_implementation  # noqa: SLF001
+    if attention not in MASKED:
+        return f"its attention is {attention}, expected {' or '.join(MASKED)}"
+    if others := sorted(layer_types(config) - {FULL, SLIDING}):
+        return f"its layers have {', '.join(others)}, expected {FULL} or {SLIDING}"
+    if _drops(model):
+        return "it trains with dropout, which would draw once for a prompt that two answers share"
+    try:
+        with _evaluating(model), torch.no_grad():
+            difference, limit = _difference(model)
+    except _FAILURES as error:
+        return f"its forward does not take a mask of each pair of tokens ({type(error).__name__})"
+    if not difference <= limit:
+        return (
+            f"its hidden states would differ by {difference:.2g} of the largest, expected at most {limit:.2g}"
+        )
+    return None
+
+
+class Packer:
+    """The packed form of a model's batches."""
+
+    def __init__(self, model: Any) -> None:
+        self._config = model.config.get_text_config()
+        self._cost = Cost(_attention_cost(model, self._config))
+
+    def __call__(self, inputs: Mapping[str, Any], labels: Tensor) -> PackedRows | None:
+        """Return the packed form of a batch's `inputs` with `labels` [B, L]; None if it would not cost less.
+
+        It never has more tokens than the padded batch. Batches with other inputs than token ids, or padded on the
+        left, are not packed.
+        """
+        if any(value is not None for name, value in inputs.items() if name not in _ALLOWED):
+            return None
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if ids is None or ids.dim() != 2 or mask is None or mask.dim() != 2:
+            return None
+        tokens, kept, learned = (value.cpu().numpy() for value in (ids, mask, labels != IGNORED))
+        learned = learned.copy()
+        learned[:, 0] = False  # no token predicts the first
+        if not learned.any() or not (np.diff(kept, axis=1) <= 0).all():
+            return None
+        rows = arrange(list(trees_of(tokens, *_bounds(learned))), self._cost)
+        count, wide = len(rows), width(rows)
+        causal = (
+            Cost(self._cost.attention / 2) if kept.all() else self._cost
+        )  # without padding, no mask is needed
+        if count * wide > tokens.size or self._cost.of(count, wide) > GAIN * causal.of(*tokens.shape):
+            return None
+        return packed(self._config, lay_out(tokens, rows), learned, ids.device)
+
+
+def packed(config: Any, rows: Rows, learned: Any, device: Any) -> PackedRows:
+    """Return the inputs of a forward over `rows`, and where the predictor of each `learned` [B, L] token is."""
+    ids, positions, trees, branches = (
+        torch.from_numpy(value).to(device) for value in (rows.ids, rows.positions, rows.trees, rows.branches)
+    )
+    inputs = {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": masks(config, positions, trees, branches),
+    }
+    places = torch.from_numpy(rows.places[:, :-1][learned[:, 1:]]).to(device)
+    return PackedRows(inputs, places)
+
+
+def _bounds(learned: Any) -> tuple[Any, Any]:
+    """Positions [B] of the first and the last label; 0 for sequences without."""
+    length = learned.shape[1]
+    has = learned.any(axis=1)
+    first = np.where(has, learned.argmax(axis=1), 0)
+    last = np.where(has, length - 1 - learned[:, ::-1].argmax(axis=1), 0)
+    return first, last
+
+
+def _attention_cost(model: Any, config: Any) -> float:
+    """Products of a token's attention to one other, relative to all its other products outside the head."""
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    body = sum(weight.numel() for weight in model.parameters() if id(weight) not in embeddings)
+    return 2 * heads * head_width * config.num_hidden_layers / max(1, body)
+
+
+def _drops(model: nn.Module) -> bool:
+    """Whether a module drops activations in training."""
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0)
+        or any(
+            isinstance(value, float) and value > 0
+            for name, value in vars(module).items()
+            if name in {"attention_dropout", "attn_dropout"}
+        )
+        for module in model.modules()
+    )
+
+
+def _difference(model: Any) -> tuple[float, float]:
+    """(difference, limit) of the hidden states of two packed pairs, as shares of the largest value."""
+    config, device = model.config.get_text_config(), model.device
+    ids, mask, learned = _two_pairs(config.vocab_size)
+    tokens = {"input_ids": torch.from_numpy(ids).to(device)}
+    padded = head_states(model, **tokens, attention_mask=torch.from_numpy(mask).to(device)).hidden
+    rows = [list(trees_of(ids, *_bounds(learned)))]
+    inputs, places = packed(config, lay_out(ids, rows), learned, device)
+    expected = padded[:, :-1][torch.from_numpy(learned[:, 1:]).to(device)].double()
+    found = head_states(model, **inputs).hidden.flatten(0, 1)[places].double()
+    limit = TOLERANCE[padded.dtype]
+    if torch.is_autocast_enabled(device.type):
+        limit = max(limit, TOLERANCE[torch.get_autocast_dtype(device.type)])
+    return float((found - expected).abs().max() / expected.abs().max()), limit
+
+
+def _two_pairs(vocabulary: int) -> tuple[Any, Any, Any]:
+    """(ids, attention mask, labels' mask) [4, 18]: two prompts, each with two answers of different lengths."""
+    random = np.random.default_rng(0)
+    low = min(3, vocabulary - 1)
+    ids, mask = np.full((4, 18), low), np.zeros((4, 18), np.int64)
+    learned = np.zeros((4, 18), bool)
+    for pair, prompt in enumerate((7, 3)):
+        shared = random.integers(low, vocabulary, prompt)
+        for row, answer in ((pair, 11), (pair + 2, 5)):
+            end = prompt + answer
+            ids[row, :end] = [*shared, *random.integers(low, vocabulary, answer)]
+            mask[row, :end], learned[row, prompt:end] = 1, True
+    return ids, mask, learned
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch the model to evaluation for the duration, then restore each module's mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

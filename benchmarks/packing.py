@@ -1,0 +1,166 @@
+"""A DPO step on pairs of log-normal lengths: TRL's DPOTrainer, FDPOTrainer padded, and FDPOTrainer packed.
+
+`python -m benchmarks.packing [--model FOLDER] [--steps N]`: the same pairs, seed and settings (TRL's defaults but for
+plain descent, gradient checkpointing included), each trainer in a fresh process; losses must agree to 1e-5. Prints
+seconds a step and peak memory over the loaded model, and writes results/packing.json. Run it on a quiet machine.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.heads import RESULTS, machine
+from benchmarks.measure import OnCpu, in_fresh_process
+
+MODEL = Path(".alignkit/models/smollm2-135m-instruct")
+TRAINERS = ("trl", "padded", "packed")
+LENGTHS = {"ultrafeedback": (300, 300), "hh": (100, 60)}
+"""Name -> means of the prompt's and the answers' tokens."""
+SPREAD = 0.7
+"""Standard deviation of the lengths' logarithms."""
+PAIRS, LONGEST = 8, 1024
+TOLERANCE = 1e-5
+
+
+def main() -> None:
+    """Measure all trainers on both kinds of lengths, compare the losses, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=MODEL, help=f"folder of a model; default: {MODEL}")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each trainer; the first is a warm-up")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="pairs of a step")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths, for a trial")
+    parser.add_argument("--one", nargs=2, metavar=("TRAINER", "LENGTHS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not (options.model / "config.json").is_file():
+        parser.error(
+            f"{options.model} holds no model: alignkit models import smollm2-135m-instruct, or --model"
+        )
+    if options.one:
+        name, kind = options.one
+        print(json.dumps(train(name, LENGTHS[kind], options)))
+        return
+    given = [f"--{name}={getattr(options, name)}" for name in ("model", "steps", "pairs", "scale")]
+    found: dict[str, Any] = {}
+    for kind in LENGTHS:
+        figures = {
+            name: in_fresh_process("benchmarks.packing", "--one", name, kind, *given) for name in TRAINERS
+        }
+        show(kind, figures)
+        require_equal(figures)
+        found[kind] = figures
+    if options.scale == 1 and options.pairs == PAIRS:
+        RESULTS.mkdir(exist_ok=True)
+        result = {"machine": machine("cpu"), "pairs": options.pairs, "spread": SPREAD, "figures": found}
+        (RESULTS / "packing.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def require_equal(figures: dict[str, dict[str, Any]]) -> None:
+    """Exit with the largest gap if a trainer's losses differ from TRL's."""
+    for name in TRAINERS[1:]:
+        both = zip(figures["trl"]["losses"], figures[name]["losses"], strict=True)
+        gap = max(abs(theirs - ours) for theirs, ours in both)
+        if gap > TOLERANCE:
+            raise SystemExit(
+                f"{name}: the losses differ from TRL's by {gap:.1e}, expected at most {TOLERANCE:g}"
+            )
+
+
+def show(kind: str, figures: dict[str, dict[str, Any]]) -> None:
+    """Print one line a trainer, with ratios to TRL's."""
+    columns = ("trainer", "seconds a step", "x", "peak MB", "x", "last loss")
+    table = Table(*columns, title=f"DPO step, LoRA, {kind} lengths {LENGTHS[kind]}")
+    base = figures["trl"]
+    for name, found in figures.items():
+        ratios = (found[key] / base[key] for key in ("seconds", "peak_mb"))
+        of_time, of_memory = (f"{ratio:.2f}" for ratio in ratios)
+        seconds, peak = f"{found['seconds']:.2f}", f"{found['peak_mb']:.0f}"
+        table.add_row(name, seconds, of_time, peak, of_memory, f"{found['losses'][-1]:.6f}")
+    Console().print(table)
+
+
+def pairs(count: int, means: tuple[int, int], words: int, scale: float) -> list[dict[str, list[int]]]:
+    """`count` tokenised pairs of random ids below `words`, with log-normal lengths of these means."""
+    random.seed(0)
+
+    def ids(mean: float) -> list[int]:
+        length = random.lognormvariate(0, SPREAD) * mean * scale / 2.718281828 ** (SPREAD**2 / 2)
+        return [random.randrange(words // 8, words) for _ in range(max(2, round(length)))]
+
+    prompt, answer = means
+    return [
+        {"prompt_ids": ids(prompt), "chosen_ids": ids(answer), "rejected_ids": ids(answer)}
+        for _ in range(count)
+    ]
+
+
+def train(name: str, means: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
+    """Run the steps of one trainer, in the fresh process."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    from alignkit.trainers import FDPOConfig, FDPOTrainer
+
+    class TokenisedDPO(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    class Clock(TrainerCallback):
+        seconds: list[float] = []  # noqa: RUF012
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.started)
+
+    trainer_of, config_of = (TokenisedDPO, DPOConfig) if name == "trl" else (FDPOTrainer, FDPOConfig)
+    model = AutoModelForCausalLM.from_pretrained(options.model)
+    data = pairs(options.steps * options.pairs, means, model.config.vocab_size, options.scale)
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(
+            output_dir=folder,
+            per_device_train_batch_size=options.pairs,
+            max_steps=options.steps,
+            max_length=LONGEST,
+            learning_rate=1e-4,
+            optim="sgd",  # Adam's first steps make of a gradient's last bits as much as of all the others
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            seed=0,
+        )
+        trainer = trainer_of(
+            model=model,
+            args=config,
+            processing_class=AutoTokenizer.from_pretrained(options.model),
+            train_dataset=Dataset.from_list(data),
+            peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[Clock()],
+        )
+        if name == "packed":
+            trainer.use_packing(wanted=True)
+        memory = OnCpu()
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "seconds": statistics.median(Clock.seconds[1:]),
+        "peak_mb": (memory.peak() - memory.base) / 2**20,
+        "losses": losses,
+    }
+
+
+if __name__ == "__main__":
+    main()
