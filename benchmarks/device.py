@@ -45,7 +45,7 @@ class Bench:
 
     def seconds(self, step: Callable[[], object]) -> float:
         """Median of RUNS after WARM_UP, by events on a GPU."""
-        runs, warm_up = (2, 1) if self.tiny else (RUNS, WARM_UP)
+        runs, warm_up = (1, 0) if self.tiny else (RUNS, WARM_UP)
         return statistics.median([self._once(step) for _ in range(warm_up + runs)][warm_up:])
 
     def _once(self, step: Callable[[], object]) -> float:

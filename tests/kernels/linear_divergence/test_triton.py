@@ -27,4 +27,4 @@ def test_triton_splits_products_and_reads_no_padding(
         return made._replace(rows=3, block=3, splits=2)
 
     monkeypatch.setattr(engine.TritonRows, "layout", staticmethod(layout))
-    compare(inputs(5, 101), {"temperature": 1.5}, training, STUDENT + TEACHER, implementation="triton")
+    compare(inputs(4, 101), {"temperature": 1.5}, training, STUDENT + TEACHER, implementation="triton")

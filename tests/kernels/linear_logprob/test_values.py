@@ -14,6 +14,7 @@ from alignkit.kernels import linear_logprob
 from alignkit.kernels.backend import interpreted
 from alignkit.kernels.linear_logprob import cost
 from alignkit.kernels.linear_logprob.confidence import linear_confidence
+from tests.kernels.interpreted import few, grid, thorough
 from tests.kernels.no_logits import forbid_logits
 
 
@@ -66,15 +67,21 @@ def relative(found: Tensor, expected: Tensor) -> float:
     )
 
 
-@pytest.mark.parametrize("shape", [(37, 16, 101), (5, 8, 3), (1, 4, 1000), (0, 8, 11)])
-@pytest.mark.parametrize("options", [{}, {"scale": 0.3, "softcap": 5.0, "temperature": 1.7}])
-@pytest.mark.parametrize("head_trains", [False, True])
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "options", "head_trains", "with_bias"),
+    grid(
+        [(37, 16, 101), (5, 8, 3), (1, 4, 1000), (0, 8, 11)],
+        [{}, {"scale": 0.3, "softcap": 5.0, "temperature": 1.7}],
+        [False, True],
+        [False, True],
+        representative=("0111", "0010", "0101", "1011", "2100", "2011", "3010"),
+    ),
+)
 def test_values_and_gradients(
     shape: tuple[int, int, int], options: dict[str, Any], head_trains: bool, with_bias: bool
 ) -> None:
     count, width, vocabulary = shape
-    count = min(count, 13) if interpreted() else count
+    count = few(count, 13)
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(count, width, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64).requires_grad_(
@@ -164,25 +171,33 @@ def test_padding_columns_of_minus_infinity_count_for_nothing() -> None:
 
 
 def test_bfloat16_is_within_a_hundredth() -> None:
-    hidden, weight = torch.randn(33, 64).bfloat16(), (torch.randn(500, 64) * 0.1).bfloat16()
-    labels = torch.randint(0, 500, (33,))
+    count = few(33)
+    hidden, weight = torch.randn(count, 64).bfloat16(), (torch.randn(500, 64) * 0.1).bfloat16()
+    labels = torch.randint(0, 500, (count,))
     expected, _, _ = oracle(hidden.double(), weight.double(), labels)
     found = linear_logprob(hidden, weight, labels)
     assert found.logps.dtype == torch.float32
     assert relative(found.logps, expected) < 1e-2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("logits", ["float32", "bf16"])
-@pytest.mark.parametrize("head_trains", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "logits", "head_trains"),
+    grid(
+        [torch.bfloat16, torch.float16],
+        ["float32", "bf16"],
+        [False, True],
+        representative=("001", "100", "010", "111"),
+    ),
+)
 def test_sixteen_bits_have_gradients(
     dtype: torch.dtype, logits: str, head_trains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under Triton a gradient then lies in the first half of its row's float32 logits."""
     monkeypatch.setenv("ALIGNKIT_LOGITS", logits)
     generator = torch.Generator().manual_seed(3)
-    hidden, weight = (torch.randn(*size, generator=generator).to(dtype) for size in ((11, 32), (301, 32)))
-    weight, labels = weight * 0.2, torch.randint(0, 301, (11,), generator=generator)
+    count = few(11, 6)
+    hidden, weight = (torch.randn(*size, generator=generator).to(dtype) for size in ((count, 32), (301, 32)))
+    weight, labels = weight * 0.2, torch.randint(0, 301, (count,), generator=generator)
     low = [hidden.requires_grad_(), weight.requires_grad_(head_trains)]
     exact = [x.detach().double().requires_grad_(x.requires_grad) for x in low]
     found = linear_logprob(*low, labels, softcap=20.0).logps
@@ -197,7 +212,7 @@ def test_sixteen_bits_have_gradients(
         assert relative(mine.grad, theirs.grad) < 2e-2
 
 
-@pytest.mark.parametrize("head_trains", [False, True])
+@pytest.mark.parametrize("head_trains", [thorough(False), True])
 def test_a_vocabulary_of_128257(head_trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One added token makes it odd; the kernels' own tiles and blocks."""
     monkeypatch.undo()
@@ -269,9 +284,10 @@ def test_a_tie_goes_to_the_first() -> None:
 
 
 def test_nan_is_not_hidden() -> None:
-    hidden = torch.zeros(40, 4)
+    hidden = torch.zeros(few(40, 9), 4)
     hidden[7] = torch.nan
-    found = linear_logprob(hidden, torch.randn(101, 4), torch.zeros(40, dtype=torch.long), entropy=True)
+    labels = torch.zeros(len(hidden), dtype=torch.long)
+    found = linear_logprob(hidden, torch.randn(101, 4), labels, entropy=True)
     assert found.entropy is not None
     assert torch.isnan(found.logps).nonzero().flatten().tolist() == [7]
     assert torch.isnan(found.entropy).nonzero().flatten().tolist() == [7]
@@ -280,7 +296,7 @@ def test_nan_is_not_hidden() -> None:
 def test_a_tied_head_under_gradient_checkpointing() -> None:
     """The head's gradient joins the embedding's; a recomputed forward gives the same."""
     weight = torch.randn(101, 8, requires_grad=True)
-    tokens, labels = torch.randint(0, 101, (37,)), torch.randint(0, 101, (37,))
+    tokens, labels = torch.randint(0, 101, (2, few(37, 13))).unbind()
 
     def logps(table: Tensor) -> Tensor:
         return linear_logprob(torch.tanh(table[tokens]), table, labels).logps
@@ -294,8 +310,9 @@ def test_a_tied_head_under_gradient_checkpointing() -> None:
 
 
 def test_backward_twice_gives_twice() -> None:
-    hidden, weight = torch.randn(37, 8, requires_grad=True), torch.randn(101, 8, requires_grad=True)
-    loss = linear_logprob(hidden, weight, torch.randint(0, 101, (37,))).logps.sum()
+    count = few(37, 13)
+    hidden, weight = torch.randn(count, 8, requires_grad=True), torch.randn(101, 8, requires_grad=True)
+    loss = linear_logprob(hidden, weight, torch.randint(0, 101, (count,))).logps.sum()
     loss.backward(retain_graph=True)
     assert weight.grad is not None
     once = weight.grad.clone()
@@ -307,17 +324,18 @@ def test_nothing_is_made_for_a_gradient_that_nobody_asks_for(implementation: str
     if implementation == "reference":
         pytest.skip("its gradients are autograd's")
     weight = torch.randn(101, 8, requires_grad=True)
-    labels = torch.randint(0, 101, (37,))
+    labels = torch.randint(0, 101, (few(37, 13),))
+    hidden = torch.randn(len(labels), 8)
     with torch.no_grad():
-        found = linear_logprob(torch.randn(37, 8), weight, labels)
+        found = linear_logprob(hidden, weight, labels)
     assert not found.logps.requires_grad
-    found = linear_logprob(torch.randn(37, 8), weight, labels)
+    found = linear_logprob(hidden, weight, labels)
     found.logps.sum().backward()
     assert weight.grad is not None
 
 
 @given(
-    count=st.integers(1, 40),
+    count=st.integers(1, few(40, 9)),
     vocabulary=st.integers(1, 120),
     spread=st.sampled_from([0.1, 3.0, 100.0]),
     softcap=st.sampled_from([None, 2.0, 30.0]),
@@ -325,7 +343,7 @@ def test_nothing_is_made_for_a_gradient_that_nobody_asks_for(implementation: str
     seed=st.integers(0, 2**16),
 )
 @settings(
-    max_examples=5 if interpreted() else 25,
+    max_examples=few(25),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -352,12 +370,12 @@ def test_any_shape_and_spread(
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3 * (1 + spread))
 
 
-@pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("softcap", "biased"), grid([None, 3.0], [False, True], representative=("00", "11")))
 def test_a_confidence_is_the_largest_probability(softcap: float | None, biased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden, weight, bias = (torch.randn(*size, generator=generator) for size in ((20, 5), (17, 5), (17,)))
-    labels = torch.randint(17, (20,), generator=generator)
+    count = few(20, 5)
+    hidden, weight, bias = (torch.randn(*size, generator=generator) for size in ((count, 5), (17, 5), (17,)))
+    labels = torch.randint(17, (count,), generator=generator)
     logits = 0.7 * (hidden.double() @ weight.double().T + (bias.double() if biased else 0))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
