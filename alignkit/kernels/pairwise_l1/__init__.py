@@ -10,8 +10,10 @@ For an upstream gradient U = dL/dD, with x each side's own logits over the tempe
     teacher   dL/dx_jv = -p_jv (sum_i U_ij s_ijv - sum_i U_ij (R_ij - D_ij))
 
 since sum_v p_jv s_ijv = R_ij - D_ij. R is the sum over the whole vocabulary that a softmax's gradient needs. The
-forward computes it together with D, so the backward takes a single pass. The forward takes two passes: log-sum-exps,
-then distances. Only one block of each side's probabilities exists at a time.
+forward computes it together with D, so the backward takes a single pass. With frozen heads PyTorch leaves R out: the
+sums that it gives, t_i = sum_v q_iv sum_j U_ij s_ijv, are known after the backward's last block, and multiply
+sum_v q_iv W_v in the hidden states' gradient. The forward takes two passes: log-sum-exps, then distances. Only one
+block of each side's probabilities exists at a time.
 """
 
 # Not `import torch`: this package has a module `torch`, whose import would replace the name.

@@ -1,8 +1,9 @@
 """Buffer sizes of `pairwise_l1` in bytes. Imports nothing, so that estimates can read it."""
 
-CPU_BLOCK_BYTES = 2**20
+CPU_BLOCK_BYTES = 2**19
 GPU_BLOCK_BYTES = 32 * 2**20
-"""One block of the larger side's probabilities. A CPU reads it once for every row, so it must fit in the cache."""
+"""One block of the larger side's probabilities. A CPU reads it once for every row, so it must fit in the cache
+with two temporaries of the same size."""
 NARROWEST_BLOCK = 256
 """Minimum columns of a block. With fewer, matmuls become slow."""
 

@@ -49,20 +49,30 @@ class _SoftmaxRows:
 class _Gradients:
     """The gradients to one side's hidden states, weight and bias, as far as they are needed."""
 
-    def __init__(self, operands: Operands, needs: tuple[bool, ...], row_terms: Tensor) -> None:
+    def __init__(self, operands: Operands, needs: tuple[bool, ...], row_terms: Tensor | None) -> None:
         hidden, weight, bias, _ = operands
-        self.operands, self.row_terms, self.needed = operands, row_terms[:, None], any(needs)
+        self.operands, self.needed = operands, any(needs)
+        self.row_terms = None if row_terms is None else row_terms[:, None]
         self.hidden = torch.zeros_like(hidden, dtype=compute_dtype(weight)) if needs[0] else None
+        self.expected, self.found_terms = None, None
+        if row_terms is None and self.hidden is not None:
+            self.expected = torch.zeros_like(self.hidden)
+            self.found_terms = self.hidden.new_zeros(hidden.size(0), 1)
         self.weight = torch.empty_like(weight) if needs[1] else None
         self.bias = torch.empty_like(bias) if needs[2] and bias is not None else None
 
     def add(self, columns: slice, signs: Tensor, q: Tensor, slope: Tensor | None) -> None:
         """Add a block: its gradient to h W^T is q (signs - row term) * slope * scale / temperature.
 
-        Overwrites `signs`. Each block writes its own part of the weight's and the bias's gradient.
+        Overwrites `signs`. Each block writes its own part of the weight's and the bias's gradient. A row term that is
+        not known yet is the sum of q signs over all blocks; the products that it multiplies are added up apart.
         """
         hidden, weight, _, transform = self.operands
-        gradient = signs.sub_(self.row_terms).mul_(q)
+        if self.row_terms is None:
+            gradient = signs.mul_(q)
+            self._expect(columns, gradient, q, slope)
+        else:
+            gradient = signs.sub_(self.row_terms).mul_(q)
         if slope is not None:
             gradient *= slope
         gradient *= transform.factor
@@ -74,10 +84,31 @@ class _Gradients:
         if self.bias is not None:
             self.bias[columns] = gradient.sum(dim=0).to(self.bias.dtype)
 
+    def _expect(self, columns: slice, signed: Tensor, q: Tensor, slope: Tensor | None) -> None:
+        """Add a block to the row terms, and to what they multiply in the hidden states' gradient."""
+        if self.expected is None or self.found_terms is None:
+            return
+        self.found_terms += signed.sum(dim=1, keepdim=True)
+        steep = q if slope is None else q * slope
+        torch.addmm(self.expected, steep, self.operands.weight[columns], out=self.expected)
+
     def result(self) -> tuple[Tensor | None, ...]:
         """Return the gradients to hidden states, weight and bias; None for those not needed."""
+        if self.hidden is not None and self.expected is not None and self.found_terms is not None:
+            self.hidden.addcmul_(self.found_terms, self.expected, value=-self.operands.transform.factor)
         hidden = None if self.hidden is None else self.hidden.to(self.operands.hidden.dtype)
         return hidden, self.weight, self.bias
+
+
+def _needs_mass(needs: tuple[bool, ...], student: Operands, engine: Engine) -> bool:
+    """Whether the backward takes the row terms from R.
+
+    Without R they are known after its last block. Then the hidden states' gradient takes one more matmul, which is
+    cheaper than R in PyTorch. A head's gradient cannot wait, and 16 bits would lose the difference of the two.
+    """
+    heads_train = any(needs[index] for index in (1, 2, 5, 6))
+    exact = student.weight.dtype == compute_dtype(student.weight)
+    return any(needs) and (engine.makes_mass or heads_train or not exact)
 
 
 def _blocks(student: Operands, teacher: Operands) -> Iterator[slice]:
@@ -98,7 +129,7 @@ class _PairwiseL1(torch.autograd.Function):
         for columns in _blocks(student, teacher):
             for rows in (q_rows,) if same else (q_rows, p_rows):
                 rows.measure(columns)
-        names = ("distance", "mass") if any(ctx.needs_input_grad) else ("distance",)
+        names = ("distance", "mass") if _needs_mass(ctx.needs_input_grad, student, engine) else ("distance",)
         shape = (student.hidden.size(0), teacher.hidden.size(0))
         sums = {name: q_rows.lse.new_zeros(shape) for name in names}
         for columns in _blocks(student, teacher):
@@ -107,7 +138,9 @@ class _PairwiseL1(torch.autograd.Function):
             for name, share in engine.sums(q, p, names).items():
                 sums[name] += share
         ctx.transforms, ctx.engine, ctx.same = (student.transform, teacher.transform), engine, same
-        ctx.save_for_backward(*student[:3], *teacher[:3], q_rows.lse, p_rows.lse, *sums.values())
+        ctx.save_for_backward(
+            *student[:3], *teacher[:3], q_rows.lse, p_rows.lse, sums["distance"], sums.get("mass")
+        )
         return sums["distance"]
 
     @staticmethod
@@ -122,7 +155,7 @@ class _PairwiseL1(torch.autograd.Function):
 
 
 def _pull_back(
-    ctx: Any, student: Operands, teacher: Operands, found: list[Tensor], upstream: Tensor
+    ctx: Any, student: Operands, teacher: Operands, found: list[Any], upstream: Tensor
 ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
     """The gradients to both sides' hidden states, weights and biases."""
     engine, same = ctx.engine, ctx.same
@@ -132,8 +165,11 @@ def _pull_back(
         upstream = upstream + upstream.T
     forth, back = upstream.contiguous(), upstream.T.contiguous()
     q_rows, p_rows = _SoftmaxRows(student, q_lse), _SoftmaxRows(teacher, p_lse)
-    of_student = _Gradients(student, ctx.needs_input_grad[:3], (forth * mass).sum(dim=1))
-    of_teacher = _Gradients(teacher, ctx.needs_input_grad[4:7], (forth * (distances - mass)).sum(dim=0))
+    terms = other_terms = None
+    if mass is not None:
+        terms, other_terms = (forth * mass).sum(dim=1), (forth * (distances - mass)).sum(dim=0)
+    of_student = _Gradients(student, ctx.needs_input_grad[:3], terms)
+    of_teacher = _Gradients(teacher, ctx.needs_input_grad[4:7], other_terms)
     for columns in _blocks(student, teacher):
         q, q_slope = q_rows.probabilities(columns, slope=of_student.needed)
         p, p_slope = q, q_slope
