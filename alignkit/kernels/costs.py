@@ -95,9 +95,10 @@ def divergence(tokens: int, student: HeadSize, teacher: HeadSize, *, gpu: bool) 
     to_states = unit * sum(side.hidden for side in trained)
     if not any(side.trains for side in sides):
         return HeadCost(states + pulled, products + rooms, pulled, logits + to_states)
+    # with an objective the forward makes the heads' gradients as well
     weights = sum(_weight_gradient(side) for side in trained if side.trains)
-    flops = 2 * logits + to_states + unit * sum(side.hidden for side in trained if side.trains)
-    return HeadCost(states, products, products + rooms + pulled + weights, flops)
+    flops = logits + to_states + unit * sum(side.hidden for side in trained if side.trains)
+    return HeadCost(states + pulled + weights, products + rooms, 0, flops)
 
 
 def transport(

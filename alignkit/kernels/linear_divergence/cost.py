@@ -1,7 +1,10 @@
 """Buffer sizes of `linear_divergence` in bytes. Imports nothing, so that estimates can read it."""
 
 CPU_CHUNK_BYTES = 24 * 2**20
-"""Float32 logits of one chunk of one model in PyTorch. Each gradient of a chunk takes as much again."""
+"""A buffer of one chunk in PyTorch. There are two of logits and one for each gradient made at a time.
+
+A side's first gradient overwrites its logits. The bytes that this saves go to the rows of a chunk.
+"""
 CPU_BLOCK_BYTES = 2**20
 """One temporary of a block of rows in PyTorch. A block has about eight, which fit in a core's cache."""
 GPU_BUFFER_BYTES = 640 * 2**20

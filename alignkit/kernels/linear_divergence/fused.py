@@ -49,22 +49,29 @@ class _LinearDivergence(torch.autograd.Function):
         request: Request,
         engine: type[RowBlock],
     ) -> tuple[Tensor, ...]:
+        student = student_hidden, student_weight, student_bias
+        teacher = teacher_hidden, teacher_weight, teacher_bias
         sides: dict[Name, Operands] = {
-            "student": Operands(student_hidden, student_weight, student_bias, transforms[0]),
-            "teacher": Operands(teacher_hidden, teacher_weight, teacher_bias, transforms[1]),
+            "student": Operands(*student, transforms[0]),
+            "teacher": Operands(*teacher, transforms[1]),
         }
         needs = ctx.needs_input_grad
         heads_frozen = not (needs[1] or needs[2] or needs[4] or needs[5])
         products = _forward_products(request, heads_frozen=heads_frozen)
         outputs, slopes, visit = _recorder(request, labels, compute_dtype(student_weight))
-        gradients = [torch.empty_like(sides[product.side].hidden) for product in products]
+        needed: dict[Name, tuple[bool, ...]] = {"student": needs[:3], "teacher": needs[3:6]}
+        gradients = [_empty_gradients(sides[p.side], needed[p.side]) for p in products]
         for chunk in _sweep(sides, labels, request, engine, products, visit):
-            for product, logits, gradient in zip(products, chunk.logit_gradients, gradients, strict=True):
-                states(logits, sides[product.side].weight, gradient[chunk.part], chunk.splits)
+            for product, logits, found in zip(products, chunk.logit_gradients, gradients, strict=True):
+                _add_chunk(found, logits, sides[product.side], chunk)
         ctx.set_materialize_grads(False)
         ctx.products, ctx.request, ctx.engine, ctx.transforms = products, request, engine, transforms
-        operands = (*sides["student"][:3], *sides["teacher"][:3], labels)
-        ctx.save_for_backward(*(gradients or (*operands, *slopes.values())))
+        ctx.adds_up, ctx.made = bool(products) and heads_frozen, None
+        if ctx.adds_up:
+            ctx.save_for_backward(*(found[0] for found in gradients))
+        else:
+            ctx.made = _cast(products, gradients, sides)
+            ctx.save_for_backward(*student, *teacher, labels, *slopes.values())
         ctx.mark_non_differentiable(*(outputs[n] for n in request.returned if n not in request.with_gradient))
         return tuple(outputs[name] for name in request.returned)
 
@@ -72,7 +79,7 @@ class _LinearDivergence(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         given = {n: g for n, g in zip(ctx.request.returned, upstream, strict=True) if g is not None}
-        found = _add_up(ctx, given) if ctx.products else _recompute(ctx, given)
+        found = _add_up(ctx, given) if ctx.adds_up else _scale_made(ctx, given) or _recompute(ctx, given)
         return (*found, None, None, None, None)
 
 
@@ -86,15 +93,17 @@ def _head_products(request: Request) -> list[HeadProduct]:
 
 
 def _forward_products(request: Request, *, heads_frozen: bool) -> list[HeadProduct]:
-    """The products to compute in the forward. None if a head trains, or if the backward computes them at less cost.
+    """The products to compute in the forward. None if the backward computes them at less cost.
 
-    In units of 2 N H V, a product in the forward costs 1. Recomputing costs 2 for both heads' logits and 1 per side.
+    With an objective, each row's gradient is known but for a factor. Otherwise a head that trains needs the upstream
+    gradients first. In units of 2 N H V, a product in the forward costs 1. Recomputing costs 2 for both heads' logits
+    and 1 per side.
     """
     together = _head_products(request)
-    if not heads_frozen:
-        return []
     if request.objective is not None:
         return together
+    if not heads_frozen:
+        return []
     apart = [HeadProduct(product.side, (name,)) for product in together for name in product.outputs]
     return apart if len(apart) <= 2 + len(together) else []
 
@@ -198,6 +207,25 @@ def _add_up(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
     return [hidden.get("student"), None, None, hidden.get("teacher"), None, None]
 
 
+def _scale_made(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None] | None:
+    """The gradients that the forward made for heads that train, times the upstream gradient of the losses.
+
+    A head's gradient has added up all rows, so their losses must have one upstream gradient, as those of a sum or a
+    mean have. None if it differs between rows, or if an earlier backward took the gradients.
+    """
+    upstream, made = given.get("loss"), ctx.made
+    if upstream is None or made is None:
+        return None
+    if upstream.numel() and not bool(upstream.amax() == upstream.amin()):
+        return None
+    ctx.made = None  # they are scaled in place, without a copy of the head
+    factor = upstream[:1].sum()
+    found: dict[Name, list[Tensor | None]] = {"student": [None] * 3, "teacher": [None] * 3}
+    for product, gradients in zip(ctx.products, made, strict=True):
+        found[product.side] = [None if x is None else x.mul_(factor) for x in gradients]
+    return [*found["student"], *found["teacher"]]
+
+
 def _recompute(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
     """Recompute every chunk's logits, and from them all gradients that are needed."""
     _, student_weight, student_bias, _, teacher_weight, teacher_bias = ctx.saved_tensors[:6]
@@ -226,18 +254,35 @@ def _recompute_whole(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | Non
 
     for chunk in _sweep(sides, labels, request, ctx.engine, products, visit) if products else ():
         for product, logits in zip(products, chunk.logit_gradients, strict=True):
-            side = sides[product.side]
-            hidden, weight, bias = found[product.side]
-            if hidden is not None:
-                states(logits, side.weight, hidden[chunk.part], chunk.splits)
-            if weight is not None:
-                add_product(weight, logits.T, side.hidden[chunk.part])
-            if bias is not None:
-                bias += logits.sum(dim=0, dtype=bias.dtype)
+            _add_chunk(found[product.side], logits, sides[product.side], chunk)
     return [
         None if gradient is None else gradient.to(operand.dtype)
         for gradient, operand in zip((*found["student"], *found["teacher"]), operands, strict=True)
     ]
+
+
+def _add_chunk(gradients: list[Tensor | None], logits: Tensor, side: Operands, chunk: Chunk) -> None:
+    """Add a chunk to the gradients of one side's hidden states, weight and bias, from those of its products."""
+    hidden, weight, bias = gradients
+    if hidden is not None:
+        states(logits, side.weight, hidden[chunk.part], chunk.splits)
+    if weight is not None:
+        add_product(weight, logits.T, side.hidden[chunk.part])
+    if bias is not None:
+        bias += logits.sum(dim=0, dtype=bias.dtype)
+
+
+def _cast(
+    products: list[HeadProduct], gradients: list[list[Tensor | None]], sides: Mapping[Name, Operands]
+) -> list[list[Tensor | None]] | None:
+    """The gradients in the dtypes of their operands; None if there are none."""
+    return [
+        [
+            None if x is None or operand is None else x.to(operand.dtype)
+            for x, operand in zip(found, sides[product.side][:3], strict=True)
+        ]
+        for product, found in zip(products, gradients, strict=True)
+    ] or None
 
 
 def _empty_gradients(side: Operands, needed: tuple[bool, ...]) -> list[Tensor | None]:
