@@ -6,7 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["children_by_name", "l1_backward", "whole_head"]
+__all__ = ["assert_on_device", "children_by_name", "l1_backward", "whole_head"]
+
+
+def assert_on_device(holds: Tensor, message: str) -> None:
+    """Raise RuntimeError unless `holds`, a bool scalar; a GPU fails later, at its own time, and is not waited for."""
+    torch._assert_async(holds, message)
 
 
 def children_by_name(module: nn.Module) -> dict[str, nn.Module | None]:

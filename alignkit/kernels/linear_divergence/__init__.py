@@ -1,11 +1,14 @@
 """Divergences between two models' next-token distributions, computed from hidden states and heads in token chunks.
 
 p = teacher, q = student, both softmax(logits / temperature); the equations are in `linear_divergence.torch`. One pass
-over both heads gives all values. There are two ways to compute gradients:
+over both heads gives all values. There are three ways to compute gradients:
 
+- With an `objective`, the forward knows each row's gradient but for the upstream gradient of its loss. It makes one
+  gradient per side, and those of heads that train. The backward scales them. A head's gradient cannot be scaled row
+  by row: if the losses' upstream gradients differ, it is recomputed.
 - With both heads frozen (LoRA), the forward computes the gradient of each differentiable output, [N, H] each. The
   backward adds them up with the upstream gradients as weights. The forward does not know these, since a loss's
-  weights may depend on the values. With an `objective` it does, and one gradient per side is enough.
+  weights may depend on the values.
 - Otherwise the backward recomputes each chunk's logits. Weight and bias gradients are summed in float32.
 
 A multiply-add counts as two flops. With H the width of both models and k differentiable outputs, forward and backward
@@ -15,8 +18,9 @@ take
     frozen heads, k gradients in the forward   (4 + 2 k) N H V     6 N H V with an `objective` over the student only
     frozen heads, recomputed               10 N H V                12 if both sides have gradients
     student's head trained                 12 N H V                16 if the teacher's trains too
+    student's head trained, `objective`     8 N H V                12 if the teacher's trains too
 
-With frozen heads the cheaper way is used.
+Without an objective and with frozen heads the cheaper way is used.
 """
 
 import os
@@ -26,6 +30,7 @@ from collections.abc import Mapping
 from torch import Tensor, autocast, long
 
 from alignkit import arguments
+from alignkit.kernels import rows
 from alignkit.kernels.backend import VARIABLE, Implementation, choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, check_shapes, first_columns
 from alignkit.kernels.linear_divergence.fused import fused
@@ -89,14 +94,14 @@ def linear_divergence(
             f"student and teacher must have the same rows, found {len(student_hidden)} and {len(teacher_hidden)}"
         )
     vocabulary = min(student_weight.size(0), teacher_weight.size(0))
-    keep = _kept(labels, student_hidden, vocabulary, ignore_index)
+    kept = _kept(labels, len(student_hidden), vocabulary, ignore_index)
     of_student = LogitTransform(student_logit_scale, student_softcap)
     of_teacher = LogitTransform(teacher_logit_scale, teacher_softcap)
     student, teacher = (
         first_columns(operands, vocabulary)
         for operands in (
-            Operands(student_hidden[keep], student_weight, student_bias, of_student),
-            Operands(teacher_hidden[keep], teacher_weight, teacher_bias, of_teacher),
+            Operands(kept.take(student_hidden), student_weight, student_bias, of_student),
+            Operands(kept.take(teacher_hidden), teacher_weight, teacher_bias, of_teacher),
         )
     )
     trains: dict[Name, bool] = {"student": student.train, "teacher": teacher.train}
@@ -117,14 +122,16 @@ def linear_divergence(
         objective=None if objective is None else lambda values: objective(Divergences(**values)),
         divergence=divergence,
     )
-    targets = student.hidden.new_zeros(len(student.hidden), dtype=long) if labels is None else labels[keep]
+    targets = (
+        student.hidden.new_zeros(len(student.hidden), dtype=long) if labels is None else kept.take(labels)
+    )
     name = _implementation(student.weight, implementation, divergence)
     with autocast(student.hidden.device.type, enabled=False):
         if name == "reference":
             values: Mapping[str, Tensor] = materialised(student, teacher, targets, request)
         else:
             values = fused(student, teacher, targets, request, engine(__name__, name))
-    return Divergences(**{name: _spread(value, keep) for name, value in values.items()})
+    return Divergences(**{name: kept.spread(value) for name, value in values.items()})
 
 
 def _implementation(
@@ -142,25 +149,20 @@ def _implementation(
     return name
 
 
-def _kept(labels: Tensor | None, hidden: Tensor, vocabulary: int, ignore_index: int) -> Tensor | slice:
-    """An index of the rows whose label is not ignored. Raises ValueError for a label outside the vocabulary."""
+def _kept(labels: Tensor | None, count: int, vocabulary: int, ignore_index: int) -> rows.Rows:
+    """The rows whose label is not ignored. Raises ValueError for a label outside the vocabulary."""
     if labels is None:
-        return slice(None)
-    arguments.shaped("labels", labels, (hidden.size(0),))
-    keep = labels != ignore_index
-    wrong = labels[keep & ((labels < 0) | (labels >= vocabulary))]
-    if wrong.numel():
-        raise ValueError(f"labels must be below the shared vocabulary of {vocabulary}, found {int(wrong[0])}")
-    return slice(None) if bool(keep.all()) else keep
-
-
-def _spread(values: Tensor, keep: Tensor | slice) -> Tensor:
-    """Expand values [n] to [N], with zero or False in ignored rows."""
-    return values if isinstance(keep, slice) else values.new_zeros(keep.shape).masked_scatter(keep, values)
+        return rows.Rows(None, count)
+    arguments.shaped("labels", labels, (count,))
+    return rows.kept(
+        labels, vocabulary, ignore_index, f"labels must be below the shared vocabulary of {vocabulary}"
+    )
 
 
 def _has_masked_columns(operands: Operands) -> bool:
-    return operands.bias is not None and bool(operands.bias.isneginf().any())
+    """Whether the bias has a -inf; on a GPU, which would have to be waited for, whether it may."""
+    bias = operands.bias
+    return bias is not None and (bias.is_cuda or bool(bias.isneginf().any()))
 
 
 def _outputs(*, labelled: bool, top1: bool, teacher_trains: bool) -> tuple[str, ...]:

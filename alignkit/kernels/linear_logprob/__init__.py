@@ -10,9 +10,10 @@ that trains costs 2 N H V more for its own gradient, and up to 2 N H V to recomp
 """
 
 # Not `import torch`: this package has a module `torch`, whose import would replace the name.
-from torch import Tensor, stack
+from torch import Tensor
 
 from alignkit import arguments
+from alignkit.kernels import rows
 from alignkit.kernels.backend import choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, autocast, check_shapes, trains
 from alignkit.kernels.linear_logprob.fused import fused
@@ -51,30 +52,19 @@ def linear_logprob(
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"expected labels [{hidden.size(0)}], found {tuple(labels.shape)}")
     name = choose(hidden, implementation)
-    keep = labels != ignore_index
-    everything = bool(keep.all())
-    targets = labels if everything else labels[keep]
-    _check_labels(targets, weight.size(0))
-    rows, matrix = autocast(hidden if everything else hidden[keep], weight)
-    operands = Operands(rows, matrix, bias, LogitTransform(logit_scale, softcap, temperature))
+    vocabulary = weight.size(0)
+    kept = rows.kept(labels, vocabulary, ignore_index, f"labels must be in [0, {vocabulary}) or ignored")
+    targets = kept.take(labels)
+    states, matrix = autocast(kept.take(hidden), weight)
+    operands = Operands(states, matrix, bias, LogitTransform(logit_scale, softcap, temperature))
     wanted = {"entropy": entropy, "top1": top1, "confidence": confidence}
     request = Request(
         tuple(output for output, asked in wanted.items() if asked),
-        hidden_gradient=trains(rows),
+        hidden_gradient=trains(states),
         head_gradient=trains(matrix, bias),
     )
     if name == "reference":
         values = materialised(operands, targets, request)
     else:
         values = fused(operands, targets, request, engine(__name__, name))
-    if not everything:
-        values = {n: x.new_zeros(labels.shape).masked_scatter(keep, x) for n, x in values.items()}
-    return LogProbs(**values)
-
-
-def _check_labels(labels: Tensor, vocabulary: int) -> None:
-    if labels.numel() == 0:
-        return
-    low, high = stack(labels.aminmax()).tolist()
-    if low < 0 or high >= vocabulary:
-        raise ValueError(f"labels must be in [0, {vocabulary}) or ignored, found {low if low < 0 else high}")
+    return LogProbs(**{output: kept.spread(value) for output, value in values.items()})
