@@ -239,6 +239,8 @@ def _resolve_auto(
         resolved["eval_interval"] = (
             max(min(steps, EVALUATION_STEPS), steps // EVALUATIONS) if has_validation else None
         )
+    if resolved["keep_best"] == "auto":
+        resolved["keep_best"] = has_validation and not resolved.get(TUNE)
     resolved["lora_alpha"] = resolved["lora_alpha"] or 2.0 * resolved["lora_rank"]
     return resolved
 

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from alignkit.after import Step
 from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, RecipeError
+from alignkit.held_out_metrics import LOSS
 from alignkit.home import find_model
 from alignkit.methods import METHODS, Method, PairMethod, get
 from alignkit.methods.tuning import refusals as tuning_refusals
@@ -146,6 +147,37 @@ class Recipe(Section):
                 "pairs are packed"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_best_step_can_be_found(self) -> Self:
+        issues = [(("training", name), message) for name, message in self._unjudged()]
+        if issues:
+            raise refused_all(issues, self.training)
+        return self
+
+    def _unjudged(self) -> Iterator[tuple[str, str]]:
+        """Yield (option of training, reason) of each option that lacks the evaluations it needs."""
+        training, metric = self.training, self.training.best_metric
+        if metric != LOSS and metric not in self.method.held_out_metrics:
+            logged = ", ".join(sorted({LOSS, *self.method.held_out_metrics}))
+            yield "best_metric", f"expected a metric of {self.method.type}, {logged}, found {metric}"
+        for name, given in (
+            ("early_stopping", training.early_stopping is not None),
+            ("keep_best", training.keep_best is True),
+        ):
+            if given and self.data.validation is None:
+                yield name, "expected data.validation, a held-out file or share to judge steps by, found none"
+            elif given and training.eval_steps is None:
+                yield name, "expected training.eval_steps, the steps between evaluations, found none"
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best evaluated step becomes the result, in place of the last one."""
+        training = self.training
+        if training.keep_best == "auto":
+            # under `tune` the loss's own options change, so losses of different steps do not compare
+            return self.tune is None and self.data.validation is not None and training.eval_steps is not None
+        return training.keep_best
 
     @model_validator(mode="after")
     def _terms_fit(self) -> Self:

@@ -5,8 +5,9 @@ Each method declares its own options in `alignkit.methods`.
 
 from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from alignkit.held_out_metrics import LOSS, METRICS
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE, InJobs, one_of
 from alignkit.schema import Section
 from alignkit.tracking import MAX_TRACKERS, Tracker, each_once
@@ -104,6 +105,17 @@ def _no_is_a_word(value: object) -> object:
     return "no" if value is False else value
 
 
+class EarlyStoppingSection(Section):
+    """The end of a run before its last step, once the held-out metric `best_metric` stops getting better."""
+
+    patience: int = Field(
+        3, ge=1, le=1000, description="evaluations in a row without a gain after which training stops"
+    )
+    min_gain: float = Field(
+        0.0, ge=0, description="smallest gain that counts, in the unit of training.best_metric"
+    )
+
+
 class TrainingSection(Section):
     """Optimisation, logging, evaluation and checkpoints. Steps are optimizer steps."""
 
@@ -184,7 +196,18 @@ class TrainingSection(Section):
         None, ge=1, description="steps between checkpoints; default: at the end of each epoch"
     )
     save_total_limit: Annotated[int | None, MAY_CHANGE] = Field(
-        None, ge=1, description="checkpoints that are kept, the newest ones; default: all"
+        None, ge=1, description="checkpoints that are kept: the newest ones and the best; default: all"
+    )
+    keep_best: Annotated[Auto | bool, MAY_CHANGE, InJobs(default="auto")] = Field(
+        "auto",
+        description="publish the step with the best best_metric in place of the last one; auto: if there is held-out "
+        "data and eval_steps, and no tune",
+    )
+    best_metric: Annotated[str, AfterValidator(one_of(*METRICS)), MAY_CHANGE, InJobs()] = Field(
+        LOSS, description=f"held-out metric of keep_best and early_stopping: {', '.join(METRICS)}"
+    )
+    early_stopping: Annotated[EarlyStoppingSection | None, MAY_CHANGE, InJobs()] = Field(
+        None, description="stop once best_metric stops getting better; null: train all steps"
     )
     report_to: list[Tracker] = Field(
         default_factory=list,

@@ -11,3 +11,8 @@ def sharding() -> str | None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return f"ZeRO-{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     return "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else None
+
+
+def is_main_process() -> bool:
+    """Return whether this process is rank 0."""
+    return os.environ.get("RANK", "0") == "0"

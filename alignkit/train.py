@@ -7,22 +7,16 @@ last complete checkpoint instead. SIGTERM pauses a run (see alignkit.run.pausing
 """
 
 import os
-import re
-import shutil
 import sys
-import textwrap
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from alignkit.data.template import end_of_answer
-from alignkit.disk import is_full
-from alignkit.errors import AlignkitError, CollapseError, FieldIssue, ModelError, RecipeError
+from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
+from alignkit.finish import finish
 from alignkit.launch import RESUME, RETRY_EXIT, THREADS_GIVEN
 from alignkit.models.adapters import adapted_modules, train_on
 from alignkit.models.chat_templates import read_template
@@ -33,14 +27,14 @@ from alignkit.report import report_at_end
 from alignkit.run import facts
 from alignkit.run.checkpoints import newest_first, read_manifest
 from alignkit.run.environment_checks import require, settle_length
-from alignkit.run.folder import SAVED_TEACHER, RunFolder, newest, write_json
+from alignkit.run.failures import explain, lost_a_peer, report_failure
+from alignkit.run.folder import RunFolder, newest, write_json
 from alignkit.run.resume_guard import origin_of, refusal
 from alignkit.settling import halve, settle, settle_precision
-from alignkit.sharding import SHARES_WEIGHTS, sharding
+from alignkit.sharding import SHARES_WEIGHTS, is_main_process, sharding
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
 """Environment variables of which accelerate's launcher and torchrun set one at least."""
-OUT_OF_MEMORY = "Out of memory: lower micro_batch_size or max_length. ({})"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,6 +124,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
                 facts.keep(folder, environment=facts.environment())
             guard = add_guard(trainer, recipe, folder)
             trainer.add_callback(pause)
+            watch_best(trainer, recipe, folder)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if not pause.paused:
                 finish(trainer, guard, recipe, folder, started)
@@ -137,79 +132,6 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
     except Leaving:
         pass  # there was nothing to save
     report_pause(folder)
-
-
-def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started: float) -> None:
-    """Evaluate, save the weights, measure the canary and write the result."""
-    phases: dict[str, float] = {}
-    with phase("evaluation", "Evaluating the result", folder, phases):
-        metrics = final_metrics(trainer)
-        if guard is not None and guard.settle():
-            metrics = final_metrics(trainer, again=True)
-    tuned = settle_options(trainer, guard, recipe, folder)
-    if recipe.after:
-        with phase("after", "Changing the trained weights", folder, phases):
-            metrics = after_training(trainer, guard, recipe, folder)
-    with phase("saving", "Saving the result", folder, phases):
-        save(trainer, recipe, folder, metrics)
-    with phase("canary", "Measuring what the served model must answer", folder, phases):
-        save_canary(trainer, folder)
-    if is_main_process():
-        state = trainer.state
-        result = {
-            "status": "succeeded",
-            "steps": state.global_step,
-            "trained_tokens": trainer.trained_tokens,
-            "seconds": round(time.monotonic() - started, 1),
-            "phases": phases,
-            "metrics": metrics,
-            **({} if tuned is None else {"tuned": tuned}),
-        }
-        write_json(folder.result, result)
-        print(f"Finished in {result['seconds']:.0f} s: {folder.path}", flush=True)
-
-
-def settle_options(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) -> dict[str, float] | None:
-    """Make the adapter of a run with `tune` the plain one at the options found. Returns them; None without `tune`."""
-    if recipe.tune is None:
-        return None
-    run = finished(trainer, guard, recipe, folder)
-    found: dict[str, float] = trainer.fold_options(run)
-    starts = ((name, getattr(recipe.method, name), value) for name, value in found.items())
-    shown = ", ".join(f"{name} from {start:g} to {value:.4g}" for name, start, value in starts)
-    run.report(f"Tuned {shown}")
-    return found
-
-
-def after_training(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """Apply the recipe's steps after training, in order, and return the metrics of the new weights."""
-    run = finished(trainer, guard, recipe, folder)
-    for step in recipe.after:
-        step.apply(run)
-    return final_metrics(trainer, again=True)
-
-
-def finished(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) -> Any:
-    """The trained model, as the steps after training see it."""
-    from alignkit.trainers.finishing import FinishedRun  # saves transformers at start-up
-
-    def report(message: str, is_warning: bool) -> None:  # noqa: FBT001
-        if is_main_process():
-            print(message, flush=True)
-            folder.emit(message, level="warn" if is_warning else "info")
-
-    return FinishedRun(trainer, recipe, guard, report)
-
-
-@contextmanager
-def phase(name: str, message: str, folder: RunFolder, phases: dict[str, float]) -> Iterator[None]:
-    """Run a part that follows the last step: report its start as an event, and store its seconds in `phases`."""
-    if is_main_process():
-        print(f"{message} …", flush=True)
-        folder.emit(message, data={"phase": name})
-    began = time.monotonic()
-    yield
-    phases[name] = round(time.monotonic() - began, 1)
 
 
 def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
@@ -316,6 +238,14 @@ def add_guard(trainer: Any, recipe: Recipe, folder: RunFolder) -> Any:
     return guard
 
 
+def watch_best(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
+    """Keep the best step and stop early, if the recipe says so. It follows the guard, whose verdicts it reads."""
+    from alignkit.trainers.best_checkpoint import BestCheckpoint  # saves transformers at start-up
+
+    if recipe.keeps_best or recipe.training.early_stopping is not None:
+        trainer.add_callback(BestCheckpoint(trainer, recipe, folder))
+
+
 def load_tokenizer(recipe: Recipe) -> Any:
     """Load the tokenizer. Raises ModelError if there is no chat template."""
     path, template = recipe.model.path, recipe.model.chat_template
@@ -364,86 +294,6 @@ def settle_ends(model: Any, tokenizer: Any, folder: RunFolder) -> None:
         folder.emit(f"{message}, in addition to the model's own {', '.join(own)}" if own else message)
 
 
-def final_metrics(trainer: Any, *, again: bool = False) -> dict[str, Any]:
-    """Return the metrics of the last evaluation. Evaluates first if the last step was not evaluated.
-
-    `again`: whether to evaluate in any case, because the weights are no longer those of the last step.
-    """
-    from alignkit.run.progress import rename  # saves transformers at start-up
-
-    if trainer.eval_dataset is not None and (again or not _evaluated_at_end(trainer.state)):
-        trainer.evaluate()
-    logs: dict[str, Any] = {}
-    for entry in trainer.state.log_history:
-        if "train_runtime" not in entry:
-            logs.update({name: value for name, value in entry.items() if name != "step"})
-    return rename(logs)
-
-
-def _evaluated_at_end(state: Any) -> bool:
-    return any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history)
-
-
-def save(trainer: Any, recipe: Recipe, folder: RunFolder, metrics: dict[str, Any]) -> None:
-    """Write the adapter or the model, completely or not at all, and move a saved teacher next to it."""
-    from alignkit.trainers.model_card import CARD  # saves transformers at start-up
-
-    target = folder.model if recipe.lora is None else folder.adapter
-    staging = target.with_name(f".{target.name}.tmp")
-    trainer.save_model(str(staging))
-    if is_main_process():
-        if recipe.lora is not None:
-            _keep_ends(trainer, staging)
-        teacher = staging / SAVED_TEACHER
-        if teacher.is_dir():
-            _put(teacher, folder.teacher)
-            teacher.parent.rmdir()
-        (staging / CARD).write_text(card_of(trainer, recipe, metrics).text(), encoding="utf-8")
-        _put(staging, target)
-
-
-def card_of(trainer: Any, recipe: Recipe, metrics: dict[str, Any]) -> Any:
-    """The card of a run's model: the recipe's files by name, and the metrics of its result."""
-    base, data = recipe.model.path, recipe.data
-    files = {"training": f"{Path(data.train).name}, {len(trainer.train_dataset):,} rows"}
-    if isinstance(data.validation, str):
-        files["validation"] = Path(data.validation).name
-    elif data.validation is not None:
-        files["validation"] = f"{data.validation:g} of the training file's prompts"
-    is_folder = Path(base).is_dir()
-    return trainer.card(
-        base_model=Path(base).name if is_folder else base,
-        on_hub=not is_folder,
-        data=files,
-        metrics=metrics,
-    )
-
-
-def _keep_ends(trainer: Any, adapter: Path) -> None:
-    """Write next to the adapter the tokens that end an answer; a base model's folder may name fewer."""
-    from transformers import GenerationConfig  # saves transformers at start-up
-
-    from alignkit.trainers.scoring import published
-
-    model = published(trainer.model, trainer.accelerator)
-    GenerationConfig(eos_token_id=ends_of(model, trainer.processing_class)).save_pretrained(adapter)
-
-
-def _put(source: Path, target: Path) -> None:
-    (source / "training_args.bin").unlink(missing_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    source.rename(target)
-
-
-def save_canary(trainer: Any, folder: RunFolder) -> None:
-    """Measure the canary and write canary.json."""
-    from alignkit import canary  # saves transformers at start-up
-
-    measured = canary.measure(trainer)
-    if measured is not None and is_main_process():
-        write_json(folder.canary, measured)
-
-
 def report_pause(folder: RunFolder) -> None:
     """Write the result of a paused run, with the step that it can resume from."""
     if is_main_process():
@@ -452,74 +302,6 @@ def report_pause(folder: RunFolder) -> None:
         folder.emit(f"Training paused at step {step}", data={"step": step})
         write_json(folder.result, {"status": "paused", "steps": step})
         print(f"Paused at step {step}: {folder.path}", flush=True)
-
-
-def report_failure(folder: RunFolder, error: Exception) -> None:
-    """Print the failure and write it to the result. A stack trace is printed only for unexpected errors.
-
-    Any rank that fails writes the reason. A rank that fails only because a peer died writes no result, so the run
-    counts as killed and can be resumed. A result that is already there is kept.
-    """
-    place = "" if is_main_process() else f" in process {os.environ['RANK']}"
-    if not folder.path.is_dir():
-        gone = f"The run's folder {folder.path} is gone: put it back, then resume with {RESUME}."
-        print(f"error{place}: {gone}", file=sys.stderr, flush=True)
-        return
-    if lost_a_peer(error):
-        gone = f"another process of the run is gone: resume from the last checkpoint with {RESUME}"
-        print(f"error{place}: {gone} ({error})", file=sys.stderr, flush=True)
-        return
-    code, message = explain(error)
-    if code == UNEXPLAINED:
-        traceback.print_exception(error)
-    print(f"error{place}: {message}", file=sys.stderr, flush=True)
-    if folder.result.exists():
-        return
-    try:
-        if is_main_process():  # only rank 0 writes events
-            folder.emit(message, level="error", data={"code": code})
-        write_json(folder.result, {"status": "failed", "error": {"code": code, "message": message}})
-    except OSError as full:
-        print(f"error: the result could not be written: {full}", file=sys.stderr, flush=True)
-
-
-PEER_GONE = re.compile(r"closed by peer|reset by peer|remote process exited|ncclRemoteError|Broken pipe")
-
-
-def lost_a_peer(error: Exception) -> bool:
-    """Return whether the error is gloo's or NCCL's report that another process, or its machine, is gone."""
-    text = str(error)
-    by_the_network = re.search("gloo|nccl", text, re.IGNORECASE) is not None
-    return isinstance(error, RuntimeError) and by_the_network and PEER_GONE.search(text) is not None
-
-
-UNEXPLAINED = "training_failed"
-SENTENCE = 500
-"""Characters of a message that no sentence of ours explains; the log has all of it."""
-EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
-    (CollapseError, "collapsed", "{}"),
-    (AlignkitError, "invalid_recipe", "{}"),
-    (FloatingPointError, "not_finite", "Training stopped: {}"),
-    (MemoryError, "out_of_memory", OUT_OF_MEMORY),
-)
-"""Errors that a user can act on: (type, code, template of the message)."""
-
-
-def explain(error: Exception) -> tuple[str, str]:
-    """Return (code, message) of a failure."""
-    if is_full(error):
-        return "disk_full", "The disk is full: free some space and start the job again."
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported to fail
-        return "out_of_memory", OUT_OF_MEMORY.format(error)
-    for kind, code, sentence in EXPLAINED:
-        if isinstance(error, kind):
-            return code, sentence.format(error)
-    return UNEXPLAINED, textwrap.shorten(f"{type(error).__name__}: {error}", SENTENCE, placeholder=" …")
-
-
-def is_main_process() -> bool:
-    """Return whether this process is rank 0."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def use_all_cores() -> None:

@@ -36,7 +36,13 @@ def disk(
     trained = [model for model in models.values() if model.use.trains]
     every = recipe.training.save_steps
     count = math.ceil(steps / every) if steps and every else math.ceil(epochs)
-    most = recipe.training.save_total_limit or count
+    limit = recipe.training.save_total_limit
+    if (
+        recipe.keeps_best
+    ):  # each evaluated step may be the best so far, and the last checkpoint is kept beside it
+        count += math.ceil(steps / recipe.training.eval_steps) if steps and recipe.training.eval_steps else 1
+        limit = max(limit, 2) if limit else None
+    most = limit or count
     return Disk(
         checkpoint=sum(trained_bytes(model, layout) + optimizer_bytes(model, layout) for model in trained),
         checkpoints=min(count, most),

@@ -55,6 +55,8 @@ class Method(Section):
     """Whether the loss depends on the micro-batch size, so that changing the size changes the result."""
     packs: ClassVar[bool] = False
     """Whether `training.packing` applies: several answers of a row share its prompt."""
+    held_out_metrics: ClassVar[frozenset[str]] = frozenset()
+    """Names in `alignkit.held_out_metrics` that an evaluation logs beside the loss."""
     term_effects: ClassVar[frozenset[str]] = frozenset()
     """The effects of the terms that the trainer adds: "weights" and "extras" of rows, "parameters"."""
     paper: ClassVar[str] = ""

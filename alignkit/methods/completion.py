@@ -15,6 +15,7 @@ class CompletionMethod(Method):
     """A method on prompt-answer rows. A subclass declares its options as fields and defines `loss`."""
 
     rows: ClassVar[str] = "completion"
+    held_out_metrics: ClassVar[frozenset[str]] = frozenset({"valid_mean_token_accuracy"})
     term_effects: ClassVar[frozenset[str]] = frozenset({"parameters"})
 
     def loss(self, answers: TokenLogps) -> CompletionLoss:

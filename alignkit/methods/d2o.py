@@ -26,6 +26,9 @@ class D2O(Method):
     """Alignment from dispreferred answers alone, contrasted with the model's own samples."""
 
     rows: ClassVar[str] = "dispreferred"
+    held_out_metrics: ClassVar[frozenset[str]] = frozenset(
+        {"valid_rewards_accuracies", "valid_rewards_margins", "valid_rewards_ece"}
+    )
     term_effects: ClassVar[frozenset[str]] = frozenset({"weights", "parameters"})
 
     type: Literal["d2o"] = "d2o"

@@ -143,7 +143,7 @@ class Hyperparameters(_shared_base()):  # type: ignore[misc]  # a base made from
         None, description="steps between checkpoints; default: one per epoch"
     )
     save_total_limit: Annotated[int, Field(ge=1, le=100)] = Field(
-        10, description="checkpoints that are kept, the newest ones"
+        10, description="checkpoints that are kept: the newest ones and the best"
     )
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
         "warn", description="what the collapse guard does when the answers collapse"

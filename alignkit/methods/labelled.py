@@ -16,6 +16,9 @@ class LabelledMethod(Method):
     """A method on labelled rows. A subclass declares its options as fields and defines `loss`."""
 
     rows: ClassVar[str] = "labelled"
+    held_out_metrics: ClassVar[frozenset[str]] = frozenset(
+        {"valid_rewards_accuracies", "valid_rewards_margins", "valid_mean_token_accuracy"}
+    )
     term_effects: ClassVar[frozenset[str]] = frozenset({"parameters"})
     uses_reference: ClassVar[bool] = True
     """Always true, since the baseline is a log-ratio to the reference."""

@@ -17,6 +17,14 @@ class PairMethod(Method):
 
     rows: ClassVar[str] = "preference"
     packs: ClassVar[bool] = True
+    held_out_metrics: ClassVar[frozenset[str]] = frozenset(
+        {
+            "valid_rewards_accuracies",
+            "valid_rewards_margins",
+            "valid_rewards_ece",
+            "valid_mean_token_accuracy",
+        }
+    )
     term_effects: ClassVar[frozenset[str]] = frozenset({"weights", "extras", "parameters"})
     uses_reference: ClassVar[bool] = True
     """Whether the loss reads the reference's log-probs. If False, no reference is loaded or run."""

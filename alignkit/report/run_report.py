@@ -125,6 +125,14 @@ def _summary(run: RunRecord) -> list[tuple[str, str]]:
         ("last event", page.moment(run.ended)),
         ("steps", f"{steps:,}{of}"),
     ]
+    if result.get("stopped_early"):
+        found.append(("stopped early", "yes"))
+    if (best := result.get("best")) is not None:
+        found.append(
+            ("published step", f"{best['step']:,}, the best by {best['metric']} ({best['value']:.4g})")
+        )
+    elif result.get("result_step", steps) != steps:
+        found.append(("published step", f"{result['result_step']:,}, the last before the answers collapsed"))
     if result.get("trained_tokens") is not None:
         found.append(("trained tokens", page.number(result["trained_tokens"])))
     if result.get("seconds") is not None:

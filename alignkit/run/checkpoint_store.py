@@ -56,20 +56,32 @@ class CheckpointStore:
         return copied
 
     def fetch(self, checkpoints: Path) -> str | None:
-        """Copy the newest complete checkpoint into the folder if that has none as new; returns its name or None."""
+        """Copy the newest complete checkpoint into the folder if that has none as new; returns its name or None.
+
+        The checkpoint of the best step so far, which may become the result, comes with it.
+        """
         local = next((_step(path.name) for path in newest_first(checkpoints) if damage(path) is None), -1)
         for name in self.steps():
             if _step(name) <= local:
                 return None
-            aside = checkpoints / ASIDE / name
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            fs.copy_files(f"{self._root}/{name}", str(aside), self._files, fs.LocalFileSystem())
-            if damage(aside) is None:
-                shutil.rmtree(checkpoints / name, ignore_errors=True)
-                aside.rename(checkpoints / name)
+            if self._pull(name, checkpoints):
+                best = f"checkpoint-{read_manifest(checkpoints / name).get('best_step')}"
+                if damage(checkpoints / best) is not None and best in self.steps():
+                    self._pull(best, checkpoints)
                 return name
         return None
+
+    def _pull(self, name: str, checkpoints: Path) -> bool:
+        """Copy a checkpoint into the folder; False if the copy is damaged, and the folder is unchanged."""
+        aside = checkpoints / ASIDE / name
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        fs.copy_files(f"{self._root}/{name}", str(aside), self._files, fs.LocalFileSystem())
+        if damage(aside) is not None:
+            return False
+        shutil.rmtree(checkpoints / name, ignore_errors=True)
+        aside.rename(checkpoints / name)
+        return True
 
     def _push(self, checkpoint: Path) -> bool:
         local, target = fs.LocalFileSystem(), f"{self._root}/{checkpoint.name}"

@@ -6,7 +6,7 @@ it renamed into place. One that does not match its manifest is damaged, and a ru
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,20 @@ def newest_first(folder: Path) -> Iterable[Path]:
     """The checkpoints in `folder`, newest first, complete or not."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+
+
+def rotate(folder: Path, limit: int | None, kept: Collection[str]) -> None:
+    """Delete the oldest checkpoints in `folder` until `limit` are left, except those named in `kept`.
+
+    `limit` None deletes none. The kept ones count towards the limit, but are never deleted.
+    """
+    found = list(newest_first(folder))
+    surplus = 0 if limit is None else len(found) - limit
+    for path in reversed([path for path in found if path.name not in kept]):
+        if surplus <= 0:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        surplus -= 1
 
 
 def _files(folder: Path) -> list[Path]:

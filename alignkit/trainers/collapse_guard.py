@@ -115,13 +115,18 @@ class CollapseGuard(TrainerCallback):
             control.should_training_stop = True
             control.should_save = False
 
-    def settle(self) -> bool:
-        """Roll back after training if the answers collapsed. Returns whether the weights were rolled back.
+    @property
+    def collapsed(self) -> bool:
+        """Whether a collapse ended training."""
+        return self._collapse is not None
+
+    def settle(self) -> int | None:
+        """Roll back after training if the answers collapsed. Returns the step that was restored, or None.
 
         Raises CollapseError if the run must end without a model: under `stop`, or if no sound checkpoint exists.
         """
         if self._collapse is None:
-            return False
+            return None
         if self._options.on_collapse == "stop":
             raise CollapseError(f"Training stopped: {self._collapse}. {ADVICE}")
         sound = self._sound_steps[-1] if self._sound_steps else None
@@ -135,7 +140,7 @@ class CollapseGuard(TrainerCallback):
             message = f"Rolled back to step {sound}, the last sound checkpoint: {self._collapse}"
             print(message, flush=True)
             self._folder.emit(message, level="warn", data={"step": sound})
-        return True
+        return sound
 
     def _measure(self) -> AnswerQuality:
         prompts = [prompt for prompt, _ in self._rows]

@@ -6,7 +6,7 @@ forgets: the metrics gathered since the last log, the number of tokens trained o
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignkit.models.adapters import START
-from alignkit.run.checkpoints import ASIDE, seal
+from alignkit.run.checkpoints import ASIDE, rotate, seal
 from alignkit.run.folder import RunFolder
 from alignkit.run.pausing import EvaluationCut
 from alignkit.trainers.metrics import ItemMetrics
-from alignkit.trainers.upstream import logging_sums, restore_logging_sums, rotate_checkpoints
+from alignkit.trainers.upstream import logging_sums, restore_logging_sums
 
 
 class ExactResume:
@@ -35,6 +35,9 @@ class ExactResume:
     origin: Mapping[str, Any] = MappingProxyType({})
     """Description of the run, written into its checkpoints and compared on resume."""
 
+    best_step: int | None = None
+    """Step whose checkpoint is kept however old it gets; not the Trainer's own, which then deletes the last one."""
+
     _aside = False
     _evaluation_due = False
     _sealed_step = -1
@@ -48,8 +51,8 @@ class ExactResume:
         return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """Run an epoch, unless all steps are done: the Trainer would make one step too many."""
-        if self.state.global_step >= self.state.max_steps:
+        """Run an epoch, unless all steps are done or training has stopped: the Trainer would make a step too many."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(**kwargs)  # type: ignore[misc]
@@ -88,13 +91,8 @@ class ExactResume:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._name_the_best(folder, name)
-            seal(folder / ASIDE / name, folder / name, self.origin)
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint or _last_sound(folder),
-                use_mtime=True,
-            )
+            seal(folder / ASIDE / name, folder / name, {**self.origin, "best_step": self.best_step})
+            rotate(folder, self.args.save_total_limit, {name, *self._kept(folder)})
         self.accelerator.wait_for_everyone()
         self._sealed_step = self.state.global_step
 
@@ -108,6 +106,15 @@ class ExactResume:
         super()._save(output_dir, whole if state_dict else state_dict)  # type: ignore[misc]
         if self.args.should_save:
             shutil.rmtree(Path(output_dir or self.args.output_dir) / START, ignore_errors=True)
+
+    def _kept(self, folder: Path) -> Iterator[str]:
+        """Names of checkpoints that are kept however old: of the best step, and the one a collapse rolls back to."""
+        if self.best_step:
+            yield f"checkpoint-{self.best_step}"
+        if self.state.best_model_checkpoint:
+            yield Path(self.state.best_model_checkpoint).name
+        if sound := _last_sound(folder):
+            yield Path(sound).name
 
     def _name_the_best(self, folder: Path, name: str) -> None:
         """Correct `best_model_checkpoint`, which the Trainer may have set to the folder's temporary name."""

@@ -29,6 +29,8 @@ class Card:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     tags: Sequence[str] = ()
+    note: str = ""
+    """A sentence about the weights, such as which step they are of."""
 
     def text(self) -> str:
         """The card in the hub's form: metadata in YAML, then Markdown."""
@@ -58,7 +60,7 @@ class Card:
         trained = (
             f"Trained with {self.method.type}{source} by alignkit and TRL. {type(self.method).summary()}"
         )
-        return f"{kind} `{self.base_model}`.\n\n{trained}"
+        return f"{kind} `{self.base_model}`.\n\n{trained}" + (f"\n\n{self.note}" if self.note else "")
 
     def _data_part(self) -> str:
         if not self.data:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer import rotate_checkpoints
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
@@ -35,7 +34,6 @@ __all__ = [
     "no_reference_model",
     "prepare_deepspeed",
     "restore_logging_sums",
-    "rotate_checkpoints",
     "unwrap_model_for_generation",
     "use_adapter",
     "weights_digest",
@@ -127,7 +125,6 @@ FUNCTIONS: dict[Any, tuple[str, ...]] = {
     disable_gradient_checkpointing: ("model", "gradient_checkpointing_kwargs"),
     get_config_model_id: ("config",),
     prepare_deepspeed: ("model", "accelerator"),
-    rotate_checkpoints: ("output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime"),
     unwrap_model_for_generation: ("model", "accelerator", "gradient_checkpointing_kwargs"),
     use_adapter: ("model", "adapter_name"),
 }

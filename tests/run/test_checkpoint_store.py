@@ -56,12 +56,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "store")
 
 
-def checkpoint(folder: Path, step: int) -> Path:
+def checkpoint(folder: Path, step: int, best: int | None = None) -> Path:
     written = folder / ASIDE / f"checkpoint-{step}"
     (written / "shards").mkdir(parents=True)
     (written / "model.safetensors").write_bytes(bytes([step]) * 100_000)
     (written / "shards" / "optimizer.pt").write_bytes(b"state")
-    seal(written, folder / written.name, {})
+    seal(written, folder / written.name, {"best_step": best})
     return folder / written.name
 
 
@@ -104,3 +104,14 @@ def test_a_url_that_names_no_storage_is_refused() -> None:
 def test_a_name_goes_into_the_url_s_path() -> None:
     assert inside("s3://b/p?region=x", "job") == "s3://b/p/job?region=x"
     assert inside("/shared", "job") == "/shared/job"
+
+
+def test_the_checkpoint_of_the_best_step_comes_back_with_the_newest(tmp_path: Path) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for step in (2, 4, 6):
+        checkpoint(here, step, best=4)
+    store = CheckpointStore(str(tmp_path / "store"))
+    store.sync(here)
+    assert store.fetch(elsewhere) == "checkpoint-6"
+    assert {path.name for path in elsewhere.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
+    assert damage(elsewhere / "checkpoint-4") is None
