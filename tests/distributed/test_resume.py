@@ -121,13 +121,20 @@ def assert_the_same(one: Run, other: Run, rel: float = 0.0) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_exactly(inputs: Path) -> None:
-    """Dropout, so that random states count; the newest checkpoint is damaged, so that the one before it is used.
+    """Dropout, so that random states count; the newest checkpoint is damaged, so that the one before it is used;
+    none is kept of the best step, which would come between them.
 
     Beside it one killed when its last step, in the middle of an epoch, was made: it makes no other.
     """
     step = random.randrange(2 * SAVE_STEPS, STEPS)
     killed, alone, done, whole = (
-        write_recipe(inputs, inputs / name, "f_dpo", dropout=0.1, **{**SCHEDULE, "max_steps": steps})
+        write_recipe(
+            inputs,
+            inputs / name,
+            "f_dpo",
+            dropout=0.1,
+            **{**SCHEDULE, "max_steps": steps, "keep_best": False},
+        )
         for name, steps in (("killed", STEPS), ("alone", STEPS), ("done", 5), ("whole", 5))
     )
     first = start("single", [alone, whole, f"{killed}:kill={step}", f"{done}:kill=finish"])
