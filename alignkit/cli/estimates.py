@@ -88,7 +88,8 @@ def _about(one: "Estimate") -> list[str]:
     for role, model in one.models.items():
         shape = model.shape
         trained = f"{_big(shape.trainable)} trainable" if shape.trainable else "frozen"
-        lines.append(f"{role}: {shape.source}, {_big(shape.parameters)} parameters, {trained}")
+        active = "" if shape.active == shape.parameters else f", {_big(shape.active)} of them for a token"
+        lines.append(f"{role}: {shape.source}, {_big(shape.parameters)} parameters{active}, {trained}")
     lengths = one.lengths
     rows = "unknown number of rows" if lengths.rows is None else f"{lengths.rows:,} rows"
     found = "assumed, because there is no data file" if lengths.assumed else "counted"

@@ -14,7 +14,13 @@ import torch
 from alignkit.estimate.devices import EstimateError
 from alignkit.estimate.live_bytes import LiveBytes
 from alignkit.estimate.shapes import build, changed, configuration, refusing, with_layers
-from alignkit.estimate.upstream import FakeTensorMode, replace_tensors, set_attention, supports_sdpa
+from alignkit.estimate.upstream import (
+    FakeTensorMode,
+    even_experts,
+    replace_tensors,
+    set_attention,
+    supports_sdpa,
+)
 from alignkit.methods.work import ModelUse
 
 TRACED_ATTENTION = "sdpa"
@@ -67,7 +73,7 @@ def _run(use: ModelUse, _changed: int, forward: Forward, depth: int) -> Activati
     set_attention(config, attention)
     model = build(config, use)
     bare = _prepare(model, use, forward)
-    with FakeTensorMode() as mode:
+    with FakeTensorMode() as mode, even_experts():
         _without_memory(model)
         ids = torch.zeros(forward.sequences, forward.length, dtype=torch.long)
         padding = _padding(bare.base_model, forward, attention)

@@ -17,6 +17,7 @@ from alignkit.estimate.quantising import BYTES, matrices
 from alignkit.estimate.upstream import is_masked
 from alignkit.methods.work import ModelUse
 from alignkit.models.adapters import peft_config
+from alignkit.models.loading import experts_of
 
 _BUILDING = threading.Lock()
 """Held while a model is built, because transformers then changes torch's default dtype for all threads."""
@@ -44,8 +45,10 @@ class Shape:
     layers: int
     layer_parameters: int
     """Parameters of one layer, including adapters."""
+    active: int
+    """Parameters that a token passes through: all, but for the experts that its router leaves out."""
     multiplied: int
-    """Parameters of all layers; each takes part in one multiply-add per token."""
+    """Active parameters of all layers; each takes part in one multiply-add per token."""
     hidden: int
     attention_width: int
     """Number of attention heads times their width."""
@@ -61,7 +64,7 @@ def configuration(use: ModelUse) -> tuple[Any, str]:
     """The model's configuration and its source: its folder, the table of known models, or the hub."""
     with refusing(f"{use.field}: {use.path}/config.json cannot be read"):
         config, source = _configuration(use)
-    _require_dense_decoder(config, use)
+    _require_decoder(config, use)
     return config, source
 
 
@@ -107,6 +110,7 @@ def _read_shape(use: ModelUse, _changed: int) -> Shape:
     head, embedding = bare.get_output_embeddings(), bare.get_input_embeddings()
     apart = {id(weight) for module in (head, embedding) for weight in module.parameters()}
     inside = sum(weight.numel() for weight in every if id(weight) not in apart)
+    idle = _idle(bare, config)
     heads = text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     size = BYTES.get(use.quantization or "")
@@ -125,7 +129,8 @@ def _read_shape(use: ModelUse, _changed: int) -> Shape:
         largest_trained=max((weight.nbytes for weight in trained), default=0),
         layers=layers,
         layer_parameters=inside // layers,
-        multiplied=inside,
+        active=sum(weight.numel() for weight in every) - idle,
+        multiplied=inside - idle,
         hidden=text.hidden_size,
         attention_width=heads * width,
         cached=2 * layers * width * (getattr(text, "num_key_value_heads", None) or heads),
@@ -134,6 +139,20 @@ def _read_shape(use: ModelUse, _changed: int) -> Shape:
         embedding_trains=embedding.weight.requires_grad,
         head_trains=head.weight.requires_grad,
     )
+
+
+CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_top_k", "moe_topk")
+"""Configuration keys for the number of experts that a router chooses for a token."""
+
+
+def _idle(model: Any, config: Any) -> int:
+    """Parameters of the experts that a token does not pass through; 0 for a dense model."""
+    experts, text = experts_of(config), config.get_text_config()
+    if not experts:
+        return 0
+    chosen = next((count for name in CHOSEN if isinstance(count := getattr(text, name, None), int)), experts)
+    inside = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+    return inside - inside * min(chosen, experts) // experts
 
 
 def build(config: Any, use: ModelUse) -> Any:
@@ -168,14 +187,12 @@ def refusing(what: str) -> Iterator[None]:
         raise EstimateError(f"{what}: {kind}{why}") from error
 
 
-def _require_dense_decoder(config: Any, use: ModelUse) -> None:
-    """Raise EstimateError unless the model is a dense decoder: a stack of causal layers of one kind."""
+def _require_decoder(config: Any, use: ModelUse) -> None:
+    """Raise EstimateError unless the model is a decoder: a stack of causal layers, dense or of experts."""
     text = config.get_text_config()
     heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
     masked = is_masked(config.model_type) and not getattr(config, "is_decoder", False)
     kinds = {
-        "a mixture of experts": getattr(text, "num_local_experts", None)
-        or getattr(text, "num_experts", None),
         "an encoder with a decoder": config.is_encoder_decoder,
         "an encoder": masked,
         "not a stack of layers": layers is None,
@@ -183,11 +200,19 @@ def _require_dense_decoder(config: Any, use: ModelUse) -> None:
     }
     for kind in (kind for kind, is_one in kinds.items() if is_one):
         raise EstimateError(
-            f"a {config.model_type} model is {kind}: estimates support only dense decoders with num_hidden_layers"
+            f"a {config.model_type} model is {kind}: estimates support only decoders with num_hidden_layers"
         )
     for name, found in (("num_attention_heads", heads), ("num_hidden_layers", layers)):
         if not isinstance(found, int) or found < 1:
             raise EstimateError(f"{use.field}: {use.path}: {name}: expected 1 or more, found {found!r}")
+
+
+ALL_EXPERTS: dict[str, Any] = {
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
+    "first_k_dense_replace": 0,
+}
+"""Configuration keys that make some layers of a mixture of experts dense -> the value that makes none so."""
 
 
 def with_layers(config: Any, layers: int) -> Any:
@@ -196,6 +221,12 @@ def with_layers(config: Any, layers: int) -> Any:
     shorter.num_hidden_layers = layers
     if getattr(shorter, "layer_types", None):  # one entry per layer, such as sliding or full attention
         shorter.layer_types = shorter.layer_types[:layers]
+    for (
+        name,
+        every,
+    ) in ALL_EXPERTS.items():  # layers of experts are the most and the larger: all count as such
+        if getattr(shorter, name, None) is not None:
+            setattr(shorter, name, every)
     return shorter
 
 

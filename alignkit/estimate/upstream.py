@@ -3,10 +3,12 @@
 Those of transformers are imported inside functions, which saves them at start-up.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,6 +18,7 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "WeakIdKeyDictionary",
+    "even_experts",
     "is_masked",
     "linear_layers",
     "replace_tensors",
@@ -50,6 +53,35 @@ def replace_tensors(model: nn.Module, weight: Callable[[Any], Any], buffer: Call
         for name, value in module._buffers.items():
             if value is not None:
                 module._buffers[name] = buffer(value)
+
+
+@contextmanager
+def even_experts() -> Iterator[None]:
+    """Let every expert get equally many tokens, since fake tensors have no values that a router could choose by.
+
+    The shapes are those of `grouped_mm`, by which transformers runs experts. Applies to all threads.
+    """
+    from transformers.integrations import moe  # saves transformers at start-up
+
+    own = moe._grouped_mm
+    moe._grouped_mm = _evenly
+    try:
+        yield
+    finally:
+        moe._grouped_mm = own
+
+
+def _evenly(input: Tensor, weight: Tensor, offs: Tensor) -> Tensor:  # noqa: A002 - transformers' name
+    """[S, n] of rows `input` [S, m] times `weight` [E, m, n], S / E rows an expert, rounded up."""
+    each = -(-input.size(0) // offs.size(0))
+    rows = (
+        nn.functional.pad(input, (0, 0, 0, each * offs.size(0) - input.size(0)))
+        if input.size(0) % offs.size(0)
+        else input
+    )
+    with torch.autocast("cpu", enabled=False):  # grouped_mm is not autocast
+        products = torch.bmm(rows.to(weight.dtype).view(offs.size(0), each, -1), weight)
+    return products.flatten(0, 1)[: input.size(0)]
 
 
 def is_masked(model_type: str) -> bool:

@@ -15,7 +15,7 @@ from alignkit.estimate.devices import EstimateError
 from alignkit.methods.work import ModelUse
 from alignkit.models.adapters import peft_config
 from alignkit.sections import LoraSection
-from tests.estimate.small import build_small_model
+from tests.estimate.small import EXPERTS, build_small_model
 
 SEQUENCES, LENGTH, LAYERS = 4, 64, 4
 
@@ -57,6 +57,16 @@ def kept_by_autograd(folder: Path, lora: LoraSection | None) -> int:
 def test_what_is_kept_is_what_autograd_keeps(folder: Path, lora: LoraSection | None) -> None:
     found = measure(use(folder, lora), Forward(SEQUENCES, LENGTH, backward=True), LAYERS)
     assert found.kept == pytest.approx(kept_by_autograd(folder, lora), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", EXPERTS, ids=lambda kind: kind.model_type)
+@pytest.mark.parametrize("lora", [None, LoraSection(r=4)], ids=["all", "lora"])
+def test_a_mixture_of_experts_keeps_what_its_chosen_experts_do(
+    tmp_path: Path, kind: Any, lora: LoraSection | None
+) -> None:
+    AutoModelForCausalLM.from_config(kind, dtype=torch.float32).save_pretrained(tmp_path)
+    found = measure(use(tmp_path, lora), Forward(SEQUENCES, LENGTH, backward=True), kind.num_hidden_layers)
+    assert found.kept == pytest.approx(kept_by_autograd(tmp_path, lora), rel=0.1)
 
 
 def test_tokens_and_layers_count(folder: Path) -> None:

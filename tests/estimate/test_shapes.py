@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoModelForCausalLM
 
 from alignkit.estimate import EstimateError
 from alignkit.estimate.shapes import known_models, known_name, read_shape
 from alignkit.methods.work import ModelUse
 from alignkit.models.adapters import peft_config
 from alignkit.sections import LoraSection
-from tests.estimate.small import build_small_model
+from tests.estimate.small import EXPERTS, build_small_model
 
 
 @pytest.mark.parametrize(
@@ -74,10 +75,36 @@ def test_a_broken_configuration_is_the_users(tmp_path: Path) -> None:
         read_shape(ModelUse(str(tmp_path), "float32", "model.path"))
 
 
-def test_experts_are_refused(tmp_path: Path) -> None:
-    MixtralConfig(num_hidden_layers=2, hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
-    with pytest.raises(EstimateError, match="mixture of experts"):
-        read_shape(ModelUse(str(tmp_path), "float32", "model.path"))
+@pytest.mark.parametrize("kind", EXPERTS, ids=lambda kind: kind.model_type)
+@pytest.mark.parametrize("lora", [None, LoraSection(r=4)], ids=["all", "lora"])
+def test_experts_count_as_in_the_built_model(tmp_path: Path, kind: Any, lora: LoraSection | None) -> None:
+    kind.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        real: Any = AutoModelForCausalLM.from_config(kind)
+        dense = sum(weight.numel() for name, weight in real.named_parameters() if ".mlp.experts." not in name)
+        of_one = sum(weight[0].numel() for name, weight in real.named_parameters() if ".mlp.experts." in name)
+        if lora is not None:
+            real = get_peft_model(real, peft_config(lora, real))
+    shape = read_shape(ModelUse(str(tmp_path), "float32", "model.path", trains=True, lora=lora))
+    assert shape.parameters == sum(weight.numel() for weight in real.parameters())
+    assert shape.trainable == sum(weight.numel() for weight in real.parameters() if weight.requires_grad)
+    if lora is None:
+        assert shape.active == dense + kind.num_experts_per_tok * of_one
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "active"),
+    [
+        ("mixtral-8x7b", 46.7, 12.9),
+        ("qwen3-30b-a3b", 30.5, 3.3),
+        ("olmoe-1b-7b", 6.9, 1.3),
+        ("gpt-oss-20b", 20.9, 4.2),  # published as 3.6, without the 0.58 of its embedding
+    ],
+)
+def test_known_mixtures_have_their_published_sizes(name: str, billions: float, active: float) -> None:
+    shape = read_shape(ModelUse(name, "bfloat16", "model.path"))
+    assert round(shape.parameters / 1e9, 1) == billions
+    assert shape.active / 1e9 == pytest.approx(active, abs=0.06)
 
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}

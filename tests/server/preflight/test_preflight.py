@@ -144,10 +144,11 @@ def test_what_d2o_draws_is_counted(client: OpenAI, http: httpx.Client) -> None:
 def test_an_architecture_that_is_not_estimated_has_no_memory(
     service: Running, client: OpenAI, http: httpx.Client
 ) -> None:
-    folder = service.settings.models_dir / "experts"
+    folder = service.settings.models_dir / "recurrent"
     build_tiny_tokenizer(folder)
-    (folder / "config.json").write_text('{"model_type": "mixtral", "num_local_experts": 8}')
-    found = ask(http, "jobs/estimate", training_file=upload(client), model="experts")
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+    whole = {"type": "f_dpo", "f_dpo": {"hyperparameters": {"trained_weights": "all"}}}
+    found = ask(http, "jobs/estimate", training_file=upload(client), model="recurrent", method=whole)
     assert (found["memory"], found["fits"]) == (None, None)
     assert found["tokens"] > 0
 
