@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alignkit.kernels import linear_divergence, linear_logprob
+from alignkit.kernels import linear_divergence, linear_logprob, pairwise_l1, sinkhorn
 from alignkit.kernels.gpu_plan import (
     ROW_KERNEL_SHARE,
     Device,
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
 
 def correctness(bench: Bench) -> Iterator[Row]:
-    """Part 1: log-probs and divergences against float64 logits, values and gradients, over poisoned buffers."""
+    """Part 1: every op against float64, values and gradients, over poisoned buffers."""
     vocabularies, counts = ((301,), (1, 5)) if bench.tiny else ((1000, 50_257, 128_257), (1, 300, 2500))
     cases = list(itertools.product(DTYPES, vocabularies, counts, OPTIONS, (False, True)))
     for case in itertools.starmap(Case, cases[:: 9 if bench.tiny else 1]):
@@ -59,6 +59,35 @@ def correctness(bench: Bench) -> Iterator[Row]:
             if not row["right"]:
                 print(f"WRONG: {row}", flush=True)
             yield row
+    for rows, vocabulary in ((5, 301),) if bench.tiny else ((64, 50_257), (300, 128_257)):
+        yield _transport_row(bench, rows, vocabulary)
+
+
+def _transport_row(bench: Bench, rows: int, vocabulary: int) -> Row:
+    """The distances, and their transport plan, in float32 against float64: values and gradients."""
+    low, exact = _leaves(
+        (bench.normal(rows, 64, dtype=torch.float32), True),
+        (bench.normal(vocabulary, 64, dtype=torch.float32, std=0.05), True),
+        (bench.normal(rows, 48, dtype=torch.float32).flip(0), False),
+        (bench.normal(vocabulary, 48, dtype=torch.float32, std=0.05).flip(0), False),
+    )
+    with poisoned():
+        distances = pairwise_l1(*low, implementation="triton")
+        plan_ = sinkhorn(distances, epsilon=0.1, iterations=5, implementation="triton")
+    q, p = ((x[0] @ x[1].T / 2).softmax(dim=1) for x in (exact[:2], exact[2:]))
+    costs = torch.cdist(q, p, p=1)
+    scaled = torch.exp(-costs / 0.1)
+    for _ in range(5):
+        scaled = scaled / scaled.sum(dim=1, keepdim=True)
+        scaled = scaled / scaled.sum(dim=0, keepdim=True)
+    found = _errors(
+        {"cost": (plan_.cost, (scaled * costs).sum()), "distances": (distances, costs)}, low, exact
+    )
+    worst = max(found.values())
+    row = {"name": f"transport {rows} {vocabulary}", "worst": worst, "right": worst < 1e-3, **found}
+    if not row["right"]:
+        print(f"WRONG: {row}", flush=True)
+    return row
 
 
 @contextmanager

@@ -79,6 +79,15 @@ def liger(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return loss(weight, hidden.view(pairs, -1, hidden.size(1)), labels.view(pairs, -1))[0]
 
 
+def torchs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """PyTorch's own, chunked; from 2.13 on."""
+    from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+
+    return -torch.nn.functional.linear_cross_entropy(
+        hidden, weight, labels, reduction="sum", options=LinearCrossEntropyOptions()
+    )
+
+
 def cut_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Apple's, on a GPU."""
     from cut_cross_entropy import linear_cross_entropy
@@ -97,6 +106,7 @@ CONTENDERS: dict[str, Callable[..., Tensor]] = {
     "materialised": materialised,
     "trl": trl,
     "liger": liger,
+    "torch": torchs,
     "cut_cross_entropy": cut_cross_entropy,
     "alignkit": alignkit,
 }

@@ -28,7 +28,7 @@ def test_quick_run_measures_every_op() -> None:
     assert printed.count("alignkit") >= len(OPS)
 
 
-SAME = {"trl": "materialised", "alignkit": "materialised"}
+SAME = {"trl": "materialised", "torch": "materialised", "alignkit": "materialised"}
 """What computes the same as what, but for the ops below. Liger's on a CPU computes another loss, and says so."""
 SAME_OF = {
     "linear_divergence": {
