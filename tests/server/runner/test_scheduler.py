@@ -252,7 +252,7 @@ def test_places_are_the_order_of_the_turns_to_come(database: Database) -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=4, max_size=4), max_size=4), st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_places_come_true(shared: Database, arrivals: list[list[int]], done: int) -> None:
     with shared.writing() as session:
         session.execute(delete(Job))
