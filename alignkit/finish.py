@@ -25,6 +25,7 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
         with phase("after", "Changing the trained weights", folder, phases):
             apply_steps(trainer, guard, recipe, folder)
             metrics = final_metrics(trainer, step, again=True)
+    gap = measure_formats(trainer, recipe, folder, phases)
     with phase("saving", "Saving the result", folder, phases):
         save(trainer, recipe, folder, metrics, of_step(step, trainer.state.global_step, best))
     with phase("canary", "Measuring what the served model must answer", folder, phases):
@@ -43,6 +44,7 @@ def finish(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder, started:
             "phases": phases,
             "metrics": metrics,
             **({} if tuned is None else {"tuned": tuned}),
+            **({} if gap is None else {"elastic": gap}),
         }
         write_json(folder.result, result)
         print(f"Finished in {result['seconds']:.0f} s: {folder.path}", flush=True)
@@ -90,6 +92,24 @@ def settle_options(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) 
     starts = ((name, getattr(recipe.method, name), value) for name, value in found.items())
     shown = ", ".join(f"{name} from {start:g} to {value:.4g}" for name, start, value in starts)
     run.report(f"Tuned {shown}")
+    return found
+
+
+def measure_formats(
+    trainer: Any, recipe: Recipe, folder: RunFolder, phases: dict[str, float]
+) -> dict[str, float] | None:
+    """Held-out loss as trained and in each format of `elastic`, also as an event; None without `elastic`."""
+    from alignkit.trainers.elastic import measured_gap  # saves transformers at start-up
+    from alignkit.trainers.scoring import published
+
+    if recipe.elastic is None:
+        return None
+    with phase("elastic", "Measuring the adapter over quantised weights", folder, phases):
+        model = published(trainer.model, trainer.accelerator)
+        found = measured_gap(trainer, model, list(recipe.elastic.formats))
+    if is_main_process():
+        shown = ", ".join(f"{name} {loss:.4g}" for name, loss in found.items())
+        folder.emit(f"Held-out loss {shown}", data=found)
     return found
 
 

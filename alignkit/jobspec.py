@@ -96,6 +96,7 @@ def recipe_for_job(
                 "method": method_section,
                 "terms": _terms(resolved, spec, prefix, resolve_model),
                 "tune": resolved.get(TUNE),
+                "elastic": resolved["elastic"],
                 "lora": _lora_section(resolved, shared["lora"]),
                 "training": shared["training"]
                 | _training_section(resolved, spec.learning_rate)
@@ -153,7 +154,7 @@ def _as_job_names_it(issue: FieldIssue, prefix: str) -> FieldIssue:
     names = {f"{section}.{name}": given for given, (section, name) in shared_options().items()}
     if issue.path in names:
         return FieldIssue(f"{prefix}.{names[issue.path]}", issue.message)
-    if issue.path == TUNE or issue.path.startswith(("terms.", f"{TUNE}.")):
+    if issue.path.partition(".")[0] in {TERMS, TUNE, "elastic"}:
         return FieldIssue(f"{prefix}.{issue.path}", issue.message)
     return FieldIssue(prefix, issue.message) if issue.path in {"model", "lora", "training"} else issue
 

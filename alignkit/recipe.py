@@ -27,6 +27,7 @@ from alignkit.schema import Section, field_issues, one_a_field, refused, refused
 from alignkit.sections import (
     CollapseGuardSection,
     DataSection,
+    Elastic,
     LoraSection,
     ModelSection,
     TrainingSection,
@@ -80,6 +81,10 @@ class Recipe(Section):
     )
     tune: Tune = Field(
         None, description="options of the method that the run tunes by itself, such as [beta]; null: none"
+    )
+    elastic: Elastic = Field(
+        None,
+        description="formats that the adapter will be served in, such as [nf4, int8, fp8]; null: as trained",
     )
     lora: LoraSection | None = Field(default_factory=LoraSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
@@ -187,6 +192,21 @@ class Recipe(Section):
                 [(("terms", at, *filter(None, [issue.path])), issue.message) for at, issue in issues],
                 self.terms,
             )
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_is_possible(self) -> Self:
+        if self.elastic is None:
+            return self
+        if self.lora is None:
+            raise ValueError("elastic: expected lora over frozen weights, found null, which trains all")
+        if self.model.quantization is not None:
+            raise ValueError(
+                f"elastic: expected without model.quantization, found {self.model.quantization}: its weights are "
+                "quantised already"
+            )
+        if self.data.validation is None:
+            raise ValueError("elastic: expected data.validation, on which the gap of each format is measured")
         return self
 
     @model_validator(mode="after")

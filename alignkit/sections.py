@@ -358,6 +358,37 @@ Tune = Annotated[TuneSection | None, BeforeValidator(_named_options)]
 """A `TuneSection`, or a list of the options it tunes."""
 
 
+Format = Literal["nf4", "int8", "fp8"]
+"""A format in which a server holds the frozen weights."""
+
+
+class ElasticSection(Section):
+    """Training for a server that quantises the frozen weights. A list names the formats."""
+
+    formats: list[Format] = Field(
+        min_length=1, max_length=3, description="formats that the adapter will be served in"
+    )
+    strength: float = Field(
+        1.0, ge=0, le=4, description="width of the noise in half steps of the format; 0: none, the plain run"
+    )
+
+    @field_validator("formats")
+    @classmethod
+    def _each_once(cls, formats: list[Format]) -> list[Format]:
+        if len(set(formats)) < len(formats):
+            raise ValueError(f"expected each format once, found {', '.join(formats)}")
+        return formats
+
+
+def _named_formats(value: object) -> object:
+    """Turn a list of formats into a section."""
+    return {"formats": value} if isinstance(value, list) else value
+
+
+Elastic = Annotated[ElasticSection | None, BeforeValidator(_named_formats)]
+"""An `ElasticSection`, or a list of its formats."""
+
+
 class RunSections(Protocol):
     """The sections of a recipe that a method may read. `alignkit.recipe.Recipe` implements it."""
 

@@ -141,12 +141,13 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     from alignkit.run.progress import ProgressCallback
     from alignkit.tracker_callbacks import tracker_callbacks
     from alignkit.trainers.building import RunContext, build, datasets
+    from alignkit.trainers.elastic import noise_callbacks
     from alignkit.trainers.nested_ranks import nested_callbacks
     from alignkit.trainers.orthogonal_gradient import gradient_callbacks
 
     set_seed(recipe.seed)
     callbacks = [ProgressCallback(folder), *(tracker_callbacks(recipe, folder) if is_main_process() else [])]
-    callbacks += [*gradient_callbacks(recipe), *nested_callbacks(recipe)]
+    callbacks += [*gradient_callbacks(recipe), *nested_callbacks(recipe), *noise_callbacks(recipe)]
     tokenizer = load_tokenizer(recipe)
     data = datasets(recipe, tokenizer, folder)  # a bad row is reported before weights are loaded
     model = load_model(recipe)

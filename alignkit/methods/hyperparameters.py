@@ -14,7 +14,7 @@ from alignkit.methods.base import Method
 from alignkit.methods.preference import PairMethod
 from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mark_of
 from alignkit.schema import Section
-from alignkit.sections import Auto, LoraSection, ModelSection, TrainingSection, Tune
+from alignkit.sections import Auto, Elastic, LoraSection, ModelSection, TrainingSection, Tune
 
 NAMED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 """A name that cannot be a path, so a client cannot reach other files of the server."""
@@ -154,6 +154,9 @@ class Hyperparameters(_shared_base()):  # type: ignore[misc]  # a base made from
         None, description="the adapters are scaled by lora_alpha / lora_rank; default: 2 x lora_rank"
     )
 
+    elastic: Elastic = Field(
+        None, description="formats that the adapter will be served in, such as [nf4, int8, fp8]"
+    )
     after: Annotated[list[Step], Field(max_length=4)] | None = Field(
         None, description="steps after training, in order, such as [{type: interpolate, amount: 0.5}]"
     )

@@ -13,6 +13,7 @@ import torch
 from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.extras import missing
 from alignkit.models.chat_templates import read_template
+from alignkit.models.loading import QUANTIZATIONS
 from alignkit.models.trainable import config_of, length_within, require_trainable
 from alignkit.recipe import Recipe
 from alignkit.sharding import SHARES_WEIGHTS, sharding
@@ -58,10 +59,7 @@ def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
             f"orthogonal needs whole matrices, which the flat shards of {sharded} are not; expected plain, or one "
             "process or ddp",
         )
-    if recipe.tune is not None:
-        yield FieldIssue(
-            "tune", f"tuning needs whole weights and gradients: expected one process or ddp, found {sharded}"
-        )
+    yield from _needs_whole_weights(sharded, recipe)
     if sharded in SHARES_WEIGHTS:
         for at, term in enumerate(recipe.terms):
             if term.effect == "parameters":
@@ -69,6 +67,19 @@ def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
     if recipe.model.quantization is not None and sharded in SHARES_WEIGHTS:
         yield FieldIssue(
             "model.quantization", f"expected ddp, zero1 or zero2 with quantised weights, found {sharded}"
+        )
+
+
+def _needs_whole_weights(sharded: str, recipe: Recipe) -> Iterator[FieldIssue]:
+    """The sections that are not possible where processes share weights or gradients."""
+    if recipe.elastic is not None and sharded in SHARES_WEIGHTS:
+        yield FieldIssue(
+            "elastic",
+            f"noise needs whole weights in each process: expected ddp, zero1 or zero2, found {sharded}",
+        )
+    if recipe.tune is not None:
+        yield FieldIssue(
+            "tune", f"tuning needs whole weights and gradients: expected one process or ddp, found {sharded}"
         )
 
 
@@ -162,6 +173,12 @@ def _quantization(recipe: Recipe) -> Iterator[FieldIssue]:
         )
 
 
+def _elastic(recipe: Recipe) -> Iterator[FieldIssue]:
+    formats = [] if recipe.elastic is None else recipe.elastic.formats
+    if (named := [name for name in formats if name in QUANTIZATIONS]) and not _bitsandbytes():
+        yield FieldIssue("elastic", missing("bitsandbytes", extra="quantized", purpose=", ".join(named)))
+
+
 def _sharded(recipe: Recipe) -> Iterator[FieldIssue]:
     yield from refused_under(sharding(), recipe)
 
@@ -182,5 +199,6 @@ CHECKS: tuple[Callable[[Recipe], Iterator[FieldIssue]], ...] = (
     _attention,
     _optimizer,
     _quantization,
+    _elastic,
     _sharded,
 )
