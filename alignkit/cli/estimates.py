@@ -30,11 +30,19 @@ def estimate(
     rows: Annotated[
         int | None, typer.Option(min=1, help="number of rows, if the data file is missing or incomplete")
     ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(min=0, envvar="ALIGNKIT_PRICE_PER_GPU_HOUR", help="what an hour of a device costs"),
+    ] = None,
+    currency: Annotated[
+        str, typer.Option(envvar="ALIGNKIT_CURRENCY", help="currency of the price, as it is shown")
+    ] = "USD",
     as_json: Annotated[
-        bool, output.as_json("{smallest, estimates}, both with the memory, time and disk of a configuration")
+        bool,
+        output.as_json("{smallest, estimates}, both with the memory, time, cost and disk of a configuration"),
     ] = False,
 ) -> None:
-    """Estimate a run's memory by kind, time, disk and tokens, and the smallest configuration that fits."""
+    """Estimate a run's memory by kind, time, cost, disk and tokens, and the smallest configuration that fits."""
     from alignkit import estimate as library  # saves torch at start-up
     from alignkit.recipe import Recipe
 
@@ -47,13 +55,16 @@ def estimate(
     else:
         found = [library.estimate(run, lengths, device=device, count=count, stage=stage)]
     if as_json:
-        whole = {"smallest": _whole(least) if least else None, "estimates": [_whole(one) for one in found]}
+        whole = {
+            "smallest": _whole(least, price) if least else None,
+            "estimates": [_whole(one, price) for one in found],
+        }
         output.show_json(whole)
         return
     for line in _about(found[0]):
         output.say(line)
     output.show(_memory_table(found))
-    output.show(_time_table(found))
+    output.show(_time_table(found, price, currency))
     output.say(_smallest(least, device))
 
 
@@ -73,9 +84,15 @@ def _fewest(
     return found.devices
 
 
-def _whole(one: "Estimate") -> dict[str, Any]:
+def _cost(one: "Estimate", price: float | None) -> float | None:
+    """The whole run on all its devices; None without a price or a number of steps."""
+    return None if price is None or one.seconds is None else one.seconds / 3600 * one.devices * price
+
+
+def _whole(one: "Estimate", price: float | None) -> dict[str, Any]:
     values = asdict(one)
     return values | {
+        "cost": _cost(one, price),
         "fits": one.fits,
         "trainable": one.trainable,
         "step_seconds": values["step_seconds"] | {"step": one.step_seconds.step},
@@ -123,7 +140,7 @@ def _memory_table(found: "list[Estimate]") -> Table:
     return table
 
 
-def _time_table(found: "list[Estimate]") -> Table:
+def _time_table(found: "list[Estimate]", price: float | None, currency: str) -> Table:
     table = _table("seconds per step; communication overlaps with computation", found)
     for part in found[0].step_seconds.computing:
         table.add_row(part, *(f"{one.step_seconds.computing[part]:.3g}" for one in found))
@@ -137,6 +154,9 @@ def _time_table(found: "list[Estimate]") -> Table:
     table.add_row(
         "whole run", *("?" if one.seconds is None else output.duration(one.seconds) for one in found)
     )
+    if price is not None:
+        costs = (_cost(one, price) for one in found)
+        table.add_row("cost", *("?" if cost is None else output.money(cost, currency) for cost in costs))
     return table
 
 

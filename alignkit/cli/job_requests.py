@@ -78,7 +78,7 @@ def estimate(
     param: Parameters = None,
     as_json: Annotated[bool, output.as_json("the API's estimate object")] = False,
 ) -> None:
-    """Estimate a job's steps, tokens, time and memory at the service, without creating it."""
+    """Estimate a job's steps, tokens, time, cost and memory at the service, without creating it."""
     rest = method_of(method, param, validation_share, validation_file)
     client = service.connect()
     with _uploaded(client, training_file, validation_file, keep=False) as files:
@@ -95,12 +95,19 @@ def estimate(
             ("steps", f"{found['steps']:,}"),
             ("tokens", f"{found['tokens']:,}"),
             ("time", "unknown" if seconds is None else f"{output.duration(seconds)}, by {basis}"),
+            ("cost", _cost(found["cost"]) if found.get("cost") else ""),
             ("queue", f"{found['queue_position']}. if created now"),
             ("memory", _memory(memory) if memory else "not estimated"),
             ("checkpoint", output.size(memory["checkpoint_bytes"]) if memory else ""),
             ("fits", {True: "yes", False: "no", None: ""}[found["fits"]]),
         ]
     )
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    amount, price = (output.money(cost[name], cost["currency"]) for name in ("amount", "per_gpu_hour"))
+    each = f" for each of {cost['gpus']} GPUs" if cost["gpus"] > 1 else ""
+    return f"{amount}, at {price} an hour{each}"
 
 
 def _memory(memory: dict[str, Any]) -> str:

@@ -125,6 +125,11 @@ def moment(at: float | None) -> str:
     return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
+def money(amount: float, currency: str) -> str:
+    """An amount of money: with cents, or two significant digits of less than a cent."""
+    return f"{amount:,.2f} {currency}" if amount >= 0.01 or amount == 0 else f"{amount:.2g} {currency}"
+
+
 def number(value: float | None) -> str:
     """A measure with four digits; "-" for one that was not finite."""
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -193,6 +193,10 @@ class Settings(BaseSettings):
         description="training jobs that run at once; by default as many as the GPUs hold, without a GPU one",
     )
     gpus_per_job: int = Field(1, ge=1, description="GPUs of a job that does not say `gpus`; local executor")
+    price_per_gpu_hour: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="what an hour of a GPU costs; estimates then have a cost"
+    )
+    currency: str = Field("USD", pattern=r"^\S{1,8}$", description="currency of the price, as it is shown")
     max_file_bytes: int = Field(512 * 2**20, ge=1, description="maximum size of a file in one request")
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="maximum size of an upload in parts")
     max_part_bytes: int = Field(64 * 2**20, ge=1, description="maximum size of one part of an upload")

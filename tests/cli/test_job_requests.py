@@ -1,5 +1,6 @@
 """`alignkit jobs submit | estimate`, and how their options become a request."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from alignkit.cli import job_requests
 from alignkit.cli.job_requests import integration_of
 from alignkit.errors import AlignkitError
 from tests.cli.conftest import Run
-from tests.server.support import BASE_MODEL, pairs, upload
+from tests.server.support import BASE_MODEL, Running, pairs, upload
 
 SUBMIT = ("jobs", "submit", "pairs.jsonl", "--model", BASE_MODEL)
 
@@ -94,6 +95,14 @@ def test_a_job_is_estimated_and_nothing_stays(client: OpenAI, run: Run) -> None:
     assert client.fine_tuning.jobs.list().data == []
     assert "(method.f_dpo.hyperparameters.beta)" in run(*command, "-p", "beta=9").stderr
     assert client.files.list().data == []
+
+
+def test_an_estimate_shows_the_cost_where_the_service_has_a_price(
+    service: Running, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.settings, "price_per_gpu_hour", 2.5)
+    shown = run("jobs", "estimate", "pairs.jsonl", "--model", BASE_MODEL)
+    assert re.search(r"^cost +\S+ USD, at 2\.50 USD an hour$", shown.stdout, re.MULTILINE), shown
 
 
 def test_integrations_are_read_from_words() -> None:

@@ -47,3 +47,8 @@ def test_a_table_in_a_pipe_has_one_line_a_row(
     assert ("long " * 100).strip() in shown
     assert "[red]x" in shown
     assert len(shown.splitlines()) == 6
+
+
+def test_money_of_less_than_a_cent_keeps_two_digits() -> None:
+    amounts = [output.money(amount, "EUR") for amount in (1234.5, 0, 0.00123)]
+    assert amounts == ["1,234.50 EUR", "0.00 EUR", "0.0012 EUR"]

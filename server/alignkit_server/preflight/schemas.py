@@ -62,6 +62,15 @@ class MemoryObject(BaseModel):
     checkpoint_bytes: int = Field(description="size on disk of each checkpoint")
 
 
+class CostObject(BaseModel):
+    """What a job costs at the service's price for an hour of a GPU."""
+
+    amount: float = Field(description="seconds / 3600 * gpus * per_gpu_hour")
+    currency: str
+    per_gpu_hour: float
+    gpus: int = Field(description="GPUs of the job; 1 if it trains on the CPU")
+
+
 class EstimateObject(BaseModel):
     """The amount of training, its memory on the training device, and its time judged by earlier jobs."""
 
@@ -79,6 +88,9 @@ class EstimateObject(BaseModel):
         "for an unsupported model"
     )
     based_on_jobs: int
+    cost: CostObject | None = Field(
+        description="null if seconds is null, or the service has no price (ALIGNKIT_PRICE_PER_GPU_HOUR)"
+    )
     queue_position: int = Field(description="position in the queue if created now")
     memory: MemoryObject | None = Field(
         description="null if no row is trained on, or the model's architecture is not supported"

@@ -11,7 +11,7 @@ from alignkit.errors import DataError
 from alignkit.recipe import Recipe
 from alignkit_server.children import work
 from alignkit_server.errors import ApiError
-from alignkit_server.executors.registry import job_device
+from alignkit_server.executors.registry import gpus_of, job_device
 from alignkit_server.jobs.data_files import naming_model
 from alignkit_server.jobs.preparation import PreparedJob
 from alignkit_server.jobs.queue import waiting
@@ -19,6 +19,7 @@ from alignkit_server.jobs.repository import JobRepository
 from alignkit_server.keys.service import Principal
 from alignkit_server.pools.file_check_pool import on_file
 from alignkit_server.preflight.schemas import (
+    CostObject,
     EstimateObject,
     MemoryObject,
     PreviewObject,
@@ -26,6 +27,7 @@ from alignkit_server.preflight.schemas import (
     PreviewRow,
 )
 from alignkit_server.services import Services
+from alignkit_server.settings import Settings
 
 SAMPLE_ROWS = 2000
 """Number of rows whose tokens are counted: enough for a mean, few enough for a request."""
@@ -53,14 +55,16 @@ def estimate(prepared: PreparedJob, project: Principal, services: Services) -> E
         jobs = JobRepository(session, project.project_id)
         rates = jobs.rates(prepared.base_model, prepared.method)
         place = waiting(session) + 1
+    seconds = _seconds(tokens, rates, found)
     return EstimateObject(
         rows=rows,
         sampled_rows=sampled,
         dropped_rows=max(0, rows - kept),
         steps=steps or 0,
         tokens=tokens,
-        seconds=_seconds(tokens, rates, found),
+        seconds=seconds,
         based_on_jobs=len(rates),
+        cost=_cost(seconds, gpus_of(prepared.recipe, services.settings), services.settings),
         queue_position=place,
         memory=_memory(found) if found else None,
         fits=found.fits if found else None,
@@ -83,6 +87,15 @@ def _seconds(tokens: int, rates: Sequence[float], found: library.Estimate | None
     if rates:
         return round(tokens / median(rates), 1)
     return None if found is None or found.seconds is None else round(found.seconds, 3)
+
+
+def _cost(seconds: float | None, gpus: int, settings: Settings) -> CostObject | None:
+    """The cost of so many seconds on so many GPUs; None without a price or a time."""
+    price = settings.price_per_gpu_hour
+    if price is None or seconds is None:
+        return None
+    amount = seconds / 3600 * gpus * price
+    return CostObject(amount=amount, currency=settings.currency, per_gpu_hour=price, gpus=gpus)
 
 
 def _memory(found: library.Estimate) -> MemoryObject:

@@ -22,7 +22,10 @@ def choose_file(page: Page, content: bytes, name: str = "pairs.jsonl") -> None:
     expect(page.get_by_label("Training file", exact=True)).to_contain_text(name)
 
 
-def test_rows_and_cost_are_shown_before_it_starts(key: str, visitor: Visitor) -> None:
+def test_rows_and_cost_are_shown_before_it_starts(
+    service: Running, key: str, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.settings, "price_per_gpu_hour", 2.5)
     page = visitor.signed_in(key, "#/new")
     choose_file(page, pairs(8))
     first = page.get_by_role("article", name="Row 1", exact=True)
@@ -33,6 +36,8 @@ def test_rows_and_cost_are_shown_before_it_starts(key: str, visitor: Visitor) ->
     forecast = page.get_by_role("region", name="What it takes")
     expect(forecast).to_contain_text("Rows")
     expect(forecast).to_contain_text("under 1 s, by the device's data sheet")
+    expect(forecast).to_contain_text(re.compile(r"\d USD, at 2\.50 USD an hour"))
+    expect(forecast).to_contain_text("Peak memory")
     page.get_by_role("button", name="Later rows").click()
     expect(page.get_by_role("article", name="Row 4", exact=True)).to_be_visible()
     assert violations(page) == []

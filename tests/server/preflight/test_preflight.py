@@ -170,6 +170,21 @@ def test_an_estimate_of_time_is_what_earlier_jobs_took(
     assert other["based_on_jobs"] == 0
 
 
+def test_a_job_costs_its_time_on_its_gpus_at_the_price_of_the_service(
+    service: Running, client: OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = {"training_file": upload(client, pairs(10))}
+    assert ask(http, "jobs/estimate", **request)["cost"] is None
+    monkeypatch.setattr(service.settings, "price_per_gpu_hour", 3.6e6)
+    monkeypatch.setattr(service.settings, "currency", "EUR")
+    monkeypatch.setattr("alignkit_server.preflight.service.gpus_of", lambda *_: 4)
+    found = ask(http, "jobs/estimate", **request)
+    told = {"currency": "EUR", "per_gpu_hour": 3.6e6, "gpus": 4}
+    assert found["cost"] == told | {"amount": pytest.approx(4000 * found["seconds"])}
+    timeless = ask(http, "jobs/estimate", **request, method=method(max_length=16))
+    assert (timeless["seconds"], timeless["cost"]) == (None, None)
+
+
 def test_a_large_file_is_sampled(client: OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignkit_server.preflight.service.SAMPLE_ROWS", 5)
     row = json.loads(pairs(1))

@@ -1,6 +1,7 @@
 // Numbers, sizes and times as people read them.
 
 const COUNT = new Intl.NumberFormat("en");
+const MONEY = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 const DATE = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
 const UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"];
 
@@ -36,6 +37,12 @@ export function duration(seconds) {
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   if (whole < 86_400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
   return `${Math.floor(whole / 86_400)} d ${Math.floor((whole % 86_400) / 3600)} h`;
+}
+
+/** An amount of money: with cents, or two digits of less than a cent. */
+export function money(amount, currency) {
+  const shown = amount >= 0.01 || amount === 0 ? MONEY.format(amount) : String(Number(amount.toPrecision(2)));
+  return `${shown} ${currency}`;
 }
 
 /** A moment, given in seconds since 1970. */

@@ -1,5 +1,5 @@
 // What a job object says, in words.
-import { duration, now } from "./format.js";
+import { duration, money, now } from "./format.js";
 
 const OVER = new Set(["succeeded", "failed", "cancelled"]);
 export const STATUSES = ["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"];
@@ -22,6 +22,13 @@ export function outlook(job) {
 export function timeOf({ seconds, based_on_jobs: jobs }) {
   if (seconds === null) return "unknown: no earlier job of its kind";
   return `${duration(seconds)}, by ${jobs === 0 ? "the device's data sheet" : jobs === 1 ? "one earlier job" : `${jobs} earlier jobs`}`;
+}
+
+/** What an estimate expects a job to cost; "" where the service has no price. */
+export function costOf({ cost }) {
+  if (!cost) return "";
+  const hour = `${money(cost.per_gpu_hour, cost.currency)} an hour`;
+  return `${money(cost.amount, cost.currency)}, at ${hour}${cost.gpus > 1 ? ` for each of ${cost.gpus} GPUs` : ""}`;
 }
 
 /** What can be done with a job in its status: [label, path, confirmation]. */

@@ -112,6 +112,7 @@ function Estimate({ job, messages, steps }) {
   const took = job.finished_at && began ? job.finished_at - began : null;
   const rows = [
     ["Time", timeOf(found), duration(took)],
+    ...(found.cost ? [["Cost", costOf(found), took ? costOf({ cost: { ...found.cost, amount: (took / 3600) * found.cost.gpus * found.cost.per_gpu_hour } }) : ""]] : []),
     ["Tokens", count(found.tokens), count(job.trained_tokens)],
     ["Steps", count(found.steps), count(steps?.step)],
     ["Peak memory", found.memory ? `${bytes(found.memory.peak_bytes)} of ${bytes(found.memory.available_bytes)}` : "not estimated", ""],

@@ -1,10 +1,10 @@
 // What is known of a job before it starts.
 import { bytes, count, words } from "../lib/format.js";
-import { timeOf } from "../lib/jobs.js";
+import { costOf, timeOf } from "../lib/jobs.js";
 import { html } from "../lib/ui.js";
 import { Facts } from "./common.js";
 
-/** Rows, steps, tokens, time and memory. */
+/** Rows, steps, tokens, time, cost and memory. */
 export function Forecast({ found }) {
   const { memory } = found;
   return html`
@@ -15,6 +15,7 @@ export function Forecast({ found }) {
       ["Steps", count(found.steps)],
       ["Tokens", count(found.tokens)],
       ["Time", timeOf(found)],
+      ["Cost", costOf(found)],
       ["Place in the queue", count(found.queue_position)],
       ["Peak memory", memory ? `${bytes(memory.peak_bytes)} of ${bytes(memory.available_bytes)} (${memory.device})` : "not estimated for this model"],
       ["Trained parameters", memory && count(memory.trainable_parameters)],
