@@ -85,6 +85,8 @@ def show(job_id: JobId, as_json: Annotated[bool, output.as_json("the API's job o
             ("created", output.moment(job["created_at"])),
             ("finished", output.moment(job["finished_at"])),
             ("trained tokens", "" if tokens is None else f"{tokens:,}"),
+            ("ran", output.duration(job["usage"]["run_seconds"]) if job["usage"]["run_seconds"] else ""),
+            ("peak memory", output.size(job["usage"]["peak_memory_bytes"])),
             ("seed", str(job["seed"])),
             ("result files", " ".join(job["result_files"])),
             ("integrations", " ".join(one["type"] for one in job["integrations"] or ())),

@@ -37,6 +37,13 @@ def read(folder: RunFolder) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def peak_bytes(folder: RunFolder) -> int | None:
+    """Peak memory of the training process, as `Meter` measured it; None before training has ended."""
+    measured = read(folder).get("measured")
+    found = measured.get("peak_bytes") if isinstance(measured, dict) else None
+    return found if isinstance(found, int) and 0 < found < 2**63 else None
+
+
 def environment() -> dict[str, str]:
     """What this process runs on, by name: versions, device, cores, memory, processes. Names no host and no user."""
     gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]

@@ -50,6 +50,7 @@ def test_a_job_is_shown_as_the_api_gives_it(service: Running, client: OpenAI, ru
     assert lines["status"].startswith("succeeded · took ")
     assert (lines["model"], lines["fine-tuned model"]) == (BASE_MODEL, name)
     assert (lines["trained tokens"], lines["team"]) == ("12,345", "a")
+    assert lines["peak memory"] == "1.5 GiB"
     assert "  beta " in shown.stdout
     with service.http(key) as http:
         assert run("jobs", "show", job_id, "--json").json == http.get(f"/v1/fine_tuning/jobs/{job_id}").json()

@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from alignkit_server.jobs.schemas import CheckpointObject, EventObject, JobError, JobObject, MethodObject
+from alignkit_server.clock import now
+from alignkit_server.jobs.schemas import (
+    CheckpointObject,
+    EventObject,
+    JobError,
+    JobObject,
+    JobUsage,
+    MethodObject,
+)
 from alignkit_server.tables import Checkpoint, Event, Job
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
@@ -34,6 +42,11 @@ def present_job(job: Job, organization: str, queue_position: int | None) -> JobO
         integrations=_integrations(job),
         metadata=job.labels,
         method=MethodObject.model_validate(method),
+        usage=JobUsage(
+            run_seconds=job.run_seconds + (now() - job.running_since if job.running_since else 0),
+            gpus=job.gpus,
+            peak_memory_bytes=job.peak_bytes,
+        ),
     )
 
 

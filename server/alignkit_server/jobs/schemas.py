@@ -104,6 +104,17 @@ class JobError(BaseModel):
     param: str | None = None
 
 
+class JobUsage(BaseModel):
+    """What a job has taken so far."""
+
+    run_seconds: int = Field(description="seconds of running, without waiting and pauses")
+    gpus: int = Field(description="GPUs that it trains on; 1 if it trains on the CPU")
+    peak_memory_bytes: int | None = Field(
+        description="peak memory of one training process, which an estimate's memory.peak_bytes predicts; on a CPU "
+        "above that at its start; null until training has ended, or if the run keeps no report"
+    )
+
+
 class JobObject(BaseModel):
     """A fine-tuning job."""
 
@@ -127,6 +138,7 @@ class JobObject(BaseModel):
     integrations: list[Integration] | None = None
     metadata: dict[str, str] | None
     method: MethodObject
+    usage: JobUsage
 
 
 class EventObject(BaseModel):

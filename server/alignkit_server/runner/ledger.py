@@ -23,6 +23,7 @@ FIELDS = frozenset(
     {
         "started_at",
         "run_seconds",
+        "peak_bytes",
         "finished_at",
         "error",
         "fine_tuned_model",

@@ -14,6 +14,7 @@ import structlog
 import yaml
 
 from alignkit.recipe import paths_of
+from alignkit.run import facts
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.executors.protocol import ExecutorUnavailableError
@@ -179,6 +180,7 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
         elif services.stopping.wait(POLL_SECONDS):
             raise Detached
     reader.read()
+    _keep_peak(job_id, folder)
     if not is_current(job_id, attempt):
         return Ending("left")
     result = folder.read_result() or {}
@@ -196,6 +198,12 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
     if full and start.after(step_of_last(folder)).fruitless > services.settings.training_restarts:
         raise failure(DISK_FULL, error["message"], folder)
     return _killed(job_id, folder, start, interrupted=result.get("status") == PAUSED)
+
+
+def _keep_peak(job_id: str, folder: RunFolder) -> None:
+    """Store the peak memory that the run measured, if it did."""
+    if (peak := facts.peak_bytes(folder)) is not None:
+        use().ledger.set_fields(job_id, peak_bytes=peak)
 
 
 def step_of_last(folder: RunFolder) -> int:

@@ -45,6 +45,8 @@ class Job(Owned, Base):
     """Seconds of running up to the last stop."""
     gpus: Mapped[int] = mapped_column(server_default="1")
     """GPUs that it trains on, over all nodes; 1 where it trains on none."""
+    peak_bytes: Mapped[int | None]
+    """Peak memory of its training process; null until a start of its training has ended."""
     finished_at: Mapped[int | None]
     estimated_finish: Mapped[int | None]
     attempt: Mapped[int] = mapped_column(server_default="1")

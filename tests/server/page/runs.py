@@ -115,6 +115,7 @@ def finish(service: Running, job_id: str, *, name: str | None = None) -> str:
         "succeeded",
         only_from=("running",),
         fine_tuned_model=name,
+        peak_bytes=3 * 2**29,
         trained_tokens=12_345,
         finished_at=now(),
     )

@@ -238,6 +238,9 @@ class TestOneJob:
         assert "method:" in Path(download.value.path()).read_text(encoding="utf-8")
         page.get_by_role("button", name="Compare with an estimate").click()
         expect(page.get_by_role("table", name=re.compile("Estimate"))).to_contain_text("12,345")
+        expect(
+            page.get_by_role("row", name=re.compile("^Peak memory")).get_by_role("cell").last
+        ).to_have_text("1.5 GiB")
 
     def test_the_log_is_shown_when_asked_for_and_read_again(
         self, service: Running, client: OpenAI, key: str, visitor: Visitor

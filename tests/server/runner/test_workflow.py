@@ -527,3 +527,24 @@ def test_a_short_silence_is_nobodys_business(
     write_json(folder.result, {"status": "succeeded"})
     assert training.watch(job_id) == ("trained", 0)
     assert not [message for message in messages(ledger, job_id) if "answer" in message]
+
+
+@pytest.mark.parametrize(
+    ("facts", "peak"),
+    [
+        ({"measured": {"peak_bytes": 5 * 2**30}}, 5 * 2**30),
+        ({"measured": {"peak_bytes": -1}}, None),
+        ({"measured": {"peak_bytes": "all"}}, None),
+        ({"measured": None}, None),
+        ({}, None),
+    ],
+)
+def test_a_job_that_ends_however_it_does_has_the_peak_that_its_run_measured(
+    ledger: JobLedger, folder: RunFolder, job_id: str, facts: dict[str, Any], peak: int | None
+) -> None:
+    write_json(folder.facts, facts)
+    write_json(folder.result, {"status": "failed", "error": {"code": "no_luck", "message": "No luck."}})
+    with pytest.raises(JobFailedError):
+        training.watch.__wrapped__(job_id)  # type: ignore[attr-defined]
+    with ledger.database.reading() as session:
+        assert session.query(Job).where(Job.id == job_id).one().peak_bytes == peak

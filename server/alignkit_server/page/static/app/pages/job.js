@@ -3,7 +3,7 @@ import { chartsOf } from "../lib/curves.js";
 import { bytes, count, duration, moment } from "../lib/format.js";
 import { useSeen, useSession } from "../lib/hooks.js";
 import { JobFeed } from "../lib/job_feed.js";
-import { actionsOf, isOver, outlook, timeOf } from "../lib/jobs.js";
+import { actionsOf, costOf, isOver, outlook, timeOf } from "../lib/jobs.js";
 import { link } from "../lib/router.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { Answers } from "../parts/answers.js";
@@ -89,18 +89,19 @@ function Overview({ job, state }) {
         ["Validation file", job.validation_file],
         ["Seed", job.seed],
         ["Trained tokens", count(job.trained_tokens)],
+        ["Peak memory", bytes(job.usage.peak_memory_bytes)],
         ["Created", moment(job.created_at)],
         ["Finished", moment(job.finished_at)],
         ...Object.entries(job.metadata ?? {}),
       ]} />
-      ${job.fine_tuned_model && can("inference") && html`<a class="button" href=${link(["playground"], { a: job.model, b: job.fine_tuned_model })}>Chat with it beside ${job.model}</a>`}
-      ${can("train") && html`<${Estimate} job=${job} messages=${state.messages} steps=${state.steps} />`}
+      ${job.fine_tuned_model && can("inference") && html`<div class="row"><a class="button" href=${link(["playground"], { a: job.model, b: job.fine_tuned_model })}>Chat with it beside ${job.model}</a></div>`}
+      ${can("train") && html`<${Estimate} job=${job} steps=${state.steps} />`}
     </section>
   `;
 }
 
 /** What the job was expected to take, beside what it took. Asked for by hand, since the server reads the file for it. */
-function Estimate({ job, messages, steps }) {
+function Estimate({ job, steps }) {
   const { api } = useSession();
   const [found, setFound] = useState(null);
   const ask = async () => {
@@ -108,14 +109,14 @@ function Estimate({ job, messages, steps }) {
     setFound(await api.ask("fine_tuning/jobs/estimate", { model, training_file, validation_file, method }));
   };
   if (!found) return html`<${Action} label="Compare with an estimate" work=${ask} />`;
-  const began = messages.findLast((event) => event.message === "Fine-tuning job started")?.created_at;
-  const took = job.finished_at && began ? job.finished_at - began : null;
+  const { run_seconds: ran, peak_memory_bytes: peak } = job.usage;
+  const took = isOver(job) ? ran : null;
   const rows = [
     ["Time", timeOf(found), duration(took)],
-    ...(found.cost ? [["Cost", costOf(found), took ? costOf({ cost: { ...found.cost, amount: (took / 3600) * found.cost.gpus * found.cost.per_gpu_hour } }) : ""]] : []),
+    ...(found.cost ? [["Cost", costOf(found), took ? costOf({ cost: { ...found.cost, amount: (ran / 3600) * found.cost.gpus * found.cost.per_gpu_hour } }) : ""]] : []),
     ["Tokens", count(found.tokens), count(job.trained_tokens)],
     ["Steps", count(found.steps), count(steps?.step)],
-    ["Peak memory", found.memory ? `${bytes(found.memory.peak_bytes)} of ${bytes(found.memory.available_bytes)}` : "not estimated", ""],
+    ["Peak memory", found.memory ? `${bytes(found.memory.peak_bytes)} of ${bytes(found.memory.available_bytes)}` : "not estimated", bytes(peak)],
   ];
   return html`
     <table class="small">
