@@ -11,6 +11,11 @@ def models_dir(home: Path | None = None) -> Path:
     return service_home(home) / "models"
 
 
+def references_dir(home: Path | None = None) -> Path:
+    """The folder of the references' log-probs of recipes' runs under `home` (default: the service's home)."""
+    return service_home(home) / "references" / "recipes"
+
+
 def find_model(name: str) -> str:
     """The folder of the imported model with this name; any other name, folder or hub id is returned unchanged."""
     imported = models_dir() / name

@@ -22,6 +22,7 @@ from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import OF_TRAINING, Recipe
+from alignkit.run.reference_store import worth_storing
 from alignkit.schema import field_issues, one_a_field
 from alignkit.sections import loaded_dtype
 
@@ -61,6 +62,7 @@ def recipe_for_job(
     report_to: Sequence[Mapping[str, Any]] = (),
     on_gpu: bool | None = None,
     templates: Path | None = None,
+    references: Path | None = None,
 ) -> JobSpec:
     """The recipe of a job. Raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
 
@@ -68,7 +70,7 @@ def recipe_for_job(
     alpha stay, and a fully trained model is trained with all weights. `resolve_model` finds the models that
     hyperparameters name, such as a teacher. `report_to` are the recipe's trackers. `on_gpu` tells whether training
     runs on a GPU; by default, whether this machine has one. `templates` is a folder of chat templates that jobs may
-    name beside TRL's.
+    name beside TRL's. `references` is the folder of the reference's log-probs that the project's jobs share.
     """
     given = parse_hyperparameters(method, hyperparameters)
     spec, prefix = METHODS[method], f"method.{method}.hyperparameters"
@@ -100,7 +102,8 @@ def recipe_for_job(
                 "lora": _lora_section(resolved, shared["lora"]),
                 "training": shared["training"]
                 | _training_section(resolved, spec.learning_rate)
-                | {"report_to": list(report_to)},
+                | {"report_to": list(report_to)}
+                | {"reference_folder": None if references is None else str(references)},
                 "collapse_guard": {"on_collapse": resolved["on_collapse"]},
                 "after": resolved["after"] or [],
                 "seed": seed,
@@ -109,6 +112,10 @@ def recipe_for_job(
         )
     except RecipeError as error:
         raise RecipeError([_as_job_names_it(issue, prefix) for issue in error.issues]) from error
+    if recipe.training.reference_store == "auto":
+        resolved["reference_store"] = "on" if worth_storing(recipe, train_rows) else "off"
+        training = recipe.training.model_copy(update={"reference_store": resolved["reference_store"]})
+        recipe = recipe.model_copy(update={"training": training})
     return JobSpec(recipe, _echoed(recipe, resolved))
 
 

@@ -195,6 +195,11 @@ class TrainingSection(Section):
     save_steps: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="steps between checkpoints; default: at the end of each epoch"
     )
+    pause_at: Annotated[int | None, MAY_CHANGE] = Field(
+        None,
+        ge=1,
+        description="step after which the run evaluates, saves and pauses, so that it can be resumed",
+    )
     save_total_limit: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="checkpoints that are kept: the newest ones and the best; default: all"
     )
@@ -208,6 +213,16 @@ class TrainingSection(Section):
     )
     early_stopping: Annotated[EarlyStoppingSection | None, MAY_CHANGE, InJobs()] = Field(
         None, description="stop once best_metric stops getting better; null: train all steps"
+    )
+    reference_store: Annotated[Auto | Literal["on", "off"], MAY_CHANGE, InJobs(default="auto")] = Field(
+        "auto",
+        description="keep the reference's log-probs for later epochs and runs; auto: where a run reads each row at "
+        "least once; off: score them at every step",
+    )
+    reference_folder: Annotated[str | None, MAY_CHANGE] = Field(
+        None,
+        min_length=1,
+        description="folder of the stored log-probs; default: references in alignkit's home",
     )
     report_to: list[Tracker] = Field(
         default_factory=list,

@@ -16,9 +16,12 @@ from alignkit.estimate import EstimateError, lengths_of
 from alignkit.estimate.devices import visible
 from alignkit.estimate.fitting import AUTO, fit, has_auto, without_estimate
 from alignkit.hardware import has_amx
+from alignkit.models.weights_digest import dropouts_of
 from alignkit.precision import WORTHWHILE, Row, choose
 from alignkit.recipe import Recipe
+from alignkit.run.checkpoints import newest_first
 from alignkit.run.folder import RunFolder, write_json
+from alignkit.run.reference_store import has_reference, worth_storing
 from alignkit.sharding import sharding
 
 PROBE_ROWS = 4
@@ -27,7 +30,13 @@ STAGES = {None: None, "ZeRO-1": "zero1", "ZeRO-2": "zero2", "ZeRO-3": "zero3", "
 """Kind of sharding -> the stage of an estimate."""
 _SETTLED = {
     "model": ("dtype", "attn_implementation"),
-    "training": ("micro_batch_size", "gradient_checkpointing", "eval_batch_size", "mixed_precision"),
+    "training": (
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "eval_batch_size",
+        "mixed_precision",
+        "reference_store",
+    ),
 }
 
 
@@ -39,6 +48,8 @@ def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Re
     """
     kept = _read(folder) if resume else {}
     recipe = _with_kept(recipe, kept)
+    if resume and recipe.training.reference_store == AUTO and newest_first(folder.checkpoints):
+        recipe = _with_store(recipe, "off")  # the run began before there was a store
     if not has_auto(recipe):
         return recipe
     stage, count = STAGES[sharding()], int(os.environ.get("WORLD_SIZE", "1"))
@@ -90,6 +101,37 @@ def settle_precision(recipe: Recipe, model: Any, tokenizer: Any, folder: RunFold
         print(sentence, flush=True)
         folder.emit(sentence, data={"mixed_precision": way})
     return recipe
+
+
+def settle_references(recipe: Recipe, model: Any, rows: int, folder: RunFolder, *, main: bool) -> Recipe:
+    """Decide whether the run stores the reference's log-probs; one that cannot says why and scores at every step.
+
+    `rows` is the number of training rows.
+    """
+    given = recipe.training.reference_store
+    wanted = worth_storing(recipe, rows) if given == AUTO else given == "on" and has_reference(recipe)
+    why_not = _no_store(model) if wanted else None
+    value = "on" if wanted and why_not is None else "off"
+    recipe = _with_store(recipe, value)
+    if main and value != given:
+        keep(recipe, folder)
+        if why_not is not None:
+            folder.emit(f"The reference is scored at every step: {why_not}")
+    return recipe
+
+
+def _no_store(model: Any) -> str | None:
+    """Why the reference's log-probs of this run cannot be computed before its first step; None if they can."""
+    if sharding() is not None:
+        return f"{sharding()} shards the weights, which then run only inside training"
+    if dropouts := dropouts_of(model):
+        return f"it has dropout ({', '.join(dropouts[:3])}), so no two of its log-probs are equal"
+    return None
+
+
+def _with_store(recipe: Recipe, value: str) -> Recipe:
+    training = recipe.training.model_copy(update={"reference_store": value})
+    return recipe.model_copy(update={"training": training})
 
 
 def probe_rows(recipe: Recipe, tokenizer: Any) -> list[Row]:

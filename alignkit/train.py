@@ -30,7 +30,7 @@ from alignkit.run.environment_checks import require, settle_length
 from alignkit.run.failures import explain, lost_a_peer, report_failure
 from alignkit.run.folder import RunFolder, newest, write_json
 from alignkit.run.resume_guard import origin_of, refusal
-from alignkit.settling import halve, settle, settle_precision
+from alignkit.settling import halve, settle, settle_precision, settle_references
 from alignkit.sharding import SHARES_WEIGHTS, is_main_process, sharding
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
@@ -112,7 +112,8 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
     use_all_cores()
     started = time.monotonic()
     try:
-        with pausing_on_sigterm() as pause:
+        evaluates = recipe.data.validation is not None
+        with pausing_on_sigterm(recipe.training.pause_at, evaluates=evaluates) as pause:
             require(recipe)
             recipe = settle(recipe, folder, resume=resume, main=is_main_process())
             trainer = build_trainer(recipe, folder)
@@ -152,6 +153,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     data = datasets(recipe, tokenizer, folder)  # a bad row is reported before weights are loaded
     model = load_model(recipe)
     recipe = settle_precision(recipe, model, tokenizer, folder, main=is_main_process())
+    recipe = settle_references(recipe, model, len(data[0]), folder, main=is_main_process())
     if recipe.training.mixed_precision == "tf32":
         torch.set_float32_matmul_precision("high")
     settle_ends(model, tokenizer, folder)

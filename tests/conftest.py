@@ -1,6 +1,9 @@
 """For all tests: processes they start import this tree; a property is not at fault where the machine is busy."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, an
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub that is not there is asked again and again
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PYTHONPATH, os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("ALIGNKIT_REPORT", "off")  # tests of reports turn them on; the others need none
+if "ALIGNKIT_HOME" not in os.environ:  # where recipes' runs keep the reference's log-probs
+    os.environ["ALIGNKIT_HOME"] = tempfile.mkdtemp(prefix="alignkit-home-")
+    atexit.register(shutil.rmtree, os.environ["ALIGNKIT_HOME"], ignore_errors=True)
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 

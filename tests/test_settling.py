@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from alignkit import launch, train
+from alignkit import launch, settling, train
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
-from alignkit.settling import halve, settle
+from alignkit.settling import halve, settle, settle_references
 from tests.estimate.recipes import recipe
+from tests.tiny import build_tiny_model
 
 AUTO = {"batch_size": 8, "micro_batch_size": "auto", "gradient_checkpointing": "auto"}
 
@@ -95,3 +97,53 @@ def test_the_launcher_starts_such_a_run_again_where_it_stopped(monkeypatch: pyte
     with pytest.raises(SystemExit):
         launch._main()
     assert started[0][3:] == ["-m", "alignkit.train", "recipe.yaml", "--resume"]
+
+
+def on_or_off(folder: RunFolder, found: Recipe, *, rows: int = 16, dropout: float = 0.0) -> str:
+    model = build_tiny_model(folder.path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(model, attention_dropout=dropout)
+    return settle_references(found, loaded, rows, folder, main=True).training.reference_store
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "expected"),
+    [
+        ("f_dpo", {}, "on"),
+        ("kto", {"epochs": 2.0}, "on"),
+        ("f_dpo", {"epochs": 0.5}, "off"),
+        ("f_dpo", {"max_steps": 1}, "off"),
+        ("f_dpo", {"max_steps": 2}, "on"),
+        ("f_dpo", {"reference_store": "off"}, "off"),
+        ("simpo", {}, "off"),
+        ("simpo", {"reference_store": "on"}, "off"),
+        ("f_dpo", {"max_steps": 1, "reference_store": "on"}, "on"),
+        ("d2o", {"max_steps": 1}, "on"),
+    ],
+)
+def test_references_are_stored_where_each_row_is_read(
+    folder: RunFolder, method: str, training: dict[str, object], expected: str
+) -> None:
+    assert on_or_off(folder, given(method, **training)) == expected
+
+
+@pytest.mark.parametrize("asked", ["auto", "on"])
+def test_a_reference_with_dropout_is_not_stored_and_the_run_says_so(folder: RunFolder, asked: str) -> None:
+    assert on_or_off(folder, given(reference_store=asked), dropout=0.1) == "off"
+    assert "it has dropout (attention_dropout)" in str(events(folder)[-1]["message"])
+
+
+def test_sharded_weights_have_no_stored_references(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling, "sharding", lambda: "ZeRO-3")
+    assert on_or_off(folder, given()) == "off"
+
+
+def test_a_resumed_run_stores_references_as_before(folder: RunFolder) -> None:
+    on_or_off(folder, given())
+    assert settle(given(), folder, resume=True, main=True).training.reference_store == "on"
+
+
+def test_a_run_that_began_before_there_was_a_store_resumes_without(folder: RunFolder) -> None:
+    (folder.checkpoints / "checkpoint-2").mkdir(parents=True)
+    assert settle(given(), folder, resume=True, main=True).training.reference_store == "off"

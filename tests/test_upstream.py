@@ -22,6 +22,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrai
 import alignkit
 from alignkit.estimate import upstream as of_estimates
 from alignkit.methods import KTO
+from alignkit.run.reference_store import ReferenceStore
 from alignkit.trainers import (
     D2OConfig,
     D2OTrainer,
@@ -117,7 +118,8 @@ def trainer_of(family: str, folder: Path, model: Path) -> Any:
         "labelled": lambda: (KTOConfig(**options, train_sampling_strategy="random"), labelled),
         "d2o": lambda: (D2OConfig(**options, max_length=64), dispreferred),
     }[family]()
-    method = {"method": KTO()} if family == "labelled" else {}
+    store = ReferenceStore(folder / "references")
+    method = {"method": KTO(), "references": store} if family == "labelled" else {}
     return FAMILIES[family](
         **method,
         model=AutoModelForCausalLM.from_pretrained(model),
@@ -168,6 +170,8 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
             trainer.args.max_steps = 2
             trainer.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
             assert trainer.state.global_step == 2
+            if family == "labelled":
+                trainer.evaluate(labelled(3))
         found.trainers[family] = trainer
     torch.set_num_threads(before)
     return found

@@ -24,6 +24,7 @@ from alignkit.cli import (
     projects,
     service,
     serving,
+    sweeping,
     terms,
     unlearning,
 )
@@ -56,6 +57,7 @@ COMMANDS = (
     chat.chat,
     estimates.estimate,
     methods.methods,
+    sweeping.sweep,
     terms.terms,
     unlearning.unlearn,
     exports.export,

@@ -61,7 +61,7 @@ def submit(
     rest = method_of(method, param, validation_share, validation_file)
     rest |= {name: value for name, value in optional.items() if value is not None}
     client = service.connect()
-    with _uploaded(client, training_file, validation_file) as files:
+    with uploaded(client, training_file, validation_file) as files:
         once = {"Idempotency-Key": secrets.token_hex()}  # the client asks again if an answer is lost
         job = client.fine_tuning.jobs.create(model=model, **files, **rest, extra_headers=once)
     output.say(job.id)
@@ -81,7 +81,7 @@ def estimate(
     """Estimate a job's steps, tokens, time, cost and memory at the service, without creating it."""
     rest = method_of(method, param, validation_share, validation_file)
     client = service.connect()
-    with _uploaded(client, training_file, validation_file, keep=False) as files:
+    with uploaded(client, training_file, validation_file, keep=False) as files:
         found = service.post(client, "/fine_tuning/jobs/estimate", {"model": model, **files, **rest})
     if as_json:
         output.show_json(found)
@@ -131,13 +131,13 @@ def method_of(
 
 def parameters(pairs: list[str]) -> dict[str, Any]:
     """The hyperparameters given as name=value texts."""
-    given = (_pair("--param", text, "beta=0.1") for text in pairs)
-    return {name: _value(text) for name, text in given}
+    given = (pair("--param", text, "beta=0.1") for text in pairs)
+    return {name: value_of(text) for name, text in given}
 
 
 def labels_of(pairs: list[str] | None) -> dict[str, str]:
     """The labels given as name=value texts."""
-    return dict(_pair("--metadata", text, "team=a") for text in pairs or ())
+    return dict(pair("--metadata", text, "team=a") for text in pairs or ())
 
 
 def integration_of(text: str) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def integration_of(text: str) -> dict[str, Any]:
     kind, _, rest = text.partition(":")
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
-        name, value = _pair(f"--integration {text}", part, "wandb:project=demo")
+        name, value = pair(f"--integration {text}", part, "wandb:project=demo")
         if name in LISTS:
             settings.setdefault(name, []).append(value)
         else:
@@ -153,14 +153,15 @@ def integration_of(text: str) -> dict[str, Any]:
     return {"type": kind} | ({kind: settings} if settings else {})
 
 
-def _pair(option: str, text: str, example: str) -> tuple[str, str]:
+def pair(option: str, text: str, example: str) -> tuple[str, str]:
+    """The name and value of an option's text name=value. Raises AlignkitError for any other text."""
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise AlignkitError(f"{option} {text}: expected name=value, such as {example}")
     return name, value
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
     """A JSON or YAML value; YAML alone reads 1e-3 as text, which no numeric option accepts."""
     try:
         return json.loads(text)
@@ -169,7 +170,7 @@ def _value(text: str) -> Any:
 
 
 @contextmanager
-def _uploaded(
+def uploaded(
     client: Any, training_file: str, validation_file: str | None, *, keep: bool = True
 ) -> Iterator[dict[str, str]]:
     """Upload what is not uploaded yet, and give the fields of a request that name the files.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.cli import job_download, job_records, job_requests, job_watch, output, service
+from alignkit.cli import job_download, job_records, job_requests, job_sweep, job_watch, output, service
 from alignkit.cli.job_requests import Labels, labels_of
 from alignkit.errors import AlignkitError
 
@@ -157,6 +157,7 @@ def _seconds(text: str) -> int:
 for command in (
     job_requests.submit,
     job_requests.estimate,
+    job_sweep.sweep,
     job_watch.watch,
     job_records.events,
     job_records.metrics,

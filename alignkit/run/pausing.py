@@ -23,10 +23,15 @@ class EvaluationCut(Exception):  # noqa: N818 - nothing went wrong
 
 
 class PauseCallback(TrainerCallback):
-    """Ends training after the step at which a pause was requested; `paused` tells whether steps are left."""
+    """Ends training after the step at which a pause was requested; `paused` tells whether steps are left.
 
-    def __init__(self) -> None:
+    Training also ends after the step `at`, with an evaluation first if the run `evaluates`.
+    """
+
+    def __init__(self, at: int | None = None, *, evaluates: bool = False) -> None:
         self.paused = False
+        self._at = at
+        self._evaluates = evaluates
         self._asked = False
         self._stepping = False
 
@@ -60,8 +65,13 @@ class PauseCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Save and stop if a pause was requested, except after the last step, which ends training anyway."""
-        if state.global_step < state.max_steps and self._asked_anywhere(args):
+        if state.global_step >= state.max_steps:
+            return
+        if self._asked_anywhere(args):
             self.paused = control.should_save = control.should_training_stop = True
+        elif state.global_step == self._at:
+            self.paused = control.should_save = control.should_training_stop = True
+            control.should_evaluate = control.should_evaluate or self._evaluates
 
     def on_epoch_end(
         self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any
@@ -81,9 +91,9 @@ class PauseCallback(TrainerCallback):
 
 
 @contextmanager
-def pausing_on_sigterm() -> Iterator[PauseCallback]:
-    """A callback that receives SIGTERM, which no longer ends the process."""
-    callback = PauseCallback()
+def pausing_on_sigterm(at: int | None = None, *, evaluates: bool = False) -> Iterator[PauseCallback]:
+    """A callback that receives SIGTERM, which no longer ends the process; see `PauseCallback`."""
+    callback = PauseCallback(at, evaluates=evaluates)
     before = signal.signal(signal.SIGTERM, callback.ask)
     try:
         yield callback

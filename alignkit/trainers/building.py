@@ -13,6 +13,7 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 from alignkit.data.dataset import run_datasets
 from alignkit.data.flipping import flip
 from alignkit.errors import ModelError
+from alignkit.home import references_dir
 from alignkit.methods import (
     D2O,
     PSKD,
@@ -26,6 +27,7 @@ from alignkit.models.adapters import peft_config
 from alignkit.models.loading import load_causal_lm
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
+from alignkit.run.reference_store import ReferenceStore
 from alignkit.sections import TeacherSection
 from alignkit.trainers.arguments import lora_config, training_arguments
 from alignkit.trainers.configs import DispreferredConfig, DistillationConfig
@@ -100,6 +102,7 @@ def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTra
         method=method,
         terms=recipe.terms,
         tune=recipe.tune,
+        references=reference_store(context),
         **_common(context),
     )
     reason = trainer.use_packing(wanted=recipe.training.packing)
@@ -116,7 +119,10 @@ def labelled_trainer(context: RunContext, method: LabelledMethod) -> LabelledTra
         max_length=recipe.data.max_length,
         train_sampling_strategy="random",  # only TRL's own baseline needs the rows in order
     )
-    return LabelledTrainer(args=config, method=method, terms=recipe.terms, **_common(context))
+    store = reference_store(context)
+    return LabelledTrainer(
+        args=config, method=method, terms=recipe.terms, references=store, **_common(context)
+    )
 
 
 def supervised_trainer(context: RunContext, method: CompletionMethod) -> SupervisedTrainer:
@@ -141,8 +147,24 @@ def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
     )
 
     return D2OTrainer(
-        args=config, method=method, terms=recipe.terms, report=partial(tell, folder), **_common(context)
+        args=config,
+        method=method,
+        terms=recipe.terms,
+        report=partial(tell, folder),
+        references=reference_store(context),
+        **_common(context),
     )
+
+
+def reference_store(context: RunContext) -> ReferenceStore | None:
+    """The run's store of the reference's log-probs; None unless its recipe's `reference_store` is on."""
+    training = context.recipe.training
+    if training.reference_store != "on":
+        return None
+    folder = Path(training.reference_folder) if training.reference_folder else references_dir()
+    store = ReferenceStore(folder, partial(tell, RunFolder(context.checkpoints.parent)))
+    store.remove_unused()
+    return store
 
 
 def distillation_trainer(context: RunContext, method: DistillMethod) -> DistillationTrainer:

@@ -22,6 +22,7 @@ from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
 from alignkit.losses import PreferenceLoss, SampleLogps
 from alignkit.methods import D2O
+from alignkit.run.reference_store import ReferenceStore
 from alignkit.run.resume_guard import sharding_of
 from alignkit.terms import RowView, Term
 from alignkit.trainers.base import AlignTrainer
@@ -92,9 +93,12 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         method: D2O | None = None,
         terms: Sequence[Term] = (),
         report: Callable[[str], None] | None = None,
+        references: ReferenceStore | None = None,
         **kwargs: Any,
     ) -> None:
         """Create the trainer with DPOTrainer's arguments.
+
+        With `references`, log-probs under the policy before its first step are stored there for later runs.
 
         `args` is a `D2OConfig`; None means the defaults. `terms` weight the rows in training. If `method` is given,
         the options are taken from it, and `args` is a `DispreferredConfig`. Raises TypeError for another
@@ -106,7 +110,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         require_config(args, DispreferredConfig)
         self.method = method
         self._tag_names = ["trl", method.type.replace("_", "-"), "alignkit"]
-        super().__init__(model, args, report=report, **kwargs)
+        super().__init__(model, args, report=report, references=references, **kwargs)
         self.add_callback(Rounds(self))
         sharded = {"zero3": "ZeRO-3", "fsdp2": "FSDP"}.get(sharding_of(self.accelerator))
         for issue in method.refused_online(sharded):

@@ -14,17 +14,20 @@ from trl import DPOTrainer
 
 from alignkit.data.nodes import RowError
 from alignkit.data.rows import DispreferredRow, parse_dispreferred
+from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
 from alignkit.kernels.model_head import fuse_head
 from alignkit.methods import D2O
+from alignkit.run.reference_store import ReferenceStore
 from alignkit.sampling import LocalSampler, Sampler, SampleStore, SamplingOptions, ServerSampler, digest
 from alignkit.trainers.configs import DispreferredConfig
 from alignkit.trainers.d2o_rows import SAMPLING_PROMPTS, D2ORow, D2ORows, tokenise
 from alignkit.trainers.references import References
+from alignkit.trainers.stored_references import StoredReferences
 from alignkit.trainers.upstream import unwrap_model_for_generation, weights_digest
 
 
-class D2OPreparation(DPOTrainer):
+class D2OPreparation(StoredReferences, DPOTrainer):
     """DPOTrainer whose datasets hold row numbers. The rows hold samples and reference scores, which may be renewed.
 
     TRL calls two hooks for each dataset: `_prepare_dataset` before the Trainer is built and `_precompute_ref_logps`
@@ -34,12 +37,19 @@ class D2OPreparation(DPOTrainer):
     method: D2O
 
     def __init__(
-        self, model: Any, args: DispreferredConfig, *, report: Callable[[str], None] | None, **kwargs: Any
+        self,
+        model: Any,
+        args: DispreferredConfig,
+        *,
+        report: Callable[[str], None] | None,
+        references: ReferenceStore | None = None,
+        **kwargs: Any,
     ) -> None:
         self.report = report or (lambda message: warnings.warn(message, stacklevel=2))
         self._folder = Path(args.samples_dir or Path(args.output_dir) / "samples")
         self._prepared: list[D2ORow] = []
         self._rows: D2ORows | None = None
+        self._store = references
         self.references = References(self, self._folder, self.report)
         super().__init__(model=model, args=args, data_collator=_collate, **kwargs)
 
@@ -148,10 +158,19 @@ class D2OPreparation(DPOTrainer):
         )
 
     def score(self, numbers: list[int]) -> None:
-        """Score these rows' samples and dispreferred answers under the references."""
+        """Score these rows' samples and dispreferred answers under the references.
+
+        Scores of the policy before its first step are read from the store of references, if there is one.
+        """
         method = self.method
         paths = {"samples": method.sample_reference, "rejected": method.rejected_reference}
         for path in sorted(set(paths.values()), key=str):
+            if path is None and self._store is not None and self.state.global_step == 0:
+                scored = {name: paths[name] is None for name in paths}
+                self.rows.take_scores(
+                    numbers, self._stored_scores(self.rows.sequences_of(numbers, **scored)), **scored
+                )
+                continue
             self.rows.score(
                 numbers,
                 digest(self._run_identity(self.state.global_step), self.references.identity(path)),
@@ -162,6 +181,14 @@ class D2OPreparation(DPOTrainer):
                 batch_size=method.sequence_batch_size,
                 step=self.state.global_step,
             )
+
+    def _stored_scores(self, sequences: list[TokenSequence]) -> list[float]:
+        sums = self.reference_sums(sequences)
+        if self.method.logps == "sum":
+            return sums
+        counts = [max(1, sum(end - max(start, 1) for start, end in one.loss_spans)) for one in sequences]
+        means: list[float] = (torch.tensor(sums) / torch.tensor(counts)).tolist()
+        return means
 
     def _run_identity(self, step: int | None) -> str:
         """A digest of what determines the policy at `step`: initial weights and, after step 0, the configuration."""

@@ -236,14 +236,7 @@ class D2ORows:
 
         Raises FloatingPointError, which names step and rows, if a log-prob is not finite.
         """
-        sequences = [
-            sequence
-            for number in numbers
-            for sequence in (
-                *([self.rows[number].rejected] if rejected else []),
-                *(self.rows[number].samples if samples else []),
-            )
-        ]
+        sequences = self.sequences_of(numbers, samples=samples, rejected=rejected)
         key = digest(identity, reduction, [[one.ids, one.loss_spans] for one in sequences])
         values = _first_process([self._store.read("scores", key)])[0]
         if values is None:
@@ -252,6 +245,23 @@ class D2ORows:
             self._require_finite(values, numbers, samples=samples, rejected=rejected, step=step)
             if self._accelerator.is_main_process:
                 self._store.write("scores", key, values)
+        self.take_scores(numbers, values, samples=samples, rejected=rejected)
+
+    def sequences_of(self, numbers: Sequence[int], *, samples: bool, rejected: bool) -> list[TokenSequence]:
+        """The rows' dispreferred answers, samples or both: each row's dispreferred answer first."""
+        return [
+            sequence
+            for number in numbers
+            for sequence in (
+                *([self.rows[number].rejected] if rejected else []),
+                *(self.rows[number].samples if samples else []),
+            )
+        ]
+
+    def take_scores(
+        self, numbers: Sequence[int], values: Sequence[float], *, samples: bool, rejected: bool
+    ) -> None:
+        """Give the rows their reference log-probs, in the order of `sequences_of`."""
         left = iter(values)
         for number in numbers:
             row = self.rows[number]

@@ -9,7 +9,7 @@ losses are computed after all rows are scored.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import KTOConfig, KTOTrainer
 
-from alignkit.data.tokens import IGNORED
+from alignkit.data.tokens import IGNORED, TokenSequence
 from alignkit.errors import DataError
 from alignkit.losses import LabelledLogps, LabelledLoss
 from alignkit.methods import LabelledMethod
+from alignkit.run.reference_store import ReferenceStore
 from alignkit.terms import Term
 from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import Refused, default_folder, refuse_options
@@ -29,7 +30,9 @@ from alignkit.trainers.metrics import gather_rows, record_items
 from alignkit.trainers.mismatched import with_mismatched
 from alignkit.trainers.reference_scores import ReferenceScores
 from alignkit.trainers.signature import Model, shows_parameters_of
+from alignkit.trainers.stored_references import StoredReferences, collated
 from alignkit.trainers.tokenised import columns_of
+from alignkit.trainers.upstream import no_reference_model
 from alignkit.trainers.whole_steps import IS_REAL, WholeRowSteps
 
 LABELLED_IDS = frozenset({"prompt_ids", "completion_ids", "label"})
@@ -45,7 +48,7 @@ REFUSED_TRL_OPTIONS: Refused = {
 """KTOConfig options that would be ignored -> (value that each must keep, reason)."""
 
 
-class LabelledTrainer(AlignTrainer, WholeRowSteps, ReferenceScores, KTOTrainer):
+class LabelledTrainer(AlignTrainer, WholeRowSteps, StoredReferences, ReferenceScores, KTOTrainer):
     """KTOTrainer whose loss is `method.loss`, averaged over the answers of the whole optimizer step.
 
     Data preparation, reference handling (disabled adapter or reference model) and the collator are TRL's. Rows may
@@ -63,10 +66,12 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, ReferenceScores, KTOTrainer):
         *,
         method: LabelledMethod,
         terms: Sequence[Term] = (),
+        references: ReferenceStore | None = None,
         **kwargs: Any,
     ) -> None:
         """Create the trainer with KTOTrainer's arguments and parameter terms.
 
+        With `references`, all answers are scored under the reference here, once, and the scores are stored there.
         Raises ValueError for TRL options that would be ignored.
         """
         self.method = method
@@ -78,9 +83,12 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, ReferenceScores, KTOTrainer):
         args.loss_type = (
             "apo_zero_unpaired"  # makes TRL skip its own baseline and that baseline's demands on batches
         )
-        super().__init__(model, ref_model, args, **kwargs)
+        with no_reference_model(model) if references is not None and ref_model is None else nullcontext():
+            super().__init__(model, ref_model, args, **kwargs)
         args.loss_type = "kto"
         self.fuse_heads()
+        if references is not None:
+            self.use_store(references)
         self._baseline: Tensor | None = None
         self._held_out: list[Tensor] = []
         self.use_terms(terms, None)
@@ -132,11 +140,23 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, ReferenceScores, KTOTrainer):
         held_out = self._mode == "eval"
         with _scoring(model), self.accelerator.autocast():
             logps = _summed(_forward(model, sequences))
+        if self._store is not None:
+            return logps - inputs["ref_KL_logps"]
         return logps - self._reference_logps(sequences, held_out=held_out)
 
     def _reference_logps(self, sequences: Mapping[str, Tensor], *, held_out: bool) -> Tensor:
         """[B], log-probs of the answers under the reference."""
+        if self._store is not None:
+            return sequences["ref_logps"]
         return self.score_reference(sequences, held_out=held_out)[0].float()
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:  # noqa: ARG002 - TRL's hook
+        """Score a dataset given to `evaluate`; TRL calls this only with a store."""
+        return self.with_references(dataset)
+
+    def scored_sequences(self, batch: dict[str, Any]) -> dict[str, TokenSequence]:
+        """Return the answer and the mismatched answer of a batch of one row, by TRL's columns."""
+        return {"ref_logps": collated(batch)[0], "ref_KL_logps": collated(batch, "KL_")[0]}
 
     def compute_loss(
         self,

@@ -10,8 +10,10 @@ from trl import DPOConfig, DPOTrainer
 
 from alignkit.data.flipping import FLIPPED
 from alignkit.data.rows.recognise import GROUP
+from alignkit.data.tokens import TokenSequence
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
+from alignkit.run.reference_store import ReferenceStore
 from alignkit.sections import TuneSection
 from alignkit.terms import RowView, Term
 from alignkit.trainers.balance import RouterBalance
@@ -20,6 +22,7 @@ from alignkit.trainers.configs import REFUSED_OF_PAIRS, refuse_options, require_
 from alignkit.trainers.metrics import GROUP_OF_ITEM, record_items
 from alignkit.trainers.reference_scores import ReferenceScores
 from alignkit.trainers.signature import Model, shows_parameters_of
+from alignkit.trainers.stored_references import StoredReferences, collated
 from alignkit.trainers.terms import ROW, RowFacts
 from alignkit.trainers.tokenised import TakesTokenised
 from alignkit.trainers.tuning import TunesOptions
@@ -30,7 +33,14 @@ _NOT_MODEL_INPUTS = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"
 
 
 class PreferenceTrainer(
-    TunesOptions, AlignTrainer, RouterBalance, WholeRowSteps, ReferenceScores, TakesTokenised, DPOTrainer
+    TunesOptions,
+    AlignTrainer,
+    RouterBalance,
+    WholeRowSteps,
+    StoredReferences,
+    ReferenceScores,
+    TakesTokenised,
+    DPOTrainer,
 ):
     """DPOTrainer whose loss is `method.loss`, averaged over the pairs of the whole optimizer step.
 
@@ -49,11 +59,13 @@ class PreferenceTrainer(
         method: PairMethod,
         terms: Sequence[Term] = (),
         tune: TuneSection | None = None,
+        references: ReferenceStore | None = None,
         **kwargs: Any,
     ) -> None:
         """Create the trainer with DPOTrainer's arguments. `terms` add to the method's loss in training. `tune`
         names options of the method that move by the held-out loss.
 
+        With `references`, all answers are scored under the reference here, once, and the scores are stored there.
         Before loading any model, raises TypeError if `args` is not a `DPOConfig`, and ValueError for TRL options that
         would be ignored.
         """
@@ -64,10 +76,13 @@ class PreferenceTrainer(
         refuse_options(args, REFUSED_OF_PAIRS, method.type)
         if not method.uses_reference and ref_model is not None:
             raise ValueError(f"ref_model is given, but {method.type} has no reference; leave it out")
-        without = nullcontext() if method.uses_reference else no_reference_model(model)
-        with without:
+        stored = references if method.uses_reference else None
+        loads_one = method.uses_reference and (stored is None or ref_model is not None)
+        with nullcontext() if loads_one else no_reference_model(model):
             super().__init__(model, ref_model, args, **kwargs)
         self.fuse_heads()
+        if stored is not None:
+            self.use_store(stored)
         self.use_terms(terms, method.start_loss())
         self.use_tuning(tune, self.model)
         self.mark_rows(always=tune is not None)
@@ -174,12 +189,16 @@ class PreferenceTrainer(
         return self.score_reference(inputs, held_out=self._mode == "eval")
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Precompute as TRL does, but do nothing for a method without a reference."""
-        return (
-            super()._precompute_ref_logps(dataset, name, batch_size)
-            if self.method.uses_reference
-            else dataset
-        )
+        """Precompute from the store if there is one, else as TRL does. A method without a reference needs nothing."""
+        if not self.method.uses_reference:
+            return dataset
+        if self._store is not None:
+            return self.with_references(dataset)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def scored_sequences(self, batch: dict[str, Any]) -> dict[str, TokenSequence]:
+        """Return both answers of a batch of one pair, by TRL's columns."""
+        return dict(zip(("ref_chosen_logps", "ref_rejected_logps"), collated(batch), strict=True))
 
 
 def _columns(preference: PreferenceLoss, pairs: PairLogps) -> dict[str, Tensor]:

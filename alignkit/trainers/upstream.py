@@ -13,7 +13,7 @@ from transformers import Trainer
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
-from trl.trainer import dpo_trainer
+from trl.trainer import dpo_trainer, kto_trainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
 
 __all__ = [
@@ -79,6 +79,7 @@ HOOKS = (
     Hook(DPOTrainer, "_prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),
     Hook(KTOTrainer, "_prepare_dataset", ("dataset", "processing_class", "args", "dataset_name")),
     Hook(DPOTrainer, "_precompute_ref_logps", ("dataset", "name", "batch_size")),
+    Hook(KTOTrainer, "_precompute_ref_logps", ("dataset", "name", "batch_size")),
 )
 """All methods that the trainers and their mixins override, except `__init__` and `train`, which we call ourselves."""
 
@@ -103,6 +104,7 @@ ATTRIBUTES: dict[type, tuple[str, ...]] = {
         "_total_train_tokens",
         "aux_loss_enabled",
         "loss_is_scaled_for_ga",
+        "precompute_ref_logps",
         "ref_model",
     ),
     DPOTrainer: (
@@ -133,10 +135,10 @@ FUNCTIONS: dict[Any, tuple[str, ...]] = {
 
 @contextmanager
 def no_reference_model(policy: Any) -> Iterator[None]:
-    """Make a DPOTrainer created in this context load no reference model.
+    """Make a DPOTrainer or KTOTrainer created in this context load no reference model.
 
-    DPOTrainer loads models with one function of its module: first the policy, if given by name, then the reference.
-    It accepts None for the reference.
+    They load models with one function of their module: first the policy, if given by name, then the reference. They
+    accept None for the reference.
     """
     original = dpo_trainer.create_model_from_path
     to_load = [policy] if isinstance(policy, str) else []
@@ -144,11 +146,11 @@ def no_reference_model(policy: Any) -> Iterator[None]:
     def create(_path: Any, *args: Any, **kwargs: Any) -> Any:
         return original(to_load.pop(), *args, **kwargs) if to_load else None
 
-    dpo_trainer.create_model_from_path = create
+    dpo_trainer.create_model_from_path = kto_trainer.create_model_from_path = create
     try:
         yield
     finally:
-        dpo_trainer.create_model_from_path = original
+        dpo_trainer.create_model_from_path = kto_trainer.create_model_from_path = original
 
 
 def logging_sums(trainer: Any) -> dict[str, Any]:

@@ -26,13 +26,12 @@ SIZE = b"mode=0700,size=1m"
 
 
 def confined(
-    command: Sequence[str], *, home: Path, reads: Iterable[Path], writes: Path | None = None
+    command: Sequence[str], *, home: Path, reads: Iterable[Path], writes: Iterable[Path] = ()
 ) -> list[str]:
     """The command that runs `command` with a home in which it may write only `writes` and read only `reads`."""
     inside = sorted({str(path) for path in reads if path.is_relative_to(home)})
     options = [part for path in inside for part in ("--read", path)]
-    if writes is not None:
-        options += ["--write", str(writes)]
+    options += [part for path in writes for part in ("--write", str(path))]
     return [sys.executable, __file__, "--home", str(home), *options, "--", *command]
 
 

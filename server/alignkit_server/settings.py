@@ -312,6 +312,11 @@ class Settings(BaseSettings):
         return self.root / "exports"
 
     @property
+    def references_dir(self) -> Path:
+        """Log-probs under references, a folder for each project's jobs."""
+        return self.root / "references"
+
+    @property
     def weights_dir(self) -> Path:
         """Fully trained models that the engines serve."""
         return self.root / "weights"

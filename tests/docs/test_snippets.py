@@ -18,6 +18,8 @@ from accelerate.commands.launch import launch_command_parser
 from alignkit import methods
 from alignkit.data import load_rows
 from alignkit.recipe import Recipe
+from alignkit.sweep import sweep_of
+from alignkit.sweep.folder import SweepFolder
 from tests.docs.blocks import BLOCKS, Block, commands_of
 from tests.tiny import build_tiny_tokenizer
 from tests.tree import ROOT
@@ -120,9 +122,13 @@ SMALLEST: dict[str, Any] = {
 @pytest.mark.parametrize("block", of("yaml"))
 def test_a_piece_of_a_recipe_fits_a_recipe(block: Block) -> None:
     piece = yaml.safe_load(block.text)
+    varied = piece.pop("sweep", None)
     for section in ("model", "data"):
         piece[section] = SMALLEST[section] | piece.get(section, {})
     assert Recipe.model_validate(SMALLEST | piece)
+    if varied is not None:
+        sweep = SweepFolder(Path("runs/x"), sweep_of(varied), SMALLEST | piece)
+        assert all(sweep.recipe_of(point) for point in sweep.spec.points())
 
 
 @pytest.mark.parametrize("block", of("json"))

@@ -136,3 +136,27 @@ def test_a_paused_run_goes_on_where_it_stopped(recipe: Recipe, tmp_path: Path) -
     assert train.main([str(tmp_path / "undisturbed.yaml")]) == 0
     whole = RunFolder(tmp_path / "undisturbed").read_result() or {}
     assert done["trained_tokens"] == whole["trained_tokens"] > result["steps"]
+
+
+def test_a_run_pauses_after_a_given_step_evaluated_and_goes_on_as_if_it_had_not(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    def run(name: str, *options: str) -> RunFolder:
+        held_out = recipe.data.model_copy(update={"validation": recipe.data.train})
+        training = recipe.training.model_copy(update={"max_steps": 5})
+        given = recipe.model_copy(
+            update={"data": held_out, "training": training, "output_dir": str(tmp_path / name)}
+        )
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(given.to_yaml(), encoding="utf-8")
+        assert train.main([str(path), *options]) == 0
+        return RunFolder(tmp_path / name)
+
+    paused = run("paused", "training.pause_at=2")
+    assert paused.read_result() == {"status": "paused", "steps": 2}
+    events = [json.loads(line)["data"] for line in paused.events.read_text().splitlines()]
+    assert [data["step"] for data in events if "valid_loss" in data] == [2]
+    assert (paused.checkpoints / "checkpoint-2").is_dir()
+    resumed = run("paused", "--resume", "training.pause_at=null")
+    assert losses(resumed) == losses(run("whole"))
+    assert (resumed.read_result() or {})["status"] == "succeeded"

@@ -48,7 +48,7 @@ def home(tmp_path: Path) -> Path:
 def test_a_run_sees_its_own_folder_and_what_it_reads(home: Path) -> None:
     reads = [home / "files" / "mine", home / "models" / "tiny", Path(sys.prefix)]
     command = confined(
-        [sys.executable, "-c", SCRIPT, str(home)], home=home, writes=home / "jobs" / "mine", reads=reads
+        [sys.executable, "-c", SCRIPT, str(home)], home=home, writes=[home / "jobs" / "mine"], reads=reads
     )
     done = subprocess.run(command, cwd=home / "jobs" / "mine", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -143,3 +143,28 @@ def test_a_confined_engine_sees_its_model_and_adapters_also_those_that_come_late
         engines.shutdown()
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
+
+
+@needs_namespaces
+def test_a_confined_run_writes_its_projects_references_and_sees_no_others(
+    home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    program = tmp_path_factory.mktemp("bin") / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} script.py "$@"\n')
+    program.chmod(0o755)
+    mine, theirs = home / "references" / "proj_a", home / "references" / "proj_b"
+    theirs.mkdir(parents=True)
+    folder = home / "jobs" / "mine"
+    (folder / "recipe.yaml").write_text(f"training: {{reference_folder: {mine}}}")
+    (folder / "script.py").write_text(
+        "import os\n"
+        f"open({str(mine / 'entry')!r}, 'w').write('kept')\n"
+        f"open('seen.tmp', 'w').write(str(os.path.exists({str(theirs)!r})))\n"
+        "os.rename('seen.tmp', 'seen')\n"
+    )
+    executor = LocalExecutor(grace_seconds=5, python=str(program), confined_to=home)
+    executor.start(folder, resume=False)
+    wait_until((folder / "seen").exists, 60)
+    executor.stop(folder)
+    assert (folder / "seen").read_text() == "False"
+    assert (mine / "entry").read_text() == "kept"

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,7 +31,7 @@ class LocalExecutor:
         confined_to: Path | None = None,
         leases: Callable[[Callable[[Path], bool]], DeviceLeases] | None = None,
     ) -> None:
-        """With `confined_to`, a run sees only its own folder and its recipe's inputs in that home.
+        """With `confined_to`, a run sees of that home only its own folder, its project's references and its inputs.
 
         `leases` creates the leases of this machine's GPUs, given a function that returns whether a run lives; None
         without GPUs. Raises AlignkitError if this system does not allow confinement.
@@ -72,7 +73,8 @@ class LocalExecutor:
             config_file=Path(sharding) if count > 1 and sharding in {"zero2", "zero3"} else None,
         )
         if self._home is not None:
-            command = confined(command, home=self._home, writes=folder, reads=reads_of(recipe))
+            writes = [folder, *_stores_of(training)]
+            command = confined(command, home=self._home, writes=writes, reads=reads_of(recipe))
         environment = training_environment(folder)
         if self._leases is not None:
             environment |= self._leases.take(folder, count)
@@ -134,6 +136,15 @@ def reads_of(recipe: Path) -> list[Path]:
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     named = [Path(value) for _, value in paths_of(values)]
     return [path for path in (*named, Path(sys.prefix), Path(alignkit.__file__).parent) if path.exists()]
+
+
+def _stores_of(training: dict[str, Any]) -> list[Path]:
+    """The folder of the project's log-probs under references, if the run has one; it exists afterwards."""
+    if training.get("reference_folder") is None:
+        return []
+    folder = Path(training["reference_folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    return [folder]
 
 
 def _identity(folder: Path) -> Path:

@@ -63,8 +63,10 @@ class UsageRepository:
         )
 
     def run_bytes(self) -> int:
-        """Bytes of the jobs' folders and models, as last measured."""
-        return self._jobs(func.coalesce(func.sum(Job.disk_bytes), 0))
+        """Bytes of the jobs' folders and models and of the stored references, as last measured."""
+        references = select(func.coalesce(func.sum(Project.reference_bytes), 0))
+        stored = self._session.scalars(references.where(Project.id == self._project_id)).one()
+        return self._jobs(func.coalesce(func.sum(Job.disk_bytes), 0)) + int(stored)
 
     def gpu_seconds(self) -> int:
         """Seconds that the jobs started within the window have run, over all of their attempts, times their GPUs."""

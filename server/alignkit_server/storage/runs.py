@@ -12,10 +12,11 @@ from pathlib import Path
 import structlog
 from sqlalchemy import select, update
 
+from alignkit.run.reference_store import ReferenceStore
 from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.settings import Settings
-from alignkit_server.tables import FineTunedModel, Job
+from alignkit_server.tables import FineTunedModel, Job, Project
 
 log = structlog.get_logger()
 
@@ -26,6 +27,7 @@ class RunStorage:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._folder = settings.jobs_dir
         self._exports = settings.exports_dir
+        self._references = settings.references_dir
         self._database = database
 
     def measure(self, job_id: str) -> int:
@@ -36,6 +38,19 @@ class RunStorage:
         size = bytes_on_disk([self._folder / job_id, *map(Path, models), *exports])
         self._store(job_id, disk_bytes=size)
         return size
+
+    def measure_references(self) -> None:
+        """Remove stored references that no job used for long, and store the size of the rest with each project."""
+        with self._database.reading() as session:
+            known = dict(session.execute(select(Project.id, Project.reference_bytes)).tuples().all())
+        for project_id, before in known.items():
+            folder = self._references / project_id
+            ReferenceStore(folder).remove_unused()
+            size = bytes_on_disk([folder])
+            if size != before:
+                with self._database.writing() as session:
+                    mine = update(Project).where(Project.id == project_id)
+                    session.execute(mine.values(reference_bytes=size))
 
     def drop_model(self, job_id: str, step: int | None) -> None:
         """Remove a deleted model's files from its job's folder; with the job's last model, the whole folder."""

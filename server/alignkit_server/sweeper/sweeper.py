@@ -47,6 +47,7 @@ class Sweeper:
         tasks: Sequence[Callable[[], None]] = (
             lambda: remove_expired(self._database, self._settings),
             self._measure,
+            self._runs.measure_references,
             lambda: enforce(self._database, self._settings.limits),
             self._retire,
             lambda: rotate_logs(self._settings),

@@ -15,6 +15,8 @@ class Project(Base):
     name: Mapped[str] = mapped_column(String(32), unique=True)
     created_at: Mapped[int]
     limits: Mapped[dict[str, int] | None] = mapped_column(JSON(none_as_null=True))
+    reference_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Bytes of the stored log-probs under references, as last measured."""
 
 
 class ApiKey(Owned, Base):

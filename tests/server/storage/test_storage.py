@@ -15,7 +15,7 @@ from alignkit_server.clock import now
 from alignkit_server.storage import leftovers
 from alignkit_server.storage.runs import bytes_on_disk
 from alignkit_server.sweeper.logs import rotate
-from alignkit_server.tables import File, Job, Upload, UploadPart
+from alignkit_server.tables import File, Job, Project, Upload, UploadPart
 from tests.server.support import BASE_MODEL, Running, create_job, upload
 from tests.server.uploads.test_uploads import open_upload
 
@@ -260,3 +260,19 @@ def test_one_task_that_fails_keeps_no_other_from_being_done(
     monkeypatch.setattr("alignkit_server.sweeper.sweeper.rotate_logs", lambda *_: done.append(time.time()))
     service.services.sweeper.sweep()
     assert done
+
+
+def test_a_projects_references_count_and_go_when_unused(service: Running, project: str, use: Use) -> None:
+    service.services.sweeper.sweep()
+    before = use()["disk_bytes"]
+    with service.services.database.reading() as session:
+        project_id = session.query(Project).filter(Project.name == project).one().id
+    folder = service.settings.references_dir / project_id
+    fill(folder / "ab", "abcd.f32", 700)
+    fill(service.settings.references_dir / "proj_other" / "ab", "abcd.f32", 900)
+    service.services.sweeper.sweep()
+    assert use()["disk_bytes"] == before + 700
+    os.utime(folder / "ab" / "abcd.f32", (1, 1))
+    service.services.sweeper.sweep()
+    assert use()["disk_bytes"] == before
+    assert not (folder / "ab" / "abcd.f32").exists()

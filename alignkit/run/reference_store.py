@@ -1,0 +1,113 @@
+"""Log-probs under a reference, stored by content, so that later epochs, runs and sweeps need not compute them again.
+
+An entry is named after everything that its values depend on. It is written atomically and carries a digest: a damaged
+entry, or one under another's name, counts as missing. Two writers of an entry write the same values.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alignkit.methods import D2O
+from alignkit.recipe import Recipe
+
+KEEP_DAYS = 90
+"""Days after its last use for which an entry is kept in the home of one user."""
+_MAGIC = b"alignkit-logps-1"
+_DIGEST_BYTES = 32
+
+
+def has_reference(recipe: Recipe) -> bool:
+    """Whether the recipe's method compares the policy with log-probs of a frozen reference."""
+    return isinstance(recipe.method, D2O) or bool(getattr(recipe.method, "uses_reference", False))
+
+
+def worth_storing(recipe: Recipe, rows: int) -> bool:
+    """Whether a run reads each of its `rows` at least once; a shorter one would score rows in vain.
+
+    D2O scores all rows before its first step in any case.
+    """
+    training = recipe.training
+    passes = (
+        training.epochs
+        if training.max_steps is None
+        else training.max_steps * training.batch_size / max(rows, 1)
+    )
+    return has_reference(recipe) and (passes >= 1 or isinstance(recipe.method, D2O))
+
+
+class ReferenceStore:
+    """Entries of float32 values in `folder`, two levels deep. A store that cannot be written is only a slower one.
+
+    `report` gets a sentence about what is computed, and about an entry that cannot be written.
+    """
+
+    def __init__(self, folder: Path, report: Callable[[str], None] = lambda _: None) -> None:
+        self.folder = folder
+        self.report = report
+        self._failed = False
+
+    def path(self, key: str) -> Path:
+        """The file of the entry named `key`, a digest in hex."""
+        return self.folder / key[:2] / f"{key}.f32"
+
+    def read(self, key: str, count: int) -> list[float] | None:
+        """The entry's `count` values; None if it is missing, damaged, or belongs to another key."""
+        path = self.path(key)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        head, values = content[: len(_MAGIC) + _DIGEST_BYTES], content[len(_MAGIC) + _DIGEST_BYTES :]
+        if head != _MAGIC + _seal(key, values) or len(values) != 4 * count:
+            return None
+        _touch(path)
+        return list(struct.unpack(f"<{count}f", values))
+
+    def write(self, key: str, values: Sequence[float]) -> None:
+        """Store float32 values under `key`: temporary file, fsync, rename."""
+        path, packed = self.path(key), struct.pack(f"<{len(values)}f", *values)
+        temporary = path.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(_MAGIC + _seal(key, packed) + packed)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            if not self._failed:
+                self.report(f"The reference's log-probs cannot be stored for later runs: {error.strerror}")
+            self._failed = True
+
+    def remove_unused(self, days: float = KEEP_DAYS) -> int:
+        """Remove the entries that no run has used for `days`, and what a killed writer left. Returns their number."""
+        before, removed = time.time() - days * 86400, 0
+        for path in self.folder.glob("*/*"):
+            try:
+                if path.stat().st_mtime < before:
+                    path.unlink()
+                    removed += 1
+            except FileNotFoundError:
+                continue
+        return removed
+
+
+def _seal(key: str, values: bytes) -> bytes:
+    """The digest of an entry's values and its name."""
+    return hashlib.sha256(key.encode() + values).digest()
+
+
+def _touch(path: Path) -> None:
+    """Note that an entry was used; a store that may only be read keeps no such note."""
+    try:
+        os.utime(path)
+    except OSError:
+        return

@@ -1,0 +1,77 @@
+"""The report of a sweep, report.html: its table, and the frontier of reward against KL."""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+from alignkit import extras
+from alignkit.errors import AlignkitError
+from alignkit.report import page
+from alignkit.report.record import shown
+from alignkit.sweep.folder import Row, SweepFolder, frontier_of, unbeaten
+from alignkit.sweep.points import HALVING
+
+METRICS = (
+    "valid_loss",
+    "train_loss",
+    "valid_rewards_margins",
+    "valid_rewards_accuracies",
+    "valid_answers_kl",
+    "valid_kl",
+)
+"""Metrics of the table, where a run reports them, beside the halving's."""
+FrontierPoint = tuple[Row, float, float]
+
+
+def write_sweep_report(folder: SweepFolder) -> Path:
+    """Write report.html into the sweep's folder and return its path; an earlier one is replaced."""
+    rows = folder.rows()
+    points = list(frontier_of(rows))
+    best = unbeaten(points)
+    statuses = Counter(row.status for row in rows)
+    path = folder.path / "report.html"
+    page.put_page(
+        path,
+        page.render(
+            "sweep.html",
+            name=folder.path.resolve().name,
+            rows=rows,
+            options=list(folder.spec.options),
+            metrics=table_metrics(folder, rows),
+            counts=", ".join(f"{count} {status}" for status, count in statuses.items()),
+            halving=shown(folder.spec.as_json().get(HALVING)),
+            frontier=[(*point, point in best) for point in sorted(points, key=lambda point: point[1])],
+            image=_image(points, best) if len(points) > 1 else None,
+        ),
+    )
+    return path
+
+
+def table_metrics(folder: SweepFolder, rows: list[Row]) -> list[str]:
+    """The metrics of the table: the halving's first, then those of METRICS that a run reports."""
+    halving = folder.spec.halving
+    wanted = dict.fromkeys([*([halving.metric] if halving else []), *METRICS])
+    return [name for name in wanted if any(name in row.metrics for row in rows)]
+
+
+def _image(points: list[FrontierPoint], best: list[FrontierPoint]) -> bytes | None:
+    """The frontier as PNG; None without matplotlib."""
+    try:
+        with extras.needed("report", purpose="a chart"):
+            from matplotlib.figure import Figure  # an extra
+    except AlignkitError:
+        return None
+    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
+    place = figure.subplots()
+    place.plot([kl for _, kl, _ in best], [reward for _, _, reward in best], color="#1b9e77", linewidth=1.2)
+    for point in points:
+        row, kl, reward = point
+        place.plot(kl, reward, "o", color="#1b9e77" if point in best else "#7f7f7f", markersize=5)
+        place.annotate(row.point.name, (kl, reward), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    place.set_xlabel("KL from the reference")
+    place.set_ylabel("reward margin")
+    place.grid(alpha=0.3)
+    place.spines[["top", "right"]].set_visible(False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", metadata={"Software": None})
+    return image.getvalue()
