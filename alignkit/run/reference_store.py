@@ -30,15 +30,20 @@ def has_reference(recipe: Recipe) -> bool:
 def worth_storing(recipe: Recipe, rows: int) -> bool:
     """Whether a run reads each of its `rows` at least once; a shorter one would score rows in vain.
 
-    D2O scores all rows before its first step in any case.
+    D2O scores all rows before its first step in any case. With other methods, a run of all weights under a collapse
+    guard keeps its reference, because the guard measures the answers with it.
     """
+    if isinstance(recipe.method, D2O):
+        return has_reference(recipe)
+    if recipe.lora is None and recipe.collapse_guard is not None:
+        return False
     training = recipe.training
     passes = (
         training.epochs
         if training.max_steps is None
         else training.max_steps * training.batch_size / max(rows, 1)
     )
-    return has_reference(recipe) and (passes >= 1 or isinstance(recipe.method, D2O))
+    return has_reference(recipe) and passes >= 1
 
 
 class ReferenceStore:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignkit.run.reference_store import ReferenceStore
+from alignkit.recipe import Recipe
+from alignkit.run.reference_store import ReferenceStore, worth_storing
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 VALUES = [-1.5, -0.1015625, 0.0]
@@ -84,3 +85,27 @@ def test_entries_are_removed_that_were_not_used_for_long(store: ReferenceStore) 
     assert store.remove_unused(9) == 1
     assert store.read(KEY, 3) == VALUES
     assert store.read(OTHER, 3) is None
+
+
+RUN = {
+    "model": {"path": "some/model"},
+    "data": {"train": "rows.jsonl"},
+    "method": {"type": "f_dpo"},
+    "output_dir": "run",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"training": {"max_steps": 1, "batch_size": 8}}, False),
+        ({"method": {"type": "simpo"}}, False),
+        ({"lora": None}, False),  # the guard needs the model itself
+        ({"lora": None, "collapse_guard": None}, True),
+    ],
+)
+def test_a_store_pays_where_all_rows_are_read_and_nothing_else_needs_the_reference(
+    changes: dict[str, object], expected: bool
+) -> None:
+    assert worth_storing(Recipe.parse(RUN | changes), rows=100) is expected
