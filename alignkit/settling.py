@@ -173,6 +173,7 @@ def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
         section: {name: getattr(getattr(recipe, section), name) for name in names}
         for section, names in _SETTLED.items()
     }
+    folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.settled, {**_read(folder), **values, **more})
     folder.write_recipe(recipe)
 

@@ -22,7 +22,6 @@ from alignkit.cli.job_requests import (
     value_of,
 )
 from alignkit.errors import AlignkitError, RecipeError
-from alignkit.sweep import sweep_of
 
 MOST_JOBS = 64
 """Jobs of a sweep; each is a job in the project's queue."""
@@ -89,6 +88,8 @@ def points_of(vary: list[str]) -> list[dict[str, Any]]:
             raise AlignkitError(f"--vary {text}: {key} is given twice")
         options[key] = [value_of(value) for value in values.split(",") if value]
     try:
+        from alignkit.sweep import sweep_of  # saves pydantic at start-up
+
         points = sweep_of(options, "--vary").points()
     except RecipeError as error:
         raise AlignkitError("; ".join(map(str, error.issues))) from error

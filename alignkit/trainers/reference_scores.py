@@ -39,6 +39,8 @@ class ReferenceScores:
             reason = "the balance loss of its routers counts each token of the padded batch"
         elif sharding() in SHARES_WEIGHTS:
             reason = "its weights are shared among processes"
+        elif getattr(trainer, "tuner", None) is not None:
+            reason = "tuned options change the adapter for each answer of a padded batch"
         if reason is not None and wanted is True:
             raise ModelError(
                 f"training.packing: {type(models[0]).__name__} cannot train on packed rows: {reason}"

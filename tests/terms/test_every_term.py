@@ -78,13 +78,15 @@ def built(folder: Path, model_dir: Path, rows: Dataset, use: list[Term], **optio
         "beta": 0.5,
         **options,
     }
-    return FDPOTrainer(
+    trainer = FDPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model_dir),
         args=FDPOConfig(**settings),
         processing_class=AutoTokenizer.from_pretrained(model_dir),
         train_dataset=rows,
         terms=use,
     )
+    trainer.group_by_length = False  # off for some terms: another order of a step's rows rounds otherwise
+    return trainer
 
 
 def weights(trainer: FDPOTrainer) -> torch.Tensor:

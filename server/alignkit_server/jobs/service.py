@@ -182,9 +182,10 @@ class JobService:
         return JobLog(job_id=job.id, lines=found, has_more=more)
 
     def recipe(self, job_id: str) -> str:
-        """The job's recipe as YAML, with names instead of paths of this server."""
+        """The job's recipe as YAML, with names instead of this server's paths, and without its store."""
         root = self._services.settings.root
         recipe = _without_paths(self._jobs.get(job_id).recipe, root)
+        recipe["training"] = recipe["training"] | {"reference_folder": None}
         return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
     def report(self, job_id: str) -> bytes:

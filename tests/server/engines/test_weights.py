@@ -62,6 +62,6 @@ def test_its_engine_has_its_name_and_no_adapters(settings: Settings, checkpoint:
     arguments = dict(zip(command.arguments, command.arguments[1:], strict=False))
     assert (arguments["--model"], command.cwd) == (published.name, settings.weights_dir)
     assert arguments["--served-model-name"] == NAME
-    assert arguments["--max-model-len"] == "256"
+    assert arguments["--max-model-len"] == "auto"
     assert "--enable-lora" not in command.arguments
     assert "VLLM_PLUGINS" not in command.environment

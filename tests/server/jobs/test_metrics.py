@@ -101,7 +101,7 @@ def test_the_recipe_runs_elsewhere(
     recipe = Recipe.load(tmp_path / "recipe.yaml")
     assert (recipe.model.path, recipe.data.train, recipe.output_dir) == (BASE_MODEL, file_id, job.id)
     stored = service.ledger.get(job.id).recipe
-    assert recipe.training.model_dump() == stored["training"]
+    assert recipe.training.model_dump() == stored["training"] | {"reference_folder": None}
     assert recipe.seed == 9
 
 
