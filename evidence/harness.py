@@ -1,0 +1,222 @@
+"""Runs an experiment over its arms and seeds, keeps each result as it comes, and writes the summary and the plot.
+
+An experiment is an `Evidence`: a claim, its arms, a function from (arm, seed, settings) to measured numbers, and one
+that draws them. `python -m evidence.NAME` resumes where an earlier call stopped, unless the settings differ.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Folder of the project."""
+RESULTS = ROOT / "evidence" / "results"
+MODEL = ".alignkit/models/smollm2-135m-instruct"
+PACKAGES = ("torch", "transformers", "trl", "peft")
+T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Quantiles of Student's t for a two-sided interval of 95 %, by degrees of freedom."""
+
+Values = Mapping[str, float | Sequence[float]]
+"""Measured numbers of one run by name. A sequence is a curve, which is kept and drawn but not summarised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How far a call goes."""
+
+    smoke: bool = False
+    """Whether to do as little as shows that the script works. Its numbers mean nothing."""
+    model: str = MODEL
+    """Folder of the language model, for experiments that train one."""
+    work: Path = ROOT / "evidence" / "work"
+    """Folder for runs."""
+
+    def steps(self, full: int, smoke: int = 2) -> int:
+        """Return `full`, or `smoke` in a smoke test."""
+        return smoke if self.smoke else full
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """An experiment."""
+
+    name: str
+    claim: str
+    """What should come out, in one sentence."""
+    arms: tuple[str, ...]
+    measure: Callable[[str, int, Settings], Values]
+    """Function from (arm, seed, settings) to what was measured. Equal arguments must give equal numbers."""
+    draw: Callable[["Found", Any], None]
+    """Function that draws the results into a matplotlib axis."""
+    seeds: int = 3
+    needs_model: bool = False
+    """Whether it trains the language model of `Settings.model`, which takes hours without a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Results by arm and seed."""
+
+    runs: dict[str, dict[int, Values]] = field(default_factory=dict)
+
+    def values(self, arm: str, metric: str) -> list[float]:
+        """The metric of each seed of an arm."""
+        found = (self.runs[arm][seed][metric] for seed in sorted(self.runs[arm]))
+        return [value for value in found if isinstance(value, int | float)]
+
+    def curve(self, arm: str, metric: str) -> list[float]:
+        """The mean curve of an arm over its seeds."""
+        curves: list[Any] = [self.runs[arm][seed][metric] for seed in sorted(self.runs[arm])]
+        return [statistics.fmean(points) for points in zip(*curves, strict=True)]
+
+    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Arm -> metric -> mean and bounds of its 95 % interval over seeds (Student's t)."""
+        return {
+            arm: {
+                metric: interval(self.values(arm, metric))
+                for metric, value in next(iter(seeds.values())).items()
+                if isinstance(value, int | float)
+            }
+            for arm, seeds in self.runs.items()
+        }
+
+    def paired(self, arm: str, other: str, metric: str) -> dict[str, float]:
+        """Mean and 95 % interval of the difference arm - other over the same seeds."""
+        pairs = zip(self.values(arm, metric), self.values(other, metric), strict=True)
+        return interval([one - two for one, two in pairs])
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean and bounds of its 95 % interval. One value has no interval: its bounds are itself."""
+    mean = statistics.fmean(values)
+    freedom = len(values) - 1
+    if freedom == 0:
+        return {"mean": mean, "low": mean, "high": mean}
+    half = T_95[min(freedom, len(T_95) - 1)] * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def bars(found: Found, axis: Any, metric: str, label: str) -> None:
+    """Draw a metric's mean by arm with its interval and the seeds as points."""
+    for at, arm in enumerate(found.runs):
+        values = found.values(arm, metric)
+        bounds = interval(values)
+        axis.bar(at, bounds["mean"], color="tab:blue", alpha=0.35)
+        axis.vlines(at, bounds["low"], bounds["high"], color="tab:blue")
+        axis.plot([at] * len(values), values, "o", color="black", markersize=3)
+    axis.set(ylabel=label, xticks=range(len(found.runs)))
+    axis.set_xticklabels(list(found.runs), rotation=20, ha="right")
+
+
+def lines(
+    found: Found, axis: Any, metric: str, *, label: str, x_label: str, x: Sequence[float] | None = None
+) -> None:
+    """Draw a mean curve for each arm."""
+    for arm in found.runs:
+        curve = found.curve(arm, metric)
+        axis.plot(x or range(len(curve)), curve, label=arm)
+    axis.set(xlabel=x_label, ylabel=label)
+    axis.legend()
+
+
+def gather(evidence: Evidence, seeds: int, settings: Settings, folder: Path) -> Found:
+    """Run what `folder` does not hold yet, and write NAME.json after each run."""
+    path = folder / f"{evidence.name}.json"
+    kept = _read(path, settings)
+    for arm in evidence.arms:
+        for seed in range(seeds):
+            if str(seed) in kept.get(arm, {}):
+                continue
+            began = time.monotonic()
+            torch.manual_seed(seed)
+            values = {name: _plain(value) for name, value in evidence.measure(arm, seed, settings).items()}
+            kept.setdefault(arm, {})[str(seed)] = values
+            _write(path, evidence, settings, kept)
+            print(f"{evidence.name} {arm} seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
+    order = [arm for arm in evidence.arms if arm in kept]
+    return Found(
+        {arm: {int(seed): kept[arm][seed] for seed in kept[arm] if int(seed) < seeds} for arm in order}
+    )
+
+
+def _plain(value: Any) -> Any:
+    return [float(one) for one in value] if isinstance(value, Sequence) else float(value)
+
+
+def _read(path: Path, settings: Settings) -> dict[str, dict[str, Any]]:
+    """The runs that `path` holds; none if it is missing or was made with other settings."""
+    if not path.is_file():
+        return {}
+    written = json.loads(path.read_text(encoding="utf-8"))
+    runs: dict[str, dict[str, Any]] = written["runs"]
+    return runs if written["settings"] == _described(settings) else {}
+
+
+def _described(settings: Settings) -> dict[str, Any]:
+    return {"smoke": settings.smoke, "model": Path(settings.model).name}
+
+
+def _write(path: Path, evidence: Evidence, settings: Settings, runs: dict[str, dict[str, Any]]) -> None:
+    found = Found({arm: {int(seed): values for seed, values in of.items()} for arm, of in runs.items()})
+    whole = {
+        "name": evidence.name,
+        "claim": evidence.claim,
+        "command": f"python -m evidence.{evidence.name}",
+        "settings": _described(settings),
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+        "summary": found.summary(),
+        "runs": runs,
+    }
+    staging = path.with_suffix(".tmp")
+    staging.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    staging.rename(path)
+
+
+def plot(evidence: Evidence, found: Found, folder: Path) -> Path:
+    """Draw NAME.png."""
+    import matplotlib as mpl  # an extra, and slow to import
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(5.4, 3.6), layout="constrained")
+    evidence.draw(found, axis)
+    axis.set_title(evidence.name.replace("_", " "))
+    path = folder / f"{evidence.name}.png"
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+    return path
+
+
+def main(evidence: Evidence, argv: Sequence[str] | None = None) -> Found:
+    """Run an experiment from the command line, and print its summary."""
+    parser = argparse.ArgumentParser(prog=f"python -m evidence.{evidence.name}", description=evidence.claim)
+    parser.add_argument("--seeds", type=int, default=evidence.seeds, help="number of seeds, from 0")
+    parser.add_argument("--smoke", action="store_true", help="do as little as shows that the script works")
+    parser.add_argument("--model", default=MODEL, help="folder of the language model, where one is trained")
+    parser.add_argument("--out", type=Path, help="folder for the result; default: evidence/results")
+    given = parser.parse_args(argv)
+    settings = Settings(smoke=given.smoke, model=given.model)
+    folder = given.out or (settings.work / "smoke" if given.smoke else RESULTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = gather(evidence, given.seeds, settings, folder)
+    print(f"{evidence.claim}\n")
+    for arm, metrics in found.summary().items():
+        shown = (
+            f"{name} {one['mean']:.4g} [{one['low']:.4g}, {one['high']:.4g}]" for name, one in metrics.items()
+        )
+        print(f"{arm}: {', '.join(shown)}")
+    print(f"\nWritten: {folder / evidence.name}.json, {plot(evidence, found, folder)}")
+    return found
