@@ -53,7 +53,7 @@ def draw(found: Found, axis: object) -> None:
 
 EVIDENCE = Evidence(
     "tuned_beta",
-    "A run that tunes its option ends near the best value, from starts a factor of ten away on either side.",
+    "A run that tunes its option ends near the best value, from starts a factor of ten away.",
     tuple(STARTS),
     measure,
     draw,
