@@ -31,6 +31,7 @@ and the chat routes are walked by themselves. `project_id` and `project_ids` nam
 given a permission, and `part_ids` parts of the upload in the path."""
 BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": b"x"}},
+    "POST /v1/models/{model}/archive": {"json": {}},
     "POST /v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
     "POST /v1/fine_tuning/checkpoints/{checkpoint}/permissions": {"json": {"project_ids": ["proj_x"]}},
     "POST /v1/webhook_endpoints/{endpoint_id}": {"json": {"name": "x"}},

@@ -6,11 +6,12 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
-from alignkit_server.dependencies import NeedsSpace, ServicesDep
+from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import documented
 from alignkit_server.files.schemas import PURPOSES, FileDeleted, FileObject
 from alignkit_server.files.service import FileServiceDep
 from alignkit_server.files.upload import receive
+from alignkit_server.keys.links import DownloadLink, link_to
 from alignkit_server.pagination import After, CursorListObject, Order, PageQuery
 
 MAX_LIMIT = 10_000
@@ -67,6 +68,15 @@ def retrieve_file(file_id: str, files: FileServiceDep) -> FileObject:
 def delete_file(file_id: str, files: FileServiceDep) -> FileDeleted:
     """Delete a file."""
     return files.delete(file_id)
+
+
+@router.post("/{file_id}/content", responses=documented(404))
+def link_file_content(
+    file_id: str, files: FileServiceDep, project: ProjectDep, services: ServicesDep
+) -> DownloadLink:
+    """Get a link with which a browser downloads the file without a key: `GET` the same path with `?link=`."""
+    path = f"{router.prefix}/{file_id}/content"
+    return link_to(services.vault, path, project.key_id, files.get(file_id).bytes)
 
 
 @router.get("/{file_id}/content", responses=documented(404) | CONTENT, response_class=FileResponse)

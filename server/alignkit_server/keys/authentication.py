@@ -1,10 +1,11 @@
 """Requires a key for every request, around the whole application, so that no route can be forgotten."""
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignkit_server.errors import ApiError, error_response
-from alignkit_server.keys.service import Principal, authenticate
+from alignkit_server.keys.links import PARAMETER, open_link
+from alignkit_server.keys.service import Principal, authenticate, principal_of
 from alignkit_server.page import paths as page
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
@@ -23,13 +24,26 @@ class KeyAuthentication:
             await self._app(scope, receive, send)
             return
         try:
-            principal = await self._principal(scope)
+            principal = await self._by_link(scope) or await self._principal(scope)
             _refuse_nul(scope)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
             return
         scope.setdefault("state", {})["principal"] = principal
         await self._app(scope, receive, send)
+
+    async def _by_link(self, scope: Scope) -> Principal | None:
+        """The caller of a download by link, which is left in `request.state.link`; None if the request has none."""
+        link = QueryParams(scope["query_string"]).get(PARAMETER)
+        if link is None or scope["method"] != "GET" or "authorization" in Headers(scope=scope):
+            return None
+        services = scope["app"].state.services
+        opened = open_link(services.vault, link, scope["path"])
+        principal = opened and await principal_of(services.database, opened.key_id)
+        if principal is None:
+            raise _refused("The link is not valid, or has expired: ask for another.")
+        scope.setdefault("state", {})["link"] = opened
+        return principal
 
     async def _principal(self, scope: Scope) -> Principal:
         kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")

@@ -26,20 +26,18 @@ class FoundKey(NamedTuple):
 
 
 # Run for every request: built once, and selecting columns takes half the time of selecting rows.
-_BY_HASH = (
-    select(
-        ApiKey.id,
-        ApiKey.hash,
-        ApiKey.scopes,
-        ApiKey.expires_at,
-        ApiKey.last_used_at,
-        Project.id,
-        Project.name,
-        Project.limits,
-    )
-    .join(Project, ApiKey.project_id == Project.id)
-    .where(ApiKey.hash == bindparam("digest"))
-)
+_FOUND = select(
+    ApiKey.id,
+    ApiKey.hash,
+    ApiKey.scopes,
+    ApiKey.expires_at,
+    ApiKey.last_used_at,
+    Project.id,
+    Project.name,
+    Project.limits,
+).join(Project, ApiKey.project_id == Project.id)
+_BY_HASH = _FOUND.where(ApiKey.hash == bindparam("digest"))
+_BY_ID = _FOUND.where(ApiKey.id == bindparam("id"))
 
 
 class KeyRepository:
@@ -60,6 +58,11 @@ class KeyRepository:
     def by_hash(self, digest: str) -> FoundKey | None:
         """The key with that hash and its project, or None."""
         found = self._session.execute(_BY_HASH, {"digest": digest}).one_or_none()
+        return None if found is None else FoundKey(*found)
+
+    def by_id(self, id: str) -> FoundKey | None:  # noqa: A002 - the column's name
+        """The key with that id and its project, or None."""
+        found = self._session.execute(_BY_ID, {"id": id}).one_or_none()
         return None if found is None else FoundKey(*found)
 
     def get(self, id: str) -> ApiKey | None:  # noqa: A002 - the column's name

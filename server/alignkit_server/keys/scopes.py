@@ -27,7 +27,8 @@ _AREAS: dict[str, frozenset[Scope]] = {
 }
 """Part of the path after /v1/ -> the scope that all requests there need."""
 _ALSO_READ_BY: dict[str, frozenset[Scope]] = {"models": frozenset({INFERENCE})}
-_WEIGHTS = "/archive"
+_DOWNLOADS = ("/archive", "/content")
+"""Ends of paths that give out data, whether at once or by a link."""
 _ROWS = "/v1/fine_tuning/preview"
 _OWN_KEY = "/v1/key"
 """Path where a key reads its own description; any scope suffices."""
@@ -45,7 +46,7 @@ def scopes_for(method: str, path: str) -> frozenset[Scope]:
         return _AREAS[area]
     if path == _OWN_KEY:
         return frozenset(SCOPES)
-    if path == _ROWS or path.endswith(_WEIGHTS):
+    if path == _ROWS or path.endswith(_DOWNLOADS):
         return frozenset({READ})
     if method in READING:
         return frozenset({READ}) | _ALSO_READ_BY.get(area, frozenset())

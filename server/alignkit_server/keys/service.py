@@ -83,6 +83,16 @@ async def authenticate(database: Database, token: str) -> Principal | None:
     found = await database.ask(_by_hash, database, digest)
     if found is None or not hmac.compare_digest(found.hash, digest):
         return None
+    return await _principal(database, found)
+
+
+async def principal_of(database: Database, key_id: str) -> Principal | None:
+    """The caller that a key stands for, or None if the key was revoked or has expired."""
+    found = await database.ask(_by_id, database, key_id)
+    return None if found is None else await _principal(database, found)
+
+
+async def _principal(database: Database, found: FoundKey) -> Principal | None:
     if found.expires_at is not None and found.expires_at <= now():
         return None
     if found.last_used_at is None or now() - found.last_used_at >= USED_RESOLUTION:
@@ -95,6 +105,11 @@ async def authenticate(database: Database, token: str) -> Principal | None:
 def _by_hash(database: Database, digest: str) -> FoundKey | None:
     with database.reading() as session:
         return KeyRepository(session).by_hash(digest)
+
+
+def _by_id(database: Database, key_id: str) -> FoundKey | None:
+    with database.reading() as session:
+        return KeyRepository(session).by_id(key_id)
 
 
 async def _stamp(database: Database, key_id: str) -> None:

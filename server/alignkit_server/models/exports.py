@@ -23,6 +23,7 @@ from alignkit_server.models.schemas import ArchiveOptions
 from alignkit_server.pools.file_check_pool import in_child
 from alignkit_server.reserve import require_room
 from alignkit_server.services import Services
+from alignkit_server.storage.leftovers import KEPT
 from alignkit_server.storage.runs import bytes_on_disk
 
 EXPORTS_AT_ONCE = 2
@@ -108,6 +109,22 @@ class ModelExports:
             if isinstance(error, ExportError | ModelError):
                 raise _refused(work, error) from error
             raise
+
+    def keep(self, work: Work) -> str:
+        """Leave what `make` wrote for a download by link, under the name that is returned."""
+        kept = work.target.parent.with_name(work.target.parent.name + KEPT)
+        work.target.parent.rename(kept)
+        return kept.name
+
+    def kept(self, work: Work, name: str) -> tuple[Archive, Work]:
+        """What `keep` left under that name, and the work as it stands there. Raises 404 once it is gone."""
+        work = work._replace(target=self._services.settings.exports_dir / name / work.name)
+        try:
+            return Archive({path.name: path for path in work.target.iterdir()}, work.name), work
+        except FileNotFoundError as error:
+            raise ApiError(
+                404, "This link has been used: ask for another.", param="link", code="link_used"
+            ) from error
 
     def drop(self, work: Work, job_id: str) -> None:
         """Remove what `make` wrote."""

@@ -12,6 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from alignkit_server.clock import now
 from alignkit_server.database import Database, after_commit
 from alignkit_server.job_status import UNFINISHED
+from alignkit_server.keys.links import LINK_SECONDS
 from alignkit_server.settings import Settings
 from alignkit_server.tables import File, Job, Upload, UploadPart
 
@@ -19,6 +20,9 @@ BATCH = 200
 """Rows per transaction."""
 ORPHAN_SECONDS = 24 * 3600.0
 """Age in seconds at which a file without a row belongs to no request: a killed server left it behind."""
+KEPT = ".kept"
+"""End of the name of an export that waits for a download by link."""
+KEPT_SECONDS = LINK_SECONDS + 60.0
 
 log = structlog.get_logger()
 
@@ -30,9 +34,17 @@ def remove_expired(database: Database, settings: Settings) -> None:
             pass
     _remove_orphans(database, settings.files_dir, File.id)
     _remove_orphans(database, settings.uploads_dir, Upload.id, Upload.status == "pending")
-    for path in settings.exports_dir.glob("*"):
-        if _changed(path) < time.time() - ORPHAN_SECONDS:
+
+
+def remove_exports(folder: Path) -> set[str]:
+    """Remove the exports that no download can need any more. Returns the ids of the jobs that they counted for."""
+    gone = set()
+    for path in folder.glob("*"):
+        most = KEPT_SECONDS if path.name.endswith(KEPT) else ORPHAN_SECONDS
+        if _changed(path) < time.time() - most:
             _remove(path)
+            gone.add(path.name.partition(".")[0])
+    return gone
 
 
 def purge_files(session: Session, folder: Path, *which: ColumnElement[bool]) -> int:

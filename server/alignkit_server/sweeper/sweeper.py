@@ -14,7 +14,7 @@ from alignkit_server.database import Database
 from alignkit_server.job_status import FINISHED, PAUSED, WAITING
 from alignkit_server.repeating import Repeating
 from alignkit_server.settings import Settings
-from alignkit_server.storage.leftovers import remove_expired
+from alignkit_server.storage.leftovers import remove_expired, remove_exports
 from alignkit_server.storage.runs import RunStorage
 from alignkit_server.sweeper.limits import enforce
 from alignkit_server.sweeper.logs import rotate_logs
@@ -46,6 +46,7 @@ class Sweeper:
         """Do every task once. A failure is logged, and the next task follows."""
         tasks: Sequence[Callable[[], None]] = (
             lambda: remove_expired(self._database, self._settings),
+            self._drop_exports,
             self._measure,
             self._runs.measure_references,
             lambda: enforce(self._database, self._settings.limits),
@@ -60,6 +61,11 @@ class Sweeper:
                 task()
             except Exception:
                 log.exception("a task of the sweeper failed; it is tried again at the next sweep")
+
+    def _drop_exports(self) -> None:
+        """Remove the exports that nobody downloaded, and count their jobs' bytes anew."""
+        for job_id in remove_exports(self._settings.exports_dir):
+            self._runs.measure(job_id)
 
     def _measure(self) -> None:
         """Measure the jobs that may have written since the last sweep, and those never measured before."""

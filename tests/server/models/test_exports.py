@@ -113,6 +113,28 @@ def test_a_form_is_made_counted_streamed_and_removed(tuned: Tuned, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_form_that_was_made_for_a_link_is_downloaded_once_without_a_key(
+    tuned: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, before = f"/v1/models/{tuned.name}/archive", tuned.disk_bytes()
+    with tuned.http() as http:
+        links = [http.post(path, json={"form": "merged"}).json() for _ in range(2)]
+    assert len(tuned.leftovers()) == 2
+    answer = httpx.get(f"{tuned.service.url}{path}", params={"link": links[0]["link"]}, trust_env=False)
+    assert len(answer.content) == links[0]["bytes"]
+    assert {"model.safetensors", "config.json"} <= files_in(answer.content).keys()
+    wait_until(lambda: len(tuned.leftovers()) == 1)
+    again = httpx.get(f"{tuned.service.url}{path}", params={"link": links[0]["link"]}, trust_env=False)
+    assert (again.status_code, again.json()["error"]["code"]) == (404, "link_used")
+    tuned.service.services.sweeper.sweep()
+    assert len(tuned.leftovers()) == 1
+    monkeypatch.setattr("alignkit_server.storage.leftovers.KEPT_SECONDS", -1.0)
+    tuned.service.services.sweeper.sweep()
+    assert not tuned.leftovers()
+    assert tuned.disk_bytes() < before + 100_000
+
+
+@pytest.mark.slow
 def test_a_project_without_space_gets_no_form_that_has_to_be_made(tuned: Tuned) -> None:
     database = tuned.service.services.database
     for limits, status in (({"disk_bytes": 1}, 429), ({}, 200)):

@@ -2,6 +2,7 @@
 import { parseEvents } from "./sse.js";
 
 const TIMEOUT = 60_000;
+const EXPORT_TIMEOUT = 2 * 3_600_000; // of what writes a model anew
 const READING_TIMEOUT = 600_000; // of what reads a whole file first
 
 /** An answer other than success, in OpenAI's envelope. */
@@ -95,6 +96,12 @@ export class Api {
     saveAs(blob, name);
   }
 
+  /** Let the browser save a file or an archive by itself, straight to the disk: a link stands for the key. */
+  async save(path, request = {}) {
+    const { link } = await this.post(path, request, { timeout: EXPORT_TIMEOUT });
+    click(this.#url(path, { link }), "");
+  }
+
   /**
    * A job's events as they come, to the job's end.
    * @yields {object} the event
@@ -169,11 +176,16 @@ export class Api {
 
 /** Offer `blob` as a download. */
 export function saveAs(blob, name) {
+  const url = URL.createObjectURL(blob);
+  click(url, name);
+  setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser reads it after the click returns
+}
+
+function click(url, name) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
+  link.href = url;
   link.download = name;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // the browser reads it after the click returns
 }
 
 function detailOf(status, text) {

@@ -51,7 +51,7 @@ function Row({ file, changed }) {
       <td>${moment(file.expires_at)}</td>
       <td>
         <div class="row">
-          <${Action} label="Download" work=${() => api.download(`${path}/content`, file.filename)} />
+          <${Action} label="Download" work=${() => api.save(`${path}/content`)} />
           ${can("train") && file.purpose === "fine-tune" && html`<a class="button" href=${link(["new"], { file: file.id })}>Train on it</a>`}
           ${can("train") && html`<${Action} label="Delete" kind="danger" ask="Delete ${file.filename}?" done="${file.filename} was deleted." work=${remove} />`}
         </div>

@@ -3,10 +3,11 @@ import { chartsOf } from "../lib/curves.js";
 import { bytes, count, duration, moment } from "../lib/format.js";
 import { useSeen, useSession } from "../lib/hooks.js";
 import { JobFeed } from "../lib/job_feed.js";
-import { actionsOf, costOf, isOver, outlook, timeOf } from "../lib/jobs.js";
+import { actionsOf, costOf, isOver, outlook, settingsOf, timeOf } from "../lib/jobs.js";
 import { link } from "../lib/router.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { Answers } from "../parts/answers.js";
+import { Archive } from "../parts/archive.js";
 import { Chart } from "../parts/chart.js";
 import { Action, Facts, Heading, Problem, Status } from "../parts/common.js";
 import { Checkpoints, Events, Log, Recipe, Settings } from "../parts/job_details.js";
@@ -94,7 +95,13 @@ function Overview({ job, state }) {
         ["Finished", moment(job.finished_at)],
         ...Object.entries(job.metadata ?? {}),
       ]} />
-      ${job.fine_tuned_model && can("inference") && html`<div class="row"><a class="button" href=${link(["playground"], { a: job.model, b: job.fine_tuned_model })}>Chat with it beside ${job.model}</a></div>`}
+      ${job.fine_tuned_model &&
+      html`
+        <div class="row">
+          ${can("inference") && html`<a class="button" href=${link(["playground"], { a: job.model, b: job.fine_tuned_model })}>Chat with it beside ${job.model}</a>`}
+          ${can("read") && html`<${Archive} model=${job.fine_tuned_model} whole=${settingsOf(job).trained_weights === "all"} />`}
+        </div>
+      `}
       ${can("train") && html`<${Estimate} job=${job} steps=${state.steps} />`}
     </section>
   `;

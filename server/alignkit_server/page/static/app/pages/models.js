@@ -3,6 +3,7 @@ import { moment } from "../lib/format.js";
 import { useAnswer, useSession } from "../lib/hooks.js";
 import { link } from "../lib/router.js";
 import { html, useState } from "../lib/ui.js";
+import { Archive } from "../parts/archive.js";
 import { Action, Field, Heading, Loaded, Table } from "../parts/common.js";
 
 /** Models to chat with, train on, download and delete. */
@@ -43,7 +44,7 @@ function Row({ model, changed }) {
       <td>
         <div class="row">
           ${can("inference") && html`<a class="button" href=${link(["playground"], { a: model.parent ?? model.id, b: model.id })}>Chat</a>`}
-          ${made && can("read") && html`<${Action} label="Download" work=${() => api.download(`${path}/archive`, `${model.id}.tar`)} />`}
+          ${made && can("read") && html`<${Archive} model=${model.id} whole=${model.kind === "full"} />`}
           ${made && can("train") && html`<${Action} label="Delete" kind="danger" ask="Delete the model ${model.id}?" done="The model was deleted." work=${remove} />`}
         </div>
       </td>
