@@ -88,6 +88,8 @@ class ModelExports:
                 )
         except FileNotFoundError as error:
             raise self._gone(work.name) from error
+        except ExportError as error:
+            raise _refused(work, error) from error
         return None
 
     def make(self, work: Work, job_id: str) -> Archive:

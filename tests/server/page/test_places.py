@@ -1,18 +1,34 @@
 """The playground, the comparison, and the places for files, models, limits and keys, in Chromium."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
 from playwright.sync_api import expect
 
+from tests.server.models.test_exports import Tuned
 from tests.server.page.browser import NARROW, Visitor, needs_chromium, violations
 from tests.server.page.engine import FOREIGN
 from tests.server.page.runs import MARKUP, finish, report, run
 from tests.server.support import BASE_MODEL, Running, upload
 
 pytestmark = [needs_chromium, pytest.mark.slow]
+
+
+def test_a_model_is_saved_in_the_form_that_was_chosen(
+    service: Running, tmp_path: Path, visitor: Visitor
+) -> None:
+    tuned = Tuned(service, tmp_path)
+    page = visitor.signed_in(tuned.key, "#/models")
+    row = page.get_by_role("row").filter(has_text=tuned.name)
+    row.get_by_label(f"Form of {tuned.name}").select_option("gguf")
+    with page.expect_download(timeout=120_000) as download:
+        row.get_by_role("button", name="Download").click()
+    with tarfile.open(download.value.path()) as archive:
+        assert [name for name in archive.getnames() if name.endswith(".gguf")]
+    assert violations(page) == []
 
 
 def test_a_preference_becomes_a_row_to_train_on(
