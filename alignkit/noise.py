@@ -1,6 +1,8 @@
-"""Warnings of other libraries that no user of this one can act on."""
+"""Warnings and progress bars of other libraries that no user of this one can act on, or read in a file."""
 
 import logging
+import os
+import sys
 
 NOISE: dict[str, str] = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -26,3 +28,13 @@ def drop_noise() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(one, _Without) for one in logger.filters):
             logger.addFilter(_Without(beginning))
+
+
+def no_bars_in_files() -> None:
+    """Turn the libraries' progress bars off where standard error is no terminal; before the libraries are imported.
+
+    A user's own `TQDM_DISABLE` or `HF_HUB_DISABLE_PROGRESS_BARS` is kept.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -30,6 +30,7 @@ from alignkit.cli import (
 )
 from alignkit.errors import AlignkitError
 from alignkit.launch import launch_command, require_configuration, run
+from alignkit.noise import no_bars_in_files
 
 # Without a terminal, an error of the usage is one line instead of a box.
 MARKUP: Literal["rich"] | None = "rich" if sys.stderr.isatty() else None
@@ -72,6 +73,7 @@ for command in COMMANDS:
 def main() -> None:
     """Run the command line."""
     debug = "--debug" in sys.argv
+    no_bars_in_files()
     sys.path.append(str(Path.cwd()))  # like `python -m`: a recipe may name a class in the user's own package
     try:
         app()
