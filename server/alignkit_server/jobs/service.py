@@ -185,7 +185,8 @@ class JobService:
         """The job's recipe as YAML, with names instead of this server's paths, and without its store."""
         root = self._services.settings.root
         recipe = _without_paths(self._jobs.get(job_id).recipe, root)
-        recipe["training"] = recipe["training"] | {"reference_folder": None}
+        if "training" in recipe:
+            recipe["training"] = recipe["training"] | {"reference_folder": None}
         return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
     def report(self, job_id: str) -> bytes:

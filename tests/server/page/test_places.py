@@ -1,6 +1,7 @@
 """The playground, the comparison, and the places for files, models, limits and keys, in Chromium."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def test_a_model_is_saved_in_the_form_that_was_chosen(
     with tarfile.open(download.value.path()) as archive:
         assert [name for name in archive.getnames() if name.endswith(".gguf")]
     assert violations(page) == []
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text(tuned.name)).to_have_count(0)
+    shutil.rmtree(tuned.base)  # other tests count the base models
 
 
 def test_a_preference_becomes_a_row_to_train_on(
