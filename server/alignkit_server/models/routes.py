@@ -51,7 +51,7 @@ async def download_model(
     made: str | None = getattr(getattr(request.state, "link", None), "made", None)
     if made is not None:
         archive, work = await to_thread.run_sync(exports.kept, work, made)
-        gone = partial(exports.drop, work, job_id)
+        gone: Gone | None = partial(exports.drop, work, job_id)
     else:
         archive, gone = await _archive(services, project, work, job_id, request)
     headers = {
