@@ -27,25 +27,26 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place once the block has ended, and is removed if the block fails.
+def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside `target` that is renamed to it once the block has ended, and removed if the block fails.
 
-    A folder that is at `target` stays until the new one is whole. Raises OSError if nothing can be written there.
+    Raises OSError if nothing can be written there, or if there is a folder with content at `target`. With `replace`,
+    that one stays until the new one is whole, and then makes way.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())
-        _put(staging, target)
+        if replace and target.exists():
+            _exchange(staging, target)
+        else:
+            staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _put(staging: Path, target: Path) -> None:
-    if not target.exists():
-        staging.rename(target)
-        return
+def _exchange(staging: Path, target: Path) -> None:
     before = Path(tempfile.mkdtemp(prefix=f".{target.name}.before.", dir=target.parent))
     target.rename(before / "replaced")
     try:

@@ -18,7 +18,7 @@ def whole_or_nothing(target: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_existing(target, force=force)
     staging = ExitStack()
     try:
-        folder = staging.enter_context(staged_folder(target))
+        folder = staging.enter_context(staged_folder(target, replace=force))
     except OSError as error:
         raise ExportError(f"cannot write in {target.parent}: {error.strerror}") from error
     try:
