@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from alignkit_server.engines import command
 from alignkit_server.engines.command import vllm_command
+from alignkit_server.engines.sizes import sequences_at_once
 from alignkit_server.settings import Settings
 from tests.deploy.rendering import (
     COMPOSITIONS,
@@ -102,7 +103,7 @@ def test_the_composed_server_reads_its_settings(
 
 
 def engines() -> Iterator[Any]:
-    """Each vLLM of deploy/: the overlay or composition's name, its options, its variables, and the server's dtype."""
+    """Each vLLM of deploy/: its options and variables, and what the server is told of engines."""
     for overlay in OVERLAYS:
         objects = rendered(overlay)
         (server,) = find(objects, "Deployment", "server")["spec"]["template"]["spec"]["containers"]
@@ -110,28 +111,34 @@ def engines() -> Iterator[Any]:
         variables = environment(objects, engine)
         arguments = [expand(argument, variables) for argument in engine["args"]]
         config = find(objects, "ConfigMap", "vllm")["data"]["vllm.yaml"]
-        dtype = environment(objects, server).get("ALIGNKIT_ENGINE__DTYPE", "auto")
-        yield pytest.param(arguments, config, variables, engine["workingDir"], dtype, id=overlay)
+        told = engine_variables(environment(objects, server))
+        yield pytest.param(arguments, config, variables, engine["workingDir"], told, id=overlay)
     for parts in COMPOSITIONS:
         composition: Object = composed(parts)
         if "vllm" in parts:
             engine = composition["services"]["vllm"]
             config = (DEPLOY / "compose" / composition["configs"]["vllm"]["file"]).read_text()
-            dtype = composition["services"]["server"]["environment"].get("ALIGNKIT_ENGINE__DTYPE", "auto")
+            told = engine_variables(composition["services"]["server"]["environment"])
             arguments = [part for part in engine["command"] if part.startswith("--")]
             place = engine["working_dir"]
             yield pytest.param(
-                arguments, config, engine["environment"], place, dtype, id="+".join(parts) or "plain"
+                arguments, config, engine["environment"], place, told, id="+".join(parts) or "plain"
             )
 
 
-@pytest.mark.parametrize(("arguments", "config", "variables", "place", "dtype"), list(engines()))
+def engine_variables(environment: dict[str, Any]) -> dict[str, str]:
+    """The server's settings of engines' options; not where its engines are."""
+    names = ("ALIGNKIT_ENGINE__DTYPE", "ALIGNKIT_ENGINE__MAX_NUM_SEQS")
+    return {name: str(environment[name]) for name in names if name in environment}
+
+
+@pytest.mark.parametrize(("arguments", "config", "variables", "place", "told"), list(engines()))
 def test_vllm_is_started_as_the_server_would_start_it(
     arguments: list[str],
     config: str,
     variables: dict[str, str],
     place: str,
-    dtype: str,
+    told: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -143,8 +150,11 @@ def test_vllm_is_started_as_the_server_would_start_it(
 
     gpu = found["dtype"] != "float32"
     monkeypatch.setattr(command, "runs_on_gpu", lambda: gpu)
-    monkeypatch.setenv("ALIGNKIT_ENGINE__DTYPE", dtype)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     settings = Settings(home=tmp_path)
+    # the server, which sees no GPU, sends as many sequences at once as the engine decodes
+    assert sequences_at_once(settings.engine, gpu=False) == int(found["max-num-seqs"])
     _add_llama(settings.models_dir / MODEL)
     own = vllm_command(settings, MODEL, 8000)
     expected = _options(own.arguments[own.arguments.index("--model") :])
