@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from alignkit.errors import ModelError
-from alignkit.kernels.model_head import fuse_head, head_module, is_fused, measured_head
+from alignkit.kernels.model_head import evaluating, fuse_head, head_module, is_fused, measured_head
 
 LENGTH = 8
 """Length in tokens of the two sequences that are compared."""
@@ -38,7 +38,7 @@ def _compare(model: Any, device: Any, which: dict[str, Any]) -> None:
     head_module(bare)
     ids = _two_sequences(bare.config).to(device or bare.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **which}
-    with _fused(bare), _evaluating(model), torch.no_grad():
+    with _fused(bare), evaluating(model), torch.no_grad():
         own = model(**inputs).logits.float()
         fused = model(**inputs, labels=ids, fused_lm_head=True).log_probs.float()
         measured = measured_head(bare)
@@ -91,15 +91,3 @@ def _fused(model: Any) -> Iterator[None]:
         del model._fused_head, model.forward  # noqa: SLF001 - ours
         if before is not None:
             model.forward = before
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Switch dropout off for the duration, then restore each module's mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

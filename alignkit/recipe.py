@@ -266,7 +266,7 @@ class Recipe(Section):
 
         An imported model may be given by its name. Raises RecipeError.
         """
-        values = _read_yaml(path)
+        values = read_values(path)
         for override in overrides:
             _override(values, override)
         recipe = cls.parse(values)
@@ -344,7 +344,8 @@ def _agree(own: Any, given: Any) -> bool:
     return bool(own == given)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
+    """The sections of a recipe file, unchecked. Raises RecipeError if it cannot be read or is no mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

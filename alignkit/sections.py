@@ -3,6 +3,7 @@
 Each method declares its own options in `alignkit.methods`.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -327,10 +328,26 @@ class TeacherSection(Section):
     dtype: Dtype | None = Field(None, description="dtype to load the weights in; default: model.dtype")
 
 
+def _named(field: str) -> Callable[[object], object]:
+    """A function that turns a list into the section whose `field` it is."""
+    return lambda value: {field: value} if isinstance(value, list) else value
+
+
+def _distinct(what: str) -> AfterValidator:
+    """Refuse a list of names in which one is twice."""
+
+    def check(names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected each {what} once, found {', '.join(names)}")
+        return names
+
+    return AfterValidator(check)
+
+
 class TuneSection(Section):
     """Options of a pair method that one run tunes by itself, after Self-Tuning Networks. A list names the options."""
 
-    options: list[str] = Field(
+    options: Annotated[list[str], _distinct("option")] = Field(
         min_length=1, max_length=4, description="continuous options of the method, such as [beta]"
     )
     rank: int = Field(
@@ -356,20 +373,8 @@ class TuneSection(Section):
         1e-5, ge=0, le=10, description="weight of the perturbations' entropy, which keeps them from vanishing"
     )
 
-    @field_validator("options")
-    @classmethod
-    def _each_once(cls, options: list[str]) -> list[str]:
-        if len(set(options)) < len(options):
-            raise ValueError(f"expected each option once, found {', '.join(options)}")
-        return options
 
-
-def _named_options(value: object) -> object:
-    """Turn a list of options into a section."""
-    return {"options": value} if isinstance(value, list) else value
-
-
-Tune = Annotated[TuneSection | None, BeforeValidator(_named_options)]
+Tune = Annotated[TuneSection | None, BeforeValidator(_named("options"))]
 """A `TuneSection`, or a list of the options it tunes."""
 
 
@@ -380,27 +385,15 @@ Format = Literal["nf4", "int8", "fp8"]
 class ElasticSection(Section):
     """Training for a server that quantises the frozen weights. A list names the formats."""
 
-    formats: list[Format] = Field(
+    formats: Annotated[list[Format], _distinct("format")] = Field(
         min_length=1, max_length=3, description="formats that the adapter will be served in"
     )
     strength: float = Field(
         1.0, ge=0, le=4, description="width of the noise in half steps of the format; 0: none, the plain run"
     )
 
-    @field_validator("formats")
-    @classmethod
-    def _each_once(cls, formats: list[Format]) -> list[Format]:
-        if len(set(formats)) < len(formats):
-            raise ValueError(f"expected each format once, found {', '.join(formats)}")
-        return formats
 
-
-def _named_formats(value: object) -> object:
-    """Turn a list of formats into a section."""
-    return {"formats": value} if isinstance(value, list) else value
-
-
-Elastic = Annotated[ElasticSection | None, BeforeValidator(_named_formats)]
+Elastic = Annotated[ElasticSection | None, BeforeValidator(_named("formats"))]
 """An `ElasticSection`, or a list of its formats."""
 
 

@@ -26,14 +26,15 @@ def sweep(
     as_json: Annotated[bool, output.as_json("{sweep, report, points: [{point, values, status, …}]}")] = False,
 ) -> None:
     """Train a recipe at every combination of its sweep's values; the same command resumes an interrupted sweep."""
-    from alignkit.sweep.folder import SweepFolder, load_sweep  # saves torch at start-up
+    from alignkit.recipe import read_values  # saves torch at start-up
+    from alignkit.sweep.folder import SweepFolder
     from alignkit.sweep.report import write_sweep_report
     from alignkit.sweep.running import Sweep
 
     if show:
         _show(SweepFolder.read(recipe), as_json=as_json)
         return
-    folder = SweepFolder.open(load_sweep(recipe))
+    folder = SweepFolder.open(read_values(recipe))
     output.note(f"{len(folder.spec.points())} points in {folder.path}")
     running = Sweep(folder, devices=_devices(folder, parallel), report=output.note)
     handlers = {

@@ -37,9 +37,8 @@ def disk(
     every = recipe.training.save_steps
     count = math.ceil(steps / every) if steps and every else math.ceil(epochs)
     limit = recipe.training.save_total_limit
-    if (
-        recipe.keeps_best
-    ):  # each evaluated step may be the best so far, and the last checkpoint is kept beside it
+    # each evaluated step may be the best so far, and the last checkpoint is kept beside it
+    if recipe.keeps_best:
         count += math.ceil(steps / recipe.training.eval_steps) if steps and recipe.training.eval_steps else 1
         limit = max(limit, 2) if limit else None
     most = limit or count

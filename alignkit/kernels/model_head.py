@@ -302,3 +302,15 @@ def _signature(function: Any) -> Any:
 
 def _whole(parameter: Tensor | None) -> Any:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch the model to evaluation for the duration, then restore each module's mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -34,8 +34,7 @@ def f_dpo_loss(
     margins = beta * (chosen_scores - rejected_scores)
     losses = -F.logsigmoid(margins)
     flipped = label_smoothing / (1 - 2 * label_smoothing) if robust else label_smoothing
-    if (
-        isinstance(flipped, Tensor) or flipped
-    ):  # L(-m) = L(m) + m, so both mixtures are L(m) plus a multiple of m
+    # L(-m) = L(m) + m, so both mixtures are L(m) plus a multiple of m
+    if isinstance(flipped, Tensor) or flipped:
         losses = losses - flipped * margins if robust else losses + flipped * margins
     return PreferenceLoss.of(losses, beta * chosen_scores, beta * rejected_scores)

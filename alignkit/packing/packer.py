@@ -1,7 +1,6 @@
 """Packing in a model's fused forward, and the check that a model computes the same from packed rows."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.errors import ModelError
-from alignkit.kernels.model_head import IGNORED, PackedRows, head_states
+from alignkit.kernels.model_head import IGNORED, PackedRows, evaluating, head_states
 from alignkit.packing.masks import FULL, SLIDING, layer_types, masks
 from alignkit.packing.trees import Cost, Rows, arrange, lay_out, trees_of, width
 
@@ -54,7 +53,7 @@ def refusal(model: Any) -> str | None:
     if _drops(model):
         return "it trains with dropout, which would draw once for a prompt that two answers share"
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             difference, limit = _difference(model)
     except _FAILURES as error:
         return f"its forward does not take a mask of each pair of tokens ({type(error).__name__})"
@@ -90,9 +89,8 @@ class Packer:
             return None
         rows = arrange(list(trees_of(tokens, *_bounds(learned))), self._cost)
         count, wide = len(rows), width(rows)
-        causal = (
-            Cost(self._cost.attention / 2) if kept.all() else self._cost
-        )  # without padding, no mask is needed
+        # without padding, no mask is needed
+        causal = Cost(self._cost.attention / 2) if kept.all() else self._cost
         if count * wide > tokens.size or self._cost.of(count, wide) > GAIN * causal.of(*tokens.shape):
             return None
         return packed(self._config, lay_out(tokens, rows), learned, ids.device)
@@ -172,15 +170,3 @@ def _two_pairs(vocabulary: int) -> tuple[Any, Any, Any]:
             ids[row, :end] = [*shared, *random.integers(low, vocabulary, answer)]
             mask[row, :end], learned[row, prompt:end] = 1, True
     return ids, mask, learned
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch the model to evaluation for the duration, then restore each module's mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

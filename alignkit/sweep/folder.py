@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignkit.errors import DataError, FieldIssue, RecipeError
 from alignkit.recipe import Recipe
 from alignkit.report.record import read_run
@@ -198,19 +196,6 @@ class SweepFolder:
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path / 'sweep.json'} cannot be read: {error}") from error
         return found
-
-
-def load_sweep(path: Path) -> dict[str, Any]:
-    """The values of a recipe file with a `sweep` section. Raises RecipeError."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError([FieldIssue("", f"cannot read the recipe {path}: {error.strerror}")]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError([FieldIssue("", f"{path} is not valid YAML: {error}")]) from error
-    if not isinstance(values, dict):
-        raise RecipeError([FieldIssue("", f"{path}: expected a mapping, found {type(values).__name__}")])
-    return values
 
 
 def frontier_of(rows: list[Row]) -> Iterator[tuple[Row, float, float]]:

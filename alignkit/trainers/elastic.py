@@ -10,7 +10,6 @@ a server in nf4, int8 or FP8 rounds off. Noise depends on seed, step and layer a
 have the same, a resumed run repeats it, and the backward draws it again instead of keeping it.
 """
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from alignkit.models.quantisers import half_steps, quantised, served_layers
 from alignkit.recipe import Recipe
 from alignkit.sections import ElasticSection
+from alignkit.trainers.draws import generator_of
 
 PLAIN = "plain"
 """Name of a step without noise, and of the weights as they are."""
@@ -41,7 +41,7 @@ class QuantisationNoise(TrainerCallback):
     def draw(self, step: int) -> str:
         """Draw the format of a step: one of the options', or plain, all equally likely."""
         names = [PLAIN, *self._options.formats]
-        return names[int(torch.randint(len(names), (), generator=_generator(f"{self._seed}/{step}", "cpu")))]
+        return names[int(torch.randint(len(names), (), generator=generator_of(f"{self._seed}/{step}")))]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -97,15 +97,9 @@ class _Noise(torch.autograd.Function):
 
 def noise_of(weight: Tensor, name: str, strength: float, key: str) -> Tensor:
     """Noise [d, k] float32 of a format on a weight: uniform within `strength` half steps, drawn from `key`."""
-    generator = _generator(key, weight.device)
+    generator = generator_of(key, weight.device)
     uniform = torch.rand(weight.shape, generator=generator, device=weight.device) * 2 - 1
     return uniform * (strength * half_steps(weight, name))
-
-
-def _generator(key: str, device: Any) -> torch.Generator:
-    # a CPU generator reads the low 32 bits of its seed alone
-    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
-    return torch.Generator(device).manual_seed(seed)
 
 
 def measured_gap(trainer: Any, model: Any, formats: list[str]) -> dict[str, float]:

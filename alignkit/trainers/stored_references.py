@@ -116,12 +116,11 @@ class StoredReferences:
     def _reference_identity(self) -> str:
         """A digest of what, beside the sequences of a forward, determines their log-probs to the last bit."""
         trainer: Any = self
-        model = _bare(trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model))
+        reference = trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
+        model = _bare(reference)
         device = trainer.accelerator.device
         facts = {
-            "weights": digest_of_weights(
-                trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model)
-            ),
+            "weights": digest_of_weights(reference),
             "dtype": str(model.dtype),
             "autocast": str(trainer.accelerator.mixed_precision),
             "products": torch.get_float32_matmul_precision(),

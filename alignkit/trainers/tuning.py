@@ -11,7 +11,6 @@ by the held-out loss at the options' start, through v alone. At the end d = shif
 is one plain adapter of rank r + r_h.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from alignkit.errors import ModelError
 from alignkit.methods import PairMethod
 from alignkit.methods.tuning import scale_of, with_values
 from alignkit.sections import TuneSection
+from alignkit.trainers.draws import generator_of
 
 FOLDER = "tune"
 """Folder in a checkpoint with the adapter as it trains and the state of the tuning; the checkpoint's own is plain."""
@@ -122,13 +122,9 @@ class Tuner:
 
     def deviations(self, step: int, rows: Iterable[int], kind: str = "train") -> Tensor:
         """[B, n], the perturbed options of rows, differentiable. The noise depends on seed, step and row alone."""
-        noise = torch.stack([self._noise(f"{self._seed}/{kind}/{step}/{row}") for row in rows])
+        generators = (generator_of(f"{self._seed}/{kind}/{step}/{row}") for row in rows)
+        noise = torch.stack([torch.randn(len(self.scales), generator=one) for one in generators])
         return self.shift + self.spread * noise.to(self.shift)
-
-    def _noise(self, key: str) -> Tensor:
-        # a CPU generator reads the low 32 bits of its seed alone
-        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
-        return torch.randn(len(self.scales), generator=torch.Generator().manual_seed(seed))
 
     def perturbed(self, step: int, rows: Tensor) -> PairMethod:
         """The method with options perturbed for each pair, whose forward then has the same perturbations."""
