@@ -8,9 +8,7 @@ seconds a step and peak memory over the loaded model, and writes results/packing
 import argparse
 import json
 import random
-import statistics
-import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.heads import RESULTS, machine
-from benchmarks.measure import OnCpu, in_fresh_process
+from benchmarks.measure import in_fresh_process
+from benchmarks.training_step import MODEL, measured
 
-MODEL = Path(".alignkit/models/smollm2-135m-instruct")
 TRAINERS = ("trl", "padded", "packed")
 LENGTHS = {"ultrafeedback": (300, 300), "hh": (100, 60)}
 """Name -> means of the prompt's and the answers' tokens."""
@@ -103,9 +101,7 @@ def pairs(count: int, means: tuple[int, int], words: int, scale: float) -> list[
 
 def train(name: str, means: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
     """Run the steps of one trainer, in the fresh process."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoConfig
     from trl import DPOConfig, DPOTrainer
 
     from alignkit.trainers import FDPOConfig, FDPOTrainer
@@ -114,52 +110,21 @@ def train(name: str, means: tuple[int, int], options: argparse.Namespace) -> dic
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    class Clock(TrainerCallback):
-        seconds: list[float] = []  # noqa: RUF012
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.seconds.append(time.perf_counter() - self.started)
-
-    trainer_of, config_of = (TokenisedDPO, DPOConfig) if name == "trl" else (FDPOTrainer, FDPOConfig)
-    model = AutoModelForCausalLM.from_pretrained(options.model)
-    data = pairs(options.steps * options.pairs, means, model.config.vocab_size, options.scale)
-    with tempfile.TemporaryDirectory() as folder:
-        config = config_of(
-            output_dir=folder,
-            per_device_train_batch_size=options.pairs,
-            max_steps=options.steps,
-            max_length=LONGEST,
-            learning_rate=1e-4,
-            optim="sgd",  # Adam's first steps make of a gradient's last bits as much as of all the others
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            seed=0,
-        )
-        trainer = trainer_of(
-            model=model,
-            args=config,
-            processing_class=AutoTokenizer.from_pretrained(options.model),
-            train_dataset=Dataset.from_list(data),
-            peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
-            callbacks=[Clock()],
-        )
+    def pack(trainer: Any) -> None:
         if name == "packed":
             trainer.use_packing(wanted=True)
-        memory = OnCpu()
-        trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "seconds": statistics.median(Clock.seconds[1:]),
-        "peak_mb": (memory.peak() - memory.base) / 2**20,
-        "losses": losses,
-    }
+
+    trainer_of, config_of = (TokenisedDPO, DPOConfig) if name == "trl" else (FDPOTrainer, FDPOConfig)
+    words = AutoConfig.from_pretrained(options.model).vocab_size
+    settings = partial(
+        config_of,
+        per_device_train_batch_size=options.pairs,
+        max_steps=options.steps,
+        max_length=LONGEST,
+        optim="sgd",  # Adam's first steps make of a gradient's last bits as much as of all the others
+    )
+    rows = pairs(options.steps * options.pairs, means, words, options.scale)
+    return measured(trainer_of, settings, options.model, rows, pack)
 
 
 if __name__ == "__main__":

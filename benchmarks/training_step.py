@@ -11,6 +11,8 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +73,35 @@ def show(figures: dict[str, dict[str, Any]]) -> None:
 
 def train(name: str, model: Path, steps: int, tokens: int) -> dict[str, Any]:
     """In the fresh process: `steps` steps of one trainer."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
     from alignkit.trainers import FDPOConfig, FDPOTrainer
 
     trainer_of, config_of = {"trl": (DPOTrainer, DPOConfig), "alignkit": (FDPOTrainer, FDPOConfig)}[name]
+    rows = pairs(steps * PAIRS, tokens, AutoTokenizer.from_pretrained(model))
+    return measured(
+        trainer_of,
+        partial(config_of, per_device_train_batch_size=PAIRS, max_steps=steps, max_length=tokens),
+        model,
+        rows,
+    )
+
+
+def measured(
+    trainer_of: Any,
+    config_of: Callable[..., Any],
+    model: Path,
+    rows: list[dict[str, Any]],
+    begin: Callable[[Any], object] = lambda _: None,
+) -> dict[str, Any]:
+    """Train LoRA on the CPU: median seconds of the steps after the first, peak MB over the loaded model, losses.
+
+    `config_of` gets the arguments that all benchmarks share. `begin` gets the trainer before it trains.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     class Clock(TrainerCallback):
         seconds: list[float] = []  # noqa: RUF012
@@ -89,13 +112,9 @@ def train(name: str, model: Path, steps: int, tokens: int) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.seconds.append(time.perf_counter() - self.started)
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(
             output_dir=folder,
-            per_device_train_batch_size=PAIRS,
-            max_steps=steps,
-            max_length=tokens,
             learning_rate=1e-4,
             logging_steps=1,
             save_strategy="no",
@@ -108,11 +127,12 @@ def train(name: str, model: Path, steps: int, tokens: int) -> dict[str, Any]:
         trainer = trainer_of(
             model=AutoModelForCausalLM.from_pretrained(model),
             args=config,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list(pairs(steps * PAIRS, tokens, tokenizer)),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            train_dataset=Dataset.from_list(rows),
             peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
             callbacks=[Clock()],
         )
+        begin(trainer)
         memory = OnCpu()
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
