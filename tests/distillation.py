@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.trainers.pair import TeacherStudentPair
+from tests.quiet import QUIET
 
 
 def tokenised(tokenizer: Any, count: int = 8) -> Dataset:
@@ -33,12 +34,7 @@ def settings(folder: Path, **options: Any) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "max_steps": 2,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         **options,
     }

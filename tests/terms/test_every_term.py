@@ -16,6 +16,7 @@ from alignkit.methods import FDPO, MaPO
 from alignkit.terms import RowTerm, RowView, Setup, Term
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from alignkit.trainers.terms import RowFacts, RowTerms
+from tests.quiet import QUIET
 from tests.tiny import build_tiny_model
 
 NEUTRAL: dict[str, dict[str, Any]] = {
@@ -68,12 +69,7 @@ def built(folder: Path, model_dir: Path, rows: Dataset, use: list[Term], **optio
         "lr_scheduler_type": "constant",
         "max_steps": 4,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
         "precompute_ref_log_probs": True,
         "beta": 0.5,
         **options,

@@ -18,6 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from alignkit.errors import DataError, ModelError
 from alignkit.losses import d2o_loss
 from alignkit.trainers import D2OConfig, D2OTrainer
+from tests.quiet import QUIET
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -69,12 +70,7 @@ def config(folder: Path, **options: Any) -> D2OConfig:
             "learning_rate": 1e-3,
             "max_steps": 3,
             "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
+            **QUIET,
             "beta": 0.5,
             "alpha": 0.3,
             "max_length": 128,

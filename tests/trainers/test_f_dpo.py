@@ -16,6 +16,7 @@ from alignkit.kernels.linear_logprob import cost
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from alignkit.trainers.metrics import ItemMetrics, bradley_terry_ece
 from tests.kernels.no_logits import forbid_logits
+from tests.quiet import QUIET
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -47,12 +48,7 @@ def settings(folder: Path, **options: Any) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "max_steps": 3,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
         "beta": 0.5,
         "max_length": 128,
         **options,

@@ -20,6 +20,7 @@ from alignkit.losses import LabelledLogps
 from alignkit.methods import KTO
 from alignkit.trainers import LabelledTrainer
 from alignkit.trainers.mismatched import MISMATCHED, partners
+from tests.quiet import QUIET
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -59,12 +60,7 @@ def settings(folder: Path, **options: Any) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "max_steps": 3,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
         "max_length": 128,
         **options,
     }

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignkit.methods import SinKD
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from alignkit.trainers.length_order import LengthOrderedSampler, lengths_of
+from tests.quiet import QUIET
 from tests.tiny import build_tiny_model
 
 ROWS, STEP = 37, 8
@@ -91,12 +92,7 @@ def trainer(folder: Path, output: Path, *, group: bool = True, **options: Any) -
         "logging_steps": 1,
         "optim": "sgd",
         "learning_rate": 0.05,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     made = FDPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder),

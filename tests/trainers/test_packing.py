@@ -16,6 +16,7 @@ from alignkit.recipe import Recipe
 from alignkit.train import main
 from alignkit.trainers.preference import PreferenceTrainer
 from tests.preference import write_pairs
+from tests.quiet import QUIET
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -49,12 +50,7 @@ def run(folder: Path, output: Path, name: str, *, packing: bool, peft: Any = LOR
         "optim": "sgd",
         "max_steps": 3,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
     }
     model = AutoModelForCausalLM.from_pretrained(folder)
     trainer = PreferenceTrainer(

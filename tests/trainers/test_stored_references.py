@@ -19,6 +19,7 @@ from alignkit.models.adapters import keep_start, train_on
 from alignkit.models.weights_digest import digest_of_weights, dropouts_of
 from alignkit.run.reference_store import ReferenceStore
 from alignkit.trainers import LabelledTrainer, PreferenceTrainer, stored_references
+from tests.quiet import QUIET
 from tests.tiny import build_tiny_adapter, build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -73,12 +74,7 @@ def options(folder: Path, **more: Any) -> dict[str, Any]:
         "learning_rate": 1e-2,
         "num_train_epochs": 2,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
         "max_length": 128,
         **more,
     }

@@ -15,6 +15,7 @@ from alignkit.data.rows import parse_completion
 from alignkit.data.tokens import IGNORED
 from alignkit.trainers import SupervisedTrainer
 from tests.completion import row
+from tests.quiet import QUIET
 from tests.tiny import build_tiny_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -37,12 +38,7 @@ def settings(folder: Path, **options: Any) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "max_steps": 2,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         **options,
     }
