@@ -145,11 +145,11 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _only_pairs_are_packed(self) -> Self:
+    def _only_shared_prompts_are_packed(self) -> Self:
         if self.training.packing is True and not self.method.packs:
             raise ValueError(
                 f"training.packing: expected false with {self.method.type}, found true; only methods of preference "
-                "pairs are packed"
+                "pairs and D2O are packed"
             )
         return self
 

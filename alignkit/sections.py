@@ -141,8 +141,8 @@ class TrainingSection(Section):
     )
     packing: Annotated[bool | None, MAY_CHANGE, InJobs()] = Field(
         None,
-        description="compute a pair's prompt once and pad little, for the same result; default: where the model can; "
-        "true refuses a model that cannot",
+        description="compute a row's prompt once for all of its answers and pad little, for the same result; "
+        "default: where the model can; true refuses a model that cannot",
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
     lr_scheduler: Annotated[str, InJobs(check=one_of(*SCHEDULES))] = Field(

@@ -8,6 +8,7 @@ seconds a step and peak memory over the loaded model, and writes results/packing
 import argparse
 import json
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,17 +87,23 @@ def show(kind: str, figures: dict[str, dict[str, Any]]) -> None:
 
 def pairs(count: int, means: tuple[int, int], words: int, scale: float) -> list[dict[str, list[int]]]:
     """`count` tokenised pairs of random ids below `words`, with log-normal lengths of these means."""
+    ids = log_normal(words, scale)
+    prompt, answer = means
+    return [
+        {"prompt_ids": ids(prompt), "chosen_ids": ids(answer), "rejected_ids": ids(answer)}
+        for _ in range(count)
+    ]
+
+
+def log_normal(words: int, scale: float) -> Callable[[float], list[int]]:
+    """A function (mean length) -> random ids below `words`, with a log-normal length of that mean times `scale`."""
     random.seed(0)
 
     def ids(mean: float) -> list[int]:
         length = random.lognormvariate(0, SPREAD) * mean * scale / 2.718281828 ** (SPREAD**2 / 2)
         return [random.randrange(words // 8, words) for _ in range(max(2, round(length)))]
 
-    prompt, answer = means
-    return [
-        {"prompt_ids": ids(prompt), "chosen_ids": ids(answer), "rejected_ids": ids(answer)}
-        for _ in range(count)
-    ]
+    return ids
 
 
 def train(name: str, means: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:

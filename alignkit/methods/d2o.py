@@ -26,6 +26,7 @@ class D2O(Method):
     """Alignment from dispreferred answers alone, contrasted with the model's own samples."""
 
     rows: ClassVar[str] = "dispreferred"
+    packs: ClassVar[bool] = True
     held_out_metrics: ClassVar[frozenset[str]] = frozenset(
         {"valid_rewards_accuracies", "valid_rewards_margins", "valid_rewards_ece"}
     )
@@ -98,7 +99,8 @@ class D2O(Method):
         8,
         ge=1,
         le=4096,
-        description="answers per forward pass; memory grows with this, not with samples_per_prompt",
+        description="answers per forward pass; memory grows with this, not with samples_per_prompt. Rows whose "
+        "answers fit into as many tokens train in one pass instead of two",
     )
 
     @model_validator(mode="after")
@@ -168,9 +170,9 @@ class D2O(Method):
             )
 
     def plan(self, recipe: RunSections) -> Plan:
-        """Plan K samples and the dispreferred answer, a few at a time. Each is scored, then trained.
+        """Plan K samples and the dispreferred answer, a few at a time, each scored and then trained.
 
-        No reference stays loaded.
+        Nothing is scored where a row's padded answers fit into one forward. No reference stays loaded.
         """
 
         def work(batch: Batch) -> Work:
@@ -195,6 +197,7 @@ class D2O(Method):
             drawing = (
                 Generation("policy", self.sampling_batch_size, batch.prompt, answer, drawn) if here else None
             )
-            return Work((score, train), drawing=drawing, scoring=(replace(score, times=each / together),))
+            passes = (train,) if each <= self.sequence_batch_size else (score, train)
+            return Work(passes, drawing=drawing, scoring=(replace(score, times=each / together),))
 
         return Plan({"policy": policy_use(recipe)}, work)

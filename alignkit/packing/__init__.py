@@ -5,6 +5,6 @@ values up to rounding, and so do gradients, because every token attends to exact
 padded batch, at the same positions (shared prefixes: arXiv 2410.20305).
 """
 
-from alignkit.packing.packer import pack, refusal
+from alignkit.packing.packer import is_packed, pack, refusal
 
-__all__ = ["pack", "refusal"]
+__all__ = ["is_packed", "pack", "refusal"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
 from alignkit.errors import ModelError
@@ -37,6 +38,12 @@ def pack(model: Any, *, wanted: bool | None = None) -> str | None:
     elif wanted is True:
         raise ModelError(f"training.packing: {type(model).__name__} cannot train on packed rows: {reason}")
     return reason
+
+
+def is_packed(model: Any) -> bool:
+    """Whether `pack` has made the fused forward of `model`, with or without peft's wrapper, pack its batches."""
+    bare = model.get_base_model() if is_peft_model(model) else model
+    return bare.__dict__.get("_packer") is not None
 
 
 def refusal(model: Any) -> str | None:

@@ -152,6 +152,7 @@ def d2o_trainer(context: RunContext, method: D2O) -> D2OTrainer:
         terms=recipe.terms,
         report=partial(tell, folder),
         references=reference_store(context),
+        packing=recipe.training.packing,
         **_common(context),
     )
 

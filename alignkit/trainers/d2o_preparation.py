@@ -22,12 +22,13 @@ from alignkit.run.reference_store import ReferenceStore
 from alignkit.sampling import LocalSampler, Sampler, SampleStore, SamplingOptions, ServerSampler, digest
 from alignkit.trainers.configs import DispreferredConfig
 from alignkit.trainers.d2o_rows import SAMPLING_PROMPTS, D2ORow, D2ORows, tokenise
+from alignkit.trainers.packing import PacksBatches
 from alignkit.trainers.references import References
 from alignkit.trainers.stored_references import StoredReferences
 from alignkit.trainers.upstream import unwrap_model_for_generation, weights_digest
 
 
-class D2OPreparation(StoredReferences, DPOTrainer):
+class D2OPreparation(PacksBatches, StoredReferences, DPOTrainer):
     """DPOTrainer whose datasets hold row numbers. The rows hold samples and reference scores, which may be renewed.
 
     TRL calls two hooks for each dataset: `_prepare_dataset` before the Trainer is built and `_precompute_ref_logps`
@@ -43,6 +44,7 @@ class D2OPreparation(StoredReferences, DPOTrainer):
         *,
         report: Callable[[str], None] | None,
         references: ReferenceStore | None = None,
+        packing: bool | None = False,
         **kwargs: Any,
     ) -> None:
         self.report = report or (lambda message: warnings.warn(message, stacklevel=2))
@@ -50,6 +52,7 @@ class D2OPreparation(StoredReferences, DPOTrainer):
         self._prepared: list[D2ORow] = []
         self._rows: D2ORows | None = None
         self._store = references
+        self._packing = packing
         self.references = References(self, self._folder, self.report)
         super().__init__(model=model, args=args, data_collator=_collate, **kwargs)
 
@@ -114,6 +117,9 @@ class D2OPreparation(StoredReferences, DPOTrainer):
     def _start_rows(self) -> D2ORows:
         policy = self._unwrapped()
         fuse_head(policy.get_base_model() if is_peft_model(policy) else policy, entropy=True)
+        reason = self.use_packing(wanted=self._packing)
+        if reason is not None and self._packing is not False:
+            self.report(f"Batches are padded, not packed: {reason}")
         args, method = self.args, self.method
         rows = D2ORows(
             self.accelerator,

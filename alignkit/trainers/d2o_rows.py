@@ -13,6 +13,7 @@ from datasets import Dataset
 from alignkit.data.messages import Message
 from alignkit.data.rows.dispreferred import DISPREFERRED, DispreferredRow
 from alignkit.data.tokens import TokenSequence, render_prompt, render_rows
+from alignkit.packing import is_packed
 from alignkit.sampling import Sampler, SampleStore, SamplingOptions, SamplingPrompt, digest, draw
 from alignkit.trainers.sequences import Reduction, parts_for_rank, parts_of, sequence_logps
 
@@ -274,7 +275,8 @@ class D2ORows:
         self, model: Any, sequences: list[TokenSequence], reduction: Reduction, batch_size: int
     ) -> list[float]:
         accelerator = self._accelerator
-        parts = parts_of(sequences, batch_size)
+        packed = is_packed(accelerator.unwrap_model(model))
+        parts = parts_of(sequences, batch_size, packed=packed)
         scored: list[tuple[int, float]] = []
         was_training = model.training
         model.eval()

@@ -24,14 +24,83 @@ class SequenceLogps:
     """[n], numbers of loss tokens."""
 
 
-def parts_of(sequences: Sequence[TokenSequence], size: int, at_least: int = 0) -> list[list[int]]:
+def parts_of(
+    sequences: Sequence[TokenSequence], size: int, at_least: int = 0, *, packed: bool = False
+) -> list[list[int]]:
     """Divide the indices of `sequences` into parts of at most `size`, sorted by length.
 
-    The first part is repeated until there are `at_least` parts.
+    If the forward is `packed`, answers to the same prompt stay together, and a part has at most the tokens of `size`
+    sequences of the longest one's length, each prompt counted once. The first part is repeated until there are
+    `at_least` parts.
     """
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index].ids))
-    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    if packed:
+        parts = by_prompt(sequences, order, size * len(sequences[order[0]].ids))
+    else:
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
     return parts + [parts[0]] * (at_least - len(parts))
+
+
+def graphs_of(
+    rows: Sequence[Sequence[TokenSequence]], size: int, *, packed: bool = False
+) -> list[list[int]] | None:
+    """Divide the indices of `rows` of sequences, in order, into parts that one forward takes whole.
+
+    A part has at most the tokens of `size` sequences of the longest one's length: with padding, or `packed`, with
+    each prompt counted once. Returns None if a row alone has more.
+    """
+    limit = size * max(len(one.ids) for row in rows for one in row)
+    count = tokens_packed if packed else tokens_padded
+    parts: list[list[int]] = []
+    held: list[TokenSequence] = []
+    for index, row in enumerate(rows):
+        if count(row) > limit:
+            return None
+        if parts and count([*held, *row]) <= limit:
+            parts[-1].append(index)
+            held += row
+        else:
+            parts.append([index])
+            held = list(row)
+    return parts
+
+
+def tokens_padded(sequences: Sequence[TokenSequence]) -> int:
+    """Return the tokens of a padded forward."""
+    return len(sequences) * max(len(one.ids) for one in sequences)
+
+
+def tokens_packed(sequences: Sequence[TokenSequence]) -> int:
+    """Return the tokens of a packed forward, before any answers are found to begin alike."""
+    prompts = {_prompt(one) for one in sequences}
+    return sum(map(len, prompts)) + sum(len(one.ids) - one.prompt_length for one in sequences)
+
+
+def _prompt(sequence: TokenSequence) -> tuple[int, ...]:
+    return tuple(sequence.ids[: sequence.prompt_length])
+
+
+def by_prompt(sequences: Sequence[TokenSequence], order: Sequence[int], limit: int) -> list[list[int]]:
+    """Divide the indices in `order` into parts of at most `limit` packed tokens, answers to a prompt together.
+
+    A sequence that is longer is alone in its part. Prompts are in the order of their first sequences.
+    """
+    prompts: dict[tuple[int, ...], list[int]] = {}
+    for index in order:
+        prompts.setdefault(_prompt(sequences[index]), []).append(index)
+    parts: list[list[int]] = []
+    left = 0
+    for prompt, members in prompts.items():
+        shared = len(prompt)
+        for index in members:
+            own = len(sequences[index].ids) - len(prompt)
+            if not parts or shared + own > left:
+                parts.append([])
+                left, shared = limit, len(prompt)
+            parts[-1].append(index)
+            left -= shared + own
+            shared = 0
+    return parts
 
 
 def sequence_logps(

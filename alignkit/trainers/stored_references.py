@@ -25,8 +25,9 @@ from alignkit import __version__
 from alignkit.data.tokens import TokenSequence
 from alignkit.models.adapters import start_of
 from alignkit.models.weights_digest import digest_of_weights
+from alignkit.packing import is_packed
 from alignkit.run.reference_store import ReferenceStore
-from alignkit.trainers.sequences import sequence_logps
+from alignkit.trainers.sequences import by_prompt, sequence_logps
 from alignkit.trainers.upstream import attention_of, use_adapter
 
 TOKENS = 4096
@@ -81,7 +82,7 @@ class StoredReferences:
         assert self._store is not None  # noqa: S101 - only called with a store
         keys = [_content(sequence) for sequence in sequences]
         unique = dict(zip(keys, sequences, strict=True))
-        forwards = list(_forwards(unique))
+        forwards = list(_packed_forwards(unique) if self._packs() else _forwards(unique))
         entries = [forwards[start : start + FORWARDS] for start in range(0, len(forwards), FORWARDS)]
         names, found = _first_process(trainer, lambda: self._stored(entries))
         missing = [at for at, values in enumerate(found) if values is None]
@@ -127,8 +128,13 @@ class StoredReferences:
             "attention": attention_of(model),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "versions": [torch.__version__, transformers.__version__, __version__],
-        }
+        } | ({"packed": True} if is_packed(reference) else {})
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _packs(self) -> bool:
+        """Whether the reference's forwards are packed; see `alignkit.packing`."""
+        trainer: Any = self
+        return is_packed(trainer.accelerator.unwrap_model(trainer.ref_model or trainer.model))
 
     @contextmanager
     def _reference(self) -> Iterator[Any]:
@@ -205,6 +211,13 @@ def _forwards(unique: dict[bytes, TokenSequence]) -> Iterator[list[bytes]]:
         part.append(key)
     if part:
         yield part
+
+
+def _packed_forwards(unique: dict[bytes, TokenSequence]) -> Iterator[list[bytes]]:
+    """The sequences of each packed forward, by key: those after one prompt together, and at most TOKENS tokens."""
+    keys = sorted(unique, key=lambda key: (-len(unique[key].ids), key))
+    for part in by_prompt([unique[key] for key in keys], range(len(keys)), TOKENS):
+        yield [keys[index] for index in part]
 
 
 def _name(identity: str, entry: list[list[bytes]]) -> str:

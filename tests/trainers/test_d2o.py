@@ -89,16 +89,19 @@ def build(
     evaluation: Dataset | None = None,
     peft: LoraConfig | None = LORA,
     notices: list[str] | None = None,
+    packing: bool | None = False,
+    model: Any = None,
 ) -> D2OTrainer:
     torch.manual_seed(0)
     return D2OTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model_dir),
+        model=AutoModelForCausalLM.from_pretrained(model_dir) if model is None else model,
         args=args,
         processing_class=AutoTokenizer.from_pretrained(model_dir),
         train_dataset=rows() if train is None else train,
         eval_dataset=evaluation,
         peft_config=copy.deepcopy(peft),
         report=(notices if notices is not None else []).append,
+        packing=packing,
     )
 
 
@@ -156,6 +159,104 @@ def test_a_steps_gradient_is_that_of_the_loss_in_one_graph(
     norm = math.fsum(float(b.square().sum()) for b in whole)
     assert norm > 0
     assert math.sqrt(difference) <= 1e-5 * math.sqrt(norm)
+
+
+def forwards_of(
+    trainer: D2OTrainer, inputs: dict[str, Tensor]
+) -> tuple[list[tuple[int, bool]], list[Tensor]]:
+    """(tokens, with gradient) of each forward of a step, and the step's gradients."""
+    found: list[tuple[int, bool]] = []
+
+    def count(_: Any, args: Any) -> None:
+        found.append((args[0].numel(), torch.is_grad_enabled()))
+
+    handle = trainer.model.get_input_embeddings().register_forward_pre_hook(count)
+    trainer.training_step(trainer.model, dict(inputs))
+    handle.remove()
+    return found, gradients(trainer)
+
+
+def distance(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Norm of the difference of two gradients, as a share of the second one's."""
+    pairs = list(zip(found, expected, strict=True))
+    norm = math.fsum(float(b.square().sum()) for _, b in pairs)
+    assert norm > 0
+    return math.sqrt(math.fsum(float((a - b).square().sum()) for a, b in pairs) / norm)
+
+
+@pytest.fixture(scope="module")
+def two_passes(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path
+) -> tuple[list[tuple[int, bool]], list[Tensor]]:
+    """A padded step in two passes: its forwards and its gradients."""
+    trainer = shaken(build(model_dir, config(tmp_path_factory.mktemp("two"))))
+    return forwards_of(trainer, {"row": torch.tensor([0, 2, 5])})
+
+
+@pytest.mark.parametrize(
+    ("size", "packing", "forwards"),
+    [(6, False, 3), (12, False, 2), (18, False, 1), (4, True, 3), (6, True, 2), (9, True, 1)],
+)
+def test_answers_that_fit_into_a_forward_train_in_one_graph(
+    tmp_path: Path, model_dir: Path, two_passes: Any, size: int, forwards: int, *, packing: bool
+) -> None:
+    theirs, expected = two_passes
+    assert [with_gradient for _, with_gradient in theirs] == [False] * 6 + [True] * 6
+    trainer = shaken(build(model_dir, config(tmp_path, sequence_batch_size=size), packing=packing))
+    ours, found = forwards_of(trainer, {"row": torch.tensor([0, 2, 5])})
+    assert [with_gradient for _, with_gradient in ours] == [True] * forwards
+    assert distance(found, expected) <= 1e-5
+    if packing:
+        assert sum(tokens for tokens, _ in ours) < 0.35 * sum(tokens for tokens, _ in theirs)
+
+
+@pytest.mark.parametrize("options", [{}, {"logps": "mean", "gradient_checkpointing": True}])
+def test_two_packed_passes_give_the_same_gradient(
+    tmp_path: Path, model_dir: Path, options: dict[str, Any]
+) -> None:
+    inputs = {"row": torch.tensor([0, 2, 5])}
+    args = config(tmp_path, sequence_batch_size=3, **options)
+    padded, expected = forwards_of(shaken(build(model_dir, args)), inputs)
+    packed, found = forwards_of(shaken(build(model_dir, args, packing=True)), inputs)
+    assert {with_gradient for _, with_gradient in packed} == {False, True}
+    assert distance(found, expected) <= 1e-5
+    assert sum(tokens for tokens, _ in packed) < 0.75 * sum(tokens for tokens, _ in padded)
+
+
+def test_a_packed_run_logs_what_the_padded_run_logs(tmp_path: Path, model_dir: Path) -> None:
+    names = {
+        "loss",
+        "eval_loss",
+        "logps/samples",
+        "logratios/rejected",
+        "rewards/margins",
+        "entropy",
+        "num_tokens",
+    }
+    options = {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 3, "optim": "sgd"}
+
+    def logs(*, packing: bool) -> list[dict[str, float]]:
+        args = config(tmp_path / str(packing), sequence_batch_size=8, **options)
+        trainer = build(model_dir, args, evaluation=rows(3), packing=packing)
+        trainer.train()
+        return trainer.state.log_history
+
+    for found, expected in zip(logs(packing=True), logs(packing=False), strict=True):
+        assert found.keys() == expected.keys()
+        for name in names & found.keys():
+            assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+
+def test_a_model_that_cannot_be_packed_is_reported_or_refused(tmp_path: Path, model_dir: Path) -> None:
+    notices: list[str] = []
+    args = config(tmp_path)
+    eager = AutoModelForCausalLM.from_pretrained(model_dir, attn_implementation="eager")
+    build(model_dir, args, peft=None, notices=notices, packing=None, model=eager)
+    assert (
+        "Batches are padded, not packed: its attention is eager, expected sdpa or flex_attention" in notices
+    )
+    with pytest.raises(ModelError, match=r"training\.packing: LlamaForCausalLM cannot train on packed rows"):
+        build(model_dir, args, peft=None, packing=True, model=eager)
 
 
 def test_bf16_autocast_does_not_lose_the_gradient(tmp_path: Path, model_dir: Path) -> None:
