@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from alignkit.errors import FieldIssue
 from alignkit.estimate import activations, devices, sharding, timing
@@ -16,9 +17,12 @@ from alignkit.kernels.costs import HeadSize
 from alignkit.methods.work import Batch, Pass, Plan, Work
 from alignkit.recipe import Recipe
 from alignkit.run.environment_checks import refused_under
+from alignkit.run.reference_store import worth_storing
 from alignkit.sections import TrainingSection, loaded_dtype
 
 MOST_DEVICES = 16_384
+UNKNOWN_ROWS = 10**12
+"""Rows of a data set whose number is unknown: more than a run of `max_steps` reads."""
 HALVES = ("bf16", "fp16")
 """Mixed precisions that compute in 16 bits."""
 
@@ -108,7 +112,7 @@ class Estimating:
     """Estimates one recipe on one kind of device. Options set to `auto` get their most likely value."""
 
     def __init__(self, recipe: Recipe, lengths: Lengths, device: Device) -> None:
-        recipe = presumed(recipe, gpu=device.is_gpu)
+        recipe = presumed(recipe, gpu=device.is_gpu, rows=lengths.rows)
         self.recipe, self.lengths, self.device = recipe, lengths, device
         self.plan: Plan = recipe.method.plan(recipe)
         self.models = {role: Model(use, read_shape(use)) for role, use in self.plan.models.items()}
@@ -120,6 +124,8 @@ class Estimating:
     def on(self, stage: sharding.Stage, count: int, micro: int | None = None) -> Estimate:
         """The estimate on one layout."""
         training = self.recipe.training
+        if stage.sharding is not None and training.reference_store == "on":
+            return self._scoring_in_steps.on(stage, count, micro)
         self._require_devices(stage, count)
         micro, forwards = self._split(count, micro)
         layout = Layout(
@@ -161,6 +167,13 @@ class Estimating:
             seconds=(steps or 0) * step.step + step.drawing + step.scoring if known else None,
             disk=disk(self.recipe, self.models, layout, steps, passes),
         )
+
+    @cached_property
+    def _scoring_in_steps(self) -> "Estimating":
+        """The estimate of a run whose weights are sharded, which cannot store the reference's log-probs."""
+        training = self.recipe.training.model_copy(update={"reference_store": "off"})
+        recipe = self.recipe.model_copy(update={"training": training})
+        return Estimating(recipe, self.lengths, self.device)
 
     def _split(self, count: int, micro: int | None) -> tuple[int, int]:
         """(rows per forward, forwards per step) of a process. Raises EstimateError if the batch does not divide."""
@@ -309,13 +322,17 @@ def _given(training: TrainingSection) -> int | None:
     return training.micro_batch_size if isinstance(training.micro_batch_size, int) else None
 
 
-def presumed(recipe: Recipe, *, gpu: bool) -> Recipe:
-    """The recipe with likely values for `auto`, which an estimate starts from before it tries any."""
+def presumed(recipe: Recipe, *, gpu: bool, rows: int | None) -> Recipe:
+    """The recipe with likely values for `auto`, which an estimate starts from before it tries any.
+
+    `rows` is the number of training rows; None if it is unknown.
+    """
     model = {"dtype": loaded_dtype(gpu=gpu, frozen=recipe.lora is not None), "attn_implementation": None}
     training = {
         "gradient_checkpointing": False,
         "eval_batch_size": 8,
         "mixed_precision": "bf16" if gpu else "no",
+        "reference_store": "on" if worth_storing(recipe, rows or UNKNOWN_ROWS) else "off",
     }
     return recipe.model_copy(
         update={

@@ -100,7 +100,7 @@ def _easy(recipe: Recipe, lengths: Lengths, device: Device) -> Recipe | None:
 
     This saves the seconds of tracing for a small model on a large device.
     """
-    plan = recipe.method.plan(presumed(recipe, gpu=device.is_gpu))
+    plan = recipe.method.plan(presumed(recipe, gpu=device.is_gpu, rows=lengths.rows))
     sizes = {role: _size(use) for role, use in plan.models.items()}
     if plan.micro_batch_matters or not all(sizes.values()):
         return None

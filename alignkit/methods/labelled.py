@@ -28,10 +28,14 @@ class LabelledMethod(Method):
         raise NotImplementedError
 
     def plan(self, recipe: RunSections) -> Plan:
-        """Plan passes of policy and reference over the answers and as many mismatched ones, which do not train."""
+        """Plan passes of policy and reference over the answers and as many mismatched ones, which do not train.
+
+        If the reference's log-probs are stored, the policy scores each row once, before its first step.
+        """
         policy = policy_use(recipe)
         models = {"policy": policy}
-        if policy.lora is None:
+        stored = recipe.training.reference_store == "on"
+        if policy.lora is None and not stored:
             models["reference"] = replace(policy, trains=False)
         reference = "reference" if "reference" in models else "policy"
 
@@ -42,6 +46,8 @@ class LabelledMethod(Method):
             train = Pass("policy", batch.rows, batch.length, trains=True, head=head)
             mismatched = Pass("policy", batch.rows, batch.length, head=frozen, purpose="scoring")
             score = Pass(reference, batch.rows, batch.length, times=2, head=frozen, purpose="reference")
+            if stored:
+                return Work((mismatched, train), scoring=(replace(score, times=2 / batch.rows),))
             return Work((mismatched, train, score))
 
         return Plan(models, work)

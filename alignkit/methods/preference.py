@@ -34,10 +34,14 @@ class PairMethod(Method):
         raise NotImplementedError
 
     def plan(self, recipe: RunSections) -> Plan:
-        """Plan one forward of both answers, then one of the reference: the adapter disabled, or a second model."""
+        """Plan one forward of both answers, then one of the reference: the adapter disabled, or a second model.
+
+        If the reference's log-probs are stored, the policy scores each row once, before its first step.
+        """
         policy = policy_use(recipe)
         models = {"policy": policy}
-        if self.uses_reference and policy.lora is None:
+        stored = recipe.training.reference_store == "on"
+        if self.uses_reference and policy.lora is None and not stored:
             models["reference"] = replace(policy, trains=False)
 
         def work(batch: Batch) -> Work:
@@ -50,6 +54,8 @@ class PairMethod(Method):
             frozen = costs.log_probs(tokens, replace(size, has_gradient=False), gpu=batch.gpu)
             reference = "reference" if "reference" in models else "policy"
             score = Pass(reference, sequences, batch.length, head=frozen, purpose="reference")
+            if stored:
+                return Work((train,), scoring=(replace(score, times=1 / batch.rows),))
             return Work((train, score))
 
         return Plan(models, work)

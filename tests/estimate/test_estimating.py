@@ -17,8 +17,41 @@ def on(method: dict[str, Any], count: int = 1, stage: str | None = None, **parts
 
 def test_the_adapter_switched_off_is_the_reference() -> None:
     assert on({"type": "f_dpo"}).memory.kinds["reference"] == 0
-    whole = on({"type": "f_dpo"}, lora=None)
+    whole = on({"type": "f_dpo"}, lora=None, training={"reference_store": "off"})
     assert whole.memory.kinds["reference"] == whole.memory.kinds["weights"] > 0
+
+
+@pytest.mark.parametrize("name", ["f_dpo", "kto"])
+@pytest.mark.parametrize("lora", [None, {"r": 8}])
+def test_stored_log_probs_are_scored_once_and_need_no_second_model(name: str, lora: Any) -> None:
+    each, once = (
+        on({"type": name}, lora=lora, training={"reference_store": value, "epochs": 3})
+        for value in ("off", "on")
+    )
+    assert each.step_seconds.computing["reference"] > 0
+    assert "reference" not in once.step_seconds.computing
+    assert once.memory.kinds["reference"] == 0
+    steps = once.steps or 0
+    assert once.step_seconds.scoring == pytest.approx(
+        each.step_seconds.computing["reference"] * steps / 3, rel=0.25
+    )
+    assert once.seconds < each.seconds
+
+
+@pytest.mark.parametrize(
+    ("training", "stage", "stored"),
+    [
+        ({}, "ddp", True),
+        ({}, "zero2", False),
+        ({"max_steps": 1}, "ddp", False),
+        ({"epochs": 0.5}, "ddp", False),
+    ],
+)
+def test_log_probs_are_stored_where_a_run_stores_them(
+    training: dict[str, Any], stage: str, *, stored: bool
+) -> None:
+    found = on({"type": "f_dpo"}, 2, stage, training=training)
+    assert ("reference" not in found.step_seconds.computing) == stored
 
 
 def test_lora_has_small_gradients_and_states() -> None:
@@ -223,7 +256,7 @@ def test_a_micro_batch_that_is_free_is_the_largest_that_fits() -> None:
 def test_tokens_and_steps_are_those_of_the_data() -> None:
     found = on({"type": "f_dpo"}, training={"epochs": 2})
     assert (found.steps, found.tokens) == (2 * 63, 2 * 2 * 512 * 1000)
-    assert found.seconds == pytest.approx(found.steps * found.step_seconds.step)
+    assert found.seconds == pytest.approx(found.steps * found.step_seconds.step + found.step_seconds.scoring)
     unknown = estimate(recipe({"type": "f_dpo"}), assumed(512, None), device="h100")
     assert (unknown.steps, unknown.tokens, unknown.seconds) == (None, None, None)
 
