@@ -213,7 +213,7 @@ def _stream(
 ) -> Response:
     looks = services.listening.looks
     events = EventStream.open(
-        services.database, looks, project.project_id, job_id, last_event_id=last_event_id, type=kind
+        services.database, looks, project, job_id, last_event_id=last_event_id, type=kind
     )
     if last_event_id and events.exhausted():
         return Response(status_code=204)

@@ -1,4 +1,4 @@
-"""A job's events as server-sent events: from the start or after a given event, until the job has ended."""
+"""A job's events as server-sent events: from the start or after a given event, until the job ends or the key does."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -13,10 +13,13 @@ from alignkit_server.errors import ApiError
 from alignkit_server.job_status import FINISHED
 from alignkit_server.jobs.presenting import present_event
 from alignkit_server.jobs.repository import EventRepository, JobRepository
+from alignkit_server.keys.service import Principal, is_valid
 from alignkit_server.pools.listening import SharedLooks
 from alignkit_server.tables import Event
 
 POLL_SECONDS = 0.5
+KEY_SECONDS = 5.0
+"""Seconds for which a stream may outlive its key."""
 KEEP_ALIVE_SECONDS = 15.0
 BATCH = 200
 
@@ -27,7 +30,7 @@ class EventStream:
 
     database: Database
     looks: SharedLooks
-    project_id: str
+    listener: Principal
     job_id: str
     position: int
     type: str | None = None
@@ -38,7 +41,7 @@ class EventStream:
         cls,
         database: Database,
         looks: SharedLooks,
-        project_id: str,
+        listener: Principal,
         job_id: str,
         *,
         last_event_id: str | None,
@@ -46,17 +49,17 @@ class EventStream:
     ) -> "EventStream":
         """Start after `last_event_id`. Raises 404 for an unknown job, 400 for an unknown event."""
         with database.reading() as session:
-            JobRepository(session, project_id).get(job_id)
+            JobRepository(session, listener.project_id).get(job_id)
             position: int | None = 0
             if last_event_id:
-                position = EventRepository(session, project_id).position(job_id, last_event_id)
+                position = EventRepository(session, listener.project_id).position(job_id, last_event_id)
         if position is None:
             raise ApiError(
                 400,
                 f"Last-Event-ID: expected the id of an event of the job {job_id}, found {last_event_id!r}.",
                 param="Last-Event-ID",
             )
-        return cls(database, looks, project_id, job_id, position, type)
+        return cls(database, looks, listener, job_id, position, type)
 
     def exhausted(self) -> bool:
         """Whether the job has ended and its last event was received, so a client need not reconnect."""
@@ -65,8 +68,12 @@ class EventStream:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The bytes of the stream: events as they occur, keep-alive comments in between."""
-        position, quiet_since = self.position, time.monotonic()
+        position, quiet_since, checked = self.position, time.monotonic(), time.monotonic()
         while True:
+            if time.monotonic() - checked >= KEY_SECONDS:
+                if not await self._may_listen():
+                    return
+                checked = time.monotonic()
             what = (self.job_id, self.type, position)
             events, over = await self.looks.ask(what, partial(self._render, position), POLL_SECONDS / 2)
             for seq, rendered in events:
@@ -81,6 +88,14 @@ class EventStream:
                 quiet_since = time.monotonic()
             await anyio.sleep(POLL_SECONDS)
 
+    async def _may_listen(self) -> bool:
+        """Whether the key that opened the stream is still valid: one query for all streams of the key."""
+        key_id = self.listener.key_id
+        valid: bool = await self.looks.ask(
+            ("key", key_id), partial(is_valid, self.database, key_id), KEY_SECONDS / 2
+        )
+        return valid
+
     def _render(self, position: int) -> tuple[list[tuple[int, bytes]], bool]:
         """The next events in their sent form, rendered once for all listeners."""
         events, over = self._look(position)
@@ -93,6 +108,6 @@ class EventStream:
         """The next events, and whether the job has ended, so that no event can follow them."""
         with self.database.reading() as session:
             # The order matters: a finished job gets no more events, so events read after its status are complete.
-            over = JobRepository(session, self.project_id).get(self.job_id).status in FINISHED
-            events = EventRepository(session, self.project_id)
+            over = JobRepository(session, self.listener.project_id).get(self.job_id).status in FINISHED
+            events = EventRepository(session, self.listener.project_id)
             return events.following(self.job_id, position, BATCH, self.type), over

@@ -92,8 +92,18 @@ async def principal_of(database: Database, key_id: str) -> Principal | None:
     return None if found is None else await _principal(database, found)
 
 
+def is_valid(database: Database, key_id: str) -> bool:
+    """Whether a key was neither revoked nor has expired. One query."""
+    found = _by_id(database, key_id)
+    return found is not None and not _expired(found)
+
+
+def _expired(found: FoundKey) -> bool:
+    return found.expires_at is not None and found.expires_at <= now()
+
+
 async def _principal(database: Database, found: FoundKey) -> Principal | None:
-    if found.expires_at is not None and found.expires_at <= now():
+    if _expired(found):
         return None
     if found.last_used_at is None or now() - found.last_used_at >= USED_RESOLUTION:
         await _stamp(database, found.id)

@@ -8,6 +8,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from alignkit_server.clock import now
+from alignkit_server.tables import ApiKey
 from tests.server.support import Running, create_job
 
 
@@ -81,6 +83,26 @@ def test_a_listener_that_heard_all_need_not_come_back(
     last = client.fine_tuning.jobs.list_events(job.id).data[0].id
     path = f"/v1/fine_tuning/jobs/{job.id}/events?stream=true"
     assert http.get(path, headers={"last-event-id": last}).status_code == 204
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+def test_a_stream_ends_with_its_key(
+    service: Running, client: OpenAI, project: str, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr("alignkit_server.jobs.stream.KEY_SECONDS", 0.0)
+    job, token = create_job(client), service.new_key(project)
+    with service.http(token) as http:
+        heard = listen(http, job.id)
+        next(heard)
+        with service.services.database.writing() as session:
+            key = session.query(ApiKey).where(ApiKey.hint == token[-4:]).one()
+            if end == "revoked":
+                session.delete(key)
+            else:
+                key.expires_at = now() - 1
+        for _ in heard:  # those that came before, and then no more
+            pass
+        assert http.get(f"/v1/fine_tuning/jobs/{job.id}/events").status_code == 401
 
 
 @pytest.mark.parametrize("of", ["events", "metrics"])
