@@ -18,6 +18,8 @@ Verdict = Literal["first", "second", "tie", "invalid"]
 CONCURRENCY = 8
 TIMEOUT_SECONDS = 120.0
 MAX_TOKENS = 512
+SHOWN = 200
+"""Characters of a refused answer in a message."""
 KEY_VARIABLE = "OPENAI_API_KEY"
 """The environment variable with the judge's key."""
 SYSTEM = (
@@ -30,7 +32,7 @@ _LAST_LINE = re.compile(r"Verdict: (A|B|tie)")
 
 
 class JudgeError(AlignkitError):
-    """The judge did not answer; the message says which one, and why."""
+    """The judge did not answer, or not with a verdict; the message says which one, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,13 @@ class Judge:
         self._client = OpenAI(base_url=url, api_key=key, max_retries=retries, timeout=TIMEOUT_SECONDS)
 
     def try_out(self) -> None:
-        """Ask one question, so that a judge that cannot be asked is refused before anything is drawn."""
-        self._ask("user: What is 1 + 1?", "2", "3")
+        """Ask one question, so that a judge without an answer or a verdict is refused before anything is drawn."""
+        text = self._ask("user: What is 1 + 1?", "2", "3")
+        if parse(text) == "invalid":
+            raise JudgeError(
+                f"the judge {self._model} at {self._url} gives no verdict: expected a last line 'Verdict: A', "
+                f"'Verdict: B' or 'Verdict: tie', found {text.strip()[-SHOWN:]!r}"
+            )
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
         """Judge each comparison in both orders. An answer of the judge without a clear verdict is invalid."""

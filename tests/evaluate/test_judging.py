@@ -1,5 +1,6 @@
 """A judge behind a stand-in endpoint."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -76,6 +77,30 @@ def test_a_judge_that_always_says_a_makes_ties() -> None:
 def test_nonsense_is_an_invalid_verdict(nonsense: Reply) -> None:
     with endpoint(lambda _: nonsense) as judge:
         assert [one.outcome for one in Judge(judge.url, "judge").compare(PAIRS)] == ["invalid"] * 2
+
+
+@pytest.mark.parametrize("nonsense", ["The second one, clearly.", ""])
+def test_a_judge_without_a_verdict_is_refused_before_it_judges(nonsense: str) -> None:
+    with (
+        endpoint(lambda _: chat(nonsense)) as judge,
+        pytest.raises(JudgeError, match=rf"gives no verdict: expected .*Verdict: tie', found '{nonsense}'"),
+    ):
+        Judge(judge.url, "judge").try_out()
+
+
+def test_a_judge_that_never_answers_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit.evaluate.judging.TIMEOUT_SECONDS", 0.1)
+    given_up = threading.Event()
+
+    def never(_: object) -> Reply:
+        given_up.wait(60)
+        return chat()
+
+    with endpoint(never) as asked:
+        judge = Judge(asked.url, "judge", retries=0)
+        with pytest.raises(JudgeError, match=r"does not answer: APITimeoutError"):
+            judge.compare(PAIRS)
+        given_up.set()
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

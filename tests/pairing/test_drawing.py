@@ -140,6 +140,43 @@ def test_a_judge_ranks_by_every_two_answers_in_both_orders(tmp_path: Path) -> No
     assert (pair["score_chosen"], pair["score_rejected"]) == (1.0, 0.0)
 
 
+def test_a_judge_that_talks_nonsense_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "pairs.jsonl"
+    arguments = ["data", "draw", "m", str(prompts_file(tmp_path, "Why")), "-o", str(out)]
+    with endpoint(echo) as model, endpoint(lambda _: chat("I like both")) as asked:
+        done = CliRunner().invoke(
+            app, [*arguments, "--url", model.url, "--judge", asked.url, "--judge-model", "j"]
+        )
+    assert "the judge j at" in str(done.exception)
+    assert "gives no verdict" in str(done.exception)
+    assert model.asked == []
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_a_judge_that_falls_silent_loses_nothing_that_was_drawn(tmp_path: Path) -> None:
+    out, texts = tmp_path / "pairs.jsonl", [f"prompt {at}" for at in range(10)]
+    arguments = ["data", "draw", "m", str(prompts_file(tmp_path, *texts)), "-o", str(out), "--samples", "2"]
+
+    def judge(body: dict[str, Any]) -> Reply:
+        text = body["messages"][-1]["content"]
+        if silent and ("prompt 8" in text or "prompt 9" in text):
+            return 400, {"error": {"message": "no credit left"}}
+        return chat(f"Verdict: {'A' if '!' in text.split('</answer_A>')[0] else 'B'}")
+
+    with endpoint(echo) as model, endpoint(judge) as asked:
+        arguments += ["--url", model.url, "--judge", asked.url, "--judge-model", "j"]
+        silent = True
+        done = CliRunner().invoke(app, arguments)
+        assert "refused: status 400: " in str(done.exception)
+        assert len(rows(out)) == 8
+        silent = False
+        done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert [row["chosen"][0]["content"] for row in rows(out)] == [f"{text}!" for text in texts]
+    drawn = [body["messages"][-1]["content"] for body in model.asked]
+    assert sorted(drawn) == sorted([*texts, "prompt 8", "prompt 9"])
+
+
 def test_an_endpoint_that_ignores_n_is_asked_again() -> None:
     with endpoint(lambda body: chat(f"answer {body['seed']}")) as model:
         found = EndpointAnswerer(model.url, "m").answer(

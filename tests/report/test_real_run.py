@@ -127,3 +127,11 @@ def test_eval_refuses_what_cannot_be_judged_before_it_loads_a_model(
     done = CliRunner().invoke(app, ["eval", str(tmp_path), *more])
     assert isinstance(done.exception, AlignkitError)
     assert sentence in str(done.exception)
+
+
+def test_eval_refuses_a_judge_that_talks_nonsense_before_it_loads_a_model(tmp_path: Path) -> None:
+    with endpoint(lambda _: chat("Both are fine.")) as judge:
+        done = CliRunner().invoke(app, ["eval", str(tmp_path), "--judge", judge.url, "--judge-model", "j"])
+    assert isinstance(done.exception, AlignkitError)
+    assert "gives no verdict" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
