@@ -4,6 +4,7 @@ import io
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from alignkit.export.gguf import STORED
 from alignkit.models.origin import keep_origin
 from alignkit_server.models.schemas import ArchiveOptions
 from alignkit_server.tables import Job, Project
+from tests.server.disk import mounted
 from tests.server.support import BASE_MODEL, Running, create_job, wait_until
 from tests.tiny import build_tiny_adapter, build_tiny_model
 
@@ -143,6 +145,34 @@ def test_a_project_without_space_gets_no_form_that_has_to_be_made(tuned: Tuned) 
         with tuned.http() as http:
             assert http.get(tuned.path(form="merged")).status_code == status
             assert http.get(tuned.path(form="adapter")).status_code == 200
+
+
+@contextmanager
+def small_disk_for_exports(service: Running, folder: Path) -> Iterator[None]:
+    """The service's folder of exports is on a disk of 1 MB meanwhile, nearly all taken."""
+    exports = service.settings.exports_dir
+    with mounted(folder, 1) as small:
+        (small / "somebody-else-s").write_bytes(bytes(900_000))
+        exports.rmdir()
+        exports.symlink_to(small)
+        try:
+            yield
+            assert [path.name for path in small.iterdir()] == ["somebody-else-s"]
+        finally:
+            exports.unlink()
+            exports.mkdir(mode=0o700)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_a_disk_that_fills_during_an_export_is_said_and_nothing_is_left(
+    tuned: Tuned, tmp_path: Path, form: str
+) -> None:
+    before = tuned.disk_bytes()
+    with small_disk_for_exports(tuned.service, tmp_path / "small"), tuned.http() as http:
+        answer = http.get(tuned.path(form=form))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+    assert tuned.disk_bytes() == before
 
 
 @pytest.mark.slow

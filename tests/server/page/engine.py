@@ -21,7 +21,7 @@ FOREIGN = "foreign"
 
 class Handler(BaseHTTPRequestHandler):
     """vLLM's stream of a chat, and its log-probs of a prompt; of a question that begins with "Say " the answer is
-    the rest."""
+    the rest. At the question "Break" it hangs up after a word."""
 
     protocol_version = "HTTP/1.1"
     words: dict[int, str] = {}  # noqa: RUF012 - what all requests of this engine share
@@ -50,6 +50,9 @@ class Handler(BaseHTTPRequestHandler):
             choice: Any = {"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None}
             choice |= {"token_ids": [number]} if ids else {}
             self.chunk(f"data: {json.dumps(common | {'choices': [choice]})}\n\n")
+            if asked == "Break":
+                self.close_connection = True
+                return
         self.chunk("data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
 

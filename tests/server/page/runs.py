@@ -101,15 +101,15 @@ def report(service: Running, job_id: str, step: int, data: dict[str, float]) -> 
     )
 
 
-def finish(service: Running, job_id: str, *, name: str | None = None) -> str:
-    """Let the job succeed, with a checkpoint and a model; the model's name."""
+def finish(service: Running, job_id: str, *, name: str | None = None, path: str = "p") -> str:
+    """Let the job succeed, with a checkpoint and a model in `path`; the model's name."""
     name = name or f"ft:tiny-llama:project::{job_id}"
     for step in (STEPS // 2, STEPS):
         metrics = {"train_loss": 0.1, "valid_loss": 0.2}
         service.ledger.add_checkpoint(
             job_id, step=step, model_name=f"{name}:ckpt-step-{step}", metrics=metrics, path="p"
         )
-    service.ledger.add_model(job_id, name=name, base_model="tiny-llama", kind="adapter", path="p")
+    service.ledger.add_model(job_id, name=name, base_model="tiny-llama", kind="adapter", path=path)
     service.ledger.transition(
         job_id,
         "succeeded",

@@ -115,6 +115,18 @@ class TestTheTable:
         service.ledger.transition(job.id, "running", only_from=("queued",))
         expect(page.get_by_role("cell", name="running")).to_be_visible()
 
+    def test_what_a_job_took_is_the_time_that_it_ran(
+        self, service: Running, client: OpenAI, key: str, visitor: Visitor
+    ) -> None:
+        job_id = run(service, client, steps=1)
+        page = visitor.signed_in(key)
+        expect(page.get_by_role("row").last).to_contain_text("running")
+        with service.services.database.writing() as session:
+            job = session.query(Job).where(Job.id == job_id).one()
+            job.created_at, job.running_since = now() - 9000, now() - 200  # it waited for long
+        finish(service, job_id)
+        expect(page.get_by_role("cell", name=re.compile("^took 3 min 2"))).to_be_visible()
+
     def test_two_thousand_jobs_do_not_make_it_stutter(
         self, service: Running, client: OpenAI, key: str, project: str, visitor: Visitor
     ) -> None:

@@ -30,12 +30,19 @@ export class JobList {
     return [...newest, ...(await this.#current(older))];
   }
 
-  /** Jobs beyond the newest: those that have finished stay as they are. */
+  /** Jobs beyond the newest: those that have finished stay as they are, those that are gone are left out. */
   async #current(jobs) {
     const open = jobs.filter((job) => !isOver(job)).slice(0, LOOKED_AT);
     const path = (job) => `fine_tuning/jobs/${encodeURIComponent(job.id)}`;
-    const found = await Promise.all(open.map((job) => this.api.get(path(job))));
-    const fresh = new Map(found.map((job) => [job.id, job]));
-    return jobs.map((job) => fresh.get(job.id) ?? job);
+    const look = async (job) => {
+      try {
+        return [job.id, await this.api.get(path(job))];
+      } catch (error) {
+        if (error.status !== 404) throw error;
+        return [job.id, null];
+      }
+    };
+    const fresh = new Map(await Promise.all(open.map(look)));
+    return jobs.map((job) => (fresh.has(job.id) ? fresh.get(job.id) : job)).filter(Boolean);
   }
 }

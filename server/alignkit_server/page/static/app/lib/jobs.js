@@ -10,11 +10,11 @@ export const isOver = (job) => OVER.has(job.status);
 /** The hyperparameters that a job trains with. */
 export const settingsOf = (job) => job.method[job.method.type]?.hyperparameters ?? {};
 
-/** When a job will be done, or where it stands in the queue. */
+/** When a job will be done, or where it stands in the queue; once it is over, how long it ran, without waiting. */
 export function outlook(job) {
   if (job.queue_position !== null && job.queue_position !== undefined) return `${job.queue_position}. in the queue`;
   if (job.estimated_finish) return `${duration(job.estimated_finish - now())} left`;
-  if (job.finished_at) return `took ${duration(job.finished_at - job.created_at)}`;
+  if (isOver(job) && job.usage.run_seconds) return `took ${duration(job.usage.run_seconds)}`;
   return "";
 }
 

@@ -58,7 +58,7 @@ export function Jobs({ query }) {
       : jobs.length === 0
         ? html`<p>No job yet.${can("train") && html`${" "}<a href="#/new">Make the first one.</a>`}</p>`
         : html`
-            <${Table} caption="Fine-tuning jobs" head=${["Compare", "Job", "Method", "Model", "Status", "Progress", "Outlook", "Created"]}>
+            <${Table} caption="Fine-tuning jobs" head=${["Compare", "Job", "Method", "Model", "Status", "Progress", "Time", "Created"]}>
               ${shown.map((job) => html`<${Row} key=${job.id} job=${job} chosen=${chosen.has(job.id)} choose=${choose} />`)}
             <//>
             <${Pager} page=${page} last=${last} total=${found.length} turn=${(to) => refine({ page: to || undefined })} />
