@@ -3,6 +3,7 @@
 Hyperparameters given as "auto" are resolved here; the job object shows the resolved values.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,20 +23,19 @@ from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import OF_TRAINING, Recipe
+from alignkit.run.evaluation_share import Watching, steps_of
 from alignkit.run.reference_store import worth_storing
 from alignkit.schema import field_issues, one_a_field
-from alignkit.sections import loaded_dtype
+from alignkit.sections import CollapseGuardSection, loaded_dtype
 
-EVALUATION_STEPS = 8
-"""Minimum steps between evaluations under "auto": each also samples answers, which takes as long as several steps."""
-EVALUATIONS = 4
-"""Evaluations of a long run under "auto"."""
 SMALLEST_BATCH, LARGEST_BATCH = 4, 32
 """Bounds of an "auto" batch: fewer pairs make a noisy step, more make few steps of a small file."""
 STEPS_WANTED, MOST_EPOCHS = 200, 3
 """An "auto" number of epochs gives about STEPS_WANTED steps. More than MOST_EPOCHS would memorise the preferences."""
 ALL_WEIGHTS_RATE = 0.01
 """Full fine-tuning uses this fraction of the LoRA rate: one that suits an adapter destroys a fully trained model."""
+GUARD_TOKENS = "guard_tokens"
+"""Key of a value that a job resolves for its recipe and does not show."""
 LENGTH = 1024
 """Maximum tokens per row if a job says "auto", limited to the model's positions."""
 
@@ -56,6 +56,7 @@ def recipe_for_job(
     train_file: Path,
     validation_file: Path | None,
     train_rows: int,
+    validation_rows: int = 0,
     seed: int,
     output_dir: Path,
     resolve_model: ResolveModel,
@@ -68,7 +69,8 @@ def recipe_for_job(
 
     `start` is the model to train: a base model, or a fine-tuned model, which keeps its form: an adapter's rank and
     alpha stay, and a fully trained model is trained with all weights. `resolve_model` finds the models that
-    hyperparameters name, such as a teacher. `report_to` are the recipe's trackers. `on_gpu` tells whether training
+    hyperparameters name, such as a teacher. `validation_rows` is the number of rows of `validation_file`; an "auto"
+    interval of evaluations depends on it. `report_to` are the recipe's trackers. `on_gpu` tells whether training
     runs on a GPU; by default, whether this machine has one. `templates` is a folder of chat templates that jobs may
     name beside TRL's. `references` is the folder of the reference's log-probs that the project's jobs share.
     """
@@ -84,7 +86,10 @@ def recipe_for_job(
         found = "expected none beside a validation file"
         raise RecipeError([FieldIssue(f"{prefix}.validation_split", found)])
     held_out = validation_file or given.validation_split
+    if given.validation_split is not None:  # train_rows are those that are left
+        validation_rows = round(train_rows * given.validation_split / (1 - given.validation_split))
     resolved = _resolve_auto(values, spec, train_rows, has_validation=held_out is not None)
+    resolved |= _watching(resolved, given, train_rows, validation_rows, has_validation=held_out is not None)
     resolved |= _for_device(resolved, has_gpu() if on_gpu is None else on_gpu)
     shared = _shared(resolved)
     template = _chat_template(given, start, prefix, templates)
@@ -104,7 +109,10 @@ def recipe_for_job(
                 | _training_section(resolved, spec.learning_rate)
                 | {"report_to": list(report_to)}
                 | {"reference_folder": None if references is None else str(references)},
-                "collapse_guard": {"on_collapse": resolved["on_collapse"]},
+                "collapse_guard": {
+                    "on_collapse": resolved["on_collapse"],
+                    "max_new_tokens": resolved.pop(GUARD_TOKENS),
+                },
                 "after": resolved["after"] or [],
                 "seed": seed,
                 "output_dir": str(output_dir),
@@ -242,15 +250,30 @@ def _resolve_auto(
     for name, value in defaults.items():
         if resolved[name] == "auto":
             resolved[name] = value
-    steps = resolved["max_steps"] or max(1, resolved["n_epochs"] * -(-rows // batch))
-    if resolved["eval_interval"] == "auto":
-        resolved["eval_interval"] = (
-            max(min(steps, EVALUATION_STEPS), steps // EVALUATIONS) if has_validation else None
-        )
     if resolved["keep_best"] == "auto":
         resolved["keep_best"] = has_validation and not resolved.get(TUNE)
     resolved["lora_alpha"] = resolved["lora_alpha"] or 2.0 * resolved["lora_rank"]
     return resolved
+
+
+def _watching(
+    resolved: Mapping[str, Any],
+    given: Hyperparameters,
+    rows: int,
+    held_out_rows: int,
+    *,
+    has_validation: bool,
+) -> dict[str, Any]:
+    """The interval of evaluations, and the length of the guard's answers under GUARD_TOKENS."""
+    steps, an_epoch = steps_of(rows, resolved["batch_size"], resolved["n_epochs"], resolved["max_steps"])
+    watching = Watching(steps, resolved["batch_size"], held_out_rows, CollapseGuardSection().prompts)
+    interval = resolved["eval_interval"]
+    if interval == "auto":
+        early = given.early_stopping
+        patience = None if early is None else early.patience
+        interval = watching.interval(an_epoch, patience) if has_validation else None
+    evaluations = math.ceil(steps / interval) if interval else 1
+    return {"eval_interval": interval, GUARD_TOKENS: watching.guard_tokens(evaluations)}
 
 
 def _data_section(resolved: dict[str, Any], train: Path, held_out: Path | float | None) -> dict[str, Any]:

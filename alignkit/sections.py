@@ -186,8 +186,10 @@ class TrainingSection(Section):
         None, description="how several devices share training; default in a job: the first that fits"
     )
     logging_steps: Annotated[int, MAY_CHANGE] = Field(1, ge=1, description="steps between logged metrics")
-    eval_steps: Annotated[int | None, MAY_CHANGE] = Field(
-        None, ge=1, description="steps between evaluations; default: at the end only"
+    eval_steps: Annotated[Auto | Annotated[int, Field(ge=1)] | None, MAY_CHANGE] = Field(
+        None,
+        description="steps between evaluations; auto: so many that they and the collapse guard take at most a "
+        "tenth of the run; default: at the end only",
     )
     eval_on_start: Annotated[bool, MAY_CHANGE] = Field(False, description="evaluate the untrained model too")
     eval_batch_size: Annotated[
@@ -262,7 +264,11 @@ class CollapseGuardSection(Section):
         description="warn only logs; stop ends the run as failed; rollback restores the last sound checkpoint",
     )
     prompts: int = Field(4, ge=1, le=64, description="number of held-out prompts to answer")
-    max_new_tokens: int = Field(48, ge=8, le=1024, description="maximum length of an answer, in tokens")
+    max_new_tokens: Auto | Annotated[int, Field(ge=8, le=1024)] = Field(
+        "auto",
+        description="maximum length of an answer, in tokens; auto: 48, or in short runs as few as 16, so that "
+        "evaluations and guard stay within a tenth of the run",
+    )
     reference_logp_drop: float = Field(
         2.5, gt=0, description="allowed fall of the answers' log-prob under the reference, in nats per token"
     )

@@ -4,6 +4,7 @@ The values are stored in the run's folder (settled.json), so that a resumed run 
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from alignkit.models.weights_digest import dropouts_of
 from alignkit.precision import WORTHWHILE, Row, choose
 from alignkit.recipe import Recipe
 from alignkit.run.checkpoints import newest_first
+from alignkit.run.evaluation_share import MOST_TOKENS, Watching, steps_of
 from alignkit.run.folder import RunFolder, write_json
 from alignkit.run.reference_store import has_reference, worth_storing
 from alignkit.sharding import sharding
@@ -36,7 +38,9 @@ _SETTLED = {
         "eval_batch_size",
         "mixed_precision",
         "reference_store",
+        "eval_steps",
     ),
+    "collapse_guard": ("max_new_tokens",),
 }
 
 
@@ -48,8 +52,8 @@ def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Re
     """
     kept = _read(folder) if resume else {}
     recipe = _with_kept(recipe, kept)
-    if resume and recipe.training.reference_store == AUTO and newest_first(folder.checkpoints):
-        recipe = _with_store(recipe, "off")  # the run began before there was a store
+    if resume and newest_first(folder.checkpoints):
+        recipe = _as_before(recipe)
     if not has_auto(recipe):
         return recipe
     stage, count = STAGES[sharding()], int(os.environ.get("WORLD_SIZE", "1"))
@@ -120,6 +124,53 @@ def settle_references(recipe: Recipe, model: Any, rows: int, folder: RunFolder, 
     return recipe
 
 
+def settle_evaluations(
+    recipe: Recipe, rows: int, held_out_rows: int, folder: RunFolder, *, main: bool
+) -> Recipe:
+    """Replace `auto` of the interval of evaluations and of the length of the guard's answers, by the run's length.
+
+    Reports a run that keeps its best step or stops early but is evaluated only once.
+    """
+    training, guard = recipe.training, recipe.collapse_guard
+    steps, an_epoch = steps_of(rows, training.batch_size, training.epochs, training.max_steps)
+    watching = Watching(
+        steps,
+        training.batch_size,
+        held_out_rows,
+        prompts=0 if guard is None else guard.prompts,
+        tokens=None if guard is None or guard.max_new_tokens == AUTO else guard.max_new_tokens,
+    )
+    early, interval = training.early_stopping, training.eval_steps
+    if interval == AUTO:
+        interval = (
+            watching.interval(an_epoch, None if early is None else early.patience) if held_out_rows else None
+        )
+    evaluations = math.ceil(steps / interval) if interval else 1
+    update: dict[str, Any] = {"training": training.model_copy(update={"eval_steps": interval})}
+    if guard is not None:
+        tokens = watching.guard_tokens(evaluations)
+        update["collapse_guard"] = guard.model_copy(update={"max_new_tokens": tokens})
+    found = recipe.model_copy(update=update)
+    if main and found != recipe:
+        keep(found, folder)
+    if main and evaluations == 1 and held_out_rows and (early is not None or found.keeps_best):
+        cannot = ", and early_stopping cannot act" if early is not None else ""
+        folder.emit(
+            f"The run is evaluated once, at its end, so that keep_best keeps the last step{cannot}; a smaller "
+            "interval of evaluations compares more steps"
+        )
+    return found
+
+
+def _as_before(recipe: Recipe) -> Recipe:
+    """The recipe of a run that began before these options were settled, as it trained then."""
+    guard = recipe.collapse_guard
+    if guard is not None and guard.max_new_tokens == AUTO:
+        guard = guard.model_copy(update={"max_new_tokens": MOST_TOKENS})
+        recipe = recipe.model_copy(update={"collapse_guard": guard})
+    return _with_store(recipe, "off") if recipe.training.reference_store == AUTO else recipe
+
+
 def _no_store(model: Any) -> str | None:
     """Why the reference's log-probs of this run cannot be computed before its first step; None if they can."""
     if sharding() is not None:
@@ -172,6 +223,7 @@ def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
     values = {
         section: {name: getattr(getattr(recipe, section), name) for name in names}
         for section, names in _SETTLED.items()
+        if getattr(recipe, section) is not None
     }
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.settled, {**_read(folder), **values, **more})
@@ -203,6 +255,8 @@ def _with_kept(recipe: Recipe, kept: dict[str, Any]) -> Recipe:
     updates = {}
     for section, names in _SETTLED.items():
         own, found = getattr(recipe, section), kept.get(section, {})
+        if own is None:
+            continue
         values = {name: found[name] for name in names if name in found and getattr(own, name) == AUTO}
         if section == "training":
             values |= kept.get("out_of_memory") or {}
@@ -215,7 +269,7 @@ def _differing(recipe: Recipe, found: Recipe) -> dict[str, Any]:
         name: getattr(getattr(found, section), name)
         for section, names in _SETTLED.items()
         for name in names
-        if getattr(getattr(recipe, section), name) != getattr(getattr(found, section), name)
+        if getattr(getattr(recipe, section), name, None) != getattr(getattr(found, section), name, None)
     }
 
 

@@ -30,7 +30,7 @@ from alignkit.run.environment_checks import require, settle_length
 from alignkit.run.failures import explain, lost_a_peer, report_failure
 from alignkit.run.folder import RunFolder, newest, write_json
 from alignkit.run.resume_guard import origin_of, refusal
-from alignkit.settling import halve, settle, settle_precision, settle_references
+from alignkit.settling import halve, settle, settle_evaluations, settle_precision, settle_references
 from alignkit.sharding import SHARES_WEIGHTS, is_main_process, sharding
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
@@ -117,6 +117,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
             require(recipe)
             recipe = settle(recipe, folder, resume=resume, main=is_main_process())
             trainer = build_trainer(recipe, folder)
+            recipe = trainer.recipe
             checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
             if resume and is_main_process():
                 begin(recipe, folder)
@@ -136,7 +137,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
 
 
 def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
-    """Build the method's trainer with the recipe's model and data."""
+    """Build the method's trainer with the recipe's model and data; its `recipe` has no `auto` left."""
     from transformers import PrinterCallback, set_seed  # saves transformers at start-up
 
     from alignkit.run.progress import ProgressCallback
@@ -151,6 +152,8 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     callbacks += [*gradient_callbacks(recipe), *nested_callbacks(recipe), *noise_callbacks(recipe)]
     tokenizer = load_tokenizer(recipe)
     data = datasets(recipe, tokenizer, folder)  # a bad row is reported before weights are loaded
+    held_out = 0 if data[1] is None else len(data[1])
+    recipe = settle_evaluations(recipe, len(data[0]), held_out, folder, main=is_main_process())
     model = load_model(recipe)
     recipe = settle_precision(recipe, model, tokenizer, folder, main=is_main_process())
     recipe = settle_references(recipe, model, len(data[0]), folder, main=is_main_process())
@@ -162,6 +165,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     require_processes(trainer)
     report_adapters(trainer, recipe, folder)
     trainer.origin = origin_of(recipe, trainer.accelerator)
+    trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
     return trainer
 

@@ -11,6 +11,8 @@ from alignkit.jobspec import JobSpec, recipe_for_job, settled
 from alignkit.losses import PairLogps
 from alignkit.methods import FDPO, METHODS, ModelSource
 from alignkit.methods.hyperparameters import models_of_terms
+from alignkit.run.folder import RunFolder
+from alignkit.settling import settle_evaluations
 from tests.jobs import no_models
 
 PREFIX = "method.f_dpo.hyperparameters"
@@ -353,3 +355,35 @@ def test_a_job_names_the_models_that_it_is_pushed_away_from() -> None:
         spec({"terms": [{"type": "repel", "models": ["ft:a"], "adapters": ["/etc"]}]})
     with pytest.raises(RecipeError, match=r"terms\.0\.data: unknown key"):
         spec({"terms": [{"type": "anchor", "data": "/etc/passwd"}]})
+
+
+@pytest.mark.parametrize(("rows", "interval", "tokens"), [(16, 12, 16), (240, 60, 48), (20_000, 79, 48)])
+def test_auto_evaluations_follow_from_the_rows_and_are_in_the_recipe(
+    rows: int, interval: int, tokens: int
+) -> None:
+    resolved = spec({}, rows, validation_rows=8)
+    training, guard = resolved.recipe.training, resolved.recipe.collapse_guard
+    assert guard is not None
+    assert (resolved.hyperparameters["eval_interval"], guard.max_new_tokens) == (interval, tokens)
+    assert training.eval_steps == interval
+
+
+@pytest.mark.parametrize("rows", [16, 240, 1_111, 20_000])
+def test_a_job_and_a_recipe_evaluate_alike(rows: int, tmp_path: Path) -> None:
+    job = spec({}, rows, validation_rows=50).recipe
+    training = job.training.model_copy(update={"eval_steps": "auto"})
+    guard = job.collapse_guard.model_copy(update={"max_new_tokens": "auto"})
+    recipe = job.model_copy(update={"training": training, "collapse_guard": guard})
+    found = settle_evaluations(recipe, rows, 50, RunFolder(tmp_path), main=False)
+    assert (found.training, found.collapse_guard) == (job.training, job.collapse_guard)
+
+
+def test_a_share_of_the_training_file_counts_as_held_out_rows() -> None:
+    split = recipe_for_job(
+        **WITHOUT_MODELS
+        | {"validation_file": None, "hyperparameters": {"validation_split": 0.5}, "resolve_model": no_models}
+    )
+    assert (
+        split.hyperparameters["eval_interval"]
+        == spec({}, validation_rows=240).hyperparameters["eval_interval"]
+    )

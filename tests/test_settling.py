@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from alignkit import launch, settling, train
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
-from alignkit.settling import halve, settle, settle_references
+from alignkit.settling import halve, settle, settle_evaluations, settle_references
 from tests.estimate.recipes import recipe
 from tests.tiny import build_tiny_model
 
@@ -147,3 +147,48 @@ def test_a_resumed_run_stores_references_as_before(folder: RunFolder) -> None:
 def test_a_run_that_began_before_there_was_a_store_resumes_without(folder: RunFolder) -> None:
     (folder.checkpoints / "checkpoint-2").mkdir(parents=True)
     assert settle(given(), folder, resume=True, main=True).training.reference_store == "off"
+
+
+HELD_OUT = {"train": "train.jsonl", "validation": "held_out.jsonl", "max_length": 128}
+EVALUATED = {"early_stopping": {"patience": 2}, "eval_steps": "auto", "batch_size": 8}
+
+
+def evaluated(**training: object) -> Recipe:
+    return recipe({"type": "f_dpo"}, "smollm2-135m", training=EVALUATED | training, data=HELD_OUT)
+
+
+def evaluations(folder: RunFolder, rows: int, **training: object) -> tuple[int | None, int | str]:
+    """(steps between evaluations, tokens of the guard's answers) of a run on `rows` rows with six held out."""
+    run = evaluated(**training)
+    found = settle_evaluations(run, rows, 6, folder, main=True)
+    assert found.collapse_guard is not None
+    return found.training.eval_steps, found.collapse_guard.max_new_tokens
+
+
+def test_a_run_settles_how_often_it_evaluates_and_a_resumed_one_keeps_that(folder: RunFolder) -> None:
+    interval, tokens = evaluations(folder, 4_000)
+    assert (interval, tokens) == (63, 48)
+    assert Recipe.load(folder.recipe).training.eval_steps == interval
+    kept = settle(evaluated(epochs=2.0), folder, resume=True, main=True)
+    assert (kept.training.eval_steps, kept.collapse_guard.max_new_tokens) == (interval, tokens)
+
+
+def test_a_run_that_is_evaluated_once_says_what_it_cannot_do(folder: RunFolder) -> None:
+    assert evaluations(folder, 40) == (5, 16)
+    assert events(folder)[-1]["message"] == (
+        "The run is evaluated once, at its end, so that keep_best keeps the last step, and early_stopping cannot "
+        "act; a smaller interval of evaluations compares more steps"
+    )
+
+
+def test_a_given_interval_stays_and_the_guards_answers_become_shorter(folder: RunFolder) -> None:
+    assert evaluations(folder, 1_000, eval_steps=10) == (10, 26)
+    assert not folder.events.exists()
+
+
+def test_a_run_that_began_before_the_guards_answers_were_settled_keeps_their_length(
+    folder: RunFolder,
+) -> None:
+    (folder.checkpoints / "checkpoint-2").mkdir(parents=True)
+    found = settle(given(), folder, resume=True, main=True)
+    assert (found.collapse_guard.max_new_tokens, given().collapse_guard.max_new_tokens) == (48, "auto")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from alignkit.estimate.memory import Layout, Model, optimizer_bytes, trained_bytes
 from alignkit.recipe import Recipe
+from alignkit.run.evaluation_share import EVALUATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,11 @@ def disk(
     limit = recipe.training.save_total_limit
     # each evaluated step may be the best so far, and the last checkpoint is kept beside it
     if recipe.keeps_best:
-        count += math.ceil(steps / recipe.training.eval_steps) if steps and recipe.training.eval_steps else 1
+        interval = recipe.training.eval_steps
+        if interval == "auto":
+            count += EVALUATIONS
+        else:
+            count += math.ceil(steps / interval) if steps and interval else 1
         limit = max(limit, 2) if limit else None
     most = limit or count
     return Disk(

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignkit.run import facts
+from alignkit.run.evaluation_share import EVALUATION_ROW
 from alignkit.run.folder import RunFolder
 
 _NOT_METRICS = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
@@ -136,8 +137,6 @@ class Clock:
 
     RECENT = 25
     """Number of steps for the median: a run's speed changes when other work shares the machine."""
-    EVALUATION_SHARE = 1 / 3
-    """Time per row in an evaluation, which has no backward pass, as a share of the time per row in training."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -171,7 +170,7 @@ class Clock:
         if not self._steps:
             return None
         step = median(self._steps)
-        guess = step * self.EVALUATION_SHARE * rows_evaluated / max(rows_a_step, 1)
+        guess = step * EVALUATION_ROW * rows_evaluated / max(rows_a_step, 1)
         pause = fmean(self._pauses) if self._pauses else guess
         return steps * step + evaluations * pause
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignkit.errors import CollapseError
 from alignkit.evaluate import AnswerQuality, Limits, measure, reasons
+from alignkit.run.evaluation_share import MOST_TOKENS
 from alignkit.run.folder import RunFolder, write_json
 from alignkit.sections import CollapseGuardSection
 from alignkit.trainers.scoring import Answer, answer_of, draw, load_weights, token_logps
@@ -29,6 +30,8 @@ class CollapseGuard(TrainerCallback):
     def __init__(self, trainer: Any, options: CollapseGuardSection, folder: RunFolder, *, seed: int) -> None:
         self._trainer = trainer
         self._options = options
+        tokens = options.max_new_tokens  # a run has settled it
+        self._max_new_tokens = MOST_TOKENS if tokens == "auto" else tokens
         self._folder = folder
         self._seed = seed
         self._limits = Limits(options.reference_logp_drop, options.repetition_rise, options.good_logp_drop)
@@ -144,7 +147,7 @@ class CollapseGuard(TrainerCallback):
 
     def _measure(self) -> AnswerQuality:
         prompts = [prompt for prompt, _ in self._rows]
-        drawn = draw(self._trainer, prompts, max_new_tokens=self._options.max_new_tokens, seed=self._seed)
+        drawn = draw(self._trainer, prompts, max_new_tokens=self._max_new_tokens, seed=self._seed)
         self._drawn = drawn
         good = [Answer(prompt, answer) for prompt, answer in self._rows if answer]
         return measure(

@@ -196,6 +196,30 @@ def test_without_keep_best_the_last_step_is_the_result(workplace: Path, best: Ru
     assert same(folder.adapter, best.checkpoints / f"checkpoint-{STEPS}")
 
 
+def test_a_run_too_short_to_evaluate_often_keeps_its_last_step_and_resumes_alike(workplace: Path) -> None:
+    folder = run(
+        workplace,
+        "once",
+        training={"eval_steps": "auto", "save_steps": 3},
+        collapse_guard={"prompts": 1},
+    )
+    settled = Recipe.load(folder.recipe)
+    assert (settled.training.eval_steps, settled.collapse_guard.max_new_tokens) == (STEPS, 16)
+    assert list(losses_of(folder)) == [STEPS]
+    assert result_of(folder)["result_step"] == STEPS
+    assert any(
+        said.startswith("The run is evaluated once, at its end, so that") for said in messages_of(folder)
+    )
+    copy = RunFolder(workplace / "once-resumed")
+    shutil.copytree(folder.path, copy.path)
+    copy.result.unlink()
+    shutil.rmtree(copy.checkpoints / f"checkpoint-{STEPS}")
+    given = folder.path.with_suffix(".yaml")
+    assert train.main([str(given), "--resume", f"output_dir={copy.path}"]) == 0
+    assert result_of(copy)["metrics"] == result_of(folder)["metrics"]
+    assert same(copy.adapter, folder.adapter)
+
+
 @pytest.mark.parametrize(
     ("change", "path", "words"),
     [

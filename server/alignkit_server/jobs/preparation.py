@@ -90,6 +90,7 @@ def prepare(
             train_file=files.training.path,
             validation_file=files.validation.path if files.validation else None,
             train_rows=round(rows * (1 - reading.held_out)),
+            validation_rows=files.validation.kept_rows if files.validation else 0,
             seed=seed,
             output_dir=services.settings.jobs_dir / job_id,
             resolve_model=_resolver(project, services),
