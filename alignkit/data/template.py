@@ -7,7 +7,7 @@ refused.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,6 +245,12 @@ def end_of_answer(tokenizer: Any) -> int | None:
         return None
     last = ids[chat.end_of_turn(ids) - 1]
     return last if chat.is_special(last) else None
+
+
+def ends_first(ends: Sequence[int], tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: the one that the chat template writes, then the model's own `ends`."""
+    end = end_of_answer(tokenizer)
+    return list(ends) if end is None else [end, *(token for token in ends if token != end)]
 
 
 REASONING, TEXT, CALL = "the reasoning", "the text", "a tool call"

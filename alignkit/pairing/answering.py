@@ -112,15 +112,17 @@ class LocalAnswerer:
     def __init__(self, path: str) -> None:
         import torch  # saves torch at start-up
 
+        from alignkit.data.template import ends_first
         from alignkit.errors import ModelError
-        from alignkit.models.loading import load_causal_lm
+        from alignkit.models.loading import ends_of, load_causal_lm
         from alignkit.sampling import LocalSampler
 
         gpu = torch.cuda.is_available()
         model, self._tokenizer = load_causal_lm(path, "bfloat16" if gpu else "float32", field="MODEL")
         if not self._tokenizer.chat_template:
             raise ModelError(f"MODEL: {path} has no chat template, so conversations cannot be rendered")
-        self._sampler = LocalSampler(model.to("cuda") if gpu else model, self._tokenizer)
+        ends = ends_first(ends_of(model, self._tokenizer), self._tokenizer)
+        self._sampler = LocalSampler(model.to("cuda") if gpu else model, self._tokenizer, ends=ends)
 
     def answer(
         self, conversations: Sequence[Sequence[Message]], settings: SamplingSettings, seeds: Sequence[int]

@@ -10,16 +10,19 @@ from alignkit.sampling.sampler import SamplingError
 
 
 class LocalSampler:
-    """Samples from the current `model` (a causal LM of transformers, also under peft), in batches of `batch_size`."""
+    """Samples from the current `model` (a causal LM of transformers, also under peft), in batches of `batch_size`.
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
+    `ends` are the tokens that end an answer; default: those of the model's generation config, else the tokenizer's.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32, ends: Sequence[int] = ()) -> None:
         self._model = model
         self._batch_size = batch_size
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        ends = model.generation_config.eos_token_id
-        if ends is None:
-            ends = tokenizer.eos_token_id
-        self._ends: list[int] = [ends] if isinstance(ends, int) else list(ends or [])
+        own = model.generation_config.eos_token_id
+        if own is None:
+            own = tokenizer.eos_token_id
+        self._ends: list[int] = list(ends) or ([own] if isinstance(own, int) else list(own or []))
 
     def complete(
         self,

@@ -20,7 +20,8 @@ TIMEOUT_S = 600.0
 class ServerSampler:
     """Samples from `model` on the server at `url` (with or without /v1); by default, from its only model.
 
-    `tokenizer`, the model's own, tokenises answers if the server does not return token ids. Use it as a context
+    `tokenizer`, the model's own, tokenises answers if the server does not return token ids. `ends` are the tokens that
+    end an answer; default: the tokenizer's. The server need not know them. Use it as a context
     manager, or call `close`. Raises SamplingError if the server cannot be reached or does not have the model.
     """
 
@@ -32,9 +33,11 @@ class ServerSampler:
         model: str | None = None,
         concurrency: int = CONCURRENCY,
         timeout_s: float = TIMEOUT_S,
+        ends: Sequence[int] = (),
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._tokenizer = tokenizer
+        self._ends = list(ends or [token for token in (tokenizer.eos_token_id,) if token is not None])
         self._concurrency = concurrency
         self._http = httpx.Client(
             base_url=self.url, timeout=timeout_s, limits=httpx.Limits(max_connections=concurrency)
@@ -92,6 +95,7 @@ class ServerSampler:
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
                 "return_token_ids": True,
+                "stop_token_ids": self._ends,
             }
             for index, (prompt, count) in enumerate(counts.items())
         ]
@@ -112,7 +116,7 @@ class ServerSampler:
         if choice.get("token_ids") is not None:
             return [int(token) for token in choice["token_ids"]]
         ids: list[int] = self._tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
-        return [*ids, self._tokenizer.eos_token_id] if choice.get("finish_reason") == "stop" else ids
+        return [*ids, *self._ends[:1]] if choice.get("finish_reason") == "stop" else ids
 
     def _json(self, verb: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON of an answer; retries after broken connections and status 429 or 5xx."""

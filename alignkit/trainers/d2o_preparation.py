@@ -14,10 +14,12 @@ from trl import DPOTrainer
 
 from alignkit.data.nodes import RowError
 from alignkit.data.rows import DispreferredRow, parse_dispreferred
+from alignkit.data.template import ends_first
 from alignkit.data.tokens import TokenSequence
 from alignkit.errors import DataError
 from alignkit.kernels.model_head import fuse_head
 from alignkit.methods import D2O
+from alignkit.models.loading import ends_of
 from alignkit.run.reference_store import ReferenceStore
 from alignkit.sampling import LocalSampler, Sampler, SampleStore, SamplingOptions, ServerSampler, digest
 from alignkit.trainers.configs import DispreferredConfig
@@ -210,7 +212,10 @@ class D2OPreparation(PacksBatches, StoredReferences, DPOTrainer):
         method = self.method
         if method.sampler_url is not None:
             with ServerSampler(
-                method.sampler_url, self.processing_class, model=method.sampler_model
+                method.sampler_url,
+                self.processing_class,
+                model=method.sampler_model,
+                ends=self._ends(self._unwrapped()),
             ) as server:
                 if step:
                     self._serve_policy(server, step)
@@ -229,7 +234,12 @@ class D2OPreparation(PacksBatches, StoredReferences, DPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as bare,
         ):
-            yield LocalSampler(bare, self.processing_class, batch_size=method.sampling_batch_size)
+            size = method.sampling_batch_size
+            yield LocalSampler(bare, self.processing_class, batch_size=size, ends=self._ends(bare))
+
+    def _ends(self, model: Any) -> list[int]:
+        """The tokens that end an answer: the chat template's, whatever a server's configuration says, and the model's."""
+        return ends_first(ends_of(model, self.processing_class), self.processing_class)
 
     def _serve_policy(self, server: ServerSampler, step: int) -> None:
         """Load the current adapter on the server, under a unique name."""

@@ -155,6 +155,16 @@ def test_text_is_tokenised_where_a_server_gives_no_ids(server: FakeServer, token
     assert answer == [*tokenizer(" is 40")["input_ids"], tokenizer.eos_token_id]
 
 
+def test_a_server_gets_the_tokens_that_end_an_answer(server: FakeServer, tokenizer: Any) -> None:
+    server.token_ids = False
+    with ServerSampler(server.url, tokenizer) as sampler:
+        sampler.complete([[4]], **OPTIONS)
+    with ServerSampler(server.url, tokenizer, ends=[7, 9]) as sampler:
+        (answer,) = sampler.complete([[4]], **OPTIONS)
+    assert [body["stop_token_ids"] for body in server.bodies] == [[tokenizer.eos_token_id], [7, 9]]
+    assert answer[-1] == 7
+
+
 def test_a_server_that_stumbles_is_asked_again(server: FakeServer, tokenizer: Any) -> None:
     server.failures = 2
     with ServerSampler(server.url, tokenizer) as sampler:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer, GenerationConfig
 
 from alignkit.errors import DataError
 from alignkit.sampling import SamplingError
 from tests.sampling.fake_server import FakeServer
-from tests.tiny import build_tiny_model
+from tests.tiny import END_TOKEN, PAD_TOKEN, START_TOKEN, build_tiny_model
 from tests.trainers.test_d2o import build, config, rows
 
 
@@ -34,6 +35,19 @@ def one_prompt(samples: list) -> list[int]:  # type: ignore[type-arg]
     prompts = {tuple(one.ids[: one.prompt_length]) for one in samples}
     assert len(prompts) == 1
     return list(prompts.pop())
+
+
+def test_answers_end_where_the_template_and_the_generation_config_say(
+    tmp_path: Path, server: FakeServer
+) -> None:
+    """A base model: its template ends a turn with a token that the server's model folder does not name."""
+    base = build_tiny_model(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base, eos_token=PAD_TOKEN)
+    tokenizer.save_pretrained(base)
+    pad, start, end = tokenizer.convert_tokens_to_ids([PAD_TOKEN, START_TOKEN, END_TOKEN])
+    GenerationConfig(eos_token_id=[pad, start]).save_pretrained(base)
+    build(base, config(tmp_path, sampler_url=server.url), rows(1, None))
+    assert server.bodies[0]["stop_token_ids"] == [end, pad, start]
 
 
 def test_online_the_server_gets_the_adapter_under_a_new_name(
