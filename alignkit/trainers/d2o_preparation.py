@@ -238,7 +238,7 @@ class D2OPreparation(PacksBatches, StoredReferences, DPOTrainer):
             yield LocalSampler(bare, self.processing_class, batch_size=size, ends=self._ends(bare))
 
     def _ends(self, model: Any) -> list[int]:
-        """The tokens that end an answer: the chat template's, whatever a server's configuration says, and the model's."""
+        """The tokens that end an answer, the chat template's first: a server's configuration may lack it."""
         return ends_first(ends_of(model, self.processing_class), self.processing_class)
 
     def _serve_policy(self, server: ServerSampler, step: int) -> None:
