@@ -54,6 +54,8 @@ def scan_value(text: str, start: int) -> tuple[Any, int] | None:
 
 
 def _explain(text: str, error: json.JSONDecodeError) -> str:
+    if text == "{":
+        return "the start of an object that goes over several lines"
     if _is_cut(text[error.pos :], error.msg):
         return f"a line cut off after {len(text)} characters"
     if error.msg == "Extra data":

@@ -11,6 +11,7 @@ Message = dict[str, Any]
 """{"role": …, "content": …}, with optional "name", "tool_calls", "tool_call_id" and "reasoning_content"."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SYSTEM_ROLES = ("system", "developer")
 TEMPLATE_ROLES = {"developer": "system", "function": "tool"}
 """OpenAI's roles -> those of chat templates, as in vLLM (which keeps developer if a template has that role)."""
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -18,8 +19,8 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 ANSWER_KEYS = CALLS | {"refusal", *REASONING_KEYS}
 """Keys that only an assistant's message may have."""
 MESSAGE_KEYS = ANSWER_KEYS | {"role", "content", "name", "tool_call_id"}
-PART_KINDS = ("text", "refusal")
-"""Types of content part; each has its text under the key of the same name."""
+PART_KINDS = {"text": "text", "refusal": "refusal", "input_text": "text", "output_text": "text"}
+"""Type of content part, in OpenAI's chat and Responses APIs -> key of its text."""
 TURN_KEYS = frozenset({"from", "value"})
 CALL_SPEAKER = "function_call"
 """The speaker of a tool call in ShareGPT's form; its value is JSON text."""
@@ -55,6 +56,12 @@ def role_of(turn: Node) -> Node:
     return turn.at("from" if isinstance(turn.value, dict) and "from" in turn.value else "role")
 
 
+def role_named(name: object) -> str | None:
+    """The role that a name stands for, in OpenAI's or ShareGPT's notation and in any case; None if unknown."""
+    written = name.strip().lower() if isinstance(name, str) else ""
+    return written if written in ROLES else SHAREGPT_ROLES.get(written)
+
+
 def turns_of(node: Node, expected: str = "an array of messages") -> list[Node]:
     """The turns of a conversation, without empty system turns."""
     turns = [turn for turn in node.entries(expected) if not _is_empty_system(turn)]
@@ -65,7 +72,7 @@ def turns_of(node: Node, expected: str = "an array of messages") -> list[Node]:
 
 def _is_empty_system(turn: Node) -> bool:
     value = turn.value
-    if not isinstance(value, dict) or role_of(turn).value not in ("system", "developer"):
+    if not isinstance(value, dict) or role_named(role_of(turn).value) not in SYSTEM_ROLES:
         return False
     said = value.get("value", value.get("content"))
     return said is None or said == [] or (isinstance(said, str) and not said.strip())
@@ -156,19 +163,28 @@ def system_text(node: Node) -> list[Message]:
 def parse_message(node: Node, more_keys: frozenset[str] = frozenset()) -> Message:
     """A message in the notation of OpenAI and TRL; `more_keys` are allowed for the caller's use."""
     node.as_object('a message {"role": …, "content": …}', MESSAGE_KEYS | more_keys)
-    role = node.at("role")
-    if role.value not in ROLES:
-        raise role.refuse(f"one of {', '.join(ROLES)}")
-    message: Message = {"role": TEMPLATE_ROLES.get(role.value, role.value)}
-    if role.value == "assistant" and not ANSWER_KEYS.isdisjoint(node.value):
+    role = role_named(node.at("role").value)
+    if role is None or _calls(node.at("role")):
+        raise node.at("role").refuse(f"one of {', '.join(ROLES)}")
+    message: Message = {"role": TEMPLATE_ROLES.get(role, role)}
+    if role == "assistant" and not ANSWER_KEYS.isdisjoint(node.value):
         message |= _answer(node)
     else:
         node.leave(ANSWER_KEYS)
-        message["content"] = parse_content(node.at("content"))
+        message["content"] = _said(message["role"], node.at("content"))
     for key in ("name", "tool_call_id"):
         if node.has(key):
             message[key] = node.at(key).text()
     return message
+
+
+def _calls(speaker: Node) -> bool:
+    return isinstance(speaker.value, str) and speaker.value.strip().lower() == CALL_SPEAKER
+
+
+def _said(role: str, content: Node) -> str:
+    """The text of a message; a tool may return none."""
+    return "" if role == "tool" and _is_empty(content) else parse_content(content)
 
 
 def _answer(node: Node) -> Message:
@@ -202,12 +218,13 @@ def parse_turn(node: Node) -> Message:
     if isinstance(node.value, dict) and "from" not in node.value and "role" in node.value:
         return parse_message(node)
     node.as_object('a turn {"from": …, "value": …}', TURN_KEYS)
-    speaker = node.at("from")
-    if not isinstance(speaker.value, str) or speaker.value not in SHAREGPT_ROLES:
-        raise speaker.refuse(f"one of {', '.join(SHAREGPT_ROLES)}")
-    if speaker.value == CALL_SPEAKER:
+    role = role_named(node.at("from").value)
+    if role is None:
+        raise node.at("from").refuse(f"one of {', '.join(SHAREGPT_ROLES)}")
+    if _calls(node.at("from")):
         return {"role": "assistant", "content": "", "tool_calls": parse_written_calls(node.at("value"))}
-    return {"role": SHAREGPT_ROLES[speaker.value], "content": node.at("value").text()}
+    role = TEMPLATE_ROLES.get(role, role)
+    return {"role": role, "content": _said(role, node.at("value"))}
 
 
 def parse_content(node: Node) -> str:
@@ -220,11 +237,11 @@ def parse_content(node: Node) -> str:
 
 def _part(node: Node) -> str:
     """The text of a content part; a refusal counts as text of the assistant."""
-    part = node.as_object('a part {"type": "text", "text": …}', frozenset({"type", *PART_KINDS}))
+    part = node.as_object('a part {"type": "text", "text": …}', frozenset({"type", "text", "refusal"}))
     kind = part.at("type")
-    if kind.value not in PART_KINDS:
+    if not isinstance(kind.value, str) or kind.value not in PART_KINDS:
         raise kind.refuse("'text' or 'refusal', the types of part that can be trained on")
-    text = part.at(kind.value)
+    text = part.at(PART_KINDS[kind.value])
     if not isinstance(text.value, str):
         raise text.refuse("text")
     return text.value

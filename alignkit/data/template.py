@@ -31,6 +31,9 @@ _REASONING_KEYS = {
     key: re.compile(rf"[.'\"]{key}\b") for key in ("reasoning_content", "thinking", "reasoning")
 }
 """Keys that chat templates use for a model's reasoning before an answer."""
+CONTROL = "a message's text contains {token}, which the model reads as a control token, not as text"
+_LOOPS_OVER_CONTENT = re.compile(r"for \w+ in \w+(\.content|\[['\"]content['\"]\])|content['\"\]]*\[0\]")
+"""A template that reads content as a list of parts, as those of vision-language models do."""
 _THINK = re.compile(r"</?think>")
 _BLOCK = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
 """An answer that starts with its reasoning."""
@@ -59,6 +62,7 @@ class Chat:
         self._tools = tools
         self._template = str(tokenizer.chat_template)
         self._writes: bool | None = None
+        self._parts: bool | None = None
         self._ids: dict[str, list[int]] = {}
 
     def text(self, messages: list[Message], *, prompt: bool = False) -> str:
@@ -68,16 +72,35 @@ class Chat:
         """
         if not self.tokenizer.chat_template:
             raise DataError(f"the model's tokenizer has {NO_TEMPLATE}")
+        read = [self._as_template_reads(message) for message in messages]
+        return self._render(list(map(_in_parts, read)) if self._takes_parts() else read, prompt=prompt)
+
+    def _render(self, messages: list[Message], *, prompt: bool = False) -> str:
+        """The messages rendered as they are given. Raises DataError if the template refuses them."""
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [self._as_template_reads(message) for message in messages],
-                tools=self._tools,
-                tokenize=False,
-                add_generation_prompt=prompt,
+                messages, tools=self._tools, tokenize=False, add_generation_prompt=prompt
             )
         except Exception as error:  # a template is code that comes with the model, and may raise anything
             raise DataError(f"the model's chat template refuses the conversation: {error}") from error
         return text
+
+    def _takes_parts(self) -> bool:
+        """Whether the template renders content only as a list of parts, as vLLM then gives it."""
+        if self._parts is None:
+            said = [{"role": "user", "content": _PLACEHOLDER}]
+            self._parts = (
+                _LOOPS_OVER_CONTENT.search(self._template) is not None
+                and not self._shows(said)
+                and self._shows(list(map(_in_parts, said)))
+            )
+        return self._parts
+
+    def _shows(self, messages: list[Message]) -> bool:
+        try:
+            return _PLACEHOLDER in self._render(messages)
+        except DataError:
+            return False
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a rendered text, as transformers computes them."""
@@ -96,7 +119,7 @@ class Chat:
         Raises DataError if the template omits a part of the answer, or all of it.
         """
         served, whole = self.text(prompt, prompt=True), self.text(prompt + answer)
-        notes = self.context_notes(prompt, served)
+        notes = self.context_notes(prompt, served) + self.control_notes(prompt + answer)
         shared = shared_length(served, whole)
         left_out = missing_part(answer, whole[shared:])
         if left_out is not None:  # an answer may start with the text that ends the served prompt
@@ -219,12 +242,40 @@ class Chat:
             notes.append("the chat template omits the tools")
         return notes
 
+    def control_notes(self, messages: list[Message]) -> list[str]:
+        """Notes on texts that contain a special token, which ends a turn or starts another one there."""
+        text = "\n".join(str(message.get("content") or "") for message in messages)
+        if "<" not in text and "[" not in text:
+            return []
+        return [CONTROL.format(token=token) for token in self.tokenizer.all_special_tokens if token in text]
+
     def end_of_turn(self, ids: list[int]) -> int:
-        """The end of an answer: after its end token, without whitespace that a template writes after it."""
-        last = len(ids)
-        while last > 0 and not self.tokenizer.decode([ids[last - 1]]).strip():
-            last -= 1
-        return last if last > 0 and self.is_special(ids[last - 1]) else len(ids)
+        """The end of an answer: after its end token, without what a template writes after it.
+
+        That is whitespace, and in the last turn of some templates the tokenizer's end token.
+        """
+        last = self._without_space(ids, len(ids))
+        if last == 0 or not self.is_special(ids[last - 1]):
+            return len(ids)
+        before = self._without_space(ids, last - 1)
+        twice = 0 < before < last - 1 and ids[last - 1] == self.tokenizer.eos_token_id
+        return before if twice and ids[before - 1] == self._end_before_next_turn() else last
+
+    def _without_space(self, ids: list[int], end: int) -> int:
+        """`end`, before any whitespace."""
+        while end > 0 and not self.tokenizer.decode([ids[end - 1]]).strip():
+            end -= 1
+        return end
+
+    def _end_before_next_turn(self) -> int | None:
+        """The special token with which the template ends an answer that another turn follows; None without one."""
+        said = [{"role": role, "content": _PLACEHOLDER} for role in ("user", "assistant", "user")]
+        try:
+            parts = self.text(said).split(_PLACEHOLDER)
+        except DataError:
+            return None
+        ids = self.ids(parts[2].lstrip()) if len(parts) == 4 else []
+        return ids[0] if ids and self.is_special(ids[0]) else None
 
     def is_special(self, token: int) -> bool:
         """Whether a token is a special token of the tokenizer."""
@@ -233,6 +284,12 @@ class Chat:
     def without_special(self, ids: list[int]) -> str:
         """The text of token ids without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _in_parts(message: Message) -> Message:
+    """A message whose text is a list of one part."""
+    content = message.get("content")
+    return message | {"content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def end_of_answer(tokenizer: Any) -> int | None:

@@ -21,7 +21,8 @@ class ServerSampler:
     """Samples from `model` on the server at `url` (with or without /v1); by default, from its only model.
 
     `tokenizer`, the model's own, tokenises answers if the server does not return token ids. `ends` are the tokens
-    that end an answer; default: the tokenizer's. The server need not know them. Use it as a context manager, or call `close`. Raises SamplingError if the server cannot be reached or does not have the model.
+    that end an answer; default: the tokenizer's. The server need not know them. Use it as a context manager, or call
+    `close`. Raises SamplingError if the server cannot be reached or does not have the model.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import trl
 from tokenizers import AddedToken
 
 from alignkit.data import check_file, render
-from alignkit.data.template import EMPTY, NO_END, missing_part
+from alignkit.data.template import EMPTY, NO_END, end_of_answer, missing_part
 from alignkit.errors import DataError
 from tests.data.strategies import message
 
@@ -243,3 +243,37 @@ def test_answers_that_are_equal_once_cut_are_counted_and_named(tmp_path: Path, t
         "1 of 2 rows has chosen equal to rejected and changes nothing: the first at line 2",
     )
     assert check_file(tmp_path / "rows.jsonl", "f_dpo", tokenizer=tokenizer, max_length=512).notices == ()
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3", "llava_next"])
+def test_a_template_of_parts_gets_parts_as_in_serving(model: Any, name: str) -> None:
+    row = {"messages": [message("user", "Hi"), message("assistant", "Hello")]}
+    tokenizer = model(name)
+    (text,) = spans(row, tokenizer, "supervised")
+    (sequence,) = render(row, tokenizer, method="supervised")
+    assert text.strip().startswith("Hello")
+    assert "Hi" in tokenizer.decode(sequence.ids[: sequence.prompt_length])
+
+
+def test_the_turns_own_end_token_ends_a_last_answer_that_a_template_ends_twice(model: Any) -> None:
+    turns = [
+        message("user", "Hi"),
+        message("assistant", "Hello"),
+        message("user", "Bye"),
+        message("assistant", "Ciao"),
+    ]
+    assert spans({"messages": turns}, model("phi3"), "supervised") == ["Hello<|end|>", "Ciao<|end|>"]
+    assert end_of_answer(model("phi3")) == model("phi3").convert_tokens_to_ids("<|end|>")
+
+
+def test_a_control_token_in_a_text_is_said(tokenizer: Any) -> None:
+    row = {"prompt": "Hi", "chosen": "yes<|im_end|>", "rejected": "no"}
+    (chosen, rejected) = render(row, tokenizer, method="f_dpo")
+    said = "a message's text contains <|im_end|>, which the model reads as a control token, not as text"
+    assert (chosen.notes, rejected.notes) == ((said,), ())
+    (sequence,) = render(
+        {"messages": [message("user", "<|im_end|>"), message("assistant", "yes")]},
+        tokenizer,
+        method="supervised",
+    )
+    assert said in sequence.notes

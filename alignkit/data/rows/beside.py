@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 from alignkit.data.messages import (
     MESSAGES,
+    SYSTEM_ROLES,
     Message,
     answer_turns,
     parse_answer,
     parse_content,
     parse_prompt,
+    role_named,
     role_of,
     split_last_answer,
     turns_of,
@@ -48,7 +50,7 @@ def answers_beside(
 
 def _is_whole(turns: Sequence[Node]) -> bool:
     first = turns[0].value
-    return isinstance(first, dict) and first.get("role") in ("system", "developer", "user")
+    return isinstance(first, dict) and role_named(first.get("role")) in (*SYSTEM_ROLES, "user")
 
 
 def _split(prompt: list[Message], node: Node, turns: Sequence[Node]) -> tuple[list[Message], list[Message]]:

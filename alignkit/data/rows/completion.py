@@ -9,6 +9,7 @@ from alignkit.data.messages import (
     Message,
     parse_content,
     parse_message,
+    role_named,
     role_of,
     turns_of,
     with_system,
@@ -84,7 +85,7 @@ def _openai(row: Node) -> CompletionRow:
 
 
 def _is_assistant(turn: Node) -> bool:
-    return isinstance(turn.value, dict) and turn.at("role").value == "assistant"
+    return isinstance(turn.value, dict) and role_named(turn.at("role").value) == "assistant"
 
 
 def _weight(node: Node) -> bool:
@@ -170,7 +171,9 @@ def _together(row: CompletionRow, chat: Chat) -> TokenSequence | None:
         spans.append((len(begin), end))
     if row.loss_positions:
         first = row.messages[: row.loss_positions[0]]
-        notes += chat.context_notes(first, chat.decode(whole[: spans[0][0]]))
+        notes += chat.context_notes(first, chat.decode(whole[: spans[0][0]])) + chat.control_notes(
+            row.messages
+        )
     return TokenSequence("answer", whole, tuple(spans), notes=tuple(dict.fromkeys(notes)))
 
 

@@ -6,6 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from alignkit.data.messages import Message
 from alignkit.data.nodes import Node, RowError, printable
+from alignkit.data.rows.written import written_out
 from alignkit.data.tokens import TokenSequence
 
 
@@ -79,7 +80,7 @@ def parse_row(row: object, unused: set[str] | None, forms: Sequence[Form[Row]], 
 
     Names of unused keys are added to `unused`.
     """
-    node = Node(row, unused=set() if unused is None else unused)
+    node = Node(written_out(row), unused=set() if unused is None else unused)
     form = _recognise(node, forms, kind)
     found = form.parse(node.as_object("an object", form.required | form.optional | {GROUP}))
     if not node.has(GROUP) or not hasattr(found, GROUP):
@@ -103,7 +104,10 @@ def _nearest(node: Node, forms: Sequence[Form[Row]], kind: str) -> RowError:
     best = min(forms, key=lambda form: (len(form.required - keys), -len(form.required & keys)))
     if best.required & keys:
         missing = min(best.required - keys)
-        return node.at(missing).refuse(f"the key of a row in {best.name}'s form")
+        others = sorted(keys - best.required - best.optional)
+        rename = f"; a mapping of columns may rename {' or '.join(printable(key, 20) for key in others[:4])}"
+        found = f"a missing key{rename if others else ''}"
+        return node.at(missing).refuse(f"the key of a row in {best.name}'s form", found)
     common = [form for form in forms if "(" not in form.name and not form.name.endswith("preference")]
     known = "; ".join(f"{form.name}: {', '.join(sorted(form.required))}" for form in common or forms)
     found = ", ".join(printable(key, 20) for key in sorted(keys)[:6])

@@ -1,5 +1,6 @@
 """Rows as published data sets and other tools write them."""
 
+import json
 from typing import Any
 
 import pytest
@@ -25,6 +26,25 @@ PAIRS: dict[str, dict[str, Any]] = {
     "ms-swift's with a query": {"query": "Hi", "response": "yes", "rejected_response": "no"},
     "HH's": {"chosen": "\n\nHuman: Hi\n\nAssistant: yes", "rejected": "\n\nHuman: Hi\n\nAssistant: no"},
     "ShareGPT's with texts": {"conversations": TURNS[:1], "chosen": "yes", "rejected": "no"},
+    "conversations as JSON text": {
+        key: json.dumps(said) for key, said in (("chosen", [HI, YES]), ("rejected", [HI, NO]))
+    },
+    "turns as JSON text": {"conversations": json.dumps(TURNS[:1]), "chosen": "yes", "rejected": "no"},
+    "roles with capitals": {
+        "conversations": [{"from": "Human", "value": "Hi"}],
+        "chosen": {"from": "GPT", "value": "yes"},
+        "rejected": message("Assistant ", "no"),
+    },
+    "Gemini's roles": {
+        "prompt": [HI],
+        "chosen": [message("model", "yes")],
+        "rejected": [message("model", "no")],
+    },
+    "parts of the Responses API": {
+        "prompt": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}],
+        "chosen": [{"role": "assistant", "content": [{"type": "output_text", "text": "yes"}]}],
+        "rejected": "no",
+    },
     "ShareGPT's roles in OpenAI's words": {"conversations": [HI], "chosen": YES, "rejected": NO},
 }
 
@@ -147,3 +167,40 @@ def test_a_greeting_before_anybody_spoke_is_context() -> None:
         assert (found.messages, found.loss_positions) == ([welcome, HI, YES], (2,))
     with pytest.raises(RowError, match="the conversation to start with a turn that the assistant answers"):
         parse_completion({"messages": [welcome]})
+
+
+@pytest.mark.parametrize(
+    ("row", "pointer", "found"),
+    [
+        (
+            {"prompt": "Hi", "chosen": "[{'role': 'user', 'content': 'Hi'}]", "rejected": "no"},
+            "/chosen",
+            "Python's",
+        ),
+        ({"prompt": "Hi", "chosen": "yes", "rejected": "no", "images": ["a.png"]}, "/images", "an array"),
+        ({"prompt": "Hi", "response": "yes", "rejected": "no"}, "/chosen", "columns may rename response"),
+    ],
+)
+def test_what_would_be_trained_as_something_else_is_refused(
+    row: dict[str, Any], pointer: str, found: str
+) -> None:
+    with pytest.raises(RowError) as caught:
+        parse_preference(row)
+    assert caught.value.pointer == pointer
+    assert found in caught.value.found
+
+
+def test_an_answer_that_is_json_stays_text_and_no_media_is_no_matter() -> None:
+    row = {"prompt": "Hi", "chosen": '[{"a": 1}]', "rejected": "[sic]", "images": []}
+    pair = parse_preference(row)
+    assert (pair.chosen[0]["content"], pair.rejected[0]["content"]) == ('[{"a": 1}]', "[sic]")
+
+
+def test_a_tool_may_return_nothing() -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    row = parse_completion({"messages": [HI, called, message("tool", ""), YES]})
+    assert row.messages[2] == message("tool", "")
+    shown = {"from": "observation", "value": ""}
+    call = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
+    turns = [TURNS[0], call, shown, TURNS[1]]
+    assert parse_completion({"conversations": turns}).messages[2] == message("tool", "")
