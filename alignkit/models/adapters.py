@@ -14,6 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from alignkit.errors import ModelError
+from alignkit.models.loading import experts_of
+from alignkit.models.trainable import OF_EXPERTS
 from alignkit.sections import HEAD_MODULES, LoraSection
 
 CONFIG_FILE = "adapter_config.json"
@@ -149,23 +151,41 @@ def peft_config(lora: LoraSection | None, model: Any = None) -> Any:
     """peft's LoraConfig for a recipe's section; None for None.
 
     `model` is the model it is for. In a multimodal model, only the language model gets adapters: text rows give no
-    gradient to the rest, and vLLM would not serve it.
+    gradient to the rest, and vLLM would not serve it. In a mixture of experts, `all-linear` leaves out the experts,
+    which peft adapts in a form that vLLM refuses, and the matrices that share their names.
     """
     if lora is None:
         return None
     from peft import LoraConfig  # saves peft at start-up
 
     inside = None if model is None else language_model(model)
-
+    targets = lora.target_modules
+    if model is not None and targets == "all-linear" and experts_of(model.config):
+        targets = beside_experts(model) or targets
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.use_rslora,
-        target_modules=lora.target_modules,
+        target_modules=targets,
         exclude_modules=None if inside is None else rf"(?!{re.escape(inside)}\.).*",
         task_type="CAUSAL_LM",
     )
+
+
+def beside_experts(model: Any) -> list[str]:
+    """The names of a mixture's linear modules, without head, experts, router and modules of the same names."""
+    from torch.nn import Linear  # saves torch at start-up
+
+    head = model.get_output_embeddings()
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+        and module is not head
+        and not any(part in name for part in ("expert", "router"))
+    }
+    return sorted(found - OF_EXPERTS)
 
 
 def language_model(model: Any) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ModelError
-from alignkit.models.trainable import quantization_of, require_trainable
+from alignkit.models.trainable import EXPERTS, quantization_of, require_trainable
 
 
 def load_causal_lm(
@@ -114,10 +114,6 @@ def dequantising(config: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
     kind = kinds.get(quantization_of(config) or "")
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}
-
-
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Configuration keys for the number of experts in a mixture."""
 
 
 def experts_of(config: Any) -> int:

@@ -42,6 +42,20 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Configuration keys for the number of experts in a mixture."""
+OF_EXPERTS = frozenset(
+    {"experts", "gate", "router", "gate_proj", "up_proj", "gate_up_proj", "down_proj", "w1", "w2", "w3"}
+)
+"""Names of the matrices of a mixture's experts and router; dense parts of the same model may have them too."""
+
+
+def is_mixture(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config.json is a mixture of experts."""
+    parts = [config.get("text_config"), config, config.get("ffn_config")]
+    return any(part.get(name) for part in parts if isinstance(part, Mapping) for name in EXPERTS)
+
+
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 
 

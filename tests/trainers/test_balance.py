@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from alignkit import train
 from alignkit.models.adapters import adapted_modules, language_model, peft_config
 from alignkit.models.loading import experts_of
 from alignkit.sections import LoraSection
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from tests.architectures import tiny_config, tiny_model
+from tests.jobs import recipe_of
+from tests.preference import write_pairs
 from tests.tiny import build_tiny_tokenizer
 
 OPTIONS = {"use_cpu": True, "report_to": "none", "per_device_train_batch_size": 2, "max_length": 32}
@@ -87,9 +90,47 @@ def test_adapters_are_on_the_language_model_alone(name: str) -> None:
     assert all(f"base_model.model.{inside}." in name for name in changed)
 
 
-@pytest.mark.parametrize(("name", "more"), [("mixtral", ("experts", "gate")), ("gpt_oss", ())])
-def test_what_adapters_change_in_a_mixture_is_named(name: str, more: tuple[str, ...]) -> None:
+ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss"])
+def test_adapters_leave_out_the_experts_that_an_engine_would_not_serve(name: str) -> None:
     model = tiny_model(name)
     assert language_model(model) is None
     adapted = get_peft_model(model, peft_config(LoraSection(), model))
-    assert adapted_modules(adapted) == (*more, "k_proj", "o_proj", "q_proj", "v_proj")
+    assert adapted_modules(adapted) == ATTENTION
+
+
+def test_experts_train_where_they_are_named() -> None:
+    model = tiny_model("mixtral")
+    lora = LoraSection(target_modules=["q_proj", "w1", "w2", "w3"])
+    assert adapted_modules(get_peft_model(model, peft_config(lora, model))) == ("experts", "q_proj")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_a_mixture_trains_says_its_targets_and_loads_in_peft(name: str, tmp_path: Path) -> None:
+    tokenizer = build_tiny_tokenizer(tmp_path / "model")
+    config = tiny_config(name)
+    config.vocab_size = len(tokenizer)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    write_pairs(tmp_path / "train.jsonl")
+    (tmp_path / "run.yaml").write_text(
+        recipe_of("f_dpo", lora={"r": 4, "alpha": 8})
+        .model_copy(update={"output_dir": str(tmp_path / "run")})
+        .to_yaml()
+    )
+    given = [
+        f"model.path={tmp_path / 'model'}",
+        f"data.train={tmp_path / 'train.jsonl'}",
+        "training.max_steps=2",
+    ]
+    assert train.main([str(tmp_path / "run.yaml"), *given]) == 0
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert f"LoRA changes {', '.join(ATTENTION)} of a mixture of" in events
+    assert "the experts are frozen" in events
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
+    changed = [weight for name, weight in loaded.named_parameters() if "lora_B" in name]
+    assert any(weight.abs().sum() > 0 for weight in changed)

@@ -4,7 +4,7 @@ model -> trackers -> method -> files -> their contents -> recipe
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +16,8 @@ from alignkit.errors import DataError, ModelError, RecipeError
 from alignkit.jobspec import JobSpec, parse_hyperparameters, recipe_for_job, settled
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.methods.hyperparameters import TERMS, models_of_terms
-from alignkit.models.trainable import config_of, require_trainable
+from alignkit.models.trainable import OF_EXPERTS, config_of, is_mixture, require_trainable
+from alignkit.sections import LoraSection
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
 from alignkit_server.engines.lora_support import serves_adapters
@@ -227,6 +228,7 @@ def _require_servable(recipe: Any, model: str, base_model: str, method: str, ser
             param="model",
             code="model_not_servable",
         )
+    _require_no_experts(recipe.lora, config, method)
     most = services.settings.engine.max_lora_rank
     rank = recipe.saved_rank or 0
     found = f"{rank} with that of tune" if recipe.tune is not None else rank
@@ -238,6 +240,16 @@ def _require_servable(recipe: Any, model: str, base_model: str, method: str, ser
             param=param,
             code="invalid_hyperparameters",
         )
+
+
+def _require_no_experts(lora: LoraSection, config: Mapping[str, Any], method: str) -> None:
+    """Refuse adapters on a mixture's experts or router: peft saves them in a form that vLLM does not load."""
+    targets = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
+    named = [name for name in targets if name.rpartition(".")[2] in OF_EXPERTS]
+    if named and is_mixture(config):
+        param = f"method.{method}.hyperparameters.lora_target_modules"
+        message = f"{param}: the engine serves no adapters of a mixture's experts, found {', '.join(named)}."
+        raise ApiError(400, message, param=param, code="model_not_servable")
 
 
 def _model(name: str, project: Principal, services: Services) -> TrainableModel:

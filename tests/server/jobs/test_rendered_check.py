@@ -120,6 +120,22 @@ def test_a_model_whose_adapters_are_not_served_is_refused_before_it_trains(
     create_job(client, method=method(trained_weights="all"))
 
 
+def test_a_mixture_of_experts_is_accepted_but_no_adapters_on_its_experts(
+    client: OpenAI, service: Running
+) -> None:
+    folder = service.settings.models_dir / "tiny-moe"
+    folder.mkdir(exist_ok=True)
+    more = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4}
+    (folder / "config.json").write_text(json.dumps(json.loads(TINY_CONFIG) | more))
+    job = create_job(client, model="tiny-moe")
+    assert job.method.f_dpo["hyperparameters"]["lora_target_modules"] == "all-linear"
+    with pytest.raises(
+        openai.BadRequestError, match="no adapters of a mixture's experts, found w1, w2"
+    ) as caught:
+        create_job(client, model="tiny-moe", method=method(lora_target_modules=["q_proj", "w1", "w2"]))
+    assert caught.value.param == "method.f_dpo.hyperparameters.lora_target_modules"
+
+
 def test_a_base_url_without_its_version_is_told(client: OpenAI, service: Running) -> None:
     with service.http(client.api_key) as http:
         told = http.get("/models").json()["error"]["message"]
