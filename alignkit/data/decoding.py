@@ -54,10 +54,9 @@ def scan_value(text: str, start: int) -> tuple[Any, int] | None:
 
 
 def _explain(text: str, error: json.JSONDecodeError) -> str:
-    if text == "{":
-        return "the start of an object that goes over several lines"
     if _is_cut(text[error.pos :], error.msg):
-        return f"a line cut off after {len(text)} characters"
+        several = ": an object over several lines must be put on one" if text == "{" else ""
+        return f"a line cut off after {len(text)} characters{several}"
     if error.msg == "Extra data":
         return f"more after its end, at character {error.pos + 1}"
     return f"text that is not JSON ({error.msg}) at character {error.pos + 1}"

@@ -224,7 +224,8 @@ def parse_turn(node: Node) -> Message:
     if _calls(node.at("from")):
         return {"role": "assistant", "content": "", "tool_calls": parse_written_calls(node.at("value"))}
     role = TEMPLATE_ROLES.get(role, role)
-    return {"role": role, "content": _said(role, node.at("value"))}
+    said = node.at("value")
+    return {"role": role, "content": "" if role == "tool" and _is_empty(said) else said.text()}
 
 
 def parse_content(node: Node) -> str:
