@@ -131,20 +131,15 @@ def settle_evaluations(
 
     Reports a run that keeps its best step or stops early but is evaluated only once.
     """
-    training, guard = recipe.training, recipe.collapse_guard
+    training, guard, early = recipe.training, recipe.collapse_guard, recipe.training.early_stopping
     steps, an_epoch = steps_of(rows, training.batch_size, training.epochs, training.max_steps)
-    watching = Watching(
-        steps,
-        training.batch_size,
-        held_out_rows,
-        prompts=0 if guard is None else guard.prompts,
-        tokens=None if guard is None or guard.max_new_tokens == AUTO else guard.max_new_tokens,
-    )
-    early, interval = training.early_stopping, training.eval_steps
-    if interval == AUTO:
-        interval = (
-            watching.interval(an_epoch, None if early is None else early.patience) if held_out_rows else None
-        )
+    prompts, tokens = (0, None) if guard is None else (guard.prompts, guard.max_new_tokens)
+    fixed = None if tokens == "auto" else tokens
+    watching = Watching(steps, training.batch_size, held_out_rows, prompts, fixed)
+    interval = training.eval_steps
+    if interval == "auto":
+        patience = None if early is None else early.patience
+        interval = watching.interval(an_epoch, patience) if held_out_rows else None
     evaluations = math.ceil(steps / interval) if interval else 1
     update: dict[str, Any] = {"training": training.model_copy(update={"eval_steps": interval})}
     if guard is not None:
