@@ -1,4 +1,4 @@
-# make install | demo | test | lint | docs | bench | gpu-day: each installs what it needs.
+# make install | demo | test | lint | docs | bench | evidence-smoke | gpu-day: each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_STAMP := $(VENV)/.installed-$(EXTRA)-demo
 PACKAGING := pyproject.toml constraints-$(EXTRA).txt
 
-.PHONY: install demo test test-slow test-gpu lint docs bench bench-server gpu-day clean
+.PHONY: install demo test test-slow test-gpu lint docs bench bench-server evidence-smoke gpu-day clean
 
 install: $(STAMP)
 
@@ -69,6 +69,10 @@ bench: install
 	$(BIN)/python -m benchmarks.heads --growth --device $(EXTRA)
 	$(BIN)/alignkit models import smollm2-135m-instruct --home .alignkit
 	$(BIN)/python -m benchmarks.training_step
+
+# Repeats the smallest of the committed experiments, and fails if a number differs by more than a tenth.
+evidence-smoke: $(DEMO_STAMP)
+	$(BIN)/python -m evidence.repeat
 
 # On a machine with a GPU: first whether the heads are right and how far from the floor, then the tests that need one.
 gpu-day: install

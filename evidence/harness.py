@@ -22,6 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 """Folder of the project."""
 RESULTS = ROOT / "evidence" / "results"
+WORK = ROOT / "evidence" / "work"
 MODEL = ".alignkit/models/smollm2-135m-instruct"
 PACKAGES = ("torch", "transformers", "trl", "peft")
 T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -39,7 +40,7 @@ class Settings:
     """Whether to do as little as shows that the script works. Its numbers mean nothing."""
     model: str = MODEL
     """Folder of the language model, for experiments that train one."""
-    work: Path = ROOT / "evidence" / "work"
+    work: Path = WORK
     """Folder for runs."""
 
     def steps(self, full: int, smoke: int = 2) -> int:
@@ -139,15 +140,19 @@ def gather(evidence: Evidence, seeds: int, settings: Settings, folder: Path) -> 
             if str(seed) in kept.get(arm, {}):
                 continue
             began = time.monotonic()
-            torch.manual_seed(seed)
-            values = {name: _plain(value) for name, value in evidence.measure(arm, seed, settings).items()}
-            kept.setdefault(arm, {})[str(seed)] = values
+            kept.setdefault(arm, {})[str(seed)] = measured(evidence, arm, seed, settings)
             _write(path, evidence, settings, kept)
             print(f"{evidence.name} {arm} seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
     order = [arm for arm in evidence.arms if arm in kept]
     return Found(
         {arm: {int(seed): kept[arm][seed] for seed in kept[arm] if int(seed) < seeds} for arm in order}
     )
+
+
+def measured(evidence: Evidence, arm: str, seed: int, settings: Settings) -> dict[str, Any]:
+    """Measure one arm with one seed: name -> number or list of numbers."""
+    torch.manual_seed(seed)
+    return {name: _plain(value) for name, value in evidence.measure(arm, seed, settings).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -207,8 +212,9 @@ def main(evidence: Evidence, argv: Sequence[str] | None = None) -> Found:
     parser.add_argument("--smoke", action="store_true", help="do as little as shows that the script works")
     parser.add_argument("--model", default=MODEL, help="folder of the language model, where one is trained")
     parser.add_argument("--out", type=Path, help="folder for the result; default: evidence/results")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for runs; default: evidence/work")
     given = parser.parse_args(argv)
-    settings = Settings(smoke=given.smoke, model=given.model)
+    settings = Settings(smoke=given.smoke, model=given.model, work=given.work)
     folder = given.out or (settings.work / "smoke" if given.smoke else RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     found = gather(evidence, given.seeds, settings, folder)

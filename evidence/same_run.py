@@ -1,0 +1,117 @@
+"""Ways to run one recipe that must not change its result: killed and resumed, split, unpacked, over two processes.
+
+Each arm is compared with the whole run of the same seed: held-out loss, and the largest difference of a weight of the
+adapter, beside how far the weights moved in training.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from evidence.harness import ROOT, Evidence, Found, Settings, Values, main
+from evidence.questions import ask, pairs, write
+from evidence.small_runs import recipe, run
+
+STEPS = 24
+ARMS: dict[str, dict[str, Any]] = {
+    "resumed": {"pause_at": STEPS // 2},
+    "micro-batches of 2": {"micro_batch_size": 2},
+    "not packed": {"packing": False},
+    "two processes": {"devices": 2},
+}
+
+
+def _recipe(settings: Settings, seed: int) -> dict[str, Any]:
+    folder = settings.work / "same_run"
+    return recipe(
+        settings,
+        train=write(pairs(ask(200, seed), "plain", "long"), folder / f"train-{seed}.jsonl"),
+        validation=write(pairs(ask(24, 0, held_out=True), "plain", "long"), folder / "held-out.jsonl"),
+        method={"type": "f_dpo", "beta": 0.1},
+        steps=STEPS,
+        seed=seed,
+        batch=4,
+    )
+
+
+def _launched(settings: Settings, name: str, given: dict[str, Any], command: list[str]) -> Path:
+    """Run `command` on a recipe unless the run is finished, and return the run's folder."""
+    folder = settings.work / (name + "-smoke" * settings.smoke)
+    result = folder / "result.json"
+    if result.is_file() and json.loads(result.read_text(encoding="utf-8"))["status"] == "succeeded":
+        return folder
+    path = folder.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**given, "output_dir": str(folder)}), encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([sys.executable, "-m", *command, str(path)], check=True, env=env)
+    return folder
+
+
+def measure(arm: str, seed: int, settings: Settings) -> Values:
+    """Run the recipe whole and in the arm's way, and compare both."""
+    given = _recipe(settings, seed)
+    whole, _ = run(settings, f"same_run/whole-{seed}", given)
+    name = f"same_run/{list(ARMS).index(arm)}-{seed}"
+    options = dict(ARMS[arm])
+    if arm == "resumed":
+        options = {"pause_at": settings.steps(STEPS) // 2}
+    given["training"] = given["training"] | options
+    if arm == "resumed":
+        paused = _launched(settings, name, given, ["alignkit.train"])
+        train = ["alignkit.train", "--resume"]
+        given["training"].pop("pause_at")
+        other = _launched(settings, name, given, train) if paused.is_dir() else paused
+    elif arm == "two processes":
+        launch = ["accelerate.commands.launch", "--cpu", "--multi_cpu", "--num_processes", "2"]
+        given["training"].pop("devices")
+        other = _launched(settings, name, given, [*launch, "-m", "alignkit.train"])
+    else:
+        other, _ = run(settings, name, given)
+    return _compared(whole, other)
+
+
+def _compared(whole: Path, other: Path) -> dict[str, float]:
+    one, two = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (whole, other))
+    losses = [
+        json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"]["valid_loss"]
+        for path in (whole, other)
+    ]
+    away = max(float((one[name] - two[name]).abs().max()) for name in one)
+    moved = torch.cat([value.flatten() for name, value in one.items() if "lora_B" in name]).abs().max()
+    return {
+        "held-out loss, difference": abs(losses[0] - losses[1]),
+        "weights, largest difference": away,
+        "weights, largest difference as a share of the largest B": away / float(moved),
+    }
+
+
+def draw(found: Found, axis: Any) -> None:
+    """Largest difference of a weight, on a logarithmic scale."""
+    for at, arm in enumerate(found.runs):
+        values = [max(value, 1e-12) for value in found.values(arm, "weights, largest difference")]
+        axis.plot([at] * len(values), values, "o", color="black")
+    axis.set(
+        yscale="log", ylabel="largest difference of a weight (10⁻¹²: none)", xticks=range(len(found.runs))
+    )
+    axis.set_xticklabels(list(found.runs), rotation=20, ha="right")
+
+
+EVIDENCE = Evidence(
+    "same_run",
+    "Resuming, splitting, packing and sharing a run among processes do not change its result beyond rounding.",
+    tuple(ARMS),
+    measure,
+    draw,
+    needs_model=True,
+)
+
+if __name__ == "__main__":
+    main(EVIDENCE)

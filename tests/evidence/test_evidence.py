@@ -1,0 +1,104 @@
+"""Experiments and their committed results: complete, repeatable, and written down."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evidence import align_groups
+from evidence.__main__ import experiments
+from evidence.harness import RESULTS, Evidence, Found, Settings, gather, interval
+from evidence.questions import STYLES, ask
+from evidence.repeat import TOLERANCE, repeat
+from tests.tree import ROOT
+
+ALL = list(experiments())
+COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
+
+
+def ids(evidence: Evidence) -> str:
+    return evidence.name
+
+
+@pytest.mark.parametrize("evidence", ALL, ids=ids)
+def test_the_readme_names_every_experiment(evidence: Evidence) -> None:
+    assert f"| `{evidence.name}` |" in (ROOT / "evidence" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_committed_result_is_whole(name: str) -> None:
+    evidence = next(one for one in ALL if one.name == name)
+    written = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (RESULTS / f"{name}.png").is_file()
+    assert written["settings"]["smoke"] is False
+    assert written["versions"].keys() == {"torch", "transformers", "trl", "peft"}
+    assert written["machine"]["cores"] > 0
+    assert {arm: len(seeds) >= evidence.seeds for arm, seeds in written["runs"].items()} == dict.fromkeys(
+        evidence.arms, True
+    )
+
+
+@pytest.fixture
+def doubling() -> tuple[Evidence, list[tuple[str, int]]]:
+    """An experiment that records its calls."""
+    calls: list[tuple[str, int]] = []
+
+    def measure(arm: str, seed: int, _settings: Settings) -> dict[str, Any]:
+        calls.append((arm, seed))
+        return {"value": 2.0 * seed + (arm == "b"), "curve": [1, 2]}
+
+    return Evidence("doubling", "Doubles.", ("a", "b"), measure, lambda _found, _axis: None), calls
+
+
+def test_a_call_runs_only_what_the_result_lacks(doubling: Any, tmp_path: Path) -> None:
+    evidence, calls = doubling
+    gather(evidence, 2, Settings(), tmp_path)
+    found = gather(evidence, 3, Settings(), tmp_path)
+    assert calls == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
+    assert found.values("b", "value") == [1.0, 3.0, 5.0]
+
+
+def test_a_result_of_other_settings_is_made_anew(doubling: Any, tmp_path: Path) -> None:
+    evidence, calls = doubling
+    gather(evidence, 1, Settings(smoke=True), tmp_path)
+    gather(evidence, 1, Settings(), tmp_path)
+    assert len(calls) == 4
+
+
+def test_a_paired_difference_compares_equal_seeds() -> None:
+    found = Found({"a": {0: {"x": 1.0}, 1: {"x": 5.0}}, "b": {1: {"x": 4.0}, 0: {"x": 0.0}}})
+    assert found.paired("a", "b", "x") == {"mean": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_an_interval_of_three_seeds_is_students() -> None:
+    bounds = interval([1.0, 2.0, 3.0])
+    assert bounds["high"] - bounds["mean"] == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_a_repeat_tells_a_number_that_differs_by_more_than_a_tenth(doubling: Any, tmp_path: Path) -> None:
+    evidence, _ = doubling
+    gather(evidence, 2, Settings(), tmp_path)
+    path = tmp_path / "doubling.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    written["runs"]["a"]["1"]["value"] = 2.0 * (1 + 2 * TOLERANCE)
+    path.write_text(json.dumps(written), encoding="utf-8")
+    compared = repeat(evidence, Settings(), seeds=2, arms=evidence.arms, results=tmp_path)
+    assert [(one.arm, one.seed) for one in compared if not one.agrees] == [("a", 1)]
+
+
+def test_the_smallest_experiment_repeats_its_committed_numbers() -> None:
+    arms = align_groups.EVIDENCE.arms[:1]
+    compared = repeat(align_groups.EVIDENCE, Settings(), seeds=1, arms=arms)
+    assert compared
+    assert all(one.agrees for one in compared), compared
+
+
+def test_held_out_questions_are_in_no_training_set() -> None:
+    trained = {one.text for seed in range(3) for one in ask(600, seed)}
+    assert not trained & {one.text for one in ask(100, 0, held_out=True)}
+
+
+def test_a_right_and_a_wrong_answer_differ() -> None:
+    for one in ask(200, 0):
+        assert STYLES["plain"](one) != STYLES["wrong"](one)
