@@ -161,9 +161,8 @@ class D2OPreparation(PacksBatches, StoredReferences, DPOTrainer):
         method = self.method
         source = f"policy at step {step}" if step else self.references.identity(method.sample_reference)
         server = f"server's {method.sampler_model}" if method.sampler_url else "here"
-        return self.rows.draw(
-            numbers, digest(self._run_identity(step), source, server), lambda: self._sampler(step)
-        )
+        identity = digest(self._run_identity(step), source, server)
+        return self.rows.draw(numbers, identity, lambda: self._sampler(step), step or 0)
 
     def score(self, numbers: list[int]) -> None:
         """Score these rows' samples and dispreferred answers under the references.

@@ -149,8 +149,9 @@ class D2ORows:
         numbers: Sequence[int],
         identity: str,
         open_sampler: Callable[[], AbstractContextManager[Sampler]],
+        step: int,
     ) -> list[int]:
-        """Draw new samples for the rows from a model with this identity.
+        """Draw new samples for the rows from a model with this identity, at this step.
 
         Returns the numbers of the rows that got no new sample and keep their earlier ones. Raises SamplingError.
         """
@@ -163,7 +164,7 @@ class D2ORows:
             rank, world = self._accelerator.process_index, self._accelerator.num_processes
             with open_sampler() as sampler:
                 drawn = [
-                    (index, self._draw_block(blocks[index], keys[index], sampler))
+                    (index, self._draw_block(blocks[index], keys[index], sampler, step))
                     for index in missing[rank::world]
                 ]
             for index, lines in gather_object(drawn):
@@ -183,9 +184,12 @@ class D2ORows:
         prompts = [asdict(self.rows[number].prompt) for number in block]
         return digest(identity, asdict(self._options), self._seed, prompts)
 
-    def _draw_block(self, block: Sequence[int], key: str, sampler: Sampler) -> list[dict[str, Any]]:
+    def _draw_block(
+        self, block: Sequence[int], key: str, sampler: Sampler, step: int
+    ) -> list[dict[str, Any]]:
         prompts = [self.rows[number].prompt for number in block]
-        seed = (self._seed + int(key[:7], 16)) % 2**31
+        # not of the weights: those of one process and of two differ in their last bits
+        seed = int(digest(self._seed, step, [asdict(prompt) for prompt in prompts])[:7], 16)
         drawn = draw(prompts, sampler, self.tokenizer, self._options, seed=seed)
         lines = [
             {
