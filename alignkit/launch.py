@@ -1,5 +1,9 @@
-"""The command that starts a run: `accelerate launch -m alignkit.train`, the same for people and for the service."""
+"""The command that starts a run, the same for people and for the service.
 
+One process is `python -m alignkit.train`. Several, or an accelerate configuration, are `accelerate launch` of it.
+"""
+
+import gc
 import os
 import signal
 import subprocess
@@ -8,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import psutil
 import yaml
@@ -17,6 +21,8 @@ from alignkit import extras
 from alignkit.errors import AlignkitError
 
 RESUME = "--resume"
+LAUNCHER = "alignkit.launch"
+"""This module, as its processes name it."""
 THREADS_GIVEN = "ALIGNKIT_THREADS_GIVEN"
 """Environment variable that marks OMP_NUM_THREADS as the user's, not accelerate's default."""
 RETRY_EXIT = 75
@@ -76,7 +82,7 @@ def launch_command(
     python: str = sys.executable,
     resume: bool = False,
 ) -> list[str]:
-    """The argument list of the launch command.
+    """The argument list of the launch command; a plain run in one process needs no launcher and gets none.
 
     `config_file` is an accelerate configuration, or the name of one that comes with alignkit; without one, a plain
     run. `num_processes` counts the processes on this machine; by default, the configuration's number, or one. With
@@ -85,26 +91,25 @@ def launch_command(
     """
     machines = machine.total if machine else 1
     total = (num_processes or 1) * machines
+    training = ["-m", "alignkit.train", str(recipe), *([RESUME] if resume else []), *overrides]
+    if total == 1 and config_file is None:
+        return [python, *training]
     count = [f"--num_processes={total}"] if num_processes or not config_file else []
     plain = [
         "--mixed_precision=no",
         "--dynamo_backend=no",
-        *(["--multi_gpu"] if total > 1 else []),
+        "--multi_gpu",
     ]
     options = [f"--config_file={configuration(config_file)}"] if config_file else plain
     return [
         python,
         "-m",
-        "alignkit.launch",
+        LAUNCHER,
         *options,
         *(["--main_process_port=0"] if total > 1 and machine is None else []),  # several runs on one machine
         *_place(machine, has_config=config_file is not None),
         *count,
-        "-m",
-        "alignkit.train",
-        str(recipe),
-        *([RESUME] if resume else []),
-        *overrides,
+        *training,
     ]
 
 
@@ -135,16 +140,24 @@ def run(command: Sequence[str]) -> int:
 
 
 def interrupt(launcher: int) -> None:
-    """Send SIGTERM to the children of the process `launcher`, or to the process itself if it has none.
+    """Send SIGTERM to the trainers: the children of a launcher, or the process `launcher` if it trains itself.
 
-    Only the trainers get the signal: accelerate's launcher would end at once, leave a single trainer behind, and give
-    several trainers only 30 seconds. Processes that have already ended are ignored.
+    Accelerate's launcher does not get the signal: it would end at once and give its trainers only 30 seconds.
+    Processes that have already ended are ignored.
     """
     with suppress(psutil.Error, ValueError):
         process = psutil.Process(launcher)
-        for trainer in process.children() or [process]:
+        trainers = process.children() if LAUNCHER in process.cmdline() else []
+        for trainer in trainers or [process]:
             with suppress(psutil.Error):
                 trainer.terminate()
+
+
+def start_again(module: str) -> NoReturn:
+    """Replace this process, which runs `module`, by one that resumes its run with the same arguments."""
+    arguments = [*sys.argv[1:], *([] if RESUME in sys.argv else [RESUME])]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
 
 
 def _launch() -> int:
@@ -166,12 +179,12 @@ def _launch() -> int:
 
 def _main() -> None:
     """Launch the trainer; launch it once more if it ran out of memory and can resume with a smaller micro-batch."""
+    gc.disable()  # a launcher imports much and makes nothing
     if "OMP_NUM_THREADS" in os.environ:
         os.environ[THREADS_GIVEN] = "1"
     status = _launch()
     if status == RETRY_EXIT:
-        resume = [] if RESUME in sys.argv else [RESUME]
-        os.execv(sys.executable, [sys.executable, "-m", "alignkit.launch", *sys.argv[1:], *resume])  # noqa: S606
+        start_again(LAUNCHER)
     sys.exit(status)
 
 

@@ -1,4 +1,4 @@
-"""The training program: `accelerate launch -m alignkit.train RECIPE.yaml [--resume] [key=value …]`.
+"""The training program: `python -m alignkit.train RECIPE.yaml [--resume] [key=value …]`, alone or by a launcher.
 
 It loads the recipe, the model and the data, trains, evaluates, and saves the adapter, the canary and the result.
 Everything the run writes is in `output_dir` (see alignkit.run.folder). A folder that already holds a run is never
@@ -6,6 +6,7 @@ overwritten: the repeat goes to `repeat-1`, `repeat-2`, … inside it. `--resume
 last complete checkpoint instead. SIGTERM pauses a run (see alignkit.run.pausing).
 """
 
+import gc
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ import torch
 from alignkit.data.template import end_of_answer
 from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
 from alignkit.finish import finish
-from alignkit.launch import RESUME, RETRY_EXIT, THREADS_GIVEN
+from alignkit.launch import RESUME, RETRY_EXIT, THREADS_GIVEN, start_again
 from alignkit.models.adapters import adapted_modules, train_on
 from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import ends_of, experts_of, load_weights
@@ -42,9 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     resume, arguments = RESUME in given, [argument for argument in given if argument != RESUME]
     if not arguments:
-        print(
-            "usage: accelerate launch -m alignkit.train RECIPE.yaml [--resume] [key=value …]", file=sys.stderr
-        )
+        print("usage: python -m alignkit.train RECIPE.yaml [--resume] [key=value …]", file=sys.stderr)
         return 2
     try:
         recipe = settle_length(Recipe.load(Path(arguments[0]), arguments[1:]))
@@ -118,6 +117,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
             recipe = settle(recipe, folder, resume=resume, main=is_main_process())
             trainer = build_trainer(recipe, folder)
             recipe = trainer.recipe
+            collect_garbage_again()
             checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
             if resume and is_main_process():
                 begin(recipe, folder)
@@ -324,6 +324,13 @@ def use_all_cores() -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
 
 
+def collect_garbage_again() -> None:
+    """Resume the collection of garbage in a training process, except in what it has imported and built."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 def quiet_libraries() -> None:
     """Turn off the libraries' progress bars, which would fill a log file, and their telemetry."""
     import datasets  # saves transformers at start-up
@@ -335,5 +342,14 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def _main() -> None:
+    """Run the recipe; in a process of its own, once more if it can resume with a smaller micro-batch."""
+    gc.disable()  # until the trainer is built: looking through what is only imported is a fifth of the start
+    status = main()
+    if status == RETRY_EXIT and not LAUNCHED & os.environ.keys():
+        start_again("alignkit.train")
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _main()

@@ -22,7 +22,9 @@ CONFIGS = sorted(CONFIGURATIONS.glob("*.yaml"))
 
 def test_the_number_of_processes_is_the_callers_or_the_configurations() -> None:
     recipe, config = Path("recipe.yaml"), Path("zero3.yaml")
-    assert "--num_processes=1" in launch_command(recipe)
+    alone = ["-m", "alignkit.train", "recipe.yaml", "--resume", "seed=1"]
+    assert launch_command(recipe, ["seed=1"], resume=True)[1:] == alone
+    assert launch_command(recipe, num_processes=1) == launch_command(recipe)
     assert {"--num_processes=2", "--multi_gpu"} <= set(launch_command(recipe, num_processes=2))
     assert not [word for word in launch_command(recipe, config_file=config) if "num_processes" in word]
     given = launch_command(recipe, config_file=config, num_processes=8)

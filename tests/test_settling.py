@@ -89,14 +89,24 @@ def test_a_run_out_of_memory_asks_to_start_again(folder: RunFolder, monkeypatch:
     assert (run.read_result() or {})["error"]["code"] == "out_of_memory"
 
 
-def test_the_launcher_starts_such_a_run_again_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_such_a_run_is_started_again_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the launcher where there is one, else by the process itself."""
     started: list[list[str]] = []
     monkeypatch.setattr(launch, "_launch", lambda: launch.RETRY_EXIT)
-    monkeypatch.setattr(launch.os, "execv", lambda _path, command: started.append(command))
-    monkeypatch.setattr(sys, "argv", ["launch", "-m", "alignkit.train", "recipe.yaml"])
-    with pytest.raises(SystemExit):
-        launch._main()
-    assert started[0][3:] == ["-m", "alignkit.train", "recipe.yaml", "--resume"]
+    monkeypatch.setattr(train, "main", lambda: launch.RETRY_EXIT)
+    monkeypatch.setattr(train.gc, "disable", lambda: None)
+    monkeypatch.setattr(launch.os, "execv", lambda _path, command: started.append(command[1:]))
+    for program, arguments in ((launch, ["-m", "alignkit.train", "recipe.yaml"]), (train, ["recipe.yaml"])):
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        with pytest.raises(SystemExit):
+            program._main()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(SystemExit, match=str(launch.RETRY_EXIT)):
+        train._main()
+    assert started == [
+        ["-m", "alignkit.launch", "-m", "alignkit.train", "recipe.yaml", "--resume"],
+        ["-m", "alignkit.train", "recipe.yaml", "--resume"],
+    ]
 
 
 def on_or_off(folder: RunFolder, found: Recipe, *, rows: int = 16, dropout: float = 0.0) -> str:

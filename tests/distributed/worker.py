@@ -6,6 +6,7 @@ middle of the step after STEP, before the optimizer's turn, or when the last ste
 lies beside the run's folder, in NAME.rank-N.json.
 """
 
+import gc
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ SECONDS_A_RECIPE = 600
 
 def main(arguments: list[str]) -> int:
     """The number of recipes that failed, or were to be killed and ended otherwise."""
+    gc.disable()
     import alignkit.trainers  # noqa: F401 - before the forks
 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -35,6 +37,8 @@ def main(arguments: list[str]) -> int:
         # Compiled for a minute on a CPU, and used in inference alone.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+    gc.freeze()
+    gc.enable()
     return sum(_in_fork(*argument.partition(":")[::2], turn) for turn, argument in enumerate(arguments))
 
 
