@@ -9,7 +9,7 @@ class ExecutorUnavailableError(Exception):
 
 
 class Executor(Protocol):
-    """Runs `accelerate launch -m alignkit.train recipe.yaml` in a place that outlives this server.
+    """Runs the training program, alone or several processes of it, in a place that outlives this server.
 
     Every call is idempotent, so that a workflow may repeat it after a restart. Every call about a run may raise
     ExecutorUnavailableError.
