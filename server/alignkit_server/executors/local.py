@@ -1,5 +1,6 @@
 """Runs training as a process on this machine, in its own session; a restarted server finds it again."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,9 @@ class LocalExecutor:
             return False
         if process.alive():
             return True
+        if process.returncode == -signal.SIGKILL:  # it had no chance to write so
+            with RunFolder(folder).log.open("a", encoding="utf-8") as log:
+                log.write("The training process was ended by SIGKILL\n")
         self.stop(folder)
         return False
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import Identity
 from alignkit_server.executors.local import LocalExecutor
+from alignkit_server.runner.memory import was_killed
 
 DEADLINE = 20.0
 
@@ -96,6 +98,7 @@ def test_a_killed_run_takes_its_orphans_along(folder: Path, fake_python: str) ->
     assert identity is not None
     os.kill(identity.pid, signal.SIGKILL)
     until(lambda: not local.running(folder))
+    assert was_killed(RunFolder(folder))
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
