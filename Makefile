@@ -1,4 +1,4 @@
-# make install | demo | test | lint | docs | bench | evidence-smoke | gpu-day: each installs what it needs.
+# make install | demo | test | lint | docs | bench | evidence-smoke | gpu-day | kernels: each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_STAMP := $(VENV)/.installed-$(EXTRA)-demo
 PACKAGING := pyproject.toml constraints-$(EXTRA).txt
 
-.PHONY: install demo test test-slow test-gpu lint docs bench bench-server evidence-smoke gpu-day clean
+.PHONY: install demo test test-slow test-gpu lint docs bench bench-server evidence-smoke gpu-day kernels clean
 
 install: $(STAMP)
 
@@ -74,10 +74,15 @@ bench: install
 evidence-smoke: $(DEMO_STAMP)
 	$(BIN)/python -m evidence.repeat
 
-# On a machine with a GPU: first whether the heads are right and how far from the floor, then the tests that need one.
+# On a machine with a GPU: the heads, the tests that need one, and a short run of what trains or serves there.
 gpu-day: install
-	$(BIN)/python -m benchmarks.device --out benchmarks/results/device
-	$(MAKE) test-gpu
+	$(BIN)/python -m benchmarks.gpu_day --out benchmarks/results/gpu-day
+
+# The Triton kernels, compiled for four GPUs without one, by a Triton of your choice that is installed apart.
+TRITON ?= 3.6.0
+kernels: install
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest tests/kernels -k 'sm_80 or sm_90 or sm_100 or gfx942'
 
 bench-server: install
 	$(BIN)/python -m benchmarks.server
