@@ -8,19 +8,23 @@ run raises an error; there is no silent fallback. An op is a package with a modu
 import importlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-Implementation = Literal["triton", "torch", "reference"]
+Implementation = Literal["triton", "torch", "reference", "liger"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("triton", "torch", "reference")
+"""Those that every op has. `linear_logprob` also has "liger", another project's, never by default."""
 VARIABLE = "ALIGNKIT_KERNELS"
 LOGITS_VARIABLE = "ALIGNKIT_LOGITS"
 
 
-def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
+def choose(
+    tensor: Tensor, forced: str | None = None, known: Sequence[Implementation] = IMPLEMENTATIONS
+) -> Implementation:
     """Return the implementation: `forced`, else ALIGNKIT_KERNELS, else the default of `tensor`'s device.
 
     Raises ValueError for an unknown name, and for Triton if it cannot run.
@@ -28,17 +32,18 @@ def choose(tensor: Tensor, forced: str | None = None) -> Implementation:
     source, name = ("implementation", forced) if forced else (VARIABLE, os.environ.get(VARIABLE))
     if not name:
         return "triton" if tensor.is_cuda else "torch"
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"{source} must be one of {', '.join(IMPLEMENTATIONS)}, found {name!r}")
+    found = next((one for one in known if one == name), None)
+    if found is None:
+        raise ValueError(f"{source} must be one of {', '.join(known)}, found {name!r}")
     if name == "triton" and not tensor.is_cuda and not interpreted():
         raise ValueError(
             f"{source} is triton, but the tensors are on {tensor.device.type}: Triton needs a GPU, or "
             "TRITON_INTERPRET=1 set before the first import"
         )
-    return name
+    return found
 
 
-def engine(op: str, implementation: Implementation) -> Any:
+def engine(op: str, implementation: str) -> Any:
     """Return the ENGINE of the package `op`. Imports it on demand, since Triton is not installed everywhere."""
     return importlib.import_module(f"{op}.{implementation}").ENGINE
 

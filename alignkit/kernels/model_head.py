@@ -94,7 +94,6 @@ def in_head(model: Any, function: Callable[..., Result], *hidden: Tensor) -> Res
     module, options = head_module(model), measured_head(model)
     if options is None:
         raise RuntimeError("in_head was called before head_states, which measures the logit transform")
-    patched_before = module.__dict__.get("forward")
 
     def forward(*states: Tensor) -> Result:
         bias = _whole(getattr(module, "bias", None))
@@ -102,6 +101,11 @@ def in_head(model: Any, function: Callable[..., Result], *hidden: Tensor) -> Res
             HeadWeights(_whole(module.weight), bias, options.logit_scale, options.softcap), *states
         )
 
+    if (
+        torch.compiler.is_compiling()
+    ):  # hooks of a sharded head do not run; DTensors are gathered all the same
+        return forward(*hidden)
+    patched_before = module.__dict__.get("forward")
     module.forward = forward
     try:
         result: Result = module(*hidden)
@@ -149,7 +153,14 @@ def fuse_head(model: Any, *, entropy: bool = False, top1: bool = False) -> None:
             hidden, targets = states.hidden.flatten(0, 1)[packed.places], labels[labels != IGNORED]
 
         def log_probs(head: HeadWeights, hidden: Tensor) -> FusedHeadOutput:
-            found = linear_logprob(hidden, labels=targets, entropy=entropy, top1=top1, **head._asdict())
+            found = linear_logprob(
+                hidden,
+                labels=targets,
+                entropy=entropy,
+                top1=top1,
+                ignore_index=IGNORED if packed is None else None,
+                **head._asdict(),
+            )
             flat = (found.logps, found.entropy, found.top1)
             return FusedHeadOutput(*(None if x is None else _at_labels(x, labels) for x in flat))
 

@@ -1,10 +1,14 @@
 """Matmuls with a head's weight, sums of matmuls, and reusable buffers."""
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
+AMX_VARIABLE = "ALIGNKIT_AMX"
 PART_MULTIPLE = 16
 """Each part of a split matmul has a multiple of this many columns, so that it starts aligned."""
 
@@ -52,13 +56,42 @@ def add_product(
     """Compute `total` += `a` `b`, or `total` = `a` `b` with `fresh`, with sums in the dtype of `total`.
 
     A GPU multiplies the factors in `dtype`, by default the dtype of `b`. A CPU multiplies in the dtype of `total`,
-    since it gains nothing from low precision.
+    unless that is float32, `dtype` is bfloat16, and it `multiplies_bfloat16`.
     """
     beta, low = 0 if fresh else 1, dtype or b.dtype
     if total.is_cuda and low != total.dtype:
         torch.addmm(total, a.to(low), b.to(low), beta=beta, out_dtype=total.dtype, out=total)
-    else:
+        return
+    low_on_cpu = total.dtype == torch.float32 and low == torch.bfloat16 and multiplies_bfloat16()
+    with bfloat16_products() if low_on_cpu else nullcontext():
         torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, out=total)
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the CPU has AMX, whose bfloat16 products are faster than float32's, or what ALIGNKIT_AMX says.
+
+    It is a property of the processor, not a measured time, so that a run that resumes there computes the same.
+    Raises ValueError for another value.
+    """
+    asked = os.environ.get(AMX_VARIABLE) or "auto"
+    if asked not in {"auto", "on", "off"}:
+        raise ValueError(f"{AMX_VARIABLE} must be auto, on or off, found {asked!r}")
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) if asked == "auto" else asked == "on"
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Let float32 matmuls on a CPU round their operands to bfloat16 where that is faster; sums stay float32.
+
+    oneDNN takes AMX for it. A processor without such instructions multiplies in float32 all the same.
+    """
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def spans(count: int, largest: int) -> list[slice]:

@@ -167,6 +167,7 @@ OTHERS: dict[str, tuple[str | None, str]] = {
         None,
         "implementation of the fused heads: torch, triton or reference; default: by the device",
     ),
+    "AMX": ("auto", "a CPU's bfloat16 products in the heads: auto, where the processor has AMX, on or off"),
     "LOGITS": ("float32", "dtype of the Triton kernels' logits; bf16 is faster and less exact"),
     "REPORT": ("on", "off: runs and jobs write no report"),
 }

@@ -1,5 +1,7 @@
 """Products of a head's weight against plain ones, in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,6 +30,52 @@ def test_a_sum_of_products_is_float32(fresh: bool) -> None:
     for _ in range(4):
         products.add_product(total, torch.ones(1, 1).bfloat16(), torch.ones(1, 1).bfloat16(), fresh=fresh)
     assert total.item() == (1 if fresh else 4100)
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_amx", "multiplies"),
+    [("", True, True), ("", False, False), ("auto", True, True), ("on", False, True), ("off", True, False)],
+)
+def test_bfloat16_products_are_taken_where_the_processor_has_amx(
+    asked: str, has_amx: bool, multiplies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(products.AMX_VARIABLE, asked)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
+    assert products.multiplies_bfloat16() == multiplies
+
+
+def test_another_value_for_amx_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(products.AMX_VARIABLE, "yes")
+    with pytest.raises(ValueError, match="ALIGNKIT_AMX must be auto, on or off, found 'yes'"):
+        products.multiplies_bfloat16()
+
+
+@pytest.mark.parametrize(
+    ("operand", "asked", "precision"),
+    [
+        (torch.bfloat16, "on", "bf16"),
+        (torch.bfloat16, "off", "none"),
+        (torch.float16, "on", "none"),
+        (torch.float32, "on", "none"),
+    ],
+)
+def test_a_forced_product_of_bfloat16_is_near_and_leaves_the_setting(
+    operand: torch.dtype, asked: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, seen, addmm = torch.Generator().manual_seed(0), [], torch.addmm
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+        return addmm(*arguments, **options)
+
+    monkeypatch.setenv(products.AMX_VARIABLE, asked)
+    monkeypatch.setattr(torch, "addmm", watched)
+    a, b = torch.randn(8, 64, generator=generator), torch.randn(64, 4, generator=generator).to(operand)
+    total = torch.ones(8, 4)
+    products.add_product(total, a, b)
+    torch.testing.assert_close(total.double(), 1 + a.double() @ b.double(), rtol=1e-2, atol=5e-2)
+    assert seen == [precision]
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
 
 def test_a_product_may_widen() -> None:

@@ -24,15 +24,16 @@ Without an objective and with frozen heads the cheaper way is used.
 """
 
 import os
-from collections.abc import Mapping
+from dataclasses import fields
 
 # Not `import torch`: this package has a module `torch`, whose import would replace the name.
-from torch import Tensor, autocast, long
+from torch import Tensor, autocast, compiler
 
 from alignkit import arguments
 from alignkit.kernels import rows
 from alignkit.kernels.backend import VARIABLE, Implementation, choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, check_shapes, first_columns
+from alignkit.kernels.linear_divergence.compiled import compiled
 from alignkit.kernels.linear_divergence.fused import fused
 from alignkit.kernels.linear_divergence.records import (
     DIFFERENTIABLE,
@@ -41,6 +42,9 @@ from alignkit.kernels.linear_divergence.records import (
     Objective,
     Request,
     TokenDivergence,
+    labelled_rows,
+    masked_columns,
+    targets_of,
 )
 from alignkit.kernels.linear_divergence.reference import materialised
 
@@ -65,17 +69,17 @@ def linear_divergence(
     top1: bool = False,
     divergence: TokenDivergence | None = None,
     objective: Objective | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     implementation: Implementation | None = None,
 ) -> Divergences:
     """Compute divergences between the distributions of student and teacher, without making [N, V] logits.
 
     The student's logits are those of student_hidden [N, Hs] student_weight [Vs, Hs]^T, the teacher's likewise. Any
     float dtype: matmuls run in it, or in autocast's; sums in float32. Vocabularies of different padding share their
-    first min(Vs, Vt) columns; the others are ignored. A bias of -inf on both sides removes a column. On one side only
-    it makes a KL infinite, as the definition does. Rows whose label is `ignore_index` are removed before any work.
-    The soft cap is applied after the scale and before the temperature. `tempered_entropy=False` computes the
-    entropies at temperature 1.
+    first min(Vs, Vt) columns; the others are ignored. A bias of -inf on both sides removes a column. On one side
+    only it makes a KL infinite, as the definition does. Rows whose label is `ignore_index` are removed before any
+    work; None says that there are none. The soft cap is applied after the scale and before the temperature.
+    `tempered_entropy=False` computes the entropies at temperature 1.
 
     With frozen heads each differentiable output costs one matmul. `objective` is a function from the Divergences of n
     rows to a loss [n], row by row. With it only `.loss` carries gradient, at the cost of one output. It is called for
@@ -94,7 +98,14 @@ def linear_divergence(
             f"student and teacher must have the same rows, found {len(student_hidden)} and {len(teacher_hidden)}"
         )
     vocabulary = min(student_weight.size(0), teacher_weight.size(0))
-    kept = _kept(labels, len(student_hidden), vocabulary, ignore_index)
+    name = _implementation(student_hidden, implementation, divergence)
+    compiles = compiler.is_compiling() and divergence is None and name != "reference"
+    # a compiled call selects its rows inside the op, whose outputs have the shapes of its inputs
+    kept = (
+        rows.Rows(None, len(student_hidden))
+        if compiles
+        else labelled_rows(labels, len(student_hidden), vocabulary, ignore_index)
+    )
     of_student = LogitTransform(student_logit_scale, student_softcap)
     of_teacher = LogitTransform(teacher_logit_scale, teacher_softcap)
     student, teacher = (
@@ -110,7 +121,7 @@ def linear_divergence(
     request = Request(
         temperature=temperature,
         tempered_entropy=tempered_entropy,
-        has_masked_columns=_has_masked_columns(student) or _has_masked_columns(teacher),
+        has_masked_columns=not compiles and (masked_columns(student) or masked_columns(teacher)),
         outputs=outputs,
         differentiable=tuple(
             name
@@ -122,47 +133,56 @@ def linear_divergence(
         objective=None if objective is None else lambda values: objective(Divergences(**values)),
         divergence=divergence,
     )
-    targets = (
-        student.hidden.new_zeros(len(student.hidden), dtype=long) if labels is None else kept.take(labels)
-    )
-    name = _implementation(student.weight, implementation, divergence)
+    if compiles:
+        values = compiled(student, teacher, labels, request, ignore_index, name)
+        return _with_loss(Divergences(**values), objective, labels, ignore_index)
+    targets = targets_of(labels, kept, student.hidden)
     with autocast(student.hidden.device.type, enabled=False):
         if name == "reference":
-            values: Mapping[str, Tensor] = materialised(student, teacher, targets, request)
+            values = materialised(student, teacher, targets, request)
         else:
             values = fused(student, teacher, targets, request, engine(__name__, name))
     return Divergences(**{name: kept.spread(value) for name, value in values.items()})
 
 
+def _with_loss(
+    found: Divergences, objective: Objective | None, labels: Tensor | None, ignore_index: int | None
+) -> Divergences:
+    """The result of a compiled call with the objective's losses, zero where the label is ignored.
+
+    All gradient flows through the losses, if there is an objective.
+    """
+    if objective is None:
+        return found
+    loss = objective(found)
+    if loss.shape != found.forward_kl.shape:
+        raise ValueError(
+            f"the objective must return one loss per row, shape {list(found.forward_kl.shape)}, "
+            f"found {list(loss.shape)}"
+        )
+    if labels is not None and ignore_index is not None:
+        loss = loss.masked_fill(labels == ignore_index, 0.0)
+    detached = {
+        field.name: value.detach()
+        for field in fields(found)
+        if (value := getattr(found, field.name)) is not None
+    }
+    return Divergences(**detached | {"loss": loss})
+
+
 def _implementation(
-    weight: Tensor, forced: Implementation | None, divergence: TokenDivergence | None
+    hidden: Tensor, forced: Implementation | None, divergence: TokenDivergence | None
 ) -> Implementation:
     """The implementation to run: with a divergence of the caller's PyTorch, unless another is forced."""
     if divergence is not None and forced is None and not os.environ.get(VARIABLE):
         return "torch"
-    name = choose(weight, forced)
+    name = choose(hidden, forced)
     if divergence is not None and name == "triton":
         raise ValueError(
             "linear_divergence has no Triton kernel for a `divergence`: expected torch or reference as "
             f"implementation or {VARIABLE}, found triton"
         )
     return name
-
-
-def _kept(labels: Tensor | None, count: int, vocabulary: int, ignore_index: int) -> rows.Rows:
-    """The rows whose label is not ignored. Raises ValueError for a label outside the vocabulary."""
-    if labels is None:
-        return rows.Rows(None, count)
-    arguments.shaped("labels", labels, (count,))
-    return rows.kept(
-        labels, vocabulary, ignore_index, f"labels must be below the shared vocabulary of {vocabulary}"
-    )
-
-
-def _has_masked_columns(operands: Operands) -> bool:
-    """Whether the bias has a -inf; on a GPU, which would have to be waited for, whether it may."""
-    bias = operands.bias
-    return bias is not None and (bias.is_cuda or bool(bias.isneginf().any()))
 
 
 def _outputs(*, labelled: bool, top1: bool, teacher_trains: bool) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The autograd function of `linear_divergence`, which goes through both heads chunk by chunk."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,16 @@ def fused(
     transforms = student.transform, teacher.transform
     values = _LinearDivergence.apply(*student[:3], *teacher[:3], labels, transforms, request, engine)
     return dict(zip(request.returned, values, strict=True))
+
+
+def values_of(
+    sides: dict[Name, Operands], labels: Tensor, request: Request, engine: type[RowBlock]
+) -> dict[str, Tensor]:
+    """Compute the values in `request.returned`, [N] each, without gradient."""
+    outputs, _, visit = _recorder(request, labels, compute_dtype(sides["student"].weight))
+    for _ in _sweep(sides, labels, request, engine, [], visit):
+        pass
+    return outputs
 
 
 class _LinearDivergence(torch.autograd.Function):
@@ -216,7 +226,8 @@ def _scale_made(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None] | 
     upstream, made = given.get("loss"), ctx.made
     if upstream is None or made is None:
         return None
-    if upstream.numel() and not bool(upstream.amax() == upstream.amin()):
+    # the gradient of a sum is one number expanded, which is seen without a look at the device
+    if upstream.numel() and upstream.stride() != (0,) and not bool(upstream.amax() == upstream.amin()):
         return None
     ctx.made = None  # they are scaled in place, without a copy of the head
     factor = upstream[:1].sum()
@@ -236,27 +247,43 @@ def _recompute(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
 def _recompute_whole(ctx: Any, given: Mapping[str, Tensor]) -> list[Tensor | None]:
     operands, labels, slopes = ctx.saved_tensors[:6], ctx.saved_tensors[6], ctx.saved_tensors[7:]
     request: Request = ctx.request
+    if request.objective is not None:
+        named = zip(request.differentiable, slopes, strict=True)
+        given = {name: slope * given["loss"] for name, slope in named if "loss" in given}
     sides: dict[Name, Operands] = {
         "student": Operands(operands[0], operands[1], operands[2], ctx.transforms[0]),
         "teacher": Operands(operands[3], operands[4], operands[5], ctx.transforms[1]),
     }
-    if request.objective is not None:
-        named = zip(request.differentiable, slopes, strict=True)
-        given = {name: slope * given["loss"] for name, slope in named if "loss" in given}
+    return gradients_of(sides, labels, request, ctx.engine, ctx.needs_input_grad[:6], given)
+
+
+def gradients_of(
+    sides: dict[Name, Operands],
+    labels: Tensor,
+    request: Request,
+    engine: type[RowBlock],
+    needed: Sequence[bool],
+    given: Mapping[str, Tensor],
+) -> list[Tensor | None]:
+    """Compute the gradients to hidden, weight and bias of student and teacher, as far as `needed`.
+
+    `given` maps differentiable outputs to their upstream gradients [N]. Every chunk's logits are computed anew.
+    """
     products = [p for p in _head_products(request) if any(name in given for name in p.outputs)]
     found: dict[Name, list[Tensor | None]] = {"student": [None] * 3, "teacher": [None] * 3}
     for product in products:
-        needed = ctx.needs_input_grad[:3] if product.side == "student" else ctx.needs_input_grad[3:6]
-        found[product.side] = _empty_gradients(sides[product.side], needed)
+        part = slice(0, 3) if product.side == "student" else slice(3, 6)
+        found[product.side] = _empty_gradients(sides[product.side], tuple(needed[part]))
 
     def visit(_: dict[str, Tensor], part: slice) -> Mapping[str, Tensor]:
         return {name: gradient[part] for name, gradient in given.items()}
 
-    for chunk in _sweep(sides, labels, request, ctx.engine, products, visit) if products else ():
+    for chunk in _sweep(sides, labels, request, engine, products, visit) if products else ():
         for product, logits in zip(products, chunk.logit_gradients, strict=True):
             _add_chunk(found[product.side], logits, sides[product.side], chunk)
+    operands = (*sides["student"][:3], *sides["teacher"][:3])
     return [
-        None if gradient is None else gradient.to(operand.dtype)
+        None if gradient is None or operand is None else gradient.to(operand.dtype)
         for gradient, operand in zip((*found["student"], *found["teacher"]), operands, strict=True)
     ]
 

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from alignkit import arguments
+from alignkit.kernels import rows
 from alignkit.kernels.head import Operands
 
 Name = Literal["student", "teacher"]
@@ -110,6 +112,27 @@ class Request(NamedTuple):
     def separate_entropy(self) -> bool:
         """Whether entropies have another temperature than the divergences."""
         return not (self.tempered_entropy or self.plain)
+
+
+def labelled_rows(labels: Tensor | None, count: int, vocabulary: int, ignore_index: int | None) -> rows.Rows:
+    """Return the rows of `count` whose label is not ignored. Raises ValueError for one outside the vocabulary."""
+    if labels is None:
+        return rows.Rows(None, count)
+    arguments.shaped("labels", labels, (count,))
+    return rows.kept(
+        labels, vocabulary, ignore_index, f"labels must be below the shared vocabulary of {vocabulary}"
+    )
+
+
+def targets_of(labels: Tensor | None, kept: rows.Rows, hidden: Tensor) -> Tensor:
+    """Return the labels of the rows `hidden` [n, H], zeros without labels."""
+    return hidden.new_zeros(len(hidden), dtype=torch.long) if labels is None else kept.take(labels)
+
+
+def masked_columns(operands: Operands) -> bool:
+    """Return whether the bias has a -inf; on a GPU, which would have to be waited for, whether it may."""
+    bias = operands.bias
+    return bias is not None and (bias.is_cuda or bool(bias.isneginf().any()))
 
 
 class HeadProduct(NamedTuple):

@@ -10,14 +10,15 @@ that trains costs 2 N H V more for its own gradient, and up to 2 N H V to recomp
 """
 
 # Not `import torch`: this package has a module `torch`, whose import would replace the name.
-from torch import Tensor
+from torch import Tensor, compiler
 
 from alignkit import arguments
-from alignkit.kernels import rows
-from alignkit.kernels.backend import choose, engine
+from alignkit.kernels.backend import IMPLEMENTATIONS, choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, autocast, check_shapes, trains
+from alignkit.kernels.linear_logprob import liger
+from alignkit.kernels.linear_logprob.compiled import Call, compiled
 from alignkit.kernels.linear_logprob.fused import fused
-from alignkit.kernels.linear_logprob.records import LogProbs, Request
+from alignkit.kernels.linear_logprob.records import LogProbs, Request, labelled_rows
 from alignkit.kernels.linear_logprob.reference import materialised
 
 __all__ = ["LogProbs", "linear_logprob"]
@@ -35,36 +36,42 @@ def linear_logprob(
     entropy: bool = False,
     top1: bool = False,
     confidence: bool = False,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     implementation: str | None = None,
 ) -> LogProbs:
     """Compute log-probs in nats of `labels` [N] under softmax(`hidden` [N, H] `weight` [V, H]^T + `bias` [V]).
 
     Any float dtype: matmuls run in it, sums in float32. N and V may be any size; N may be 0. Rows whose label is
-    `ignore_index` are removed before any work. The soft cap is applied after the scale and before the temperature,
-    as models with a soft cap define it. Gradients flow to those of hidden, weight and bias that require them.
-    `entropy`, `top1` and `confidence` request the fields of these names in LogProbs. `implementation` is one of
-    `backend.IMPLEMENTATIONS`; None selects by device. Raises ValueError for shapes that do not match,
-    temperature <= 0, labels outside [0, V), and an implementation that is unknown or cannot run.
+    `ignore_index` are removed before any work; None says that there are none, so that a GPU need not be waited for.
+    The soft cap is applied after the scale and before the temperature, as models with a soft cap define it.
+    Gradients flow to those of hidden, weight and bias that require them. `entropy`, `top1` and `confidence` request
+    the fields of these names in LogProbs. `implementation` is one of `backend.IMPLEMENTATIONS` or "liger"; None
+    selects by device. Raises ValueError for shapes that do not match, temperature <= 0, labels outside [0, V), and
+    an implementation that is unknown or cannot run.
     """
     check_shapes(hidden, weight, bias)
     arguments.positive("temperature", temperature)
     if labels.shape != hidden.shape[:1]:
         raise ValueError(f"expected labels [{hidden.size(0)}], found {tuple(labels.shape)}")
-    name = choose(hidden, implementation)
-    vocabulary = weight.size(0)
-    kept = rows.kept(labels, vocabulary, ignore_index, f"labels must be in [0, {vocabulary}) or ignored")
-    targets = kept.take(labels)
-    states, matrix = autocast(kept.take(hidden), weight)
-    operands = Operands(states, matrix, bias, LogitTransform(logit_scale, softcap, temperature))
+    name = choose(hidden, implementation, (*IMPLEMENTATIONS, "liger"))
+    transform = LogitTransform(logit_scale, softcap, temperature)
     wanted = {"entropy": entropy, "top1": top1, "confidence": confidence}
     request = Request(
         tuple(output for output, asked in wanted.items() if asked),
-        hidden_gradient=trains(states),
-        head_gradient=trains(matrix, bias),
+        hidden_gradient=trains(hidden),
+        head_gradient=trains(weight, bias),
     )
+    if compiler.is_compiling() and name in {"torch", "triton"}:
+        call = Call(labels, transform, request, ignore_index, name)
+        return LogProbs(**compiled(*autocast(hidden, weight), bias, call))
+    kept = labelled_rows(labels, weight, ignore_index)
+    targets = kept.take(labels)
+    operands = Operands(*autocast(kept.take(hidden), weight), bias, transform)
     if name == "reference":
         values = materialised(operands, targets, request)
+    elif name == "liger":
+        liger.check(operands, request)
+        values = liger.fused(operands, targets, request)
     else:
         values = fused(operands, targets, request, engine(__name__, name))
     return LogProbs(**{output: kept.spread(value) for output, value in values.items()})

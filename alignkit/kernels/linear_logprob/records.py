@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from alignkit.kernels import rows
 from alignkit.kernels.head import Operands
 
 OPTIONAL = {"entropy": torch.float32, "top1": torch.bool, "confidence": torch.float32}
@@ -50,6 +51,12 @@ class Request(NamedTuple):
         }
 
 
+def labelled_rows(labels: Tensor, weight: Tensor, ignore_index: int | None) -> rows.Rows:
+    """Return the rows whose label is not `ignore_index`. Raises as `rows.kept` for a label outside the vocabulary."""
+    vocabulary = weight.size(0)
+    return rows.kept(labels, vocabulary, ignore_index, f"labels must be in [0, {vocabulary}) or ignored")
+
+
 class Found(NamedTuple):
     """Intermediate results of the sweep that `Engine.head_gradient` needs."""
 
@@ -78,3 +85,5 @@ class Engine(NamedTuple):
     """(operands, labels, request) -> the log-probs and the requested outputs."""
     head_gradient: Callable[[Operands, Tensor, Found, Tensor], tuple[Tensor, Tensor | None]]
     """(operands, labels, found, upstream [N] = d loss / d logps) -> float32 gradients to weight and, if any, bias."""
+    nothing_kept: Callable[[Tensor], Any]
+    """weight -> `Found.kept` after a sweep that kept nothing."""

@@ -212,4 +212,4 @@ class Shelf:
         return self._tiles.pop((row, column), None)
 
 
-ENGINE = Engine(sweep, head_gradient)
+ENGINE = Engine(sweep, head_gradient, lambda weight: Shelf(0, weight.device))

@@ -17,11 +17,12 @@ block of each side's probabilities exists at a time.
 """
 
 # Not `import torch`: this package has a module `torch`, whose import would replace the name.
-from torch import Tensor, autocast
+from torch import Tensor, autocast, compiler
 
 from alignkit import arguments
 from alignkit.kernels.backend import Implementation, choose, engine
 from alignkit.kernels.head import LogitTransform, Operands, check_shapes, first_columns
+from alignkit.kernels.pairwise_l1.compiled import compiled
 from alignkit.kernels.pairwise_l1.fused import fused
 from alignkit.kernels.pairwise_l1.reference import materialised
 
@@ -70,6 +71,8 @@ def pairwise_l1(
     with autocast(student_hidden.device.type, enabled=False):
         if name == "reference":
             return materialised(student, teacher)
+        if compiler.is_compiling():
+            return compiled(student, teacher, name)
         return fused(student, teacher, engine(__name__, name))
 
 

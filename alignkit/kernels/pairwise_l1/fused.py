@@ -1,7 +1,7 @@
 """The autograd function of `pairwise_l1`, which computes both sides' softmax rows in blocks of columns."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class _SoftmaxRows:
 class _Gradients:
     """The gradients to one side's hidden states, weight and bias, as far as they are needed."""
 
-    def __init__(self, operands: Operands, needs: tuple[bool, ...], row_terms: Tensor | None) -> None:
+    def __init__(self, operands: Operands, needs: Sequence[bool], row_terms: Tensor | None) -> None:
         hidden, weight, bias, _ = operands
         self.operands, self.needed = operands, any(needs)
         self.row_terms = None if row_terms is None else row_terms[:, None]
@@ -100,14 +100,14 @@ class _Gradients:
         return hidden, self.weight, self.bias
 
 
-def _needs_mass(needs: tuple[bool, ...], student: Operands, engine: Engine) -> bool:
-    """Whether the backward takes the row terms from R.
+def needs_mass(needs: Sequence[bool], weight: Tensor, engine: Engine) -> bool:
+    """Return whether the backward takes the row terms from R.
 
     Without R they are known after its last block. Then the hidden states' gradient takes one more matmul, which is
     cheaper than R in PyTorch. A head's gradient cannot wait, and 16 bits would lose the difference of the two.
     """
-    heads_train = any(needs[index] for index in (1, 2, 5, 6))
-    exact = student.weight.dtype == compute_dtype(student.weight)
+    heads_train = any(needs[index] for index in (1, 2, 4, 5))
+    exact = weight.dtype == compute_dtype(weight)
     return any(needs) and (engine.makes_mass or heads_train or not exact)
 
 
@@ -118,58 +118,60 @@ def _blocks(student: Operands, teacher: Operands) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, student.weight.size(0), size))
 
 
-class _PairwiseL1(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        """Compute D. Arguments: the student's Operands, the teacher's, the engine, whether both sides are one."""
-        student, teacher = Operands(*arguments[:4]), Operands(*arguments[4:8])
-        engine, same = arguments[8:]
-        q_rows = _SoftmaxRows(student)
-        p_rows = q_rows if same else _SoftmaxRows(teacher)
-        for columns in _blocks(student, teacher):
-            for rows in (q_rows,) if same else (q_rows, p_rows):
-                rows.measure(columns)
-        names = ("distance", "mass") if _needs_mass(ctx.needs_input_grad, student, engine) else ("distance",)
-        shape = (student.hidden.size(0), teacher.hidden.size(0))
-        sums = {name: q_rows.lse.new_zeros(shape) for name in names}
-        for columns in _blocks(student, teacher):
-            q, _ = q_rows.probabilities(columns, slope=False)
-            p = q if same else p_rows.probabilities(columns, slope=False)[0]
-            for name, share in engine.sums(q, p, names).items():
-                sums[name] += share
-        ctx.transforms, ctx.engine, ctx.same = (student.transform, teacher.transform), engine, same
-        ctx.save_for_backward(
-            *student[:3], *teacher[:3], q_rows.lse, p_rows.lse, sums["distance"], sums.get("mass")
-        )
-        return sums["distance"]
+class Measured(NamedTuple):
+    """The results of the forward. `distance` and `mass` are D and R [n, m]."""
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias, other_hidden, other_weight, other_bias, *found = ctx.saved_tensors
-        student = Operands(hidden, weight, bias, ctx.transforms[0])
-        teacher = Operands(other_hidden, other_weight, other_bias, ctx.transforms[1])
-        with gathered(weight, bias, other_weight, other_bias):
-            of_student, of_teacher = _pull_back(ctx, student, teacher, found, upstream)
-        return *of_student, None, *of_teacher, None, None, None
+    distance: Tensor
+    q_lse: Tensor
+    """Log-sum-exps of the student's rows [n]."""
+    p_lse: Tensor
+    """Log-sum-exps of the teacher's rows [m]; those of the student for a set against itself."""
+    mass: Tensor | None
+    """None where no gradient needs it."""
 
 
-def _pull_back(
-    ctx: Any, student: Operands, teacher: Operands, found: list[Any], upstream: Tensor
-) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """The gradients to both sides' hidden states, weights and biases."""
-    engine, same = ctx.engine, ctx.same
-    q_lse, p_lse, distances, mass = found
-    upstream = upstream.to(distances.dtype)
+def measure(
+    student: Operands, teacher: Operands, engine: Engine, needs: Sequence[bool], *, same: bool
+) -> Measured:
+    """Compute the distances, and what the gradients that `needs` names will need; see `pull_back`."""
+    q_rows = _SoftmaxRows(student)
+    p_rows = q_rows if same else _SoftmaxRows(teacher)
+    for columns in _blocks(student, teacher):
+        for rows in (q_rows,) if same else (q_rows, p_rows):
+            rows.measure(columns)
+    names = ("distance", "mass") if needs_mass(needs, student.weight, engine) else ("distance",)
+    shape = (student.hidden.size(0), teacher.hidden.size(0))
+    sums = {name: q_rows.lse.new_zeros(shape) for name in names}
+    for columns in _blocks(student, teacher):
+        q, _ = q_rows.probabilities(columns, slope=False)
+        p = q if same else p_rows.probabilities(columns, slope=False)[0]
+        for name, share in engine.sums(q, p, names).items():
+            sums[name] += share
+    return Measured(sums["distance"], q_rows.lse, p_rows.lse, sums.get("mass"))
+
+
+def pull_back(
+    student: Operands,
+    teacher: Operands,
+    engine: Engine,
+    found: Measured,
+    upstream: Tensor,
+    needs: Sequence[bool],
+    *,
+    same: bool,
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients to hidden states, weights and biases of student and teacher, those that `needs` names."""
+    upstream = upstream.to(found.distance.dtype)
     if same:  # each row is on both sides
         upstream = upstream + upstream.T
     forth, back = upstream.contiguous(), upstream.T.contiguous()
-    q_rows, p_rows = _SoftmaxRows(student, q_lse), _SoftmaxRows(teacher, p_lse)
+    q_rows, p_rows = _SoftmaxRows(student, found.q_lse), _SoftmaxRows(teacher, found.p_lse)
     terms = other_terms = None
-    if mass is not None:
-        terms, other_terms = (forth * mass).sum(dim=1), (forth * (distances - mass)).sum(dim=0)
-    of_student = _Gradients(student, ctx.needs_input_grad[:3], terms)
-    of_teacher = _Gradients(teacher, ctx.needs_input_grad[4:7], other_terms)
+    if found.mass is not None:
+        terms = (forth * found.mass).sum(dim=1)
+        other_terms = (forth * (found.distance - found.mass)).sum(dim=0)
+    of_student = _Gradients(student, needs[:3], terms)
+    of_teacher = _Gradients(teacher, needs[3:], other_terms)
     for columns in _blocks(student, teacher):
         q, q_slope = q_rows.probabilities(columns, slope=of_student.needed)
         p, p_slope = q, q_slope
@@ -179,4 +181,29 @@ def _pull_back(
             of_student.add(columns, engine.sign_sums(forth, q, p), q, q_slope)
         if of_teacher.needed and not same:
             of_teacher.add(columns, engine.sign_sums(back, p, q), p, p_slope)
-    return of_student.result(), (None, None, None) if same else of_teacher.result()
+    return *of_student.result(), *((None,) * 3 if same else of_teacher.result())
+
+
+class _PairwiseL1(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """Compute D. Arguments: the student's Operands, the teacher's, the engine, whether both sides are one."""
+        student, teacher = Operands(*arguments[:4]), Operands(*arguments[4:8])
+        engine, same = arguments[8:]
+        needs = (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[4:7])
+        found = measure(student, teacher, engine, needs, same=same)
+        ctx.transforms, ctx.engine, ctx.same = (student.transform, teacher.transform), engine, same
+        ctx.needs = needs
+        ctx.save_for_backward(*student[:3], *teacher[:3], *found)
+        return found.distance
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, other_hidden, other_weight, other_bias, *sums = ctx.saved_tensors
+        student = Operands(hidden, weight, bias, ctx.transforms[0])
+        teacher = Operands(other_hidden, other_weight, other_bias, ctx.transforms[1])
+        found = Measured(*sums)
+        with gathered(student.weight, student.bias, teacher.weight, teacher.bias):
+            gradients = pull_back(student, teacher, ctx.engine, found, upstream, ctx.needs, same=ctx.same)
+        return *gradients[:3], None, *gradients[3:], None, None, None

@@ -16,10 +16,11 @@ instead of T matrices.
 """
 
 # Not `import torch`: this package has a module `torch`, whose import would replace the name.
-from torch import Tensor, float32, promote_types
+from torch import Tensor, compiler, float32, promote_types
 
 from alignkit import arguments
 from alignkit.kernels.backend import Implementation, choose, engine
+from alignkit.kernels.sinkhorn.compiled import compiled
 from alignkit.kernels.sinkhorn.fused import fused
 from alignkit.kernels.sinkhorn.records import GRADIENTS, Gradient, Plan
 from alignkit.kernels.sinkhorn.reference import materialised
@@ -53,6 +54,8 @@ def sinkhorn(
     fixed = cost.detach() if gradient == "envelope" else cost
     if name == "reference":
         plan = materialised(fixed, epsilon, iterations)
+    elif compiler.is_compiling():
+        plan = compiled(fixed, epsilon, iterations, name)
     else:
         plan = fused(fixed, epsilon, iterations, engine(__name__, name))
     residual = (plan.detach().sum(dim=-1) - 1).abs().amax(dim=-1)

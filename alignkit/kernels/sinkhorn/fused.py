@@ -20,13 +20,28 @@ def _scores(cost: Tensor, epsilon: float) -> Tensor:
     return scores - scores.amax(dim=2, keepdim=True)
 
 
+def solve(cost: Tensor, epsilon: float, iterations: int, engine: Engine) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the plan [..., n, n] and the potentials f and g of every iteration; see `Engine.potentials`."""
+    scores = _scores(cost, epsilon)
+    f, g = engine.potentials(scores, iterations)
+    # a softmax, not exp(S + f + g), so that columns sum to one exactly even for huge S
+    plan = torch.softmax(scores.add_(f[-1, :, :, None]), dim=1).view(cost.shape)
+    return plan, f, g
+
+
+def pull_back(
+    upstream: Tensor, cost: Tensor, plan: Tensor, f: Tensor, g: Tensor, epsilon: float, engine: Engine
+) -> Tensor:
+    """Compute the gradient to the cost from that of the plan, `upstream`."""
+    scores = _scores(cost, epsilon)
+    weighted = (upstream * plan).view(scores.shape)
+    return engine.pull_back(scores, f, g, weighted).div_(-epsilon).view(cost.shape)
+
+
 class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cost: Tensor, epsilon: float, iterations: int, engine: Engine) -> Tensor:
-        scores = _scores(cost, epsilon)
-        f, g = engine.potentials(scores, iterations)
-        # a softmax, not exp(S + f + g), so that columns sum to one exactly even for huge S
-        plan = torch.softmax(scores.add_(f[-1, :, :, None]), dim=1).view(cost.shape)
+        plan, f, g = solve(cost, epsilon, iterations, engine)
         ctx.epsilon, ctx.engine = epsilon, engine
         ctx.save_for_backward(cost, plan, f, g)
         return plan
@@ -35,7 +50,5 @@ class _Sinkhorn(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         cost, plan, f, g = ctx.saved_tensors
-        scores = _scores(cost, ctx.epsilon)
-        weighted = (upstream * plan).view(scores.shape)
-        gradient = ctx.engine.pull_back(scores, f, g, weighted)
-        return gradient.div_(-ctx.epsilon).view(cost.shape), None, None, None
+        gradient = pull_back(upstream, cost, plan, f, g, ctx.epsilon, ctx.engine)
+        return gradient, None, None, None
