@@ -17,6 +17,7 @@ from alignkit_server.database import Database
 from alignkit_server.dependencies import require_scope
 from alignkit_server.engine_list.routes import router as engine_list
 from alignkit_server.engines.facts import ListEngines
+from alignkit_server.evals.routes import router as evals
 from alignkit_server.files.routes import router as files
 from alignkit_server.files.upload import remove_leftovers
 from alignkit_server.jobs.routes import router as jobs
@@ -57,6 +58,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs,
     checkpoints,
     models,
+    evals,
     webhooks,
     projects,
     own_key,

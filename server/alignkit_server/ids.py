@@ -21,6 +21,9 @@ WEBHOOK = "we_"
 DELIVERY = "evt_"
 SERVER = "server_"
 AUDIT = "audit_log-"
+EVAL = "eval_"
+EVAL_RUN = "evalrun_"
+EVAL_ITEM = "outputitem_"
 
 
 def new_id(prefix: str) -> str:

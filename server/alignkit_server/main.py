@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from alignkit.errors import AlignkitError
 from alignkit_server.app import ROUTERS, create_app
 from alignkit_server.chat.gateway import ChatGateway
+from alignkit_server.chat.inside import InsideChat
 from alignkit_server.chat.routes import router as chat
 from alignkit_server.connections import server_config
 from alignkit_server.database import Database
@@ -38,7 +39,9 @@ def build_app(
     stopping = threading.Event()
 
     def make_runner(database: Database) -> DBOSRunner:
-        return DBOSRunner(StepServices(settings, JobLedger(database), executor, engines, stopping))
+        # Called in the event loop, after the gateway was made.
+        models = InsideChat(app.state.chat, asyncio.get_running_loop(), settings, database)
+        return DBOSRunner(StepServices(settings, JobLedger(database), executor, engines, stopping), models)
 
     def take_down(name: str, base_model: str) -> None:
         url = engines.running_endpoint(base_model)

@@ -39,6 +39,9 @@ class JobRunner(Protocol):
     def announce(self, job_id: str) -> None:
         """Send the webhooks of a job that has ended; they were stored together with its end."""
 
+    def evaluate(self, run_id: str) -> None:
+        """Take on a run of an eval whose rows are committed."""
+
 
 class Sweeps(Protocol):
     """Removes what expired, and pauses jobs that are over a limit."""
@@ -89,6 +92,11 @@ class Services:
         if self.runner is not None:
             _attempt("cancel", self.runner.cancel, job_id)
             _attempt("announce", self.runner.announce, job_id)
+
+    def evaluate(self, run_id: str) -> None:
+        """Hand a stored run of an eval to the runner. If that fails, it waits for the next start."""
+        if self.runner is not None:
+            _attempt("evaluate", self.runner.evaluate, run_id)
 
     def unpublish(self, name: str, base_model: str, job_id: str, step: int | None) -> None:
         """Take a deleted model out of serving and off the disk. Its row is already gone, so no request reaches it."""

@@ -32,6 +32,7 @@ class Limits(BaseModel):
     tokens_open: int | None = Field(
         None, ge=1, le=10**12, description="tokens requested from one engine at once; further requests wait"
     )
+    eval_runs_open: int | None = Field(20, ge=0, le=10**9, description="runs of evals that wait or run")
     file_bytes: int | None = Field(
         64 * 2**30, ge=0, le=2**62, description="total size of all files and parts of uploads"
     )

@@ -1,5 +1,6 @@
 """A whole service on a free port of this machine, with a runner that only records what it is asked."""
 
+import asyncio
 import json
 import threading
 import time
@@ -45,15 +46,25 @@ DEADLINE_SECONDS = 120.0
 """Reached by what is broken alone, so that a busy machine fails no test."""
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The server's event loop, where there is one."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 @dataclass
 class RecordingRunner:
     """Records; what it enqueues it must find committed."""
 
     database: Database
+    loop: asyncio.AbstractEventLoop | None = field(default_factory=_running_loop)
     started: bool = False
     enqueued: list[JobRecord] = field(default_factory=list)
     cancelled: list[JobRecord] = field(default_factory=list)
     announced: list[str] = field(default_factory=list)
+    evaluated: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         self.started = True
@@ -69,6 +80,9 @@ class RecordingRunner:
 
     def announce(self, job_id: str) -> None:
         self.announced.append(job_id)
+
+    def evaluate(self, run_id: str) -> None:
+        self.evaluated.append(run_id)
 
 
 class NoEngines:
@@ -97,6 +111,7 @@ class Running:
     url: str
     settings: Settings
     services: Services
+    chat: ChatGateway
     unpublished: list[tuple[str, str]]
 
     @property
@@ -139,7 +154,7 @@ def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iter
         routers=(*ROUTERS, chat),
         engine_facts=getattr(engines, "facts", list),
     )
-    app.state.chat = ChatGateway(engines or NoEngines())
+    gateway = app.state.chat = ChatGateway(engines or NoEngines())
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(server_config(app, settings, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -148,7 +163,7 @@ def serve(home: Path, *, engines: Engines | None = None, **options: Any) -> Iter
         wait_until(lambda: server.started or not thread.is_alive())
         assert server.started
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        yield Running(url, settings, app.state.services, unpublished)
+        yield Running(url, settings, app.state.services, gateway, unpublished)
     finally:
         server.should_exit = True
         thread.join(DEADLINE_SECONDS)

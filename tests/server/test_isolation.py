@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from sqlalchemy import select
 
 from alignkit_server.main import build_app
 from alignkit_server.settings import Settings
+from alignkit_server.tables import EvalItem
 from tests.server.support import BASE_MODEL, Running, create_job, upload
 from tests.server.support import method as method_of_job
 
@@ -24,11 +26,19 @@ PLAIN = {
     "hyperparameters", "name", "scopes", "expires_in_seconds", "grace_seconds", "limits", "file", "expires_after",
     "idempotency-key", "names", "max_points", "rows", "offset", "bytes", "filename", "mime_type", "md5",
     "project_id", "project_ids", "url", "event_types", "event_type", "part_ids",
-    "keep_old_secret_active_for_24_hours", "type", "tail", "form", "quantize",
+    "keep_old_secret_active_for_24_hours", "type", "tail", "form", "quantize", "order_by", "status",
+    "data_source_config", "testing_criteria", "data_source",
 }  # fmt: skip
 """Parameters of queries and bodies that name nothing of a project's. `model` is a base model where jobs are created,
 and the chat routes are walked by themselves. `project_id` and `project_ids` name who was or is
-given a permission, and `part_ids` parts of the upload in the path."""
+given a permission, and `part_ids` parts of the upload in the path. Files and models inside of `testing_criteria` and
+`data_source` have a test of their own."""
+RUN = {
+    "data_source": {
+        "type": "jsonl",
+        "source": {"type": "file_content", "content": [{"item": {"x": "y"}}]},
+    }
+}
 BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/uploads/{upload_id}/parts": {"files": {"data": b"x"}},
     "POST /v1/models/{model}/archive": {"json": {}},
@@ -36,6 +46,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/fine_tuning/checkpoints/{checkpoint}/permissions": {"json": {"project_ids": ["proj_x"]}},
     "POST /v1/webhook_endpoints/{endpoint_id}": {"json": {"name": "x"}},
     "POST /v1/webhook_endpoints/{endpoint_id}/test": {"json": {"event_type": "fine_tuning.job.failed"}},
+    "POST /v1/evals/{eval_id}": {"json": {"name": "x"}},
+    "POST /v1/evals/{eval_id}/runs": {"json": RUN},
     "POST /v1/organization/projects/{project_id}": {"json": {"limits": {}}},
     "POST /v1/organization/projects/{project_id}/api_keys": {"json": {"name": "x"}},
 }
@@ -48,6 +60,23 @@ CHAT: dict[str, dict[str, Any]] = {
 """Routes whose bodies are the engine's; the model is all that the service reads of them."""
 FORMS = {"POST /v1/files", "POST /v1/uploads/{upload_id}/parts"}
 """Routes that take a form, which names nothing."""
+
+
+EVAL: dict[str, Any] = {
+    "data_source_config": {"type": "custom", "item_schema": {"type": "object"}},
+    "testing_criteria": [
+        {"type": "string_check", "name": "x", "input": "{{item.x}}", "reference": "y", "operation": "eq"}
+    ],
+}
+
+
+def first_item(service: Running, run_id: str) -> str:
+    """The first row of a run, graded."""
+    with service.services.database.writing() as session:
+        item = session.scalars(select(EvalItem).where(EvalItem.run_id == run_id)).first()
+        assert item is not None
+        item.status = "pass"
+        return item.id
 
 
 @pytest.fixture
@@ -68,7 +97,13 @@ def ids(service: Running, client: OpenAI, project: str) -> dict[str, list[str]]:
     endpoint = client.webhooks.create(
         name="x", url="https://example.com", event_types=["fine_tuning.job.failed"]
     )
+    eval_id = client.evals.create(**EVAL).id
+    run = client.evals.runs.create(eval_id, **RUN)  # type: ignore[call-overload]
+    item_id = first_item(service, run.id)
     return {
+        "eval_id": [eval_id],
+        "run_id": [run.id],
+        "item_id": [item_id],
         "file_id": [file_id],
         "job_id": [job.id],
         "upload_id": [uploaded.id],
@@ -80,7 +115,18 @@ def ids(service: Running, client: OpenAI, project: str) -> dict[str, list[str]]:
         "key_id": [key_id],
         "training_file": [file_id],
         "validation_file": [file_id],
-        "after": [file_id, job.id, event.id, project_id, key_id, permission.id, endpoint.id],
+        "after": [
+            file_id,
+            job.id,
+            event.id,
+            project_id,
+            key_id,
+            permission.id,
+            endpoint.id,
+            eval_id,
+            run.id,
+            item_id,
+        ],
         "last-event-id": [event.id],
     }
 
@@ -139,6 +185,8 @@ def test_no_query_and_no_header_leads_to_another_project(
     file_id = upload(own_client)
     job = create_job(own_client, training_file=file_id)
     own = {"file_id": file_id, "job_id": job.id, "checkpoint": f"ft:x:y:z:{job.id}"}
+    own["eval_id"] = own_client.evals.create(**EVAL).id
+    own["run_id"] = own_client.evals.runs.create(own["eval_id"], **RUN).id  # type: ignore[call-overload]
     service.ledger.add_model(job.id, name=own["checkpoint"], base_model="x", kind="adapter", path="p")
     service.ledger.transition(job.id, "succeeded", only_from=("queued",))
     walked = 0
@@ -183,7 +231,23 @@ def test_no_body_leads_to_another_project(
         assert_not_found(other.post(path, json={"model": ids["model"][0]} | said))
 
 
+def test_no_eval_reaches_another_projects_files_and_models(
+    ids: dict[str, list[str]], other: httpx.Client
+) -> None:
+    (model,), (file_id,) = ids["model"], ids["file_id"]
+    judge = {"type": "label_model", "name": "x", "model": model, "labels": ["a"], "passing_labels": ["a"]}
+    judge["input"] = [{"role": "user", "content": "x"}]
+    assert_not_found(other.post("/v1/evals", json=EVAL | {"testing_criteria": [judge]}))
+    path = f"/v1/evals/{other.post('/v1/evals', json=EVAL).json()['id']}/runs"
+    by_file = {"type": "jsonl", "source": {"type": "file_id", "id": file_id}}
+    assert_not_found(other.post(path, json={"data_source": by_file}))
+    messages = {"type": "template", "template": [{"role": "user", "content": "x"}]}
+    sampled = RUN["data_source"] | {"type": "completions", "model": model, "input_messages": messages}
+    assert_not_found(other.post(path, json={"data_source": sampled}))
+
+
 def test_no_list_holds_what_is_another_project_s(ids: dict[str, list[str]], other: httpx.Client) -> None:
     assert other.get("/v1/files").json()["data"] == []
     assert other.get("/v1/fine_tuning/jobs").json()["data"] == []
+    assert other.get("/v1/evals").json()["data"] == []
     assert ids["model"][0] not in other.get("/v1/models").text

@@ -23,9 +23,10 @@ from alignkit_server.engines.errors import EngineError
 from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.services import Services
 from alignkit_server.settings import Settings
-from alignkit_server.tables import ApiKey, Endpoint, File, Project, Upload
+from alignkit_server.tables import ApiKey, Endpoint, Eval, EvalItem, File, Project, Upload
 from alignkit_server.vault import open_vault
 from alignkit_server.webhooks.signing import new_secret
+from tests.server.evals.test_durable import store_run
 from tests.server.runner.test_ledger import store_job
 from tests.server.support import BASE_MODEL, RecordingRunner, add_base_model
 
@@ -103,7 +104,7 @@ def one_of_everything(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def seed(services: Services) -> None:
-    """A finished job with events, a checkpoint and a model, and a file, an upload and an endpoint."""
+    """A finished job with events, a checkpoint and a model, a file, an upload, an endpoint, and a run of an eval."""
     settings, ledger = services.settings, JobLedger(services.database)
     with services.database.writing() as session:
         job_id = store_job(session)
@@ -135,6 +136,11 @@ def seed(services: Services) -> None:
             ]
         )
     REAL["job_id"] = job_id
+    REAL["run_id"] = store_run(services.database, 1)
+    with services.database.writing() as session:
+        item = session.scalars(select(EvalItem)).one()
+        item.status = "pass"
+        REAL["item_id"], REAL["eval_id"] = item.id, session.scalars(select(Eval.id)).one()
     data = {"step": 1, "train_loss": 0.5}
     ledger.add_event(job_id, level="info", message="a step", type="metrics", data=data)
     ledger.add_checkpoint(job_id, step=1, model_name=MODEL, metrics={"train_loss": 0.5}, path="p")

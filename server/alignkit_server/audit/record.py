@@ -24,6 +24,8 @@ Action = Literal[
     "upload.cancelled",
     "model.deleted",
     "job.pruned",
+    "eval.deleted",
+    "eval.run.deleted",
     "webhook_endpoint.created",
     "webhook_endpoint.updated",
     "webhook_endpoint.secret_rotated",

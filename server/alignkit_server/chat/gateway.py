@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import ExitStack, closing
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -107,6 +107,24 @@ class ChatGateway:
 
     async def forward(self, request: Request, asked: Asked) -> Response:
         """The engine's answer; waits for the project's turn and starts the engine if needed. Raises ApiError."""
+        with self._place(asked) as (turns, load, using):
+            answer = await _unless_gone(request, self._in_turn(turns, load, asked, using))
+            if isinstance(answer, aiohttp.ClientResponse):
+                return EngineStream(answer, engine_lost(asked.engine), using.pop_all())
+            return answer or Response(status_code=CLIENT_GONE)
+
+    async def answer(self, asked: Asked) -> bytes:
+        """The complete answer to a request of the service itself, which must not stream. Raises ApiError."""
+        with self._place(asked) as (turns, load, using):
+            answer = await self._in_turn(turns, load, asked, using)
+            if isinstance(answer, aiohttp.ClientResponse):
+                answer.close()
+                raise ValueError("expected a request without stream")  # noqa: TRY004 - of the request, not of a type
+            return bytes(answer.body)
+
+    @contextmanager
+    def _place(self, asked: Asked) -> Iterator[tuple[Turns, Load, ExitStack]]:
+        """The engine's turns, the request's load, and what is undone after the answer. Raises ApiError."""
         turns = self._turns.get(asked.engine) or self._turns.setdefault(
             asked.engine, self._new_turns(asked.engine)
         )
@@ -114,10 +132,7 @@ class ChatGateway:
         with ExitStack() as using:
             self._engines.hold(asked.engine)
             using.callback(self._engines.release, asked.engine)
-            answer = await _unless_gone(request, self._in_turn(turns, load, asked, using))
-            if isinstance(answer, aiohttp.ClientResponse):
-                return EngineStream(answer, engine_lost(asked.engine), using.pop_all())
-            return answer or Response(status_code=CLIENT_GONE)
+            yield turns, load, using
 
     def _new_turns(self, engine: str) -> Turns:
         return Turns(sequences_at_once(self._options.of(engine), gpu=runs_on_gpu()))

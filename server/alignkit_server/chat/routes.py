@@ -4,17 +4,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from alignkit_server.catalog.model_catalog import ResolvedModel
 from alignkit_server.chat.body import read_body
 from alignkit_server.chat.gateway import Asked, ChatGateway
 from alignkit_server.chat.options import OPTIONS, RESPONSES
+from alignkit_server.chat.own_options import CHAT, RESPONSE, TEXT, own_options
 from alignkit_server.dependencies import ProjectDep, ServicesDep
-from alignkit_server.errors import ApiError, documented
+from alignkit_server.errors import documented
 from alignkit_server.limits.quotas import limits_of
-
-CHAT = "/v1/chat/completions"
-TEXT = "/v1/completions"
-RESPONSE = "/v1/responses"
 
 router = APIRouter(tags=["chat"])
 ERRORS = documented(404, 413, 503)
@@ -65,25 +61,7 @@ async def _answer(request: Request, path: str, services: ServicesDep, caller: Pr
     gateway: ChatGateway = request.app.state.chat
     body = await read_body(request, RESPONSES if path == RESPONSE else OPTIONS)
     model = await services.database.ask(services.catalog.resolve, body.model, caller.project_id)
-    raw = body.salted(services.vault.salt(caller.project_id), _own_options(path, model))
+    raw = body.salted(services.vault.salt(caller.project_id), own_options(path, model))
     most = limits_of(caller.limits, services.settings.limits).tokens_open
     asked = Asked(path, raw, model.engine, caller.project_id, body.demand, most)
     return await gateway.forward(request, asked)
-
-
-def _own_options(path: str, model: ResolvedModel) -> dict[str, Any]:
-    """Options that the service adds to requests to this model, whose training differed from its base model's."""
-    own: dict[str, Any] = {}
-    if model.stop_token_ids and path != TEXT:
-        own["stop_token_ids"] = model.stop_token_ids
-    if model.chat_template is not None and path == CHAT:
-        own["chat_template"] = model.chat_template
-    if model.chat_template is not None and path == RESPONSE:
-        raise ApiError(
-            400,
-            f"The model {model.name} was trained with a chat template of its own, which the engine takes with "
-            f"{CHAT} only: ask there.",
-            param="model",
-            code="invalid_value",
-        )
-    return own

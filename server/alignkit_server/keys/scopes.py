@@ -9,8 +9,8 @@ INFERENCE: Scope = "inference"
 METRICS: Scope = "metrics"
 ADMIN: Scope = "admin"
 SCOPES: dict[Scope, str] = {
-    READ: "view and download files, jobs and models",
-    TRAIN: "upload and delete files, start and stop jobs, delete models",
+    READ: "view and download files, jobs, models and evals",
+    TRAIN: "upload and delete files, start and stop jobs, delete models, make and delete evals",
     INFERENCE: "send prompts to models, and list them",
     METRICS: "read the metrics of the whole service at /metrics",
     ADMIN: "manage all projects with their keys and limits",
@@ -32,6 +32,8 @@ _DOWNLOADS = ("/archive", "/content")
 _ROWS = "/v1/fine_tuning/preview"
 _OWN_KEY = "/v1/key"
 """Path where a key reads its own description; any scope suffices."""
+_SAMPLES = "/v1/evals/{eval_id}/runs"
+"""Path of runs of evals, which send prompts to models: changes there need train and inference."""
 _GIVES_OUT = ("/permissions", "/webhook_endpoints")
 """Parts of a path that expose the project's data to others: changes there need read and train."""
 
@@ -55,5 +57,7 @@ def scopes_for(method: str, path: str) -> frozenset[Scope]:
 
 def also_needed(method: str, path: str) -> frozenset[Scope]:
     """The scopes that a request needs in addition to one of `scopes_for`."""
+    if method == "POST" and path == _SAMPLES:
+        return frozenset({INFERENCE})
     gives_out = method not in READING and any(part in path for part in _GIVES_OUT)
     return frozenset({READ} if gives_out else ())

@@ -16,7 +16,8 @@ from alignkit_server.errors import ApiError, error_response
 STREAMED = re.compile(r"/v1/(files|uploads/[^/]+/parts)")
 """Uploads: their routes stream the body to disk, within their own limit."""
 LARGE = re.compile(
-    r"/v1/(chat/completions|completions|responses|fine_tuning/(jobs|preview|jobs/estimate)|uploads/[^/]+/complete)"
+    r"/v1/(chat/completions|completions|responses|fine_tuning/(jobs|preview|jobs/estimate)|uploads/[^/]+/complete"
+    r"|evals/[^/]+/runs)"
 )
 """Requests whose body may exceed SMALL_BYTES."""
 PROMPTS = re.compile(r"/v1/(chat/)?completions")

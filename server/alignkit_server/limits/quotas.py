@@ -97,6 +97,29 @@ def require_disk(session: Session, project_id: str, defaults: Limits, size: int)
         )
 
 
+def require_eval_run(session: Session, project_id: str, defaults: Limits, size: int) -> None:
+    """Refuse a run of an eval with `size` bytes of rows if too many are open, or if the rows do not fit."""
+    repository = UsageRepository(session, project_id)
+    limits, is_open = limits_of(repository.locked_limits(), defaults), repository.eval_runs_open()
+    if limits.eval_runs_open is not None and is_open >= limits.eval_runs_open:
+        raise exceeded(
+            f"Too many runs of evals are open: the project's limit is {limits.eval_runs_open:,}, and {is_open:,} "
+            "wait or run. Try again when one of them has ended, or cancel one."
+        )
+    if (why := space_used(limits, repository.usage().disk_bytes + size)) is not None:
+        raise exceeded(f"The rows do not fit: {why}.")
+
+
+def space_used(limits: Limits, disk_bytes: int) -> str | None:
+    """Why a project with `disk_bytes` may store no more, as part of a sentence; None where it may."""
+    if limits.disk_bytes is None or disk_bytes <= limits.disk_bytes:
+        return None
+    return (
+        f"the project's files, jobs, models and evals may have {limits.disk_bytes:,} bytes, and would have "
+        f"{disk_bytes:,}"
+    )
+
+
 def exceeded(message: str) -> ApiError:
     """The 429 of a quota. It tells clients not to retry, since that does not help."""
     return ApiError(

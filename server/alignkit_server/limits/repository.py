@@ -6,8 +6,9 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from alignkit_server.clock import now
+from alignkit_server.eval_status import OPEN
 from alignkit_server.job_status import WAITING
-from alignkit_server.tables import File, Job, Project, UploadPart
+from alignkit_server.tables import EvalRun, File, Job, Project, UploadPart
 
 GPU_WINDOW = 30 * 24 * 3600
 """Seconds for which a job counts after its first start."""
@@ -63,10 +64,17 @@ class UsageRepository:
         )
 
     def run_bytes(self) -> int:
-        """Bytes of the jobs' folders and models and of the stored references, as last measured."""
+        """Bytes of the jobs' folders, models and stored references, as last measured, and of the runs of evals."""
         references = select(func.coalesce(func.sum(Project.reference_bytes), 0))
         stored = self._session.scalars(references.where(Project.id == self._project_id)).one()
-        return self._jobs(func.coalesce(func.sum(Job.disk_bytes), 0)) + int(stored)
+        rows = select(func.coalesce(func.sum(EvalRun.disk_bytes), 0))
+        evals = self._session.scalars(rows.where(EvalRun.project_id == self._project_id)).one()
+        return self._jobs(func.coalesce(func.sum(Job.disk_bytes), 0)) + int(stored) + int(evals)
+
+    def eval_runs_open(self) -> int:
+        """Number of runs of evals that have not ended."""
+        query = select(func.count(EvalRun.seq)).where(EvalRun.project_id == self._project_id)
+        return int(self._session.scalars(query.where(EvalRun.status.in_(OPEN))).one())
 
     def gpu_seconds(self) -> int:
         """Seconds that the jobs started within the window have run, over all of their attempts, times their GPUs."""

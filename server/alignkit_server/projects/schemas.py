@@ -34,6 +34,7 @@ class ProjectLimits(BaseModel):
     requests_open: Annotated[int, Field(ge=1, le=10**9)] | None = None
     streams_open: Annotated[int, Field(ge=1, le=10**9)] | None = None
     tokens_open: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    eval_runs_open: Annotated[int, Field(ge=0, le=10**9)] | None = None
     file_bytes: Annotated[int, Field(ge=0, le=2**62)] | None = None
     disk_bytes: Annotated[int, Field(ge=0, le=2**62)] | None = None
     gpu_seconds: Annotated[int, Field(ge=0, le=10**12)] | None = None

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
+from alignkit_server.evals import running as evals
+from alignkit_server.evals.grading import Asks
 from alignkit_server.executors.registry import slots_of
 from alignkit_server.outages import LONGEST_PAUSE_SECONDS, is_outage
 from alignkit_server.peers.heartbeat import Heartbeat
@@ -28,8 +30,10 @@ class DBOSRunner:
     A job is handed to DBOS when its turn comes.
     """
 
-    def __init__(self, services: StepServices) -> None:
+    def __init__(self, services: StepServices, models: Asks | None = None) -> None:
+        """`models` answers the requests of evals; without it, runs of evals wait."""
         self._services = services
+        self._models = models
         self._heartbeat = Heartbeat(
             services.ledger.database, self._recover, anywhere=services.executor.anywhere
         )
@@ -80,6 +84,16 @@ class DBOSRunner:
             self._services.stopping,
         )
         delivery.start(outbox)
+        if self._models is not None:
+            evals.start(
+                evals.EvalServices(
+                    self._services.ledger.database,
+                    settings,
+                    self._models,
+                    WORKFLOW_VERSION,
+                    self._services.stopping,
+                )
+            )
         self._heartbeat.start()
         self._dispatcher.start()
         self._reconciler.start()
@@ -123,15 +137,20 @@ class DBOSRunner:
         for delivery_id in delivery.pending(job_id):
             delivery.enqueue(delivery_id)
 
+    def evaluate(self, run_id: str) -> None:
+        """Enqueue a run of an eval."""
+        if self._models is not None:
+            evals.enqueue(run_id)
+
 
 def _drop_older_versions() -> None:
     """Cancel the unfinished workflows of older versions, which would hold the queues' slots for ever.
 
     This version cannot resume them. The dispatcher starts their jobs again and finds their runs; webhook deliveries
-    are enqueued again.
+    and runs of evals are enqueued again.
     """
     left = DBOS.list_workflows(
-        queue_name=[QUEUE, delivery.QUEUE],
+        queue_name=[QUEUE, delivery.QUEUE, evals.QUEUE],
         status=["PENDING", "ENQUEUED", "DELAYED"],
         load_input=False,
         load_output=False,

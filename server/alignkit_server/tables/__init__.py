@@ -2,6 +2,7 @@
 
 from alignkit_server.tables.audit import AuditLog
 from alignkit_server.tables.base import Base, Owned
+from alignkit_server.tables.evals import Eval, EvalItem, EvalRun
 from alignkit_server.tables.files import File
 from alignkit_server.tables.jobs import Checkpoint, Event, Job
 from alignkit_server.tables.models import FineTunedModel
@@ -18,6 +19,9 @@ __all__ = [
     "Checkpoint",
     "Delivery",
     "Endpoint",
+    "Eval",
+    "EvalItem",
+    "EvalRun",
     "Event",
     "File",
     "FineTunedModel",

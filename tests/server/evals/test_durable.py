@@ -1,0 +1,114 @@
+"""Runs of evals with DBOS itself, on SQLite: a run that a stopped server left is continued by the next."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from alignkit_server.database import Database
+from alignkit_server.evals import running
+from alignkit_server.ids import new_id
+from alignkit_server.keys.service import issue_key
+from alignkit_server.migrate import migrate
+from alignkit_server.outages import Detached
+from alignkit_server.runner.dbos import DBOSRunner
+from alignkit_server.runner.ledger import JobLedger
+from alignkit_server.runner.step_services import StepServices
+from alignkit_server.settings import Settings
+from alignkit_server.tables import Eval, EvalItem, EvalRun, Project
+from tests.server.evals.conftest import EQUAL, SCHEMA, reply, rows, sampled
+from tests.server.runner.test_workflow import FakeEngines, FakeExecutor
+from tests.server.support import wait_until
+
+
+class Models:
+    """Answers two requests; every further one waits until the server stops, unless `free`."""
+
+    def __init__(self, *, free: bool) -> None:
+        self.asked: list[str] = []
+        self._free = free
+
+    def ask(self, project_id: str, body: dict[str, Any], stopping: threading.Event) -> dict[str, Any]:
+        self.asked.append(body["messages"][0]["content"])
+        if not self._free and len(self.asked) > 2:
+            stopping.wait(60)
+            raise Detached
+        answer: dict[str, Any] = reply("yes")[1]
+        return answer
+
+
+@contextmanager
+def server(settings: Settings, database: Database, models: Models) -> Iterator[DBOSRunner]:
+    engines: Any = FakeEngines()
+    services = StepServices(settings, JobLedger(database), FakeExecutor(), engines, threading.Event())
+    runner = DBOSRunner(services, models)
+    runner.start()
+    try:
+        yield runner
+    finally:
+        runner.stop()
+
+
+def store_run(database: Database, count: int) -> str:
+    """A run of `count` rows that samples a model, and is queued."""
+    with database.writing() as session:
+        project_id = session.scalars(select(Project.id)).one()
+        owned = {"project_id": project_id, "created_at": 1}
+        config = {"type": "custom", "item_schema": SCHEMA, "include_sample_schema": True}
+        found = Eval(
+            id=new_id("eval_"), name="x", data_source_config=config, testing_criteria=[EQUAL], **owned
+        )
+        tally = {"passed": 0, "failed": 0, "errored": 0, "criteria": {}, "models": {}}
+        run = EvalRun(
+            id=new_id("evalrun_"),
+            eval_id=found.id,
+            name="x",
+            status="queued",
+            model="m",
+            data_source=sampled([]),
+            total=count,
+            tally=tally,
+            disk_bytes=0,
+            **owned,
+        )
+        session.add(found)
+        session.flush()
+        session.add(run)
+        session.flush()
+        for number, row in enumerate(rows(*["yes"] * count)):
+            item = EvalItem(
+                id=new_id("outputitem_"), run_id=run.id, number=number, status="waiting", results=[], **owned
+            )
+            item.item = row["item"]
+            session.add(item)
+        return run.id
+
+
+def test_the_next_server_grades_the_rows_that_the_last_one_left(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(running, "BATCH", 2)
+    settings = Settings(home=tmp_path)
+    settings.jobs_dir.mkdir()
+    migrate(settings.sqlalchemy_url)
+    database = Database(settings.sqlalchemy_url)
+    with database.writing() as session:
+        issue_key(session, "mine")
+    run_id = store_run(database, 4)
+
+    def run() -> EvalRun:
+        with database.reading() as session:
+            return session.scalars(select(EvalRun).where(EvalRun.id == run_id)).one()
+
+    first = Models(free=False)
+    with server(settings, database, first):
+        wait_until(lambda: len(first.asked) > 2)
+    assert (run().status, run().tally["passed"]) == ("in_progress", 2)
+    second = Models(free=True)
+    with server(settings, database, second) as runner:
+        wait_until(lambda: run().status == "completed")
+        runner.evaluate(run_id)  # a second time changes nothing
+    assert run().tally["passed"] == 4
+    assert sorted(second.asked) == ["q2?", "q3?"]
+    database.close()
