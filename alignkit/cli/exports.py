@@ -41,6 +41,7 @@ def export(
     source = library.source_at(run, step=step)
     if to == HUB:
         repository = library.Repository(_named(repo), private=not public)
+        library.prepare(repository, force=force)
         with tempfile.TemporaryDirectory(prefix="alignkit-export-") as scratch:
             folder = library.export(source, form, Path(scratch) / form, options)
             output.note(f"Pushed to {library.push(folder, repository, force=force)}")
@@ -75,6 +76,7 @@ def push_model(
     from alignkit import export as library  # saves transformers at start-up
 
     repository = library.Repository(_named(repo), private=not public)
+    library.prepare(repository, force=force)
     with tempfile.TemporaryDirectory(prefix="alignkit-export-") as scratch:
         folder = Path(scratch) / form
         _download(name, form, quantize, folder, force=False)

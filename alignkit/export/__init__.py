@@ -3,7 +3,8 @@
 from alignkit.errors import ExportError
 from alignkit.export.adapter import files_of as adapter_files
 from alignkit.export.exporting import FORMS, export, export_name
-from alignkit.export.hub import Repository, push
+from alignkit.export.hub import Repository, prepare, push
+from alignkit.export.merged import full_files
 from alignkit.export.options import ExportOptions
 from alignkit.export.source import Source, adapter_source, source_at
 from alignkit.export.target import whole_or_nothing
@@ -19,7 +20,9 @@ __all__ = [
     "adapter_source",
     "export",
     "export_name",
+    "full_files",
     "origin_in",
+    "prepare",
     "push",
     "source_at",
     "whole_or_nothing",

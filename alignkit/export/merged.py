@@ -25,6 +25,13 @@ def write(source: Source, folder: Path, options: ExportOptions) -> None:
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
+def full_files(source: Source) -> dict[str, Path | bytes]:
+    """The name of each file of a model with all weights trained -> where it is, or its content."""
+    files: dict[str, Path | bytes] = {path.name: path for path in source.folder.iterdir() if path.is_file()}
+    card = card_of(source, library="transformers", relation="finetune", note=NOTE_FULL)
+    return files | {CARD: card.encode()}
+
+
 def load_merged(source: Source, options: ExportOptions) -> tuple[Any, Any]:
     """The model with its adapter merged, in the dtype of the base, and its tokenizer.
 

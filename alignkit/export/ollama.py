@@ -1,6 +1,5 @@
 """A GGUF file and a Modelfile for Ollama: the chat template in its language, and the tokens that end an answer."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,13 @@ def modelfile(file: str, source: Source, tokenizer: Any, turns: Turns | None) ->
     lines = [f"FROM ./{file}"]
     template = None if turns is None else go_template(turns, start=_start_to_leave_out(tokenizer))
     lines.append(f"# {UNKNOWN}." if template is None else f'TEMPLATE """{template}"""')
-    lines += [f"PARAMETER stop {json.dumps(text, ensure_ascii=False)}" for text in stops(source, tokenizer)]
+    lines += [f"PARAMETER stop {quoted(text)}" for text in stops(source, tokenizer)]
     return "\n".join(lines) + "\n"
+
+
+def quoted(text: str) -> str:
+    """A text between quotes, which a Modelfile reads up to the last one of them, without escapes."""
+    return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'
 
 
 def stops(source: Source, tokenizer: Any) -> Iterable[str]:

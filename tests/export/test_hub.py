@@ -1,99 +1,19 @@
 """Pushing to the hub, against a stand-in that answers as the hub does."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 
 from alignkit.errors import ExportError
-from alignkit.export import Repository, push
-
-SECRET = "hf_verysecret"
-
-
-class Hub(ThreadingHTTPServer):
-    """A hub with one repository; it keeps commits."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: list[str] = []
-        self.commits: list[list[dict[str, Any]]] = []
-        self.created: dict[str, Any] = {}
-        self.status = 200
-
-    @property
-    def address(self) -> str:
-        """Where it is."""
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """The routes that an upload uses."""
-
-    server: Hub
-
-    def do_POST(self) -> None:
-        """Create a repository, or commit."""
-        body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
-        if self.path.endswith("/repos/create"):
-            self.server.created = json.loads(body)
-            self.answer({"url": f"{self.server.address}/me/model", "id": "1", "name": "me/model"})
-        elif "/preupload/" in self.path:
-            asked = json.loads(body)["files"]
-            self.answer(
-                {
-                    "files": [
-                        {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in asked
-                    ]
-                }
-            )
-        elif self.path.endswith("/validate-yaml"):
-            self.answer({"errors": [], "warnings": []})
-        else:
-            self.server.commits.append([json.loads(line) for line in body.splitlines()])
-            self.answer(
-                {"commitUrl": "https://huggingface.co/me/model/commit/1", "commitOid": "1", "success": True}
-            )
-
-    def do_GET(self) -> None:
-        """List the files, or describe the repository."""
-        files = [
-            {"type": "file", "path": name, "rfilename": name, "size": 1, "oid": "0"}
-            for name in self.server.files
-        ]
-        if "/tree/" in self.path:
-            self.answer(files)
-        else:
-            self.answer({"id": "me/model", "siblings": files, "sha": "0" * 40, "private": True})
-
-    def answer(self, value: Any) -> None:
-        """Send `value`, or the server's status with the token in its text, as a careless hub would."""
-        content = json.dumps(value if self.server.status == 200 else {"error": SECRET}).encode()
-        self.send_response(self.server.status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+from alignkit.export import Repository, prepare, push
+from tests.export.stand_in_hub import SECRET, Hub, running_hub
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    server = Hub()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    api = huggingface_hub.HfApi(endpoint=server.address, token=SECRET)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running_hub(monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture
@@ -124,6 +44,18 @@ def test_a_repository_with_files_is_left_alone_without_force(hub: Hub, folder: P
     push(folder, Repository("me/model", private=False), force=True)
     (commit,) = hub.commits
     assert {"key": "deletedFile", "value": {"path": "model.safetensors"}} in commit
+
+
+def test_what_would_refuse_a_push_is_found_before_anything_is_exported(hub: Hub) -> None:
+    prepare(Repository("me/model"))
+    hub.files = ["model.safetensors"]
+    with pytest.raises(ExportError, match="already has 1 files"):
+        prepare(Repository("me/model"))
+    prepare(Repository("me/model"), force=True)
+    hub.status = 401
+    with pytest.raises(ExportError, match="hf auth login"):
+        prepare(Repository("me/model"))
+    assert not hub.commits
 
 
 @pytest.mark.parametrize(

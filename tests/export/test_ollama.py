@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from alignkit.export import ExportOptions, Source, export, source_at
+from alignkit.export import ExportOptions, Source, export, ollama, source_at
 from alignkit.export.ollama import go_template, modelfile
 from alignkit.export.turns import Turns, turns_of
 from alignkit.models.chat_templates import read_template
+from tests.export.modelfile import parse
 from tests.export.models import GEMMA_TEMPLATE, build
 from tests.tiny import CHAT_TEMPLATE, build_tiny_tokenizer
 
@@ -93,6 +94,24 @@ def test_without_a_template_the_modelfile_says_so(tokenizer: Any, tmp_path: Path
     assert text.splitlines()[2:] == ['PARAMETER stop "<|im_end|>"']
 
 
+@pytest.mark.parametrize(
+    "end",
+    ["<|im_end|>", "</s>", "a \\ b", 'say "no"', '"x', "line\nbreak", " spaces ", "# no comment", "\u2581é"],
+)
+def test_a_modelfile_reads_back_as_it_was_meant(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    turns = found(tokenizer, CHAT_TEMPLATE)
+    monkeypatch.setattr(ollama, "stops", lambda *_: [end, "<|other|>"])
+    text = modelfile("x y.gguf", Source("x", tmp_path, str(tmp_path)), tokenizer, turns)
+    assert parse(text) == [
+        ("from", "./x y.gguf"),
+        ("template", CHATML),
+        ("stop", end),
+        ("stop", "<|other|>"),
+    ]
+
+
 def test_braces_of_a_template_are_not_read_as_gos() -> None:
     turns = Turns("{{", "", ("u", "v"), ("a", "b"))
     assert str(go_template(turns)).startswith('{{ "{{" }}{{ range')
@@ -105,6 +124,7 @@ def test_an_export_is_a_gguf_and_a_modelfile(tmp_path: Path) -> None:
     target = export(source_at(model), "ollama", tmp_path / "out", options)
     assert sorted(path.name for path in target.iterdir()) == ["Modelfile", "README.md", "tiny-F16.gguf"]
     text = (target / "Modelfile").read_text()
+    assert [name for name, _ in parse(text)] == ["from", "template", "stop"]
     assert text.startswith('FROM ./tiny-F16.gguf\nTEMPLATE """<bos>{{ range')
     assert text.endswith('PARAMETER stop "<eos>"\n')
     assert AutoTokenizer.from_pretrained(model).chat_template == GEMMA_TEMPLATE

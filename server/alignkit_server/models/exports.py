@@ -83,9 +83,7 @@ class ModelExports:
             if work.form == ADAPTER:
                 return Archive(library.adapter_files(source_of(work)), work.name)
             if work.form == MERGED and work.base == work.folder:
-                return Archive(
-                    {path.name: path for path in work.folder.iterdir() if path.is_file()}, work.name
-                )
+                return Archive(library.full_files(source_of(work)), work.name)
         except FileNotFoundError as error:
             raise self._gone(work.name) from error
         except ExportError as error:

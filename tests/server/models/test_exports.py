@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import httpx
 import pytest
+import yaml
 from gguf import GGUFReader
 from sqlalchemy import update
 from transformers import AutoTokenizer
@@ -21,6 +22,7 @@ from alignkit.export.gguf import STORED
 from alignkit.models.origin import keep_origin
 from alignkit_server.models.schemas import ArchiveOptions
 from alignkit_server.tables import Job, Project
+from tests.export.stand_in_hub import running_hub
 from tests.server.disk import mounted
 from tests.server.support import BASE_MODEL, Running, create_job, wait_until
 from tests.tiny import build_tiny_adapter, build_tiny_model
@@ -191,6 +193,35 @@ def test_the_command_downloads_a_merged_model(
     with pytest.raises(AlignkitError, match="does not exist"):
         command.export_model("ft:none", "merged", tmp_path / "none")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("form", "relation", "library", "weights"),
+    [
+        ("adapter", "adapter", "peft", "adapter_model.safetensors"),
+        pytest.param("merged", "finetune", "transformers", "model.safetensors", marks=pytest.mark.slow),
+    ],
+)
+def test_the_command_pushes_a_model_of_the_service_with_its_card(
+    tuned: Tuned, monkeypatch: pytest.MonkeyPatch, form: str, relation: str, library: str, weights: str
+) -> None:
+    monkeypatch.setenv("ALIGNKIT_BASE_URL", f"{tuned.service.url}/v1")
+    monkeypatch.setenv("ALIGNKIT_API_KEY", tuned.key)
+    with running_hub(monkeypatch) as hub:
+        command.push_model(tuned.name, "me/model", form)
+        files = hub.pushed()
+        hub.files = [weights]
+        with pytest.raises(AlignkitError, match="already has 1 files"):
+            command.push_model("ft:never-asked-for", "me/model", form)
+        with pytest.raises(AlignkitError, match="does not exist"):
+            command.push_model("ft:none", "me/model", form, force=True)
+        assert len(hub.commits) == 1
+    assert {weights, "tokenizer.json", "README.md"} <= files.keys()
+    card = files["README.md"].decode()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["base_model"] == "org/exportable"
+    assert (metadata["base_model_relation"], metadata["library_name"]) == (relation, library)
+    assert not any(str(tuned.service.settings.root).encode() in content for content in files.values())
 
 
 @pytest.mark.slow
