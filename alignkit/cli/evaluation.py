@@ -46,7 +46,7 @@ def evaluate(
     ] = "untrained",
     harness: Annotated[
         str | None,
-        typer.Option(help="lm-evaluation-harness tasks for the served model RUN, such as arc_easy"),
+        typer.Option(help="lm-evaluation-harness tasks for the served model RUN: arc_easy, or YAML files"),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -113,8 +113,12 @@ def _show(found: "Evaluated") -> None:
 
 def _harness(model: str, tasks: str, tokenizer: str | None) -> int:
     from alignkit.evaluate.harness import harness_command, run_harness  # saves torch at start-up
+    from alignkit.models.trainable import config_of, positions_of
 
     client = connect()
     base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
-    command = harness_command(str(client.base_url), model, tasks, tokenizer or find_model(base))
+    counted_by = tokenizer or find_model(base)
+    here = (Path(counted_by) / "config.json").is_file()
+    longest = positions_of(config_of(Path(counted_by))) if here else None
+    command = harness_command(str(client.base_url), model, tasks, counted_by, longest)
     return run_harness(command, client.api_key)

@@ -8,19 +8,25 @@ from alignkit import extras
 from alignkit.errors import AlignkitError
 
 
-def harness_command(base_url: str, model: str, tasks: str, tokenizer: str) -> list[str]:
-    """The command that runs `tasks` (comma-separated) on `model` of the service at `base_url`, which ends in /v1.
+def harness_command(
+    base_url: str, model: str, tasks: str, tokenizer: str, max_length: int | None = None
+) -> list[str]:
+    """The command that runs `tasks` on `model` of the service at `base_url`, which ends in /v1.
 
-    It uses the completions route, whose log-probs tasks with choices need. `tokenizer` is a folder or a hub id; the
-    harness counts a question's tokens with it. Raises AlignkitError for a name that the harness cannot take.
+    `tasks` are names or YAML files, comma-separated. The completions route has the log-probs that tasks with choices
+    need. `tokenizer` is a folder or a hub id; the harness counts a question's tokens with it, and shortens questions
+    to `max_length` tokens. Raises AlignkitError for a name that the harness cannot take.
     """
     options = {
         "model": model,
         "base_url": f"{base_url.rstrip('/')}/completions",
         "tokenizer": tokenizer,
+        "tokenizer_backend": "huggingface",
         "num_concurrent": "8",
         "max_retries": "3",
     }
+    if max_length is not None:
+        options["max_length"] = str(max_length)
     for name, value in options.items():
         if "," in value:
             raise AlignkitError(f"--harness: expected a {name} without commas, found {value}")

@@ -21,6 +21,7 @@ def test_the_command_names_the_served_model_and_its_tokenizer(
     monkeypatch.setenv("ALIGNKIT_API_KEY", "sk-mine")
     monkeypatch.setenv("ALIGNKIT_HOME", str(tmp_path))
     (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny" / "config.json").write_text('{"max_position_embeddings": 512}')
     done = CliRunner().invoke(app, ["eval", "ft:tiny:default:x:1", "--harness", "arc_easy,piqa"])
     assert done.exit_code == 3
     ((command, key),) = ran
@@ -30,8 +31,10 @@ def test_the_command_names_the_served_model_and_its_tokenizer(
         "model=ft:tiny:default:x:1",
         "base_url=http://host:8000/v1/completions",
         f"tokenizer={tmp_path / 'models' / 'tiny'}",
+        "tokenizer_backend=huggingface",
         "num_concurrent=8",
         "max_retries=3",
+        "max_length=512",
     ]
     assert command[7:] == ["--tasks", "arc_easy,piqa"]
 
