@@ -1,6 +1,7 @@
 """Loads a causal language model and its tokenizer for training: dtype, attention, quantisation."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,35 @@ def load_weights(
     else:
         options |= dequantising(_read_config(path, field))
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=False,
+            output_loading_info=True,
             **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{field}: cannot load {path}: {error}{gated(path, error)}") from error
+    _require_whole(found, f"{field}: {path}")
+    return model
+
+
+def _require_whole(found: Mapping[str, Any], place: str) -> None:
+    """Raise ModelError for weights that transformers would replace by random ones, or read without their scales."""
+    if missing := sorted(found["missing_keys"]):
+        names = ", ".join(missing[:3]) + (" …" if missing[3:] else "")
+        raise ModelError(
+            f"{place} lacks {len(missing)} of the model's weights, which would be random: {names}"
+        )
+    if scales := [name for name in sorted(found["unexpected_keys"]) if _SCALES.search(name)]:
+        raise ModelError(
+            f"{place} holds quantised weights without a quantization_config in its config.json ({scales[0]}); use "
+            "the checkpoint from which it was quantised"
+        )
+
+
+_SCALES = re.compile(r"(weight_scale|input_scale|scale_inv|qweight|qzeros|absmax|quant_map)$")
+"""Ends of the names of tensors that belong to quantised weights."""
 
 
 def load_tokenizer(path: str | Path, *, field: str) -> Any:
