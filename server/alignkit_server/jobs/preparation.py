@@ -3,6 +3,7 @@
 model -> trackers -> method -> files -> their contents -> recipe
 """
 
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def prepare(
         hyperparameters=spec.hyperparameters,
         recipe=spec.recipe.model_dump(mode="json"),
         train_rows=files.training.kept_rows,
-        notices=files.notices(),
+        notices=(*_tracker_notices(trackers), *files.notices()),
     )
 
 
@@ -186,6 +187,21 @@ def _trackers(request: JobRequest) -> list[dict[str, Any]]:
             code="integration_unavailable",
         )
     return [{"type": tracker["type"]} | tracker.get(tracker["type"], {}) for tracker in asked]
+
+
+def _tracker_notices(trackers: list[dict[str, Any]]) -> Iterator[str]:
+    """Say before the run what would be lost: wandb without a key reports nothing."""
+    logged_in = "WANDB_API_KEY" in os.environ or os.environ.get("WANDB_MODE") in {"offline", "disabled"}
+    if "wandb" in {tracker["type"] for tracker in trackers} and not (logged_in or _has_netrc_entry()):
+        yield "wandb has no API key on this server and gets nothing: ask the server's operator to set WANDB_API_KEY"
+
+
+def _has_netrc_entry() -> bool:
+    """Whether `wandb login` has stored a key for this server's user."""
+    try:
+        return "wandb" in (Path.home() / ".netrc").read_text(encoding="utf-8")
+    except (OSError, RuntimeError, UnicodeDecodeError):
+        return False
 
 
 def _resolver(project: Principal, services: Services) -> ResolveModel:

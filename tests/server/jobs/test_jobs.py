@@ -1,6 +1,7 @@
 """/v1/fine_tuning/jobs through the official client: what a job is, and its way to the runner."""
 
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -83,6 +84,28 @@ def test_integrations_are_echoed_and_in_the_recipe(
     ]
     conforms(create_job(client, method={"type": "dpo"}, integrations=[asked[0]]))
     assert create_job(client, integrations=[]).integrations is None
+
+
+def test_a_tracker_without_a_key_is_said_before_the_run(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("alignkit_server.jobs.preparation.installed", lambda _: True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    asked = [{"type": "wandb", "wandb": {"project": "p"}}]
+
+    def said() -> bool:
+        job = create_job(client, integrations=asked)
+        events = client.fine_tuning.jobs.list_events(job.id).data
+        return any("wandb has no API key on this server" in event.message for event in events)
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert said()
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert not said()
+    monkeypatch.delenv("WANDB_API_KEY")
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret")
+    assert not said()
 
 
 def test_a_seed_is_made_where_none_is_given(client: OpenAI) -> None:
