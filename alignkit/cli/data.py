@@ -12,6 +12,7 @@ from alignkit.cli import output
 from alignkit.cli.models import Home
 from alignkit.errors import DataError
 from alignkit.home import models_dir
+from alignkit.models.trainable import vocabulary_in
 
 if TYPE_CHECKING:  # saves torch at start-up
     from alignkit.data.validation import FileReport
@@ -58,19 +59,24 @@ def check(
     from alignkit.data.validation import SKIPPED_SHARE, Inspection
 
     console, kind, columns = Console(), schema_for(method), _columns(column)
-    tokenizer = load_tokenizer(_model_path(model, home)) if model else None
+    path = _model_path(model, home) if model else None
+    tokenizer, words = (None, None) if path is None else (load_tokenizer(path), vocabulary_in(Path(path)))
     reports, counted = [], []
-    for path in (file, validation):
-        if path is None:
+    for given in (file, validation):
+        if given is None:
             continue
         inspection = Inspection(
-            kind, tokenizer=tokenizer, max_length=max_length, skip_bad=SKIPPED_SHARE if skip_bad else 0
+            kind,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            skip_bad=SKIPPED_SHARE if skip_bad else 0,
+            vocabulary=words,
         )
         statistics = Statistics(kind, max_length)
-        for row, sequences in inspection.rendered(iter_lines(path, columns=columns)):
+        for row, sequences in inspection.rendered(iter_lines(given, columns=columns)):
             if sequences:
                 statistics.add(row, sequences)
-        reports.append((path.name, inspection.report()))
+        reports.append((given.name, inspection.report()))
         counted.append(statistics)
     ok = all(report.ok for _, report in reports)
     found = counted[0].result(*counted[1:]) if ok and tokenizer is not None else None

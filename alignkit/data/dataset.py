@@ -53,13 +53,20 @@ def load(
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
     skip_bad: float = 0,
+    vocabulary: int | None = None,
 ) -> LoadedRows:
     """Read and check every row of `path`, of the method's kind, in one pass.
 
-    `columns` maps the file's keys to those of a form. Raises DataError with the whole report if there are invalid
-    rows, unless they are at most `skip_bad` (below 1: a share of all rows); those are skipped.
+    `columns` maps the file's keys to those of a form. `vocabulary` is the number of tokens that the model has
+    embeddings of. Raises DataError with the whole report if there are invalid rows, unless they are at most `skip_bad` (below 1: a share of all rows); those are skipped.
     """
-    inspection = Inspection(schema_for(method), tokenizer=tokenizer, max_length=max_length, skip_bad=skip_bad)
+    inspection = Inspection(
+        schema_for(method),
+        tokenizer=tokenizer,
+        max_length=max_length,
+        skip_bad=skip_bad,
+        vocabulary=vocabulary,
+    )
     found = list(inspection.rendered(iter_lines(path, columns=columns)))
     report = inspection.report()
     if not report.ok:
@@ -99,14 +106,16 @@ def run_datasets(
     tokenizer: Any,
     make: Callable[[str, list[Any]], Any] | None = None,
     seen: Callable[[list[Part]], None] = lambda _: None,
+    vocabulary: int | None = None,
 ) -> tuple[Any, Any]:
     """A run's training dataset and its validation dataset (or None), in the columns that the method's trainer takes.
 
     `make` turns a file's name and rows into a dataset, for trainers that do not take token ids in TRL's columns.
     `seen` is called with the part to train on and, if there is one, the held-out part. If `validation` is a share,
-    that part of the training file is held out, by prompt. Raises DataError.
+    that part of the training file is held out, by prompt. A row with a token that `vocabulary`, the number of the
+    model's embeddings, does not reach is refused. Raises DataError.
     """
-    parts = list(_parts(data, method, tokenizer))
+    parts = list(_parts(data, method, tokenizer, vocabulary))
     seen(parts)
 
     def dataset(part: Part) -> Any:
@@ -119,8 +128,8 @@ def run_datasets(
     return made[0], made[1] if len(made) > 1 else None
 
 
-def _parts(data: DataOptions, method: Any, tokenizer: Any) -> Iterator[Part]:
-    train = _load(data.train, data, method, tokenizer)
+def _parts(data: DataOptions, method: Any, tokenizer: Any, vocabulary: int | None) -> Iterator[Part]:
+    train = _load(data.train, data, method, tokenizer, vocabulary)
     name = Path(data.train).name
     if isinstance(data.validation, float):
         for chosen in split(train.rows, data.validation):
@@ -129,13 +138,13 @@ def _parts(data: DataOptions, method: Any, tokenizer: Any) -> Iterator[Part]:
     yield Part(name, train.rows, train.sequences)
     if not data.validation:
         return
-    found = _load(data.validation, data, method, tokenizer)
+    found = _load(data.validation, data, method, tokenizer, vocabulary)
     for notice in overlap(train.report, found.report):
         _say(f"{name}: {notice}")
     yield Part(Path(data.validation).name, found.rows, found.sequences)
 
 
-def _load(file: str, data: DataOptions, method: Any, tokenizer: Any) -> LoadedRows:
+def _load(file: str, data: DataOptions, method: Any, tokenizer: Any, vocabulary: int | None) -> LoadedRows:
     found = load(
         Path(file),
         method,
@@ -143,6 +152,7 @@ def _load(file: str, data: DataOptions, method: Any, tokenizer: Any) -> LoadedRo
         max_length=data.max_length,
         columns=data.columns,
         skip_bad=skipped_share(data.skip_bad),
+        vocabulary=vocabulary,
     )
     report = found.report
     if report.notices or report.bad_rows:

@@ -120,6 +120,15 @@ def render_prompt(messages: list[Message], tools: list[dict[str, Any]] | None, t
     return chat.ids(chat.text(messages, prompt=True))
 
 
+def unknown_token(token: int, vocabulary: int, tokenizer: Any) -> str:
+    """A sentence about a token that the tokenizer gives but the model has no embedding of."""
+    written = tokenizer.convert_ids_to_tokens(token)
+    return (
+        f"the tokenizer gives the token {token} ({written}), but the model has embeddings of {vocabulary:,} tokens "
+        "only: the tokenizer or its chat template belongs to another model"
+    )
+
+
 def digests(sequences: Sequence[TokenSequence]) -> tuple[bytes, bytes]:
     """A digest of a row's trained tokens, and one of its prompt; equal for equal token ids."""
     first = sequences[0]

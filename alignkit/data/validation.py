@@ -18,7 +18,7 @@ from alignkit.data.reading import (
 from alignkit.data.rows import Row, RowKind
 from alignkit.data.rows.recognise import GROUP
 from alignkit.data.schemas import schema_for
-from alignkit.data.tokens import TokenSequence, digests
+from alignkit.data.tokens import TokenSequence, digests, unknown_token
 from alignkit.errors import DataError
 
 MAX_ISSUES = 20
@@ -125,6 +125,7 @@ def check_file(
     columns: Mapping[str, str] | None = None,
     skip_bad: float = 0,
     max_rendered: int | None = None,
+    vocabulary: int | None = None,
     max_issues: int = MAX_ISSUES,
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
     max_bytes: int = DEFAULT_MAX_BYTES,
@@ -133,11 +134,13 @@ def check_file(
     """Check every row of `path` for `method`, streaming. Never raises for the content of the file.
 
     With the model's tokenizer, rows are also rendered and cut to `max_length`. That finds what the chat template
-    refuses or omits, and equal answers, by their tokens. At most `max_rendered` rows are rendered. `columns` renames
-    keys; `skip_bad` invalid rows (below 1: a share of all rows) are allowed. `max_bytes` limits the decompressed
+    refuses or omits, and equal answers, by their tokens. At most `max_rendered` rows are rendered. `vocabulary` is the
+    number of tokens that the model has embeddings of; a row with another token is refused. `columns` renames keys; `skip_bad` invalid rows (below 1: a share of all rows) are allowed. `max_bytes` limits the decompressed
     text; `max_lines` includes blank lines. Raises DataError for an unknown method.
     """
-    inspection = Inspection(schema_for(method), max_issues, tokenizer, max_length, skip_bad, max_rendered)
+    inspection = Inspection(
+        schema_for(method), max_issues, tokenizer, max_length, skip_bad, max_rendered, vocabulary
+    )
     lines = iter_lines(
         path, columns=columns, max_line_bytes=max_line_bytes, max_bytes=max_bytes, max_lines=max_lines
     )
@@ -157,6 +160,8 @@ class Inspection(Generic[Row]):
     skip_bad: float = 0
     max_rendered: int | None = None
     """Number of rows to render; None renders all."""
+    vocabulary: int | None = None
+    """Number of tokens that the model has embeddings of; None if unknown."""
     _seen: int = 0
     _bad: int = 0
     _no_signal: int = 0
@@ -202,6 +207,7 @@ class Inspection(Generic[Row]):
                 raise line.error
             row = self.kind.parse(line.value, unused)
             sequences = row.render(self.tokenizer) if self._renders() else []
+            self._require_known(sequences)
         except RowError as error:
             if self._bad == 0:
                 self._hint = looks_like(line.value, self.kind)
@@ -214,6 +220,11 @@ class Inspection(Generic[Row]):
             self._unused |= unused
         self._count(line, row, sequences)
         return row, sequences
+
+    def _require_known(self, sequences: list[TokenSequence]) -> None:
+        highest = max((max(one.ids, default=0) for one in sequences), default=0)
+        if self.vocabulary is not None and highest >= self.vocabulary:
+            raise DataError(unknown_token(highest, self.vocabulary, self.tokenizer))
 
     def _renders(self) -> bool:
         return self.tokenizer is not None and (self.max_rendered is None or self._seen <= self.max_rendered)

@@ -69,6 +69,23 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def vocabulary_of(config: Mapping[str, Any]) -> int | None:
+    """The number of tokens that a model with this config.json has embeddings of; None if it does not say."""
+    text = config.get("text_config")
+    for part in (text if isinstance(text, Mapping) else {}, config):
+        if isinstance(part.get("vocab_size"), int) and part["vocab_size"] > 0:
+            return int(part["vocab_size"])
+    return None
+
+
+def vocabulary_in(folder: Path) -> int | None:
+    """`vocabulary_of` the model in `folder`; None for one that is not in a folder or cannot be read."""
+    try:
+        return vocabulary_of(config_of(folder))
+    except ModelError:
+        return None
+
+
 ENDS = "generation_config.json"
 """The file in which transformers keeps the tokens that end an answer."""
 

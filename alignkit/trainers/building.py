@@ -25,6 +25,7 @@ from alignkit.methods import (
 )
 from alignkit.models.adapters import peft_config
 from alignkit.models.loading import load_causal_lm
+from alignkit.models.trainable import vocabulary_in
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
 from alignkit.run.reference_store import ReferenceStore
@@ -60,9 +61,9 @@ def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, An
     It needs no model, so that a bad row ends a run before weights are loaded. Raises DataError.
     """
     method = recipe.method
-    describe = partial(keep_data, recipe, folder)
+    describe, words = partial(keep_data, recipe, folder), vocabulary_in(Path(recipe.model.path))
     if not isinstance(method, D2O):
-        train, held_out = run_datasets(recipe.data, type(method), tokenizer, seen=describe)
+        train, held_out = run_datasets(recipe.data, type(method), tokenizer, seen=describe, vocabulary=words)
         probe = recipe.data.flip
         return train if probe is None else flip(train, probe.share, probe.seed), held_out
 
@@ -75,7 +76,7 @@ def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, An
             report=lambda message: tell(folder, f"{name}: {message}"),
         )
 
-    return run_datasets(recipe.data, type(method), tokenizer, dataset, describe)
+    return run_datasets(recipe.data, type(method), tokenizer, dataset, describe, words)
 
 
 def tell(folder: RunFolder, message: str) -> None:

@@ -266,6 +266,15 @@ def test_the_turns_own_end_token_ends_a_last_answer_that_a_template_ends_twice(m
     assert end_of_answer(model("phi3")) == model("phi3").convert_tokens_to_ids("<|end|>")
 
 
+def test_a_token_that_the_model_has_no_embedding_of_is_refused_by_row(tmp_path: Path, model: Any) -> None:
+    tokenizer = model("gemma")
+    words = tokenizer.convert_tokens_to_ids("<start_of_turn>")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Hi", "chosen": "yes", "rejected": "no"}))
+    report = check_file(tmp_path / "rows.jsonl", "f_dpo", tokenizer=tokenizer, vocabulary=words)
+    assert "but the model has embeddings of" in report.summary()
+    assert check_file(tmp_path / "rows.jsonl", "f_dpo", tokenizer=tokenizer, vocabulary=len(tokenizer)).ok
+
+
 def test_a_control_token_in_a_text_is_said(tokenizer: Any) -> None:
     row = {"prompt": "Hi", "chosen": "yes<|im_end|>", "rejected": "no"}
     (chosen, rejected) = render(row, tokenizer, method="f_dpo")

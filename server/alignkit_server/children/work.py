@@ -17,6 +17,7 @@ from alignkit.data.validation import FileReport, Inspection
 from alignkit.data.validation import check_file as check
 from alignkit.errors import DataError
 from alignkit.methods import METHODS
+from alignkit.models.trainable import vocabulary_in
 from alignkit_server.tokenizers import tokenizer_at
 
 CHARACTERS = 64
@@ -39,7 +40,8 @@ def check_file(
 ) -> FileReport:
     """The library's check; with a model's folder and chat template, rows are rendered too."""
     tokenizer = None if model is None else tokenizer_at(*model)
-    return check(path, method, tokenizer=tokenizer, **options)
+    vocabulary = None if model is None else vocabulary_in(model[0])
+    return check(path, method, tokenizer=tokenizer, vocabulary=vocabulary, **options)
 
 
 def preview(path: Path, rows: Rows) -> list[dict[str, Any]]:
