@@ -58,7 +58,8 @@ def load(
     """Read and check every row of `path`, of the method's kind, in one pass.
 
     `columns` maps the file's keys to those of a form. `vocabulary` is the number of tokens that the model has
-    embeddings of. Raises DataError with the whole report if there are invalid rows, unless they are at most `skip_bad` (below 1: a share of all rows); those are skipped.
+    embeddings of. Raises DataError with the whole report if there are invalid rows, unless they are at most
+    `skip_bad` (below 1: a share of all rows); those are skipped.
     """
     inspection = Inspection(
         schema_for(method),
@@ -106,6 +107,7 @@ def run_datasets(
     tokenizer: Any,
     make: Callable[[str, list[Any]], Any] | None = None,
     seen: Callable[[list[Part]], None] = lambda _: None,
+    *,
     vocabulary: int | None = None,
 ) -> tuple[Any, Any]:
     """A run's training dataset and its validation dataset (or None), in the columns that the method's trainer takes.

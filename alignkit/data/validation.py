@@ -134,8 +134,9 @@ def check_file(
     """Check every row of `path` for `method`, streaming. Never raises for the content of the file.
 
     With the model's tokenizer, rows are also rendered and cut to `max_length`. That finds what the chat template
-    refuses or omits, and equal answers, by their tokens. At most `max_rendered` rows are rendered. `vocabulary` is the
-    number of tokens that the model has embeddings of; a row with another token is refused. `columns` renames keys; `skip_bad` invalid rows (below 1: a share of all rows) are allowed. `max_bytes` limits the decompressed
+    refuses or omits, and equal answers, by their tokens. At most `max_rendered` rows are rendered. `vocabulary` is
+    the number of tokens that the model has embeddings of; a row with another token is refused. `columns` renames
+    keys; `skip_bad` invalid rows (below 1: a share of all rows) are allowed. `max_bytes` limits the decompressed
     text; `max_lines` includes blank lines. Raises DataError for an unknown method.
     """
     inspection = Inspection(

@@ -76,7 +76,7 @@ def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, An
             report=lambda message: tell(folder, f"{name}: {message}"),
         )
 
-    return run_datasets(recipe.data, type(method), tokenizer, dataset, describe, words)
+    return run_datasets(recipe.data, type(method), tokenizer, dataset, describe, vocabulary=words)
 
 
 def tell(folder: RunFolder, message: str) -> None:
