@@ -9,9 +9,17 @@ NO_PARSER = "none"
 """The setting that turns tool calls off."""
 
 MARKS = (
+    ("<atem:function_calls>", "muse_glimmer"),
+    ("<seed:tool_call>", "seed_oss"),
+    ("<minimax:tool_call>", "minimax_m2"),
+    ("<longcat_tool_call>", "longcat"),
+    ("<start_function_call>", "functiongemma"),
+    ("<|tool_calls_section_begin|>", "kimi_k2"),
+    ("<|tools_prefix|>", "apertus"),
+    ("<function_calls>", "olmo3"),
     ("<function=", "qwen3_coder"),
     ("<arg_key>", "glm45"),
-    ("tool\u2581call\u2581begin", "deepseek_v3"),
+    ("tool\u2581call\u2581begin", "deepseek_v31"),
     ("<|tool_call_start|>", "lfm2"),
     ("<|tool_call>", "gemma4"),
     ("<|channel|>commentary", "openai"),
@@ -25,7 +33,10 @@ MARKS = (
 
 def parser_of(template: str | None) -> str | None:
     """The name of vLLM's parser for the calls that a chat template writes; None if it is not known."""
-    return next((parser for mark, parser in MARKS if template and mark in template), None)
+    template = template or ""
+    parser = next((parser for mark, parser in MARKS if mark in template), None)
+    # DeepSeek V3 and R1 write arguments as a block of code, V3.1 as they are
+    return "deepseek_v3" if parser == "deepseek_v31" and "```json" in template else parser
 
 
 def template_in(folder: Path) -> str | None:

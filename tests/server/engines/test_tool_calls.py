@@ -1,12 +1,13 @@
 """The parser of tool calls that follows from a chat template."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from alignkit.models.chat_templates import read_template
-from alignkit_server.engines.tool_calls import parser_of, template_in
+from alignkit_server.engines.tool_calls import MARKS, parser_of, template_in
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from alignkit_server.engines.tool_calls import parser_of, template_in
         ("gptoss", "openai"),
         ("lfm2_2_5", "lfm2"),
         ("gemma4", "gemma4"),
+        ("muse_glimmer", "muse_glimmer"),
         ("gemma", None),
         ("llama3", None),
         ("phi3", None),
@@ -29,6 +31,28 @@ from alignkit_server.engines.tool_calls import parser_of, template_in
 )
 def test_the_parser_follows_from_trls_template(template: str, parser: str | None) -> None:
     assert parser_of(read_template(template)) == parser
+
+
+@pytest.mark.parametrize(
+    ("written", "parser"),
+    [
+        ("<\uff5ctool\u2581call\u2581begin\uff5c>name<\uff5ctool\u2581sep\uff5c>{}", "deepseek_v31"),
+        ("<|tool_calls_section_begin|><|tool_call_begin|>", "kimi_k2"),
+        ("<seed:tool_call>\\n<function=name>", "seed_oss"),
+        ("<minimax:tool_call>", "minimax_m2"),
+        ("<start_function_call>call:name{}<end_function_call>", "functiongemma"),
+    ],
+)
+def test_the_parser_follows_from_the_marks_of_other_models(written: str, parser: str) -> None:
+    assert parser_of("{% for call in message.tool_calls %}" + written + "{% endfor %}") == parser
+
+
+def test_every_parser_is_one_of_vllms() -> None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("vLLM is not installed")
+    known = (Path(spec.origin).parent / "tool_parsers" / "__init__.py").read_text()
+    assert [parser for _, parser in MARKS if f'"{parser}": (' not in known] == []
 
 
 def test_a_template_is_found_in_its_file_or_in_the_tokenizers_configuration(tmp_path: Path) -> None:
