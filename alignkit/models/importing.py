@@ -19,7 +19,13 @@ from alignkit.errors import ModelError
 from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import dequantising, gated, load_causal_lm
 from alignkit.models.origin import keep_origin
-from alignkit.models.trainable import DEQUANTISED, config_of, quantization_of, require_trainable
+from alignkit.models.trainable import (
+    DEQUANTISED,
+    QUANTISED_BESIDE,
+    config_of,
+    quantization_of,
+    require_trainable,
+)
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -206,8 +212,8 @@ def _replace_quantised(folder: Path, report: Callable[[str], None]) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, trust_remote_code=False, **dequantising(config)
     )
-    for weights in folder.glob("*.safetensors*"):
-        weights.unlink()
+    for outdated in [*folder.glob("*.safetensors*"), *(folder / name for name in QUANTISED_BESIDE)]:
+        outdated.unlink(missing_ok=True)
     _fresh(loaded).save_pretrained(folder)
 
 

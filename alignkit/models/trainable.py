@@ -15,6 +15,8 @@ from alignkit.errors import ModelError
 
 DEQUANTISED = frozenset({"fp8", "mxfp4"})
 """Quantisations that transformers converts to floating point while loading a checkpoint."""
+QUANTISED_BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
+"""File that tells of quantised weights beside config.json, which then need not -> method."""
 FROZEN_UNDER_LORA = frozenset({"bitsandbytes"})
 """Quantisations whose weights stay quantised and frozen while adapters train."""
 
@@ -29,7 +31,8 @@ def config_of(folder: Path) -> dict[str, Any]:
         raise ModelError("its config.json is not JSON") from error
     if not isinstance(config, dict):
         raise ModelError("its config.json is not a JSON object")
-    return config
+    beside = next((method for name, method in QUANTISED_BESIDE.items() if (folder / name).is_file()), None)
+    return config if beside is None else {"quantization_config": {"quant_method": beside}} | config
 
 
 def quantization_of(config: Mapping[str, Any]) -> str | None:

@@ -90,6 +90,16 @@ def test_a_quantised_model_is_not_imported(tmp_path: Path) -> None:
     assert importing.available(tmp_path / "models") == []
 
 
+@pytest.mark.parametrize("beside", ["hf_quant_config.json", "quantize_config.json"])
+def test_weights_that_a_file_beside_the_configuration_calls_quantised_are_refused(
+    tmp_path: Path, beside: str
+) -> None:
+    source = build_tiny_model(tmp_path / "source")
+    (source / beside).write_text("{}")
+    with pytest.raises(ModelError, match="its weights are quantised with"):
+        importing.import_model(str(source), tmp_path / "models", report=lambda _: None)
+
+
 def test_a_recipe_of_a_quantised_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     source = with_config(build_tiny_model(tmp_path / "tiny"), quantization_config={"quant_method": "awq"})
     with pytest.raises(RecipeError, match=r"model\.path: .* AWQ"):
