@@ -17,7 +17,7 @@ from alignkit import terms
 from alignkit.errors import FieldIssue, ModelError, RecipeError, nearest
 from alignkit.hardware import has_amx, has_gpu
 from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
-from alignkit.methods.hyperparameters import TERMS, TUNE, in_jobs, job_name, shared_options
+from alignkit.methods.hyperparameters import SECTIONS, TERMS, TUNE, in_jobs, job_name, shared_options
 from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
@@ -99,7 +99,7 @@ def recipe_for_job(
             {
                 "model": {"path": start.path, "adapter": start.adapter, "chat_template": template}
                 | shared["model"],
-                "data": _data_section(resolved, train_file, held_out),
+                "data": _data_section(resolved, train_file, held_out) | shared["data"],
                 "method": method_section,
                 "terms": _terms(resolved, spec, prefix, resolve_model),
                 "tune": resolved.get(TUNE),
@@ -158,7 +158,7 @@ def _for_device(resolved: Mapping[str, Any], on_gpu: bool) -> dict[str, Any]:  #
 
 def _shared(resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Section -> option -> value of the options that every method shares."""
-    found: dict[str, dict[str, Any]] = {"model": {}, "lora": {}, "training": {}}
+    found: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for given, (section, name) in shared_options().items():
         found[section][name] = resolved[given]
     return found

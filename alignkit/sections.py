@@ -89,6 +89,10 @@ class DataSection(Section):
         ge=0,
         description="how many bad rows may be skipped: a number, or below 1 a share; true is a tenth",
     )
+    balance_groups: Annotated[bool, InJobs()] = Field(
+        False,
+        description="draw rows from all groups in turn, so that steps hold as many of each; every row needs a group",
+    )
     flip: FlipSection | None = Field(
         None, description="swap the answers of a known share of the training pairs, to watch memorisation"
     )

@@ -14,11 +14,16 @@ from alignkit.methods.base import Method
 from alignkit.methods.preference import PairMethod
 from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mark_of
 from alignkit.schema import Section
-from alignkit.sections import Auto, Elastic, LoraSection, ModelSection, TrainingSection, Tune
+from alignkit.sections import Auto, DataSection, Elastic, LoraSection, ModelSection, TrainingSection, Tune
 
 NAMED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 """A name that cannot be a path, so a client cannot reach other files of the server."""
-SECTIONS: dict[str, type[Section]] = {"model": ModelSection, "lora": LoraSection, "training": TrainingSection}
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelSection,
+    "data": DataSection,
+    "lora": LoraSection,
+    "training": TrainingSection,
+}
 """Sections of a recipe whose options marked `InJobs` every job takes."""
 TERMS, MOST_TERMS = "terms", 8
 """The hyperparameter that lists what is added to a method's loss, and how many entries it may have."""

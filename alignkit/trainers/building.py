@@ -36,6 +36,7 @@ from alignkit.trainers.d2o import D2OTrainer
 from alignkit.trainers.d2o_rows import tokenise
 from alignkit.trainers.data_facts import keep_data
 from alignkit.trainers.distillation import DistillationTrainer
+from alignkit.trainers.group_order import balanced
 from alignkit.trainers.labelled import LabelledTrainer
 from alignkit.trainers.preference import PreferenceTrainer
 from alignkit.trainers.ps_kd import PSKDTrainer
@@ -92,6 +93,9 @@ def build(context: RunContext) -> Any:
     builder = next(BUILDERS[base] for base in type(method).__mro__ if base in BUILDERS)
     trainer = builder(context, method)
     trainer.group_by_length = context.recipe.training.group_by_length
+    trainer.balance_groups = context.recipe.data.balance_groups
+    if trainer.balance_groups:
+        balanced(trainer.train_dataset, seed=context.recipe.seed)  # refused before anything is trained
     return trainer
 
 

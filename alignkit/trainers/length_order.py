@@ -13,6 +13,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from pyarrow.compute import list_value_length
 from torch.utils.data import Dataset, Sampler
 
+from alignkit.trainers.group_order import BalancedSampler, balanced
 from alignkit.trainers.tokenised import PAIR_IDS, columns_of
 
 LENGTH = "length"
@@ -22,12 +23,20 @@ LENGTH = "length"
 class LengthOrderedSampler(Sampler[int]):
     """Shuffled indices of `dataset`, where each run of `step_rows` indices is sorted by length, longest first.
 
-    The shuffle is that of accelerate's SeedableRandomSampler with the same `seed` and epoch. `lengths[i]` is the
-    length of row i.
+    The shuffle is that of accelerate's SeedableRandomSampler with the same `seed` and epoch, or that of `shuffled`.
+    `lengths[i]` is the length of row i.
     """
 
-    def __init__(self, dataset: Dataset[Any], lengths: Sequence[int], *, step_rows: int, seed: int) -> None:
-        self._shuffled = SeedableRandomSampler(dataset, data_seed=seed)
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        lengths: Sequence[int],
+        *,
+        step_rows: int,
+        seed: int,
+        shuffled: BalancedSampler | None = None,
+    ) -> None:
+        self._shuffled = shuffled or SeedableRandomSampler(dataset, data_seed=seed)
         self._lengths = lengths
         self._step_rows = step_rows
 
@@ -67,11 +76,16 @@ class GroupsByLength:
 
     group_by_length = True
     """Whether rows are sorted."""
+    balance_groups = False
+    """Whether a step holds as many rows of each group."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         own: Sampler[int] | None = super()._get_train_sampler(train_dataset)  # type: ignore[misc]
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        shuffled = balanced(self.train_dataset, seed=seed) if self.balance_groups else None
+        own = own if shuffled is None else shuffled
         forwards = args.gradient_accumulation_steps * self.accelerator.num_processes
         matters = self.micro_batch_matters or self.method.micro_batch_matters
         if not self.group_by_length or matters or args.train_sampling_strategy != "random":
@@ -79,9 +93,8 @@ class GroupsByLength:
         lengths = lengths_of(self.train_dataset if LENGTH in columns_of(self.train_dataset) else dataset)
         if own is None or lengths is None:
             return own
-        seed = args.seed if args.data_seed is None else args.data_seed
         rows = args.train_batch_size * forwards
-        return LengthOrderedSampler(dataset, lengths, step_rows=rows, seed=seed)
+        return LengthOrderedSampler(dataset, lengths, step_rows=rows, seed=seed, shuffled=shuffled)
 
 
 def lengths_of(dataset: Any) -> list[int] | None:
