@@ -14,7 +14,7 @@ from alignkit.estimate.memory import Layout, Memory, Model, peak
 from alignkit.estimate.shapes import read_shape
 from alignkit.estimate.timing import Seconds
 from alignkit.kernels.costs import HeadSize
-from alignkit.methods.work import Batch, Pass, Plan, Work
+from alignkit.methods.work import Batch, ModelUse, Pass, Plan, Work
 from alignkit.recipe import Recipe
 from alignkit.run.environment_checks import refused_under
 from alignkit.run.reference_store import worth_storing
@@ -115,11 +115,20 @@ class Estimating:
         recipe = presumed(recipe, gpu=device.is_gpu, rows=lengths.rows)
         self.recipe, self.lengths, self.device = recipe, lengths, device
         self.plan: Plan = recipe.method.plan(recipe)
-        self.models = {role: Model(use, read_shape(use)) for role, use in self.plan.models.items()}
+        self.models = {role: self._model(role, use) for role, use in self.plan.models.items()}
         self._require_positions()
         self.most = min(MOST_DEVICES, recipe.training.batch_size)
         if not device.is_gpu:
             self.most = min(self.most, device.per_node)
+
+    def _model(self, role: str, use: ModelUse) -> Model:
+        """A model of the plan, with what `tune` and the terms add to the policy."""
+        if role != "policy":
+            return Model(use, read_shape(use))
+        tune = self.recipe.tune
+        if tune is not None and use.lora is not None:
+            use = replace(use, lora=use.lora.model_copy(update={"r": use.lora.r + tune.rank}))
+        return Model(use, read_shape(use), copies=sum(term.weight_copies for term in self.recipe.terms))
 
     def on(self, stage: sharding.Stage, count: int, micro: int | None = None) -> Estimate:
         """The estimate on one layout."""
@@ -148,6 +157,7 @@ class Estimating:
             rows=rows or 0,
             checkpointing=training.gradient_checkpointing is True,
         )
+        step = self._with_tuning(step)
         steps, passes = run_steps(self.lengths.rows, training)
         trained_rows = rows * passes if rows else training.batch_size * (steps or 0)
         trained = [part for part in mean.passes if part.model == "policy" and part.trains]
@@ -174,6 +184,15 @@ class Estimating:
         training = self.recipe.training.model_copy(update={"reference_store": "off"})
         recipe = self.recipe.model_copy(update={"training": training})
         return Estimating(recipe, self.lengths, self.device)
+
+    def _with_tuning(self, step: Seconds) -> Seconds:
+        """The time of a step with its part of the held-out steps of `tune`, as one process computes them."""
+        tune = self.recipe.tune
+        if tune is None:
+            return step
+        rows = self.recipe.training.batch_size
+        own = sum(step.computing.values()) * tune.rows / rows / tune.every
+        return replace(step, computing={**step.computing, "tuning": own})
 
     def _split(self, count: int, micro: int | None) -> tuple[int, int]:
         """(rows per forward, forwards per step) of a process. Raises EstimateError if the batch does not divide."""

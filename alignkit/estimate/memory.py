@@ -39,6 +39,8 @@ class Model:
 
     use: ModelUse
     shape: Shape
+    copies: int = 0
+    """Number of float32 copies of the trained weights that a recipe's terms keep."""
 
     @property
     def itemsize(self) -> int:
@@ -86,6 +88,7 @@ def resident(models: Mapping[str, Model], layout: Layout) -> Bytes:
             held["weights" if role == "policy" else role] += size // share
         if model.use.keeps_start and not stage.offload:
             held["reference"] += model.shape.trained_bytes // share
+        held["reference"] += model.copies * FLOAT * model.shape.trainable
         held["gathered"] += _gathered(model, layout)
         if model.use.trains and not stage.offload:
             held["optimizer"] += _optimizer(model, layout)

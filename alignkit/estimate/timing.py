@@ -26,7 +26,7 @@ class Seconds:
     """Seconds of one optimizer step, and of the work before training."""
 
     computing: dict[str, float]
-    """Seconds of computation by purpose: policy, reference, teacher, scoring, heads."""
+    """Seconds of computation by purpose: policy, reference, teacher, scoring, heads, tuning."""
     optimizer: float
     communication: float
     """Seconds of communication if it did not overlap."""

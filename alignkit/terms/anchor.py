@@ -60,6 +60,11 @@ class Anchor(ParameterTerm):
                 "data", f"is required with {method.type}, whose held-out rows have no answers to keep"
             )
 
+    @property
+    def weight_copies(self) -> int:
+        """Two: the start and F."""
+        return 2
+
     def prepare(self, model: Model) -> State:
         """Copy the start weights, and measure F."""
         weights = model.weights

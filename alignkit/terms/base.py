@@ -74,6 +74,11 @@ class Term(Section):
         """Whether every row must have a `group`."""
         return False
 
+    @property
+    def weight_copies(self) -> int:
+        """Number of float32 copies of the trained weights that the term keeps, for estimates of memory."""
+        return 0
+
     def refusals(self, _recipe: RunSections, _others: list["Term"]) -> Iterator[FieldIssue]:
         """Yield an issue for each option that this run cannot have. Paths are relative to the term."""
         return iter(())

@@ -66,6 +66,11 @@ class Repel(ParameterTerm):
     )
     weight: float = Field(1.0, ge=0, le=1e6, description="weight of the push, relative to the method's loss")
 
+    @property
+    def weight_copies(self) -> int:
+        """One for each adapter, if their ranks are the trained one's."""
+        return len(self.adapters)
+
     def refusals(self, recipe: RunSections, _others: list[Term]) -> Iterator[FieldIssue]:
         """Yield an issue for a run that trains all weights."""
         if recipe.lora is None:

@@ -61,6 +61,25 @@ def test_lora_has_small_gradients_and_states() -> None:
     assert found.memory.kinds["optimizer"] >= 8 * found.trainable
 
 
+def test_terms_of_the_weights_hold_copies_of_them_in_float32() -> None:
+    plain, anchored, repelled = (
+        on({"type": "f_dpo"}, terms=terms)
+        for terms in ([], [{"type": "anchor", "data": "kept.jsonl"}], [{"type": "repel", "adapters": ["a", "b", "c"]}])
+    )
+    assert anchored.memory.kinds["reference"] - plain.memory.kinds["reference"] == 2 * 4 * plain.trainable
+    assert repelled.memory.kinds["reference"] - plain.memory.kinds["reference"] == 3 * 4 * plain.trainable
+
+
+def test_tuned_options_cost_ranks_and_held_out_rows() -> None:
+    data = {"validation": "held-out.jsonl"}
+    plain = on({"type": "f_dpo"}, data=data, lora={"r": 16})
+    tuned = on({"type": "f_dpo"}, data=data, lora={"r": 16}, tune={"options": ["beta"], "rank": 8, "rows": 4})
+    assert tuned.trainable == plain.trainable * 24 / 16
+    own = sum(value for name, value in tuned.step_seconds.computing.items() if name != "tuning")
+    assert tuned.step_seconds.computing["tuning"] == pytest.approx(own * 4 / 16 / 2)  # every second step
+    assert "tuning" not in plain.step_seconds.computing
+
+
 @pytest.mark.parametrize("lora", [None, {"r": 8}])
 def test_d2o_does_not_grow_with_its_samples(lora: Any) -> None:
     few, many = (on({"type": "d2o", "samples_per_prompt": k}, lora=lora) for k in (4, 64))
