@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def finished(trainer: Any, guard: Any, recipe: Recipe, folder: RunFolder) -> Any
             print(message, flush=True)
             folder.emit(message, level="warn" if is_warning else "info")
 
-    return FinishedRun(trainer, recipe, guard, report)
+    return FinishedRun(trainer, recipe, guard, report, partial(save_beside, trainer, recipe, folder))
 
 
 @contextmanager
@@ -175,20 +176,45 @@ def save(trainer: Any, recipe: Recipe, folder: RunFolder, metrics: dict[str, Any
 
     `note` is a sentence for the card.
     """
-    from alignkit.trainers.model_card import CARD  # saves transformers at start-up
-
     target = folder.model if recipe.lora is None else folder.adapter
-    staging = target.with_name(f".{target.name}.tmp")
-    trainer.save_model(str(staging))
+    staging = _staged(trainer, target)
     if is_main_process():
-        if recipe.lora is not None:
-            _keep_ends(trainer, staging)
         teacher = staging / SAVED_TEACHER
         if teacher.is_dir():
             _put(teacher, folder.teacher)
             teacher.parent.rmdir()
-        (staging / CARD).write_text(card_of(trainer, recipe, metrics, note).text(), encoding="utf-8")
-        _put(staging, target)
+        _complete(trainer, recipe, target, card_of(trainer, recipe, metrics, note))
+
+
+def save_beside(trainer: Any, recipe: Recipe, folder: RunFolder, name: str, note: str) -> None:
+    """Write the current adapter or model to the folder `name` in `interpolated`, without metrics. Collective."""
+    target = folder.interpolated / name
+    staging = _staged(trainer, target)
+    if is_main_process():
+        shutil.rmtree(staging / SAVED_TEACHER.parent, ignore_errors=True)
+        _complete(trainer, recipe, target, card_of(trainer, recipe, {}, note))
+
+
+def _staged(trainer: Any, target: Path) -> Path:
+    """Write the weights to a hidden folder beside `target`, and return it."""
+    staging = _staging(target)
+    trainer.save_model(str(staging))
+    return staging
+
+
+def _staging(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp")
+
+
+def _complete(trainer: Any, recipe: Recipe, target: Path, card: Any) -> None:
+    """Add the tokens that end an answer and the card to the saved weights, and put them in place."""
+    from alignkit.trainers.model_card import CARD  # saves transformers at start-up
+
+    staging = _staging(target)
+    if recipe.lora is not None:
+        _keep_ends(trainer, staging)
+    (staging / CARD).write_text(card.text(), encoding="utf-8")
+    _put(staging, target)
 
 
 def card_of(trainer: Any, recipe: Recipe, metrics: dict[str, Any], note: str = "") -> Any:

@@ -10,9 +10,6 @@ from alignkit.errors import DataError, FieldIssue, RecipeError
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
 
-FOLDER = "interpolated"
-"""Folder of a run's interpolated models."""
-
 
 def interpolate_run(run: Path, amounts: Sequence[float]) -> list[Path]:
     """Write the model of the run in the folder `run` at each amount, and return the folders.
@@ -35,7 +32,7 @@ def interpolate_run(run: Path, amounts: Sequence[float]) -> list[Path]:
 
 
 def _write(folder: RunFolder, recipe: Recipe, source: Path, amount: float) -> Path:
-    target = folder.path / FOLDER / f"amount-{amount:g}"
+    target = folder.interpolated / f"amount-{amount:g}"
     staging = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.parent.mkdir(exist_ok=True)

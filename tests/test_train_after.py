@@ -91,10 +91,17 @@ def served(workplace: Path, adapter: Path) -> Any:
 def test_an_interpolated_run_saves_and_measures_the_interpolated_adapter(
     workplace: Path, plain: RunFolder
 ) -> None:
-    folder = run(workplace, "half", after=[INTERPOLATE])
+    folder = run(workplace, "half", after=[INTERPOLATE | {"publish": [0.25]}])
     whole, half = adapter_of(plain.adapter), adapter_of(folder.adapter)
     for name, weight in whole.items():
         assert torch.equal(half[name], weight * 0.5 if "lora_B" in name else weight)
+    (beside,) = folder.interpolated.iterdir()
+    quarter = adapter_of(beside)
+    assert all(
+        torch.equal(quarter[name], half[name] / 2 if "lora_B" in name else half[name]) for name in whole
+    )
+    assert {path.name for path in beside.iterdir()} == {path.name for path in folder.adapter.iterdir()}
+    assert "0.25 of the trained weights" in (beside / "README.md").read_text()
     canary = json.loads(folder.canary.read_text())
     assert canary["adapter_logprobs"] == pytest.approx(
         logps(served(workplace, folder.adapter), canary), abs=1e-4

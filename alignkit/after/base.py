@@ -39,6 +39,9 @@ class Finished(Protocol):
     def faults(self) -> list[str]:
         """The reasons why the collapse guard refuses the current weights; empty if it accepts them or is off."""
 
+    def keep(self, name: str, note: str) -> None:
+        """Save the current weights beside the result, in the folder `name`, with a sentence for their card."""
+
     def report(self, message: str, *, warn: bool = False) -> None:
         """Add a message to the run's events."""
 

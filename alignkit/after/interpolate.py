@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from alignkit.after.adapter import Adapter
@@ -14,6 +14,14 @@ from alignkit.sections import LoraSection
 CANDIDATES = (0.25, 0.5, 0.75, 1.0)
 """Amounts that `auto` evaluates."""
 LARGEST = 1.5
+MOST_PUBLISHED = 8
+
+
+def _different(amounts: list[float]) -> list[float]:
+    names = [f"{amount:g}" for amount in amounts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected each amount once, found {', '.join(names)}")
+    return amounts
 
 
 class Interpolate(AfterStep):
@@ -25,10 +33,18 @@ class Interpolate(AfterStep):
         description="share of the trained weights; above 1 it goes beyond them; auto: the best of .25, .5, .75 and 1 "
         "by held-out loss that the collapse guard accepts",
     )
+    publish: Annotated[list[Annotated[float, Field(gt=0, le=LARGEST)]], AfterValidator(_different)] = Field(
+        default_factory=list,
+        max_length=MOST_PUBLISHED,
+        description="further amounts whose models are saved beside the result, such as [.25, .75]",
+    )
 
     def apply(self, run: Finished) -> None:
-        """Replace the run's weights by the interpolated ones."""
+        """Replace the run's weights by the interpolated ones, and save those of `publish` beside them."""
         at = _Interpolation(run)
+        for amount in self.publish:
+            at.put(amount)
+            run.keep(f"amount-{amount:g}", f"Interpolated with the start: {amount:g} of the trained weights.")
         if self.amount != "auto":
             at.put(self.amount)
             if self.amount > 1:

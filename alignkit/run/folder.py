@@ -8,6 +8,7 @@ checkpoints/    checkpoint-N folders, written atomically (alignkit.run.checkpoin
 samples/        answers sampled for D2O, and log-probs of the references
 adapter/        the trained adapter (or model/ if all weights were trained), written atomically
 collapse_guard.json   measures of the untrained model's answers, and the steps that were sound
+interpolated/   models at other strengths, of `interpolate.publish` or `alignkit interpolate`
 teacher/        the trained teacher of a distillation, if the recipe saves it
 tensorboard/    event files, if the recipe reports to tensorboard (other trackers: a folder with their name)
 trackers.json   ids of the run at its trackers, so that a resumed run continues the same records
@@ -84,6 +85,10 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    @property
+    def interpolated(self) -> Path:
+        return self.path / "interpolated"
 
     @property
     def guard(self) -> Path:

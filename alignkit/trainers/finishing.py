@@ -19,9 +19,20 @@ from alignkit.trainers.scoring import published
 class FinishedRun:
     """The trained model of a trainer. Implements `alignkit.after.Finished`."""
 
-    def __init__(self, trainer: Any, recipe: Recipe, guard: Any, report: Callable[[str, bool], None]) -> None:
-        """`guard` is the collapse guard or None. `report(message, is_warning)` adds an event, on the main process."""
+    def __init__(
+        self,
+        trainer: Any,
+        recipe: Recipe,
+        guard: Any,
+        report: Callable[[str, bool], None],
+        keep: Callable[[str, str], None],
+    ) -> None:
+        """`guard` is the collapse guard or None. `report(message, is_warning)` adds an event, on the main process.
+
+        `keep(name, note)` saves the model beside the result. Collective.
+        """
         self._trainer, self._recipe, self._guard, self._report = trainer, recipe, guard, report
+        self._keep = keep
         self.model = published(trainer.model, trainer.accelerator)
         self._is_lora = is_peft_model(self.model)
 
@@ -81,6 +92,10 @@ class FinishedRun:
     def faults(self) -> list[str]:
         """The reasons why the collapse guard refuses the current weights."""
         return [] if self._guard is None else self._guard.faults_now()
+
+    def keep(self, name: str, note: str) -> None:
+        """Save the current weights beside the result."""
+        self._keep(name, note)
 
     def report(self, message: str, *, warn: bool = False) -> None:
         """Print a message and add it to the run's events."""

@@ -26,6 +26,7 @@ class Run:
     collapsed: Callable[[Adapter], bool] = lambda _: False
     start_adapter: Adapter | None = None
     messages: list[tuple[str, bool]] = field(default_factory=list)
+    kept: dict[str, Adapter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.now = self.adapter
@@ -38,6 +39,9 @@ class Run:
 
     def faults(self) -> list[str]:
         return ["repetition"] if self.collapsed(self.now) else []
+
+    def keep(self, name: str, _note: str) -> None:
+        self.kept[name] = self.now
 
     def report(self, message: str, *, warn: bool = False) -> None:
         self.messages.append((message, warn))
@@ -57,6 +61,15 @@ def test_a_fixed_amount_scales_the_adapter() -> None:
     Interpolate(amount=0.25).apply(run)
     assert strength(run.now) == 0.25
     assert run.messages == [("Interpolated with the start: 0.25 of the trained weights", False)]
+
+
+def test_published_amounts_are_kept_beside_the_result() -> None:
+    run = Run(adapter())
+    Interpolate(amount=0.5, publish=[0.25, 1.0]).apply(run)
+    assert {name: strength(one) for name, one in run.kept.items()} == {"amount-0.25": 0.25, "amount-1": 1.0}
+    assert strength(run.now) == 0.5
+    with pytest.raises(ValueError, match=r"expected each amount once, found 0\.25, 0\.25"):
+        Interpolate(publish=[0.25, 0.25])
 
 
 def test_an_amount_above_one_is_a_warning() -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,23 @@ PASSING = ("engine_failed", "engine_busy")
 @job_step("publish")
 @tracing.stage("publish")
 def publish_models(job_id: str) -> None:
-    """Publish the result and every checkpoint to where an engine finds them."""
+    """Publish the result, its other strengths and every checkpoint to where an engine finds them."""
     services, folder = use(), folder_of(job_id)
     message = "Publishing the model and its checkpoints"
     services.ledger.add_event(
         job_id, level="info", message=message, data={"phase": "publish"}, once="publish"
     )
     job = services.ledger.get(job_id)
+    for path, variant in publishable(folder, kind_of(job)):
+        _publish(services, job, path, variant)
+
+
+def publishable(folder: RunFolder, kind: str) -> Iterator[tuple[Path, int | str | None]]:
+    """Yield (path, variant) of a finished run's models: checkpoints by step, strengths by name, the result (None)."""
     checkpoints = {step_of(path): path for path in folder.checkpoints.glob("checkpoint-*")}
-    for step, path in sorted(checkpoints.items()):
-        _publish(services, job, path, step)
-    _publish(services, job, folder.model if kind_of(job) == FULL else folder.adapter, None)
+    yield from ((checkpoints[step], step) for step in sorted(checkpoints))
+    yield from ((path, path.name) for path in sorted(folder.interpolated.glob("amount-*")))
+    yield folder.model if kind == FULL else folder.adapter, None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -52,8 +59,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _publish(services: StepServices, job: JobRecord, path: Path, step: int | None) -> None:
-    name, kind = name_of(job, step), kind_of(job)
+def _publish(services: StepServices, job: JobRecord, path: Path, variant: int | str | None = None) -> None:
+    name, kind = name_of(job, variant), kind_of(job)
+    step = variant if isinstance(variant, int) else None
     try:
         if kind == FULL:
             published = publish_weights(services.settings, path, model_name=name)
@@ -98,9 +106,9 @@ def kind_of(job: JobRecord) -> str:
     return ADAPTER if job.recipe.get("lora", True) else FULL
 
 
-def name_of(job: JobRecord, step: int | None = None) -> str:
-    """The name under which a model of the job is served."""
-    return model_name(job.base_model, job.project_name, job.suffix, job.id, step)
+def name_of(job: JobRecord, variant: int | str | None = None) -> str:
+    """The name under which a model of the job is served: its result, or a variant of `model_name`."""
+    return model_name(job.base_model, job.project_name, job.suffix, job.id, variant)
 
 
 @job_step("canary")

@@ -23,6 +23,9 @@ def test_names() -> None:
     assert model_name("base", "mine", "my first", job_id) == "ft:base:mine:my-first:AbCd1234"
     assert model_name("base", "mine", None, job_id) == "ft:base:mine::AbCd1234"
     assert model_name("base", "mine", "demo", job_id, 40) == "ft:base:mine:demo:AbCd1234:ckpt-step-40"
+    assert (
+        model_name("base", "mine", "demo", job_id, "amount-0.25") == "ft:base:mine:demo:AbCd1234:amount-0.25"
+    )
 
 
 def test_base_models_are_those_on_disk(service: Running, client: OpenAI, key: str) -> None:
