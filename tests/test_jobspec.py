@@ -253,7 +253,12 @@ def test_d2os_refusals_carry_openais_path(hyperparameters: dict[str, Any], path:
 
 
 def test_a_job_names_its_template_columns_bad_rows_and_held_out_share() -> None:
-    data = {"columns": {"question": "prompt"}, "skip_bad": 3, "validation_split": 0.25}
+    data = {
+        "columns": {"question": "prompt"},
+        "skip_bad": 3,
+        "balance_groups": True,
+        "validation_split": 0.25,
+    }
     resolved = recipe_for_job(
         method="f_dpo",
         hyperparameters={"chat_template": "qwen3", **data},
@@ -269,6 +274,7 @@ def test_a_job_names_its_template_columns_bad_rows_and_held_out_share() -> None:
     assert recipe.model.chat_template == "qwen3"
     assert (recipe.data.columns, recipe.data.skip_bad) == ({"question": "prompt"}, 3)
     assert recipe.data.validation == 0.25
+    assert recipe.data.balance_groups
     assert recipe.training.eval_steps is not None
     assert data.items() <= resolved.hyperparameters.items()
 
