@@ -64,7 +64,11 @@ def test_lora_has_small_gradients_and_states() -> None:
 def test_terms_of_the_weights_hold_copies_of_them_in_float32() -> None:
     plain, anchored, repelled = (
         on({"type": "f_dpo"}, terms=terms)
-        for terms in ([], [{"type": "anchor", "data": "kept.jsonl"}], [{"type": "repel", "adapters": ["a", "b", "c"]}])
+        for terms in (
+            [],
+            [{"type": "anchor", "data": "kept.jsonl"}],
+            [{"type": "repel", "adapters": ["a", "b", "c"]}],
+        )
     )
     assert anchored.memory.kinds["reference"] - plain.memory.kinds["reference"] == 2 * 4 * plain.trainable
     assert repelled.memory.kinds["reference"] - plain.memory.kinds["reference"] == 3 * 4 * plain.trainable
