@@ -25,7 +25,7 @@ def operands(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("head_trains", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_liger_equals_the_reference(dtype: torch.dtype, head_trains: bool) -> None:
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2
     results = []
