@@ -1,9 +1,5 @@
-"""Chooses values for `auto` when a run starts, and halves the micro-batch of a run that ran out of memory.
+"""Chooses values for `auto` when a run starts; `alignkit.run.settled` stores them."""
 
-The values are stored in the run's folder (settled.json), so that a resumed run has the same ones.
-"""
-
-import json
 import math
 import os
 from pathlib import Path
@@ -15,33 +11,22 @@ from alignkit.data.dataset import load_rows, skipped_share
 from alignkit.data.tokens import render_rows
 from alignkit.estimate import EstimateError, lengths_of
 from alignkit.estimate.devices import visible
-from alignkit.estimate.fitting import AUTO, fit, has_auto, without_estimate
+from alignkit.estimate.fitting import fit, has_auto, without_estimate
 from alignkit.hardware import has_amx
 from alignkit.models.weights_digest import dropouts_of
 from alignkit.precision import WORTHWHILE, Row, choose
 from alignkit.recipe import Recipe
 from alignkit.run.checkpoints import newest_first
 from alignkit.run.evaluation_share import MOST_TOKENS, Watching, steps_of
-from alignkit.run.folder import RunFolder, write_json
+from alignkit.run.folder import RunFolder
 from alignkit.run.reference_store import has_reference, worth_storing
+from alignkit.run.settled import AUTO, SETTLED, keep, read_kept, with_kept
 from alignkit.sharding import sharding
 
 PROBE_ROWS = 4
 PROBE_TOKENS = 512
 STAGES = {None: None, "ZeRO-1": "zero1", "ZeRO-2": "zero2", "ZeRO-3": "zero3", "FSDP": "fsdp2"}
 """Kind of sharding -> the stage of an estimate."""
-_SETTLED = {
-    "model": ("dtype", "attn_implementation"),
-    "training": (
-        "micro_batch_size",
-        "gradient_checkpointing",
-        "eval_batch_size",
-        "mixed_precision",
-        "reference_store",
-        "eval_steps",
-    ),
-    "collapse_guard": ("max_new_tokens",),
-}
 
 
 def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Recipe:
@@ -50,8 +35,8 @@ def settle(recipe: Recipe, folder: RunFolder, *, resume: bool, main: bool) -> Re
     `main`: whether this process writes the folder. Raises RecipeError if nothing fits. A `mixed_precision` that is to
     be measured stays `auto`.
     """
-    kept = _read(folder) if resume else {}
-    recipe = _with_kept(recipe, kept)
+    kept = read_kept(folder) if resume else {}
+    recipe = with_kept(recipe, kept)
     if resume and newest_first(folder.checkpoints):
         recipe = _as_before(recipe)
     if not has_auto(recipe):
@@ -213,56 +198,10 @@ def _agreed(way: str) -> str:
     return str(broadcast_object_list([way])[0])
 
 
-def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
-    """Write the recipe and its chosen values into the run's folder, where a resumed run finds them."""
-    values = {
-        section: {name: getattr(getattr(recipe, section), name) for name in names}
-        for section, names in _SETTLED.items()
-        if getattr(recipe, section) is not None
-    }
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder.settled, {**_read(folder), **values, **more})
-    folder.write_recipe(recipe)
-
-
-def halve(recipe: Recipe, folder: RunFolder) -> tuple[int, int] | None:
-    """Store a smaller micro-batch for the next start. Returns (old, new), or None if it cannot be smaller.
-
-    This happens once per run, so that a run which does not fit still fails. A micro-batch that is part of the method
-    is not changed.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    kept = _read(folder)
-    recipe = _with_kept(recipe, kept)
-    share = recipe.training.batch_size // processes
-    given = recipe.training.micro_batch_size
-    micro = given if isinstance(given, int) else share
-    if kept.get("out_of_memory") or micro < 2 or recipe.micro_batch_matters:
-        return None
-    half = max(size for size in range(1, micro // 2 + 1) if share % size == 0)
-    training = recipe.training.model_copy(update={"micro_batch_size": half})
-    keep(recipe.model_copy(update={"training": training}), folder, out_of_memory={"micro_batch_size": half})
-    return micro, half
-
-
-def _with_kept(recipe: Recipe, kept: dict[str, Any]) -> Recipe:
-    """Replace each `auto` by the stored value, and the micro-batch by the halved one if there is one."""
-    updates = {}
-    for section, names in _SETTLED.items():
-        own, found = getattr(recipe, section), kept.get(section, {})
-        if own is None:
-            continue
-        values = {name: found[name] for name in names if name in found and getattr(own, name) == AUTO}
-        if section == "training":
-            values |= kept.get("out_of_memory") or {}
-        updates[section] = own.model_copy(update=values)
-    return recipe.model_copy(update=updates)
-
-
 def _differing(recipe: Recipe, found: Recipe) -> dict[str, Any]:
     return {
         name: getattr(getattr(found, section), name)
-        for section, names in _SETTLED.items()
+        for section, names in SETTLED.items()
         for name in names
         if getattr(getattr(recipe, section), name, None) != getattr(getattr(found, section), name, None)
     }
@@ -270,11 +209,3 @@ def _differing(recipe: Recipe, found: Recipe) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return {True: "on", False: "off", None: "the model's own"}.get(value, str(value))
-
-
-def _read(folder: RunFolder) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(folder.settled.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return found

@@ -31,7 +31,8 @@ from alignkit.run.environment_checks import require, settle_length
 from alignkit.run.failures import explain, lost_a_peer, report_failure
 from alignkit.run.folder import RunFolder, newest, write_json
 from alignkit.run.resume_guard import origin_of, refusal
-from alignkit.settling import halve, settle, settle_evaluations, settle_precision, settle_references
+from alignkit.run.settled import halve
+from alignkit.settling import settle, settle_evaluations, settle_precision, settle_references
 from alignkit.sharding import SHARES_WEIGHTS, is_main_process, sharding
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}
@@ -94,7 +95,7 @@ def try_with_less(recipe: Recipe, folder: RunFolder, error: Exception) -> bool:
     """Whether the run ran out of memory and can start once more with half the micro-batch, which is stored."""
     if not folder.path.is_dir() or lost_a_peer(error) or explain(error)[0] != "out_of_memory":
         return False
-    sizes = halve(recipe, folder)
+    sizes = halve(recipe, folder, processes=int(os.environ.get("WORLD_SIZE", "1")))
     if sizes is None:
         return False
     message = f"Out of memory with micro_batch_size {sizes[0]}: resuming with {sizes[1]}"

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from alignkit import launch, settling, train
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
-from alignkit.settling import halve, settle, settle_evaluations, settle_references
+from alignkit.run.settled import halve
+from alignkit.settling import settle, settle_evaluations, settle_references
 from tests.estimate.recipes import recipe
 from tests.tiny import build_tiny_model
 
@@ -55,17 +56,17 @@ def test_a_resumed_run_goes_on_with_what_was_settled(folder: RunFolder) -> None:
 
 def test_half_the_micro_batch_is_kept_once(folder: RunFolder) -> None:
     run = given(micro_batch_size=4)
-    assert halve(run, folder) == (4, 2)
+    assert halve(run, folder, processes=1) == (4, 2)
     assert settle(run, folder, resume=True, main=True).training.micro_batch_size == 2
-    assert halve(run, folder) is None
+    assert halve(run, folder, processes=1) is None
 
 
 def test_a_single_row_cannot_be_halved(folder: RunFolder) -> None:
-    assert halve(given(micro_batch_size=1), folder) is None
+    assert halve(given(micro_batch_size=1), folder, processes=1) is None
 
 
 def test_the_new_micro_batch_divides_the_rows_of_a_step(folder: RunFolder) -> None:
-    assert halve(given(batch_size=9, micro_batch_size=9), folder) == (9, 3)
+    assert halve(given(batch_size=9, micro_batch_size=9), folder, processes=1) == (9, 3)
 
 
 def test_a_run_out_of_memory_asks_to_start_again(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from alignkit.errors import AlignkitError
 from alignkit.estimate.lengths import assumed
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
+from alignkit.run.settled import halve
 from alignkit_server.executors.oom import KILLED_LINE, oom_kills
 
 COUNT_FILE = "oom_kills"
@@ -55,6 +56,16 @@ def ran_out(folder: RunFolder) -> str | None:
 def was_killed(folder: RunFolder) -> bool:
     """Whether the log's end says that the training was killed by SIGKILL."""
     return _KILLED.search(folder.log_tail(lines=200, limit=65536)) is not None
+
+
+def halved(recipe: dict[str, Any], folder: RunFolder, start: str) -> tuple[int, int] | None:
+    """Store half the micro-batch for the start after `start`. Returns (old, new); None if it cannot be smaller."""
+    try:
+        parsed = Recipe.parse(recipe)
+    except (AlignkitError, ValueError):
+        log.exception("a job's recipe cannot be read")
+        return None
+    return halve(parsed, folder, processes=parsed.training.devices or 1, start=start)
 
 
 def what_fits(recipe: dict[str, Any]) -> str:

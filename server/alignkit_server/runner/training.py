@@ -62,7 +62,8 @@ FIRST = Start()
 class Ending(NamedTuple):
     """How a run ended, and its last complete checkpoint's step.
 
-    `outcome` is "trained", "left" (paused, cancelled), "killed", or "starved": by a full disk, which has room again.
+    `outcome` is "trained", "left" (paused, cancelled), "killed", or "starved": by a full disk, which has room again,
+    or for want of memory, of which the run now takes less.
     """
 
     outcome: str
@@ -109,7 +110,7 @@ def launch(job_id: str, attempt: int = 1, start: Start = FIRST) -> bool:
     if _prepare(folder, job, f"{attempt}.{start.number}"):
         _require_inputs(job)
         # A run that reported anything resumes in its own folder, from the beginning if it has no checkpoint.
-        resume = attempt > 1 or folder.events.exists()
+        resume = attempt > 1 or folder.events.exists() or folder.settled.exists()
         if not services.executor.anywhere:  # else the run's own machine counts
             memory.remember(folder)
         answered(job_id, lambda: services.executor.start(folder.path, resume=resume))
@@ -181,9 +182,9 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
             raise Detached
     reader.read()
     _keep_peak(job_id, folder)
+    result = folder.read_result() or {}
     if not is_current(job_id, attempt):
         return Ending("left")
-    result = folder.read_result() or {}
     if result.get("status") == "succeeded":
         return Ending("trained")
     error = result.get("error") or {}
@@ -236,6 +237,8 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
     services, step = use(), step_of_last(folder)
     why = None if interrupted else memory.ran_out(folder)
     if why is not None and step <= start.from_step:  # it would run out again at the same place
+        if _takes_less(job_id, folder, start, why):
+            return Ending("starved", step)
         message = f"The training process ran out of memory: {why}. {_what_fits(job_id)}"
         raise failure(OUT_OF_MEMORY, message, folder)
     following, most = start.after(step), services.settings.training_restarts
@@ -259,6 +262,21 @@ def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) 
     )
     log.warning("training restarts", job_id=job_id, step=step, restart=following.number)
     return Ending("killed", step)
+
+
+def _takes_less(job_id: str, folder: RunFolder, start: Start, why: str) -> bool:
+    """Store half the micro-batch for the next start of a run that ran out of memory; whether that was possible."""
+    job = use().ledger.get(job_id)
+    sizes = memory.halved(job.recipe, folder, f"{job.attempt}.{start.number}")
+    if sizes is None:
+        return False
+    old, new = sizes
+    message = (
+        f"The training process ran out of memory with micro_batch_size {old} ({why}); it resumes with {new}"
+    )
+    data, once = {"micro_batch_size": new}, f"halved {job.attempt}.{start.number}"
+    use().ledger.add_event(job_id, level="warn", message=message, data=data, once=once)
+    return True
 
 
 def _what_fits(job_id: str) -> str:

@@ -4,14 +4,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from alignkit import estimate as library
+from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder, write_json
+from alignkit.run.settled import read_kept
 from alignkit_server.executors import oom
 from alignkit_server.runner import memory, training
+from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.runner.step_services import JobFailedError, StepServices
 from alignkit_server.runner.training import Ending, Start
-from tests.server.runner.test_workflow import folder, job_id, ledger, services  # noqa: F401 - fixtures
+from alignkit_server.tables import Job
+from tests.server.runner.test_workflow import (  # noqa: F401 - fixtures
+    folder,
+    job_id,
+    ledger,
+    messages,
+    services,
+)
 from tests.tiny import build_tiny_model
 
 
@@ -141,3 +152,41 @@ def test_both_kinds_of_counters_are_read(counter: Path) -> None:
     assert oom.oom_kills() == 0
     counter.unlink()
     assert oom.oom_kills() == 0
+
+
+@pytest.fixture
+def of_four_rows(ledger: JobLedger, job_id: str, tmp_path: Path) -> str:  # noqa: F811
+    """The job with a recipe whose forwards take four rows."""
+    recipe = {
+        "model": {"path": "m"},
+        "data": {"train": "rows.jsonl"},
+        "method": {"type": "f_dpo"},
+        "training": {"batch_size": 8, "micro_batch_size": 4},
+        "output_dir": str(tmp_path / "x"),
+    }
+    with ledger.database.writing() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(recipe=Recipe.parse(recipe).model_dump()))
+    return job_id
+
+
+def test_a_run_that_the_kernel_killed_starts_once_more_with_half_the_rows(
+    ledger: JobLedger,  # noqa: F811
+    folder: RunFolder,  # noqa: F811
+    of_four_rows: str,
+    counter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory.remember(folder)
+    counter.write_text("low 0\noom 1\noom_kill 1\n")
+    assert end(of_four_rows) == end(of_four_rows) == Ending("starved", 0), "and a repeat halves once"
+    assert read_kept(folder)["out_of_memory"] == {"micro_batch_size": 2}
+    told = [message for message in messages(ledger, of_four_rows) if "ran out of memory" in message]
+    assert told == [
+        (
+            "The training process ran out of memory with micro_batch_size 4 (the system killed it (out of memory)); "
+            "it resumes with 2"
+        )
+    ]
+    monkeypatch.setattr(memory, "what_fits", lambda _: "Take less.")
+    with pytest.raises(JobFailedError, match="ran out of memory"):
+        end(of_four_rows, Start(1, 0, 0))
