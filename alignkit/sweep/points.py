@@ -27,6 +27,17 @@ SCHEDULES = ("training.max_steps", "training.epochs", "data.train", "data.valida
 """Options under which the metrics of two runs at one step cannot be compared."""
 
 
+TABLE_METRICS = (
+    "valid_loss",
+    "train_loss",
+    "valid_rewards_margins",
+    "valid_rewards_accuracies",
+    "valid_answers_kl",
+    "valid_kl",
+)
+"""Metrics of the table, where a run reports them, beside the halving's."""
+
+
 class Halving(Section):
     """Successive halving: at each rung, a share of the runs goes on and the others stop."""
 
@@ -52,6 +63,19 @@ class Halving(Section):
         """Names by value, the best first; equal values by name."""
         sign = -1 if self.goal == "max" else 1
         return sorted(values, key=lambda name: (sign * values[name], name))
+
+    def stopped(self, values: Mapping[str, float | None], rung: int) -> dict[str, str]:
+        """Name -> why it stops, of the runs beyond the share that goes on. None is a run without the metric."""
+        known = {name: value for name, value in values.items() if value is not None}
+        ranked = self.best_first(known)
+        kept = max(1, math.ceil(self.keep * len(values)))
+        absent = {name: f"no {self.metric} up to step {rung}" for name in values if name not in known}
+        return absent | {
+            name: f"{self.metric} {known[name]:.4g} at step {rung}: place {place} of {len(ranked)}, of which {kept} "
+            "went on"
+            for place, name in enumerate(ranked, start=1)
+            if place > kept
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +112,8 @@ class SweepSpec:
         return {**self.options, **halving}
 
 
-def sweep_of(given: object, prefix: str = "sweep") -> SweepSpec:
-    """Read a sweep section. Raises RecipeError, before any combination is made if there are too many."""
+def sweep_of(given: object, prefix: str = "sweep", *, most: int = MOST_POINTS) -> SweepSpec:
+    """Read a sweep section. Raises RecipeError, before any combination is made if there are more than `most`."""
     if not isinstance(given, Mapping):
         raise _refused(prefix, f"expected options and their values, found {type(given).__name__}")
     halving = _halving(given.get(HALVING), f"{prefix}.{HALVING}")
@@ -107,8 +131,8 @@ def sweep_of(given: object, prefix: str = "sweep") -> SweepSpec:
         if len({json.dumps(value, sort_keys=True, default=str) for value in values}) < len(values):
             raise _refused(f"{prefix}.{key}", f"expected each value once, found {_short(values)}")
     count = math.prod(map(len, options.values()))
-    if count > MOST_POINTS:
-        raise _refused(prefix, f"expected at most {MOST_POINTS} points, found {count:,}")
+    if count > most:
+        raise _refused(prefix, f"expected at most {most} points, found {count:,}")
     return SweepSpec(options, halving)
 
 

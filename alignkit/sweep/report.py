@@ -9,17 +9,8 @@ from alignkit.errors import AlignkitError
 from alignkit.report import page
 from alignkit.report.record import shown
 from alignkit.sweep.folder import Row, SweepFolder, frontier_of, unbeaten
-from alignkit.sweep.points import HALVING
+from alignkit.sweep.points import HALVING, TABLE_METRICS
 
-METRICS = (
-    "valid_loss",
-    "train_loss",
-    "valid_rewards_margins",
-    "valid_rewards_accuracies",
-    "valid_answers_kl",
-    "valid_kl",
-)
-"""Metrics of the table, where a run reports them, beside the halving's."""
 FrontierPoint = tuple[Row, float, float]
 
 
@@ -48,9 +39,9 @@ def write_sweep_report(folder: SweepFolder) -> Path:
 
 
 def table_metrics(folder: SweepFolder, rows: list[Row]) -> list[str]:
-    """The metrics of the table: the halving's first, then those of METRICS that a run reports."""
+    """The metrics of the table: the halving's first, then those of TABLE_METRICS that a run reports."""
     halving = folder.spec.halving
-    wanted = dict.fromkeys([*([halving.metric] if halving else []), *METRICS])
+    wanted = dict.fromkeys([*([halving.metric] if halving else []), *TABLE_METRICS])
     return [name for name in wanted if any(name in row.metrics for row in rows)]
 
 

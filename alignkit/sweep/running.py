@@ -4,7 +4,6 @@ Every run is a process of `alignkit train` in a folder of its own. What is done 
 that was interrupted goes on where it stopped.
 """
 
-import math
 import os
 import queue
 import subprocess
@@ -126,26 +125,15 @@ class Sweep:
         assert halving is not None  # noqa: S101 - only called with one
         left = self._left()
         values = {point.name: self.folder.value_at(point, halving.metric, rung) for point in left}
-        known = {name: value for name, value in values.items() if value is not None}
-        if left and not known:
+        if left and not any(value is not None for value in values.values()):
             reported = ", ".join(self.folder.reported()) or "none"
             message = f"no run reported {halving.metric} up to step {rung}; reported were {reported}"
             raise RecipeError([FieldIssue("sweep.halving.metric", message)])
-        ranked = halving.best_first(known)
-        kept = set(ranked[: max(1, math.ceil(halving.keep * len(left)))])
+        reasons = halving.stopped(values, rung)
         for point in left:
-            if point.name in kept:
-                continue
-            if point.name not in known:
-                reason = f"no {halving.metric} up to step {rung}"
-            else:
-                place = ranked.index(point.name) + 1
-                reason = (
-                    f"{halving.metric} {known[point.name]:.4g} at step {rung}: place {place} of {len(ranked)}, of "
-                    f"which {len(kept)} went on"
-                )
-            self.folder.stop(point, reason)
-            self._report(f"{point.name} ({point.label()}) stopped: {reason}")
+            if (reason := reasons.get(point.name)) is not None:
+                self.folder.stop(point, reason)
+                self._report(f"{point.name} ({point.label()}) stopped: {reason}")
 
 
 @contextmanager

@@ -39,12 +39,15 @@ from alignkit_server.pools.file_check_pool import FileCheckPool
 from alignkit_server.preflight.routes import router as preflight
 from alignkit_server.projects.routes import own_key
 from alignkit_server.projects.routes import router as projects
+from alignkit_server.repeating import Repeating
 from alignkit_server.request_log import RequestLog
 from alignkit_server.reserve import Reserve
 from alignkit_server.services import JobRunner, Services, Unpublish
 from alignkit_server.settings import Settings
 from alignkit_server.storage.runs import RunStorage
 from alignkit_server.sweeper.sweeper import Sweeper
+from alignkit_server.sweeps.advancing import advance
+from alignkit_server.sweeps.routes import router as sweeps
 from alignkit_server.uploads.routes import router as uploads
 from alignkit_server.vault import open_vault
 from alignkit_server.webhooks.routes import router as webhooks
@@ -56,6 +59,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     methods,
     preflight,
     jobs,
+    sweeps,
     checkpoints,
     models,
     evals,
@@ -66,6 +70,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     engine_list,
 )
 """Routers whose routes need a key with a scope."""
+SWEEP_POLL_SECONDS = 2.0
+"""After which a server looks again whether a sweep's jobs can be compared."""
 RunnerFactory = Callable[[Database], JobRunner]
 
 
@@ -172,6 +178,7 @@ def open_services(
         file_checks=FileCheckPool(children),
         exports=FileCheckPool(exporting, at_once=EXPORTS_AT_ONCE, of_a_project=1),
     )
+    advancing = Repeating("sweeps", lambda: advance(database, services), SWEEP_POLL_SECONDS)
     try:
         services.reserve.start()
         if services.runner is not None:
@@ -179,8 +186,10 @@ def open_services(
             services.runner_started = True
             mend_modes(settings)  # the queue has a database of its own
         services.sweeper.start()
+        advancing.start()
         yield services
     finally:
+        advancing.stop()
         services.sweeper.stop()
         children.close()
         exporting.close()

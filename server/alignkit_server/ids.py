@@ -11,6 +11,7 @@ PROJECT = "proj_"
 KEY = "key_"
 FILE = "file-"
 JOB = "ftjob-"
+SWEEP = "ftsweep-"
 EVENT = "ft-event-"
 CHECKPOINT = "ftckpt_"
 MODEL = "model_"
@@ -34,3 +35,8 @@ def new_id(prefix: str) -> str:
 def fixed_id(prefix: str, *parts: str) -> str:
     """A deterministic id, equal for equal `parts`, so that retries create nothing twice."""
     return prefix + hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:LENGTH]
+
+
+def rung_event(step: int) -> str:
+    """The `once` name of a job's event that says it paused where its sweep compares the jobs, at this step."""
+    return f"rung {step}"

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from alignkit.cli.job_sweep import points_of
+from alignkit.cli import job_sweep
+from alignkit.cli.job_sweep import halving_of, points_of
 from alignkit.errors import AlignkitError
+from alignkit_server.sweeps import schemas
 from tests.cli.conftest import Run
 from tests.server.support import BASE_MODEL, pairs
 
@@ -36,6 +39,25 @@ def test_a_sweep_is_ordinary_jobs_of_one_file_and_one_name(client: OpenAI, run: 
     assert found["compare"].endswith("/#/compare?jobs=" + ",".join(one["job"] for one in found["jobs"]))
 
 
+def test_a_sweep_with_halving_pauses_its_jobs_at_the_first_rung(client: OpenAI, run: Run) -> None:
+    given = ("--param", "batch_size=4", "--halve-by", "train_loss", "--goal", "min", "--rungs", "1,2")
+    done = run(*SWEEP, "--vary", "beta=0.05,0.1", *given, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    sweep: Any = client.get(f"/fine_tuning/sweeps/{found['id']}", cast_to=object)
+    assert sweep["sweep"]["halving"] == {"metric": "train_loss", "goal": "min", "rungs": [1, 2], "keep": 0.5}
+    assert (sweep["next_rung"], found["sweep"]) == (1, found["id"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "rungs", "message"),
+    [("x", None, "expected both"), (None, "1", "expected both"), ("x", "1,b", "--rungs 1,b: expected steps")],
+)
+def test_a_halving_that_is_not_whole_is_refused(metric: str | None, rungs: str | None, message: str) -> None:
+    with pytest.raises(AlignkitError, match=message):
+        halving_of(metric, rungs, "max", 0.5)
+
+
 def test_a_sweep_that_is_refused_leaves_no_job_and_no_file(client: OpenAI, run: Run) -> None:
     done = run(*SWEEP, "--vary", "beta=0.1,-1")
     assert done.returncode == 1
@@ -59,3 +81,7 @@ def test_a_wrong_set_of_values_is_refused(vary: list[str], message: str) -> None
     with pytest.raises(AlignkitError) as refused:
         points_of(vary)
     assert message in str(refused.value)
+
+
+def test_the_command_allows_as_many_jobs_as_the_service() -> None:
+    assert job_sweep.MOST_JOBS == schemas.MOST_JOBS

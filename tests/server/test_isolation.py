@@ -26,7 +26,7 @@ PLAIN = {
     "hyperparameters", "name", "scopes", "expires_in_seconds", "grace_seconds", "limits", "file", "expires_after",
     "idempotency-key", "names", "max_points", "rows", "offset", "bytes", "filename", "mime_type", "md5",
     "project_id", "project_ids", "url", "event_types", "event_type", "part_ids",
-    "keep_old_secret_active_for_24_hours", "type", "tail", "form", "quantize", "order_by", "status",
+    "keep_old_secret_active_for_24_hours", "type", "tail", "form", "quantize", "order_by", "status", "sweep",
     "data_source_config", "testing_criteria", "data_source",
 }  # fmt: skip
 """Parameters of queries and bodies that name nothing of a project's. `model` is a base model where jobs are created,
@@ -97,10 +97,19 @@ def ids(service: Running, client: OpenAI, project: str) -> dict[str, list[str]]:
     endpoint = client.webhooks.create(
         name="x", url="https://example.com", event_types=["fine_tuning.job.failed"]
     )
+    with service.http(client.api_key) as http:
+        body = {
+            "model": BASE_MODEL,
+            "training_file": file_id,
+            "method": method_of_job(),
+            "sweep": {"beta": [0.1]},
+        }
+        sweep = http.post("/v1/fine_tuning/sweeps", json=body).json()["id"]
     eval_id = client.evals.create(**EVAL).id
     run = client.evals.runs.create(eval_id, **RUN)  # type: ignore[call-overload]
     item_id = first_item(service, run.id)
     return {
+        "sweep_id": [sweep],
         "eval_id": [eval_id],
         "run_id": [run.id],
         "item_id": [item_id],
@@ -126,6 +135,7 @@ def ids(service: Running, client: OpenAI, project: str) -> dict[str, list[str]]:
             eval_id,
             run.id,
             item_id,
+            sweep,
         ],
         "last-event-id": [event.id],
     }
@@ -224,6 +234,8 @@ def test_no_body_leads_to_another_project(
             if name in PLAIN:
                 continue
             body = {"model": BASE_MODEL, "method": method_of_job(), "training_file": own_file}
+            if path == "/v1/fine_tuning/sweeps":
+                body["sweep"] = {"beta": [0.1]}
             assert_not_found(other.request(method, path, json=body | {name: ids[name][0]}))
             walked += 1
     assert walked >= 2

@@ -23,7 +23,7 @@ from alignkit_server.engines.errors import EngineError
 from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.services import Services
 from alignkit_server.settings import Settings
-from alignkit_server.tables import ApiKey, Endpoint, Eval, EvalItem, File, Project, Upload
+from alignkit_server.tables import ApiKey, Endpoint, Eval, EvalItem, File, Project, Sweep, Upload
 from alignkit_server.vault import open_vault
 from alignkit_server.webhooks.signing import new_secret
 from tests.server.evals.test_durable import store_run
@@ -33,7 +33,15 @@ from tests.server.support import BASE_MODEL, RecordingRunner, add_base_model
 UNKNOWN_HEADER = "x-schemathesis-unknown-property"
 KEY = "sk-of-these-tests"
 FILE, UPLOAD, ENDPOINT, MODEL = "file-seed", "upload_seed", "we_seed", "ft:seed:ckpt-step-1"
-REAL = {"file_id": FILE, "upload_id": UPLOAD, "endpoint_id": ENDPOINT, "model": MODEL, "checkpoint": MODEL}
+SWEEP = "ftsweep-seed"
+REAL = {
+    "file_id": FILE,
+    "upload_id": UPLOAD,
+    "endpoint_id": ENDPOINT,
+    "model": MODEL,
+    "checkpoint": MODEL,
+    "sweep_id": SWEEP,
+}
 
 
 class NoEngines:
@@ -104,7 +112,7 @@ def one_of_everything(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def seed(services: Services) -> None:
-    """A finished job with events, a checkpoint and a model, a file, an upload, an endpoint, and a run of an eval."""
+    """A finished job with events, a checkpoint and a model, a file, an upload, an endpoint, a sweep, and a run of an eval."""
     settings, ledger = services.settings, JobLedger(services.database)
     with services.database.writing() as session:
         job_id = store_job(session)
@@ -131,6 +139,16 @@ def seed(services: Services) -> None:
                     event_types=[],
                     secret=open_vault(settings.root).seal(new_secret()),
                     updated_at=1,
+                    **row,
+                ),
+                Sweep(
+                    id=SWEEP,
+                    status="running",
+                    request={"model": BASE_MODEL, "training_file": FILE},
+                    spec={"beta": [0.1]},
+                    points=[{"job": job_id, "values": {"beta": 0.1}}],
+                    stopped={},
+                    rung=0,
                     **row,
                 ),
             ]

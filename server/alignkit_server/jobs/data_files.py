@@ -1,6 +1,6 @@
 """A job's data files: found, read and checked, and the lengths of their rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,46 @@ class Reading:
             max_line_bytes=self.max_line_bytes,
             **options,
         )
+
+
+class FileChecks:
+    """Checks of the files of several jobs: what is read alike is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def checked(
+        self, request: JobRequest, reading: Reading, project: Principal, services: Services
+    ) -> JobFiles:
+        """The result of `checked_files`."""
+        key = f"{reading} {request.training_file} {request.validation_file}"
+        found: JobFiles = self._once(key, lambda: checked_files(request, reading, project, services))
+        return found
+
+    def rendered(self, files: JobFiles, reading: Reading, recipe: Recipe, model: str) -> JobFiles:
+        """The result of `rendered_files`."""
+        found: JobFiles = self._once(
+            f"rendered {reading} {_rendering(recipe)}", lambda: rendered_files(files, reading, recipe, model)
+        )
+        return found
+
+    def lengths(self, recipe: Recipe, rows: int, model: str) -> estimate.Lengths:
+        """The result of `lengths_of`."""
+        found: estimate.Lengths = self._once(
+            f"lengths {recipe.method.type} {recipe.data.columns} {rows} {_rendering(recipe)}",
+            lambda: lengths_of(recipe, rows, model),
+        )
+        return found
+
+    def _once(self, key: str, find: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = find()
+        return self._known[key]
+
+
+def _rendering(recipe: Recipe) -> str:
+    """What decides how rows are rendered."""
+    return f"{recipe.model.path} {recipe.model.chat_template} {recipe.data.max_length}"
 
 
 def checked_files(request: JobRequest, reading: Reading, project: Principal, services: Services) -> JobFiles:

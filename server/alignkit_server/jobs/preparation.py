@@ -25,7 +25,7 @@ from alignkit_server.engines.lora_support import serves_adapters
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import job_device, job_gpus, trains_on_gpu
 from alignkit_server.ids import JOB, new_id
-from alignkit_server.jobs.data_files import Reading, checked_files, lengths_of, rendered_files
+from alignkit_server.jobs.data_files import FileChecks, Reading
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
@@ -67,11 +67,17 @@ def _told_of(request: JobRequest) -> Iterator[None]:
 
 
 def prepare(
-    request: JobRequest, project: Principal, services: Services, *, renders: bool = False
+    request: JobRequest,
+    project: Principal,
+    services: Services,
+    *,
+    renders: bool = False,
+    checks: FileChecks | None = None,
 ) -> PreparedJob:
     """Check a request and build its job. Raises ApiError that names the parameter at fault.
 
-    With `renders`, rows are also checked as rendered token ids, if the model has a tokenizer.
+    With `renders`, rows are also checked as rendered token ids, if the model has a tokenizer. With `checks`, what an
+    earlier job of it has read is not read again.
     No transaction is open meanwhile, because reading large data files takes seconds.
     """
     model = _model(request.model, project, services)
@@ -79,7 +85,8 @@ def prepare(
     method, given = _method(request)
     with _told_of(request):
         reading = Reading.of(method, parse_hyperparameters(method, given), services)
-    files = checked_files(request, reading, project, services)
+    checks = checks or FileChecks()
+    files = checks.checked(request, reading, project, services)
     rows = files.training.kept_rows
     given = _with_gpus(given, method, services)
     job_id = new_id(JOB)
@@ -103,9 +110,9 @@ def prepare(
         )
     _require_trainable(spec.recipe, request.model, method)
     _require_servable(spec.recipe, request.model, model.base_model, method, services)
-    spec = _settled(spec, method, request.model, rows, services)
+    spec = _settled(spec, request.model, rows, services, checks)
     if renders and has_tokenizer(Path(spec.recipe.model.path)):
-        files = rendered_files(files, reading, spec.recipe, request.model)
+        files = checks.rendered(files, reading, spec.recipe, request.model)
     return PreparedJob(
         id=job_id,
         request=request,
@@ -146,7 +153,7 @@ def _refused(method: str, name: str, message: str) -> ApiError:
     return ApiError(400, f"{param}: {message}.", param=param, code="invalid_hyperparameters")
 
 
-def _settled(spec: JobSpec, method: str, model: str, rows: int, services: Services) -> JobSpec:
+def _settled(spec: JobSpec, model: str, rows: int, services: Services, checks: FileChecks) -> JobSpec:
     """The job with its "auto" options chosen for its device. Raises ApiError (400) if it cannot fit.
 
     For a job that trains on another machine, the trainer chooses them when it starts.
@@ -156,7 +163,7 @@ def _settled(spec: JobSpec, method: str, model: str, rows: int, services: Servic
         return spec
     count = spec.recipe.training.devices
     try:
-        lengths = lengths_of(spec.recipe, rows, model)
+        lengths = checks.lengths(spec.recipe, rows, model)
         stages = None if count == 1 else ["ddp", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
         found = estimate.fit(spec.recipe, lengths, device=device, count=count, stages=stages)
         recipe = found.recipe
@@ -169,7 +176,7 @@ def _settled(spec: JobSpec, method: str, model: str, rows: int, services: Servic
     except estimate.EstimateError:
         return settled(spec, estimate.without_estimate(spec.recipe, gpu=device.is_gpu, processes=count))
     except RecipeError as error:
-        param = f"method.{method}.hyperparameters.micro_batch_size"
+        param = f"method.{spec.recipe.method.type}.hyperparameters.micro_batch_size"
         message = f"{param}: {error.issues[0].message}."
         raise ApiError(400, message, param=param, code="does_not_fit") from error
 

@@ -8,7 +8,7 @@ Both resume from the last complete checkpoint, up to `training_restarts` times f
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 import yaml
@@ -18,6 +18,7 @@ from alignkit.run import facts
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
 from alignkit_server.executors.protocol import ExecutorUnavailableError
+from alignkit_server.ids import rung_event
 from alignkit_server.job_status import PAUSED
 from alignkit_server.outages import Detached
 from alignkit_server.reserve import ample_bytes, free_bytes
@@ -183,7 +184,7 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
     reader.read()
     _keep_peak(job_id, folder)
     result = folder.read_result() or {}
-    if not is_current(job_id, attempt):
+    if not is_current(job_id, attempt) or _paused_at_rung(job_id, folder, result):
         return Ending("left")
     if result.get("status") == "succeeded":
         return Ending("trained")
@@ -199,6 +200,18 @@ def _follow(job_id: str, attempt: int, start: Start) -> Ending:
     if full and start.after(step_of_last(folder)).fruitless > services.settings.training_restarts:
         raise failure(DISK_FULL, error["message"], folder)
     return _killed(job_id, folder, start, interrupted=result.get("status") == PAUSED)
+
+
+def _paused_at_rung(job_id: str, folder: RunFolder, result: dict[str, Any]) -> bool:
+    """Whether the run paused at the step where its sweep compares the jobs; if so, pause the job."""
+    ledger = use().ledger
+    rung = (ledger.get(job_id).recipe.get("training") or {}).get("pause_at")
+    if result.get("status") != PAUSED or rung is None or step_of_last(folder) != rung:
+        return False
+    message = f"Training paused at step {rung}, where its sweep compares the jobs"
+    ledger.add_event(job_id, level="info", message=message, data={"step": rung}, once=rung_event(rung))
+    ledger.transition(job_id, PAUSED, only_from=("running",), estimated_finish=None)
+    return True
 
 
 def _keep_peak(job_id: str, folder: RunFolder) -> None:

@@ -9,6 +9,7 @@ from alignkit_server.tables.models import FineTunedModel
 from alignkit_server.tables.peers import Peer
 from alignkit_server.tables.permissions import Permission
 from alignkit_server.tables.projects import ApiKey, Project
+from alignkit_server.tables.sweeps import Sweep
 from alignkit_server.tables.uploads import Upload, UploadPart
 from alignkit_server.tables.webhooks import Delivery, Endpoint
 
@@ -30,6 +31,7 @@ __all__ = [
     "Peer",
     "Permission",
     "Project",
+    "Sweep",
     "Upload",
     "UploadPart",
 ]

@@ -548,3 +548,27 @@ def test_a_job_that_ends_however_it_does_has_the_peak_that_its_run_measured(
         training.watch.__wrapped__(job_id)  # type: ignore[attr-defined]
     with ledger.database.reading() as session:
         assert session.query(Job).where(Job.id == job_id).one().peak_bytes == peak
+
+
+@pytest.mark.parametrize(("step", "outcome", "status"), [(4, "left", "paused"), (8, "killed", "running")])
+def test_a_run_that_paused_at_its_sweeps_rung_pauses_the_job(
+    services: StepServices,
+    ledger: JobLedger,
+    job_id: str,
+    folder: RunFolder,
+    step: int,
+    outcome: str,
+    status: str,
+) -> None:
+    with ledger._database.writing() as session:
+        values = {"recipe": {"training": {"pause_at": 4}}}
+        session.execute(update(Job).where(Job.id == job_id).values(values))
+    written = folder.checkpoints / "aside"
+    written.mkdir(parents=True)
+    (written / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    seal(written, folder.checkpoints / f"checkpoint-{step}", {})
+    write_json(folder.result, {"status": "paused", "steps": step})
+    assert training.watch(job_id)[0] == outcome
+    assert ledger.get(job_id).status == status
+    told = "Training paused at step 4, where its sweep compares the jobs"
+    assert (told in messages(ledger, job_id)) == (outcome == "left")

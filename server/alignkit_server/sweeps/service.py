@@ -1,0 +1,192 @@
+"""Sweeps of a project: create, list, cancel, and their tables."""
+
+import math
+from typing import Annotated, Any
+
+from fastapi import Depends
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from alignkit.sweep import TABLE_METRICS, SweepSpec, sweep_of
+from alignkit_server.clock import now
+from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
+from alignkit_server.errors import ApiError
+from alignkit_server.job_status import UNFINISHED
+from alignkit_server.jobs.idempotency import HEADER, Idempotency
+from alignkit_server.jobs.repository import EventRepository
+from alignkit_server.jobs.schemas import JobError
+from alignkit_server.jobs.service import JobService
+from alignkit_server.keys.service import Principal
+from alignkit_server.pagination import CursorListObject, PageQuery
+from alignkit_server.services import Services
+from alignkit_server.sweeps.preparation import PreparedSweep
+from alignkit_server.sweeps.repository import RUNNING, SweepRepository
+from alignkit_server.sweeps.schemas import SweepObject, SweepPoint
+from alignkit_server.tables import Job, Sweep
+
+SHOWN = ("model", "training_file", "validation_file", "method", "metadata")
+"""Fields of the request that a sweep shows."""
+
+
+class SweepService:
+    """The sweeps of one project."""
+
+    def __init__(self, session: Session, project: Principal, services: Services) -> None:
+        self._session = session
+        self._project = project
+        self._services = services
+        self._sweeps = SweepRepository(session, project.project_id)
+
+    def create(self, prepared: PreparedSweep, idempotency: Idempotency | None = None) -> SweepObject:
+        """Store the sweep and all of its jobs, or none. Raises 429 if the project's quota has no room for them.
+
+        If another request with the same idempotency key was faster, returns that request's sweep.
+        """
+        request = prepared.request.model_dump(mode="json", exclude_none=True)
+        sweep = Sweep(
+            id=prepared.id,
+            created_at=now(),
+            status=RUNNING,
+            request={name: request[name] for name in SHOWN if name in request},
+            spec=prepared.spec.as_json(),
+            points=[{"job": job.id, "values": point.values} for point, job in prepared.jobs],
+            stopped={},
+            rung=0,
+            idempotency_key=idempotency.key if idempotency else None,
+            request_hash=idempotency.request_hash if idempotency else None,
+        )
+        try:
+            with self._session.begin_nested():
+                self._sweeps.add(sweep)
+        except IntegrityError:
+            first = self._sweeps.by_idempotency_key(idempotency.key) if idempotency else None
+            if idempotency is None or first is None:
+                raise
+            require_same(idempotency, first)
+            return self._present(first, table=True)
+        jobs = JobService(self._session, self._project, self._services)
+        for _, job in prepared.jobs:
+            jobs.create(job)
+        return self._present(sweep, table=True)
+
+    def list(self, query: PageQuery) -> CursorListObject[SweepObject]:
+        """A page of sweeps, newest first, without metrics."""
+        page = self._sweeps.list(query)
+        return CursorListObject.of(page, lambda sweep: self._present(sweep, table=False))
+
+    def get(self, sweep_id: str) -> SweepObject:
+        """One sweep, with its table."""
+        return self._present(self._sweeps.get(sweep_id), table=True)
+
+    def cancel(self, sweep_id: str) -> SweepObject:
+        """Cancel a sweep and each of its jobs that has not finished. Raises 400 if nothing is left to cancel."""
+        sweep = self._sweeps.locked(sweep_id)
+        left = [job for job in self._sweeps.jobs(sweep) if job.status in UNFINISHED]
+        if sweep.status != RUNNING and not left:
+            raise ApiError(
+                400,
+                f"The sweep {sweep.id} has already finished: its status is {sweep.status!r}.",
+                code="sweep_already_finished",
+            )
+        jobs = JobService(self._session, self._project, self._services)
+        for job in left:
+            jobs.cancel(job.id)
+        if sweep.status == RUNNING:
+            sweep.status, sweep.finished_at = "cancelled", now()
+        self._session.flush()
+        return self._present(sweep, table=True)
+
+    def _present(self, sweep: Sweep, *, table: bool) -> SweepObject:
+        spec = sweep_of(sweep.spec)
+        jobs = {job.id: job for job in self._sweeps.jobs(sweep)}
+        points = [self._point(sweep, point, jobs[point["job"]], spec, table=table) for point in sweep.points]
+        rungs = spec.halving.rungs if spec.halving and sweep.status == RUNNING else []
+        return SweepObject(
+            id=sweep.id,
+            created_at=sweep.created_at,
+            finished_at=sweep.finished_at,
+            status=sweep.status,  # type: ignore[arg-type]
+            error=JobError(**sweep.error) if sweep.error else None,
+            model=sweep.request["model"],
+            training_file=sweep.request["training_file"],
+            validation_file=sweep.request.get("validation_file"),
+            method=sweep.request.get("method"),
+            metadata=sweep.request.get("metadata"),
+            sweep=sweep.spec,
+            next_rung=rungs[sweep.rung] if sweep.rung < len(rungs) else None,
+            best=_best(spec, points),
+            points=points,
+        )
+
+    def _point(
+        self, sweep: Sweep, point: dict[str, Any], job: Job, spec: SweepSpec, *, table: bool
+    ) -> SweepPoint:
+        stopped = sweep.stopped.get(job.id)
+        step, metrics = self._last(job, spec) if table else (None, {})
+        return SweepPoint(
+            job=job.id,
+            values=point["values"],
+            status="stopped" if stopped else job.status,
+            step=step,
+            reason=stopped or (job.error or {}).get("message"),
+            metrics=metrics,
+        )
+
+    def _last(self, job: Job, spec: SweepSpec) -> tuple[int | None, dict[str, float]]:
+        """(last step, last finite values) of the table's metrics."""
+        wanted = dict.fromkeys([*([spec.halving.metric] if spec.halving else []), *TABLE_METRICS])
+        step, found = None, {}
+        for report in EventRepository(self._session, self._project.project_id).metrics(job.id):
+            step = report["step"] if isinstance(report.get("step"), int) else step
+            found.update(
+                {
+                    name: float(report[name])
+                    for name in wanted
+                    if isinstance(report.get(name), int | float) and math.isfinite(report[name])
+                }
+            )
+        return step, {name: found[name] for name in wanted if name in found}
+
+
+def _best(spec: SweepSpec, points: list[SweepPoint]) -> str | None:
+    """The succeeded job with the best last value of halving's metric."""
+    if spec.halving is None:
+        return None
+    metric = spec.halving.metric
+    known = {
+        point.job: point.metrics[metric]
+        for point in points
+        if point.status == "succeeded" and metric in point.metrics
+    }
+    ranked = spec.halving.best_first(known)
+    return ranked[0] if ranked else None
+
+
+def require_same(idempotency: Idempotency, sweep: Sweep) -> None:
+    """Raise 409 if `sweep`, which was created under this key, was requested with different content."""
+    if sweep.request_hash != idempotency.request_hash:
+        raise ApiError(
+            409,
+            f"The {HEADER} {idempotency.key!r} was used for the sweep {sweep.id} with another body: expected the "
+            "same body, or a new key.",
+            param=HEADER,
+            code="idempotency_key_reused",
+        )
+
+
+def created_before(idempotency: Idempotency, project: Principal, services: Services) -> str | None:
+    """The id of the sweep that was already created under the key, looked up before any file is read again."""
+    with services.database.reading() as session:
+        sweep = SweepRepository(session, project.project_id).by_idempotency_key(idempotency.key)
+        if sweep is None:
+            return None
+        require_same(idempotency, sweep)
+        return sweep.id
+
+
+async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> SweepService:
+    """The service for one request."""
+    return SweepService(session, project, services)
+
+
+SweepServiceDep = Annotated[SweepService, Depends(get_service)]
