@@ -112,7 +112,7 @@ def one_of_everything(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def seed(services: Services) -> None:
-    """A finished job with events, a checkpoint and a model, a file, an upload, an endpoint, a sweep, and a run of an eval."""
+    """A finished job with events, a checkpoint and a model, a file, upload, endpoint, sweep and run of an eval."""
     settings, ledger = services.settings, JobLedger(services.database)
     with services.database.writing() as session:
         job_id = store_job(session)

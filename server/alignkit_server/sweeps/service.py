@@ -105,7 +105,7 @@ class SweepService:
             id=sweep.id,
             created_at=sweep.created_at,
             finished_at=sweep.finished_at,
-            status=sweep.status,  # type: ignore[arg-type]
+            status=sweep.status,
             error=JobError(**sweep.error) if sweep.error else None,
             model=sweep.request["model"],
             training_file=sweep.request["training_file"],
