@@ -21,7 +21,7 @@ FOREIGN = "foreign"
 
 class Handler(BaseHTTPRequestHandler):
     """vLLM's stream of a chat, and its log-probs of a prompt; of a question that begins with "Say " the answer is
-    the rest. At the question "Break" it hangs up after a word."""
+    the rest; "Fill " ends it at the context's end, too. At "Break" it hangs up after a word."""
 
     protocol_version = "HTTP/1.1"
     words: dict[int, str] = {}  # noqa: RUF012 - what all requests of this engine share
@@ -35,7 +35,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def chat(self, body: dict[str, Any]) -> None:
         asked = body["messages"][-1]["content"]
-        words = asked.removeprefix("Say ") if asked.startswith("Say ") else f"{body['model']} heard: {asked}"
+        command, _, rest = asked.partition(" ")
+        words = rest if command in {"Say", "Fill"} else f"{body['model']} heard: {asked}"
+        length = len(words.split(" "))
         common = {"id": "x", "created": 1, "model": body["model"], "object": "chat.completion.chunk"}
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -47,7 +49,8 @@ class Handler(BaseHTTPRequestHandler):
         for place, word in enumerate(words.split(" ")):
             number = 1000 * len(self.words) + 10 + place
             self.words[number] = f"{word} "
-            choice: Any = {"index": 0, "delta": {"content": f"{word} "}, "finish_reason": None}
+            end = "length" if command == "Fill" and place == length - 1 else None
+            choice: Any = {"index": 0, "delta": {"content": f"{word} "}, "finish_reason": end}
             choice |= {"token_ids": [number]} if ids else {}
             self.chunk(f"data: {json.dumps(common | {'choices': [choice]})}\n\n")
             if asked == "Break":

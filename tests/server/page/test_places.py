@@ -86,6 +86,18 @@ def test_tokens_are_coloured_by_how_much_likelier_the_right_model_finds_them(
     expect(page.get_by_text("log-ratio 0 over 1 token")).to_have_count(2)
 
 
+def test_an_answer_that_fills_the_context_is_coloured_without_its_last_token(
+    key: str, visitor: Visitor
+) -> None:
+    page = visitor.signed_in(key, f"#/playground?a={BASE_MODEL}&b={BASE_MODEL}")
+    page.get_by_label("Colour tokens by log-ratio").check()
+    page.get_by_label("Message").fill("Fill one two three")
+    page.get_by_role("button", name="Ask both").click()
+    left = page.get_by_label("Conversation, left")
+    expect(left.locator(".tokens span")).to_have_text(["one ", "two "])
+    expect(left).to_contain_text("over 2 tokens, without the last one")
+
+
 def test_tokens_of_two_vocabularies_are_not_compared(
     service: Running, client: OpenAI, key: str, visitor: Visitor
 ) -> None:
@@ -153,11 +165,13 @@ def test_runs_are_compared(service: Running, client: OpenAI, key: str, visitor: 
     for name in ("gentle", "strict"):
         page.get_by_label(f"Compare {name}").check()
     page.get_by_role("link", name="Compare 2").click()
-    settings = page.get_by_role("table", name="Settings of the jobs; those that differ come first")
-    differing = settings.locator("tr.differs")
+    differing = page.get_by_role("table", name="Settings of the jobs that differ").get_by_role("row")
     expect(differing.filter(has_text="beta")).to_contain_text("0.1")
     expect(differing.filter(has_text="beta")).to_contain_text("0.5")
     expect(differing.filter(has_text="lora_rank")).to_have_count(0)
+    page.get_by_text("settings that are the same").click()
+    same = page.get_by_role("table", name="Settings of the jobs that are the same")
+    expect(same.get_by_role("row", name="lora_rank")).to_be_visible()
     expect(page.get_by_role("img", name="Curve of valid loss over the steps")).to_be_visible()
     expect(page.get_by_role("img", name="gentle: margin")).to_be_visible()
     expect(page.get_by_role("table", name="Each run's last answers")).to_contain_text("Yes, by day")

@@ -12,7 +12,7 @@ const HIDDEN = new Set(["epoch", "num_tokens", "num_input_tokens_seen"]);
 export function chartsOf(series) {
   const charts = new Map();
   for (const [name, points] of Object.entries(series)) {
-    if (HIDDEN.has(name.replace(/^train_/, ""))) continue;
+    if (HIDDEN.has(name.replace(/^(train|valid)_/, ""))) continue;
     const title = measureOf(name);
     charts.set(title, [...(charts.get(title) ?? []), { name: name.replaceAll("_", " "), ...points }]);
   }

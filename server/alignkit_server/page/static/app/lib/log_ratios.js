@@ -1,15 +1,18 @@
 // How much likelier one model finds each token of an answer than another: log p(token | policy) - log p(token | reference).
 
+const PART = "\ufffd"; // for a token that is part of a character, which decodes to nothing
 const SCORING_TIMEOUT = 600_000; // an engine may have to start first
 
 /**
  * Each token of an answer with both models' log-probabilities, in nats.
  * @param {import("./api.js").Api} api
  * @param {{policy: string, reference: string}} models
- * @param {{prompt: number[], answer: number[]}} ids token ids, as the engine streamed them
+ * @param {{prompt: number[], answer: number[], full: boolean}} ids token ids, as the engine streamed them; `full` if
+ *   they fill the model's context, so that the last one cannot be scored, since a request asks for one more
  * @returns {Promise<{text: string, policy: number, reference: number, ratio: number}[]>}
  */
-export async function logRatios(api, models, ids, signal) {
+export async function logRatios(api, models, { prompt, answer, full }, signal) {
+  const ids = { prompt, answer: full ? answer.slice(0, -1) : answer };
   const [ours, theirs] = await Promise.all(
     [models.policy, models.reference].map((model) => scores(api, model, ids, signal)),
   );
@@ -35,6 +38,6 @@ async function scores(api, model, { prompt, answer }, signal) {
   if (entries.length !== answer.length) throw new Error(`The engine of ${model} gives no log-probabilities.`);
   return entries.map((entry, place) => {
     const { logprob, decoded_token: text } = entry[answer[place]];
-    return { text: text ?? `#${answer[place]}`, logprob };
+    return { text: text === "" ? PART : (text ?? `#${answer[place]}`), logprob };
   });
 }

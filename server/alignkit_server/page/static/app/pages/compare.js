@@ -74,23 +74,29 @@ function overlaid(runs) {
 
 function Differences({ runs }) {
   const rows = useMemo(() => tableOf(runs), [runs]);
+  const [differing, same] = [true, false].map((differs) => rows.filter((row) => row.differs === differs));
+  const head = ["", ...runs.map((run) => run.name)];
   return html`
     <section aria-labelledby="differences">
       <h2 id="differences">Settings</h2>
-      <${Table} caption="Settings of the jobs; those that differ come first" head=${["", ...runs.map((run) => run.name)]}>
+      <${Table} caption="Settings of the jobs that differ" head=${head}>
         <tr><th scope="row">job</th>${runs.map(({ job }) => html`<td><a href=${link(["jobs", job.id])}>${short(job.id)}</a> <${Status} status=${job.status} /></td>`)}</tr>
-        ${rows.map(
-          ({ name, values, differs }) => html`
-            <tr class=${differs ? "differs" : ""}>
-              <th scope="row">${name}${differs && html`<span class="unseen"> (differs)</span>`}</th>
-              ${values.map((value) => html`<td class="name">${value}</td>`)}
-            </tr>
-          `,
-        )}
+        ${differing.map((row) => html`<${Setting} key=${row.name} ...${row} />`)}
       <//>
+      <details>
+        <summary>${same.length} settings that are the same</summary>
+        <${Table} caption="Settings of the jobs that are the same" head=${head}>${same.map((row) => html`<${Setting} key=${row.name} ...${row} />`)}<//>
+      </details>
     </section>
   `;
 }
+
+const Setting = ({ name, values, differs }) => html`
+  <tr class=${differs ? "differs" : ""}>
+    <th scope="row">${name}</th>
+    ${values.map((value) => html`<td class="name">${value}</td>`)}
+  </tr>
+`;
 
 function tableOf(runs) {
   const all = runs.map(({ job, series }) => ({
@@ -104,12 +110,10 @@ function tableOf(runs) {
     "last train loss": measure(series.train_loss?.values.at(-1)),
   }));
   const names = [...new Set(all.flatMap(Object.keys))];
-  return names
-    .map((name) => {
-      const values = all.map((one) => one[name] ?? "–");
-      return { name, values, differs: new Set(values).size > 1 };
-    })
-    .sort((a, b) => Number(b.differs) - Number(a.differs));
+  return names.map((name) => {
+    const values = all.map((one) => one[name] ?? "–");
+    return { name, values, differs: new Set(values).size > 1 };
+  });
 }
 
 function SamePrompts({ runs }) {

@@ -9,6 +9,8 @@ import { Forecast, Rows } from "../parts/preflight.js";
 
 const EMPTY = { model: "", training_file: "", validation_file: "", method: "dpo", settings: {}, suffix: "", seed: "", name: "" };
 const STILL_MILLISECONDS = 700;
+/** Options of every method that most jobs set. */
+const USUAL = ["n_epochs", "max_steps", "batch_size", "learning_rate_multiplier", "max_length", "lora_rank"];
 
 /** The form; with `clone` in the query filled in like that job, with `file` with that file chosen. */
 export function NewJob({ query }) {
@@ -110,11 +112,13 @@ const Text = ({ label, hint, value, set }) => html`
   <//>
 `;
 
-/** The method's own options first; those of every method are folded away. */
+/** The method's own options and the usual ones; the others, which every method has, are folded away. */
 function Options({ method, methods, settings, set, refusal }) {
   const shared = useMemo(() => sharedOptions(methods), [methods]);
   const names = Object.keys(method.hyperparameters.properties);
   const own = names.filter((name) => !shared.has(name));
+  const usual = USUAL.filter((name) => shared.has(name));
+  const more = names.filter((name) => shared.has(name) && !usual.includes(name));
   const field = (name) => html`
     <${Option} key=${name} name=${name} schema=${method.hyperparameters.properties[name]} value=${settings[name]}
       required=${method.hyperparameters.required?.includes(name)} set=${(value) => set(name, value)}
@@ -122,9 +126,10 @@ function Options({ method, methods, settings, set, refusal }) {
   `;
   return html`
     ${own.length > 0 && html`<fieldset><legend>Options of ${method.id}</legend><div class="grid">${own.map(field)}</div></fieldset>`}
+    <fieldset><legend>Training</legend><div class="grid">${usual.map(field)}</div></fieldset>
     <details>
-      <summary>Options of every method</summary>
-      <div class="grid">${names.filter((name) => shared.has(name)).map(field)}</div>
+      <summary>More options of every method</summary>
+      <div class="grid">${more.map(field)}</div>
     </details>
   `;
 }

@@ -94,12 +94,13 @@ function Chats({ models, query }) {
 
 /** Ask one side, and hand on its answer as it comes; its token ids once it is whole. */
 async function answer(api, request, side, change, signal) {
-  const ids = { prompt: [], answer: [] };
+  const ids = { prompt: [], answer: [], full: false };
   try {
     for await (const chunk of api.chat(request, signal)) {
       const choice = chunk.choices?.[0];
       ids.prompt.push(...(chunk.prompt_token_ids ?? []));
       ids.answer.push(...(choice?.token_ids ?? []));
+      ids.full ||= choice?.finish_reason === "length"; // nothing else bounds an answer here
       const piece = choice?.delta?.content ?? "";
       if (piece) change((turn) => ({ ...turn, [side]: turn[side] + piece }));
     }

@@ -21,7 +21,7 @@ export function ColouredAnswer({ text, ids, models }) {
   return html`
     <span class="tokens">${value.map((token) => html`<${Token} token=${token} />`)}</span>
     <details>
-      <summary>log-ratio ${signed(total)} over ${value.length} ${value.length === 1 ? "token" : "tokens"}</summary>
+      <summary>log-ratio ${signed(total)} over ${value.length} ${value.length === 1 ? "token" : "tokens"}${ids.full && ", without the last one, which fills the context"}</summary>
       <table class="small">
         <thead><tr>${["Token", models.policy, models.reference, "Log-ratio"].map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
         <tbody>${value.map((token) => html`<${Row} token=${token} />`)}</tbody>
@@ -42,6 +42,9 @@ const Token = ({ token }) => html`
   <span class=${CLASSES[strength(token.ratio)]} title="log-ratio ${signed(token.ratio)}">${token.text}</span>
 `;
 
+/** A token's text; signs for one that is only white space. */
+const visible = (text) => (text.trim() ? text : text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(/\s/g, "␣"));
+
 const Row = ({ token }) => html`
-  <tr><th scope="row"><code>${token.text}</code></th><td>${measure(token.policy)}</td><td>${measure(token.reference)}</td><td>${signed(token.ratio)}</td></tr>
+  <tr><th scope="row"><code>${visible(token.text)}</code></th><td>${measure(token.policy)}</td><td>${measure(token.reference)}</td><td>${signed(token.ratio)}</td></tr>
 `;
