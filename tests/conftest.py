@@ -43,6 +43,15 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/e2e/test_stranger.py."""
+    group = parser.getgroup("the page, by clicks")
+    group.addoption(
+        "--stranger-model", metavar="FOLDER", help="a model's folder to train instead of a tiny one"
+    )
+    group.addoption("--stranger-pictures", metavar="FOLDER", help="where to keep a picture of each step")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest first; everything else stays in its order."""
 
