@@ -321,6 +321,8 @@ class TestForEverybody:
         self, service: Running, client: OpenAI, key: str, visitor: Visitor
     ) -> None:
         job_id = run(service, client)
+        many = {f"valid_measure_{number}": 0.5 for number in range(20)}
+        service.ledger.add_checkpoint(job_id, step=30, model_name=f"ft:{job_id}", metrics=many, path="p")
         page = visitor.signed_in(key)
         page.set_viewport_size(NARROW)  # type: ignore[arg-type]
         for place in ("#/jobs", f"#/jobs/{job_id}"):
