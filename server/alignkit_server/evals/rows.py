@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from alignkit_server.chat.structured import check_schema
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.evals.schemas import FileContent, RowGiven
+from alignkit_server.limits.body import PROMPT, refuse_shape
 
 MAX_ROWS = 10_000
 MAX_FILE_BYTES = 16 * 2**20
@@ -85,8 +86,9 @@ def read_rows(path: Path, size: int) -> Rows:
         if not line.strip():
             continue
         try:
+            refuse_shape(line, PROMPT)  # as deep as a body of the API may be, since answers show it
             rows.append(RowGiven.model_validate(json.loads(line)))
-        except (ValueError, RecursionError) as error:
+        except (ApiError, ValueError, RecursionError) as error:
             complaints.append(f"{param}: line {number}: {_why(error)}.")
     if complaints:
         raise ApiError(400, at_most(complaints), param=param, code="invalid_file")
@@ -98,7 +100,7 @@ def _why(error: Exception) -> str:
         first = error.errors()[0]
         found = shorten(first["input"])
         return f'expected {{"item": {{…}}}}, and {".".join(map(str, first["loc"])) or "the line"} is {found}'
-    return "it is not valid JSON"
+    return "it is not valid JSON, or is nested too deeply"
 
 
 def check_rows(given: Rows, validator: Validator, *, needs_sample: bool) -> None:

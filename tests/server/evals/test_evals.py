@@ -320,13 +320,14 @@ def test_rows_that_violate_the_schema_are_refused_with_their_places(mine: OpenAI
     status, message, param = refusal(mine.evals.runs.create, eval_id, data_source=source)
     assert (status, param) == (400, "data_source.source.content")
     assert message == 'data_source.source.content.1: item.question: 1 is not of type "string".'
-    file_id = upload(
-        mine, b'{"item": {"question": "q", "answer": "a"}}\n{"item": 3}\nno\n', "rows.jsonl", "evals"
-    )
+    deep = b'{"item": {"answer": ' + 100 * b"[" + 100 * b"]" + b"}}"
+    lines = b'{"item": {"question": "q", "answer": "a"}}\n{"item": 3}\nno\n' + deep
+    file_id = upload(mine, lines, "rows.jsonl", "evals")
     source = sampled([], source={"type": "file_id", "id": file_id})
     _, message, _ = refusal(mine.evals.runs.create, eval_id, data_source=source)
     assert 'line 2: expected {"item": {…}}, and item is 3' in message
     assert "line 3: it is not valid JSON" in message
+    assert "line 4: it is not valid JSON, or is nested too deeply" in message
     assert mine.evals.runs.list(eval_id).data == []
 
 
