@@ -108,6 +108,7 @@ def preference_trainer(context: RunContext, method: PairMethod) -> PreferenceTra
         terms=recipe.terms,
         tune=recipe.tune,
         references=reference_store(context),
+        packing=recipe.training.packing,
         **_common(context),
     )
     reason = trainer.use_packing(wanted=recipe.training.packing)

@@ -60,12 +60,14 @@ class PreferenceTrainer(
         terms: Sequence[Term] = (),
         tune: TuneSection | None = None,
         references: ReferenceStore | None = None,
+        packing: bool | None = False,
         **kwargs: Any,
     ) -> None:
         """Create the trainer with DPOTrainer's arguments. `terms` add to the method's loss in training. `tune`
         names options of the method that move by the held-out loss.
 
         With `references`, all answers are scored under the reference here, once, and the scores are stored there.
+        `packing` True or None packs them where the model can; `use_packing` does so in training.
         Before loading any model, raises TypeError if `args` is not a `DPOConfig`, and ValueError for TRL options that
         would be ignored.
         """
@@ -82,6 +84,8 @@ class PreferenceTrainer(
             super().__init__(model, ref_model, args, **kwargs)
         self.fuse_heads()
         if stored is not None:
+            if packing is not False and tune is None:
+                self.use_packing()
             self.use_store(stored)
         self.use_terms(terms, method.start_loss())
         self.use_tuning(tune, self.model)

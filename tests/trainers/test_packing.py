@@ -13,6 +13,7 @@ from trl import DPOConfig
 from alignkit.errors import ModelError, RecipeError
 from alignkit.methods import METHODS
 from alignkit.recipe import Recipe
+from alignkit.run.reference_store import ReferenceStore
 from alignkit.train import main
 from alignkit.trainers.preference import PreferenceTrainer
 from tests.preference import write_pairs
@@ -94,6 +95,33 @@ def test_a_packed_run_logs_what_the_padded_run_logs(
         for metric in METRICS:
             assert found[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-5), metric
     assert held_out["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
+
+
+def test_a_stored_reference_is_scored_on_packed_rows_too(folder: Path, tmp_path: Path) -> None:
+    columns = ["ref_chosen_logps", "ref_rejected_logps"]
+
+    def scored(*, packing: bool) -> tuple[list[list[float]], int]:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        computed: list[int] = []
+        model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, args: computed.append(args[0].numel())
+        )
+        trainer = PreferenceTrainer(
+            model=model,
+            args=DPOConfig(str(tmp_path / "run"), report_to="none", use_cpu=True, bf16=False),
+            method=METHODS["f_dpo"](type="f_dpo"),
+            processing_class=AutoTokenizer.from_pretrained(folder),
+            train_dataset=pairs(20),
+            peft_config=LORA,
+            references=ReferenceStore(tmp_path / str(packing)),
+            packing=packing,
+        )
+        return [list(trainer.train_dataset[name]) for name in columns], sum(computed)
+
+    (packed, tokens), (padded, theirs) = scored(packing=True), scored(packing=False)
+    assert tokens < 0.75 * theirs
+    for found, expected in zip(packed, padded, strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_model_that_cannot_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
