@@ -188,8 +188,10 @@ def travel(journey: Journey, service: Service, base: str, options: dict[str, Any
         file = unpacked(Path(download.value.path()), service.home / "taken-away")
     with journey.step("llama.cpp answers as the service does"):
         journey.answers = llama_cpp_answer(file, question), service_answer(service, tuned, question)
-        found, expected = journey.answers
-        assert found
+        assert journey.answers[0]
+        found, expected = (
+            answer.replace("\ufffd", "") for answer in journey.answers
+        )  # vLLM holds back parts of characters
         assert found[:ALIKE] == expected[:ALIKE]
 
 
