@@ -1,0 +1,90 @@
+"""Tools in chat and OpenAI's Responses API on a real vLLM, for a base model and a fine-tuned one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.e2e.service import Service
+from tests.tiny import CHAT_TEMPLATE
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+TOOLS_FIRST = "{% if tools %}<|im_start|>system\n{{ tools | tojson }} <tool_call><|im_end|>\n{% endif %}"
+"""Tools and their calls as in Hermes's and Qwen's templates, in few tokens."""
+ADD: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]},
+    },
+}
+COMPACT = ["--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})]
+"""Random weights would fill a forced call's arguments with blanks, of which JSON allows any number."""
+QUESTION: list[Any] = [{"role": "user", "content": "What is 3 plus 3?"}]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    environment = {"ALIGNKIT_ENGINE__EXTRA_ARGS": json.dumps(COMPACT)}
+    service = Service(tmp_path_factory.mktemp("home"), environment=environment).prepare()
+    folder: Path = service.home / "models" / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TOOLS_FIRST + CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def models(service: Service) -> list[str]:
+    """The base model and one tuned from it."""
+    job = service.finish(service.submit(max_steps=2).id)
+    assert job.status == "succeeded", job.error
+    return ["tiny", str(job.fine_tuned_model)]
+
+
+def test_a_chat_with_tools_answers_and_calls(service: Service, models: list[str]) -> None:
+    for model in models:
+        chat: Any = service.client.chat.completions.create
+        free = chat(model=model, messages=QUESTION, tools=[ADD], max_tokens=12, temperature=0)
+        assert free.model == model
+        assert free.choices[0].message.content or free.choices[0].message.tool_calls
+        wanted = {"type": "function", "function": {"name": "add"}}
+        forced = chat(
+            model=model, messages=QUESTION, tools=[ADD], tool_choice=wanted, max_tokens=64, temperature=0
+        )
+        (call,) = forced.choices[0].message.tool_calls
+        assert call.function.name == "add"
+        assert isinstance(json.loads(call.function.arguments)["a"], bool)
+        said = {"role": "tool", "tool_call_id": call.id, "content": "6"}
+        history = [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [call.model_dump()]}, said]
+        assert (
+            chat(model=model, messages=history, tools=[ADD], max_tokens=4).choices[0].message.role
+            == "assistant"
+        )
+
+
+def test_the_responses_api_answers(service: Service, models: list[str]) -> None:
+    texts = []
+    for model in models:
+        found = service.client.responses.create(
+            model=model, input="What is 3 plus 3?", max_output_tokens=12, temperature=0
+        )
+        assert found.model == model
+        assert found.status in ("completed", "incomplete")
+        assert found.usage is not None
+        assert found.usage.output_tokens > 0
+        texts.append(found.output_text)
+        events = service.client.responses.create(
+            model=model, input="What is 3 plus 3?", max_output_tokens=12, temperature=0, stream=True
+        )
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        assert text == found.output_text
+    assert texts[0] != texts[1]  # of the tuned model maybe none, since it may end its answer at once
