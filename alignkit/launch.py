@@ -3,7 +3,6 @@
 One process is `python -m alignkit.train`. Several, or an accelerate configuration, are `accelerate launch` of it.
 """
 
-import gc
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import NamedTuple, NoReturn
 import psutil
 import yaml
 
-from alignkit import extras
+from alignkit import extras, garbage
 from alignkit.errors import AlignkitError
 
 RESUME = "--resume"
@@ -179,7 +178,7 @@ def _launch() -> int:
 
 def _main() -> None:
     """Launch the trainer; launch it once more if it ran out of memory and can resume with a smaller micro-batch."""
-    gc.disable()  # a launcher imports much and makes nothing
+    garbage.pause()  # a launcher imports much and makes nothing
     if "OMP_NUM_THREADS" in os.environ:
         os.environ[THREADS_GIVEN] = "1"
     status = _launch()

@@ -6,7 +6,6 @@ overwritten: the repeat goes to `repeat-1`, `repeat-2`, … inside it. `--resume
 last complete checkpoint instead. SIGTERM pauses a run (see alignkit.run.pausing).
 """
 
-import gc
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from alignkit import garbage
 from alignkit.data.template import end_of_answer
 from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
 from alignkit.finish import finish
@@ -118,7 +118,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
             recipe = settle(recipe, folder, resume=resume, main=is_main_process())
             trainer = build_trainer(recipe, folder)
             recipe = trainer.recipe
-            collect_garbage_again()
+            garbage.resume()
             checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
             if resume and is_main_process():
                 begin(recipe, folder)
@@ -325,13 +325,6 @@ def use_all_cores() -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
 
 
-def collect_garbage_again() -> None:
-    """Resume the collection of garbage in a training process, except in what it has imported and built."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
-
-
 def quiet_libraries() -> None:
     """Turn off the libraries' progress bars, which would fill a log file, and their telemetry."""
     import datasets  # saves transformers at start-up
@@ -345,7 +338,7 @@ def quiet_libraries() -> None:
 
 def _main() -> None:
     """Run the recipe; in a process of its own, once more if it can resume with a smaller micro-batch."""
-    gc.disable()  # until the trainer is built: looking through what is only imported is a fifth of the start
+    garbage.pause()  # until the trainer is built: a fifth of the start
     status = main()
     if status == RETRY_EXIT and not LAUNCHED & os.environ.keys():
         start_again("alignkit.train")

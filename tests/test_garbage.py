@@ -1,0 +1,31 @@
+"""Garbage while a process starts."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from alignkit import garbage
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    frozen = gc.get_freeze_count()
+    yield
+    gc.enable()
+    if not frozen:
+        gc.unfreeze()
+
+
+def test_nothing_is_collected_until_the_process_has_started() -> None:
+    garbage.pause()
+    assert not gc.isenabled()
+    garbage.resume()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 1000
+
+
+def test_a_program_that_paused_nothing_keeps_its_own_ways() -> None:
+    frozen = gc.get_freeze_count()
+    garbage.resume()
+    assert gc.get_freeze_count() == frozen
