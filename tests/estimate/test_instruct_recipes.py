@@ -49,17 +49,29 @@ def write_dispreferred(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-ROWS: dict[str, Any] = {"f_dpo": write_pairs, "supervised": write_completions, "d2o": write_dispreferred}
+ROWS: dict[str, Any] = {
+    "f_dpo": write_pairs,
+    "supervised": write_completions,
+    "d2o": write_dispreferred,
+    "sinkd": write_completions,
+    "bd_kd": write_completions,
+}
+
+
+def build_tiny(path: str, folder: Path) -> Path:
+    """A tiny model with the configuration class of the known model named by `path`."""
+    config, _ = configuration(ModelUse(path, "float32", "model.path"))
+    tokenizer = build_tiny_tokenizer(folder)
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    small = AutoConfig.for_model(config.model_type, **TINY, **ends, vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(small, dtype=torch.float32).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("path", [ONE, *SLOW])
 def test_it_trains_two_steps_of_the_same_kind_of_model(path: Path, tmp_path: Path) -> None:
-    recipe, model = Recipe.load(path), tmp_path / "model"
-    config, _ = configuration(ModelUse(recipe.model.path, "float32", "model.path"))
-    tokenizer = build_tiny_tokenizer(model)
-    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    small = AutoConfig.for_model(config.model_type, **TINY, **ends, vocab_size=len(tokenizer))
-    AutoModelForCausalLM.from_config(small, dtype=torch.float32).save_pretrained(model)
+    recipe = Recipe.load(path)
+    model = build_tiny(recipe.model.path, tmp_path / "model")
     ROWS[recipe.method.type](tmp_path / "rows.jsonl")
     arguments = [
         f"model.path={model}",
@@ -72,6 +84,8 @@ def test_it_trains_two_steps_of_the_same_kind_of_model(path: Path, tmp_path: Pat
         "training.batch_size=4",
         "collapse_guard=null",
     ]
+    if (teacher := getattr(recipe.method, "teacher", None)) is not None:
+        arguments.append(f"method.teacher.path={build_tiny(teacher.path, tmp_path / 'teacher')}")
     assert train.main([str(path), *arguments]) == 0
     result = RunFolder(tmp_path / "run").read_result()
     assert result is not None
