@@ -133,8 +133,9 @@ def settle_evaluations(
     found = recipe.model_copy(update=update)
     if main and found != recipe:
         keep(found, folder)
-    if main and evaluations == 1 and held_out_rows and (early is not None or found.keeps_best):
+    if main and evaluations == 1 < steps and held_out_rows and (early is not None or found.keeps_best):
         cannot = ", and early_stopping cannot act" if early is not None else ""
+        folder.path.mkdir(parents=True, exist_ok=True)
         folder.emit(
             f"The run is evaluated once, at its end, so that keep_best keeps the last step{cannot}; a smaller "
             "interval of evaluations compares more steps"

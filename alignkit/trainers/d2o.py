@@ -11,6 +11,7 @@ during the backward, and ZeRO-3 with LoRA needs re-entrant checkpoints, which DD
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -187,12 +188,17 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         schedule = self._schedule(batch)
         if schedule.graphs is None:
             return self._two_passes(model, batch, schedule.parts)
-        return self._one_pass(model, batch, schedule.graphs)
+        return self._one_pass(model, batch, schedule.parts, schedule.graphs)
 
-    def _one_pass(self, model: Any, batch: _Batch, graphs: list[list[int]]) -> Tensor:
+    def _one_pass(self, model: Any, batch: _Batch, parts: list[list[int]], graphs: list[list[int]]) -> Tensor:
         """Back-propagate the loss of some of the batch's rows at a time."""
         found: dict[int, tuple[Tensor, ...]] = {}
         weights = batch.row_weights.new_ones(len(batch.rows))
+        weigh_first = self.row_terms is not None and len(graphs) > 1
+        if weigh_first:  # a term weighs all rows of a batch together
+            with torch.no_grad(), self._without_checkpointing():
+                scored = self._score_batch(model, batch, parts)
+                weights = self._term_weights(batch, self._preference(batch, scored)).to(weights)
         for turn, indices in enumerate(graphs):
             # repeated rows only equalise the number of forwards over the ranks, so they get no weight
             counts = float(graphs.index(indices) == turn)
@@ -201,7 +207,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
             with self._accumulating(model, last=last), self.maybe_activation_offload_context:
                 scored = self._logps(model, rows, list(range(len(rows.sequences))))
                 preference = self._preference(rows, scored)
-                if counts:
+                if counts and not weigh_first:
                     weights[indices] = self._term_weights(rows, preference).to(weights)
                 loss = counts * self._share(rows, preference, weights[indices])
                 self._backward(loss, batch, last=last)
@@ -215,10 +221,7 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
 
     def _two_passes(self, model: Any, batch: _Batch, parts: list[list[int]]) -> Tensor:
         """Score all sequences, then back-propagate their log-probs, a part at a time."""
-        with (
-            torch.no_grad(),
-            disable_gradient_checkpointing(self._unwrapped(), self.args.gradient_checkpointing_kwargs),
-        ):
+        with torch.no_grad(), self._without_checkpointing():
             scored = self._score_batch(model, batch, parts)
             preference = self._preference(batch, scored)
             self._record_step(batch, scored, preference)
@@ -239,6 +242,9 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
                 logps = self._logps(model, batch, part).logps
                 self._backward((weights * logps).sum(), batch, last=last)
         return loss
+
+    def _without_checkpointing(self) -> AbstractContextManager[Any]:
+        return disable_gradient_checkpointing(self._unwrapped(), self.args.gradient_checkpointing_kwargs)
 
     def _backward(self, loss: Tensor, batch: _Batch, *, last: bool) -> None:
         """Back-propagate a share of the batch's loss, the last one with the loss of the weights themselves."""
@@ -286,15 +292,14 @@ class D2OTrainer(AlignTrainer, WholeRowSteps, D2OPreparation):
         parts = parts_of(batch.sequences, size, packed=packed)
         rows = [batch.sequences_of(index) for index in range(len(batch.rows))]
         graphs = graphs_of(rows, size, packed=packed)
-        if self.row_terms is not None and len(graphs or ()) > 1:
-            graphs = None  # a term weighs all rows of a batch together
         if self.accelerator.num_processes == 1:
             return _Schedule(parts, graphs)
         own = torch.tensor([[len(parts), len(graphs or ())]], device=self.accelerator.device)
         counts = self.accelerator.gather(own)
         most_parts, most_graphs = counts.amax(dim=0).tolist()
+        parts = parts_of(batch.sequences, size, most_parts, packed=packed)
         if graphs is None or int(counts[:, 1].min()) == 0:
-            return _Schedule(parts_of(batch.sequences, size, most_parts, packed=packed), None)
+            return _Schedule(parts, None)
         return _Schedule(parts, graphs + [graphs[0]] * (most_graphs - len(graphs)))
 
     def _score_batch(self, model: Any, batch: _Batch, parts: list[list[int]]) -> SequenceLogps:

@@ -29,6 +29,7 @@ ELSEWHERE = {
     ("docs/api.md", "python"),
     ("docs/deploy.md", "yaml"),
     ("docs/migrate.md", "diff"),
+    ("docs/sweeps.md", "json"),
 }
 """Blocks that other tests run."""
 SHOWN = {"text", "nginx"}

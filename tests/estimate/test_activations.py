@@ -32,7 +32,7 @@ def use(folder: Path, lora: LoraSection | None = None) -> ModelUse:
 def kept_by_autograd(folder: Path, lora: LoraSection | None) -> int:
     """Bytes of the storages that a real forward saves, weights apart, and of what it returns."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    model = model if lora is None else get_peft_model(model, peft_config(lora))
+    model = model if lora is None else get_peft_model(model, peft_config(lora, model))
     model.train()
     bare = model if lora is None else model.get_base_model()
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}

@@ -218,6 +218,8 @@ class ManagedProcess:
             with contextlib.suppress(psutil.Error, OSError):
                 if process.environ().get(TOKEN_VARIABLE) == self.identity.token and _living(process):
                     members.append(process)
+        if not members and runs(self.pid, self.identity.create_time):  # as it ends, it has no environment
+            members.append(psutil.Process(self.pid))
         return members
 
     def _wait_for(self, members: list[psutil.Process], seconds: float) -> None:

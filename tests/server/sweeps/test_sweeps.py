@@ -7,8 +7,11 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from alignkit.sweep import sweep_of
 from alignkit_server.ids import rung_event
 from alignkit_server.sweeps.advancing import advance
+from alignkit_server.sweeps.schemas import SweepRequest
+from tests.docs.blocks import BLOCKS
 from tests.server.support import BASE_MODEL, Running, upload
 
 HALVING = {"metric": "train_rewards_margins", "goal": "max", "rungs": [1, 2], "keep": 0.5}
@@ -75,6 +78,14 @@ def test_each_combination_is_an_ordinary_job_with_its_values(
     assert len({job.seed for job in jobs}) == 1
     listed = http.get("/v1/fine_tuning/sweeps").json()["data"]
     assert [one["id"] for one in listed] == [sweep["id"]]
+
+
+def test_the_pages_request_is_one() -> None:
+    (block,) = (block for block in BLOCKS if (block.page, block.language) == ("docs/sweeps.md", "json"))
+    request = SweepRequest.model_validate_json(block.text)
+    sweep = sweep_of(request.sweep)
+    assert len(list(sweep.points())) == 6
+    assert sweep.halving is not None
 
 
 def test_weak_jobs_stop_at_each_rung_and_the_others_go_on(
