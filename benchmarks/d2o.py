@@ -9,7 +9,6 @@ both forms, and peak memory over the loaded model. Writes results/d2o.json. Run 
 import argparse
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from rich.table import Table
 from benchmarks.heads import RESULTS, machine
 from benchmarks.measure import in_fresh_process
 from benchmarks.packing import LONGEST, TOLERANCE, log_normal
-from benchmarks.training_step import MODEL, measured
+from benchmarks.training_step import measured, with_model
 
 FORMS = {"padded": False, "packed": True}
 """Name -> whether batches are packed."""
@@ -31,16 +30,11 @@ LENGTHS = (200, 100)
 def main() -> None:
     """Measure both forms, compare the losses, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL, help=f"folder of a model; default: {MODEL}")
     parser.add_argument("--steps", type=int, default=4, help="steps of each form; the first is a warm-up")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of a step")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths, for a trial")
     parser.add_argument("--one", choices=FORMS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not (options.model / "config.json").is_file():
-        parser.error(
-            f"{options.model} holds no model: alignkit models import smollm2-135m-instruct, or --model"
-        )
+    options = with_model(parser)
     if options.one:
         print(json.dumps(train(options)))
         return

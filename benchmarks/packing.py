@@ -10,7 +10,6 @@ import json
 import random
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.heads import RESULTS, machine
 from benchmarks.measure import in_fresh_process
-from benchmarks.training_step import MODEL, measured
+from benchmarks.training_step import measured, with_model
 
 TRAINERS = ("trl", "padded", "packed")
 LENGTHS = {"ultrafeedback": (300, 300), "hh": (100, 60)}
@@ -32,16 +31,11 @@ TOLERANCE = 1e-5
 def main() -> None:
     """Measure all trainers on both kinds of lengths, compare the losses, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL, help=f"folder of a model; default: {MODEL}")
     parser.add_argument("--steps", type=int, default=6, help="steps of each trainer; the first is a warm-up")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="pairs of a step")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all lengths, for a trial")
     parser.add_argument("--one", nargs=2, metavar=("TRAINER", "LENGTHS"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not (options.model / "config.json").is_file():
-        parser.error(
-            f"{options.model} holds no model: alignkit models import smollm2-135m-instruct, or --model"
-        )
+    options = with_model(parser)
     if options.one:
         name, kind = options.one
         print(json.dumps(train(name, LENGTHS[kind], options)))

@@ -28,7 +28,7 @@ from rich.table import Table
 from alignkit.precision import InFloat32, Row, choose, error_of, log_ratios, perturbed, ways
 from alignkit.sections import TrainingSection
 from benchmarks.heads import RESULTS, machine
-from benchmarks.training_step import MODEL
+from benchmarks.training_step import with_model
 
 TRL = "bf16"
 """TRL's default precision."""
@@ -42,17 +42,12 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 def main() -> None:
     """Measure each dtype of the weights, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL, help=f"folder of a model; default: {MODEL}")
     parser.add_argument(
         "--steps", type=int, default=5, help="steps of each precision; the first is a warm-up"
     )
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a row")
     parser.add_argument("--out", type=Path, default=RESULTS / "precision.json", help="file of the results")
-    options = parser.parse_args()
-    if not (options.model / "config.json").is_file():
-        parser.error(
-            f"{options.model} holds no model: alignkit models import smollm2-135m-instruct, or --model"
-        )
+    options = with_model(parser)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = [torch.float32, *([torch.bfloat16] if device.type == "cuda" else [])]
     found = {

@@ -31,15 +31,10 @@ WORDS = "the of and to in is that it was for on are as with they be at one have 
 def main() -> None:
     """Measure both, compare, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL, help=f"a model's folder; {MODEL} unless told")
     parser.add_argument("--steps", type=int, default=4, help="the first is a warm-up")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of prompt and answer together")
     parser.add_argument("--one", choices=TRAINERS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not (options.model / "config.json").is_file():
-        parser.error(
-            f"{options.model} holds no model: alignkit models import smollm2-135m-instruct, or --model"
-        )
+    options = with_model(parser)
     if options.one:
         print(json.dumps(train(options.one, options.model, options.steps, options.tokens)))
         return
@@ -53,6 +48,17 @@ def main() -> None:
         RESULTS.mkdir(exist_ok=True)
         result = {"machine": machine("cpu"), "pairs": PAIRS, "tokens": options.tokens, "figures": figures}
         (RESULTS / "training-step.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def with_model(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options, with --model, which must be the folder of a model."""
+    parser.add_argument("--model", type=Path, default=MODEL, help=f"folder of a model; default: {MODEL}")
+    options = parser.parse_args()
+    if not (options.model / "config.json").is_file():
+        parser.error(
+            f"{options.model} holds no model: alignkit models import smollm2-135m-instruct, or --model"
+        )
+    return options
 
 
 def show(figures: dict[str, dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """A linear language-model head: its operands, and the transform from matmul results to logits."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -58,6 +59,15 @@ class LogitTransform(NamedTuple):
             return torch.ones_like(logits)
         return 1 - (logits * (self.temperature / self.softcap)).square()
 
+    def as_numbers(self) -> tuple[float, float, float]:
+        """Return (scale, soft cap or 0, temperature), as a custom op takes them; `of_numbers` reads them."""
+        return float(self.scale), float(self.softcap or 0.0), float(self.temperature)
+
+    @classmethod
+    def of_numbers(cls, scale: float, softcap: float, temperature: float) -> "LogitTransform":
+        """Return the transform of `as_numbers`."""
+        return cls(scale, softcap or None, temperature)
+
 
 class Operands(NamedTuple):
     """One model's head and the hidden states to multiply with it."""
@@ -74,6 +84,15 @@ class Operands(NamedTuple):
     def train(self) -> bool:
         """Whether any operand needs a gradient. Valid only outside an autograd function."""
         return trains(self.hidden, self.weight, self.bias)
+
+
+def unwritten_gradients(tensors: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor]:
+    """Return empty tensors in the form of the gradients to the `needed` ones of `tensors`, for fake ops."""
+    return [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor, need in zip(tensors, needed, strict=True)
+        if need and tensor is not None
+    ]
 
 
 def check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None, side: str = "") -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignkit.kernels import rows
 from alignkit.kernels.backend import engine
-from alignkit.kernels.head import LogitTransform, Operands, compute_dtype
+from alignkit.kernels.head import LogitTransform, Operands, compute_dtype, unwritten_gradients
 from alignkit.kernels.linear_divergence.fused import gradients_of, values_of
 from alignkit.kernels.linear_divergence.records import (
     DIFFERENTIABLE,
@@ -44,7 +44,7 @@ def compiled(
         *student[:3],
         *teacher[:3],
         labels,
-        [*_factors(student.transform), *_factors(teacher.transform), request.temperature],
+        [*student.transform.as_numbers(), *teacher.transform.as_numbers(), request.temperature],
         request.tempered_entropy,
         ",".join(request.outputs),
         ",".join(request.differentiable),
@@ -76,7 +76,7 @@ def linear_divergence_op(
 ) -> tuple[Tensor, Tensor]:
     """Return the numbers [k, N] and the top-1 flags [j, N] of `outputs`, names that are separated by commas.
 
-    `factors` are both sides' logit scale and soft cap, 0 for none, then the temperature. The other options are those
+    `factors` are the numbers of both sides' transforms, then the temperature. The other options are those
     of `linear_divergence` and `records.Request`.
     """
     tensors = student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias
@@ -137,11 +137,7 @@ def gradient_op(
 
 @gradient_op.register_fake
 def _(upstream: Tensor, *others: Any) -> list[Tensor]:
-    return [
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x, need in zip(others[:6], others[7], strict=True)
-        if need and x is not None
-    ]
+    return unwritten_gradients(others[:6], others[7])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -174,9 +170,9 @@ def _call(
     kept = labelled_rows(labels, len(hidden), weight.size(0), ignore_index)
     sides: dict[Name, Operands] = {}
     for index, name in enumerate(DIFFERENTIABLE):
-        scale, softcap = factors[2 * index : 2 * index + 2]
+        transform = LogitTransform.of_numbers(*factors[3 * index : 3 * index + 3])
         own, matrix, bias = tensors[3 * index : 3 * index + 3]
-        sides[name] = Operands(kept.take(own), matrix, bias, LogitTransform(scale, softcap or None))
+        sides[name] = Operands(kept.take(own), matrix, bias, transform)
     request = Request(
         temperature=factors[-1],
         tempered_entropy=tempered_entropy,
@@ -193,8 +189,3 @@ def _split(outputs: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the outputs that are numbers, and of those that are flags."""
     flags = tuple(name for name in outputs if name.endswith("top1"))
     return tuple(name for name in outputs if name not in flags), flags
-
-
-def _factors(transform: LogitTransform) -> tuple[float, float]:
-    """(Scale, soft cap), 0 for none."""
-    return float(transform.scale), float(transform.softcap or 0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from alignkit.kernels.backend import engine
-from alignkit.kernels.head import LogitTransform, Operands, compute_dtype, trains
+from alignkit.kernels.head import LogitTransform, Operands, compute_dtype, trains, unwritten_gradients
 from alignkit.kernels.pairwise_l1.fused import Measured, measure, needs_mass, pull_back
 
 PACKAGE = str(__package__)
@@ -15,7 +15,7 @@ PACKAGE = str(__package__)
 def compiled(student: Operands, teacher: Operands, implementation: str) -> Tensor:
     """Compute D [n, m]. If `teacher` is `student` itself, all gradient goes through the student's arguments."""
     tensors = (*student[:3], *teacher[:3])
-    factors = [*_factors(student.transform), *_factors(teacher.transform)]
+    factors = [*student.transform.as_numbers(), *teacher.transform.as_numbers()]
     needs = [trains(tensor) for tensor in tensors]
     same = teacher is student
     distances: Tensor = pairwise_l1_op(*tensors, factors, needs, same, implementation)[0]
@@ -98,11 +98,8 @@ def gradient_op(
 @gradient_op.register_fake
 def _(upstream: Tensor, *others: Any) -> list[Tensor]:
     *_, needs, same, _ = others
-    return [
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x, need in zip(others[: 3 if same else 6], needs, strict=False)
-        if need and x is not None
-    ]
+    count = 3 if same else 6
+    return unwritten_gradients(others[:count], needs[:count])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -124,13 +121,5 @@ pairwise_l1_op.register_autograd(_backward, setup_context=_setup)
 def _operands(tensors: tuple[Any, ...], factors: list[float]) -> tuple[Operands, Operands]:
     """Both sides' operands."""
     hidden, weight, bias, other_hidden, other_weight, other_bias = tensors
-    student, teacher = (
-        LogitTransform(scale, softcap or None, temperature)
-        for scale, softcap, temperature in (factors[:3], factors[3:])
-    )
+    student, teacher = LogitTransform.of_numbers(*factors[:3]), LogitTransform.of_numbers(*factors[3:])
     return Operands(hidden, weight, bias, student), Operands(other_hidden, other_weight, other_bias, teacher)
-
-
-def _factors(transform: LogitTransform) -> tuple[float, float, float]:
-    """(Scale, soft cap or 0, temperature)."""
-    return float(transform.scale), float(transform.softcap or 0.0), float(transform.temperature)

@@ -25,6 +25,7 @@ from alignkit_server.evals.schemas import Completions
 from alignkit_server.limits.quotas import limits_of, space_used
 from alignkit_server.limits.repository import UsageRepository
 from alignkit_server.outages import Detached, is_outage, left_to_recovery, outlast
+from alignkit_server.queues import take_turns
 from alignkit_server.settings import Settings
 from alignkit_server.tables import Eval, EvalItem, EvalRun, Project
 
@@ -58,13 +59,7 @@ def start(services: EvalServices) -> None:
     """Resume the runs that the previous server left. Call it after DBOS has started."""
     global _services  # noqa: PLW0603 - DBOS workflows are module functions
     _services = services
-    DBOS.register_queue(
-        QUEUE,
-        worker_concurrency=RUNS_AT_ONCE,
-        partition_worker_concurrency=1,
-        polling_interval_sec=0.5,
-        on_conflict="always_update",
-    )
+    take_turns(QUEUE, at_once=RUNS_AT_ONCE, of_a_project=1)
     with services.database.reading() as session:
         left = session.scalars(select(EvalRun.id).where(EvalRun.status.in_(OPEN)).order_by(EvalRun.seq)).all()
     for run_id in left:

@@ -54,10 +54,6 @@ class JobRepository(ScopedRepository[Job]):
             if job.trained_tokens and job.started_at and job.finished_at and job.finished_at > job.started_at
         ]
 
-    def by_idempotency_key(self, key: str) -> Job | None:
-        """The job created under this key, or None."""
-        return self._session.scalar(self.select().where(Job.idempotency_key == key))
-
     def change(self, job: Job, status: str, *, only_from: Sequence[str], **values: Any) -> bool:
         """Set the status and `values` if the current status is one of `only_from`; returns whether it was."""
         change = update(Job).where(Job.seq == job.seq, Job.status.in_(only_from))

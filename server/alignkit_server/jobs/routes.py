@@ -8,9 +8,10 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import ApiError, documented
-from alignkit_server.jobs.idempotency import Idempotency, created_before
+from alignkit_server.jobs.idempotency import Idempotency, created_before, key_of
 from alignkit_server.jobs.log_tail import MAX_LINES
 from alignkit_server.jobs.preparation import prepare
+from alignkit_server.jobs.repository import JobRepository
 from alignkit_server.jobs.schemas import (
     CheckpointObject,
     EventObject,
@@ -57,14 +58,13 @@ async def create_job(
     project: ProjectDep,
     services: ServicesDep,
     jobs: JobServiceDep,
-    idempotency_key: Annotated[
-        str | None,
-        Header(pattern=r"^[\x21-\x7e]{1,255}$", description="repeating a key and body returns the same job"),
-    ] = None,
+    idempotency_key: Annotated[str | None, key_of("job")] = None,
 ) -> JobObject:
     """Create a fine-tuning job. Refused as a whole if the model, a file or a hyperparameter is invalid."""
     idempotency = Idempotency.of(idempotency_key, body) if idempotency_key is not None else None
-    if idempotency and (known := await to_thread.run_sync(created_before, idempotency, project, services)):
+    if idempotency and (
+        known := await to_thread.run_sync(created_before, idempotency, JobRepository, project, services)
+    ):
         return await to_thread.run_sync(jobs.get, known)
     prepared = await services.file_checks.run(
         project.project_id, lambda: prepare(body, project, services, renders=True)

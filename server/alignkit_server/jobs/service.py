@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import yaml
 from fastapi import Depends
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from alignkit.run.folder import RunFolder
@@ -20,7 +19,7 @@ from alignkit_server.executors.registry import gpus_of
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.ids import EVENT, new_id
 from alignkit_server.job_status import ACTIVE, FINISHED, PAUSED, UNFINISHED
-from alignkit_server.jobs.idempotency import Idempotency
+from alignkit_server.jobs.idempotency import Idempotency, add_once
 from alignkit_server.jobs.log_tail import log_tail
 from alignkit_server.jobs.metrics import collect
 from alignkit_server.jobs.preparation import PreparedJob
@@ -89,7 +88,7 @@ class JobService:
             labels=request.metadata or None,
             result_files=[],
         )
-        first = self._add(job, idempotency)
+        first = add_once(self._session, self._jobs, job, idempotency)
         if first is not job:
             return self._present(first)
         self._report(job, "info", f"Created fine-tuning job: {job.id}")
@@ -196,19 +195,6 @@ class JobService:
             return RunFolder(self._services.settings.jobs_dir / job.id).report.read_bytes()
         except FileNotFoundError:
             raise ApiError(404, _no_report(job), code="report_not_found") from None
-
-    def _add(self, job: Job, idempotency: Idempotency | None) -> Job:
-        """Store the job, or return the job that already has its idempotency key."""
-        try:
-            with self._session.begin_nested():
-                self._jobs.add(job)
-        except IntegrityError:
-            first = self._jobs.by_idempotency_key(idempotency.key) if idempotency else None
-            if idempotency is None or first is None:
-                raise
-            idempotency.refuse_another(first)
-            return first
-        return job
 
     def _change(self, job: Job, status: str, only_from: Sequence[str], done: str, **values: Any) -> None:
         if not self._jobs.change(job, status, only_from=only_from, **values):

@@ -29,10 +29,6 @@ class SweepRepository(ScopedRepository[Sweep]):
         query = self.select().where(Sweep.id == sweep_id).with_for_update()
         return self._session.scalars(query.execution_options(populate_existing=True)).one()
 
-    def by_idempotency_key(self, key: str) -> Sweep | None:
-        """The sweep created under this key, or None."""
-        return self._session.scalar(self.select().where(Sweep.idempotency_key == key))
-
     def jobs(self, sweep: Sweep) -> Sequence[Job]:
         """The jobs of the points, in order."""
         ids = [point["job"] for point in sweep.points]

@@ -3,15 +3,16 @@
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 
 from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import documented
-from alignkit_server.jobs.idempotency import Idempotency
+from alignkit_server.jobs.idempotency import Idempotency, created_before, key_of
 from alignkit_server.pagination import After, CursorListObject, PageQuery
 from alignkit_server.sweeps.preparation import prepare_sweep
+from alignkit_server.sweeps.repository import SweepRepository
 from alignkit_server.sweeps.schemas import SweepObject, SweepRequest
-from alignkit_server.sweeps.service import SweepServiceDep, created_before
+from alignkit_server.sweeps.service import SweepServiceDep
 
 router = APIRouter(prefix="/v1/fine_tuning/sweeps", tags=["fine-tuning"])
 
@@ -22,16 +23,13 @@ async def create_sweep(
     project: ProjectDep,
     services: ServicesDep,
     sweeps: SweepServiceDep,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            pattern=r"^[\x21-\x7e]{1,255}$", description="repeating a key and body returns the same sweep"
-        ),
-    ] = None,
+    idempotency_key: Annotated[str | None, key_of("sweep")] = None,
 ) -> SweepObject:
     """Create a job at every combination of some hyperparameters. Refused as a whole if one of them is invalid."""
     idempotency = Idempotency.of(idempotency_key, body) if idempotency_key is not None else None
-    if idempotency and (known := await to_thread.run_sync(created_before, idempotency, project, services)):
+    if idempotency and (
+        known := await to_thread.run_sync(created_before, idempotency, SweepRepository, project, services)
+    ):
         return await to_thread.run_sync(sweeps.get, known)
     prepared = await services.file_checks.run(
         project.project_id, lambda: prepare_sweep(body, project, services)

@@ -4,7 +4,6 @@ import math
 from typing import Annotated, Any
 
 from fastapi import Depends
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from alignkit.sweep import TABLE_METRICS, SweepSpec, sweep_of
@@ -12,7 +11,7 @@ from alignkit_server.clock import now
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError
 from alignkit_server.job_status import UNFINISHED
-from alignkit_server.jobs.idempotency import HEADER, Idempotency
+from alignkit_server.jobs.idempotency import Idempotency, add_once
 from alignkit_server.jobs.repository import EventRepository
 from alignkit_server.jobs.schemas import JobError
 from alignkit_server.jobs.service import JobService
@@ -55,15 +54,9 @@ class SweepService:
             idempotency_key=idempotency.key if idempotency else None,
             request_hash=idempotency.request_hash if idempotency else None,
         )
-        try:
-            with self._session.begin_nested():
-                self._sweeps.add(sweep)
-        except IntegrityError:
-            first = self._sweeps.by_idempotency_key(idempotency.key) if idempotency else None
-            if idempotency is None or first is None:
-                raise
-            require_same(idempotency, first)
-            return self._present(first, table=True)
+        stored = add_once(self._session, self._sweeps, sweep, idempotency)
+        if stored is not sweep:
+            return self._present(stored, table=True)
         jobs = JobService(self._session, self._project, self._services)
         for _, job in prepared.jobs:
             jobs.create(job)
@@ -160,28 +153,6 @@ def _best(spec: SweepSpec, points: list[SweepPoint]) -> str | None:
     }
     ranked = spec.halving.best_first(known)
     return ranked[0] if ranked else None
-
-
-def require_same(idempotency: Idempotency, sweep: Sweep) -> None:
-    """Raise 409 if `sweep`, which was created under this key, was requested with different content."""
-    if sweep.request_hash != idempotency.request_hash:
-        raise ApiError(
-            409,
-            f"The {HEADER} {idempotency.key!r} was used for the sweep {sweep.id} with another body: expected the "
-            "same body, or a new key.",
-            param=HEADER,
-            code="idempotency_key_reused",
-        )
-
-
-def created_before(idempotency: Idempotency, project: Principal, services: Services) -> str | None:
-    """The id of the sweep that was already created under the key, looked up before any file is read again."""
-    with services.database.reading() as session:
-        sweep = SweepRepository(session, project.project_id).by_idempotency_key(idempotency.key)
-        if sweep is None:
-            return None
-        require_same(idempotency, sweep)
-        return sweep.id
 
 
 async def get_service(session: SessionDep, project: ProjectDep, services: ServicesDep) -> SweepService:

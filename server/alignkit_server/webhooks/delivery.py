@@ -16,6 +16,7 @@ from sqlalchemy import select
 from alignkit.errors import AlignkitError
 from alignkit_server.database import Database
 from alignkit_server.outages import left_to_recovery, outlast
+from alignkit_server.queues import take_turns
 from alignkit_server.settings import Settings
 from alignkit_server.tables import Delivery, Endpoint
 from alignkit_server.vault import Vault
@@ -54,13 +55,7 @@ def start(outbox: Outbox) -> None:
     """Resume the deliveries that the previous server left. Call it after DBOS has started."""
     global _outbox  # noqa: PLW0603 - DBOS workflows are module functions
     _outbox = outbox
-    DBOS.register_queue(
-        QUEUE,
-        worker_concurrency=SENT_AT_ONCE,
-        partition_worker_concurrency=OF_A_PROJECT,
-        polling_interval_sec=0.5,
-        on_conflict="always_update",
-    )
+    take_turns(QUEUE, at_once=SENT_AT_ONCE, of_a_project=OF_A_PROJECT)
     with outbox.database.reading() as session:
         query = select(Delivery.id, Delivery.attempts).where(Delivery.status == PENDING)
         waiting = session.execute(query.order_by(Delivery.seq)).all()
