@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 import psutil
 import yaml
 
-from alignkit import extras, garbage
+from alignkit import extras, startup
 from alignkit.errors import AlignkitError
 
 RESUME = "--resume"
@@ -178,7 +178,7 @@ def _launch() -> int:
 
 def _main() -> None:
     """Launch the trainer; launch it once more if it ran out of memory and can resume with a smaller micro-batch."""
-    garbage.pause()  # a launcher imports much and makes nothing
+    startup.begin()  # a launcher imports much and makes nothing
     if "OMP_NUM_THREADS" in os.environ:
         os.environ[THREADS_GIVEN] = "1"
     status = _launch()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from alignkit import garbage
+from alignkit import startup
 from alignkit.data.template import end_of_answer
 from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
 from alignkit.finish import finish
@@ -118,7 +118,7 @@ def run(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> None:
             recipe = settle(recipe, folder, resume=resume, main=is_main_process())
             trainer = build_trainer(recipe, folder)
             recipe = trainer.recipe
-            garbage.resume()
+            startup.end()
             checkpoint = checkpoint_to_resume(trainer, folder) if resume else None
             if resume and is_main_process():
                 begin(recipe, folder)
@@ -338,7 +338,7 @@ def quiet_libraries() -> None:
 
 def _main() -> None:
     """Run the recipe; in a process of its own, once more if it can resume with a smaller micro-batch."""
-    garbage.pause()  # until the trainer is built: a fifth of the start
+    startup.begin()  # until the trainer is built: a fifth of the start
     status = main()
     if status == RETRY_EXIT and not LAUNCHED & os.environ.keys():
         start_again("alignkit.train")

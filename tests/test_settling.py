@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from alignkit import garbage, launch, settling, train
+from alignkit import launch, settling, startup, train
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
 from alignkit.run.settled import halve
@@ -95,7 +95,7 @@ def test_such_a_run_is_started_again_where_it_stopped(monkeypatch: pytest.Monkey
     started: list[list[str]] = []
     monkeypatch.setattr(launch, "_launch", lambda: launch.RETRY_EXIT)
     monkeypatch.setattr(train, "main", lambda: launch.RETRY_EXIT)
-    monkeypatch.setattr(garbage, "pause", lambda: None)
+    monkeypatch.setattr(startup, "begin", lambda: None)
     monkeypatch.setattr(launch.os, "execv", lambda _path, command: started.append(command[1:]))
     for program, arguments in ((launch, ["-m", "alignkit.train", "recipe.yaml"]), (train, ["recipe.yaml"])):
         monkeypatch.setattr(sys, "argv", ["program", *arguments])

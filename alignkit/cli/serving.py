@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit import extras, garbage
+from alignkit import extras, startup
 from alignkit.cli import output
 
 
@@ -21,7 +21,7 @@ def serve(
     ] = None,
 ) -> None:
     """Start the service."""
-    garbage.pause()  # until the application has started
+    startup.begin()  # until the application has started
     with extras.needed("serve", purpose="alignkit serve"):
         from alignkit_server.main import serve as run_server  # an extra
         from alignkit_server.settings import load_settings

@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from alignkit import garbage
+from alignkit import startup
 from alignkit.errors import AlignkitError
 from alignkit_server.app import ROUTERS, create_app
 from alignkit_server.chat.gateway import ChatGateway
@@ -64,7 +64,7 @@ def build_app(
         await asyncio.to_thread(engines.cleanup_leftovers)
         app.state.chat = ChatGateway(engines, settings.engine)
         async with serve_requests(app) as state:
-            garbage.resume()
+            startup.end()
             try:
                 yield state
             finally:  # engines first: the queue can stop only after jobs that wait for an engine give up

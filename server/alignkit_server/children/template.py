@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from alignkit import garbage
+from alignkit import startup
 from alignkit.errors import AlignkitError
 from alignkit_server.children.protocol import Failure, Task, receive, send
 
@@ -25,10 +25,10 @@ def main(descriptor: int) -> None:
     """Fork a child for every socket received, until the server closes the connection."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    garbage.pause()
+    startup.begin()
     for module in PRELOADED:
         importlib.import_module(module)
-    garbage.resume()  # children share the memory of what is not looked through
+    startup.end()  # children share the memory of what is not looked through
     control = socket.socket(fileno=descriptor)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)

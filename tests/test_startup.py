@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from alignkit import garbage
+from alignkit import startup
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +18,9 @@ def as_before() -> Iterator[None]:
 
 
 def test_nothing_is_collected_until_the_process_has_started() -> None:
-    garbage.pause()
+    startup.begin()
     assert not gc.isenabled()
-    garbage.resume()
+    startup.end()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 1000
 
@@ -30,5 +30,5 @@ def test_a_program_that_paused_nothing_keeps_its_own_ways(monkeypatch: pytest.Mo
         raise AssertionError("frozen")
 
     monkeypatch.setattr(gc, "freeze", freeze)
-    garbage.resume()
+    startup.end()
     assert gc.isenabled()
