@@ -15,6 +15,12 @@ from tests.server.support import Running, serve
 _projects = itertools.count(1)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the file whose collection alone takes a minute, where its tests are not wanted."""
+    slow = collection_path.name == "test_openapi_bounds.py"
+    return True if slow and "not slow" in config.getoption("markexpr") else None
+
+
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with serve(tmp_path_factory.mktemp("home")) as running:

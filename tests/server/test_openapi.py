@@ -96,14 +96,16 @@ class Key:
         case.headers["authorization"] = f"Bearer {data}"
 
 
-few = load("fuzzing")
-many = load("examples", "coverage", "fuzzing")
+description = load("fuzzing")
 
 
 @pytest.fixture(scope="module")
 def one_of_everything(tmp_path_factory: pytest.TempPathFactory) -> None:
+    start(tmp_path_factory.mktemp("home"))
+
+
+def start(home: Path) -> None:
     """Start with an application that has one of everything."""
-    home = tmp_path_factory.mktemp("home")
     add_base_model(home, BASE_MODEL)
     current.app = build(home)
     current.app.state.chat = ChatGateway(NoEngines())
@@ -183,16 +185,7 @@ def check(case: Any) -> None:
     case.call_and_validate(excluded_checks=excluded)
 
 
-@few.parametrize()
+@description.parametrize()
 @settings(BASE, max_examples=10)
 def test_the_description_is_true(case: Any, one_of_everything: None) -> None:
-    check(case)
-
-
-@pytest.mark.slow
-@many.parametrize()
-@settings(BASE, max_examples=200)
-def test_the_description_is_true_at_every_bound_and_for_many_requests(
-    case: Any, one_of_everything: None
-) -> None:
     check(case)
