@@ -89,9 +89,20 @@ def check_evaluation(one: Run, two: Run, config: str, steps: int) -> dict[str, f
     """What two processes log of an evaluation is what one logs."""
     assert len(two.held_out()) == len(one.held_out()) == 2
     for found, expected in zip(two.logs(), one.logs(), strict=True):
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        decided = without_coin_tosses(expected)
+        assert {name: found[name] for name in decided} == pytest.approx(decided, rel=1e-3, abs=1e-4)
     losses = [(a["valid_loss"], b["valid_loss"]) for a, b in zip(one.held_out(), two.held_out(), strict=True)]
     return {"held-out loss": max(abs(b / a - 1) for a, b in losses)}
+
+
+def without_coin_tosses(log: dict[str, float]) -> dict[str, float]:
+    """A log less what counts signs of margins, while these are rounding: a policy is its reference at first."""
+    tied = abs(log.get("train_rewards_margins", 1.0)) < 1e-5
+    return {
+        name: value
+        for name, value in log.items()
+        if not (tied and name in ("train_rewards_accuracies", "train_rewards_ece"))
+    }
 
 
 CHECKS: dict[str, Callable[[Run, Run, str, int], dict[str, float]]] = {
