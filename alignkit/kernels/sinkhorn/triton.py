@@ -23,6 +23,7 @@ def potentials_kernel(
 ):
     """Compute f [iterations, problems, size] and g [iterations + 1, problems, size] from [problems, size, size]."""
     problem = tl.program_id(0).to(tl.int64)
+    scores_ptr += problem * size * size  # so that offsets within a problem are of 32 bits: half the registers
     inner = scores_ptr.dtype.element_ty
     column = tl.arange(0, COLUMNS)
     g = tl.zeros([COLUMNS], dtype=inner)
@@ -33,7 +34,7 @@ def potentials_kernel(
         for start in range(0, size, ROWS):
             row = start + tl.arange(0, ROWS)
             inside = (row < size)[:, None] & (column < size)[None, :]
-            at = (problem * size + row[:, None]) * size + column[None, :]
+            at = row[:, None] * size + column[None, :]
             # far below any score but finite, so that differences are never NaN
             scores = tl.load(scores_ptr + at, mask=inside, other=-1e30)
             by_columns = scores + g[None, :]
@@ -68,6 +69,8 @@ def pull_back_kernel(
     `row` and `column` hold the sums of `total` at the start.
     """
     problem = tl.program_id(0).to(tl.int64)
+    scores_ptr += problem * size * size
+    total_ptr += problem * size * size
     inner = scores_ptr.dtype.element_ty
     column = tl.arange(0, COLUMNS)
     grad_g = tl.load(column_ptr + problem * size + column, mask=column < size, other=0.0)
@@ -79,7 +82,7 @@ def pull_back_kernel(
         for start in range(0, size, ROWS):
             row = start + tl.arange(0, ROWS)
             inside = (row < size)[:, None] & (column < size)[None, :]
-            at = (problem * size + row[:, None]) * size + column[None, :]
+            at = row[:, None] * size + column[None, :]
             f = tl.load(f_ptr + here + row, mask=row < size, other=0.0)
             by_rows = tl.load(scores_ptr + at, mask=inside, other=-1e30) + f[:, None]
             share = tl.exp(by_rows + g[None, :]) * grad_g[None, :]

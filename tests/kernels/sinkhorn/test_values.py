@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkit.kernels import sinkhorn
 from alignkit.kernels.backend import interpreted
-from tests.kernels.aot import TARGETS, compile_for
+from tests.kernels.aot import TARGETS, compile_for, require_fit
 from tests.kernels.interpreted import grid
 
 needs_triton = pytest.mark.skipif(
@@ -262,4 +262,5 @@ def test_the_kernels_compile_without_spills(target: str, size: int) -> None:
     shape = kernels.shape(size)
     constants = {name: value for name, value in shape.items() if name.isupper()}
     for fn in (kernels.potentials_kernel, kernels.pull_back_kernel):
-        assert compile_for(fn, signature, constants, target, num_warps=shape["num_warps"]).spills == 0
+        found = compile_for(fn, signature, constants, target, num_warps=shape["num_warps"])
+        require_fit(f"{fn.__name__} {size} rows", target, found)
