@@ -32,10 +32,10 @@ def fresh() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def tensors() -> dict[str, Tensor]:
+def tensors(words: int = WORDS) -> dict[str, Tensor]:
     """A student's hidden states, head and bias, and a teacher's; the teacher's head has two columns more."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {"h": (ROWS, 7), "w": (WORDS, 7), "b": (WORDS,), "t": (ROWS, 5), "u": (WORDS + 2, 5)}
+    shapes = {"h": (ROWS, 7), "w": (words, 7), "b": (words,), "t": (ROWS, 5), "u": (words + 2, 5)}
     return {
         name: torch.randn(shape, generator=generator).requires_grad_(name != "u")
         for name, shape in shapes.items()
@@ -123,8 +123,11 @@ def plans(t: Tensor, **_: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "call", [log_probs, frozen_log_probs, with_objective, without_labels, distances, plans]
 )
-def test_a_compiled_call_is_one_graph_with_the_same_gradients(call: Callable[..., dict[str, Tensor]]) -> None:
-    given = tensors()
+@pytest.mark.parametrize("words", [WORDS, pytest.param(128_257, marks=pytest.mark.slow)])
+def test_a_compiled_call_is_one_graph_with_the_same_gradients(
+    call: Callable[..., dict[str, Tensor]], words: int
+) -> None:
+    given = tensors(words)
     trained = {name: x for name, x in given.items() if x.requires_grad}
     expected, found = call(**given), torch.compile(call, backend="aot_eager", fullgraph=True)(**given)
     for name, value in expected.items():

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alignkit.kernels import backend, pairwise_l1
 from alignkit.kernels.backend import interpreted
 from alignkit.kernels.pairwise_l1 import cost
-from tests.kernels.aot import TARGETS, compile_for
-from tests.kernels.interpreted import grid
+from tests.kernels.aot import TARGETS, compile_for, require_fit
+from tests.kernels.interpreted import grid, thorough
 from tests.kernels.pairwise_l1.oracle import DEVICE, NAMES, WARPED, compare, inputs, oracle, relative
 
 needs_triton = pytest.mark.skipif(
@@ -78,6 +78,27 @@ def test_any_shape_and_option(
     if not biased:
         operands = {name: value for name, value in operands.items() if "bias" not in name}
     compare(operands, options, tuple(training & operands.keys()), torch.float64, 1e-8)
+
+
+@implementations
+@pytest.mark.parametrize(
+    ("training", "dtype", "tolerance"),
+    [
+        thorough(NAMES, torch.float64, 1e-10),
+        # no gradient of a column alone: in float32 two probabilities of 128,257 may round to one
+        thorough(("student_hidden", "teacher_hidden"), torch.float32, 5e-5),
+    ],
+)
+def test_a_vocabulary_of_128257(
+    implementation: str,
+    training: tuple[str, ...],
+    dtype: torch.dtype,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One added token makes it odd; the engines' own blocks and splits."""
+    monkeypatch.undo()
+    compare(inputs(2, 3, 128_257), {}, training, dtype, tolerance, implementation)
 
 
 @implementations
@@ -298,4 +319,5 @@ def test_the_kernels_compile_without_spills(target: str) -> None:
         (kernels.distances_kernel, block | {"WANT_MASS": False}, kernels.DISTANCES_WARPS),
         (kernels.sign_sums_kernel, block, kernels.SIGNS_WARPS),
     ):
-        assert compile_for(fn, signature, constants, target, num_warps=warps).spills == 0
+        name = fn.__name__ + " with mass" * constants.get("WANT_MASS", False)
+        require_fit(name, target, compile_for(fn, signature, constants, target, num_warps=warps))
