@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Implementation = Literal["triton", "torch", "reference", "liger"]
+Implementation = Literal["triton", "torch", "reference", "liger", "quack"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("triton", "torch", "reference")
-"""Those that every op has. `linear_logprob` also has "liger", another project's, never by default."""
+"""Those that every op has. `linear_logprob` also has "liger" and "quack", other projects', never by default."""
 VARIABLE = "ALIGNKIT_KERNELS"
 LOGITS_VARIABLE = "ALIGNKIT_LOGITS"
 

