@@ -1,6 +1,7 @@
 """Parts 1 to 5 of `benchmarks.device`: the fused heads. torch and Triton alone; peers where they are installed."""
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from alignkit.kernels import linear_divergence, linear_logprob, pairwise_l1, sinkhorn
 from alignkit.kernels.gpu_plan import (
+    PARTS_SHARE,
     ROW_KERNEL_SHARE,
     Device,
     Work,
@@ -21,18 +23,25 @@ from alignkit.kernels.gpu_plan import (
     product_seconds,
 )
 from alignkit.kernels.linear_logprob.records import OPTIONAL
-from alignkit.kernels.products import states
+from alignkit.kernels.products import project, states
 from benchmarks import linear_divergence as divergence_bench
 from benchmarks import linear_logprob as logprob_bench
 from benchmarks import pairwise_l1 as l1_bench
 from benchmarks import sinkhorn as sinkhorn_bench
-from benchmarks.device import Bench, Row, timed
+from benchmarks.device import Bench, Row, guarded, timed
 
 SHAPES = ((4096, 128_256), (896, 151_936))
 """(H, V): an 8B's head, and a small model's."""
 TINY = ((16, 301),)
+CHUNKS = (512, 640, 768, 896, 1024, 1152, 1280, 1536, 2048, 3072, 4096)
+"""Rows of a chunk that part 2 tries, besides the planner's."""
+SPLITS = {1, 2, 3, 4, 7, 8, 14}
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LIMITS = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
+ROUNDED = 4
+"""How much further off the results may be where logits are rounded to 16 bits."""
+BUFFER = 640 * 2**20
+"""Bytes of a chunk's buffer, as the ops allow themselves."""
 OPTIONS: tuple[dict[str, float], ...] = ({}, {"softcap": 20.0}, {"temperature": 1.7})
 
 
@@ -44,26 +53,43 @@ class Case(NamedTuple):
     count: int
     options: dict[str, float]
     trained: bool
+    logits: str = "float32"
 
 
 def correctness(bench: Bench) -> Iterator[Row]:
     """Part 1: every op against float64, values and gradients, over poisoned buffers."""
     vocabularies, counts = ((301,), (1, 5)) if bench.tiny else ((1000, 50_257, 128_257), (1, 300, 2500))
     cases = list(itertools.product(DTYPES, vocabularies, counts, OPTIONS, (False, True)))
-    for case in itertools.starmap(Case, cases[:: 9 if bench.tiny else 1]):
+    cases = cases[:: 9 if bench.tiny else 1]
+    cases += itertools.product(
+        DTYPES[:2], vocabularies[-1:], counts[1:2], OPTIONS[:1], (False, True), ("bf16",)
+    )
+    for case in itertools.starmap(Case, cases):
         for op, errors in (("logprob", _logprob_errors), ("divergence", _divergence_errors)):
-            with poisoned():
-                found = errors(bench, case)
-            worst = max(found.values())
-            row = {"name": f"{op} {case}", "worst": worst, "right": worst < LIMITS[case.dtype], **found}
-            if not row["right"]:
-                print(f"WRONG: {row}", flush=True)
+            limit = LIMITS[case.dtype] * (ROUNDED if case.logits == "bf16" else 1)
+            with logits_of(case.logits), poisoned():
+                row = _checked(bench, f"{op} {case}", limit, partial(errors, bench, case))
             yield row
     for rows, vocabulary in ((5, 301),) if bench.tiny else ((64, 50_257), (300, 128_257)):
-        yield _transport_row(bench, rows, vocabulary)
+        errors = partial(_transport_errors, bench, rows, vocabulary)
+        yield _checked(bench, f"transport {rows} {vocabulary}", 1e-3, errors)
 
 
-def _transport_row(bench: Bench, rows: int, vocabulary: int) -> Row:
+def _checked(bench: Bench, name: str, limit: float, errors: Callable[[], dict[str, float]]) -> Row:
+    """A row of errors relative to float64, and whether all are below the limit."""
+
+    def make() -> Row:
+        found = errors()
+        worst = max(found.values())
+        return {"name": name, "worst": worst, "right": worst < limit, **found}
+
+    row = guarded(bench, name, make)
+    if not row.get("right"):
+        print(f"WRONG: {row}", flush=True)
+    return row
+
+
+def _transport_errors(bench: Bench, rows: int, vocabulary: int) -> dict[str, float]:
     """The distances, and their transport plan, in float32 against float64: values and gradients."""
     low, exact = _leaves(
         (bench.normal(rows, 64, dtype=torch.float32), True),
@@ -80,14 +106,19 @@ def _transport_row(bench: Bench, rows: int, vocabulary: int) -> Row:
     for _ in range(5):
         scaled = scaled / scaled.sum(dim=1, keepdim=True)
         scaled = scaled / scaled.sum(dim=0, keepdim=True)
-    found = _errors(
+    return _errors(
         {"cost": (plan_.cost, (scaled * costs).sum()), "distances": (distances, costs)}, low, exact
     )
-    worst = max(found.values())
-    row = {"name": f"transport {rows} {vocabulary}", "worst": worst, "right": worst < 1e-3, **found}
-    if not row["right"]:
-        print(f"WRONG: {row}", flush=True)
-    return row
+
+
+@contextmanager
+def logits_of(dtype: str) -> Iterator[None]:
+    """Within it, the heads' logits have this dtype, float32 or bf16."""
+    os.environ["ALIGNKIT_LOGITS"] = dtype
+    try:
+        yield
+    finally:
+        del os.environ["ALIGNKIT_LOGITS"]
 
 
 @contextmanager
@@ -133,7 +164,7 @@ def _head(x: list[Tensor], options: dict[str, float]) -> Tensor:
 
 
 def _logprob_errors(bench: Bench, case: Case) -> dict[str, float]:
-    dtype, vocabulary, count, options, trained = case
+    dtype, vocabulary, count, options, trained, _ = case
     low, exact = _leaves(
         (bench.normal(count, 64, dtype=dtype), True),
         (bench.normal(vocabulary, 64, dtype=dtype, std=0.2), trained),
@@ -149,7 +180,7 @@ def _logprob_errors(bench: Bench, case: Case) -> dict[str, float]:
 
 
 def _divergence_errors(bench: Bench, case: Case) -> dict[str, float]:
-    dtype, vocabulary, count, options, trained = case
+    dtype, vocabulary, count, options, trained, _ = case
     low, exact = _leaves(
         (bench.normal(count, 64, dtype=dtype), True),
         (bench.normal(vocabulary, 64, dtype=dtype, std=0.2), trained),
@@ -175,40 +206,76 @@ def _divergence_errors(bench: Bench, case: Case) -> dict[str, float]:
 
 
 def products(bench: Bench) -> Iterator[Row]:
-    """Part 2: cuBLAS alone, by rows of a chunk and parts of a split; this table decides `gpu_plan.MEASURED`."""
-    chunks = (5,) if bench.tiny else (512, 768, 1024, 1280, 1408, 1536, 2048, 2341, 2560, 3072, 4096)
+    """Part 2: cuBLAS alone, by rows of a chunk and parts of a split; its best rows decide `gpu_plan.MEASURED`."""
     for width, vocabulary in TINY if bench.tiny else SHAPES:
         weight = bench.normal(vocabulary, width, std=0.05)
-        for rows in chunks:
-            hidden = bench.normal(rows, width)
-            logits = torch.empty(rows, padded(vocabulary), device=bench.device, dtype=torch.bfloat16)[
-                :, :vocabulary
-            ]
-            shape = {"rows": rows, "H": width, "V": vocabulary}
-            predicted = product_seconds(rows, vocabulary, width, 1, bench.rates)
-            yield timed(bench, f"logits {shape}", _mm(hidden, weight.T, logits), predicted, splits=1)
-            out = torch.empty_like(hidden)
-            for splits in (1, 3) if bench.tiny else (1, 2, 3, 4, 7, 8, 14):
-                predicted = product_seconds(rows, width, vocabulary, splits, bench.rates)
-                predicted += rows * width * 4 * (splits + 1) / bench.rates.bandwidth if splits > 1 else 0.0
-                step = _states(logits, weight, out, splits)
-                yield timed(bench, f"states {shape} splits {splits}", step, predicted, splits=splits)
-        rows = chunks[-1] if bench.tiny else 2048
+        planned = plan(_work(width, vocabulary), BUFFER, bench.rates)
+        taken: dict[tuple[int, int], float] = {}
+        for rows in (5,) if bench.tiny else sorted({planned.rows, *CHUNKS}):
+            room = torch.empty(rows, padded(vocabulary), device=bench.device)
+            yield from _products_of_a_chunk(bench, weight, room, {1, planned.splits}, taken)
+        if any(math.isfinite(seconds) for seconds in taken.values()):
+            yield _best_chunk(bench, width, vocabulary, taken)
+        rows = 5 if bench.tiny else 2048
         hidden = bench.normal(rows, width)
         for pad in (1, 8, 64):
-            room = torch.zeros(rows, vocabulary + pad, device=bench.device, dtype=torch.bfloat16)[
-                :, :vocabulary
-            ]
+            wide = bench.normal(rows, vocabulary + pad)[:, :vocabulary]
             name = f"weight's gradient, rows {rows}, a row of V + {pad}"
-            yield timed(bench, name, _mm(room.T, hidden, torch.empty_like(weight)), None)
+            step = partial(torch.mm, wide.T, hidden, out=torch.empty_like(weight))
+            yield guarded(bench, name, partial(timed, bench, name, step, None))
 
 
-def _mm(left: Tensor, right: Tensor, out: Tensor) -> Callable[[], object]:
-    return lambda: torch.mm(left, right, out=out)
+def _products_of_a_chunk(
+    bench: Bench, weight: Tensor, room: Tensor, splits: set[int], taken: dict[tuple[int, int], float]
+) -> Iterator[Row]:
+    """Both products of a chunk, as the op runs them: a gradient lies in the first half of its row of logits.
+
+    `taken` gets the seconds of both for each number of splits; infinite where one failed.
+    """
+    (vocabulary, width), rows = weight.shape, room.size(0)
+    hidden, gradient = bench.normal(rows, width), room.view(torch.bfloat16)[:, :vocabulary]
+    shape, logits_seconds = f"rows {rows} H {width} V {vocabulary}", math.inf
+    for dtype, logits in (("bf16", gradient), ("float32", room[:, :vocabulary])):
+        name, step = f"logits {dtype} {shape}", partial(project, hidden, weight, logits)
+        predicted = product_seconds(rows, vocabulary, width, 1, bench.rates)
+        row = guarded(bench, name, partial(timed, bench, name, step, predicted, splits=1))
+        logits_seconds = row.get("seconds", math.inf)  # of float32, which come last
+        yield row
+    gradient.normal_()  # zeros or NaN would cost less power, and so less time
+    out = torch.empty_like(hidden)
+    for parts in sorted(splits | ({3} if bench.tiny else SPLITS)):
+        predicted = product_seconds(rows, width, vocabulary, parts, bench.rates)
+        predicted += rows * width * 4 * (parts + 1) / bench.rates.bandwidth if parts > 1 else 0.0
+        name, step = f"states {shape} splits {parts}", partial(states, gradient, weight, out, parts)
+        row = guarded(bench, name, partial(timed, bench, name, step, predicted, splits=parts))
+        taken[rows, parts] = logits_seconds + row.get("seconds", math.inf)
+        yield row
 
 
-def _states(logits: Tensor, weight: Tensor, out: Tensor, splits: int) -> Callable[[], object]:
-    return lambda: states(logits, weight, out, splits)
+def _work(width: int, vocabulary: int) -> Work:
+    """The work of log-probs with a frozen head and float32 logits, as the op describes it."""
+    return Work(vocabulary, (width,), (width,), 4, 6)
+
+
+def _best_chunk(bench: Bench, width: int, vocabulary: int, taken: dict[tuple[int, int], float]) -> Row:
+    """The measured rows and splits with the least time per token that fit, next to the planner's."""
+    work = _work(width, vocabulary)
+    row_kernel = vocabulary * work.moved_bytes / (ROW_KERNEL_SHARE * bench.rates.bandwidth)
+    a_token = {
+        (rows, splits): seconds / rows + row_kernel
+        for (rows, splits), seconds in taken.items()
+        if rows * padded(vocabulary) * work.buffer_bytes <= BUFFER
+        and (splits == 1 or splits * rows * width * 4 <= PARTS_SHARE * BUFFER)
+    }
+    best, planned = min(a_token, key=lambda chunk: a_token[chunk]), plan(work, BUFFER, bench.rates)
+    mine = a_token.get((planned.rows, planned.splits))
+    return {
+        "name": f"best chunk H {width} V {vocabulary}",
+        "measured": best,
+        "planned": (planned.rows, planned.splits),
+        "planned_over_best": None if mine is None else mine / a_token[best],
+        "entry": f"MEASURED[{work}, {BUFFER}] = {best}",
+    }
 
 
 def row_kernels(bench: Bench) -> Iterator[Row]:
@@ -222,8 +289,11 @@ def row_kernels(bench: Bench) -> Iterator[Row]:
             for (lanes, warps), grid in itertools.product(shapes, (processors, 2 * processors, rows)):
                 name = f"row kernel V {vocabulary} {dtype} lanes {lanes} warps {warps} grid {grid}"
                 step = partial(_row_kernel, logits, vocabulary, grid, lanes=lanes, warps=warps)
-                row = timed(bench, name, step, moved / (ROW_KERNEL_SHARE * bench.rates.bandwidth))
-                yield row | {"gb_per_second": moved / row["seconds"] / 1e9}
+                predicted = moved / (ROW_KERNEL_SHARE * bench.rates.bandwidth)
+                row = guarded(bench, name, partial(timed, bench, name, step, predicted))
+                if "seconds" in row:
+                    row["gb_per_second"] = moved / row["seconds"] / 1e9
+                yield row
 
 
 def _row_kernel(logits: Tensor, vocabulary: int, grid: int, *, lanes: int, warps: int) -> None:
@@ -278,34 +348,49 @@ def _shapes(bench: Bench, module: Any) -> list[dict[str, Any]]:
 
 
 def _planned(work: Work, tokens: int, rates: Device) -> float:
-    chunks = plan(work, 640 * 2**20, rates)
+    chunks = plan(work, BUFFER, rates)
     return chunk_seconds(chunks.rows, chunks.splits, work, rates) * tokens / chunks.rows
 
 
 def _contenders(
     bench: Bench, module: Any, predicted: Callable[[dict[str, Any], int], float | None] | None
 ) -> Iterator[Row]:
-    """Every contender on every shape; ours twice where logits may be of 16 bits. One that cannot run says why."""
+    """Every contender on every shape, ours first and twice where logits may be of 16 bits.
+
+    A peer that cannot run says why; that ours cannot is an error.
+    """
     for shape in _shapes(bench, module):
-        flops, moved = module.floor(shape)
-        floor = max(flops / bench.rates.flops, moved / bench.rates.bandwidth)
-        for name, compute in module.CONTENDERS.items():
-            ours = name.startswith("alignkit")
-            for logits in ("float32", "bf16") if ours and predicted else ("float32",):
-                os.environ["ALIGNKIT_LOGITS"] = logits
-                title = f"{module.__name__.rpartition('.')[2]} {name} {shape}" + f" logits {logits}" * ours
-                guess = predicted(shape, 4 if logits == "float32" else 2) if ours and predicted else None
-                try:
-                    tensors = module.inputs(shape, bench.device)
+        for name, compute in sorted(module.CONTENDERS.items(), key=lambda item: not _ours(item[0])):
+            for logits in ("float32", "bf16") if _ours(name) and predicted else ("float32",):
+                title = f"{module.__name__.rpartition('.')[2]} {name} {shape}" + f" logits {logits}" * _ours(
+                    name
+                )
+                guess = (
+                    predicted(shape, 4 if logits == "float32" else 2) if _ours(name) and predicted else None
+                )
+                with logits_of(logits):
+                    make = partial(_contender, bench, module, shape, compute, title=title, guess=guess)
+                    row = guarded(bench, title, make, ours=_ours(name))
+                yield row
+                bench.settle()
 
-                    def step(compute: Any = compute, tensors: Any = tensors) -> None:
-                        for tensor in tensors.values():
-                            tensor.grad = None
-                        compute(**tensors).backward()
 
-                    row = timed(bench, title, step, guess)
-                    yield row | {"floor": floor / row["seconds"], "peak_mb": bench.peak(step)}
-                except (ImportError, RuntimeError, AttributeError) as error:
-                    yield {"name": title, "skipped": f"{type(error).__name__}: {str(error)[:200]}"}
-                finally:
-                    os.environ.pop("ALIGNKIT_LOGITS", None)
+def _ours(name: str) -> bool:
+    return name.startswith("alignkit")
+
+
+def _contender(
+    bench: Bench, module: Any, shape: dict[str, Any], compute: Any, *, title: str, guess: float | None
+) -> Row:
+    """Forward and backward of one contender: seconds, share of the lower bound, peak memory."""
+    flops, moved = module.floor(shape)
+    floor = max(flops / bench.rates.flops, moved / bench.rates.bandwidth)
+    tensors = module.inputs(shape, bench.device)
+
+    def step() -> None:
+        for tensor in tensors.values():
+            tensor.grad = None
+        compute(**tensors).backward()
+
+    row = timed(bench, title, step, guess)
+    return row | {"floor": floor / row["seconds"], "peak_mb": bench.peak(step)}

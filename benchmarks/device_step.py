@@ -3,6 +3,7 @@
 Needs transformers and peft. The loss is the sum of the last hidden states: the head has parts of its own.
 """
 
+import importlib.util
 import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.device import Bench, Row, timed
+from benchmarks.device import Bench, Row, guarded, timed
 
 WIDE = {
     "hidden_size": 4096,
@@ -40,37 +41,67 @@ PRECISIONS = ("float32 adapters", "autocast", "no input cast")
 
 
 def large(bench: Bench) -> Iterator[Row]:
-    """Part 6: a step at an 8B's widths, 8,192 tokens: precision, mask, compiled layers; what takes longest."""
-    yield from _steps(bench, WIDE, (8192,), compiled=(False, True))
+    """Part 6: a step at an 8B's widths, 8,192 tokens: precision, mask, what takes longest; compiled layers last."""
+    if absent := _absent():
+        yield {"name": "steps", "skipped": absent}
+        return
+    yield from _steps(bench, WIDE, (8192,))
     yield from _profile(bench, WIDE, 8192)
+    if not bench.tiny:  # each compiles for a good part of a minute
+        yield from _steps(bench, WIDE, (8192,), masks=(False,), compiled=True)
 
 
 def small(bench: Bench) -> Iterator[Row]:
     """Part 7: a step at a 0.5B's widths, 2,048 and 16,384 tokens: bound by launches or not."""
-    yield from _steps(bench, NARROW, (2048, 16_384), compiled=(False,))
+    if absent := _absent():
+        yield {"name": "steps", "skipped": absent}
+        return
+    yield from _steps(bench, NARROW, (2048, 16_384))
+
+
+def _absent() -> str:
+    """The packages that these parts need and that are not installed; empty if there are none."""
+    absent = [name for name in ("transformers", "peft") if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
 
 
 def _steps(
-    bench: Bench, widths: dict[str, int], tokens: tuple[int, ...], compiled: tuple[bool, ...]
+    bench: Bench,
+    widths: dict[str, int],
+    tokens: tuple[int, ...],
+    *,
+    masks: tuple[bool, ...] = (False, True),
+    compiled: bool = False,
 ) -> Iterator[Row]:
-    count = (16,) if bench.tiny else tokens
-    flops = 4 * _linear_weights(TINY if bench.tiny else widths)  # forward, and back to the inputs alone
-    for size, precision, padded, compile_ in itertools.product(
-        count,
-        PRECISIONS[:1] if bench.tiny else PRECISIONS,
-        (False, True),
-        compiled[:1] if bench.tiny else compiled,
-    ):
-        if bench.late:
-            return
-        model = _model(bench, TINY if bench.tiny else widths, precision)
-        if compile_:
-            for layer in model.get_base_model().layers:
-                layer.compile()
-        step = partial(_step, model, _inputs(bench, size, padded=padded), precision)
-        name = f"step {size} tokens, {precision}, {'padded mask' if padded else 'causal'}{', compiled' * compile_}"
-        row = timed(bench, name, step, None)
-        yield row | {"floor": flops * size / bench.rates.flops / row["seconds"], "peak_mb": bench.peak(step)}
+    count, widths = ((16,), TINY) if bench.tiny else (tokens, widths)
+    precisions = PRECISIONS[:1] if bench.tiny else PRECISIONS
+    for size, precision, padded in itertools.product(count, precisions, masks):
+        name = f"step {size} tokens, {precision}, {'padded mask' if padded else 'causal'}{', compiled' * compiled}"
+        make = partial(
+            _timed_step, bench, widths, size, precision, padded=padded, compiled=compiled, name=name
+        )
+        yield guarded(bench, name, make)
+        bench.settle()
+
+
+def _timed_step(
+    bench: Bench,
+    widths: dict[str, int],
+    size: int,
+    precision: str,
+    *,
+    padded: bool,
+    compiled: bool,
+    name: str,
+) -> Row:
+    flops = 4 * _linear_weights(widths) * size  # forward, and back to the inputs alone
+    model = _model(bench, widths, precision)
+    if compiled:
+        for layer in model.get_base_model().layers:
+            layer.compile()
+    step = partial(_step, model, _inputs(bench, size, padded=padded), precision)
+    row = timed(bench, name, step, None)
+    return row | {"floor": flops / bench.rates.flops / row["seconds"], "peak_mb": bench.peak(step)}
 
 
 def _linear_weights(widths: dict[str, int]) -> float:
@@ -114,16 +145,22 @@ def _step(model: Any, inputs: dict[str, torch.Tensor], precision: str) -> None:
 
 def _profile(bench: Bench, widths: dict[str, int], tokens: int) -> Iterator[Row]:
     """The fifteen kernels that took the most, of the slowest and of the fastest precision."""
+    for precision in PRECISIONS[:1] if bench.tiny else (PRECISIONS[0], PRECISIONS[-1]):
+        name = f"profile, {precision}"
+        widths, tokens = (TINY, 16) if bench.tiny else (widths, tokens)
+        yield guarded(bench, name, partial(_longest, bench, widths, tokens, precision, name))
+        bench.settle()
+
+
+def _longest(bench: Bench, widths: dict[str, int], tokens: int, precision: str, name: str) -> Row:
     from torch.profiler import ProfilerActivity, profile
 
-    for precision in PRECISIONS[:1] if bench.tiny else (PRECISIONS[0], PRECISIONS[-1]):
-        model = _model(bench, TINY if bench.tiny else widths, precision)
-        inputs = _inputs(bench, 16 if bench.tiny else tokens, padded=False)
+    model, inputs = _model(bench, widths, precision), _inputs(bench, tokens, padded=False)
+    _step(model, inputs, precision)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device == "cuda")
+    with profile(activities=kinds) as profiler:
         _step(model, inputs, precision)
-        kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device == "cuda")
-        with profile(activities=kinds) as profiler:
-            _step(model, inputs, precision)
-        events = profiler.key_averages()
-        taken = {event.key: event.self_device_time_total or event.self_cpu_time_total for event in events}
-        top = sorted(taken.items(), key=lambda item: -item[1])[:15]
-        yield {"name": f"profile, {precision}", "microseconds": {key: round(value) for key, value in top}}
+    events = profiler.key_averages()
+    taken = {event.key: event.self_device_time_total or event.self_cpu_time_total for event in events}
+    top = sorted(taken.items(), key=lambda item: -item[1])[:15]
+    return {"name": name, "microseconds": {key: round(value) for key, value in top}}

@@ -10,10 +10,13 @@ skipped, with the reason. `--tiny` takes a tiny model and plain float32, to test
 import argparse
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -170,21 +173,31 @@ def run(day: Day, step: Step) -> dict[str, Any]:
         return {"name": step.name, "skipped": step.skipped}
     log, started = day.out / f"{step.name.replace(' ', '-')}.log", time.monotonic()
     with log.open("w") as output:
+        command = [sys.executable, *step.command]
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
+        )
         try:
-            code: int | str = subprocess.run(
-                [sys.executable, *step.command],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=step.seconds,
-                check=False,
-                cwd=ROOT,
-            ).returncode
+            code: int | str = process.wait(step.seconds)
         except subprocess.TimeoutExpired:
             code = f"stopped after {step.seconds:g} s"
+        finally:  # what the step has started ends with it: it would hold the GPU's memory
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     row = {"name": step.name, "seconds": round(time.monotonic() - started, 1), "exit": code}
     if code == 0:
         return row
     return row | {"output": log.read_text(errors="replace").splitlines()[-LAST_LINES:]}
+
+
+def steps_of(stage: str, day: Day) -> Iterator[Step]:
+    """The stage's steps; if they cannot be made, a step that fails with the reason."""
+    try:
+        yield from STAGES[stage](day)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        yield Step(stage, ("-c", f"raise SystemExit({reason!r})"))
 
 
 def main() -> None:
@@ -208,7 +221,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for stage in wanted:
         print(f"== {(STAGES[stage].__doc__ or stage).strip()}", flush=True)
-        for step in STAGES[stage](day):
+        for step in steps_of(stage, day):
             rows.append(run(day, step))
             (day.out / "gpu-day.json").write_text(json.dumps(rows, indent=1) + "\n")
             print(

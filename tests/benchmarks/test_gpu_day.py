@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,40 @@ def test_a_step_that_takes_too_long_is_stopped(day: Day) -> None:
     assert row["exit"] == "stopped after 0.5 s"
 
 
+def test_what_a_stopped_step_has_started_is_stopped_too(day: Day) -> None:
+    started = "import os; os.system('sleep 60 & echo $!; wait')"
+    row = gpu_day.run(day, Step("parent", ("-S", "-E", "-c", started), seconds=2))
+    assert row["exit"] == "stopped after 2 s"
+    status = Path("/proc", row["output"][0], "stat")
+
+    def runs() -> bool:
+        return status.exists() and status.read_text().split()[2] != "Z"
+
+    end = time.monotonic() + 10
+    while runs() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not runs()
+
+
 def test_a_failure_does_not_end_the_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impossible(_: Day) -> Any:
+        """No step at all."""
+        raise ModuleNotFoundError("No module named 'transformers'")
+        yield
+
     def stage(_: Day) -> Any:
         """Two steps."""
         yield Step("bad", ("-c", "raise SystemExit(3)"))
         yield Step("good", ("-c", "pass"))
 
-    monkeypatch.setattr(gpu_day, "STAGES", {"one": stage})
-    monkeypatch.setattr(sys, "argv", ["gpu_day", "--tiny", "--only", "one", "--out", str(tmp_path)])
+    monkeypatch.setattr(gpu_day, "STAGES", {"none": impossible, "one": stage})
+    monkeypatch.setattr(sys, "argv", ["gpu_day", "--tiny", "--only", "none,one", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         gpu_day.main()
     assert ended.value.code == 1
     rows = json.loads((tmp_path / "gpu-day.json").read_text())
-    assert [(row["name"], row["exit"]) for row in rows] == [("bad", 3), ("good", 0)]
+    assert [(row["name"], row["exit"]) for row in rows] == [("none", 1), ("bad", 3), ("good", 0)]
+    assert rows[0]["output"] == ["ModuleNotFoundError: No module named 'transformers'"]
 
 
 @pytest.mark.slow
