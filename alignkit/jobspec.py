@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from alignkit import terms
-from alignkit.errors import FieldIssue, ModelError, RecipeError, nearest
+from alignkit.errors import FieldIssue, ModelError, RecipeError
 from alignkit.hardware import has_amx, has_gpu
 from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
 from alignkit.methods.hyperparameters import SECTIONS, TERMS, TUNE, in_jobs, job_name, shared_options
+from alignkit.methods.registry import nearest_method
 from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import named
 from alignkit.models.trainable import length_within
@@ -177,7 +178,7 @@ def _as_job_names_it(issue: FieldIssue, prefix: str) -> FieldIssue:
 def parse_hyperparameters(method: str, values: dict[str, Any]) -> Hyperparameters:
     """The hyperparameters of a job as they are given; raises RecipeError, with the paths of a job."""
     if method not in METHODS:
-        expected = f"expected one of {', '.join(METHODS)}, found {method!r}{nearest(method, METHODS)}"
+        expected = f"expected one of {', '.join(METHODS)}, found {method!r}{nearest_method(method)}"
         raise RecipeError([FieldIssue("method.type", expected)])
     kind = hyperparameters_of(METHODS[method])
     try:

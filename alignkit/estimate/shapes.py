@@ -1,7 +1,6 @@
 """A model's shape from its configuration, without loading weights or computing anything."""
 
 import copy
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,7 @@ from alignkit.estimate.upstream import is_masked
 from alignkit.methods.work import ModelUse
 from alignkit.models.adapters import peft_config
 from alignkit.models.loading import experts_of
-
-_BUILDING = threading.Lock()
-"""Held while a model is built, because transformers then changes torch's default dtype for all threads."""
+from alignkit.models.stored_weights import BUILDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +157,7 @@ def build(config: Any, use: ModelUse) -> Any:
     from transformers import AutoModelForCausalLM  # saves transformers at start-up
 
     what = f"{use.field}: {use.path} cannot be built from its configuration"
-    with refusing(what), _BUILDING, torch.device("meta"):
+    with refusing(what), BUILDING, torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, use.dtype))
         if use.trains and use.lora is not None:
             from peft import get_peft_model  # saves peft at start-up

@@ -32,7 +32,16 @@ def get(name: object) -> type[Method]:
     if isinstance(name, str) and ":" in name:
         return _load(name)
     expected = f"expected one of {', '.join(_METHODS)}, or package.module:Class"
-    raise MethodError(f"{expected}, found {name!r}{nearest(str(name), _METHODS)}")
+    raise MethodError(f"{expected}, found {name!r}{nearest_method(str(name))}")
+
+
+def nearest_method(name: str) -> str:
+    """The end of a message that refuses a method's name: the method that is meant; empty if none is similar."""
+    return nearest(_OTHER_NAMES.get(name.casefold(), name), _METHODS)
+
+
+_OTHER_NAMES = {"sft": "supervised", "fine_tune": "supervised", "kd": "sinkd", "distillation": "sinkd"}
+"""Names that other tools give a method."""
 
 
 def _load(path: str) -> type[Method]:

@@ -5,7 +5,6 @@ one, atomically, from a model shipped as a Python package (GGUF, dequantised onc
 """
 
 import importlib.metadata
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from alignkit.errors import ModelError
 from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import dequantising, gated, load_causal_lm
 from alignkit.models.origin import keep_origin
+from alignkit.models.stored_weights import require_safetensors, require_whole
 from alignkit.models.trainable import (
     DEQUANTISED,
     QUANTISED_BESIDE,
@@ -95,7 +95,6 @@ def import_model(
         else:
             _from_hub(source, staging)
             keep_origin(staging, source)
-        _refuse_bad_weights(staging, source)
         _require_trainable(staging, source)
         if quantization_of(config_of(staging)) in DEQUANTISED:
             _replace_quantised(staging, report)
@@ -225,34 +224,15 @@ def _from_folder(source: Path, folder: Path) -> None:
             shutil.copy2(path, folder / path.name)
 
 
-def _require_trainable(folder: Path, source: str) -> None:
+def _require_trainable(folder: Path, source: str, *, weights: bool = True) -> None:
+    """Raise ModelError for a model that cannot be trained, by its configuration and the headers of its weights."""
     try:
+        if weights:
+            require_safetensors(folder)
         require_trainable(config_of(folder))
+        require_whole(folder)
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from error
-
-
-def _refuse_bad_weights(folder: Path, source: str) -> None:
-    """Raise ModelError unless all weights are safetensors files in `folder`: nothing else is ever loaded."""
-    from safetensors import SafetensorError, safe_open  # saves safetensors at start-up
-
-    weights = {path.name: path for path in folder.glob("*.safetensors")}
-    if not weights:
-        raise ModelError(f"{source} has no *.safetensors file; pickled weights are not accepted")
-    for name, path in weights.items():
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise ModelError(f"{source}: {name} is not a safetensors file ({error})") from error
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{source}: {index.name} is not an index of safetensors files") from error
-        if not named <= weights.keys():
-            missing = ", ".join(sorted(map(str, named - weights.keys()))[:3])
-            raise ModelError(f"{source}: {index.name} names missing files: {missing}")
 
 
 def _from_hub(source: str, folder: Path) -> None:
@@ -262,7 +242,7 @@ def _from_hub(source: str, folder: Path) -> None:
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         snapshot_download(source, local_dir=folder, allow_patterns=["config.json"])
-        _require_trainable(folder, source)  # before downloading gigabytes
+        _require_trainable(folder, source, weights=False)  # before downloading gigabytes
         snapshot_download(source, local_dir=folder, allow_patterns=patterns)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(

@@ -1,12 +1,12 @@
 """Loads a causal language model and its tokenizer for training: dtype, attention, quantisation."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ModelError
+from alignkit.models.stored_weights import reason, unjoined
 from alignkit.models.trainable import EXPERTS, quantization_of, require_trainable
 
 
@@ -52,30 +52,18 @@ def load_weights(
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{field}: cannot load {path}: {error}{gated(path, error)}") from error
-    _require_whole(found, f"{field}: {path}")
+    except RuntimeError as error:
+        if (why := unjoined(error)) is None:
+            raise
+        raise ModelError(f"{field}: {path} {why}") from error
+    if (why := reason(found)) is not None:
+        raise ModelError(f"{field}: {path} {why}")
     return model
-
-
-def _require_whole(found: Mapping[str, Any], place: str) -> None:
-    """Raise ModelError for weights that transformers would replace by random ones, or read without their scales."""
-    if missing := sorted(found["missing_keys"]):
-        names = ", ".join(missing[:3]) + (" …" if missing[3:] else "")
-        raise ModelError(
-            f"{place} lacks {len(missing)} of the model's weights, which would be random: {names}"
-        )
-    if scales := [name for name in sorted(found["unexpected_keys"]) if _SCALES.search(name)]:
-        raise ModelError(
-            f"{place} holds quantised weights without a quantization_config in its config.json ({scales[0]}); use "
-            "the checkpoint from which it was quantised"
-        )
-
-
-_SCALES = re.compile(r"(weight_scale|input_scale|scale_inv|qweight|qzeros|absmax|quant_map)$")
-"""Ends of the names of tensors that belong to quantised weights."""
 
 
 def load_tokenizer(path: str | Path, *, field: str) -> Any:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignkit.errors import ModelError
-from alignkit.models.loading import load_weights
+from alignkit.models.loading import gated, load_weights
 from tests.tiny import build_tiny_model
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -46,3 +46,16 @@ def test_a_tied_head_and_tensors_of_other_parts_are_no_matter(tmp_path: Path) ->
     save_file(weights | {"vision_tower.logit_scale": torch.ones(1)}, file, {"format": "pt"})
     model = load_weights(tmp_path, "float32", field="model.path")
     assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"])
+
+
+def test_a_gated_model_names_its_licence_page_and_how_to_sign_in() -> None:
+    class GatedRepoError(OSError):
+        """The hub's error, by its name alone."""
+
+    wrapped = OSError("We couldn't connect")
+    wrapped.__cause__ = GatedRepoError("403 Client Error")
+    said = gated("meta-llama/Llama-3.1-8B", wrapped)
+    assert "https://huggingface.co/meta-llama/Llama-3.1-8B" in said
+    assert "`hf auth login`" in said
+    assert gated("meta-llama/Llama-3.1-8B", OSError("You are trying to access a gated repo.")) == said
+    assert gated("someone/model", OSError("no network")) == ""

@@ -17,6 +17,8 @@ from alignkit.errors import DataError, ModelError, RecipeError
 from alignkit.jobspec import JobSpec, parse_hyperparameters, recipe_for_job, settled
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
 from alignkit.methods.hyperparameters import TERMS, models_of_terms
+from alignkit.methods.registry import nearest_method
+from alignkit.models.stored_weights import require_whole
 from alignkit.models.trainable import OF_EXPERTS, config_of, is_mixture, require_trainable
 from alignkit.sections import LoraSection
 from alignkit.tracking import how_to_install, installed
@@ -232,6 +234,7 @@ def _require_trainable(recipe: Any, model: str, method: str) -> None:
     for param, name, path, all_weights in checks:
         try:
             require_trainable(config_of(Path(path)), all_weights=all_weights)
+            require_whole(Path(path))
         except ModelError as error:
             message = f"{param}: {name} cannot be used: {error}."
             raise ApiError(400, message, param=param, code="model_not_trainable") from error
@@ -317,7 +320,8 @@ def _method(request: JobRequest) -> tuple[str, dict[str, Any]]:
     if method.type not in METHODS:
         raise ApiError(
             400,
-            f"method.type: expected one of {known}, found {shorten(method.type)}.",
+            f"method.type: expected one of {known}, found {shorten(method.type)}"
+            f"{nearest_method(method.type) or '.'}",
             param="method.type",
             code="invalid_value",
         )

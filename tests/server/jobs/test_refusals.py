@@ -8,8 +8,10 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from safetensors.torch import load_file, save_file
 
 from tests.server.support import BASE_MODEL, Running, create_job, method, pairs, upload
+from tests.tiny import build_tiny_model
 
 
 @pytest.fixture
@@ -58,7 +60,9 @@ WANDB = {"type": "wandb", "wandb": {"project": "p"}}
         ),
         ({"method": method(n_epochs=51)}, 400, "method.f_dpo.hyperparameters.n_epochs", ["50"]),
         ({"suffix": ""}, 400, "suffix", ["found ''"]),
-        ({"suffix": "x" * 65}, 400, "suffix", ["{0,63}"]),
+        ({"suffix": "x" * 65}, 400, "suffix", ["suffix: expected 1 to 64 of the letters"]),
+        ({"suffix": "é"}, 400, "suffix", ["expected 1 to 64 of the letters", "found 'é'"]),
+        ({"suffix": "x\n"}, 400, "suffix", ["found 'x\\n'"]),
         ({"suffix": " x"}, 400, "suffix", ["' x'"]),
         ({"suffix": "a/b"}, 400, "suffix", ["'a/b'"]),
         ({"suffix": "a:b"}, 400, "suffix", ["'a:b'"]),
@@ -69,7 +73,7 @@ WANDB = {"type": "wandb", "wandb": {"project": "p"}}
         ({"metadata": {"k" * 65: "x"}}, 400, f"metadata.{'k' * 65}", ["64"]),
         ({"metadata": {"k": "x" * 513}}, 400, "metadata.k", ["512"]),
         ({"metadata": {"k": 1}}, 400, "metadata.k", ["string"]),
-        ({"metadata": {'"': "x"}}, 400, 'metadata."', ["pattern"]),
+        ({"metadata": {'"': "x"}}, 400, 'metadata."', ["without quotes"]),
         (
             {"hyperparameters": {"n_epochs": 1}},
             400,
@@ -111,6 +115,14 @@ def test_all_refused_hyperparameters_are_named_at_once(client: OpenAI) -> None:
 ROW = json.loads(pairs(1))
 NO_ANSWER = ROW | {"preferred_output": []}
 SAME = ROW | {"non_preferred_output": ROW["preferred_output"]}
+
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}]
+CHATS = [{"messages": CHAT}] * 10
+
+
+def distillation(teacher: str) -> dict[str, Any]:
+    return {"type": "sinkd", "sinkd": {"hyperparameters": {"teacher": teacher}}}
 
 
 def lines(*rows: Any) -> bytes:
@@ -192,6 +204,26 @@ def test_a_model_that_cannot_train(
     shutil.rmtree(folder)
     assert (error.status_code, error.param, error.code) == (400, "model", "model_not_trainable")
     assert words in error.message
+    assert str(service.settings.home) not in error.message
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("changes", [{"model": "holed"}, {"method": distillation("holed")}])
+def test_a_model_or_teacher_that_lacks_weights(
+    service: Running, client: OpenAI, changes: dict[str, Any]
+) -> None:
+    folder = build_tiny_model(service.settings.models_dir / "holed")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    rows = None if "model" in changes else upload(client, lines(*CHATS))
+    try:
+        error = refusal(client, **changes, **({"training_file": rows} if rows else {}))
+    finally:
+        shutil.rmtree(folder)
+    param = "model" if "model" in changes else "method.sinkd.hyperparameters.teacher"
+    assert (error.status_code, error.param, error.code) == (400, param, "model_not_trainable")
+    assert "lacks 1 of the model's weights, which would be random: model.norm.weight" in error.message
     assert str(service.settings.home) not in error.message
 
 
