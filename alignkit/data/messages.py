@@ -43,7 +43,7 @@ SHAREGPT_ROLES = {
     "function": "tool",
     "tool": "tool",
 }
-_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_HH_TURN = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
 """Start of a turn in the plain text of Anthropic's HH data."""
 
 

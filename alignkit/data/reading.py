@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from alignkit.data.decoding import EXPECTED, decode_line
 from alignkit.data.nodes import RowError, describe
-from alignkit.data.tables import PARQUET, array_values, csv_columns, csv_rows, parquet_rows, renamed
+from alignkit.data.tables import PARQUET, Renaming, array_values, csv_columns, csv_rows, parquet_rows
 from alignkit.errors import DataError
 
 DEFAULT_MAX_LINE_BYTES = 8 * 2**20
@@ -54,15 +54,18 @@ def iter_lines(
 ) -> Iterator[Line]:
     """Every row of a file; its format is recognised by its content, not by its name.
 
-    `columns` maps the file's keys to those of a form. A line over `max_line_bytes` becomes an error and is not held
+    `columns` maps keys as `Renaming` does. A line over `max_line_bytes` becomes an error and is not held
     in memory. Raises DataError, after the readable rows, if the file as a whole cannot be read: missing, damaged, of
     another type, over `max_bytes` of text or over `max_lines`.
     """
-    reader = _Reader(max_line_bytes, max_bytes, max_lines)
+    reader = _Reader(max_line_bytes, max_bytes, max_lines, columns or {})
+    renaming = Renaming(columns) if columns else None
     try:
         with ExitStack() as stack:
             for line in reader.rows(path, _open(path, stack)):
-                yield replace(line, value=renamed(line.value, columns)) if columns else line
+                yield replace(line, value=renaming.renamed(line.value)) if renaming else line
+        if renaming:
+            renaming.require_found()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         where = f"after line {reader.number}" if reader.number else "at its start"
         raise DataError(f"the file cannot be read: its gzip data is damaged or cut off {where}") from error
@@ -82,12 +85,15 @@ def _open(path: Path, stack: ExitStack) -> BinaryIO:
 class _Reader:
     """Counts lines and bytes while reading; `number` is the current line."""
 
-    def __init__(self, max_line_bytes: int, max_bytes: int, max_lines: int) -> None:
+    def __init__(
+        self, max_line_bytes: int, max_bytes: int, max_lines: int, columns: Mapping[str, str]
+    ) -> None:
         self.number = 0
         self._max_line_bytes = max_line_bytes
         self._left = max_bytes
         self._max_bytes = max_bytes
         self._max_lines = max_lines
+        self._columns = columns
         self._first = True
 
     def rows(self, path: Path, file: Any) -> Iterator[Line]:
@@ -122,17 +128,21 @@ class _Reader:
                     f"the file holds too many lines: expected at most {self._max_lines:,}, blank ones included"
                 )
             self.number += 1
+            raw = raw.removeprefix(_BOM)  # joined files have several
             if self.number == 1:
-                raw = raw.removeprefix(_BOM)
                 _refuse_other_kinds(raw)
             if raw.isspace() or not raw:
                 continue
-            header = csv_columns(raw.decode("utf-8", "replace").strip()) if self._first else None
+            header = self._header(raw) if self._first else None
             if header is not None:
-                yield from self._numbered(csv_rows(self._texts(file), *header, self._max_line_bytes))
+                rows = csv_rows(self._texts(file), *header, self._max_line_bytes, self._columns)
+                yield from self._numbered(rows)
                 return
             yield self._line(raw, file)
             self._first = False
+
+    def _header(self, raw: bytes) -> tuple[list[str], str] | None:
+        return csv_columns(raw.decode("utf-8", "replace").rstrip("\r\n"), self._columns)
 
     def _texts(self, file: BinaryIO) -> Iterator[str]:
         """The remaining lines as text."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,8 @@ PARQUET = b"PAR1"
 _BATCH_ROWS = 64
 _CHUNK = 2**16
 _NOT_BLANK = re.compile(r"\S")
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+"""A name that makes a line a header although no row has it."""
 _COLUMN = re.compile(r"[\w .:/-]{1,64}")
 
 
@@ -39,17 +42,34 @@ def parquet_rows(path: Path, *, max_bytes: int, max_rows: int) -> Iterator[dict[
                 left -= batch.nbytes
                 if left < 0:
                     raise DataError(f"the file holds too much text: expected at most {max_bytes:,} bytes")
-                yield from map(_without_nulls, batch.to_pylist())
+                yield from map(_parquet_row, batch.to_pylist())
     except (ArrowException, OSError) as error:
         raise DataError(f"the file cannot be read: it is a damaged Parquet file ({error})") from error
 
 
-def _without_nulls(value: Any) -> Any:
-    """A value as JSON, without keys whose value is null."""
+def _parquet_row(row: dict[str, Any]) -> Any:
+    """A row as JSON, or the RowError of a value that JSON cannot hold."""
+    try:
+        return _without_nulls(row, "")
+    except RowError as error:
+        return error
+
+
+def _without_nulls(value: Any, pointer: str) -> Any:
+    """A value as JSON, without keys whose value is null. Raises RowError for bytes that are not UTF-8 text."""
     if isinstance(value, dict):
-        return {str(key): _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {
+            str(key): _without_nulls(inner, f"{pointer}/{key}")
+            for key, inner in value.items()
+            if inner is not None
+        }
     if isinstance(value, list | tuple):
-        return [_without_nulls(inner) for inner in value]
+        return [_without_nulls(inner, f"{pointer}/{at}") for at, inner in enumerate(value)]
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise RowError(pointer, "text, or bytes of UTF-8 text", f"{len(value):,} other bytes") from None
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
@@ -125,29 +145,53 @@ class _Text:
                 return decode_text(rest)
 
 
-def csv_columns(line: str) -> tuple[list[str], str] | None:
-    """The columns and the delimiter of a CSV header line; None if it is not a header of known rows."""
+def csv_columns(line: str, columns: Mapping[str, str] | None = None) -> tuple[list[str], str] | None:
+    """The columns and the delimiter of a CSV header line; None for a line that is no header.
+
+    A header names a column of a known row or of `columns`, or at least two columns of other names. pandas' column of
+    row numbers has an empty name. Raises DataError for a name that is there twice.
+    """
+    guess: tuple[list[str], str] | None = None
     for delimiter in (",", "\t", ";"):
         try:
-            names = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+            names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
         except csv.Error:
             continue
-        plain = len(names) > 1 and len(set(names)) == len(names) and all(map(_COLUMN.fullmatch, names))
-        if plain and not _known_columns().isdisjoint(names):
+        named = names[1:] if names and not names[0] else names
+        if not named or not all(map(_COLUMN.fullmatch, named)):
+            continue
+        if not _known_columns().union(columns or ()).isdisjoint(named):
+            if twice := [name for name, times in Counter(named).items() if times > 1]:
+                raise DataError(f"the header of the CSV file names the column {printable(twice[0])!r} twice")
             return names, delimiter
-    return None
+        if (
+            guess is None
+            and len(named) > 1
+            and len(set(named)) == len(named)
+            and all(map(_NAME.fullmatch, named))
+        ):
+            guess = names, delimiter
+    return guess
 
 
 def _known_columns() -> frozenset[str]:
     return frozenset().union(*(form.required for kind in ROW_KINDS.values() for form in kind.forms))
 
 
-def csv_rows(lines: Iterator[str], names: list[str], delimiter: str, max_bytes: int) -> Iterator[Any]:
-    """The rows below a CSV header. Cells with a JSON object or array are decoded, empty cells left out.
+def csv_rows(
+    lines: Iterator[str],
+    names: list[str],
+    delimiter: str,
+    max_bytes: int,
+    columns: Mapping[str, str] | None = None,
+) -> Iterator[Any]:
+    """The rows below a CSV header, without empty cells and the cells of a column without a name.
 
-    A row with more cells than columns is returned as a RowError.
+    Cells with messages, or with an array where a row has one, are decoded; other JSON stays the text that it is.
+    `columns` renames the columns later. A row with more cells than columns is returned as a RowError.
     """
     csv.field_size_limit(max_bytes)
+    forms = [(columns or {}).get(name, name) for name in names]
     try:
         for cells in csv.reader(lines, delimiter=delimiter, strict=True):
             if not cells:
@@ -155,23 +199,88 @@ def csv_rows(lines: Iterator[str], names: list[str], delimiter: str, max_bytes: 
             if len(cells) > len(names):
                 yield RowError("", f"{len(names)} cells, as in the header", str(len(cells)))
                 continue
-            yield {name: _cell(cell) for name, cell in zip(names, cells, strict=False) if cell}
+            found = zip(names, forms, cells, strict=False)
+            yield {name: _cell(cell, form) for name, form, cell in found if cell and name}
     except csv.Error as error:
         raise DataError(f"the file cannot be read: it is not valid CSV ({error})") from error
 
 
-def _cell(text: str) -> Any:
-    if text[:1] not in {"[", "{"}:
+_ARRAYS = frozenset({"history", "samples", "tools", "functions"})
+"""Keys whose values are arrays of other things than messages."""
+
+
+def _cell(text: str, key: str) -> Any:
+    if text.lstrip()[:1] not in {"[", "{"}:
         return text
     try:
-        return decode_text(text)
+        value = decode_text(text)
     except RowError:
         return text
+    if isinstance(value, dict):
+        return value if _speaks(value) or "messages" in value else text
+    return value if key in _ARRAYS or any(map(_speaks, value)) else text
 
 
-def renamed(row: Any, columns: Mapping[str, str]) -> Any:
-    """The row with its keys renamed by `columns` (the file's key -> the form's key)."""
-    if not columns or not isinstance(row, dict):
-        return row
-    kept = {key: value for key, value in row.items() if key not in columns and key not in columns.values()}
-    return kept | {columns[key]: value for key, value in row.items() if key in columns}
+def _speaks(value: Any) -> bool:
+    """Whether a value is a turn of a conversation, if perhaps not a valid one."""
+    return isinstance(value, dict) and ("role" in value or "from" in value)
+
+
+class Renaming:
+    """Renames the keys of a file's rows. Raises DataError if two of them get the same name.
+
+    A key `meta.question` also stands for the key `question` in the object `meta`, and `answers.0` for the first
+    element of the array `answers`.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self._columns = columns
+        self._missing = dict(columns)
+        self._first: list[str] | None = None
+        twice = [name for name, times in Counter(columns.values()).items() if times > 1]
+        if twice:
+            both = " and ".join(repr(printable(key)) for key, name in columns.items() if name == twice[0])
+            raise DataError(f"columns: expected one column for {printable(twice[0])!r}, found {both}")
+
+    def renamed(self, row: Any) -> Any:
+        """The row with its keys renamed, without what else has one of the new names."""
+        if not isinstance(row, dict):
+            return row
+        if self._first is None:
+            self._first = list(row)
+        taken, found = {*self._columns.values()}, {}
+        for key, name in self._columns.items():
+            value = _value_at(row, key)
+            if value is not _NOTHING:
+                found[name] = value
+                taken.add(key if key in row else key.partition(".")[0])
+                self._missing.pop(key, None)
+        return {key: value for key, value in row.items() if key not in taken} | found
+
+    def require_found(self) -> None:
+        """Raise DataError if no row had a key that is to be renamed."""
+        if self._first is not None and self._missing:
+            key, name = next(iter(self._missing.items()))
+            there = ", ".join(printable(one, 20) for one in self._first[:8])
+            raise DataError(
+                f"columns: no row has the column {printable(key)!r}, which is to be {printable(name)!r}; the first "
+                f"row has {there or 'none'}"
+            )
+
+
+_NOTHING: Any = object()
+
+
+def _value_at(row: dict[str, Any], key: str) -> Any:
+    """The value under a key, or under the path that a key with dots is; _NOTHING without one."""
+    if key in row:
+        return row[key]
+    value: Any = row if "." in key else {}
+    for part in key.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return _NOTHING
+    return value

@@ -141,3 +141,99 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
             (tmp_path / "rows").write_bytes(write([{"id": "1", **row} for row in own]))
         found = load_rows(tmp_path / "rows", "f_dpo", columns=columns)
         assert [row.prompt[0]["content"] for row in found] == ["q0", "q1", "q2"]
+
+
+def read(path: Path, content: bytes | str, columns: dict[str, str] | None = None) -> list[Any]:
+    (path / "rows").write_bytes(content.encode() if isinstance(content, str) else content)
+    return [line.value for line in iter_lines(path / "rows", columns=columns)]
+
+
+def told(path: Path, content: bytes | str, columns: dict[str, str] | None = None) -> str:
+    (path / "rows").write_bytes(content.encode() if isinstance(content, str) else content)
+    report = check_file(path / "rows", "f_dpo", columns=columns)
+    assert not report.ok
+    return report.summary()
+
+
+def test_json_in_a_csv_cell_is_text_unless_it_is_messages(tmp_path: Path) -> None:
+    answers = ['{"a": 1}', "[1, 2]", '[{"a": 1}]', "[1] is a note"]
+    said = json.dumps([{"role": "assistant", "content": "yes"}])
+    given = [{"prompt": "Hi", "chosen": answer, "rejected": said} for answer in answers]
+    assert read(tmp_path, as_csv(given)) == [row | {"rejected": json.loads(said)} for row in given]
+
+
+def test_a_wrong_message_in_a_csv_cell_is_not_text(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "chosen": json.dumps([{"role": "assistant"}]), "rejected": "no"}
+    assert "row 1, /chosen/0/content: expected" in told(tmp_path, as_csv([row]))
+
+
+def test_arrays_of_other_things_are_decoded_from_csv_under_their_own_or_a_renamed_column(
+    tmp_path: Path,
+) -> None:
+    past = [["q", "a"]]
+    row = {"instruction": "Hi", "history": json.dumps(past), "chosen": "yes", "rejected": "no"}
+    assert read(tmp_path, as_csv([row]))[0]["history"] == past
+    row = {("past" if key == "history" else key): value for key, value in row.items()}
+    assert read(tmp_path, as_csv([row]), {"past": "history"})[0]["history"] == past
+
+
+@pytest.mark.parametrize(
+    "header",
+    [",prompt,chosen,rejected", "prompt, chosen, rejected", "\ufeffprompt,chosen,rejected\r"],
+    ids=["pandas' row numbers", "spaces", "BOM and CRLF"],
+)
+def test_headers_as_programs_write_them(tmp_path: Path, header: str) -> None:
+    first = "0," if header.startswith(",") else ""
+    row = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
+    assert read(tmp_path, f"{header}\n{first}Hi,yes,no\n") == [row]
+
+
+def test_a_csv_of_one_column(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}]
+    assert read(tmp_path, as_csv([{"messages": json.dumps(messages)}])) == [{"messages": messages}]
+
+
+def test_a_header_of_unknown_columns_is_a_header(tmp_path: Path) -> None:
+    content = "Ask,Good,Bad\nHi,yes,no\n"
+    assert "found the keys Ask, Bad, Good; a mapping of columns may rename them" in told(tmp_path, content)
+    columns = {"Ask": "prompt", "Good": "chosen", "Bad": "rejected"}
+    row = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
+    assert read(tmp_path, content, columns) == [row]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    assert "names the column 'prompt' twice" in told(tmp_path, "prompt,chosen,prompt\na,b,c\n")
+
+
+def test_files_with_a_bom_each_can_be_joined(tmp_path: Path) -> None:
+    one = b"\xef\xbb\xbf" + as_lines(ROWS[:1]) + b"\r\n"
+    assert read(tmp_path, one * 2) == [ROWS[0]] * 2
+
+
+def test_bytes_in_parquet_are_their_text_or_refused(tmp_path: Path) -> None:
+    row = {"prompt": b"Hi", "chosen": "é".encode(), "rejected": b"no"}
+    assert read(tmp_path, as_parquet([row])) == [{"prompt": "Hi", "chosen": "é", "rejected": "no"}]
+    found = "row 1, /chosen: expected text, or bytes of UTF-8 text, found 2 other bytes"
+    assert found in told(tmp_path, as_parquet([row | {"chosen": b"\xff\xfe"}]))
+
+
+def test_a_column_s_dots_reach_into_objects_and_arrays(tmp_path: Path) -> None:
+    own = {"meta": {"q": "Hi"}, "answers": ["yes", "no"], "id": 1}
+    columns = {"meta.q": "prompt", "answers.0": "chosen", "answers.1": "rejected"}
+    expected = {"id": 1, "prompt": "Hi", "chosen": "yes", "rejected": "no"}
+    assert read(tmp_path, as_lines([own]), columns) == [expected]
+    flat = {"meta.q": "Ho", "answers": ["yes", "no"], "id": 1}
+    assert read(tmp_path, as_lines([flat]), columns) == [expected | {"prompt": "Ho"}]
+
+
+def test_a_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    own = [{"question": "Hi", "chosen": "yes", "rejected": "no"}]
+    assert (
+        "no row has the column 'qestion', which is to be 'prompt'; the first row has question, chosen, rejected"
+    ) in told(tmp_path, as_lines(own), {"qestion": "prompt"})
+
+
+def test_two_columns_for_one_key_are_refused(tmp_path: Path) -> None:
+    own = [{"q": "Hi", "p": "Ho", "chosen": "yes", "rejected": "no"}]
+    said = told(tmp_path, as_lines(own), {"q": "prompt", "p": "prompt"})
+    assert "columns: expected one column for 'prompt', found 'q' and 'p'" in said

@@ -111,4 +111,5 @@ def _nearest(node: Node, forms: Sequence[Form[Row]], kind: str) -> RowError:
     common = [form for form in forms if "(" not in form.name and not form.name.endswith("preference")]
     known = "; ".join(f"{form.name}: {', '.join(sorted(form.required))}" for form in common or forms)
     found = ", ".join(printable(key, 20) for key in sorted(keys)[:6])
-    return node.refuse(f"the keys of a {kind} row ({known})", f"the keys {found}" if found else None)
+    renamed = "; a mapping of columns may rename them"
+    return node.refuse(f"the keys of a {kind} row ({known})", f"the keys {found}{renamed}" if found else None)

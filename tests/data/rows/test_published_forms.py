@@ -204,3 +204,23 @@ def test_a_tool_may_return_nothing() -> None:
     call = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
     turns = [TURNS[0], call, shown, TURNS[1]]
     assert parse_completion({"conversations": turns}).messages[2] == message("tool", "")
+
+
+def test_hhs_plain_text_is_read_the_same_whether_its_prompt_stands_beside_or_inside() -> None:
+    inside = {"chosen": f"{HH} yes", "rejected": f"{HH} no"}
+    for end in ("\n", "\r\n"):
+        beside = {"prompt": HH, "chosen": " yes", "rejected": " no"}
+        written = {key: text.replace("\n", end) for key, text in beside.items()}
+        assert parse_preference(written) == parse_preference(inside)
+        whole = {key: text.replace("\n", end) for key, text in inside.items()}
+        assert parse_preference(whole) == parse_preference(inside)
+    assert parse_completion({"prompt": HH, "completion": " yes"}).messages == [
+        *parse_preference(inside).prompt,
+        YES,
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["Human: is that a word?", "What do Human: and\n\nAssistant: mean?"])
+def test_a_prompt_that_only_names_speakers_is_one_turn(prompt: str) -> None:
+    row = parse_preference({"prompt": prompt, "chosen": " yes", "rejected": " no"})
+    assert (row.prompt, row.chosen[0]["content"]) == ([message("user", prompt)], " yes")
