@@ -58,5 +58,11 @@ class RecipeError(AlignkitError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message that refuses `name`: the most similar known name; empty if none is similar."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f"; did you mean {close[0]}?" if close else ""
+    plain = {_plain(one): one for one in known}
+    close = get_close_matches(_plain(name), list(plain), n=1, cutoff=0.7)
+    return f"; did you mean {plain[close[0]]}?" if close else ""
+
+
+def _plain(name: str) -> str:
+    """A name without what people write in different ways: case, and hyphens or spaces for underscores."""
+    return name.casefold().replace("-", "_").replace(" ", "_")

@@ -33,6 +33,7 @@ from alignkit.sections import (
     TrainingSection,
     Tune,
 )
+from alignkit.strict_yaml import read_yaml
 from alignkit.terms import Term
 from alignkit.terms import get as get_term
 
@@ -347,7 +348,7 @@ def _agree(own: Any, given: Any) -> bool:
 def read_values(path: Path) -> dict[str, Any]:
     """The sections of a recipe file, unchecked. Raises RecipeError if it cannot be read or is no mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError([FieldIssue("", f"cannot read the recipe {path}: {error.strerror}")]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -373,6 +374,6 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise RecipeError([FieldIssue(key, f"{parent} is a value, not a section")])
         node = child
     try:
-        node[last] = yaml.safe_load(text)
+        node[last] = read_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError([FieldIssue(key, f"not a YAML value: {text!r}")]) from error

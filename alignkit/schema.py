@@ -1,9 +1,10 @@
 """The base of all typed sections: no unknown keys, no silent coercion, and readable error sentences."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from alignkit.errors import FieldIssue, nearest
@@ -13,6 +14,35 @@ class Section(BaseModel):
     """Base of every part of a recipe: unknown keys are refused, and values are not coerced across types."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """Refuse true and false for a number, of which pydantic would make 1 and 0."""
+        given = values.items() if isinstance(values, Mapping) else ()
+        found = [
+            ((name,), f"expected a number, found {str(value).lower()}")
+            for name, value in given
+            if isinstance(value, bool)
+            and name in cls.model_fields
+            and _counts(cls.model_fields[name].annotation)
+        ]
+        if found:
+            raise refused_all(found, values)
+        return values
+
+
+def _counts(annotation: Any) -> bool:
+    """Whether values of a type are numbers, or something else, but not true or false."""
+    kinds = {annotation, *_inside(annotation)}
+    return bool({int, float} & kinds) and bool not in kinds
+
+
+def _inside(annotation: Any) -> Iterator[Any]:
+    """All types in a union or an annotated type, at any depth."""
+    for kind in get_args(annotation) if get_origin(annotation) in {Annotated, Union, UnionType} else ():
+        yield kind
+        yield from _inside(kind)
 
 
 def refused(key: str, message: str, found: object) -> ValidationError:

@@ -5,9 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from accelerate.commands.config.config_args import load_config_from_file
 
 from alignkit import train
+from alignkit.cli import app
 from alignkit.errors import AlignkitError, RecipeError
 from alignkit.launch import (
     CONFIGURATIONS,
@@ -134,3 +136,10 @@ def test_a_run_takes_all_cores_unless_the_user_limits_its_threads(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     train.use_all_cores()
     assert taken == ([3] if takes_all else [])
+
+
+def test_the_command_takes_accelerates_spelling_too() -> None:
+    (option,) = [
+        one for one in typer.main.get_command(app).commands["train"].params if one.name == "config_file"
+    ]
+    assert {"--config-file", "--config_file"} <= set(option.opts)

@@ -189,6 +189,67 @@ def test_a_mistyped_method_or_divergence_gets_the_nearest_suggested(file: Path) 
         Recipe.load(file, ["method.divergence=jefreys"])
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("DPO", "dpo"), ("F-DPO", "f_dpo"), ("SFT", "supervised"), ("Supervised", "supervised")],
+)
+def test_a_method_as_other_tools_write_it_gets_its_name_suggested(
+    file: Path, written: str, meant: str
+) -> None:
+    with pytest.raises(RecipeError, match=rf"found '{written}'; did you mean {meant}\?"):
+        Recipe.load(file, [f"method.type={written}"])
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ("{max_steps: 010}", 10),
+        ("{max_steps: 1_000}", 1000),
+        ("{max_steps: 0x10}", 16),
+        ("{max_steps: 3.0}", 3),
+    ],
+)
+def test_numbers_are_what_they_look_like(file: Path, training: str, expected: int) -> None:
+    assert Recipe.load(file, [f"training={training}"]).training.max_steps == expected
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ("{max_steps: 1:30}", "training.max_steps: expected a valid integer"),
+        ("{max_steps: true}", "training.max_steps: expected a number, found true"),
+        ("{learning_rate: no}", "training.learning_rate: expected a number, found false"),
+        ("{batch_size: 4, batch_size: 8}", "not a YAML value"),
+    ],
+)
+def test_yaml_that_would_be_read_as_another_number_is_refused(
+    file: Path, training: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(file, [f"training={training}"])
+
+
+def test_a_key_that_is_there_twice_is_refused_with_its_place(file: Path) -> None:
+    lines = file.read_text().count("\n") + 1
+    file.write_text(file.read_text() + "\noutput_dir: elsewhere\n")
+    with pytest.raises(RecipeError, match=rf"(?s)found the key 'output_dir' twice.*line {lines + 1}"):
+        Recipe.load(file)
+
+
+def test_keys_and_dates_are_text(file: Path) -> None:
+    recipe = Recipe.load(
+        file, ["data.columns={on: prompt, no: rejected, 0: chosen}", "output_dir=2024-01-01"]
+    )
+    assert recipe.data.columns == {"on": "prompt", "no": "rejected", "0": "chosen"}
+    assert recipe.output_dir == "2024-01-01"
+
+
+def test_yaml_may_repeat_a_part_by_reference(file: Path) -> None:
+    parts = "{<<: &some {max_steps: 3, batch_size: 2}, batch_size: 4}"
+    training = Recipe.load(file, [f"training={parts}"]).training
+    assert (training.max_steps, training.batch_size) == (3, 4)
+
+
 def test_yamls_no_is_a_mixed_precision(file: Path) -> None:
     assert Recipe.load(file, ["training.mixed_precision=no"]).training.mixed_precision == "no"
 
