@@ -5,12 +5,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from alignkit.tracking import MAX_TRACKERS, MLflowRun, TrackedRun, WandbRun, each_once
-from alignkit_server.fields import Name
+from alignkit_server.fields import Matching, Name
 
 MAX_SEED = 2**31 - 1
-Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^"\\\x00-\x1f]*$')]
+Label = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64),
+    Matching(r'^[^"\\\x00-\x1f]*$', "a key without quotes, backslashes and control characters"),
+]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
-Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]{0,63}$")]
+Suffix = Annotated[
+    str,
+    Matching(
+        r"^[A-Za-z0-9._-][A-Za-z0-9 ._-]{0,63}$",
+        "1 to 64 of the letters A to Z and a to z, digits, '.', '_', '-' and spaces, of which none comes first",
+    ),
+]
 
 
 class MethodRequest(BaseModel):
