@@ -7,6 +7,7 @@ refused.
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -321,7 +322,10 @@ def missing_part(answer: Iterable[Message], text: str) -> tuple[str, str] | None
     rest = _squeezed(text)
     for message in answer:
         for kind, part in _parts(message):
-            at = next((at for form in _forms(part) if (at := rest.find(form)) >= 0), -1)
+            at = _place_of(part, rest)
+            if at < 0 and not part.isascii():  # a tokenizer may have normalised it
+                part, rest = _normalised(part), _normalised(rest)  # noqa: PLW2901 - the same text
+                at = _place_of(part, rest)
             if kind == CALL:  # each template quotes arguments differently
                 if at < 0 and not all(word in rest for word in re.findall(r"\w+", part)):
                     return kind, part
@@ -368,7 +372,19 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _is_in(part: str, squeezed: str) -> bool:
-    return any(form in squeezed for form in _forms(part))
+    if _place_of(part, squeezed) >= 0:
+        return True
+    return not part.isascii() and _place_of(_normalised(part), _normalised(squeezed)) >= 0
+
+
+def _place_of(part: str, squeezed: str) -> int:
+    """The position of the first form of a part that occurs in a squeezed text; -1 if none does."""
+    return next((at for form in _forms(part) if (at := squeezed.find(form)) >= 0), -1)
+
+
+def _normalised(text: str) -> str:
+    """A text without differences that a tokenizer's Unicode normalisation removes."""
+    return _squeezed(unicodedata.normalize("NFKC", text))
 
 
 def _forms(part: str) -> list[str]:

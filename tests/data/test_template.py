@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trl
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from alignkit.data import check_file, render
 from alignkit.data.template import EMPTY, NO_END, end_of_answer, missing_part
@@ -286,3 +286,36 @@ def test_a_control_token_in_a_text_is_said(tokenizer: Any) -> None:
         method="supervised",
     )
     assert said in sequence.notes
+
+
+@pytest.fixture
+def normalising(tokenizer: Any) -> Any:
+    """A tokenizer that composes characters, as Qwen's does."""
+    changed = copy.deepcopy(tokenizer)
+    changed.backend_tokenizer.normalizer = normalizers.NFC()
+    return changed
+
+
+def test_what_only_normalisation_changes_is_not_missing(normalising: Any) -> None:
+    apart = "cafe\u0301"
+    turns = [
+        message("user", apart),
+        message("assistant", apart),
+        message("user", "And?"),
+        message("assistant", apart),
+    ]
+    (sequence,) = render({"messages": turns}, normalising, method="supervised")
+    assert (len(sequence.loss_spans), sequence.notes) == (2, ())
+    for one in render({"prompt": apart, "chosen": apart, "rejected": "no"}, normalising, method="f_dpo"):
+        assert one.notes == ()
+
+
+def test_answers_that_only_normalisation_distinguishes_are_equal_where_it_is_done(
+    normalising: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "chosen": "caf\u00e9", "rejected": "cafe\u0301"}) + "\n")
+    assert check_file(file, "f_dpo", tokenizer=tokenizer).ok
+    assert (
+        "every row has chosen equal to rejected" in check_file(file, "f_dpo", tokenizer=normalising).summary()
+    )
