@@ -260,6 +260,14 @@ def test_a_part_of_a_section_that_was_null_makes_it_a_section_again(file: Path) 
     assert recipe.lora.r == 4
 
 
+def test_shipped_recipes_name_no_model_in_a_folder_of_the_working_folder() -> None:
+    """The README's import puts models elsewhere; a name finds them there."""
+    for path in sorted(Path("recipes").glob("*/*.yaml")):
+        recipe = None if path.parent.name == "accelerate" else Recipe.load(path)
+        sections = [] if recipe is None else [recipe.model, getattr(recipe.method, "teacher", None)]
+        assert not [one.path for one in sections if one is not None and one.path.startswith(".")], path
+
+
 def test_a_model_may_be_named_as_it_was_imported(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

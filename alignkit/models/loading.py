@@ -78,6 +78,11 @@ def load_tokenizer(path: str | Path, *, field: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
+        if "/" not in str(path) and not Path(path).exists():
+            raise ModelError(
+                f"{field}: no model {path} is imported, and the hub gave none; `alignkit models import {path}` "
+                "makes a model known by its name, and a folder or a hub id will do"
+            ) from error
         raise ModelError(f"{field}: cannot load {path}: {error}{gated(path, error)}") from error
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignkit.errors import ModelError
-from alignkit.models.loading import gated, load_weights
+from alignkit.models.loading import gated, load_tokenizer, load_weights
 from tests.tiny import build_tiny_model
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -59,3 +59,11 @@ def test_a_gated_model_names_its_licence_page_and_how_to_sign_in() -> None:
     assert "`hf auth login`" in said
     assert gated("meta-llama/Llama-3.1-8B", OSError("You are trying to access a gated repo.")) == said
     assert gated("someone/model", OSError("no network")) == ""
+
+
+def test_a_name_that_is_not_imported_says_how_to_import_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(
+        ModelError, match=r"^model\.path: no model smollm9 is imported.*`alignkit models import smollm9`"
+    ):
+        load_tokenizer("smollm9", field="model.path")
