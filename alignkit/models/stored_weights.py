@@ -52,8 +52,8 @@ def require_whole(folder: Path) -> None:
     A folder without safetensors files, a hub id, quantised weights, which are converted while loading, and a
     configuration of which no model can be built are left to loading.
     """
-    files = sorted(folder.glob(_FILES))
-    if files and (why := _refusal(folder, tuple((file, *_changed(file)) for file in _read(folder, files)))):
+    files = [folder / "config.json", *folder.glob(_FILES), *folder.glob("*.index.json")]
+    if any(folder.glob(_FILES)) and (why := _refusal(folder, tuple(map(_changed, sorted(files))))):
         raise ModelError(why)
 
 
@@ -76,24 +76,20 @@ def reason(found: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _read(folder: Path, weights: list[Path]) -> list[Path]:
-    """The files that decide whether the model is whole."""
-    return [folder / "config.json", *weights, *sorted(folder.glob("*.index.json"))]
-
-
-def _changed(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_mtime_ns, found.st_size
+def _changed(file: Path) -> tuple[str, int, int]:
+    """What changes with a file; a missing one has no time and size."""
+    found = file.stat() if file.is_file() else None
+    return file.name, *((found.st_mtime_ns, found.st_size) if found else (0, 0))
 
 
 @lru_cache(maxsize=64)
-def _refusal(folder: Path, _files: tuple[tuple[Path, int, int], ...]) -> str | None:
+def _refusal(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> str | None:
     try:
         require_safetensors(folder)
         config = config_of(folder)
     except ModelError as error:
         return str(error)
-    if quantization_of(config) is not None:
+    if quantization_of(config) is not None or not _loaded(folder):
         return None
     try:
         found = _loading_info(folder)
@@ -139,11 +135,20 @@ def _loading_info(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def _loaded(folder: Path) -> list[Path]:
+    """The files that transformers loads: a repository may hold the weights in another format, too."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+    return [folder / name for name in sorted(set(names))]
+
+
 def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
     """(name, shape) of every stored tensor."""
     from safetensors import safe_open  # saves safetensors at start-up
 
-    for file in sorted(folder.glob(_FILES)):
+    for file in _loaded(folder):
         with safe_open(file, framework="numpy") as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 yield name, opened.get_slice(name).get_shape()

@@ -81,6 +81,27 @@ def test_an_import_refuses_it_and_leaves_nothing(broken: tuple[Path, str], tmp_p
     assert importing.available(tmp_path / "models") == []
 
 
+def test_the_same_weights_in_another_format_are_no_matter(tmp_path: Path) -> None:
+    folder = build_tiny_model(tmp_path)
+    save_file({"layers.0.w1.qscale_weight": torch.ones(1)}, folder / "consolidated.safetensors")
+    require_whole(folder)
+    change_weights(folder, lambda weights: weights.pop(UP))
+    with pytest.raises(ModelError, match="lacks 1"):
+        require_whole(folder)
+
+
+def test_a_checkpoint_in_parts_is_judged_by_all_of_them(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(build_tiny_model(tmp_path / "one")).save_pretrained(
+        tmp_path, max_shard_size="200KB"
+    )
+    parts = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(parts) > 1
+    require_whole(tmp_path)
+    parts[-1].unlink()
+    with pytest.raises(ModelError, match=f"index.json names missing files: {parts[-1].name}"):
+        require_whole(tmp_path)
+
+
 def test_a_model_that_was_mended_is_taken(tmp_path: Path) -> None:
     folder = build_tiny_model(tmp_path)
     whole = (folder / "model.safetensors").read_bytes()
