@@ -5,7 +5,7 @@ A key that a mapping has twice is refused. Keys are text (`on`, `no`, `0`), `010
 """
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -19,13 +19,6 @@ _FLOAT = re.compile(
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with fewer forms of numbers, and with mappings that have each key once."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [
-            (tag, form) for tag, form in forms if tag.removeprefix(_TAG) not in {"int", "float", "timestamp"}
-        ]
-        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
     def construct_mapping(self, node: Any, *args: Any, **options: Any) -> Any:
         """The mapping of a node. Raises ConstructorError for a key that is there twice."""
@@ -41,6 +34,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, *args, **options)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag.removeprefix(_TAG) not in {"int", "float", "timestamp"}]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
 
