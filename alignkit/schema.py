@@ -18,8 +18,9 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _true_is_no_number(cls, values: Any) -> Any:
-        """Refuse true and false for a number, of which pydantic would make 1 and 0."""
-        given = values.items() if isinstance(values, Mapping) else ()
+        """Refuse true and false for a number, of which pydantic would make 1 and 0 where it is not strict."""
+        loose = isinstance(values, Mapping) and not cls.model_config.get("strict")
+        given = values.items() if loose else ()
         found = [
             ((name,), f"expected a number, found {str(value).lower()}")
             for name, value in given
