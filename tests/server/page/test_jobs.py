@@ -206,6 +206,28 @@ class TestOneJob:
         expect(page.get_by_role("table", name="Checkpoints").get_by_role("row")).to_have_count(3)
         expect(page.get_by_role("link", name=re.compile("^Chat with it"))).to_be_visible()
 
+    def test_checkpoints_show_the_main_metrics_and_the_others_on_request(
+        self, service: Running, client: OpenAI, key: str, visitor: Visitor
+    ) -> None:
+        job_id = run(service, client, collapses=True)
+        metrics = {f"valid_answers_measure_{number}": 0.5 for number in range(30)} | {"train_loss": 0.1}
+        main = ["loss", "rewards_accuracies", "rewards_margins", "rewards_ece", "mean_token_accuracy"]
+        metrics |= {f"valid_{name}": 0.25 for name in reversed(main)}
+        for step in (30, 45):
+            name = f"ft:{job_id}:{step}"
+            service.ledger.add_checkpoint(job_id, step=step, model_name=name, metrics=metrics, path="p")
+        page = visitor.signed_in(key, f"#/jobs/{job_id}")
+        table = page.get_by_role("table", name="Published checkpoints")
+        heads = [f"valid {name.replace('_', ' ')}" for name in main[:4]]
+        expect(table.get_by_role("columnheader")).to_have_text(["Step", "Model", *heads, "Guard", "Created"])
+        expect(table.get_by_role("row").filter(has_text=":30")).to_contain_text("sound")
+        expect(table.get_by_role("row").filter(has_text=":45")).to_contain_text("collapsed")
+        page.get_by_role("button", name="All 36 metrics").focus()
+        page.keyboard.press("Enter")
+        expect(table.get_by_role("columnheader")).to_have_count(40)
+        expect(page.get_by_role("button", name="Main metrics")).to_have_attribute("aria-expanded", "true")
+        assert violations(page) == []
+
     def test_a_lost_connection_is_told_and_made_up_for(
         self, service: Running, client: OpenAI, key: str, visitor: Visitor
     ) -> None:

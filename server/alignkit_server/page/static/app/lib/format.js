@@ -3,6 +3,7 @@
 const COUNT = new Intl.NumberFormat("en");
 const MONEY = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 const DATE = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
+const THIS_YEAR = new Intl.DateTimeFormat("en", { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
 const UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"];
 
 /** 1234567 as 1,234,567; "" for what is not there. */
@@ -45,8 +46,12 @@ export function money(amount, currency) {
   return `${shown} ${currency}`;
 }
 
-/** A moment, given in seconds since 1970. */
-export const moment = (seconds) => (seconds ? DATE.format(seconds * 1000) : "");
+/** A moment, given in seconds since 1970; without the year in this year. */
+export function moment(seconds) {
+  if (!seconds) return "";
+  const date = new Date(seconds * 1000);
+  return (date.getFullYear() === new Date().getFullYear() ? THIS_YEAR : DATE).format(date);
+}
 
 /** Seconds since 1970, now. */
 export const now = () => Date.now() / 1000;

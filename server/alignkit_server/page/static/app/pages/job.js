@@ -45,7 +45,7 @@ export function Job({ id }) {
     <${Overview} job=${job} state=${state} />
     <${Curves} series=${state.series} />
     <${Answers} events=${state.messages} series=${state.series} />
-    <${Checkpoints} job=${job} />
+    <${Checkpoints} job=${job} events=${state.messages} />
     <${Settings} job=${job} />
     <${Recipe} job=${job} />
     <${Log} job=${job} />

@@ -82,8 +82,8 @@ function Row({ job, chosen, choose }) {
       <td class="name" title=${job.model}>${job.model}</td>
       <td><${Status} status=${job.status} /></td>
       <td><${Progress} job=${job} /></td>
-      <td>${outlook(job)}</td>
-      <td>${moment(job.created_at)}</td>
+      <td class="nowrap">${outlook(job)}</td>
+      <td class="nowrap">${moment(job.created_at)}</td>
     </tr>
   `;
 }

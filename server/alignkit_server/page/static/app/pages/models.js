@@ -16,7 +16,7 @@ export function Models() {
     <${Field} label="Find">${(field) => html`<input ...${field} type="search" value=${text} onInput=${(event) => setText(event.target.value)} />`}<//>
     <${Loaded} answer=${answer}>
       ${({ data }) => html`
-        <${Table} caption="Models" head=${["Name", "Kind", "Made from", "Owner", "Created", ""]}>
+        <${Table} caption="Models" head=${["Name", "Kind", "Owner", "Created", ""]}>
           ${data
             .filter((model) => model.id.toLowerCase().includes(text.toLowerCase()))
             .map((model) => html`<${Row} key=${model.id} model=${model} changed=${answer.reload} />`)}
@@ -37,12 +37,11 @@ function Row({ model, changed }) {
   return html`
     <tr>
       <th scope="row" class="name">${model.id}</th>
-      <td>${model.kind}</td>
-      <td class="name">${model.parent}</td>
+      <td class="name">${model.parent ? `${model.kind} of ${model.parent}` : model.kind}</td>
       <td>${model.owned_by}</td>
-      <td>${moment(model.created)}</td>
+      <td class="nowrap">${moment(model.created)}</td>
       <td>
-        <div class="row">
+        <div class="row actions">
           ${can("inference") && html`<a class="button" href=${link(["playground"], { a: model.parent ?? model.id, b: model.id })}>Chat</a>`}
           ${made && can("read") && html`<${Archive} model=${model.id} whole=${model.kind === "full"} />`}
           ${made && can("train") && html`<${Action} label="Delete" kind="danger" ask="Delete the model ${model.id}?" done="The model was deleted." work=${remove} />`}

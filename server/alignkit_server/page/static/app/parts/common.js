@@ -134,10 +134,13 @@ export const Facts = ({ facts }) => html`
   </dl>
 `;
 
-/** A table that scrolls by itself where the window is narrow. `caption` is for screen readers; "" heads no column. */
-export const Table = ({ caption, head, children }) => html`
+/**
+ * A table that scrolls by itself where the window is narrow. `caption` is for screen readers; "" heads no column;
+ * the heads of a `fitted` one wrap.
+ */
+export const Table = ({ caption, head, kind = "", children }) => html`
   <div class="scroll" tabindex="0" role="region" aria-label=${caption}>
-    <table>
+    <table class=${kind}>
       <caption class="unseen">${caption}</caption>
       <thead><tr>${head.map((name) => (name ? html`<th scope="col">${name}</th>` : html`<td></td>`))}</tr></thead>
       <tbody>${children}</tbody>

@@ -16,8 +16,9 @@ export function Frontier({ runs }) {
     .filter(({ x, y }) => x !== null && y !== null);
   if (found.length < 2) return null;
   const best = new Set(unbeaten(found));
-  const across = scale(found.map((point) => point.x), EDGE + 20, WIDTH - EDGE);
-  const up = scale(found.map((point) => point.y), HEIGHT - EDGE - 20, EDGE);
+  const [xs, ys] = [found.map((point) => point.x), found.map((point) => point.y)];
+  const across = scale(xs, EDGE + 20, WIDTH - EDGE);
+  const up = scale(ys, HEIGHT - EDGE - 20, EDGE);
   const text = found
     .map((point) => `${point.name}: margin ${measure(point.y)} at KL ${measure(point.x)}${best.has(point) ? ", on the frontier" : ""}`)
     .join("; ");
@@ -29,6 +30,8 @@ export function Frontier({ runs }) {
           <path class="axis" d="M${EDGE} ${EDGE / 2}V${HEIGHT - EDGE}H${WIDTH - EDGE / 2}" />
           <text x=${WIDTH / 2} y=${HEIGHT - 8} text-anchor="middle">KL from the reference</text>
           <text x="8" y="14">reward margin</text>
+          ${ends(xs).map((value) => html`<text class="tick" x=${across(value)} y=${HEIGHT - EDGE + 15} text-anchor="middle">${measure(value)}</text>`)}
+          ${ends(ys).map((value) => html`<text class="tick" x=${EDGE - 5} y=${up(value) + 4} text-anchor="end">${measure(value)}</text>`)}
           <polyline class="best" points=${[...best].map(({ x, y }) => `${across(x)},${up(y)}`).join(" ")} />
           ${found.map((point, number) => html`<${Point} name=${point.name} x=${across(point.x)} y=${up(point.y)} number=${number} on=${best.has(point)} />`)}
         </svg>
@@ -59,6 +62,9 @@ function lastOf(series, names) {
   }
   return null;
 }
+
+/** The least and the largest value, once if they are the same. */
+const ends = (values) => [...new Set([Math.min(...values), Math.max(...values)])];
 
 function scale(values, from, to) {
   const [low, high] = [Math.min(...values), Math.max(...values)];

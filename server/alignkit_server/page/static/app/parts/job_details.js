@@ -1,35 +1,47 @@
 // The parts of a job's page that are looked up rather than watched.
+import { metricsOf } from "../lib/checkpoints.js";
 import { literal, measure, moment, words } from "../lib/format.js";
 import { useAnswer, useEvery, useSession } from "../lib/hooks.js";
 import { isOver, settingsOf } from "../lib/jobs.js";
 import { link } from "../lib/router.js";
-import { html, useState } from "../lib/ui.js";
+import { html, useMemo, useState } from "../lib/ui.js";
+import { evaluations } from "./answers.js";
 import { Action, Code, Loaded, Table } from "./common.js";
 
 const EVENTS = 50;
 const LOG_LINES = 200;
 const LOG_SECONDS = 5;
 
-/** The checkpoints that can be used, with their metrics. */
-export function Checkpoints({ job }) {
+/** The checkpoints that can be used: the metrics that tell most and the guard's verdict; all others on request. */
+export function Checkpoints({ job, events }) {
   const { api, can } = useSession();
+  const [all, setAll] = useState(false);
+  const verdicts = useMemo(() => new Map(evaluations(events).map(({ step, sound }) => [step, sound])), [events]);
   const path = `fine_tuning/jobs/${encodeURIComponent(job.id)}/checkpoints`;
   const answer = useAnswer(() => api.all(path, {}, 1000), [path, job.status]);
   if (answer.value?.length === 0) return null;
-  const names = measuresOf(answer.value ?? []);
+  const { head, rest } = metricsOf(answer.value ?? [], settingsOf(job).best_metric);
+  const names = all ? [...head, ...rest] : head;
+  const columns = ["Step", "Model", ...head.map(words), "Guard", ...(all ? rest.map(words) : []), "Created", ""];
   return html`
     <section aria-labelledby="checkpoints">
-      <h2 id="checkpoints">Checkpoints</h2>
+      <div class="title">
+        <h2 id="checkpoints">Checkpoints</h2>
+        ${rest.length > 0 &&
+        html`<button type="button" aria-expanded=${all} onClick=${() => setAll(!all)}>${all ? "Main metrics" : `All ${head.length + rest.length} metrics`}</button>`}
+      </div>
       <${Loaded} answer=${answer}>
         ${(found) => html`
-          <${Table} caption="Published checkpoints" head=${["Step", "Model", ...names.map(words), "Created", ""]}>
+          <${Table} caption="Published checkpoints" head=${columns} kind=${all ? "" : "fitted"}>
             ${found.map(
               (one) => html`
                 <tr>
                   <th scope="row">${one.step_number}</th>
                   <td class="name">${one.fine_tuned_model_checkpoint}</td>
-                  ${names.map((name) => html`<td>${measure(one.metrics[name])}</td>`)}
-                  <td>${moment(one.created_at)}</td>
+                  ${names.slice(0, head.length).map((name) => html`<td>${measure(one.metrics[name])}</td>`)}
+                  <td><${Guard} sound=${verdicts.get(one.step_number)} /></td>
+                  ${names.slice(head.length).map((name) => html`<td>${measure(one.metrics[name])}</td>`)}
+                  <td class="nowrap">${moment(one.created_at)}</td>
                   <td>${can("inference") && html`<a href=${link(["playground"], { a: job.model, b: one.fine_tuned_model_checkpoint })}>Chat<span class="unseen"> with the checkpoint of step ${one.step_number}</span></a>`}</td>
                 </tr>
               `,
@@ -41,14 +53,9 @@ export function Checkpoints({ job }) {
   `;
 }
 
-/** The metrics that some checkpoint has, the losses first. */
-function measuresOf(checkpoints) {
-  const found = new Set(["train_loss", "valid_loss"]);
-  for (const { metrics } of checkpoints) {
-    for (const [name, value] of Object.entries(metrics)) if (name !== "step" && typeof value === "number") found.add(name);
-  }
-  return [...found];
-}
+/** The guard's verdict on the answers drawn at a step; a dash where it drew none. */
+const Guard = ({ sound }) =>
+  sound === undefined ? "–" : sound ? html`<span class="good">sound</span>` : html`<strong class="bad">collapsed</strong>`;
 
 /** The hyperparameters as they were resolved. */
 export const Settings = ({ job }) => html`
