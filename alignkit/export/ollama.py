@@ -6,16 +6,20 @@ from typing import Any
 
 from alignkit.export.card import CARD, card_of
 from alignkit.export.gguf import write_gguf
-from alignkit.export.gguf.vocabulary import adds_start
 from alignkit.export.options import ExportOptions
 from alignkit.export.source import Source
 from alignkit.export.turns import Turns, turns_of
+from alignkit.models.loading import adds_start
 
 MODELFILE = "Modelfile"
 UNKNOWN = (
     "The chat template puts more than fixed texts around each turn, so it is not written as Ollama's TEMPLATE; "
     "Ollama uses the one inside the GGUF if it knows it, and raw prompts otherwise"
 )
+
+DATED = "strftime_now"
+"""The function with which a chat template writes the day's date."""
+TODAY = "The chat template writes the date, which Ollama's TEMPLATE keeps as it is today"
 
 
 def write(source: Source, folder: Path, options: ExportOptions) -> None:
@@ -25,6 +29,8 @@ def write(source: Source, folder: Path, options: ExportOptions) -> None:
     turns = turns_of(tokenizer) if tokenizer.chat_template else None
     if turns is None:
         options.report(UNKNOWN)
+    elif DATED in tokenizer.chat_template:
+        options.report(TODAY)
     (folder / MODELFILE).write_text(modelfile(file.name, source, tokenizer, turns), encoding="utf-8")
     note = f"`{file.name}` and a Modelfile: `ollama create NAME -f {MODELFILE}` in this folder."
     card = card_of(source, library="gguf", relation="quantized", note=note)
@@ -74,7 +80,7 @@ def go_template(turns: Turns, *, start: str = "") -> str | None:
         _if_system(turns),
         '{{ if eq .Role "user" }}' + user + "{{ end }}",
         '{{ if eq .Role "assistant" }}' + _text(turns.assistant[0]) + answer + "{{ end }}",
-        '{{ if and $last (ne .Role "assistant") }}' + _text(turns.assistant[0]) + "{{ end }}",
+        '{{ if and $last (ne .Role "assistant") }}' + _text(turns.prompt) + "{{ end }}",
         "{{ end }}",
     ]
     found = "".join(parts)

@@ -19,6 +19,9 @@ class Turns:
     """After it, if there is no system message."""
     user: tuple[str, str]
     assistant: tuple[str, str]
+    """Around an earlier answer."""
+    prompt: str
+    """Where the next answer begins."""
     system: tuple[str, str] | None = None
     """None if the template has no system turns."""
     inside_user: str | None = None
@@ -40,7 +43,7 @@ class Turns:
             }[role]
             text += before + (first if role == "user" else "") + content + after
             first = "" if role == "user" else first
-        return text + self.assistant[0]
+        return text + self.prompt
 
 
 def turns_of(tokenizer: Any) -> Turns | None:
@@ -58,10 +61,9 @@ def _found(tokenizer: Any) -> Turns | None:
     pair = _render(tokenizer, [("user", USER), ("assistant", ANSWER)])
     both = _render(tokenizer, [("user", USER), ("assistant", ANSWER), ("user", NEXT)])
     head, user_after = one.split(USER)
-    answer_before = asked.removeprefix(one)
-    if not asked.startswith(one) or not pair.startswith(one + answer_before + ANSWER):
+    if not asked.startswith(one) or not pair.startswith(one):
         return None
-    answer_after = pair.removeprefix(one + answer_before + ANSWER)
+    answer_before, answer_after = pair.removeprefix(one).split(ANSWER)
     between = both.split(ANSWER)[1].split(NEXT)[0]
     if not between.startswith(answer_after):
         return None
@@ -69,7 +71,8 @@ def _found(tokenizer: Any) -> Turns | None:
     if not head.endswith(user_before):
         return None
     start = head.removesuffix(user_before)
-    plain = Turns(start, "", (user_before, user_after), (answer_before, answer_after))
+    prompt = asked.removeprefix(one)
+    plain = Turns(start, "", (user_before, user_after), (answer_before, answer_after), prompt)
     return _with_system(plain, tokenizer)
 
 

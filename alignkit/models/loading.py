@@ -86,6 +86,11 @@ def load_tokenizer(path: str | Path, *, field: str) -> Any:
         raise ModelError(f"{field}: cannot load {path}: {error}{gated(path, error)}") from error
 
 
+def adds_start(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its start token before a text."""
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+
+
 def ends_of(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end an answer of the model: its generation config's, else its tokenizer's end token."""
     given = model.generation_config.eos_token_id

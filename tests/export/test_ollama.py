@@ -45,6 +45,7 @@ def test_chatml_is_found_and_written_in_go(tokenizer: Any) -> None:
         "",
         ("<|im_start|>user\n", "<|im_end|>\n"),
         ("<|im_start|>assistant\n", "<|im_end|>\n"),
+        "<|im_start|>assistant\n",
         ("<|im_start|>system\n", "<|im_end|>\n"),
     )
     assert go_template(turns) == CHATML
@@ -87,6 +88,22 @@ def test_a_template_that_does_more_is_not_guessed(tokenizer: Any, template: str)
     assert found(tokenizer, template) is None
 
 
+@pytest.mark.parametrize("name", ["qwen3", "phi3_5", "gptoss"])
+def test_a_template_that_changes_earlier_answers_is_not_written(tokenizer: Any, name: str) -> None:
+    assert found(tokenizer, read_template(name)) is None
+
+
+def test_a_date_that_stays_is_told(tmp_path: Path) -> None:
+    model, said = build(tmp_path / "tiny", "llama"), []
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for name in ("llama3_2", "llama3"):
+        tokenizer.chat_template = read_template(name)
+        tokenizer.save_pretrained(model)
+        options = ExportOptions("f16", check=False, report=said.append)
+        export(source_at(model), "ollama", tmp_path / name, options)
+    assert [line for line in said if "writes the date" in line] == [ollama.TODAY]
+
+
 def test_without_a_template_the_modelfile_says_so(tokenizer: Any, tmp_path: Path) -> None:
     text = modelfile("x.gguf", Source("x", tmp_path, str(tmp_path)), tokenizer, None)
     assert text.splitlines()[0] == "FROM ./x.gguf"
@@ -113,9 +130,9 @@ def test_a_modelfile_reads_back_as_it_was_meant(
 
 
 def test_braces_of_a_template_are_not_read_as_gos() -> None:
-    turns = Turns("{{", "", ("u", "v"), ("a", "b"))
+    turns = Turns("{{", "", ("u", "v"), ("a", "b"), "a")
     assert str(go_template(turns)).startswith('{{ "{{" }}{{ range')
-    assert go_template(Turns('"""', "", ("u", "v"), ("a", "b"))) is None
+    assert go_template(Turns('"""', "", ("u", "v"), ("a", "b"), "a")) is None
 
 
 def test_an_export_is_a_gguf_and_a_modelfile(tmp_path: Path) -> None:

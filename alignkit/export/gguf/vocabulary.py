@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkit.data.template import end_of_answer
 from alignkit.errors import ExportError
+from alignkit.models.loading import adds_start
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """GGUF's types of tokens."""
@@ -96,11 +97,6 @@ def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
     return Vocabulary(
         "gpt2", **common, pre=_pre(steps, ignores_merges=bool(model.get("ignore_merges"))), merges=merges
     )
-
-
-def adds_start(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts its start token before a text."""
-    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
 def _tokens(tokenizer: Any, model: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
