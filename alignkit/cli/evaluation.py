@@ -13,6 +13,7 @@ from alignkit.errors import AlignkitError
 from alignkit.home import find_model
 
 if TYPE_CHECKING:  # saves torch at start-up
+    from alignkit.evaluate.harness import Counting
     from alignkit.report.evaluation_report import Evaluated
 
 
@@ -23,6 +24,10 @@ def evaluate(
             help="run folder: a recipe's output_dir, or a job's folder; with --harness, a served model"
         ),
     ],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(help="after --: further arguments of lm-evaluation-harness, such as --limit 100"),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="validation file; default: the recipe's")] = None,
     step: Annotated[
         int | None, typer.Option(min=1, help="step of a checkpoint to evaluate instead of the result")
@@ -56,7 +61,11 @@ def evaluate(
 ) -> None:
     """Evaluate the untrained and the trained model of a run on the same validation rows."""
     if harness is not None:
-        raise typer.Exit(_harness(run, harness, tokenizer))
+        if as_json:
+            raise AlignkitError("--json: expected none with --harness; `-- --output_path FOLDER` writes JSON")
+        raise typer.Exit(_harness(run, harness, tokenizer, more or []))
+    if more:
+        raise AlignkitError(f"{' '.join(more)}: expected further arguments only with --harness")
     from alignkit.evaluate.judging import Judge  # saves torch at start-up
     from alignkit.evaluate.reward_model import RewardModel
     from alignkit.evaluate_answers import Options
@@ -111,14 +120,22 @@ def _show(found: "Evaluated") -> None:
     output.show(table)
 
 
-def _harness(model: str, tasks: str, tokenizer: str | None) -> int:
+def _harness(model: str, tasks: str, tokenizer: str | None, more: list[str]) -> int:
     from alignkit.evaluate.harness import harness_command, run_harness  # saves torch at start-up
-    from alignkit.models.trainable import config_of, positions_of
 
     client = connect()
     base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
-    counted_by = tokenizer or find_model(base)
-    here = (Path(counted_by) / "config.json").is_file()
-    longest = positions_of(config_of(Path(counted_by))) if here else None
-    command = harness_command(str(client.base_url), model, tasks, counted_by, longest)
-    return run_harness(command, client.api_key)
+    counting = counting_of(tokenizer or find_model(base))
+    return run_harness(harness_command(str(client.base_url), model, tasks, counting, more), client.api_key)
+
+
+def counting_of(tokenizer: str) -> "Counting":
+    """How tokens of a model's folder are counted; of a hub id only the name is known. Raises ModelError."""
+    from alignkit.evaluate.harness import Counting  # saves torch at start-up
+    from alignkit.models.loading import adds_start, load_tokenizer
+    from alignkit.models.trainable import config_of, positions_of
+
+    if not (Path(tokenizer) / "config.json").is_file():
+        return Counting(tokenizer)
+    longest = positions_of(config_of(Path(tokenizer)))
+    return Counting(tokenizer, longest, adds_start(load_tokenizer(tokenizer, field="--tokenizer")))
