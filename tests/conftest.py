@@ -49,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--stranger-model", metavar="FOLDER", help="a model's folder to train instead of a tiny one"
     )
+    group.addoption("--stranger-steps", metavar="N", type=int, help="steps of each job on it; default 40")
     group.addoption("--stranger-pictures", metavar="FOLDER", help="where to keep a picture of each step")
 
 

@@ -99,7 +99,8 @@ def stay(base_url: str, key: str) -> None:
         {"model": tuned[-1] if tuned else BASE_MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
     )
     console.print(
-        f"\nThe service is running. Open {base_url.removesuffix('/v1')} in a browser, or use any OpenAI client:\n"
+        f"\nThe service is running. Open {base_url.removesuffix('/v1')} in a browser and sign in with the key {key}\n"
+        "Or use any OpenAI client:\n"
         f"  export OPENAI_BASE_URL={base_url} OPENAI_API_KEY={key} ALIGNKIT_BASE_URL={base_url} "
         f"ALIGNKIT_API_KEY={key} ALIGNKIT_HOME={shlex.quote(str(HOME))}\n"
         f'  curl $OPENAI_BASE_URL/chat/completions -H "Authorization: Bearer $OPENAI_API_KEY" '

@@ -1,16 +1,22 @@
 """The demo on a tiny model: it cannot learn the behaviour, so the demo must say so; and Ctrl-C ends everything."""
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from playwright.sync_api import expect
+from rich.console import Console
 
+from tests.server.page.browser import Visitor, chromium, needs_chromium
 from tests.tiny import build_tiny_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -86,3 +92,27 @@ def test_ctrl_c_ends_everything(demo: "subprocess.Popen[str]") -> None:
     assert "Stopped." in rest
     assert "Traceback" not in rest
     assert_gone(started)
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_offered_address_opens_and_its_key_signs_in(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKIT_DEMO_HOME", str(home))
+    monkeypatch.setenv("KEEP", "1")
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    demo = importlib.import_module("run")
+    console = Console(record=True, width=200, force_terminal=False)
+    monkeypatch.setattr(demo, "console", console)
+    monkeypatch.setattr(demo.threading, "Event", lambda: SimpleNamespace(wait=lambda: None))
+    assert demo.wants_to_stay()
+    with demo.service() as base_url, chromium() as browser:
+        demo.stay(base_url, (home / "first-key").read_text().strip())
+        said = console.export_text()
+        found = re.search(r"Open (\S+) in a browser and sign in with the key (\S+)", said)
+        assert found is not None, said
+        address, key = found.groups()
+        visitor = Visitor.come(browser, address)
+        page = visitor.signed_in(key)
+        expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+        visitor.context.close()
+        assert visitor.wrong == []

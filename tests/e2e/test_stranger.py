@@ -5,7 +5,8 @@ tokens coloured, exported to GGUF and answered by llama.cpp. Prints the time of 
 
     python -m pytest -m slow tests/e2e/test_stranger.py --stranger-model MODEL_FOLDER --stranger-pictures FOLDER
 
-Without a model it is the tests' tiny one, which learns nothing; a real one trains on the demo's rows.
+Without a model it is the tests' tiny one, which learns nothing; a real one trains on the demo's rows. On a slow
+machine, `--stranger-steps 8` shortens both jobs.
 """
 
 import json
@@ -127,6 +128,9 @@ def test_a_second_job_by_clicks_ends_in_llama_cpp(
     service: Service, model: Path | None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, options = (model.name, REAL) if model else ("tiny", TINY)
+    if steps := request.config.getoption("--stranger-steps"):
+        options = options | {"max_steps": steps, "eval_interval": max(1, steps // 2)}
+        options["learning_rate_multiplier"] = 4.0  # or few steps change no answer
     pictures = request.config.getoption("--stranger-pictures")
     with chromium() as browser:
         visitor = Visitor.come(browser, service.url)
