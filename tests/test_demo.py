@@ -46,8 +46,17 @@ def answer(row: dict[str, Any], kind: str) -> str:
     return text
 
 
-def test_no_note_is_both_trained_and_held_out() -> None:
-    assert not {note(row) for row in rows("train.jsonl")} & {note(row) for row in rows("validation.jsonl")}
+@pytest.mark.parametrize("name", ["train.jsonl", "pairs.jsonl"])
+def test_no_note_is_both_trained_and_held_out(name: str) -> None:
+    assert not {note(row) for row in rows(name)} & {note(row) for row in rows("validation.jsonl")}
+
+
+def test_every_pair_has_one_short_sentence_and_another_answer() -> None:
+    pairs = rows("pairs.jsonl")
+    assert all(len(answer(row, "preferred_output").split()) <= 14 for row in pairs)
+    assert all(answer(row, "preferred_output") != answer(row, "non_preferred_output") for row in pairs)
+    questions = {row["input"]["messages"][0]["content"] for row in pairs}
+    assert len(questions) == len(pairs)
 
 
 def test_preferred_held_out_answers_state_their_facts(client: ModuleType) -> None:
@@ -98,11 +107,16 @@ def questions(client: ModuleType, count: int) -> list[Any]:
     ]
 
 
+def compare(client: ModuleType, replies: Any, asked: list[Any]) -> Any:
+    with client.answering(replies, client.BASE_MODEL, asked) as before:
+        return client.compare(replies, "ft:x", asked, before)
+
+
 def test_answers_are_compared_question_by_question(client: ModuleType, said: Console) -> None:
     replies = answering(
         lambda model: "It is here." if model == "ft:x" else "Let us [calculate] " + "then " * 20
     )
-    base, tuned = client.compare(replies, "ft:x", questions(client, 10))
+    base, tuned = compare(client, replies, questions(client, 10))
     assert (base.share_right, tuned.share_right) == (0.0, 1.0)
     assert (base.share_to_the_point, tuned.share_to_the_point) == (0.0, 1.0)
     assert tuned.words == 3
@@ -117,7 +131,8 @@ def test_a_request_that_fails_keeps_what_was_answered(client: ModuleType, said: 
     asked: list[str] = []
 
     def reply(model: str) -> str:
-        asked.append(model)
+        if model == "ft:x":
+            asked.append(model)
         if len(asked) > 12:
             raise APITimeoutError(request=None)  # type: ignore[arg-type]
         return "It is here."
@@ -125,7 +140,7 @@ def test_a_request_that_fails_keeps_what_was_answered(client: ModuleType, said: 
     with pytest.raises(
         client.DemoError, match=r"Training, publishing .* are done, but after \d+ of 40 questions"
     ):
-        client.compare(answering(reply), "ft:x", questions(client, 40))
+        compare(client, answering(reply), questions(client, 40))
     assert "It is here." in said.export_text()
 
 
@@ -140,8 +155,7 @@ def test_a_request_that_fails_keeps_what_was_answered(client: ModuleType, said: 
 def test_a_model_that_is_no_better_is_refused(
     client: ModuleType, said: Console, before: str, after: str, sentence: str
 ) -> None:
-    base, tuned = client.compare(
-        answering(lambda model: after if model == "ft:x" else before), "ft:x", questions(client, 2)
-    )
+    replies = answering(lambda model: after if model == "ft:x" else before)
+    base, tuned = compare(client, replies, questions(client, 2))
     with pytest.raises(client.DemoError, match=sentence):
         client.require_better(base, tuned)

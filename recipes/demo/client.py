@@ -4,7 +4,7 @@
 
 The data trains one behaviour: read a short note and answer a question about it in one plain sentence. The base
 model rambles and calculates instead. Everything printed at the end is computed from the served models, on notes that
-training never saw.
+training never saw. The base model answers while the job trains, so its engine is running when the job needs it.
 """
 
 import json
@@ -13,8 +13,9 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,17 @@ from rich.table import Table
 HERE = Path(__file__).parent
 BASE_MODEL = "smollm2-135m-instruct"
 HYPERPARAMETERS: dict[str, Any] = {
-    "beta": 0.1,
+    "beta": 0.3,
     "divergence": "js_divergence",
     "sft_weight": 1.0,
-    "learning_rate_multiplier": 1.0,
+    "learning_rate_multiplier": 2.0,
     "batch_size": 4,
-    "max_steps": 40,
-    "eval_interval": 20,
+    "max_steps": 28,
+    "eval_interval": 28,
     "max_length": 256,
 }
 SEED = 7
-JUDGED = 24
+JUDGED = 36
 SHOWN = 8
 ANSWER = {"max_tokens": 60, "temperature": 0.0}
 AT_ONCE = 8
@@ -109,8 +110,21 @@ class Answers:
 
 def main(client: OpenAI, on_job: Callable[[str], None] = lambda _: None) -> None:
     """Train, then compare; raises DemoError if the job fails, or its model answers no better than the base model."""
-    training = client.files.create(file=HERE / "train.jsonl", purpose="fine-tune")
-    validation = client.files.create(file=HERE / "validation.jsonl", purpose="fine-tune")
+    questions = read_questions()[:JUDGED]
+    with answering(client, BASE_MODEL, questions) as before:
+        job_id = create_job(client)
+        on_job(job_id)
+        console.print(f"Job {job_id} aligns {BASE_MODEL} with f-DPO under the Jensen-Shannon divergence.")
+        tuned_model = follow(client, job_id)
+        base, tuned = compare(client, tuned_model, questions, before)
+    show_figures(base, tuned)
+    require_better(base, tuned)
+
+
+def create_job(client: OpenAI) -> str:
+    """Upload the pairs and create the job; returns its id."""
+    training = client.files.create(file=HERE / "pairs.jsonl", purpose="fine-tune")
+    validation = client.files.create(file=("validation.jsonl", held_out_rows(JUDGED)), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
         model=BASE_MODEL,
         training_file=training.id,
@@ -119,13 +133,7 @@ def main(client: OpenAI, on_job: Callable[[str], None] = lambda _: None) -> None
         suffix="demo",
         seed=SEED,
     )
-    on_job(job.id)
-    console.print(f"Job {job.id} aligns {BASE_MODEL} with f-DPO under the Jensen-Shannon divergence.")
-    tuned_model = follow(client, job.id)
-    questions = read_questions()[:JUDGED]
-    base, tuned = compare(client, tuned_model, questions)
-    show_figures(base, tuned)
-    require_better(base, tuned)
+    return job.id
 
 
 def follow(client: OpenAI, job_id: str) -> str:
@@ -190,25 +198,40 @@ def read_questions() -> list[Question]:
     return [Question(row["input"]["messages"], rule) for row, rule in zip(rows, facts, strict=True)]
 
 
-def compare(client: OpenAI, tuned_model: str, questions: list[Question]) -> tuple[Answers, Answers]:
-    """Ask both models every question, and show the first answers side by side as they come.
+def held_out_rows(count: int) -> bytes:
+    """The first `count` lines of the held-out file."""
+    return b"".join((HERE / "validation.jsonl").read_bytes().splitlines(keepends=True)[:count])
 
-    A request that fails ends the comparison: raises DemoError, which says how many questions were answered.
+
+@contextmanager
+def answering(client: OpenAI, model: str, questions: Sequence[Question]) -> Iterator[list[Future[str]]]:
+    """Ask the model every question in the background; what is not asked by the end of the context never is."""
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        yield [pool.submit(ask, client, model, question) for question in questions]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def compare(
+    client: OpenAI, tuned_model: str, questions: Sequence[Question], before: Sequence[Future[str]]
+) -> tuple[Answers, Answers]:
+    """Ask the tuned model every question, and show the first answers of both side by side as they come.
+
+    `before` are the base model's answers. A request that fails ends the comparison: raises DemoError, which says how
+    many questions were answered.
     """
     console.print(
         f"\nAsking {BASE_MODEL} and {tuned_model} {len(questions)} questions that training never saw …",
         soft_wrap=True,
     )
     base, tuned = Answers(), Answers()
-
-    def both(question: Question) -> tuple[str, str]:
-        return ask(client, BASE_MODEL, question), ask(client, tuned_model, question)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with answering(client, tuned_model, questions) as after:
         try:
-            for question, (before, after) in zip(questions, pool.map(both, questions), strict=True):
-                base.add(question, before)
-                tuned.add(question, after)
+            for question, old, new in zip(questions, before, after, strict=True):
+                base_text, tuned_text = old.result(), new.result()
+                base.add(question, base_text)
+                tuned.add(question, tuned_text)
                 if len(base.texts) <= SHOWN:
                     show(question, base, tuned)
         except OpenAIError as error:

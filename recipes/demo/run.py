@@ -123,8 +123,9 @@ def service() -> Iterator[str]:
     address = HOME / "address"
     address.unlink(missing_ok=True)
     command = [sys.executable, "-m", "alignkit", "serve", "--port", "0", "--home", str(HOME)]
-    # vLLM computes every adapter at the largest rank it serves, and the demo's has the default 16.
-    environment = {**os.environ, "ALIGNKIT_ENGINE__MAX_LORA_RANK": "16"}
+    # vLLM computes every adapter at the largest rank it serves, and the demo's has the default 16. Engine and trainer
+    # share the cores: a thread that spins while it waits for the others would take them from the other process.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "ALIGNKIT_ENGINE__MAX_LORA_RANK": "16"}
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

@@ -74,7 +74,7 @@ def test_a_model_that_did_not_learn_fails_the_demo(demo: "subprocess.Popen[str]"
     assert demo.returncode == 1, text + rest
     assert "error: The tuned model" in rest
     assert "Traceback" not in rest
-    assert "on 24 held-out questions" in rest
+    assert "on 36 held-out questions" in rest
     assert_gone(started)
 
 
