@@ -18,7 +18,7 @@ from alignkit.errors import DataError
 
 NO_TEMPLATE = (
     "no chat template, so conversations cannot be rendered: use an instruct model, "
-    "or put a chat_template.jinja into the model's folder"
+    "name a template in chat_template, such as llama3, or put a chat_template.jinja into the model's folder"
 )
 NO_CALLS = (
     "the answer calls a tool, which the model's chat template does not render, so it would not be trained: "

@@ -149,7 +149,8 @@ def test_a_template_that_is_missing_or_refuses_is_told(tokenizer: Any) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     with pytest.raises(
-        DataError, match=r"no chat template, so .*: use an instruct model, or put a chat_template"
+        DataError,
+        match=r"no chat template, so .*: use an instruct model, name a template in chat_template, such as",
     ):
         ROWS[0].render(bare)
     bare.chat_template = "{{ raise_exception('System role not supported') }}"
