@@ -288,6 +288,25 @@ def test_a_control_token_in_a_text_is_said(tokenizer: Any) -> None:
     assert said in sequence.notes
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [{"prompt": [message("user", "q")], "chosen": "yes", "rejected": "no"}, PAIR])
+def test_with_every_template_of_trls_an_answer_follows_the_served_prompt_or_a_note_says_what_differs(
+    model: Any, row: dict[str, Any]
+) -> None:
+    parts = ("idefics3", "llava_next", "smolvlm")  # their templates take content in parts
+    words = ["good reason", "bad reason"] if row is PAIR else ["yes", "no"]
+    unlike = []
+    for file in sorted(TEMPLATES.glob("*.jinja")):
+        tokenizer = model(file.stem)
+        for sequence, word in zip(render(row, tokenizer, method="f_dpo"), words, strict=True):
+            begin, answer = sequence.ids[: sequence.prompt_length], sequence.ids[sequence.prompt_length :]
+            said = any("in serving" in note for note in sequence.notes)
+            follows = said or file.stem.startswith(parts) or begin == served(row, tokenizer)
+            if not follows or word not in tokenizer.decode(answer):
+                unlike.append((file.stem, sequence.name))
+    assert unlike == []
+
+
 @pytest.fixture
 def normalising(tokenizer: Any) -> Any:
     """A tokenizer that composes characters, as Qwen's does."""
