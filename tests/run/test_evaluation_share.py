@@ -17,7 +17,7 @@ RUNS = st.builds(
 
 def evaluated(steps: int, interval: int) -> list[int]:
     """The steps that the Trainer evaluates, and the last one."""
-    return [step for step in range(1, steps + 1) if step % interval == 0 or step == steps]
+    return sorted({*range(interval, steps + 1, interval), steps})
 
 
 def cost(run: Watching, interval: int) -> float:
