@@ -71,7 +71,7 @@ def accelerate(words: list[str]) -> None:
 
 def served(words: list[str]) -> None:
     """The line that tests/e2e/test_external_engine.py starts."""
-    assert words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert words[:2] == ["-m", "vllm.entrypoints.launchers.api_server.entry"]
 
 
 def ray(words: list[str]) -> None:

@@ -36,7 +36,7 @@ def start_vllm(home: Path, port: int) -> "subprocess.Popen[bytes]":
         options += ["--dtype", "float32", "--enforce-eager", "--lora-target-modules", *targets]
     with (home / "vllm.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options],
+            [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *options],
             cwd=home / "models",
             env=os.environ | environment,
             stdout=log,

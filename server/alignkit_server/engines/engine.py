@@ -27,7 +27,7 @@ OWNER_MARK = "@"
 _LOG_PREFIX = re.compile(
     r"^(?:\(\w+ pid=\d+\) ?)?(?:(?:ERROR|WARNING|INFO|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
 )
-_ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt)\b|^[\w.]+: error: ")
+_ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception|Exit|Interrupt)\b|^[\w.-]+: error: ")
 _UNTELLING = re.compile(r"(?:Engine core|WorkerProc) initialization failed")
 
 logger = logging.getLogger(__name__)

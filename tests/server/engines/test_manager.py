@@ -281,7 +281,7 @@ def test_telling_lines_prefer_the_cause() -> None:
         "(APIServer pid=5) RuntimeError: Engine core initialization failed. See root cause above.",
     ]
     assert telling_lines(lines) == "ValueError: rank 3 of …/b is odd"
-    usage = ["usage: api_server.py", "[model_tag]", "api_server.py: error: unrecognized arguments: --x"]
+    usage = ["usage: -c", "[model_tag]", "-c: error: unrecognized arguments: --x"]
     assert telling_lines(usage) == usage[-1]
     assert telling_lines(["a", "b", "c", "d"]) == "b | c | d"
     assert telling_lines([]) == "(nothing was written)"

@@ -1,5 +1,6 @@
 """Context, sequences, adapters and memory of an engine, by settings, model and device."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def test_a_models_own_options_are_those_of_its_engines_alone(
         assert part in line
     assert settings.engine.of("ft:tiny:default:mine:abc:ckpt-step-4").max_model_len == 64
     assert settings.engine.of("other").max_model_len is None
+
+
+def test_an_engine_without_a_gpu_starts_no_worker_unless_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(tmp_path / "home", "tiny")
+    backends = {}
+    for gpu in (False, True):
+        monkeypatch.setattr(command, "runs_on_gpu", lambda gpu=gpu: gpu)
+        arguments = vllm_command(settings, "tiny", 4711).arguments
+        backends[gpu] = [b for a, b in pairwise(arguments) if a == "--distributed-executor-backend"]
+    assert backends == {False: [command.IN_ENGINE], True: []}
+    monkeypatch.setattr(command, "runs_on_gpu", lambda: False)
+    settings.engine = EngineSettings(extra_args=["--distributed-executor-backend", "mp"])
+    assert vllm_command(settings, "tiny", 4711).arguments[-1] == "mp"
 
 
 def test_an_unknown_option_of_a_model_is_refused() -> None:

@@ -193,16 +193,6 @@ def test_an_unpublished_adapter_answers_no_more(rig: Rig, tmp_path: Path) -> Non
     assert response.status_code == 404
 
 
-def test_shutdown_ends_every_process_of_vllm(rig: Rig) -> None:
-    """Last: the engine core is a process of its own, and gets a title that hides its command line."""
-    process = rig.manager._engines["tiny"]._process
-    assert process is not None
-    members = process._members()
-    assert len(members) >= 2
-    rig.manager.shutdown()
-    assert all(gone(member.pid) for member in members)
-
-
 def test_adapters_beyond_those_kept_in_memory_come_back_when_asked_for(rig: Rig) -> None:
     """Own engine with room for two adapters: each of four is dropped and found again by the resolver."""
     settings = rig.settings.model_copy(deep=True)
@@ -234,3 +224,13 @@ def test_a_fully_trained_model_has_an_engine_of_its_own(rig: Rig) -> None:
     finally:
         rig.manager.stop(name)
         rig.url = rig.manager.endpoint("tiny")
+
+
+def test_shutdown_ends_every_process_of_vllm(rig: Rig) -> None:
+    """Last: the engine core is a process of its own, and gets a title that hides its command line."""
+    process = rig.manager._engines["tiny"]._process
+    assert process is not None
+    members = process._members()
+    assert len(members) >= 2
+    rig.manager.shutdown()
+    assert all(gone(member.pid) for member in members)
