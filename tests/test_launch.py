@@ -91,7 +91,8 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, content: str | 
         require_configuration(file)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_the_launcher_leaves_the_last_word_to_the_trainer(tmp_path: Path, processes: int) -> None:
     command = launch_command(tmp_path / "none.yaml", num_processes=processes)
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

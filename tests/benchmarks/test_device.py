@@ -45,6 +45,7 @@ def run(folder: Path, parts: str, *command: str) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("part-*.json")}
 
 
+@pytest.mark.slow
 def test_the_heads_parts_need_torch_and_triton_alone(tmp_path: Path) -> None:
     found = run(tmp_path, "0,1,2,3,4,5", "-c", BARE)
     assert [len(part["rows"]) > 0 and "error" not in part for part in found.values()] == [True] * 6

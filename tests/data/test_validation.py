@@ -232,7 +232,7 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
 
 def test_a_thousand_rows_take_little_time(tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "many.jsonl", 1000)
-    assert min(_seconds(path) for _ in range(5)) < 0.1
+    assert min(_seconds(path) for _ in range(5)) < 0.2  # a third of it on a quiet machine
 
 
 def _seconds(path: Path) -> float:

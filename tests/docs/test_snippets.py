@@ -32,6 +32,12 @@ ELSEWHERE = {
     ("docs/sweeps.md", "json"),
 }
 """Blocks that other tests run."""
+TASK = [
+    block
+    for block in BLOCKS
+    if block.page == "docs/evaluation.md" and ("dataset_path" in block.text or '"choices"' in block.text)
+]
+"""A task of lm-evaluation-harness and a row of it, which tests/e2e/test_harness.py runs."""
 SHOWN = {"text", "nginx"}
 """Languages that are only shown: outputs, diagrams, and a proxy's configuration, which its page calls untried."""
 FILES = re.compile(r"\b(?:recipes|deploy|docs)/[\w./-]+\w")
@@ -42,7 +48,7 @@ def of(*languages: str) -> list[Any]:
     return [
         pytest.param(block, id=str(block))
         for block in BLOCKS
-        if block.language in languages and (block.page, block.language) not in ELSEWHERE
+        if block.language in languages and (block.page, block.language) not in ELSEWHERE and block not in TASK
     ]
 
 
@@ -130,6 +136,13 @@ def test_a_piece_of_a_recipe_fits_a_recipe(block: Block) -> None:
     if varied is not None:
         sweep = SweepFolder(Path("runs/x"), sweep_of(varied), SMALLEST | piece)
         assert all(sweep.recipe_of(point) for point in sweep.spec.points())
+
+
+def test_the_task_for_the_harness_is_the_one_that_is_run() -> None:
+    task, row = TASK
+    tasks = ROOT / "tests" / "evaluate" / "harness" / "tasks"
+    assert yaml.safe_load(task.text) == yaml.safe_load((tasks / "words.yaml").read_text(encoding="utf-8"))
+    assert row.text.strip() in (tasks / "words.jsonl").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("block", of("json"))

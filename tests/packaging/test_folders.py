@@ -41,6 +41,7 @@ def test_the_service_is_found_in_a_folder_with_a_server_package(elsewhere: Path)
     assert "Start the service." in done.stdout
 
 
+@pytest.mark.slow
 def test_the_service_imports_nothing_called_server(elsewhere: Path) -> None:
     code = "import sys, alignkit_server.main; sys.exit('server' in sys.modules)"
     done = alignkit(elsewhere, "-c", code)

@@ -32,7 +32,7 @@ IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """The executor that computes in the engine's process.
 
 On a CPU vLLM starts a worker, to bind its threads to cores, which `nobind` leaves out: a third process that imports
-everything, 20 seconds of processor time and 0.6 GiB.
+everything, 20 seconds of processor time and 0.6 GiB. Without OMP_NUM_THREADS the engine would compute on one core.
 """
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

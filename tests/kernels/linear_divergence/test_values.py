@@ -422,7 +422,10 @@ def test_sixteen_bits_and_an_odd_vocabulary(
     )
 
 
-@implementations
+@pytest.mark.parametrize(
+    "implementation",
+    ["reference", "torch", pytest.param("triton", marks=[needs_triton, pytest.mark.slow])],
+)
 @pytest.mark.parametrize("training", [thorough(LORA), NAMES])
 def test_a_vocabulary_of_128257(
     implementation: str, training: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -125,6 +125,7 @@ def test_a_run_makes_way_for_the_next_submission(node: Node) -> None:
     assert not (node.folder / "overlaps").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_ended_before_its_turn_never_begins(node: Node) -> None:
     paused = begin(node.folder, order())
     paused.ask_to_pause()
@@ -134,6 +135,7 @@ def test_a_run_that_was_ended_before_its_turn_never_begins(node: Node) -> None:
     assert node.starts() == []
 
 
+@pytest.mark.slow
 def test_checkpoints_come_back_from_their_copies(node: Node, tmp_path: Path) -> None:
     storage = tmp_path / "bucket"
     first = begin(node.folder, order(storage))
