@@ -60,7 +60,7 @@ class TorchRows:
         share = (len(sides) + len(products)) / (len(sides) + len(products) - len(over))
         budget = cost.GPU_BUFFER_BYTES // 2 if gpu else cost.CPU_CHUNK_BYTES
         rows = min(count, max(1, int(budget * share) // (4 * vocabulary)))
-        block = rows if gpu else max(1, cost.CPU_BLOCK_BYTES // (4 * vocabulary))
+        block = rows if gpu else _even(max(1, cost.CPU_BLOCK_BYTES // (4 * vocabulary)))
         logits = {
             name: weight.new_empty(rows, vocabulary, dtype=dtypes[name]) for name, weight in weights.items()
         }
@@ -122,6 +122,12 @@ class TorchRows:
         if own.scale != 1.0:
             total *= own.scale
         out.copy_(total)
+
+
+def _even(rows: int) -> int:
+    """Round rows to a multiple of the threads that share them, so that none waits for another's last row."""
+    threads = min(torch.get_num_threads(), cost.CPU_BLOCK_THREADS)
+    return max(rows, threads) // threads * threads
 
 
 class _Distribution:
