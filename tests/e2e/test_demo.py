@@ -103,7 +103,8 @@ def test_the_offered_address_opens_and_its_key_signs_in(home: Path, monkeypatch:
     demo = importlib.import_module("run")
     console = Console(record=True, width=200, force_terminal=False)
     monkeypatch.setattr(demo, "console", console)
-    monkeypatch.setattr(demo.threading, "Event", lambda: SimpleNamespace(wait=lambda: None))
+    waits = SimpleNamespace(Event=lambda: SimpleNamespace(wait=lambda: None))
+    monkeypatch.setattr(demo, "threading", waits)
     assert demo.wants_to_stay()
     with demo.service() as base_url, chromium() as browser:
         demo.stay(base_url, (home / "first-key").read_text().strip())
