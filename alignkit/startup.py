@@ -5,12 +5,14 @@ import functools
 import gc
 from importlib import metadata
 
+_list_packages = metadata.packages_distributions
+
 
 def begin() -> None:
     """Speed up imports until `end`. Call it before large ones, in a program's own process."""
     gc.disable()  # what is only imported would be looked through again and again
-    # transformers and trl each ask for it, and each time it reads a file of every installed package: a second.
-    metadata.packages_distributions = functools.cache(metadata.packages_distributions)
+    # transformers and trl each ask for the list, for which a file of every installed package is read: a second.
+    metadata.packages_distributions = functools.cache(_list_packages)
 
 
 def end() -> None:
@@ -19,6 +21,4 @@ def end() -> None:
         gc.freeze()
         atexit.register(gc.unfreeze)  # libraries look for leaks at the end
         gc.enable()
-        metadata.packages_distributions = getattr(
-            metadata.packages_distributions, "__wrapped__", metadata.packages_distributions
-        )
+        metadata.packages_distributions = _list_packages

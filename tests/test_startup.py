@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from importlib import metadata
 
 import pytest
 
@@ -23,6 +24,16 @@ def test_nothing_is_collected_until_the_process_has_started() -> None:
     startup.end()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 1000
+
+
+def test_installed_packages_are_listed_once_until_the_process_has_started() -> None:
+    as_ever = metadata.packages_distributions
+    startup.begin()
+    listed = metadata.packages_distributions()
+    assert metadata.packages_distributions() is listed
+    startup.end()
+    assert metadata.packages_distributions is as_ever
+    assert listed == as_ever()
 
 
 def test_a_program_that_paused_nothing_keeps_its_own_ways(monkeypatch: pytest.MonkeyPatch) -> None:
