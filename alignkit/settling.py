@@ -99,7 +99,7 @@ def settle_references(recipe: Recipe, model: Any, rows: int, folder: RunFolder, 
     """
     given = recipe.training.reference_store
     wanted = worth_storing(recipe, rows) if given == AUTO else given == "on" and has_reference(recipe)
-    why_not = _no_store(model) if wanted else None
+    why_not = _no_store(recipe, model) if wanted else None
     value = "on" if wanted and why_not is None else "off"
     recipe = _with_store(recipe, value)
     if main and value != given:
@@ -152,12 +152,14 @@ def _as_before(recipe: Recipe) -> Recipe:
     return _with_store(recipe, "off") if recipe.training.reference_store == AUTO else recipe
 
 
-def _no_store(model: Any) -> str | None:
+def _no_store(recipe: Recipe, model: Any) -> str | None:
     """Why the reference's log-probs of this run cannot be computed before its first step; None if they can."""
     if sharding() is not None:
         return f"{sharding()} shards the weights, which then run only inside training"
     if dropouts := dropouts_of(model):
         return f"it has dropout ({', '.join(dropouts[:3])}), so no two of its log-probs are equal"
+    if recipe.model.quantization == "int8":
+        return "int8 rounds a row's activations by the rows beside it, so its log-probs depend on the batch"
     return None
 
 

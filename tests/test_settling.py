@@ -143,6 +143,13 @@ def test_a_reference_with_dropout_is_not_stored_and_the_run_says_so(folder: RunF
     assert "it has dropout (attention_dropout)" in str(events(folder)[-1]["message"])
 
 
+def test_weights_in_int8_have_no_stored_references(folder: RunFolder) -> None:
+    whole = given(reference_store="on")
+    quantised = whole.model_copy(update={"model": whole.model.model_copy(update={"quantization": "int8"})})
+    assert on_or_off(folder, quantised) == "off"
+    assert "its log-probs depend on the batch" in str(events(folder)[-1]["message"])
+
+
 def test_sharded_weights_have_no_stored_references(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
