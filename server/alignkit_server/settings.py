@@ -95,7 +95,13 @@ class EngineSettings(ModelEngine):
         gt=0,
         description="seconds after which a waiting structured answer makes the service test its engine",
     )
-    max_lora_rank: int = Field(64, ge=1, description="largest LoRA rank; a job with a larger one is refused")
+    max_lora_rank: int = Field(
+        64,
+        ge=1,
+        le=512,
+        description="largest LoRA rank, to which an engine grows by a restart when an adapter needs it; a job with a "
+        "larger one is refused",
+    )
     confine: bool = Field(
         False, description="hide the home from local engines, except the models and adapters that they serve"
     )

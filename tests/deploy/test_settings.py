@@ -156,7 +156,8 @@ def test_vllm_is_started_as_the_server_would_start_it(
     # the server, which sees no GPU, sends as many sequences at once as the engine decodes
     assert sequences_at_once(settings.engine, gpu=False) == int(found["max-num-seqs"])
     _add_llama(settings.models_dir / MODEL)
-    own = vllm_command(settings, MODEL, 8000)
+    # an engine of its own grows by a restart, which the server cannot ask of this one
+    own = vllm_command(settings, MODEL, 8000, settings.engine.max_lora_rank)
     expected = _options(own.arguments[own.arguments.index("--model") :])
     expected.pop("host"), expected.pop("port")
     # the engine's own process computes on all cores only where it is told their number, as by the server

@@ -91,7 +91,10 @@ class NoEngines:
     def running_endpoint(self, base_model: str) -> None:
         pass
 
-    def endpoint(self, base_model: str) -> str:
+    def lease(self, base_model: str, rank: int = 0) -> None:
+        pass
+
+    def endpoint(self, base_model: str, rank: int = 0) -> str:
         raise EngineError("engine_unavailable", f"there is no engine for {base_model}")
 
     def hold(self, base_model: str) -> None:

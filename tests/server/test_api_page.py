@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from alignkit_server.catalog.names import model_name
+from alignkit_server.engines.facts import Lease
 from alignkit_server.webhooks.sender import sign
 from tests.docs.blocks import blocks_of
 from tests.server.shapes import conforms
@@ -76,7 +77,10 @@ class Engines:
     def running_endpoint(self, base_model: str) -> str:
         return self.url
 
-    def endpoint(self, base_model: str) -> str:
+    def lease(self, base_model: str, rank: int = 0) -> Lease:
+        return Lease(self.url, lambda: None)
+
+    def endpoint(self, base_model: str, rank: int = 0) -> str:
         return self.url
 
     def hold(self, base_model: str) -> None:

@@ -129,7 +129,7 @@ def test_a_confined_engine_sees_its_model_and_adapters_also_those_that_come_late
     adapters.mkdir(parents=True)
     reads = [home / "models" / "tiny", adapters, Path(sys.prefix)]
 
-    def command(settings: Settings, _: str, port: int) -> EngineCommand:
+    def command(settings: Settings, _: str, port: int, rank: int) -> EngineCommand:
         arguments = [sys.executable, "-S", "-c", ENGINE, str(home), str(port)]
         return EngineCommand(arguments, cwd=settings.models_dir, environment={}, reads=reads)
 

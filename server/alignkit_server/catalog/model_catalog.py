@@ -1,6 +1,6 @@
 """Available models: base models are folders, fine-tuned models are rows of the project that made them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from alignkit.models.importing import NAME_PATTERN, available
 from alignkit.models.trainable import ends_in
 from alignkit_server.catalog.repository import FoundModel, ModelRepository, UsableModels
 from alignkit_server.database import Database
+from alignkit_server.engines.ranks import adapter_rank
 from alignkit_server.errors import ApiError
 from alignkit_server.settings import Settings
 from alignkit_server.tables import FineTunedModel
@@ -34,6 +35,8 @@ class ResolvedModel:
     """The chat template that an adapter was trained with; None if it is that of its base model."""
     stop_token_ids: tuple[int, ...] = ()
     """The tokens that end its answers, beside those of its base model."""
+    lora_rank: int = 0
+    """The rank of an adapter that is about to answer."""
 
     @property
     def engine(self) -> str:
@@ -98,8 +101,15 @@ def fine_tuned(session: Session, name: str, project_id: str) -> ResolvedModel:
     """The fine-tuned model with that name that the project may use. Raises 404 if missing or not ready."""
     found = _ready(UsableModels(session, project_id).by_name(name), name)
     model = found.model
-    template, ends = (template_of(model.path), stops_of(model.path)) if model.kind == ADAPTER else (None, ())
-    return ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner, template, ends)
+    resolved = ResolvedModel(name, model.base_model, model.kind, model.created_at, found.owner)
+    if model.kind != ADAPTER:
+        return resolved
+    return replace(
+        resolved,
+        chat_template=template_of(model.path),
+        stop_token_ids=stops_of(model.path),
+        lora_rank=adapter_rank(model.path),
+    )
 
 
 @lru_cache(maxsize=256)

@@ -25,6 +25,7 @@ from alignkit_server.chat.turns import Load, Turns
 from alignkit_server.chat.watch import StructuredWatch
 from alignkit_server.engines.command import runs_on_gpu
 from alignkit_server.engines.errors import EngineError
+from alignkit_server.engines.facts import Lease
 from alignkit_server.engines.sizes import OPEN_ANSWER, sequences_at_once
 from alignkit_server.errors import ApiError
 from alignkit_server.settings import EngineSettings
@@ -48,7 +49,10 @@ class Engines(Protocol):
     def running_endpoint(self, base_model: str) -> str | None:
         """The URL of the engine if it is ready now, else None. Never blocks."""
 
-    def endpoint(self, base_model: str) -> str:
+    def lease(self, base_model: str, rank: int = 0) -> Lease | None:
+        """A lease of the engine, if it is ready now for adapters of this LoRA rank. Never blocks."""
+
+    def endpoint(self, base_model: str, rank: int = 0) -> str:
         """The URL of the engine, starting it if needed. Blocks. Raises EngineError."""
 
     def hold(self, base_model: str) -> None:
@@ -72,6 +76,8 @@ class Asked:
     demand: Demand
     most_tokens: int | None = None
     """Maximum tokens that the project may have in progress on this engine; None for no limit."""
+    rank: int = 0
+    """The LoRA rank of the adapter that answers; 0 for none."""
 
 
 class ChatGateway:
@@ -84,7 +90,7 @@ class ChatGateway:
     def __init__(self, engines: Engines, options: EngineSettings | None = None) -> None:
         self._engines = engines
         self._options = options or EngineSettings()
-        self._waiting: dict[str, asyncio.Task[str]] = {}
+        self._waiting: dict[tuple[str, int], asyncio.Task[str]] = {}
         self._turns: dict[str, Turns] = {}
         patience = self._options.structured_patience_seconds
         self._watch = StructuredWatch(engines, lambda: self._client, patience)
@@ -183,19 +189,29 @@ class ChatGateway:
         """
         headers = {"content-type": "application/json", "accept-encoding": "identity"}
         for left in reversed(range(CONNECT_TRIES)):
-            model = asked.engine
-            url = self._engines.running_endpoint(model) or await self._endpoint(model)
-            if asked.demand.structured:
-                using.callback(self._watch.begin(model, url))
-            try:
-                return await self._client.post(
-                    f"{url}{asked.path}", data=asked.raw, headers=headers, allow_redirects=False
-                )
-            except aiohttp.ClientConnectorError:
-                if not left:
-                    raise
-                await asyncio.sleep(CONNECT_PAUSE_SECONDS)
+            with ExitStack() as trying:
+                url = await self._leased(asked, trying)
+                if asked.demand.structured:
+                    trying.callback(self._watch.begin(asked.engine, url))
+                try:
+                    answer = await self._client.post(
+                        f"{url}{asked.path}", data=asked.raw, headers=headers, allow_redirects=False
+                    )
+                except aiohttp.ClientConnectorError:
+                    if not left:
+                        raise
+                else:
+                    using.push(trying.pop_all())
+                    return answer
+            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
         raise AssertionError("unreachable")
+
+    async def _leased(self, asked: Asked, using: ExitStack) -> str:
+        """The engine's URL, leased until `using` ends; waits for a start, or a restart for a larger rank."""
+        while (lease := self._engines.lease(asked.engine, asked.rank)) is None:
+            await self._endpoint(asked.engine, asked.rank)
+        using.callback(lease.end)
+        return lease.url
 
     async def _until_noticed(self, model: str) -> None:
         """Wait a moment until a lost engine no longer counts as running, so that the next request starts it."""
@@ -218,20 +234,21 @@ class ChatGateway:
                 )
         return bytes(content)
 
-    async def _endpoint(self, base_model: str) -> str:
+    async def _endpoint(self, base_model: str, rank: int) -> str:
         """The engine's URL. All requests that wait for the same start share one thread."""
-        task = self._waiting.get(base_model)
+        waiting = (base_model, rank)
+        task = self._waiting.get(waiting)
         if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._engines.endpoint, base_model))
-            self._waiting[base_model] = task
-            task.add_done_callback(lambda done: self._forget(base_model, done))
+            task = asyncio.create_task(asyncio.to_thread(self._engines.endpoint, base_model, rank))
+            self._waiting[waiting] = task
+            task.add_done_callback(lambda done: self._forget(waiting, done))
         try:
             return await asyncio.shield(task)
         except EngineError as error:
             raise engine_error(error) from error
 
-    def _forget(self, base_model: str, task: asyncio.Task[str]) -> None:
-        self._waiting.pop(base_model, None)
+    def _forget(self, waiting: tuple[str, int], task: asyncio.Task[str]) -> None:
+        self._waiting.pop(waiting, None)
         if not task.cancelled():
             task.exception()  # mark it retrieved, even if no request waits any more
 

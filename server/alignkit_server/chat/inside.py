@@ -41,7 +41,8 @@ class InsideChat:
         checked = parse_body(json.dumps(body).encode())
         model = self._catalog.resolve(checked.model, project_id)
         raw = checked.salted(self._vault.salt(project_id), own_options(CHAT, model))
-        asked = Asked(CHAT, raw, model.engine, project_id, checked.demand, self._most_tokens(project_id))
+        most = self._most_tokens(project_id)
+        asked = Asked(CHAT, raw, model.engine, project_id, checked.demand, most, model.lora_rank)
         answering = asyncio.run_coroutine_threadsafe(self._gateway.answer(asked), self._loop)
         while not stopping.is_set():
             try:

@@ -63,5 +63,5 @@ async def _answer(request: Request, path: str, services: ServicesDep, caller: Pr
     model = await services.database.ask(services.catalog.resolve, body.model, caller.project_id)
     raw = body.salted(services.vault.salt(caller.project_id), own_options(path, model))
     most = limits_of(caller.limits, services.settings.limits).tokens_open
-    asked = Asked(path, raw, model.engine, caller.project_id, body.demand, most)
+    asked = Asked(path, raw, model.engine, caller.project_id, body.demand, most, model.lora_rank)
     return await gateway.forward(request, asked)

@@ -15,6 +15,7 @@ from alignkit.errors import ModelError
 from alignkit.models.trainable import config_of, positions_of
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.lora_support import serves_adapters
+from alignkit_server.engines.ranks import FIRST_RANK, engine_rank
 from alignkit_server.engines.sizes import (
     adapters_at_once,
     context_argument,
@@ -35,31 +36,31 @@ On a CPU vLLM starts a worker, to bind its threads to cores, which `nobind` leav
 everything, 20 seconds of processor time and 0.6 GiB. Without OMP_NUM_THREADS the engine would compute on one core.
 """
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM accepts for --max-lora-rank."""
-
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
     """The command of an engine: its arguments, working directory and required environment variables.
 
-    `reads` are the files and folders of the service's home that it needs.
+    `reads` are the files and folders of the service's home that it needs. `rank` is the largest rank of an adapter
+    that it will serve; None if it has no such limit.
     """
 
     arguments: list[str]
     cwd: Path
     environment: Mapping[str, str]
     reads: Sequence[Path] = ()
+    rank: int | None = None
 
 
-CommandBuilder = Callable[[Settings, str, int], EngineCommand]
-"""Function (settings, base model, port) -> command. Raises EngineError if the engine cannot be started."""
+CommandBuilder = Callable[[Settings, str, int, int], EngineCommand]
+"""Function (settings, base model, port, LoRA rank) -> command. Raises EngineError if the engine cannot be started."""
 
 
-def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
+def vllm_command(settings: Settings, model: str, port: int, rank: int = FIRST_RANK) -> EngineCommand:
     """The command of vLLM's OpenAI server for `model` on loopback; for a base model, with the adapter resolver.
 
-    Raises EngineError if vLLM or the model is missing. vLLM is only looked up, never imported.
+    `rank` is the largest LoRA rank that it has to serve. Raises EngineError if vLLM or the model is missing. vLLM is
+    only looked up, never imported.
     """
     if importlib.util.find_spec("vllm") is None:
         extra = "cuda" if hardware.has_gpu() else "cpu"
@@ -87,7 +88,8 @@ def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
     if gpu:
         arguments["--gpu-memory-utilization"] = str(memory_share(engine))
     takes_adapters = has_adapters and _takes_adapters(folder)
-    lora = _lora_arguments(settings, engine, folder, gpu=gpu) if takes_adapters else []
+    rank = engine_rank(rank, engine.max_lora_rank)
+    lora = _lora_arguments(settings, engine, folder, rank, gpu=gpu) if takes_adapters else []
     tools = _tool_arguments(engine, folder)
     device = [] if gpu else ["--enforce-eager", "--distributed-executor-backend", IN_ENGINE]
     flags = [*lora, *tools, *device, *engine.extra_args]
@@ -97,6 +99,7 @@ def vllm_command(settings: Settings, model: str, port: int) -> EngineCommand:
         cwd=folder.parent,
         environment=_environment(settings, engine, model if has_adapters else None, gpu=gpu),
         reads=[folder, Path(sys.prefix), *([settings.adapters_dir / model] if lora else [])],
+        rank=rank if lora else None,
     )
 
 
@@ -116,14 +119,16 @@ def _tool_arguments(engine: EngineSettings, folder: Path) -> list[str]:
     return ["--enable-auto-tool-choice", "--tool-call-parser", str(parser)]
 
 
-def _lora_arguments(settings: Settings, engine: EngineSettings, folder: Path, *, gpu: bool) -> list[str]:
+def _lora_arguments(
+    settings: Settings, engine: EngineSettings, folder: Path, rank: int, *, gpu: bool
+) -> list[str]:
     """LoRA options: as many adapters per batch and in memory as configured; evicted ones are reloaded on demand."""
     at_once = adapters_at_once(engine, gpu=gpu)
     (settings.adapters_dir / folder.name).mkdir(parents=True, exist_ok=True)
     options = {
         "--max-loras": at_once,
         "--max-cpu-loras": max(engine.max_cpu_loras, at_once),
-        "--max-lora-rank": next(rank for rank in VLLM_RANKS if rank >= engine.max_lora_rank),
+        "--max-lora-rank": rank,
     }
     # Without a GPU, vLLM 0.32 also wraps the head for LoRA. That wrapper crashes on prompt log-probs as soon as two
     # requests share a batch: one client could crash the engine for everyone. No published adapter changes the head.

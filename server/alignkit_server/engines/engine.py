@@ -1,10 +1,12 @@
-"""One model's engine process: started on demand, awaited, and restarted after it died."""
+"""One model's engine process: started on demand, awaited, and restarted after it died or for a larger LoRA rank."""
 
 import logging
 import os
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,13 +15,18 @@ from alignkit.redaction import scrub_paths
 from alignkit_server.confine import confined
 from alignkit_server.engines.command import CommandBuilder
 from alignkit_server.engines.errors import EngineError
-from alignkit_server.engines.facts import EngineStatus
+from alignkit_server.engines.facts import EngineStatus, Lease
 from alignkit_server.engines.process import ManagedProcess, child_environment, free_port
+from alignkit_server.engines.ranks import VLLM_RANKS, engine_rank, published_rank
 from alignkit_server.engines.weights import file_name
 from alignkit_server.settings import Settings
 
 BACK_OFF_SECONDS = 10.0
 """Seconds that a failed start is remembered: until then callers get its error instead of another start."""
+DRAIN_SECONDS = 60.0
+"""Seconds that new requests wait for those at work to end before a restart."""
+PUT_OFF_SECONDS = 60.0
+"""Seconds without another try after a restart for which the requests at work did not end."""
 POLL_SECONDS = 0.1
 OWNER_MARK = "@"
 """Separates a model's name, which never contains it, from the server's process id in file names."""
@@ -44,25 +51,85 @@ class Engine:
         self._build_command = build_command
         self._stopping = stopping
         self._lock = threading.Lock()
+        self._leases = threading.Condition()
+        self._leased = 0
+        self._draining = False
+        self._put_off_until = 0.0
+        self._rank = 0
+        """The largest LoRA rank that the process was started for."""
+        self._most = engine_rank(VLLM_RANKS[-1], settings.engine.max_lora_rank)
+        """The largest that one is started for; vLLM itself refuses an adapter beyond."""
         self._process: ManagedProcess | None = None
         self._ready = False
         self._failure: EngineError | None = None
         self._failed_at = 0.0
 
-    def endpoint(self) -> str:
-        """The engine's URL, after it is ready. Raises EngineError."""
+    def endpoint(self, rank: int = 0) -> str:
+        """The engine's URL, after it is ready for adapters of this LoRA rank. Raises EngineError."""
+        rank = min(rank, self._most)
         with self._lock:
             if self._stopping.is_set():
                 raise EngineError("engine_stopped", "the service is shutting down")
-            if (url := self.running_endpoint()) is not None:
+            url = self.running_endpoint()
+            if url is not None and rank <= self._rank:
                 return url
             if self._failure is not None and time.monotonic() - self._failed_at < BACK_OFF_SECONDS:
                 raise EngineError(self._failure.code, str(self._failure))
+            if url is not None:
+                with self._drained():
+                    logger.info("restarting the engine of %s for rank %d", self._base_model, rank)
+                    self._end()
             try:
-                return self._start()
+                return self._start(rank)
             except EngineError as error:
                 self._failure, self._failed_at = error, time.monotonic()
                 raise
+
+    def lease(self, rank: int) -> Lease | None:
+        """A lease of the engine if it is ready now for adapters of this LoRA rank, else None; never waits."""
+        with self._leases:
+            url = self.running_endpoint()
+            if url is None or self._draining or min(rank, self._most) > self._rank:
+                return None
+            self._leased += 1
+            return Lease(url, self._end_lease)
+
+    def _end_lease(self) -> None:
+        with self._leases:
+            self._leased -= 1
+            self._leases.notify_all()
+
+    @contextmanager
+    def _drained(self) -> Iterator[None]:
+        """Grant no more leases, wait until none is left, and grant them again after the context.
+
+        Raises EngineError where the requests at work do not end: they are never broken off for another.
+        """
+        deadline = time.monotonic() + DRAIN_SECONDS
+        with self._leases:
+            if time.monotonic() < self._put_off_until:
+                raise self._at_work()
+            self._draining = True
+        try:
+            with self._leases:
+                while self._leased:
+                    if self._stopping.is_set():
+                        raise EngineError("engine_stopped", "the service is shutting down")
+                    if time.monotonic() > deadline:
+                        self._put_off_until = time.monotonic() + PUT_OFF_SECONDS
+                        raise self._at_work()
+                    self._leases.wait(POLL_SECONDS)
+            yield
+        finally:
+            with self._leases:
+                self._draining = False
+
+    def _at_work(self) -> EngineError:
+        return EngineError(
+            "engine_busy",
+            f"the engine of {self._base_model} must restart for an adapter of this rank, and is still answering "
+            "other requests; try again later",
+        )
 
     def running_endpoint(self) -> str | None:
         """The engine's URL if it is ready now, else None. Starts nothing."""
@@ -92,13 +159,16 @@ class Engine:
         with self._lock:
             self._end()
 
-    def _start(self) -> str:
+    def _start(self, rank: int) -> str:
         if self._process is not None:
             logger.warning("the engine of %s ended; starting it again", self._base_model)
             self._end()
+        # After a failure, only what is asked for: one adapter too large for the device must not keep out all others.
+        if self._failure is None:
+            rank = max(rank, published_rank(self._settings.adapters_dir / self._base_model))
         self._failure = None
         port = free_port()
-        command = self._build_command(self._settings, self._base_model, port)
+        command = self._build_command(self._settings, self._base_model, port, rank)
         arguments = command.arguments
         if self._settings.engine.confine:
             arguments = confined(arguments, home=self._settings.root, reads=command.reads)
@@ -122,6 +192,7 @@ class Engine:
         except BaseException:
             self._end()
             raise
+        self._rank = VLLM_RANKS[-1] if command.rank is None else max(command.rank, rank)
         self._ready = True
         logger.info("the engine of %s is ready after %.0f s", self._base_model, time.monotonic() - started)
         return f"http://127.0.0.1:{port}"

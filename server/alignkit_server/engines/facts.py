@@ -18,4 +18,12 @@ class EngineFacts:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The URL of an engine that no growth restarts until `end` was called, once."""
+
+    url: str
+    end: Callable[[], None]
+
+
 ListEngines = Callable[[], list[EngineFacts]]

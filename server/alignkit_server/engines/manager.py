@@ -12,7 +12,7 @@ from alignkit_server.engines.adapters import MODEL_NAME_PATTERN
 from alignkit_server.engines.command import CommandBuilder, vllm_command
 from alignkit_server.engines.engine import OWNER_MARK, Engine
 from alignkit_server.engines.errors import EngineError
-from alignkit_server.engines.facts import EngineFacts, EngineStatus
+from alignkit_server.engines.facts import EngineFacts, EngineStatus, Lease
 from alignkit_server.engines.process import ManagedProcess
 from alignkit_server.engines.slots import Slots
 from alignkit_server.settings import Settings
@@ -43,11 +43,12 @@ class EngineManager:
         self._slots = Slots(settings.engine.max_engines, self._end, self._stopping, is_shared=self._is_base)
         self._reaper = threading.Thread(target=self._reap, name="engine-reaper", daemon=True)
 
-    def endpoint(self, model: str) -> str:
+    def endpoint(self, model: str, rank: int = 0) -> str:
         """The URL of `model`'s engine ("http://127.0.0.1:PORT"), starting it and waiting if needed.
 
-        Concurrent callers share one start. Raises EngineError; a failed start is remembered for some seconds. An
-        engine that is not held may be stopped for another at any time.
+        With `rank`, an engine that serves only adapters of smaller LoRA ranks is restarted once its requests have
+        ended. Concurrent callers share one start. Raises EngineError; a failed start is remembered for some seconds.
+        An engine that is not held may be stopped for another at any time.
         """
         if (url := self._settings.engine.urls.get(model)) is not None:
             return url.rstrip("/")
@@ -55,9 +56,10 @@ class EngineManager:
         with self.held(model):
             self._slots.take(model, self._settings.engine.start_timeout_seconds)
             try:
-                return engine.endpoint()
+                return engine.endpoint(rank)
             except EngineError:
-                self._slots.give_back(model)
+                if engine.running_endpoint() is None:
+                    self._slots.give_back(model)
                 raise
 
     def hold(self, model: str) -> None:
@@ -76,6 +78,27 @@ class EngineManager:
             yield
         finally:
             self.release(model)
+
+    def lease(self, model: str, rank: int = 0) -> Lease | None:
+        """A lease of `model`'s engine if it is ready now for adapters of this LoRA rank, else None; never waits.
+
+        It is for one request, by a caller that holds the engine.
+        """
+        if (url := self._settings.engine.urls.get(model)) is not None:
+            return Lease(url.rstrip("/"), lambda: None)
+        engine = self._engines.get(model)
+        return engine.lease(rank) if engine and not self._slots.is_ending(model) else None
+
+    @contextmanager
+    def leased(self, model: str, rank: int = 0) -> Iterator[str]:
+        """The URL of `model`'s engine, held and leased during the context, started or restarted for it if needed."""
+        with self.held(model):
+            while (lease := self.lease(model, rank)) is None:
+                self.endpoint(model, rank)
+            try:
+                yield lease.url
+            finally:
+                lease.end()
 
     def running_endpoint(self, model: str) -> str | None:
         """The URL of `model`'s engine if it is ready now, else None. Starts nothing and never waits."""

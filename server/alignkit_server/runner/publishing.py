@@ -19,6 +19,7 @@ from alignkit_server.engines.canary import CanaryReport, check
 from alignkit_server.engines.command import engine_dtype
 from alignkit_server.engines.engine import BACK_OFF_SECONDS
 from alignkit_server.engines.errors import AdapterError, CanaryError, EngineError
+from alignkit_server.engines.ranks import adapter_rank
 from alignkit_server.engines.weights import publish_weights
 from alignkit_server.outages import Detached
 from alignkit_server.reserve import require_room
@@ -131,18 +132,17 @@ def prove(job_id: str) -> None:
 
 
 def _report(services: StepServices, job: JobRecord, folder: RunFolder) -> CanaryReport:
-    """The canary's report. An engine that was killed is started again; an external one is waited for."""
+    """The canary's report. An engine that was killed is started again; an external or busy one is waited for."""
     engine = name_of(job) if kind_of(job) == FULL else job.base_model
     elsewhere = engine in services.settings.engine.urls
-    patience = services.settings.engine.start_timeout_seconds if elsewhere else 0.0
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + services.settings.engine.start_timeout_seconds
     proofs = 0
     while True:
         proofs += 1
         try:
-            with services.engines.held(engine):
+            with services.engines.leased(engine, _rank(services, job)) as url:
                 return check(
-                    services.engines.endpoint(engine),
+                    url,
                     base_model=job.base_model,
                     model_name=name_of(job),
                     canary=_canary(folder),
@@ -151,12 +151,18 @@ def _report(services: StepServices, job: JobRecord, folder: RunFolder) -> Canary
         except EngineError as error:
             if services.stopping.is_set():
                 raise Detached from error
-            if error.code not in PASSING or (proofs >= PROOFS and time.monotonic() >= deadline):
+            patient = (elsewhere or error.code == "engine_busy") and time.monotonic() < deadline
+            if error.code not in PASSING or (proofs >= PROOFS and not patient):
                 require_room(services.settings.root)  # on a full disk no engine starts, and no job fails
                 message = f"The model was trained but cannot be served: {error}"
                 raise JobFailedError(error.code, message) from error
         if services.stopping.wait(BACK_OFF_SECONDS):
             raise Detached
+
+
+def _rank(services: StepServices, job: JobRecord) -> int:
+    """The LoRA rank of the job's adapter; 0 for a fully trained model."""
+    return adapter_rank(str(services.settings.adapters_dir / job.base_model / name_of(job)))
 
 
 def _canary(folder: RunFolder) -> dict[str, Any]:

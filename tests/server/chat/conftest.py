@@ -23,6 +23,8 @@ from tests.server.engines.support import FakeEngines, gone, make_settings, wait_
 TUNED = "ft:tiny:default:demo:a1b2c3d4"
 OWN_TEMPLATE = "ft:tiny:default:template:a1b2c3d4"
 """One that was trained with a template which is not its base model's."""
+LARGE = "ft:tiny:default:large:a1b2c3d4"
+"""One of a larger LoRA rank than the others'."""
 
 SECRET_KEY = b"QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU="
 
@@ -32,9 +34,9 @@ class CountingManager(EngineManager):
 
     calls = 0
 
-    def endpoint(self, base_model: str) -> str:
+    def endpoint(self, base_model: str, rank: int = 0) -> str:
         self.calls += 1
-        return super().endpoint(base_model)
+        return super().endpoint(base_model, rank)
 
 
 class Service:
@@ -78,7 +80,7 @@ class Service:
         """The catalog of these tests: one project with one tuned model."""
         self.resolved.append(name)
         assert project_id == "mine"
-        if name not in {"tiny", TUNED, OWN_TEMPLATE}:
+        if name not in {"tiny", TUNED, OWN_TEMPLATE, LARGE}:
             raise errors.ApiError(
                 404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
             )
@@ -88,6 +90,7 @@ class Service:
             engine="tiny",
             chat_template="{{ messages }}" if own else None,
             stop_token_ids=(7,) if own else (),
+            lora_rank=64 if name == LARGE else 0,
         )
 
     def ask(self, content: str, model: str = TUNED) -> httpx.Response:

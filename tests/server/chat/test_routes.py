@@ -9,8 +9,8 @@ import pytest
 from alignkit_server.chat.body import MAX_BODY_BYTES
 from alignkit_server.chat.errors import engine_refused, with_error_envelopes
 from alignkit_server.vault import Vault
-from tests.server.chat.conftest import OWN_TEMPLATE, SECRET_KEY, TUNED, Service
-from tests.server.engines.support import wait_until
+from tests.server.chat.conftest import LARGE, OWN_TEMPLATE, SECRET_KEY, TUNED, Service
+from tests.server.engines.support import grants_no_lease, wait_until
 
 MESSAGES = [{"role": "user", "content": "echo"}]
 
@@ -51,6 +51,20 @@ def test_a_stream_comes_as_it_is_made(service: Service) -> None:
         assert [next(lines), next(lines)] == ['data: {"n": 0}', 'data: {"n": 1}']
         service.gate.touch()  # only now does the engine make the third
         assert list(lines) == ['data: {"n": 2}', "data: [DONE]"]
+
+
+def test_an_adapter_of_a_larger_rank_waits_for_the_answers_at_work(service: Service) -> None:
+    service.fakes.limited = True
+    with ThreadPoolExecutor(1) as pool, service.stream(f"stream:{service.gate}") as response:
+        lines = (line for line in response.iter_lines() if line)
+        assert next(lines) == 'data: {"n": 0}'
+        larger = pool.submit(service.ask, "echo", LARGE)
+        wait_until(lambda: grants_no_lease(service.manager))
+        service.gate.touch()
+        assert list(lines)[-2:] == ['data: {"n": 2}', "data: [DONE]"]
+        assert larger.result(20).status_code == 200
+    assert service.fakes.ranks == [16, 64]
+    assert service.ask("echo").status_code == 200
 
 
 def test_the_official_client_reads_the_stream(service: Service) -> None:

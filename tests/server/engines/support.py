@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 
 from alignkit_server.engines.command import EngineCommand
+from alignkit_server.engines.manager import EngineManager
+from alignkit_server.engines.ranks import engine_rank
 from alignkit_server.settings import Settings
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
@@ -30,11 +32,17 @@ class FakeEngines:
     def __init__(self, directory: Path, *flags: str) -> None:
         self.notes_path = directory / "notes"
         self.flags = list(flags)
+        self.ranks: list[int] = []
+        """The largest LoRA rank of each engine; told to the manager where `limited`."""
+        self.limited = False
 
-    def __call__(self, settings: Settings, base_model: str, port: int) -> EngineCommand:
+    def __call__(self, settings: Settings, base_model: str, port: int, rank: int) -> EngineCommand:
         told = ["--port", str(port), "--model", base_model, "--notes", str(self.notes_path)]
         arguments = [sys.executable, "-S", str(FAKE_ENGINE), *told, *self.flags]
-        return EngineCommand(arguments, cwd=settings.root, environment={})
+        self.ranks.append(engine_rank(rank, settings.engine.max_lora_rank))
+        return EngineCommand(
+            arguments, cwd=settings.root, environment={}, rank=self.ranks[-1] if self.limited else None
+        )
 
     def notes(self, start: str = "") -> list[str]:
         """The noted lines that begin with `start`."""
@@ -45,6 +53,14 @@ class FakeEngines:
     def pids(self) -> list[int]:
         """Every process the engines noted, children included."""
         return [int(line.split()[1]) for line in self.notes("started") + self.notes("child")]
+
+
+def grants_no_lease(manager: EngineManager, model: str = "tiny") -> bool:
+    """Whether the engine waits for its requests to end, or is not ready."""
+    lease = manager.lease(model)
+    if lease is not None:
+        lease.end()
+    return lease is None
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

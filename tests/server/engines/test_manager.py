@@ -247,8 +247,9 @@ def test_the_vllm_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(command, "runs_on_gpu", lambda: False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     settings.engine.max_lora_rank = 24
-    built = vllm_command(settings, "tiny", 4711)
+    built = vllm_command(settings, "tiny", 4711, 17)
     line = " ".join(built.arguments)
+    assert built.rank == 32
     for expected in (
         "--model tiny --served-model-name tiny --host 127.0.0.1 --port 4711 --dtype float32",
         "--max-model-len auto",

@@ -9,6 +9,7 @@ import pytest
 from openai import OpenAI
 
 from alignkit_server.chat.inside import InsideChat
+from alignkit_server.engines.facts import Lease
 from alignkit_server.evals.running import EvalServices, grade_run
 from tests.evaluate.endpoint import Endpoint, Reply, chat, endpoint
 from tests.server.support import BASE_MODEL, NoEngines, Running, serve
@@ -30,6 +31,9 @@ class OneEngine(NoEngines):
 
     def running_endpoint(self, base_model: str) -> str:  # type: ignore[override]
         return self._url
+
+    def lease(self, base_model: str, rank: int = 0) -> Lease:  # type: ignore[override]
+        return Lease(self._url, lambda: None)
 
 
 @dataclass

@@ -17,7 +17,7 @@ class SlowEngines(NoEngines):
     def __init__(self) -> None:
         self.asked, self.gate = 0, threading.Event()
 
-    def endpoint(self, base_model: str) -> str:
+    def endpoint(self, base_model: str, rank: int = 0) -> str:
         self.asked += 1
         self.gate.wait(10)
         return super().endpoint(base_model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from alignkit_server.engines.facts import EngineFacts
+from alignkit_server.engines.facts import EngineFacts, Lease
 
 PROMPT_IDS = [7, 8, 9]
 FOREIGN = "foreign"
@@ -91,7 +91,10 @@ class OneEngine:
     def running_endpoint(self, base_model: str) -> str:
         return self.url
 
-    def endpoint(self, base_model: str) -> str:
+    def lease(self, base_model: str, rank: int = 0) -> Lease:
+        return Lease(self.url, lambda: None)
+
+    def endpoint(self, base_model: str, rank: int = 0) -> str:
         return self.url
 
     def hold(self, base_model: str) -> None:

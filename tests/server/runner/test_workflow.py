@@ -78,8 +78,8 @@ class FakeEngines:
     """An engine that cannot be had."""
 
     @contextmanager
-    def held(self, model: str) -> Iterator[None]:
-        yield
+    def leased(self, model: str, rank: int = 0) -> Iterator[str]:
+        yield self.endpoint(model)
 
     def cleanup_leftovers(self) -> list[str]:
         return []
