@@ -20,6 +20,7 @@ from alignkit_server.chat.routes import router as chat
 from alignkit_server.connections import server_config
 from alignkit_server.database import Database
 from alignkit_server.engines.adapters import unpublish
+from alignkit_server.engines.caches import drop_cache
 from alignkit_server.engines.manager import EngineManager
 from alignkit_server.engines.weights import unpublish_weights
 from alignkit_server.executors.protocol import Executor
@@ -49,6 +50,7 @@ def build_app(
         unpublish(settings, model_name=name, base_model=base_model, engine_url=url)
         engines.stop(name)
         unpublish_weights(settings, model_name=name)
+        drop_cache(settings, name)
 
     app = create_app(
         settings,

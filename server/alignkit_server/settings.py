@@ -117,6 +117,12 @@ class EngineSettings(ModelEngine):
     idle_seconds: float | None = Field(
         None, gt=0, description="seconds after which an idle engine is stopped"
     )
+    cache_bytes: int = Field(
+        16 * 2**30,
+        ge=0,
+        description="bytes kept on disk of what vLLM compiles on a GPU, so that engines start faster; beyond, the "
+        "engines not started for longest lose theirs",
+    )
     urls: dict[str, str] = Field(
         default_factory=dict,
         description="base model to the URL of an external vLLM server that can read the adapters folder",
@@ -328,6 +334,11 @@ class Settings(BaseSettings):
     def weights_dir(self) -> Path:
         """Fully trained models that the engines serve."""
         return self.root / "weights"
+
+    @property
+    def engine_caches_dir(self) -> Path:
+        """What vLLM compiles, a folder for each model that has an engine."""
+        return self.root / "engine-caches"
 
     @property
     def engines_dir(self) -> Path:

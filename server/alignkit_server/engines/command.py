@@ -13,6 +13,7 @@ from safetensors import safe_open
 from alignkit import hardware
 from alignkit.errors import ModelError
 from alignkit.models.trainable import config_of, positions_of
+from alignkit_server.engines.caches import use_cache
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.lora_support import serves_adapters
 from alignkit_server.engines.ranks import FIRST_RANK, engine_rank
@@ -37,18 +38,23 @@ everything, 20 seconds of processor time and 0.6 GiB. Without OMP_NUM_THREADS th
 """
 
 
+CACHE_VARIABLE = "VLLM_CACHE_ROOT"
+"""Where vLLM keeps its compiled graphs; it moves Inductor's and Triton's caches there too."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
     """The command of an engine: its arguments, working directory and required environment variables.
 
-    `reads` are the files and folders of the service's home that it needs. `rank` is the largest rank of an adapter
-    that it will serve; None if it has no such limit.
+    `reads` and `writes` are the files and folders of the service's home that it needs. `rank` is the largest rank of
+    an adapter that it will serve; None if it has no such limit.
     """
 
     arguments: list[str]
     cwd: Path
     environment: Mapping[str, str]
     reads: Sequence[Path] = ()
+    writes: Sequence[Path] = ()
     rank: int | None = None
 
 
@@ -94,11 +100,13 @@ def vllm_command(settings: Settings, model: str, port: int, rank: int = FIRST_RA
     device = [] if gpu else ["--enforce-eager", "--distributed-executor-backend", IN_ENGINE]
     flags = [*lora, *tools, *device, *engine.extra_args]
     options = [part for pair in arguments.items() for part in pair]
+    cache = _cache(settings, model) if gpu else None
     return EngineCommand(
         arguments=[sys.executable, "-c", VLLM_SERVER, *options, *flags],
         cwd=folder.parent,
-        environment=_environment(settings, engine, model if has_adapters else None, gpu=gpu),
+        environment=_environment(settings, engine, model if has_adapters else None, cache, gpu=gpu),
         reads=[folder, Path(sys.prefix), *([settings.adapters_dir / model] if lora else [])],
+        writes=[cache] if cache else [],
         rank=rank if lora else None,
     )
 
@@ -174,8 +182,19 @@ def engine_dtype(engine: EngineSettings) -> str:
     return engine.dtype
 
 
+def _cache(settings: Settings, model: str) -> Path | None:
+    """The folder of the home for what vLLM compiles; None to leave vLLM its own.
+
+    That is so if the operator has named one for all engines, and on a full disk.
+    """
+    try:
+        return None if CACHE_VARIABLE in os.environ else use_cache(settings, model)
+    except OSError:
+        return None
+
+
 def _environment(
-    settings: Settings, engine: EngineSettings, base_model: str | None, *, gpu: bool
+    settings: Settings, engine: EngineSettings, base_model: str | None, cache: Path | None, *, gpu: bool
 ) -> dict[str, str]:
     """Environment variables of the engine; `base_model` is the model whose adapters it serves, if any."""
     common = {
@@ -192,6 +211,8 @@ def _environment(
             # allow-list.
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         }
+    if cache is not None:
+        common[CACHE_VARIABLE] = str(cache)
     if gpu:
         return common | _visible(settings)
     return common | {

@@ -171,7 +171,9 @@ class Engine:
         command = self._build_command(self._settings, self._base_model, port, rank)
         arguments = command.arguments
         if self._settings.engine.confine:
-            arguments = confined(arguments, home=self._settings.root, reads=command.reads)
+            arguments = confined(
+                arguments, home=self._settings.root, reads=command.reads, writes=command.writes
+            )
         started = time.monotonic()
         identity_path, log_path = engine_files(self._settings, self._base_model)
         try:

@@ -28,14 +28,16 @@ class RunStorage:
         self._folder = settings.jobs_dir
         self._exports = settings.exports_dir
         self._references = settings.references_dir
+        self._caches = settings.engine_caches_dir
         self._database = database
 
     def measure(self, job_id: str) -> int:
-        """Count the bytes of the job's folder, models and downloads in the making, and store them with the job."""
+        """Count the bytes of the job's folder, models, their engines and downloads in the making, and store them."""
         with self._database.reading() as session:
             models = session.scalars(select(FineTunedModel.path).where(FineTunedModel.job_id == job_id)).all()
         exports = self._exports.glob(f"{job_id}.*")
-        size = bytes_on_disk([self._folder / job_id, *map(Path, models), *exports])
+        compiled = [self._caches / Path(path).name for path in models]
+        size = bytes_on_disk([self._folder / job_id, *map(Path, models), *compiled, *exports])
         self._store(job_id, disk_bytes=size)
         return size
 

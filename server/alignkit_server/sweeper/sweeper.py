@@ -14,6 +14,7 @@ from alignkit_server.database import Database
 from alignkit_server.job_status import FINISHED, PAUSED, WAITING
 from alignkit_server.repeating import Repeating
 from alignkit_server.settings import Settings
+from alignkit_server.storage.engine_caches import sweep_caches
 from alignkit_server.storage.leftovers import remove_expired, remove_exports
 from alignkit_server.storage.runs import RunStorage
 from alignkit_server.sweeper.limits import enforce
@@ -52,6 +53,7 @@ class Sweeper:
             lambda: enforce(self._database, self._settings.limits),
             self._retire,
             lambda: rotate_logs(self._settings),
+            lambda: sweep_caches(self._settings),
             self._forget,
         )
         for task in tasks:

@@ -148,9 +148,10 @@ def test_checkpoints_adapters_and_logs_count_and_go_with_their_models(
     service: Running, client: OpenAI, use: Use
 ) -> None:
     job_id = finished(service, client)
+    fill(service.settings.engine_caches_dir / f"{job_id}-2", "graph", 10)
     service.services.sweeper.sweep()
     files = use()["file_bytes"]
-    assert use()["disk_bytes"] == files + 4 * 1000 + 3 * 100
+    assert use()["disk_bytes"] == files + 4 * 1000 + 3 * 100 + 10
     folder = service.settings.jobs_dir / job_id
     client.models.delete(f"ft:{job_id}:2")
     assert not (folder / "checkpoints" / "checkpoint-2").exists()
