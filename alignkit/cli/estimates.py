@@ -9,7 +9,6 @@ from rich import box
 from rich.table import Table
 
 from alignkit.cli import output
-from alignkit.errors import ModelError
 
 if TYPE_CHECKING:  # saves torch at start-up
     from alignkit.estimate import Estimate, Lengths
@@ -45,7 +44,6 @@ def estimate(
 ) -> None:
     """Estimate a run's memory by kind, time, cost, disk and tokens, and the smallest configuration that fits."""
     from alignkit import estimate as library  # saves torch at start-up
-    from alignkit.models.stored_weights import require_whole
     from alignkit.recipe import Recipe
 
     run = Recipe.load(recipe, overrides or [])
@@ -56,11 +54,6 @@ def estimate(
         found = library.compare(run, lengths, device=device, count=count)
     else:
         found = [library.estimate(run, lengths, device=device, count=count, stage=stage)]
-    for use in (model.use for model in found[0].models.values()):
-        try:
-            require_whole(Path(use.path))
-        except ModelError as error:
-            raise ModelError(f"{use.field}: {use.path}: {error}") from error
     if as_json:
         whole = {
             "smallest": _whole(least, price) if least else None,

@@ -13,7 +13,7 @@ import torch
 
 from alignkit.estimate.devices import EstimateError
 from alignkit.estimate.live_bytes import LiveBytes
-from alignkit.estimate.shapes import build, changed, configuration, refusing, with_layers
+from alignkit.estimate.shapes import build, config_file, configuration, refusing, with_layers
 from alignkit.estimate.upstream import (
     FakeTensorMode,
     even_experts,
@@ -22,6 +22,7 @@ from alignkit.estimate.upstream import (
     supports_sdpa,
 )
 from alignkit.methods.work import ModelUse
+from alignkit.models.stored_weights import changed
 
 TRACED_ATTENTION = "sdpa"
 """Stands in for kernels that are not installed here: all of them keep queries, keys, values and the output."""
@@ -56,7 +57,7 @@ def measure(use: ModelUse, forward: Forward, layers: int) -> Activations:
     if not use.trains and forward.backward:
         raise EstimateError(f"{use.field}: a frozen model has no backward")
     with refusing(f"{use.field}: the code of {use.path} cannot be traced"):
-        one, two = (_run(use, changed(use), forward, depth) for depth in (1, min(2, layers)))
+        one, two = (_run(use, changed(config_file(use)), forward, depth) for depth in (1, min(2, layers)))
     deeper = layers - 1
     return Activations(
         kept=one.kept + deeper * (two.kept - one.kept),
@@ -66,7 +67,7 @@ def measure(use: ModelUse, forward: Forward, layers: int) -> Activations:
 
 
 @lru_cache(maxsize=256)
-def _run(use: ModelUse, _changed: int, forward: Forward, depth: int) -> Activations:
+def _run(use: ModelUse, _changed: tuple[str, int, int], forward: Forward, depth: int) -> Activations:
     config, _ = configuration(use)
     config = with_layers(config, depth)
     attention = _attention(config, forward.attention)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 import yaml
 
+from alignkit.errors import ModelError
 from alignkit.estimate.devices import EstimateError
 from alignkit.estimate.quantising import BYTES, matrices
 from alignkit.estimate.upstream import is_masked
 from alignkit.methods.work import ModelUse
 from alignkit.models.adapters import peft_config
 from alignkit.models.loading import experts_of
-from alignkit.models.stored_weights import BUILDING
+from alignkit.models.stored_weights import BUILDING, changed, require_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def _configuration(use: ModelUse) -> tuple[Any, str]:
     from transformers import AutoConfig  # saves transformers at start-up
 
     path = Path(use.path)
-    if (path / "config.json").is_file():
+    if config_file(use).is_file():
         return AutoConfig.from_pretrained(path, trust_remote_code=False), f"{use.path}"
     known = known_name(use.path)
     if known is not None:
@@ -83,6 +84,11 @@ def _configuration(use: ModelUse) -> tuple[Any, str]:
         raise _no_model(use) from error
 
 
+def config_file(use: ModelUse) -> Path:
+    """The model's config.json, which exists only if its path is a folder."""
+    return Path(use.path) / "config.json"
+
+
 def known_name(path: str) -> str | None:
     """The known model named by a path's last part, possibly with a suffix such as -instruct or -sft; or None."""
     last = Path(path).name.lower()
@@ -91,12 +97,20 @@ def known_name(path: str) -> str | None:
 
 
 def read_shape(use: ModelUse) -> Shape:
-    """The counts of a model. Raises EstimateError if its configuration is missing or cannot be used."""
-    return _read_shape(use, changed(use))
+    """The counts of a model.
+
+    Raises EstimateError if its configuration is missing or cannot be used, and ModelError if the checkpoint in its
+    folder would not be loaded whole.
+    """
+    try:
+        require_whole(Path(use.path))
+    except ModelError as error:
+        raise ModelError(f"{use.field}: {use.path}: {error}") from error
+    return _read_shape(use, changed(config_file(use)))
 
 
 @lru_cache(maxsize=64)
-def _read_shape(use: ModelUse, _changed: int) -> Shape:
+def _read_shape(use: ModelUse, _changed: tuple[str, int, int]) -> Shape:
     config, source = configuration(use)
     model = build(config, use)
     bare = model.get_base_model() if use.trains and use.lora else model
@@ -245,9 +259,3 @@ def _no_model(use: ModelUse) -> EstimateError:
         f"{use.field}: expected a folder with a config.json, a hub id, or a name that starts with one of "
         f"{', '.join(_known())}, found {use.path!r}"
     )
-
-
-def changed(use: ModelUse) -> int:
-    """Modification time of the folder's config.json in ns, the key of cached results; 0 without a folder."""
-    file = Path(use.path) / "config.json"
-    return file.stat().st_mtime_ns if file.is_file() else 0

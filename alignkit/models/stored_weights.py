@@ -1,6 +1,6 @@
 """Checks that a checkpoint is whole by the headers of its safetensors files, without reading a weight.
 
-A job with such a model is refused when it is created, and a model when it is imported.
+A model is refused when it is imported or estimated, and a job when it is created.
 """
 
 import json
@@ -53,7 +53,7 @@ def require_whole(folder: Path) -> None:
     configuration of which no model can be built are left to loading.
     """
     files = [folder / "config.json", *folder.glob(_FILES), *folder.glob("*.index.json")]
-    if any(folder.glob(_FILES)) and (why := _refusal(folder, tuple(map(_changed, sorted(files))))):
+    if any(folder.glob(_FILES)) and (why := _refusal(folder, tuple(map(changed, sorted(files))))):
         raise ModelError(why)
 
 
@@ -76,8 +76,11 @@ def reason(found: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _changed(file: Path) -> tuple[str, int, int]:
-    """What changes with a file; a missing one has no time and size."""
+def changed(file: Path) -> tuple[str, int, int]:
+    """A stamp that changes with a file, for keys of cached results: name, modification time in ns, size in bytes.
+
+    The time and the size of a missing file are 0.
+    """
     found = file.stat() if file.is_file() else None
     return file.name, *((found.st_mtime_ns, found.st_size) if found else (0, 0))
 

@@ -1,12 +1,16 @@
 """Estimates of whole recipes: what each method holds, what sharding divides, what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignkit.errors import ModelError
 from alignkit.estimate import STAGES, Estimate, EstimateError, compare, estimate, smallest
 from alignkit.estimate.lengths import assumed
 from tests.estimate.recipes import LENGTHS, recipe
+from tests.models.test_stored_weights import UP, change_weights
+from tests.tiny import build_tiny_model
 
 TEACHER = {"teacher": {"path": "qwen2.5-1.5b"}}
 
@@ -349,3 +353,20 @@ def test_rows_beyond_the_positions_are_refused() -> None:
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(EstimateError, match=r"training.optimizer: .*adamw_torch.* found 'lion_32bit'"):
         on({"type": "f_dpo"}, training={"optimizer": "lion_32bit"})
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused_before_its_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build_tiny_model(tmp_path / "tiny")
+    assert estimate(recipe({"type": "f_dpo"}, path=str(folder)), LENGTHS)
+    change_weights(folder, lambda weights: weights.pop(UP))
+    monkeypatch.setattr("alignkit.estimate.shapes.build", lambda *_: pytest.fail("built"))
+    why = f"{folder}: it lacks 1 of the model's weights, which would be random: {UP}"
+    with pytest.raises(ModelError, match=f"^model.path: {why}"):
+        estimate(recipe({"type": "f_dpo"}, path=str(folder)), LENGTHS)
+    monkeypatch.undo()
+    taught = recipe({"type": "sinkd", "teacher": {"path": str(folder)}})
+    for call in (compare, smallest):
+        with pytest.raises(ModelError, match=f"^method.teacher.path: {why}"):
+            call(taught, LENGTHS)
