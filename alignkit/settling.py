@@ -17,7 +17,7 @@ from alignkit.models.weights_digest import dropouts_of
 from alignkit.precision import WORTHWHILE, Row, choose
 from alignkit.recipe import Recipe
 from alignkit.run.checkpoints import newest_first
-from alignkit.run.evaluation_share import MOST_TOKENS, Watching, steps_of
+from alignkit.run.evaluation_share import MOST_TOKENS, SHARE, Watching, steps_of
 from alignkit.run.folder import RunFolder
 from alignkit.run.reference_store import has_reference, worth_storing
 from alignkit.run.settled import AUTO, SETTLED, keep, read_kept, with_kept
@@ -133,6 +133,10 @@ def settle_evaluations(
     found = recipe.model_copy(update=update)
     if main and found != recipe:
         keep(found, folder)
+    measured = evaluations if held_out_rows else 0
+    if main and watching.share(max(1, measured)) > SHARE:  # without held-out rows the guard draws at the end
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.emit(_about_share(watching, measured))
     if main and evaluations == 1 < steps and held_out_rows and (early is not None or found.keeps_best):
         cannot = ", and early_stopping cannot act" if early is not None else ""
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -141,6 +145,17 @@ def settle_evaluations(
             "interval of evaluations compares more steps"
         )
     return found
+
+
+def _about_share(watching: Watching, evaluations: int) -> str:
+    """The sentence on a run that evaluates and guards for more than a tenth of its time."""
+    parts = [f"{evaluations} evaluation{'s'[: evaluations > 1]}"] if evaluations else []
+    parts += ["the collapse guard"] if watching.prompts else []
+    share = watching.share(max(1, evaluations))
+    return (
+        f"About {share:.0%} of this run's time will go to {' and '.join(parts)}, by the number of rows: the longer a "
+        "run, the smaller the share"
+    )
 
 
 def _as_before(recipe: Recipe) -> Recipe:

@@ -199,6 +199,29 @@ def test_a_run_that_is_evaluated_once_says_what_it_cannot_do(folder: RunFolder) 
     )
 
 
+def test_a_run_that_mostly_evaluates_says_how_much_of_its_time_that_takes(folder: RunFolder) -> None:
+    evaluations(
+        folder, 40
+    )  # 5 steps of 8 rows; 6 rows held out, 4 prompts, 16 tokens, drawn before and after
+    evaluating, training = 6 / 3 + 2 * (16 / 8 + 4 / 2), 5 * 8
+    assert events(folder)[0]["message"] == (
+        f"About {100 * evaluating / (evaluating + training):.0f}% of this run's time will go to 1 evaluation and the "
+        "collapse guard, by the number of rows: the longer a run, the smaller the share"
+    )
+
+
+def test_the_share_names_only_what_the_run_has(folder: RunFolder) -> None:
+    run = evaluated(early_stopping=None, eval_steps=1)
+    settle_evaluations(run.model_copy(update={"collapse_guard": None}), 40, 12, folder, main=True)
+    assert "About 33% of this run's time will go to 5 evaluations, by" in str(events(folder)[0]["message"])
+    settle_evaluations(run, 8, 0, folder, main=True)
+    assert "will go to the collapse guard, by" in str(events(folder)[-1]["message"])
+    before = len(events(folder))
+    settle_evaluations(run, 8, 0, folder, main=False)
+    settle_evaluations(run, 80_000, 0, folder, main=True)
+    assert len(events(folder)) == before
+
+
 def test_a_given_interval_stays_and_the_guards_answers_become_shorter(folder: RunFolder) -> None:
     assert evaluations(folder, 1_000, eval_steps=10) == (10, 26)
     assert not folder.events.exists()

@@ -61,6 +61,11 @@ class Watching:
             return next(_divisors(epoch_steps, at_least=math.ceil(epoch_steps / (allowed // epochs))))
         return math.ceil(self.steps / allowed)
 
+    def share(self, evaluations: int) -> float:
+        """The share of the run's cost that so many evaluations and the guard have, from 0 to 1."""
+        watched = self._cost(evaluations, self._guard(self.guard_tokens(evaluations)))
+        return watched / (watched + self.steps * self.batch_size)
+
     @property
     def _budget(self) -> float:
         return SHARE * self.steps * self.batch_size
