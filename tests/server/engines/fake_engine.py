@@ -106,6 +106,30 @@ class Handler(BaseHTTPRequestHandler):
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
 
+    def chat_call(self, argument: str, raw: bytes) -> None:
+        """OpenAI's call of the tool that the request forces, of the last one if any; in pieces for a stream."""
+        body = json.loads(raw)
+        forced = body["tool_choice"]
+        name = body["tools"][-1]["function"]["name"] if forced == "required" else forced["function"]["name"]
+        arguments = json.dumps({"text": argument})
+        call = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+        reason = "stop" if forced != "required" else "tool_calls"
+        if not body.get("stream"):
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
+            choice = {"index": 0, "message": message, "finish_reason": reason}
+            self.answer(200, {"model": body["model"], "choices": [choice]})
+            return
+        self.start_stream()
+        pieces = [arguments[at : at + 5] for at in range(0, len(arguments), 5)]
+        deltas: list[Any] = [call | {"function": {"name": name, "arguments": ""}}]
+        deltas += [{"function": {"arguments": piece}} for piece in pieces]
+        for delta in deltas:
+            choice = {"index": 0, "delta": {"tool_calls": [{"index": 0, **delta}]}, "finish_reason": None}
+            self.event({"model": body["model"], "choices": [choice]})
+        self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+        self.chunk(b"data: [DONE]\n\n")
+        self.chunk(b"")
+
     def chat_fail(self, argument: str, raw: bytes) -> None:
         """A stream in which an error of that code comes, after an event that only looks like one."""
         self.start_stream()
