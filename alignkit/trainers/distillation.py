@@ -23,6 +23,7 @@ from alignkit.trainers.configs import DistillationConfig, default_folder, requir
 from alignkit.trainers.metrics import gather_rows, real_rows
 from alignkit.trainers.pair import TeacherStudentPair, part_of_state
 from alignkit.trainers.signature import Model, shows_parameters_of
+from alignkit.trainers.tokenised import require_completions
 from alignkit.trainers.upstream import get_config_model_id
 from alignkit.trainers.vocabulary import require_labels_within, require_same_tokenizer, shared_vocabulary
 
@@ -50,8 +51,9 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
         """Create the trainer. `teacher_model` is a model, a folder or a hub id.
 
         The teacher's tokenizer is `teacher_processing_class`, or is loaded from the same place as the teacher. Raises
-        TypeError, before loading any model, if `args` is not a `DistillationConfig`. Raises ModelError if the
-        teacher's tokenizer differs from the student's, or its vocabulary is too small for the labels.
+        TypeError, before loading any model, if `args` is not a `DistillationConfig`, and DataError if SFTTrainer
+        cannot read a dataset's columns. Raises ModelError if the teacher's tokenizer differs from the student's, or
+        its vocabulary is too small for the labels.
         """
         self.method = method
         self._tag_names = ["trl", method.type.replace("_", "-"), "alignkit"]
@@ -62,6 +64,7 @@ class DistillationTrainer(AlignTrainer, SFTTrainer):
             raise ValueError(f"teacher_peft_config is given, but the teacher of {method.type} does not train")
         if teacher_model is None:
             raise ValueError("teacher_model is required: a model, a folder or a hub id")
+        require_completions(args, kwargs)
         if is_peft_model(model):
             keep_start(model)
         super().__init__(model=model, args=args, **kwargs)

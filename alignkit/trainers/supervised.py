@@ -20,6 +20,7 @@ from alignkit.trainers.base import AlignTrainer
 from alignkit.trainers.configs import require_config
 from alignkit.trainers.metrics import gather_rows
 from alignkit.trainers.signature import Model, shows_parameters_of
+from alignkit.trainers.tokenised import require_completions
 
 
 class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
@@ -43,12 +44,14 @@ class SupervisedTrainer(AlignTrainer, RouterBalance, SFTTrainer):
     ) -> None:
         """Create the trainer with SFTTrainer's arguments, a method, by default `Supervised`, and parameter terms.
 
-        Raises TypeError, before loading any model, if `args` is another trainer's configuration.
+        Raises TypeError, before loading any model, if `args` is another trainer's configuration, and
+        DataError if SFTTrainer cannot read a dataset's columns.
         """
         if args is not None and type(args) is not TrainingArguments:
             require_config(args, SFTConfig)
         self.method = method or Supervised()
         self._tag_names = ["trl", "sft", self.method.type.replace("_", "-"), "alignkit"]
+        require_completions(args, kwargs)
         if is_peft_model(model):
             keep_start(model)
         super().__init__(model, args, **kwargs)

@@ -1,11 +1,16 @@
 """Support for tokenised datasets, which trainers use unchanged, and the error for missing columns."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from alignkit.errors import DataError
 
 PAIR_IDS = frozenset({"prompt_ids", "chosen_ids", "rejected_ids"})
 """TRL's columns of a tokenised pair, as `alignkit.data.tokenise` makes them."""
+
+
+COMPLETIONS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
+"""The columns that TRL's SFTTrainer reads, besides its text field."""
 
 
 class TakesTokenised:
@@ -24,6 +29,23 @@ class TakesTokenised:
                 f"{', '.join(sorted(PAIR_IDS))}; found {', '.join(sorted(columns)) or 'none'}"
             )
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)  # type: ignore[misc]
+
+
+def require_completions(args: Any, given: Mapping[str, Any]) -> None:
+    """Raise DataError unless SFTTrainer can read the datasets among its arguments. Call it before loading a model."""
+    skips = (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset")
+    if skips or given.get("formatting_func") is not None:
+        return
+    text = getattr(args, "dataset_text_field", "text")
+    for name in ("train_dataset", "eval_dataset"):
+        dataset = given.get(name)
+        for one in dataset.values() if isinstance(dataset, dict) else [dataset]:
+            columns = set() if one is None else columns_of(one)
+            if columns and not any(form <= columns for form in (*COMPLETIONS, {text})):
+                raise DataError(
+                    f"{name}: expected the columns prompt and completion, or messages, {text} or input_ids; found "
+                    f"{', '.join(sorted(columns))}. alignkit.data.tokenise reads the rows of a file in other forms"
+                )
 
 
 def columns_of(dataset: Any) -> set[str]:

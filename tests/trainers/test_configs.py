@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, IterableDataset
 from transformers import HfArgumentParser, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from alignkit import methods, trainers
+from alignkit.errors import DataError
 from alignkit.methods import Method
 from alignkit.trainers.configs import own_config
 
@@ -102,3 +104,29 @@ def test_a_trainer_of_any_method_refuses_another_configuration_too(tmp_path: Pat
         trainers.SupervisedTrainer("none", args=DPOConfig(str(tmp_path), **ON_CPU))
     with pytest.raises(TypeError, match=r"expected trl.DPOConfig, which has .* found TrainingArguments"):
         trainers.PreferenceTrainer("none", args=args, method=methods.IPO())
+
+
+PAIR = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+HELD_OUT = {"known": Dataset.from_list([{"text": "Hi"}]), "pairs": Dataset.from_list([PAIR])}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "data"),
+    [
+        (trainers.SupervisedTrainer, {"train_dataset": Dataset.from_list([PAIR])}),
+        (trainers.SupervisedTrainer, {"eval_dataset": HELD_OUT}),
+        (trainers.SinKDTrainer, {"train_dataset": IterableDataset.from_generator(lambda: iter([PAIR]))}),
+    ],
+)
+def test_columns_that_trl_cannot_read_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, trainer: Any, data: Any
+) -> None:
+    teacher, config = ({"teacher_model": "none"}, trainers.SinKDConfig)
+    if trainer is trainers.SupervisedTrainer:
+        teacher, config = {}, SFTConfig
+    with pytest.raises(DataError) as refused:
+        trainer("no/such/model", args=config(str(tmp_path), **ON_CPU), **teacher, **data)
+    assert str(refused.value) == (
+        f"{next(iter(data))}: expected the columns prompt and completion, or messages, text or input_ids; found "
+        "chosen, prompt, rejected. alignkit.data.tokenise reads the rows of a file in other forms"
+    )
