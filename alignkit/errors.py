@@ -13,6 +13,10 @@ class DataError(AlignkitError):
     """A data file cannot be used; the message lists the rows at fault."""
 
 
+class TooMuchDataError(DataError):
+    """A data file holds more rows or text than its reader takes."""
+
+
 class ModelError(AlignkitError):
     """A model cannot be found, loaded, imported or served."""
 

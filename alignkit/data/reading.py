@@ -12,13 +12,15 @@ from typing import Any, BinaryIO
 from alignkit.data.decoding import EXPECTED, decode_line
 from alignkit.data.nodes import RowError, describe
 from alignkit.data.tables import PARQUET, Renaming, array_values, csv_columns, csv_rows, parquet_rows
-from alignkit.errors import DataError
+from alignkit.errors import DataError, TooMuchDataError
 
 DEFAULT_MAX_LINE_BYTES = 8 * 2**20
 DEFAULT_MAX_BYTES = 2 * 2**30
 """Limit of the decompressed text: a gzip of a few MB can contain many GB."""
 DEFAULT_MAX_LINES = 2_000_000
 """Limit of lines, including blank ones: a gzip of half a MB can contain hundreds of millions."""
+
+FORMATS = "JSON Lines, a JSON array or CSV, plain or gzipped, or Parquet"
 
 _PEEKED = 256
 _BOM = b"\xef\xbb\xbf"
@@ -29,6 +31,10 @@ _OTHER_KINDS = {
     b"\x28\xb5\x2f\xfd": "a zstd file",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
 }
 """First bytes of files that people upload by mistake -> description."""
 
@@ -62,7 +68,7 @@ def iter_lines(
     renaming = Renaming(columns) if columns else None
     try:
         with ExitStack() as stack:
-            for line in reader.rows(path, _open(path, stack)):
+            for line in reader.rows(path, open_file(path, stack)):
                 yield replace(line, value=renaming.renamed(line.value)) if renaming else line
         if renaming:
             renaming.require_found()
@@ -73,7 +79,8 @@ def iter_lines(
         raise DataError(f"the file cannot be read: {error.strerror or 'input/output error'}") from error
 
 
-def _open(path: Path, stack: ExitStack) -> BinaryIO:
+def open_file(path: Path, stack: ExitStack) -> BinaryIO:
+    """The file's bytes, decompressed if they are gzipped; closed with `stack`."""
     if stat.S_ISDIR(path.stat().st_mode):
         raise DataError("the file cannot be read: it is a directory")
     file = stack.enter_context(path.open("rb"))
@@ -113,7 +120,9 @@ class _Reader:
         try:
             for number, value in enumerate(values, start=1):
                 if number > self._max_lines:
-                    raise DataError(f"the file holds too many rows: expected at most {self._max_lines:,}")
+                    raise TooMuchDataError(
+                        f"the file holds too many rows: expected at most {self._max_lines:,}"
+                    )
                 self.number = number
                 is_error = isinstance(value, RowError)
                 yield Line(number, None if is_error else value, value if is_error else None, "row")
@@ -124,7 +133,7 @@ class _Reader:
         """The rows of JSON Lines, or of CSV if the first line is a CSV header."""
         while raw := self._piece(file):
             if self.number == self._max_lines:
-                raise DataError(
+                raise TooMuchDataError(
                     f"the file holds too many lines: expected at most {self._max_lines:,}, blank ones included"
                 )
             self.number += 1
@@ -184,11 +193,13 @@ class _Reader:
         piece = file.readline(self._max_line_bytes + 1)
         self._left -= len(piece)
         if self._left < 0:
-            raise DataError(f"the file holds too much text: expected at most {self._max_bytes:,} bytes")
+            raise TooMuchDataError(
+                f"the file holds too much text: expected at most {self._max_bytes:,} bytes"
+            )
         return piece
 
 
 def _refuse_other_kinds(raw: bytes) -> None:
     for magic, kind in _OTHER_KINDS.items():
         if raw.startswith(magic):
-            raise DataError(f"the file is {kind}: expected JSON Lines, plain or gzipped")
+            raise DataError(f"the file is {kind}: expected {FORMATS}")

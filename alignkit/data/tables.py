@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from alignkit.data.decoding import decode_text, scan_value
 from alignkit.data.nodes import RowError, printable
 from alignkit.data.rows import ROW_KINDS
-from alignkit.errors import DataError
+from alignkit.errors import DataError, TooMuchDataError
 
 PARQUET = b"PAR1"
 """First bytes of a Parquet file."""
@@ -21,6 +21,7 @@ _NOT_BLANK = re.compile(r"\S")
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 """A name that makes a line a header although no row has it."""
 _COLUMN = re.compile(r"[\w .:/-]{1,64}")
+_LETTER = re.compile(r"[^\W\d]")
 
 
 def parquet_rows(path: Path, *, max_bytes: int, max_rows: int) -> Iterator[dict[str, Any]]:
@@ -34,14 +35,16 @@ def parquet_rows(path: Path, *, max_bytes: int, max_rows: int) -> Iterator[dict[
     try:
         with ParquetFile(path) as file:
             if file.metadata.num_rows > max_rows:
-                raise DataError(
+                raise TooMuchDataError(
                     f"the file holds too many rows: expected at most {max_rows:,}, found {file.metadata.num_rows:,}"
                 )
             left = max_bytes
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 left -= batch.nbytes
                 if left < 0:
-                    raise DataError(f"the file holds too much text: expected at most {max_bytes:,} bytes")
+                    raise TooMuchDataError(
+                        f"the file holds too much text: expected at most {max_bytes:,} bytes"
+                    )
                 yield from map(_parquet_row, batch.to_pylist())
     except (ArrowException, OSError) as error:
         raise DataError(f"the file cannot be read: it is a damaged Parquet file ({error})") from error
@@ -113,7 +116,9 @@ class _Text:
             raise RowError("", "UTF-8", f"byte 0x{error.object[error.start]:02x}") from None
         self._left -= len(chunk)
         if self._left < 0:
-            raise DataError(f"the file holds too much text: expected at most {self._max_bytes:,} bytes")
+            raise TooMuchDataError(
+                f"the file holds too much text: expected at most {self._max_bytes:,} bytes"
+            )
         self._buffer = self._buffer[self._at :] + chunk
         self._at = 0
         return bool(chunk)
@@ -160,7 +165,7 @@ def csv_columns(line: str, columns: Mapping[str, str] | None = None) -> tuple[li
         named = names[1:] if names and not names[0] else names
         if not named or not all(map(_COLUMN.fullmatch, named)):
             continue
-        if not _known_columns().union(columns or ()).isdisjoint(named):
+        if not known_columns().union(columns or ()).isdisjoint(named):
             if twice := [name for name, times in Counter(named).items() if times > 1]:
                 raise DataError(f"the header of the CSV file names the column {printable(twice[0])!r} twice")
             return names, delimiter
@@ -174,7 +179,23 @@ def csv_columns(line: str, columns: Mapping[str, str] | None = None) -> tuple[li
     return guess
 
 
-def _known_columns() -> frozenset[str]:
+def possible_columns(line: str) -> list[str]:
+    """The columns of a line that is a CSV header if a job renames them: two or more different names that are not
+    numbers; else empty."""
+    for delimiter in (",", "\t", ";"):
+        try:
+            names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
+        except csv.Error:
+            continue
+        named = names[1:] if names and not names[0] else names
+        distinct = len(set(named)) == len(named) > 1
+        if distinct and all(_COLUMN.fullmatch(name) and _LETTER.search(name) for name in named):
+            return named
+    return []
+
+
+def known_columns() -> frozenset[str]:
+    """The keys that a form of some kind of row requires."""
     return frozenset().union(*(form.required for kind in ROW_KINDS.values() for form in kind.forms))
 
 

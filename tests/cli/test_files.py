@@ -15,7 +15,7 @@ from tests.server.support import Running, create_job, pairs, upload
 def test_files_are_listed_with_sizes_for_people(client: OpenAI, run: Run) -> None:
     small, large = (
         upload(client, b"x", "small.txt", "user_data"),
-        upload(client, b"y" * 3 * 2**20, "large.jsonl"),
+        upload(client, b"{}\n" * 2**20, "large.jsonl"),
     )
     shown = [line for line in run("files", "list").stdout.splitlines() if "file-" in line]
     assert [line.split("│")[1].strip() for line in shown] == [large, small]

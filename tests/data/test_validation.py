@@ -78,7 +78,7 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes | str, sentence: str
         ("[" + "1," * 10_000_000, "10,000 of the first 10,000 rows cannot be used"),
         ("\n" * 300 + f"[{GOOD},\n{GOOD}]", "the file is one JSON array"),
         (b"PAR1 but no more", "the file cannot be read: it is a damaged Parquet file"),
-        (b"PK\x03\x04rest", "the file is a zip archive: expected JSON Lines, plain or gzipped"),
+        (b"PK\x03\x04rest", "the file is a zip archive: expected JSON Lines, a JSON array or CSV"),
         (GOOD.encode("utf-16"), "the file is UTF-16 text"),
         (gzip.compress(ROWS.encode(), mtime=0)[:-900], "its gzip data is damaged or cut off after line 2"),
         (

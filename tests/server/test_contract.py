@@ -115,7 +115,7 @@ def test_every_call_of_the_async_client(service: Running, key: str) -> None:
     [{"bytes": "7"}, {"purpose": "else"}, {"created_at": None}, {"colour": "red"}, {"object": "folder"}],
 )
 def test_what_does_not_conform_is_found(client: OpenAI, change: dict[str, Any]) -> None:
-    right = client.files.create(file=("a", b"b"), purpose="fine-tune").to_dict()
+    right = client.files.create(file=("a", pairs()), purpose="fine-tune").to_dict()
     conforms(FileObject.construct(**right))
     with pytest.raises((AssertionError, pydantic.ValidationError)):
         conforms(FileObject.construct(**right | change))

@@ -16,7 +16,7 @@ from alignkit_server.clock import now
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError
 from alignkit_server.files.repository import FileRepository
-from alignkit_server.files.service import FileService, present, safe_filename
+from alignkit_server.files.service import FileService, present, require_data, safe_filename
 from alignkit_server.files.upload import PREFIX, too_large, write_all
 from alignkit_server.files.upload import Upload as Received
 from alignkit_server.ids import PART, UPLOAD, new_id
@@ -170,6 +170,11 @@ def assemble(upload_id: str, request: CompleteRequest, project: Principal, servi
             param="md5",
             code="upload_checksum_mismatch",
         )
+    try:
+        require_data(path, upload.filename, upload.purpose, services.settings)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return Assembled(path, upload_id)
 
 

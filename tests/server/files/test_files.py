@@ -1,6 +1,10 @@
 """/v1/files through the official client, and what it refuses."""
 
+import asyncio
+import contextlib
+import gzip
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -120,7 +124,7 @@ def test_a_file_over_the_limit_is_refused_and_leaves_nothing(
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "file_too_large"
     assert set(service.settings.files_dir.iterdir()) == before
-    assert upload(client, b"x" * limit)
+    assert upload(client, b"x" * limit, purpose="user_data")
 
 
 PART = b'--b\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
@@ -178,7 +182,47 @@ def test_a_boundary_that_is_too_long_is_refused(
 
 
 def test_an_empty_file_can_be_uploaded(client: OpenAI) -> None:
-    assert client.files.create(file=("empty", b""), purpose="fine-tune").bytes == 0
+    assert client.files.create(file=("empty", b""), purpose="user_data").bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, "the file is a PNG picture: expected JSON Lines"),
+        (
+            b"asdf;;,;\n;,;;;qwe\n",
+            "the first 2 rows cannot be read; line 1: expected one JSON object per line",
+        ),
+        (gzip.compress(pairs(3), mtime=0)[:-12], "its gzip data is damaged or cut off"),
+    ],
+    ids=["empty", "picture", "nonsense", "gzip that is cut off"],
+)
+def test_a_file_in_which_no_job_could_read_a_row_is_refused_and_not_kept(
+    service: Running, client: OpenAI, content: bytes, words: str
+) -> None:
+    before = set(service.settings.files_dir.iterdir())
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.create(file=("/home/me/rows.jsonl", content), purpose="fine-tune")
+    assert (refused.value.param, refused.value.code) == ("file", "invalid_file")
+    assert "The file 'rows.jsonl' cannot be used for fine-tuning: " in refused.value.message
+    assert words in refused.value.message
+    assert client.files.list().data == []
+    assert set(service.settings.files_dir.iterdir()) == before
+    assert client.files.create(file=("rows.jsonl", content), purpose="user_data").bytes == len(content)
+
+
+def test_the_file_is_read_beside_the_event_loop(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(path: Path, **_: int) -> None:
+        with contextlib.suppress(RuntimeError):
+            seen.append(asyncio.get_running_loop())
+        seen.append(path)
+
+    monkeypatch.setattr("alignkit_server.files.service.require_rows", noted)
+    upload(client)
+    assert [type(one) for one in seen] == [type(Path())]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +241,7 @@ def test_filenames_are_made_safe(given: str, kept: str) -> None:
 
 
 def test_a_download_is_never_taken_for_a_page(client: OpenAI, service: Running, key: str) -> None:
-    file_id = upload(client, b"<script>", name='été "1".html')
+    file_id = upload(client, b"<script>", name='été "1".html', purpose="user_data")
     with service.http(key) as http:
         answer = http.get(f"/v1/files/{file_id}/content")
     assert answer.headers["content-type"] == "application/octet-stream"

@@ -134,7 +134,7 @@ def lines(*rows: Any) -> bytes:
     ("content", "words"),
     [
         (b"\n", ["empty"]),
-        (b"%PDF-1.7 nothing", ["line 1", "JSON"]),
+        (b"%PDF-1.7 nothing", ["a PDF document", "JSON Lines"]),
         (pairs(2) + pairs(1)[:40], ["line 3", "JSON"]),
         (pairs(1) + "é".encode("latin-1") + b"\n", ["line 2", "UTF-8"]),
         (pairs(1) + b'"' + b"x" * (9 * 2**20) + b'"\n', ["line 2", "8388608 bytes"]),
@@ -159,7 +159,8 @@ def lines(*rows: Any) -> bytes:
 def test_a_file_that_cannot_be_used(
     service: Running, client: OpenAI, content: bytes, words: list[str], param: str
 ) -> None:
-    good, bad = upload(client), upload(client, content)
+    good, bad = upload(client), upload(client)
+    (service.settings.files_dir / bad).write_bytes(content)  # as it was taken before uploads were checked
     error = refusal(client, **({"training_file": good} | {param: bad}))
     assert isinstance(error, openai.BadRequestError)
     assert (error.param, error.code) == (param, f"invalid_{param}")

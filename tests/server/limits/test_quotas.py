@@ -94,7 +94,7 @@ def test_another_project_s_use_does_not_count(
     client: OpenAI, limit: Callable[..., None], service: Running, project: str
 ) -> None:
     other = service.client(service.new_key(f"{project}-other"))
-    upload(other, b"x" * 1000)
+    upload(other, b"x" * 1000, purpose="user_data")
     create_job(other)
     limit(file_bytes=1000, jobs_queued=1)
     assert create_job(client)

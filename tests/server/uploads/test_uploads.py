@@ -19,14 +19,14 @@ def open_upload(client: OpenAI, size: int, **changes: Any) -> Any:
         "bytes": size,
         "filename": "pairs.jsonl",
         "mime_type": "application/jsonl",
-        "purpose": "fine-tune",
+        "purpose": "user_data",
     }
     return client.uploads.create(**request | changes)
 
 
 def test_parts_become_a_file_in_the_order_they_are_named(service: Running, client: OpenAI) -> None:
     content = pairs(5)
-    upload = open_upload(client, len(content))
+    upload = open_upload(client, len(content), purpose="fine-tune")
     conforms(upload)
     assert (upload.status, upload.bytes, upload.file) == ("pending", len(content), None)
     assert upload.expires_at == upload.created_at + 3600
@@ -98,6 +98,20 @@ def test_parts_that_are_not_the_file_are_refused_and_stay(client: OpenAI) -> Non
             client.uploads.complete(upload.id, part_ids=part_ids, md5=md5)
         assert refused.value.param == param
     assert client.uploads.complete(upload.id, part_ids=[part.id]).status == "completed"
+
+
+def test_an_upload_in_which_no_job_could_read_a_row_is_refused_and_stays(
+    service: Running, client: OpenAI
+) -> None:
+    before = set(service.settings.files_dir.iterdir())
+    upload = open_upload(client, 5, purpose="fine-tune")
+    noise = client.uploads.parts.create(upload.id, data=b"\x89PNG\r")
+    row = client.uploads.parts.create(upload.id, data=b"{}\n{}")
+    with pytest.raises(openai.BadRequestError, match=r"fine-tuning: the file is a PNG picture") as refused:
+        client.uploads.complete(upload.id, part_ids=[noise.id])
+    assert (refused.value.param, refused.value.code) == ("file", "invalid_file")
+    assert set(service.settings.files_dir.iterdir()) == before
+    assert client.uploads.complete(upload.id, part_ids=[row.id]).status == "completed"
 
 
 def test_a_closed_upload_takes_no_more(service: Running, client: OpenAI) -> None:
