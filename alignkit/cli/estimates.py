@@ -61,11 +61,11 @@ def estimate(
         }
         output.show_json(whole)
         return
+    output.say(_smallest(least, device))
     for line in _about(found[0]):
         output.say(line)
     output.show(_memory_table(found))
     output.show(_time_table(found, price, currency))
-    output.say(_smallest(least, device))
 
 
 def _fewest(
@@ -118,8 +118,8 @@ def _about(one: "Estimate") -> list[str]:
     lines.append(f"steps: {steps}" + ("" if one.tokens is None else f", {one.tokens:,} tokens"))
     disk = one.disk
     lines.append(
-        f"disk: {_gib(disk.total)} GiB: {disk.checkpoints} checkpoints of {_gib(disk.checkpoint)}, "
-        f"result {_gib(disk.result)}"
+        f"disk: {_gib(disk.total)} GiB: {disk.checkpoints} checkpoint{'s'[: disk.checkpoints != 1]} of "
+        f"{_gib(disk.checkpoint)}, result {_gib(disk.result)}"
     )
     return lines
 
