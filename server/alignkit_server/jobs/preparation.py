@@ -20,6 +20,7 @@ from alignkit.methods.hyperparameters import TERMS, models_of_terms
 from alignkit.methods.registry import nearest_method
 from alignkit.models.stored_weights import require_whole
 from alignkit.models.trainable import OF_EXPERTS, config_of, is_mixture, require_trainable
+from alignkit.recipe import Recipe
 from alignkit.sections import LoraSection
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
@@ -31,6 +32,7 @@ from alignkit_server.jobs.data_files import FileChecks, Reading
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
+from alignkit_server.settings import Settings
 from alignkit_server.tokenizers import has_tokenizer
 
 SUPERVISED = "supervised"
@@ -131,7 +133,11 @@ def prepare(
         hyperparameters=spec.hyperparameters,
         recipe=spec.recipe.model_dump(mode="json"),
         train_rows=files.training.kept_rows,
-        notices=(*_tracker_notices(trackers), *files.notices()),
+        notices=(
+            *_tracker_notices(trackers),
+            *_context_notices(spec.recipe, model.base_model, services.settings),
+            *files.notices(),
+        ),
     )
 
 
@@ -203,6 +209,17 @@ def _tracker_notices(trackers: list[dict[str, Any]]) -> Iterator[str]:
     logged_in = "WANDB_API_KEY" in os.environ or os.environ.get("WANDB_MODE") in {"offline", "disabled"}
     if "wandb" in {tracker["type"] for tracker in trackers} and not (logged_in or _has_netrc_entry()):
         yield "wandb has no API key on this server and gets nothing: ask the server's operator to set WANDB_API_KEY"
+
+
+def _context_notices(recipe: Recipe, base_model: str, settings: Settings) -> Iterator[str]:
+    """Say before the run that its model will be served with a shorter context than it is trained on."""
+    served = settings.engine.of(base_model).max_model_len
+    if base_model not in settings.engine.urls and served is not None and served < recipe.data.max_length:
+        yield (
+            f"rows are trained up to max_length {recipe.data.max_length:,}, but the engine of {base_model} serves a "
+            f"context of {served:,} tokens: for longer ones ask the server's operator to raise "
+            "ALIGNKIT_ENGINE__MAX_MODEL_LEN"
+        )
 
 
 def _has_netrc_entry() -> bool:

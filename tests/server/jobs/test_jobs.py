@@ -108,6 +108,24 @@ def test_a_tracker_without_a_key_is_said_before_the_run(
     assert not said()
 
 
+def test_a_context_shorter_than_the_trained_rows_is_said_before_the_run(
+    service: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(**hyperparameters: int) -> list[str]:
+        job = create_job(client, method=method(**hyperparameters))
+        events = client.fine_tuning.jobs.list_events(job.id).data
+        return [event.message for event in events if "serves a context" in event.message]
+
+    assert said(max_length=400) == []
+    monkeypatch.setattr(service.settings.engine, "max_model_len", 300)
+    assert said(max_length=300) == []
+    (told,) = said(max_length=400)
+    assert "up to max_length 400, but the engine of tiny-llama serves a context of 300 tokens" in told
+    assert told.endswith("raise ALIGNKIT_ENGINE__MAX_MODEL_LEN")
+    monkeypatch.setattr(service.settings.engine, "urls", {"tiny-llama": "http://elsewhere"})
+    assert said(max_length=400) == []
+
+
 def test_a_seed_is_made_where_none_is_given(client: OpenAI) -> None:
     training = upload(client)
     seeds = {create_job(client, training_file=training).seed for _ in range(3)}
