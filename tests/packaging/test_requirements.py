@@ -35,6 +35,8 @@ OPTIONAL = {
     "xllamacpp",
 }
 """Imported only where an extra, torch's own choice for the machine or the user brought them."""
+UNPINNED = {"python-dateutil"}
+"""Brought by pandas, matplotlib and DBOS, which take 2.9 and 4.0; lm-evaluation-harness wants one below 3."""
 
 
 def names(texts: list[str]) -> set[str]:
@@ -90,4 +92,10 @@ def test_pins_lie_within_the_ranges(target: str) -> None:
     "extra", [extra for extra in EXTRAS if extra not in {"bench", "harness", "trackio", *TARGETS}]
 )
 def test_whatever_an_installation_brings_is_pinned(target: str, extra: str) -> None:
-    assert set(closure(requirements(extra))) <= pins(target).keys()
+    assert set(closure(requirements(extra))) - UNPINNED <= pins(target).keys()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_constraints_leave_room_for_the_harness(target: str) -> None:
+    """A pin at 4.0 makes pip go back through years of the harness's requirements."""
+    assert not UNPINNED & pins(target).keys()
