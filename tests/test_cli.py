@@ -78,6 +78,18 @@ def test_data_check_names_bad_lines_and_exits_with_one(home: Path, run: Run) -> 
     assert "line 1, /rejected: expected the key of a row in TRL's form" in done.stdout
 
 
+def test_a_hundred_thousand_bad_lines_are_two_sentences(home: Path, run: Run) -> None:
+    (home / "hundred.jsonl").write_text('{"neither": "\\u001b[31m"}\nnonsense\n' * 50_000)
+    done = run("data", "check", str(home / "hundred.jsonl"))
+    assert done.returncode == 1
+    head, *findings = done.stdout.splitlines()
+    assert head == "hundred.jsonl: 10,000 of the first 10,000 rows cannot be used"
+    assert [line.split(":")[0] for line in findings] == [
+        "5,000 rows, the first at line 1",
+        "5,000 rows, the first at line 2",
+    ]
+
+
 def test_data_check_as_json(home: Path, run: Run) -> None:
     bad = home / "bad.jsonl"
     bad.write_text('{"prompt": "a", "chosen": "b"}\n')
@@ -103,6 +115,16 @@ def test_data_preview_shows_what_carries_loss(home: Path, run: Run) -> None:
     assert done.returncode == 0, done.stderr
     assert "It is 0." in done.stdout
     assert "with loss" in done.stdout
+
+
+def test_a_piped_preview_has_no_box_and_wraps_no_line(home: Path, run: Run) -> None:
+    long = "a long answer that goes on " * 8
+    row = {"prompt": "Why?", "chosen": long, "rejected": "[bold]No"}
+    (home / "long.jsonl").write_text(json.dumps(row) + "\n")
+    shown = run("data", "preview", str(home / "long.jsonl"), "--model", "tiny").stdout
+    assert f"[[{long.strip()}<|im_end|>" in shown.splitlines()
+    assert "[[[bold]No<|im_end|>" in shown
+    assert "│" not in shown
 
 
 def test_train_refuses_a_bad_recipe_before_it_starts(home: Path, run: Run) -> None:

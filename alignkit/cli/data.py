@@ -87,7 +87,8 @@ def check(
         for name, report in reports:
             console.print(render_report(name, report), soft_wrap=not console.is_terminal)
         if found:
-            console.print(render_statistics(found))
+            shown = render_statistics(found, held_out=validation is not None)
+            console.print(shown, soft_wrap=not console.is_terminal)
     if not ok:
         raise typer.Exit(1)
 
@@ -116,7 +117,8 @@ def preview(
     shown = islice(inspection.rendered(islice(iter_lines(file, columns=_columns(column)), rows)), rows)
     for number, (_, sequences) in enumerate(shown, start=1):
         preview = preview_of(sequences, tokenizer, max_length=max_length)
-        console.print(render_preview(f"row {number}", preview, marks=not console.is_terminal))
+        shown_row = render_preview(f"row {number}", preview, marks=not console.is_terminal)
+        console.print(shown_row, soft_wrap=not console.is_terminal)
     report = inspection.report()
     if report.bad_rows or not report.rows:
         console.print(render_report(file.name, report), soft_wrap=not console.is_terminal)

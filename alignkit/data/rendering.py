@@ -19,8 +19,11 @@ def render_report(name: str, report: FileReport) -> RenderableType:
     return Group(head, *findings, *(Text(f"note: {notice}", style="yellow") for notice in report.notices))
 
 
-def render_statistics(found: DatasetStatistics) -> RenderableType:
-    """Lengths as a table, counts as lines; yellow marks what can spoil training or its evaluation."""
+def render_statistics(found: DatasetStatistics, *, held_out: bool = True) -> RenderableType:
+    """Lengths as a table, counts as lines; yellow marks what can spoil training or its evaluation.
+
+    `held_out`: whether there was a validation file to compare with.
+    """
     lengths = Table("tokens")
     for name in ("p50", "p90", "p99", "max"):
         lengths.add_column(name, justify="right")
@@ -31,6 +34,10 @@ def render_statistics(found: DatasetStatistics) -> RenderableType:
         (f"prompt and {longest}", found.total),
     ):
         lengths.add_row(label, *(f"{cell:,}" for cell in (row.p50, row.p90, row.p99, row.maximum)))
+    overlaps = (
+        _line("rows that are also in the validation file", found.overlap),
+        _line("prompts that are also in the validation file", found.prompt_overlap),
+    )
     return Group(
         lengths,
         _line(f"cut at {found.max_length:,} tokens", found.truncated, found.truncated_share),
@@ -38,19 +45,21 @@ def render_statistics(found: DatasetStatistics) -> RenderableType:
         _line(found.no_signal_words, found.no_signal),
         _line("duplicates of an earlier row", found.duplicates),
         _line("with the prompt of an earlier row", found.duplicate_prompts),
-        _line("rows that are also in the validation file", found.overlap),
-        _line("prompts that are also in the validation file", found.prompt_overlap),
+        *(overlaps if held_out else ()),
     )
 
 
 def render_preview(title: str, preview: RowPreview, *, marks: bool = False) -> RenderableType:
     """Every sequence: tokens with loss in green, context dim, truncated tokens struck through.
 
-    With `marks`, for terminals without colour, tokens with loss are in [[ ]] and truncated ones in [-- --].
+    With `marks`, for a pipe, tokens with loss are in [[ ]] and truncated ones in [-- --], and no line is wrapped.
     """
+    shown = {
+        f"{title} · {side}": _text(segments, marks=marks) for side, segments in preview.sequences.items()
+    }
     panels: list[RenderableType] = [
-        Panel(_text(segments, marks=marks), title=Text(f"{title} · {side}"), title_align="left")
-        for side, segments in preview.sequences.items()
+        Text(f"{head}\n{text}\n") if marks else Panel(text, title=Text(head), title_align="left")
+        for head, text in shown.items()
     ]
     notes = [f"note: {note}" for note in preview.notes]
     if preview.dropped:
