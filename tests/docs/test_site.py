@@ -71,6 +71,18 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
             assert anchor in slugs, (page, target, anchor)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_is_whole(page: str) -> None:
+    """A blank line in a table ends it: the rows after it are shown as text."""
+    lines = re.sub(
+        r"^```.*?^```$", "", (DOCS / page).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
+    ).split("\n")
+    starts = [
+        at for at, line in enumerate(lines) if line.startswith("|") and not lines[at - 1].startswith("|")
+    ]
+    assert [lines[at] for at in starts if not re.fullmatch(r"\|[ :|-]+\|", lines[at + 1])] == []
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """Every `alignkit …` command of a shell block in the pages and the README, with its arguments."""
     return [
