@@ -89,7 +89,11 @@ def main() -> None:
 
 def _sentence(error: Exception) -> str | None:
     """The message for the user, or None for a defect, whose traceback is more useful."""
-    return str(error) if isinstance(error, AlignkitError) else service.client_error(error)
+    if isinstance(error, AlignkitError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:  # of a file, or of the output: the disk is full
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return service.client_error(error)
 
 
 def _version(wanted: bool) -> None:

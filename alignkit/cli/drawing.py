@@ -32,10 +32,14 @@ def draw(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=2, max=64, help="answers of a prompt")] = 4,
-    temperature: Annotated[float, typer.Option(min=0.01, max=2)] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, max=2, help="sampling temperature; lower draws likelier answers")
+    ] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="share of the likeliest tokens that are drawn from")
+    ] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum length of an answer, in tokens")] = 256,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the draws")] = 0,
     margin: Annotated[
         float, typer.Option(min=0, help="the best answer of a pair scores more than this above the worst")
     ] = 0.0,

@@ -26,7 +26,9 @@ def estimate(
     devices: Annotated[
         int | None, typer.Option(help="number of devices; default: the fewest that the recipe fits on")
     ] = None,
-    stage: Annotated[str | None, typer.Option(help="single, ddp, zero1 … fsdp2; default: all")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="sharding, such as ddp, zero3 or fsdp2; default: every one")
+    ] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="number of rows, if the data file is missing or incomplete")
     ] = None,

@@ -57,7 +57,7 @@ def evaluate(
         str | None,
         typer.Option(help="tokenizer for --harness: a folder or hub id; default: the base model's"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    as_json: Annotated[bool, output.as_json("what evaluation.json holds")] = False,
 ) -> None:
     """Evaluate the untrained and the trained model of a run on the same validation rows."""
     if harness is not None:

@@ -34,7 +34,7 @@ def export(
     form: Form = "merged",
     public: Public = False,
 ) -> None:
-    """Export a run's result as merged safetensors, GGUF or for Ollama, or push it to the hub."""
+    """Export a run's result as merged safetensors, GGUF or for Ollama, or push it to the hub; prints where it is."""
     from alignkit import export as library  # saves transformers at start-up
 
     options = library.ExportOptions(quantize, report=output.note)
@@ -44,11 +44,11 @@ def export(
         library.prepare(repository, force=force)
         with tempfile.TemporaryDirectory(prefix="alignkit-export-") as scratch:
             folder = library.export(source, form, Path(scratch) / form, options)
-            output.note(f"Pushed to {library.push(folder, repository, force=force)}")
+            output.say(library.push(folder, repository, force=force))
         return
     name = library.export_name(to, quantize) + (f"-step-{step}" if step else "")
     target = out or run / "export" / name
-    output.note(f"Written to {library.export(source, to, target, options, force=force)}")
+    output.say(str(library.export(source, to, target, options, force=force)))
 
 
 def export_model(
@@ -61,7 +61,7 @@ def export_model(
     """Download a fine-tuned model from the service in one of the forms of `alignkit export`."""
     target = out or Path(name.replace(":", "_"))
     _download(name, to, quantize, target, force=force)
-    output.note(f"Written to {target}")
+    output.say(str(target))
 
 
 def push_model(
@@ -80,7 +80,7 @@ def push_model(
     with tempfile.TemporaryDirectory(prefix="alignkit-export-") as scratch:
         folder = Path(scratch) / form
         _download(name, form, quantize, folder, force=False)
-        output.note(f"Pushed to {library.push(folder, repository, force=force)}")
+        output.say(library.push(folder, repository, force=force))
 
 
 def _download(name: str, form: str, quantize: str, target: Path, *, force: bool) -> None:

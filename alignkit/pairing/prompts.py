@@ -1,11 +1,12 @@
 """Reads prompts: of a file of prompts, of conversations, or of any training file."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignkit.data.messages import MESSAGES, Message, parse_prompt, turns_of
 from alignkit.data.nodes import Node, RowError
-from alignkit.data.reading import iter_lines
+from alignkit.data.reading import Line, iter_lines
 from alignkit.data.rows.alpaca import alpaca_prompt
 from alignkit.data.rows.prompts import openai_prompt, trl_prompt
 from alignkit.errors import DataError
@@ -30,7 +31,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], int]:
     """
     found: dict[str, Prompt] = {}
     repeats = 0
-    for line in iter_lines(path):
+    for line in _lines(path):
         place = f"{path.name}, {line.unit} {line.number}"
         if line.error is not None:
             raise DataError(f"{place}: {line.error}")
@@ -44,6 +45,13 @@ def read_prompts(path: Path) -> tuple[list[Prompt], int]:
     if not found:
         raise DataError(f"{path.name}: expected at least one prompt, found none")
     return list(found.values()), repeats
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    try:
+        yield from iter_lines(path)
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from error
 
 
 def _prompt(row: Node) -> list[Message]:

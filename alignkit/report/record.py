@@ -102,7 +102,8 @@ def read_run(folder: RunFolder) -> RunRecord:
     try:
         recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{folder.path}: expected a run's folder, with recipe.yaml: {error}") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise DataError(f"{folder.path}: expected a run's folder, with recipe.yaml: {why}") from error
     if not isinstance(recipe, dict):
         raise DataError(f"{folder.recipe}: expected a recipe, found {type(recipe).__name__}")
     record = RunRecord(

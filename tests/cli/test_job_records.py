@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from openai import OpenAI
+import httpx
+import pytest
+from openai import APIConnectionError, OpenAI
 
+from alignkit.cli import job_watch
 from tests.cli.conftest import Run
 from tests.server.page.runs import MARKUP, finish, tell
 from tests.server.page.runs import run as job_that_trains
@@ -73,6 +77,28 @@ def test_watching_a_finished_job_prints_its_events_unwrapped(
     other = create_job(client).id
     client.fine_tuning.jobs.cancel(other)
     assert run("jobs", "watch", other).returncode == 1
+
+
+def test_watching_goes_on_over_an_outage(
+    service: Running, client: OpenAI, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = job_that_trains(service, client, steps=1)
+    name, asked = finish(service, job_id), []
+
+    def failing_twice(client: OpenAI, job_id: str, seen: str | None) -> list[Any]:
+        asked.append(seen)
+        if len(asked) < 3:
+            raise APIConnectionError(request=httpx.Request("GET", "http://gone"))
+        return []
+
+    monkeypatch.setattr(job_watch, "_new_events", failing_twice)
+    monkeypatch.setattr(job_watch, "POLL_SECONDS", 0.01)
+    done = run("jobs", "watch", job_id)
+    assert (done.returncode, done.stdout) == (0, f"succeeded: {name}\n"), done.stderr
+    assert done.stderr == "the service does not answer; waiting for it\n"
+    asked.clear()
+    monkeypatch.setattr(job_watch, "OUTAGE_SECONDS", -1.0)
+    assert (run("jobs", "watch", job_id).returncode, len(asked)) == (1, 1)
 
 
 def test_everything_a_job_leaves_is_downloaded(

@@ -9,9 +9,11 @@ from openai import OpenAI
 
 from alignkit.cli import job_sweep
 from alignkit.cli.job_sweep import halving_of, points_of
+from alignkit.cli.json_shapes import SHAPES
 from alignkit.errors import AlignkitError
 from alignkit_server.sweeps import schemas
 from tests.cli.conftest import Run
+from tests.cli.shapes import lacking
 from tests.server.support import BASE_MODEL, pairs
 
 SWEEP = ("jobs", "sweep", "pairs.jsonl", "--model", BASE_MODEL)
@@ -27,6 +29,7 @@ def test_a_sweep_is_ordinary_jobs_of_one_file_and_one_name(client: OpenAI, run: 
     done = run(*SWEEP, *VARIED, "--name", "mine", "--metadata", "team=a", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert lacking(SHAPES["jobs sweep"], found) == []
     jobs = [client.fine_tuning.jobs.retrieve(one["job"]) for one in found["jobs"]]
     given = [job.to_dict()["method"]["f_dpo"]["hyperparameters"] for job in jobs]  # type: ignore[index]
     assert [(one["beta"], one["divergence"]) for one in given] == [

@@ -1,8 +1,12 @@
 """Sizes, times and lines for people."""
 
+import errno
+import os
+
 import pytest
 
 from alignkit.cli import output
+from tests.cli.conftest import Run
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,15 @@ def test_a_table_in_a_pipe_has_one_line_a_row(
     assert ("long " * 100).strip() in shown
     assert "[red]x" in shown
     assert len(shown.splitlines()) == 6
+
+
+def test_a_full_disk_under_the_output_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(output, "rows", full)
+    done = run("divergences")
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
 
 
 def test_money_of_less_than_a_cent_keeps_two_digits() -> None:

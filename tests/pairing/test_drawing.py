@@ -268,3 +268,8 @@ def test_a_row_without_a_prompt_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2: "):
         read_prompts(path)
+
+
+def test_a_file_of_prompts_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^none\.jsonl: the file cannot be read: No such file"):
+        read_prompts(tmp_path / "none.jsonl")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from alignkit.cli.json_shapes import SHAPES
 from alignkit.run.folder import RunFolder
+from tests.cli.shapes import lacking
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
 
@@ -45,6 +47,7 @@ def test_a_sweep_trains_its_points_and_scores_the_reference_once(tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert lacking(SHAPES["sweep"], found) == []
     assert sorted(point["status"] for point in found["points"]) == ["stopped", "succeeded"]
     assert {point["step"] for point in found["points"]} == {2, 4}
     scored = [

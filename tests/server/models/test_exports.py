@@ -203,12 +203,19 @@ def test_the_command_downloads_a_merged_model(
     ],
 )
 def test_the_command_pushes_a_model_of_the_service_with_its_card(
-    tuned: Tuned, monkeypatch: pytest.MonkeyPatch, form: str, relation: str, library: str, weights: str
+    tuned: Tuned,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+    relation: str,
+    library: str,
+    weights: str,
 ) -> None:
     monkeypatch.setenv("ALIGNKIT_BASE_URL", f"{tuned.service.url}/v1")
     monkeypatch.setenv("ALIGNKIT_API_KEY", tuned.key)
     with running_hub(monkeypatch) as hub:
         command.push_model(tuned.name, "me/model", form)
+        assert capsys.readouterr().out.endswith("/me/model\n")
         files = hub.pushed()
         hub.files = [weights]
         with pytest.raises(AlignkitError, match="already has 1 files"):
