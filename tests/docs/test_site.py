@@ -78,7 +78,7 @@ def test_every_table_is_whole(page: str) -> None:
         r"^```.*?^```$", "", (DOCS / page).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
     ).split("\n")
     starts = [
-        at for at, line in enumerate(lines) if line.startswith("|") and not lines[at - 1].startswith("|")
+        at for at, line in enumerate(lines) if line.startswith("| ") and not lines[at - 1].startswith("|")
     ]
     assert [lines[at] for at in starts if not re.fullmatch(r"\|[ :|-]+\|", lines[at + 1])] == []
 
