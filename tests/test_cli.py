@@ -118,11 +118,11 @@ def test_data_preview_shows_what_carries_loss(home: Path, run: Run) -> None:
 
 
 def test_a_piped_preview_has_no_box_and_wraps_no_line(home: Path, run: Run) -> None:
-    long = "a long answer that goes on " * 8
+    long = ("a long answer that goes on " * 8).strip()
     row = {"prompt": "Why?", "chosen": long, "rejected": "[bold]No"}
     (home / "long.jsonl").write_text(json.dumps(row) + "\n")
     shown = run("data", "preview", str(home / "long.jsonl"), "--model", "tiny").stdout
-    assert f"[[{long.strip()}<|im_end|>" in shown.splitlines()
+    assert f"[[{long}<|im_end|>" in shown.splitlines()
     assert "[[[bold]No<|im_end|>" in shown
     assert "│" not in shown
 
