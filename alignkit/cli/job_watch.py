@@ -25,13 +25,12 @@ def watch(job_id: Annotated[str, typer.Argument(help="id of the job")]) -> None:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(job_id, total=None)
         seen: str | None = None
+
+        def news() -> tuple[Any, list[Any]]:
+            return client.fine_tuning.jobs.retrieve(job_id), _new_events(client, job_id, seen)
+
         while True:
-            job, events = _patient(
-                lambda after=seen: (
-                    client.fine_tuning.jobs.retrieve(job_id),
-                    _new_events(client, job_id, after),
-                )
-            )
+            job, events = _patient(news)
             for event in events:
                 seen = event.id
                 data = event.data if isinstance(event.data, dict) else {}
