@@ -1,5 +1,6 @@
 """The base of all typed sections: no unknown keys, no silent coercion, and readable error sentences."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -119,7 +120,14 @@ def _sentence(item: Mapping[str, Any]) -> str:
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if item["type"] == "value_error":
         return message
-    return f"expected {message}, found {_short(item.get('input'))}"
+    return f"expected {message}, found {_short(item.get('input'))}{_nearest_choice(item)}"
+
+
+def _nearest_choice(item: Mapping[str, Any]) -> str:
+    """The end of a message about a word that is none of a few: the most similar one, if there is one."""
+    if item["type"] != "literal_error" or not isinstance(item.get("input"), str):
+        return ""
+    return nearest(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]))
 
 
 def _short(value: object) -> str:
