@@ -1,7 +1,7 @@
-"""A check that every run makes before training: the fused head must agree with the model's own logits."""
+"""Checks that runs make before training: the fused head and faster layers must agree with the model's own logits."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 4e-3, torc
 """Dtype of the product with the head -> largest difference in nats that rounding explains, as a share of the largest
 logit, or of 1 if that is more. The 16-bit values are four units in the last place of a logit. The float32 value
 allows for another order of summation."""
+ROUNDINGS_OF_LAYERS = 8
+"""Factor on TOLERANCE for layers that round elsewhere, since their differences grow from layer to layer. A wrong
+function differs by more."""
 
 
 def require_exact_head(model: Any, *, device: Any = None) -> None:
@@ -29,6 +32,31 @@ def require_exact_head(model: Any, *, device: Any = None) -> None:
     """
     for side in getattr(model, "sides", (None,)):
         _compare(model, device, {"side": side} if side else {})
+
+
+def require_same_layers(
+    model: Any, plain: Callable[[Any], AbstractContextManager[None]], *, device: Any = None
+) -> None:
+    """Raise ModelError unless the model's logits agree with those under `plain(model)`, with its own layers.
+
+    Arguments and cost are those of `require_exact_head`; of a `TeacherStudentPair` the student is compared.
+    """
+    which = {"side": "student"} if hasattr(model, "sides") else {}
+    bare = getattr(model, "student", model)
+    bare = bare.get_base_model() if isinstance(bare, PeftModel) else bare
+    ids = _two_sequences(bare.config).to(device or bare.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **which}
+    with evaluating(model), torch.no_grad():
+        found = model(**inputs).logits
+        with plain(model):
+            expected = model(**inputs).logits.float()
+    limit = ROUNDINGS_OF_LAYERS * TOLERANCE[found.dtype] * max(1.0, float(expected.abs().max()))
+    difference = float((found.float() - expected).abs().max())
+    if not difference <= limit:
+        raise ModelError(
+            f"{type(bare).__name__}: its logits with faster layers (model.layer_kernels, training.torch_compile) "
+            f"differ from those of its own layers by {difference:.2g}, expected at most {limit:.2g}"
+        )
 
 
 def _compare(model: Any, device: Any, which: dict[str, Any]) -> None:

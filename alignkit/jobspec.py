@@ -25,6 +25,7 @@ from alignkit.models.trainable import length_within
 from alignkit.options import GivenAs, InJobs, JobContext, mark_of
 from alignkit.recipe import OF_TRAINING, Recipe
 from alignkit.run.evaluation_share import Watching, steps_of
+from alignkit.run.layer_checks import require_layers
 from alignkit.run.reference_store import worth_storing
 from alignkit.schema import field_issues, one_a_field
 from alignkit.sections import CollapseGuardSection, loaded_dtype
@@ -119,6 +120,7 @@ def recipe_for_job(
                 "output_dir": str(output_dir),
             }
         )
+        require_layers(recipe, gpu=has_gpu() if on_gpu is None else on_gpu, here=on_gpu is None)
     except RecipeError as error:
         raise RecipeError([_as_job_names_it(issue, prefix) for issue in error.issues]) from error
     if recipe.training.reference_store == "auto":

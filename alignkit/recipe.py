@@ -137,6 +137,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _compiled_layers_stay_the_same(self) -> Self:
+        beside = {
+            "model.layer_kernels": self.model.layer_kernels is not None,
+            "lora.nested": self.lora is not None and self.lora.nested is not None,
+            "elastic": self.elastic is not None,
+            "tune": self.tune is not None,
+        }
+        found = [name for name, given in beside.items() if given]
+        if self.training.torch_compile and found:
+            message = f"expected false with {found[0]}, which changes the layers themselves, found true"
+            raise refused_all([(("training", "torch_compile"), message)], self.training)
+        return self
+
+    @model_validator(mode="after")
     def _only_pairs_are_flipped(self) -> Self:
         if self.data.flip is not None and self.method.rows != "preference":
             raise ValueError(

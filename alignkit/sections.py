@@ -59,6 +59,11 @@ class ModelSection(Section):
     quantization: Annotated[Literal["nf4", "int8"] | None, InJobs()] = Field(
         None, description="QLoRA: storage of the frozen weights; needs lora, and bitsandbytes"
     )
+    layer_kernels: Annotated[Literal["liger"] | None, MAY_CHANGE, InJobs()] = Field(
+        None,
+        description="liger: Liger's Triton kernels for norms, gates and rotary positions; needs a GPU and "
+        "liger-kernel; null: transformers' own layers",
+    )
 
 
 class FlipSection(Section):
@@ -171,6 +176,10 @@ class TrainingSection(Section):
     )
     gradient_checkpointing: Annotated[Auto | bool, MAY_CHANGE, InJobs(default="auto")] = Field(
         False, description="recompute activations in the backward, which saves memory and costs time"
+    )
+    torch_compile: Annotated[bool, MAY_CHANGE, InJobs()] = Field(
+        False,
+        description="compile each decoder layer by torch.compile; the first steps wait for the compiler",
     )
     mixed_precision: Annotated[
         Literal["auto", "no", "tf32", "bf16", "fp16"], BeforeValidator(_no_is_a_word), InJobs(default="auto")

@@ -21,6 +21,7 @@ from alignkit.finish import finish
 from alignkit.launch import RESUME, RETRY_EXIT, THREADS_GIVEN, start_again
 from alignkit.models.adapters import adapted_modules, train_on
 from alignkit.models.chat_templates import read_template
+from alignkit.models.layers import compile_layers, plain_layers, use_liger
 from alignkit.models.loading import ends_of, experts_of, load_weights
 from alignkit.models.loading import load_tokenizer as load_tokenizer_of
 from alignkit.recipe import Recipe
@@ -161,10 +162,13 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     if recipe.training.mixed_precision == "tf32":
         torch.set_float32_matmul_precision("high")
     settle_ends(model, tokenizer, folder)
+    if recipe.training.torch_compile:
+        compile_layers(model)  # before a trainer scores answers under it
     context = RunContext(recipe, model, tokenizer, folder.checkpoints, callbacks, data)
     trainer = build(context)
     require_processes(trainer)
     report_adapters(trainer, recipe, folder)
+    speed_up_beside(trainer, recipe, folder)
     trainer.origin = origin_of(recipe, trainer.accelerator)
     trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints one readable line instead
@@ -185,6 +189,18 @@ def report_adapters(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
     folder.emit(f"LoRA changes {', '.join(names)} of a mixture of {experts} experts{frozen}")
 
 
+def speed_up_beside(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
+    """Give a reference the policy's kernels, so that both round alike, and compile a reference and a teacher too."""
+    reference = getattr(trainer, "ref_model", None)
+    if recipe.model.layer_kernels is not None and reference is not None:
+        use_liger(trainer.accelerator.unwrap_model(reference))
+    if recipe.training.torch_compile:
+        for model in filter(None, (trainer.model, reference)):
+            compile_layers(model)
+        if is_main_process():
+            folder.emit("Decoder layers are compiled at their first use, for which the run waits")
+
+
 def require_processes(trainer: Any) -> None:
     """Raise RecipeError unless all of the launcher's processes train together.
 
@@ -197,24 +213,32 @@ def require_processes(trainer: Any) -> None:
 
 
 def require_exact_heads(trainer: Any) -> None:
-    """Raise ModelError if the fused head does not reproduce the model's own log-probs.
+    """Raise ModelError if the fused head or faster layers do not reproduce the model's own log-probs.
 
     Under ZeRO-3 and FSDP a model runs only after the Trainer has prepared it, so the check is made when training
     begins.
     """
     from transformers import TrainerCallback  # saves transformers at start-up
 
-    from alignkit.checks import require_exact_head
+    from alignkit.checks import require_exact_head, require_same_layers
+
+    recipe = trainer.recipe
+    faster = recipe.training.torch_compile or recipe.model.layer_kernels is not None
+
+    def check(device: Any = None) -> None:
+        require_exact_head(trainer.model, device=device)
+        if faster:
+            require_same_layers(trainer.model, plain_layers, device=device)
 
     class HeadCheck(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            require_exact_head(trainer.model, device=trainer.accelerator.device)
+            check(trainer.accelerator.device)
 
     if sharding() in SHARES_WEIGHTS:
         trainer.add_callback(HeadCheck())
     else:
         with trainer.accelerator.autocast():
-            require_exact_head(trainer.model)
+            check()
 
 
 def checkpoint_to_resume(trainer: Any, folder: RunFolder) -> Path | None:
@@ -278,6 +302,8 @@ def load_model(recipe: Recipe) -> Any:
         field="model.path",
         quantization=options.quantization,
     )
+    if options.layer_kernels is not None:
+        use_liger(model)
     if options.adapter is None:
         return model
     try:

@@ -109,6 +109,15 @@ def test_all_weights_are_trained_without_adapters_and_far_slower() -> None:
         ({"beta": 3}, "beta", "expected 'auto' or less than or equal to 2, found 3"),
         ({"beta": 0}, "beta", "greater than 0"),
         ({"attn_implementation": "quick"}, "attn_implementation", "'auto' or 'eager', 'sdpa'"),
+        (
+            {"attn_implementation": "flash_attention2"},
+            "attn_implementation",
+            "did you mean flash_attention_2?",
+        ),
+        ({"layer_kernels": "ligr"}, "layer_kernels", "expected 'liger', found 'ligr'; did you mean liger?"),
+        ({"layer_kernels": "liger"}, "layer_kernels", "liger needs a GPU"),
+        ({"torch_compile": "yes"}, "torch_compile", "a valid boolean"),
+        ({"torch_compile": True, "lora_nested": {}}, "torch_compile", "expected false with lora.nested"),
         ({"optimizer": "quick"}, "optimizer", "expected one of adamw_torch, "),
         ({"lr_scheduler": "quick"}, "lr_scheduler", "expected one of linear, "),
         ({"lora_target_modules": ["lm_head"]}, "lora_target_modules", "lm_head cannot be served"),
@@ -167,6 +176,19 @@ def test_what_recipes_have_reaches_the_recipe() -> None:
     assert (lora.dropout, lora.use_rslora, lora.target_modules) == (0.05, True, ["q_proj", "v_proj"])
     assert (model.quantization, model.attn_implementation, model.dtype) == ("nf4", "eager", "float16")
     assert (training.gradient_checkpointing, training.mixed_precision) == (True, "bf16")
+
+
+def test_faster_layers_reach_the_recipe_of_a_job_on_another_machine_s_gpu() -> None:
+    kernels, compiled = (
+        spec({"layer_kernels": "liger"}, on_gpu=True),
+        spec({"torch_compile": True}, on_gpu=True),
+    )
+    assert (kernels.recipe.model.layer_kernels, kernels.hyperparameters["layer_kernels"]) == (
+        "liger",
+        "liger",
+    )
+    assert (compiled.recipe.training.torch_compile, compiled.hyperparameters["torch_compile"]) == (True, True)
+    assert "layer_kernels" not in compiled.hyperparameters
 
 
 def test_every_weight_trains_in_float32_on_a_gpu_too() -> None:

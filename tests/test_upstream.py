@@ -315,6 +315,15 @@ def test_children_are_read_and_replaced_by_name() -> None:
     assert isinstance(module[0], torch.nn.Tanh)
 
 
+def test_a_module_tells_that_it_is_compiled() -> None:
+    from alignkit.kernels.upstream import is_compiled
+
+    module = torch.nn.Identity()
+    assert not is_compiled(module)
+    module.compile(backend="eager")
+    assert is_compiled(module)
+
+
 def test_the_backward_of_cdist_takes_what_pairwise_l1_gives() -> None:
     names = [argument.name for argument in torch.ops.aten._cdist_backward.default._schema.arguments]
     assert names == ["grad", "x1", "x2", "p", "cdist"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["assert_on_device", "children_by_name", "l1_backward", "whole_head"]
+__all__ = ["assert_on_device", "children_by_name", "is_compiled", "l1_backward", "whole_head"]
 
 
 def assert_on_device(holds: Tensor, message: str) -> None:
@@ -37,3 +37,8 @@ def whole_head(*parameters: Any) -> AbstractContextManager[Any]:
     from trl.trainer.utils import maybe_gather_lm_head_ctx  # saves trl at start-up
 
     return maybe_gather_lm_head_ctx(*parameters)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether `module.compile()` has replaced the module's calls."""
+    return module._compiled_call_impl is not None

@@ -16,6 +16,7 @@ from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import QUANTIZATIONS
 from alignkit.models.trainable import config_of, length_within, require_trainable
 from alignkit.recipe import Recipe
+from alignkit.run.layer_checks import layer_issues
 from alignkit.sharding import SHARES_WEIGHTS, sharding
 from alignkit.terms.base import UNSHARDED
 
@@ -64,6 +65,11 @@ def refused_under(sharded: str | None, recipe: Recipe) -> Iterator[FieldIssue]:
         for at, term in enumerate(recipe.terms):
             if term.effect == "parameters":
                 yield FieldIssue(f"terms.{at}.type", f"{UNSHARDED.format(term.type)}, found {sharded}")
+    if recipe.training.torch_compile and sharded in SHARES_WEIGHTS:
+        yield FieldIssue(
+            "training.torch_compile",
+            f"compiled layers do not wait for their weights: expected ddp, zero1 or zero2, found {sharded}",
+        )
     if recipe.model.quantization is not None and sharded in SHARES_WEIGHTS:
         yield FieldIssue(
             "model.quantization", f"expected ddp, zero1 or zero2 with quantised weights, found {sharded}"
@@ -147,6 +153,10 @@ def _attention(recipe: Recipe) -> Iterator[FieldIssue]:
         yield FieldIssue(field, f"{wanted} needs the package {package}, which is not installed")
 
 
+def _layers(recipe: Recipe) -> Iterator[FieldIssue]:
+    yield from layer_issues(recipe, gpu=torch.cuda.is_available())
+
+
 def _optimizer(recipe: Recipe) -> Iterator[FieldIssue]:
     from transformers.training_args import OptimizerNames  # saves transformers at start-up
 
@@ -197,6 +207,7 @@ CHECKS: tuple[Callable[[Recipe], Iterator[FieldIssue]], ...] = (
     _devices,
     _precision,
     _attention,
+    _layers,
     _optimizer,
     _quantization,
     _elastic,

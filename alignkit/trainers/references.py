@@ -13,6 +13,7 @@ from torch import Tensor
 from alignkit.errors import ModelError
 from alignkit.kernels.model_head import fuse_head
 from alignkit.models.adapters import start_of
+from alignkit.models.layers import has_liger, use_liger
 from alignkit.trainers.upstream import (
     attention_of,
     create_model_from_path,
@@ -156,6 +157,8 @@ class References:
                 f"the reference model {path!r}: expected the policy's vocabulary of "
                 f"{policy.config.get_text_config().vocab_size:,}, found {model.config.get_text_config().vocab_size:,}"
             )
+        if has_liger(policy):
+            use_liger(model)
         fuse_head(model)
         model.eval()
         if trainer.is_deepspeed_enabled:

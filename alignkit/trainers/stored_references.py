@@ -24,6 +24,7 @@ from datasets import Dataset, concatenate_datasets
 from alignkit import __version__
 from alignkit.data.tokens import TokenSequence
 from alignkit.models.adapters import start_of
+from alignkit.models.layers import layers_of
 from alignkit.models.weights_digest import digest_of_weights
 from alignkit.packing import is_packed
 from alignkit.run.reference_store import ReferenceStore
@@ -128,7 +129,9 @@ class StoredReferences:
             "attention": attention_of(model),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "versions": [torch.__version__, transformers.__version__, __version__],
-        } | ({"packed": True} if is_packed(reference) else {})
+        }
+        facts |= {"packed": True} if is_packed(reference) else {}
+        facts |= {"layers": layers} if (layers := layers_of(reference)) is not None else {}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _packs(self) -> bool:

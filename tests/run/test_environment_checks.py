@@ -1,5 +1,6 @@
 """Options that the machine or the launcher cannot support are refused by field, before anything is loaded."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from alignkit.errors import RecipeError
 from alignkit.recipe import Recipe
-from alignkit.run import environment_checks
+from alignkit.run import environment_checks, layer_checks
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -110,6 +111,46 @@ def test_attention_whose_package_is_not_there(monkeypatch: pytest.MonkeyPatch) -
     environment_checks.require(recipe(model={"attn_implementation": "flex_attention"}))
     with pytest.raises(RecipeError, match=r"model\.attn_implementation: expected 'auto' or 'eager', 'sdpa'"):
         recipe(model={"attn_implementation": "someone/flash-attn"})
+
+
+def test_kernels_of_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpus(monkeypatch, 0)
+    liger = {"path": str(tmp_path), "layer_kernels": "liger"}
+    assert refused(model=liger).startswith("model.layer_kernels: liger needs a GPU, where Triton runs")
+    gpus(monkeypatch, 1)
+    monkeypatch.setattr(layer_checks, "_installed", lambda _: False)
+    assert refused(model=liger) == (
+        "model.layer_kernels: liger needs the package liger_kernel, which is not installed: "
+        "pip install 'alignkit[liger]'"
+    )
+    monkeypatch.setattr(layer_checks, "_installed", lambda _: True)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    environment_checks.require(recipe(model=liger))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "model.layer_kernels: liger has no kernels for gpt2: expected one of" in refused(model=liger)
+    with pytest.raises(
+        RecipeError, match=r"layer_kernels: expected 'liger', found 'ligr'; did you mean liger\?"
+    ):
+        recipe(model={"layer_kernels": "ligr"})
+
+
+def test_compiled_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
+    compiled = {"torch_compile": True}
+    monkeypatch.setattr(layer_checks, "compiler_missing", lambda *, gpu: "gcc" if gpu else None)
+    environment_checks.require(recipe(training=compiled))
+    sharded(monkeypatch, 2)
+    environment_checks.require(recipe(training=compiled))
+    sharded(monkeypatch, 3)
+    assert refused(training=compiled).startswith("training.torch_compile: compiled layers do not wait for")
+    gpus(monkeypatch, 1)
+    assert "training.torch_compile: it needs a compiler, gcc, which is not installed" in refused(
+        training=compiled
+    )
+    with pytest.raises(RecipeError, match=r"torch_compile: expected false with model\.layer_kernels, which"):
+        recipe(training=compiled, model={"layer_kernels": "liger"})
+    with pytest.raises(RecipeError, match=r"torch_compile: expected false with lora\.nested, which"):
+        recipe(training=compiled, lora={"nested": {}})
 
 
 def test_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
