@@ -3,6 +3,7 @@
 One process is `python -m alignkit.train`. Several, or an accelerate configuration, are `accelerate launch` of it.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -90,7 +91,7 @@ def launch_command(
     """
     machines = machine.total if machine else 1
     total = (num_processes or 1) * machines
-    training = ["-m", "alignkit.train", str(recipe), *([RESUME] if resume else []), *overrides]
+    training = ["-m", "alignkit.train", *training_arguments(recipe, overrides, resume=resume)]
     if total == 1 and config_file is None:
         return [python, *training]
     count = [f"--num_processes={total}"] if num_processes or not config_file else []
@@ -110,6 +111,31 @@ def launch_command(
         *count,
         *training,
     ]
+
+
+class Request(NamedTuple):
+    """The run that a standby becomes: arguments of `alignkit.train`, whole environment, working folder, log."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str
+    log: str
+
+    def to_line(self) -> bytes:
+        """One line of JSON, as a standby reads it."""
+        return json.dumps(self._asdict()).encode() + b"\n"
+
+
+def standby_command(
+    model: str, dtype: str, attention: str | None, *, seconds: float, python: str = sys.executable
+) -> list[str]:
+    """The argument list of a trainer that loads `model` and waits `seconds` for a run; see `alignkit.standby`."""
+    return [python, "-m", "alignkit.standby", model, dtype, str(seconds), *([attention] if attention else [])]
+
+
+def training_arguments(recipe: Path, overrides: Sequence[str] = (), *, resume: bool = False) -> list[str]:
+    """The arguments of `alignkit.train`."""
+    return [str(recipe), *([RESUME] if resume else []), *overrides]
 
 
 def _place(machine: Machine | None, *, has_config: bool) -> list[str]:

@@ -362,7 +362,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _main() -> None:
+def run_program() -> None:
     """Run the recipe; in a process of its own, once more if it can resume with a smaller micro-batch."""
     startup.begin()  # until the trainer is built: a fifth of the start
     status = main()
@@ -372,4 +372,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    run_program()

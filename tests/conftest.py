@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, an
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub that is not there is asked again and again
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PYTHONPATH, os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("ALIGNKIT_REPORT", "off")  # tests of reports turn them on; the others need none
+os.environ.setdefault("ALIGNKIT_STANDBY_SECONDS", "0")  # most servers of tests train one job
 if "ALIGNKIT_HOME" not in os.environ:  # where recipes' runs keep the reference's log-probs
     os.environ["ALIGNKIT_HOME"] = tempfile.mkdtemp(prefix="alignkit-home-")
     atexit.register(shutil.rmtree, os.environ["ALIGNKIT_HOME"], ignore_errors=True)

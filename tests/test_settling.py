@@ -97,13 +97,17 @@ def test_such_a_run_is_started_again_where_it_stopped(monkeypatch: pytest.Monkey
     monkeypatch.setattr(train, "main", lambda: launch.RETRY_EXIT)
     monkeypatch.setattr(startup, "begin", lambda: None)
     monkeypatch.setattr(launch.os, "execv", lambda _path, command: started.append(command[1:]))
-    for program, arguments in ((launch, ["-m", "alignkit.train", "recipe.yaml"]), (train, ["recipe.yaml"])):
+    programs = (
+        (launch._main, ["-m", "alignkit.train", "recipe.yaml"]),
+        (train.run_program, ["recipe.yaml"]),
+    )
+    for program, arguments in programs:
         monkeypatch.setattr(sys, "argv", ["program", *arguments])
         with pytest.raises(SystemExit):
-            program._main()
+            program()
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     with pytest.raises(SystemExit, match=str(launch.RETRY_EXIT)):
-        train._main()
+        train.run_program()
     assert started == [
         ["-m", "alignkit.launch", "-m", "alignkit.train", "recipe.yaml", "--resume"],
         ["-m", "alignkit.train", "recipe.yaml", "--resume"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import ModelError
+from alignkit.models import ahead
 from alignkit.models.stored_weights import reason, unjoined
 from alignkit.models.trainable import EXPERTS, quantization_of, require_trainable
 
@@ -41,6 +42,9 @@ def load_weights(
     import torch  # saves torch and transformers at start-up
     from transformers import AutoModelForCausalLM
 
+    held = None if quantization else ahead.take("model", path, (dtype, attn_implementation))
+    if held is not None:
+        return held
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if quantization:
         options |= _quantized(quantization, getattr(torch, dtype))
@@ -75,6 +79,9 @@ def load_tokenizer(path: str | Path, *, field: str) -> Any:
             f"{field}: there is no folder {path}; `alignkit models import` makes a model known by its name, "
             "and a folder or a hub id will do"
         )
+    held = ahead.take("tokenizer", path, ())
+    if held is not None:
+        return held
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:

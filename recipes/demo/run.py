@@ -125,7 +125,9 @@ def service() -> Iterator[str]:
     command = [sys.executable, "-m", "alignkit", "serve", "--port", "0", "--home", str(HOME)]
     # vLLM computes every adapter at the largest rank it serves, and the demo's has the default 16. Engine and trainer
     # share the cores: a thread that spins while it waits for the others would take them from the other process.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "ALIGNKIT_ENGINE__MAX_LORA_RANK": "16"}
+    # A trainer that waits for a second job would take cores from the questions.
+    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "ALIGNKIT_STANDBY_SECONDS": "0"}
+    environment = {**defaults, **os.environ, "ALIGNKIT_ENGINE__MAX_LORA_RANK": "16"}
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

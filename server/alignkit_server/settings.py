@@ -268,6 +268,11 @@ class Settings(BaseSettings):
     confine_training: bool = Field(
         False, description="hide the home from local training, except its own folder and what it reads"
     )
+    standby_seconds: float = Field(
+        600.0,
+        ge=0,
+        description="seconds that a local trainer waits, with its base model loaded, for the next job on it; 0: none",
+    )
     stop_grace_seconds: float = Field(
         20.0, gt=0, description="seconds between SIGTERM and SIGKILL of a child process"
     )
@@ -329,6 +334,11 @@ class Settings(BaseSettings):
     def references_dir(self) -> Path:
         """Log-probs under references, a folder for each project's jobs."""
         return self.root / "references"
+
+    @property
+    def standbys_dir(self) -> Path:
+        """Identities and logs of trainers that wait for a job."""
+        return self.root / "standbys"
 
     @property
     def weights_dir(self) -> Path:

@@ -12,7 +12,7 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from alignkit.launch import interrupt
 TOKEN_VARIABLE = "ALIGNKIT_PROCESS_TOKEN"  # noqa: S105 - the variable's name
 POLL_SECONDS = 0.05
 KILL_SECONDS = 10.0
+TAKING_SECONDS = 120.0
+"""How long a process that waits may load before it takes its work up."""
 LOG_TAIL_BYTES = 64 * 1024
 
 _PASSED = frozenset(
@@ -104,7 +106,7 @@ class ManagedProcess:
     ) -> None:
         """Use `start` or `attach` instead."""
         self.identity = identity
-        self._log_path = log_path
+        self.log_path = log_path
         self._identity_path = identity_path
         self._child = child
 
@@ -118,25 +120,24 @@ class ManagedProcess:
         environment: Mapping[str, str],
         port: int | None = None,
         cwd: Path | None = None,
+        waits: bool = False,
     ) -> "ManagedProcess":
         """Start `command` with exactly `environment`; the log of an earlier run is kept as `<log>.1`.
 
-        Raises OSError if the program cannot be started.
+        With `waits`, the process reads a line of its standard input, which `hand_over` writes. Raises OSError if the
+        program cannot be started.
         """
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            log_path.replace(log_path.with_name(f"{log_path.name}.1"))
+        _begin_log(log_path)
         owner = psutil.Process()
         identity = Identity(secrets.token_hex(16), 0, 0.0, port, owner.pid, owner.create_time())
         # Recorded before the child exists: even a server killed in the next lines leaves no unrecorded child.
         identity.save(identity_path)
-        # SPT_NOENV: a program that sets its title (vLLM does) would otherwise overwrite the token.
-        marked = {**environment, TOKEN_VARIABLE: identity.token, "SPT_NOENV": "1"}
+        marked = {**environment, **_marks(identity.token)}
         try:
             with log_path.open("ab") as log:  # so that it may be cut while it is written
                 child = subprocess.Popen(
                     list(command),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=marked,
@@ -159,6 +160,34 @@ class ManagedProcess:
         if identity is None:
             return None
         return cls(identity, log_path=log_path, identity_path=identity_path, child=None)
+
+    def hand_over(
+        self, run: Callable[[dict[str, str]], bytes], *, log_path: Path, identity_path: Path
+    ) -> "ManagedProcess":
+        """Give a process that waits the work of another place, with a log and an identity file there.
+
+        `run` makes the line that it reads, given the variables that mark it and its children. The process takes the
+        work up by opening its log. Raises OSError if it does not, and ends it; then nothing is recorded there.
+        """
+        if self._child is None or self._child.stdin is None:
+            raise OSError("this process does not wait for a server's work")
+        _begin_log(log_path)
+        # Until it has its work, what is recorded is a process that did not start: it is ended and started anew.
+        Identity(**asdict(self.identity) | {"pid": 0, "create_time": 0.0}).save(identity_path)
+        try:
+            with self._child.stdin as line:
+                line.write(run(_marks(self.identity.token)))
+            self._wait_until_taken(log_path)
+        except OSError:
+            identity_path.unlink(missing_ok=True)
+            self.terminate(0)
+            raise
+        self.identity.save(identity_path)
+        for left in (self._identity_path, self.log_path):
+            left.unlink(missing_ok=True)
+        return ManagedProcess(
+            self.identity, log_path=log_path, identity_path=identity_path, child=self._child
+        )
 
     @property
     def pid(self) -> int:
@@ -204,12 +233,19 @@ class ManagedProcess:
     def last_lines(self, count: int) -> list[str]:
         """The last `count` non-empty lines of the log."""
         try:
-            with self._log_path.open("rb") as log:
+            with self.log_path.open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
                 text = log.read().decode(errors="replace")
         except FileNotFoundError:
             return []
         return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+    def _wait_until_taken(self, log_path: Path) -> None:
+        deadline = time.monotonic() + TAKING_SECONDS
+        while not log_path.exists():
+            if not self.alive() or time.monotonic() > deadline:
+                raise OSError("the process did not take its work up")
+            time.sleep(POLL_SECONDS)
 
     def _members(self) -> list[psutil.Process]:
         """Every living process with the token."""
@@ -230,6 +266,19 @@ class ManagedProcess:
             if not any(_living(process) for process in members):
                 return
             time.sleep(POLL_SECONDS)
+
+
+def _marks(token: str) -> dict[str, str]:
+    """The variables by which a process and its children are found."""
+    # SPT_NOENV: a program that sets its title (vLLM does) would otherwise overwrite the token.
+    return {TOKEN_VARIABLE: token, "SPT_NOENV": "1"}
+
+
+def _begin_log(path: Path) -> None:
+    """Make room for a new log; an earlier one is kept as `<log>.1`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(path.with_name(f"{path.name}.1"))
 
 
 def _living(process: psutil.Process) -> bool:

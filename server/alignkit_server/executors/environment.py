@@ -40,5 +40,10 @@ def training_environment(folder: Path) -> dict[str, str]:
         for name in TRACKER_VARIABLES[tracker]
         if name in os.environ
     }
+    return common_environment() | given
+
+
+def common_environment() -> dict[str, str]:
+    """The variables of every run."""
     switch = {REPORT_SWITCH: os.environ[REPORT_SWITCH]} if REPORT_SWITCH in os.environ else {}
-    return child_environment(ALWAYS | given | switch)
+    return child_environment(ALWAYS | switch)

@@ -1,8 +1,9 @@
 """Runs training as a process on this machine, in its own session; a restarted server finds it again."""
 
+import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import yaml
 
 import alignkit
 from alignkit.errors import AlignkitError
-from alignkit.launch import launch_command
+from alignkit.launch import Request, launch_command, training_arguments
 from alignkit.recipe import paths_of
 from alignkit.run.folder import RunFolder
 from alignkit_server.confine import confined, possible, refusal
 from alignkit_server.engines.process import ManagedProcess
 from alignkit_server.executors.environment import training_environment
 from alignkit_server.executors.leases import DeviceLeases
+from alignkit_server.executors.standbys import Standbys
+
+logger = logging.getLogger(__name__)
 
 
 class LocalExecutor:
@@ -31,17 +35,21 @@ class LocalExecutor:
         python: str = sys.executable,
         confined_to: Path | None = None,
         leases: Callable[[Callable[[Path], bool]], DeviceLeases] | None = None,
+        standbys: Standbys | None = None,
     ) -> None:
         """With `confined_to`, a run sees of that home only its own folder, its project's references and its inputs.
 
         `leases` creates the leases of this machine's GPUs, given a function that returns whether a run lives; None
-        without GPUs. Raises AlignkitError if this system does not allow confinement.
+        without GPUs. `standbys` start the next run on a model sooner; a confined run cannot use them, because what
+        it may see is set before it starts. Raises AlignkitError if this system does not allow confinement.
         """
         if confined_to is not None and not possible():
             raise AlignkitError(refusal("ALIGNKIT_CONFINE_TRAINING"))
         self._home = confined_to
         self._grace = grace_seconds
         self._python = python
+        self._standbys = None if confined_to else standbys
+        self._leased: dict[Path, dict[str, str]] = {}  # the GPUs of each run that this server started
         self._processes: dict[Path, ManagedProcess] = {}
         self._leases = None if leases is None else leases(self._alive)
 
@@ -64,7 +72,8 @@ class LocalExecutor:
         if known is not None:  # a server died between recording the process and starting it
             known.terminate(self._grace)
         recipe = RunFolder(folder).recipe
-        training = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("training") or {}
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        training = values.get("training") or {}
         count, sharding = training.get("devices", 1), training.get("sharding")
         command = launch_command(
             recipe,
@@ -76,11 +85,13 @@ class LocalExecutor:
         if self._home is not None:
             writes = [folder, *_stores_of(training)]
             command = confined(command, home=self._home, writes=writes, reads=reads_of(recipe))
-        environment = training_environment(folder)
-        if self._leases is not None:
-            environment |= self._leases.take(folder, count)
+        leased = {} if self._leases is None else self._leases.take(folder, count)
+        self._leased[folder] = leased
+        environment = training_environment(folder) | leased
         try:
-            self._processes[folder] = ManagedProcess.start(
+            self._processes[folder] = self._from_standby(
+                folder, values, environment, leased, resume=resume
+            ) or ManagedProcess.start(
                 command,
                 log_path=RunFolder(folder).log,
                 identity_path=_identity(folder),
@@ -105,6 +116,7 @@ class LocalExecutor:
             with RunFolder(folder).log.open("a", encoding="utf-8") as log:
                 log.write("The training process was ended by SIGKILL\n")
         self.stop(folder)
+        self._prepare_next(folder)
         return False
 
     def interrupt(self, folder: Path) -> None:
@@ -120,6 +132,41 @@ class LocalExecutor:
             process.terminate(self._grace)
             self._processes.pop(folder, None)
         self._release(folder)
+
+    def _from_standby(
+        self,
+        folder: Path,
+        recipe: Mapping[str, Any],
+        environment: Mapping[str, str],
+        leased: Mapping[str, str],
+        *,
+        resume: bool,
+    ) -> ManagedProcess | None:
+        """The run's process, if a standby could become it."""
+        standby = None if self._standbys is None else self._standbys.take(recipe, leased)
+        if standby is None:
+            return None
+        log = RunFolder(folder).log
+
+        def run(marks: Mapping[str, str]) -> bytes:
+            arguments = training_arguments(RunFolder(folder).recipe, resume=resume)
+            return Request(arguments, {**environment, **marks}, str(folder), str(log)).to_line()
+
+        try:
+            return standby.hand_over(run, log_path=log, identity_path=_identity(folder))
+        except OSError:  # it has ended meanwhile
+            return None
+
+    def _prepare_next(self, folder: Path) -> None:
+        """Let a trainer wait for the next run on the model of one that succeeded."""
+        leased = self._leased.pop(folder, None)
+        result = RunFolder(folder).read_result()
+        if self._standbys is None or leased is None or (result or {}).get("status") != "succeeded":
+            return
+        try:
+            self._standbys.prepare(yaml.safe_load(RunFolder(folder).recipe.read_text("utf-8")), leased)
+        except OSError as error:  # the next run starts as this one did
+            logger.warning("no trainer waits for the next job: %s", error)
 
     def _release(self, folder: Path) -> None:
         if self._leases is not None:

@@ -1,12 +1,15 @@
-"""Counts the processes that the kernel killed because the memory of their control group was used up."""
+"""The memory of this process's control group: what is left of it, and how often the kernel killed for want of it."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 CGROUPS = Path("/sys/fs/cgroup")
 KILLED_LINE = "the system killed a process of this node because its memory was used up"
 """What the log of a run on another machine says of such a kill there."""
+_FILES = re.compile(r"^file (\d+)$", re.MULTILINE)
 _COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
@@ -20,6 +23,21 @@ def oom_kills() -> int:
         if found is not None:
             return int(found[1])
     return 0
+
+
+def memory_left() -> int:
+    """Bytes that this machine and the control group (of version 2) can still give; caches of files count as free."""
+    free = psutil.virtual_memory().available
+    for counter in _counters():
+        group = counter.parent
+        try:
+            limit = int((group / "memory.max").read_text(encoding="utf-8"))  # "max": no number, no limit
+            used = int((group / "memory.current").read_text(encoding="utf-8"))
+            cached = _FILES.search((group / "memory.stat").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return min(free, limit - used + (int(cached[1]) if cached else 0))
+    return free
 
 
 def _counters() -> Iterator[Path]:

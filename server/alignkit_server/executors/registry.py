@@ -10,6 +10,7 @@ from alignkit_server.executors.leases import DeviceLeases, local_gpus, nvidia_gp
 from alignkit_server.executors.local import LocalExecutor
 from alignkit_server.executors.protocol import Executor
 from alignkit_server.executors.ray.executor import RayExecutor
+from alignkit_server.executors.standbys import Standbys
 from alignkit_server.settings import Settings
 
 EXECUTORS: dict[str, Callable[[Settings], Executor]] = {
@@ -17,6 +18,7 @@ EXECUTORS: dict[str, Callable[[Settings], Executor]] = {
         grace_seconds=settings.stop_grace_seconds,
         confined_to=settings.root if settings.confine_training else None,
         leases=_leases_of(settings),
+        standbys=_standbys_of(settings),
     ),
     "ray": RayExecutor.connect,
 }
@@ -34,6 +36,11 @@ def _leases_of(settings: Settings) -> Callable[[Callable[[Path], bool]], DeviceL
     reserved = [str(index) for index in settings.engine.gpus or ()]
     amd = not nvidia_gpus()
     return lambda alive: DeviceLeases(settings.root / "leases", local_gpus, alive, reserved=reserved, amd=amd)
+
+
+def _standbys_of(settings: Settings) -> Standbys | None:
+    seconds = settings.standby_seconds
+    return Standbys(settings.standbys_dir, seconds=seconds) if seconds else None
 
 
 def job_gpus(settings: Settings) -> int | None:

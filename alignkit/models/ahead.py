@@ -1,0 +1,28 @@
+"""Holds a model and its tokenizer that were loaded before the run that needs them came; see `alignkit.standby`."""
+
+from pathlib import Path
+from typing import Any
+
+_held: dict[str, tuple[tuple[object, ...], Any]] = {}
+"""What is held: "model" or "tokenizer" -> (what it was loaded from, the object)."""
+
+
+def hold(kind: str, folder: str | Path, options: tuple[object, ...], loaded: Any) -> None:
+    """Keep `loaded`, a "model" or a "tokenizer" of `folder`, for the first `take` with the same options."""
+    _held[kind] = (_origin(folder, options), loaded)
+
+
+def take(kind: str, folder: str | Path, options: tuple[object, ...]) -> Any | None:
+    """The object that is held, once; None unless it came from the same, unchanged files with the same options."""
+    origin, loaded = _held.get(kind, (None, None))
+    if origin is None or origin != _origin(folder, options):
+        return None
+    del _held[kind]
+    return loaded
+
+
+def _origin(folder: str | Path, options: tuple[object, ...]) -> tuple[object, ...]:
+    """What changes where the folder's files or the options do."""
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file()) if Path(folder).is_dir() else []
+    found = [(path.name, status.st_size, status.st_mtime_ns) for path in files if (status := path.stat())]
+    return (str(folder), options, *found)
