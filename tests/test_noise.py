@@ -35,6 +35,7 @@ def test_filters_are_added_once() -> None:
     assert all(len(logging.getLogger(name).filters) == 1 for name in NOISE)
 
 
+BARS = {"TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"}
 LOADING = """
 import sys
 from alignkit.noise import no_bars_in_files
@@ -51,7 +52,9 @@ def test_no_bar_is_written_to_a_file(tmp_path: Path) -> None:
 
     def errors(mode: str) -> str:
         command = [sys.executable, "-c", LOADING, str(model), mode]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        # other tests of this process may have turned bars off
+        environment = {name: value for name, value in os.environ.items() if name not in BARS}
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stderr
 
     assert "Loading weights" in errors("as ever")
     assert "Loading weights" not in errors("quiet")

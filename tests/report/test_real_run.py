@@ -107,7 +107,7 @@ def test_eval_judges_the_answers_of_both_models_and_writes_a_report(reported: Pa
     found = json.loads(done.stdout)
     assert {"run", "step", "metrics", "diversity", "judge", "groups", "answers"} <= found.keys()
     assert found["judge"]["ties"] == 2  # whoever always says A prefers no one
-    assert found["metrics"]["untrained"]["valid_rewards_margins"] == 0
+    assert found["metrics"]["untrained"]["valid_rewards_margins"] == pytest.approx(0, abs=1e-5)
     assert found["metrics"]["trained"]["valid_rewards_margins"] > 0
     assert len(found["answers"]) == 2
     assert json.loads((reported / "evaluation.json").read_text()) == found
