@@ -148,7 +148,9 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     from alignkit.trainers.elastic import noise_callbacks
     from alignkit.trainers.nested_ranks import nested_callbacks
     from alignkit.trainers.orthogonal_gradient import gradient_callbacks
+    from alignkit.trainers.upstream import skip_deepspeed
 
+    skip_deepspeed()
     set_seed(recipe.seed)
     callbacks = [ProgressCallback(folder), *(tracker_callbacks(recipe, folder) if is_main_process() else [])]
     callbacks += [*gradient_callbacks(recipe), *nested_callbacks(recipe), *noise_callbacks(recipe)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import other
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Trainer, TrainingArguments
@@ -32,6 +33,7 @@ from alignkit.trainers import (
     SinKDConfig,
     SinKDTrainer,
     SupervisedTrainer,
+    upstream,
 )
 from alignkit.trainers.upstream import ATTRIBUTES, FUNCTIONS, HOOKS, Hook
 from tests.distillation import made, tokenised
@@ -45,6 +47,20 @@ FAMILIES = {
     "d2o": D2OTrainer,
     "distillation": SinKDTrainer,
 }
+
+
+def test_only_a_run_under_zero_imports_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other, "is_deepspeed_available", lambda: True)
+    monkeypatch.setattr(upstream, "_deepspeed_is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # an import of it fails
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(ImportError):
+        other.extract_model_from_parallel(model)
+    upstream.skip_deepspeed()
+    assert other.extract_model_from_parallel(model) is model
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ImportError):
+        other.extract_model_from_parallel(model)
 
 
 def override(kind: type, name: str) -> type | None:

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate.utils import other
 from transformers import Trainer
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer import dpo_trainer, kto_trainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id, use_adapter
+
+from alignkit.sharding import sharding
 
 __all__ = [
     "ATTRIBUTES",
@@ -34,6 +37,7 @@ __all__ = [
     "no_reference_model",
     "prepare_deepspeed",
     "restore_logging_sums",
+    "skip_deepspeed",
     "unwrap_model_for_generation",
     "use_adapter",
     "weights_digest",
@@ -131,6 +135,17 @@ FUNCTIONS: dict[Any, tuple[str, ...]] = {
     use_adapter: ("model", "adapter_name"),
 }
 """Functions that other modules import from here -> the parameters that they pass."""
+
+
+_deepspeed_is_installed = other.is_deepspeed_available
+
+
+def skip_deepspeed() -> None:
+    """Let accelerate import DeepSpeed only under ZeRO.
+
+    It would import it wherever it is installed, for seconds, to see whether a model is one of its engines.
+    """
+    other.is_deepspeed_available = lambda: (sharding() or "").startswith("ZeRO") and _deepspeed_is_installed()
 
 
 @contextmanager
