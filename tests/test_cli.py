@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
+from alignkit.cli.estimates import with_rows
 from alignkit.cli.job_requests import parameters
+from alignkit.recipe import Recipe
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
 
@@ -205,6 +207,17 @@ def test_estimate_refuses_in_one_line(run: Run, options: list[str], message: str
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(message) or message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_tables_have_the_rows_that_fit_where_the_recipe_leaves_them_open() -> None:
+    open_ = Recipe.load(Path("recipes/instruct/qwen3-8b-f_dpo.yaml"))
+    assert open_.training.batch_size == 32
+    rows = [
+        with_rows(open_, most, count).training.micro_batch_size for most, count in ((3, 1), (2, 32), (2, 5))
+    ]
+    assert rows == [2, 1, "auto"]  # 5 devices do not divide the batch, which the estimate says
+    given = Recipe.load(Path("recipes/f_dpo/llama-3.1-8b.yaml"))
+    assert with_rows(given, 1, 1) is given
 
 
 def test_parameters_are_numbers_however_they_are_written() -> None:

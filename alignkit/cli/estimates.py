@@ -52,6 +52,8 @@ def estimate(
     lengths = library.lengths_of(run, rows)
     least = library.smallest(run, lengths, device=device)
     count = _fewest(run, lengths, device, stage, least) if devices is None else devices
+    if least is not None and not run.micro_batch_matters:
+        run = with_rows(run, least.micro_batch_size, count)
     if stage is None:
         found = library.compare(run, lengths, device=device, count=count)
     else:
@@ -68,6 +70,15 @@ def estimate(
         output.say(line)
     output.show(_memory_table(found))
     output.show(_time_table(found, price, currency))
+
+
+def with_rows(run: "Recipe", most: int, count: int) -> "Recipe":
+    """The recipe with at most so many rows a forward, where it leaves their number to be chosen."""
+    share, rest = divmod(run.training.batch_size, count)
+    if isinstance(run.training.micro_batch_size, int) or rest:
+        return run
+    rows = max(size for size in range(1, most + 1) if share % size == 0)
+    return run.model_copy(update={"training": run.training.model_copy(update={"micro_batch_size": rows})})
 
 
 def _fewest(
