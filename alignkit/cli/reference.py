@@ -23,8 +23,8 @@ the same.
 - **JSON.** Every command that prints a table has `--json`. [JSON](#json), below, lists the keys. Later versions may
   add keys; none is renamed or removed.
 - **Exit status.** 0 if the command did what it says. 1 for an error, a job that did not succeed, or data that is
-  not valid, with one readable line per error. 2 for a command line that is not understood. `alignkit --debug
-  COMMAND` shows an error's traceback.
+  not valid, with one readable line per error. 2 for a command line that is not understood. 130 after Ctrl-C.
+  `alignkit --debug COMMAND` shows an error's traceback.
 - **Deletions.** `rm` and `revoke` ask first. `--yes` does not ask; without a terminal it is required.
 - **Completion.** `eval "$(alignkit completion bash)"` lets this shell complete commands and options with the Tab
   key. Put the line into `~/.bashrc` to keep it. `zsh`, `fish` and `powershell` work as well.
