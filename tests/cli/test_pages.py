@@ -45,7 +45,13 @@ def written(page: str) -> list[list[str]]:
     ]
 
 
-PAGES = [page for page in dict.fromkeys(block.page for block in BLOCKS) if written(page)]
+SLOW = {"README.md", "docs/scale.md"}
+"""Pages that estimate models of 8 and 70 billion parameters."""
+PAGES = [
+    pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [])
+    for page in dict.fromkeys(block.page for block in BLOCKS)
+    if written(page)
+]
 
 
 @pytest.fixture(scope="module")
