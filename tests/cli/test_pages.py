@@ -1,5 +1,6 @@
 """The pages' `alignkit` commands, run as they are written: those that neither train nor load a model."""
 
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -108,6 +109,12 @@ def names(
             "team": f"{project}-team",
             "http://localhost:8000/v1": model.url,
         }
+
+
+def test_what_runs_elsewhere_has_its_place() -> None:
+    places = [place for text in ELSEWHERE.values() for place in re.findall(r"tests/[\w/]+(?:\.py|/)", text)]
+    assert len(places) > len(ELSEWHERE)
+    assert [place for place in places if not (ROOT / place).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
