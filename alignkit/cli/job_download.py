@@ -17,7 +17,7 @@ def download(
         bool, typer.Option("--model/--no-model", help="with the fine-tuned model's files")
     ] = True,
 ) -> None:
-    """Download a job's description, recipe, events, metrics, log and fine-tuned model into a new folder."""
+    """Download a job's description, recipe, report, events, metrics, log and fine-tuned model into a new folder."""
     client = service.connect()
     folder = to or Path(job_id)
     saving.require_new(folder)
@@ -58,3 +58,9 @@ def _write_records(client: Any, job: dict[str, Any], folder: Path) -> None:
             (folder / name).write_text(f"{text}\n", encoding="utf-8")
     with (folder / "recipe.yaml").open("wb") as file:
         service.download(client, f"{path}/recipe", file)
+    page = folder / "report.html"
+    try:
+        with page.open("wb") as file:
+            service.download(client, f"{path}/report", file)
+    except service.NotThereError:  # before training has ended, after a prune, or with ALIGNKIT_REPORT=off
+        page.unlink()

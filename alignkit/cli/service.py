@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from http import HTTPStatus
 from itertools import islice
 from typing import IO, Any
 
@@ -16,6 +17,10 @@ RETRIES = 2
 SILENCE_SECONDS = 60.0
 """Time for which a download may stand still."""
 UNREACHABLE = "the service does not answer: start it with `alignkit serve`, or set ALIGNKIT_BASE_URL"
+
+
+class NotThereError(AlignkitError):
+    """The service has no such thing (404)."""
 
 
 def connect() -> Any:
@@ -103,7 +108,8 @@ def chunks(
         with httpx.stream("GET", url, params=query, headers=headers, timeout=silence) as answer:
             if answer.is_error:
                 answer.read()
-                raise AlignkitError(_refused(answer))
+                refused = NotThereError if answer.status_code == HTTPStatus.NOT_FOUND else AlignkitError
+                raise refused(_refused(answer))
             yield from answer.iter_bytes()
     except httpx.ConnectError as error:
         raise AlignkitError(UNREACHABLE) from error

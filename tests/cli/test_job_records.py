@@ -109,12 +109,17 @@ def test_everything_a_job_leaves_is_downloaded(
     adapter = str(write_adapter(tmp_path / "adapter"))
     service.ledger.add_model(job_id, name=name, base_model="tiny-llama", kind="adapter", path=adapter)
     service.ledger.transition(job_id, "succeeded", only_from=("running",), fine_tuned_model=name)
+    assert run("jobs", "download", job_id, "--no-model", "--to", "early").returncode == 0
+    assert not Path("early/report.html").exists()
+    report = service.settings.jobs_dir / job_id / "report.html"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text("<p>")
     done = run("jobs", "download", job_id)
     assert (done.returncode, done.stdout) == (0, f"{job_id}\n"), done.stderr
     folder = Path(job_id)
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     records = {name for name in found if not name.startswith("model/")}
-    assert records == {"job.json", "recipe.yaml", "events.jsonl", "metrics.json"}
+    assert records == {"job.json", "recipe.yaml", "report.html", "events.jsonl", "metrics.json"}
     assert {"model/adapter_config.json", "model/adapter_model.safetensors"} <= found
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert events[0]["message"] == f"Created fine-tuning job: {job_id}"
@@ -129,4 +134,6 @@ def test_everything_a_job_leaves_is_downloaded(
     (tmp_path / "adapter").rmdir()
     gone = run("jobs", "download", job_id, "--to", "gone")
     assert "no longer exist" in gone.stderr
-    assert sorted(path.name for path in Path().iterdir()) == [job_id, "plain"], "nothing half-done stays"
+    assert sorted(path.name for path in Path().iterdir()) == ["early", job_id, "plain"], (
+        "nothing half-done stays"
+    )
