@@ -41,6 +41,10 @@ def submit(
     validation_share: ValidationShare = None,
     param: Parameters = None,
     suffix: Annotated[str | None, typer.Option(help="suffix of the new model's name")] = None,
+    serving: Annotated[
+        str | None,
+        typer.Option(help="how the result is served: adapter, merged or merged_fp8 (an engine of its own)"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="seed of every random choice")] = None,
     metadata: Labels = None,
     integration: Annotated[
@@ -57,6 +61,7 @@ def submit(
         "seed": seed,
         "metadata": labels_of(metadata) or None,
         "integrations": [integration_of(text) for text in integration or ()] or None,
+        "extra_body": {"serving": serving} if serving else None,
     }
     rest = method_of(method, param, validation_share, validation_file)
     rest |= {name: value for name, value in optional.items() if value is not None}

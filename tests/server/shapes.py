@@ -13,7 +13,7 @@ from alignkit.methods import Hyperparameters
 
 OWN_HYPERPARAMETERS = set(Hyperparameters.model_fields)
 OWN_FIELDS = {
-    "FineTuningJob": {"queue_position", "usage"},
+    "FineTuningJob": {"queue_position", "serving", "usage"},
     "Model": {"parent", "kind"},
     "DpoHyperparameters": OWN_HYPERPARAMETERS,
     "SupervisedHyperparameters": OWN_HYPERPARAMETERS,

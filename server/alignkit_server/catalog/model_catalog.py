@@ -19,12 +19,14 @@ from alignkit_server.tables import FineTunedModel
 
 BASE = "base"
 ADAPTER = "adapter"
+MERGED = "merged"
+"""An adapter that is served as weights of its own; the files of its row are the adapter's."""
 FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model that can be served: `kind` is "base", "adapter" or "full", `owner` the project that made it."""
+    """A model that can be served: `kind` is base, adapter, merged or full, `owner` the project that made it."""
 
     name: str
     base_model: str
@@ -40,8 +42,8 @@ class ResolvedModel:
 
     @property
     def engine(self) -> str:
-        """The model whose engine serves it: the model itself if fully trained, else its base model."""
-        return self.name if self.kind == FULL else self.base_model
+        """The model whose engine serves it: the model itself if it has weights of its own, else its base model."""
+        return self.name if self.kind in {MERGED, FULL} else self.base_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,12 @@ class Tolerance:
 
 FULL_PRECISION = Tolerance(maximum=0.05, mean=0.01, visible=0.001)
 HALF_PRECISION = Tolerance(maximum=0.35, mean=0.08, visible=0.35)
+EIGHT_BITS = Tolerance(maximum=2.0, mean=0.5, visible=2.0)
+"""Of weights and activations rounded to FP8.
+
+Rounding as vLLM's fp8_per_channel does, emulated on a CPU with SmolLM2-135M, moved the log-probs of four answers by
+0.12 to 0.36 nats on average, and one token's by 1.4 at most.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +113,19 @@ class CanaryReport:
 
 
 def check(
-    endpoint: str, *, base_model: str, model_name: str, canary: dict[str, Any], engine_dtype: str = "float32"
+    endpoint: str,
+    *,
+    base_model: str | None,
+    model_name: str,
+    canary: dict[str, Any],
+    engine_dtype: str = "float32",
+    quantized: bool = False,
 ) -> CanaryReport:
     """Compare the engine at `endpoint` with the trainer's numbers in `canary` (a job's canary.json).
 
-    The strict tolerances apply if trainer and engine both use float32. Raises CanaryError if the engine does not
+    `base_model` is None if the engine has no base model because it serves merged weights; the trainer's numbers of
+    the base then take its place. The strict tolerances apply if trainer and engine both use float32, the widest to
+    weights that the engine has `quantized`. Raises CanaryError if the engine does not
     answer as trained, EngineError if it does not answer at all.
     """
     prompt, completion, trained_base, trained = _parts(canary)
@@ -120,7 +134,7 @@ def check(
         served = _logprobs(client, model_name, prompt, completion)
         if trained_base is not None:
             start = canary.get("start_logprobs") or trained_base
-            served_base = _logprobs(client, base_model, prompt, completion)
+            served_base = _logprobs(client, base_model, prompt, completion) if base_model else trained_base
             over_base = OverBase(
                 base=Difference.between(served_base, trained_base),
                 trained_shift=Difference.between(trained, start),
@@ -130,7 +144,7 @@ def check(
     report = CanaryReport(
         tokens=len(completion),
         adapter=Difference.between(served, trained),
-        tolerance=FULL_PRECISION if full else HALF_PRECISION,
+        tolerance=EIGHT_BITS if quantized else FULL_PRECISION if full else HALF_PRECISION,
         over_base=over_base,
     )
     if (complaint := _complaint(report)) is not None:

@@ -17,6 +17,7 @@ from alignkit_server.engines.caches import use_cache
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.lora_support import serves_adapters
 from alignkit_server.engines.ranks import FIRST_RANK, engine_rank
+from alignkit_server.engines.serving import quantization_in
 from alignkit_server.engines.sizes import (
     adapters_at_once,
     context_argument,
@@ -24,7 +25,7 @@ from alignkit_server.engines.sizes import (
     sequences_at_once,
 )
 from alignkit_server.engines.tool_calls import NO_PARSER, parser_of, template_in
-from alignkit_server.engines.weights import weights_folder
+from alignkit_server.engines.weights import stored_dtype, weights_folder
 from alignkit_server.settings import EngineSettings, Settings
 
 VLLM_SERVER = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
@@ -79,6 +80,7 @@ def vllm_command(settings: Settings, model: str, port: int, rank: int = FIRST_RA
     positions = _positions(folder, model)
     engine = settings.engine.of(model)
     gpu = runs_on_gpu()
+    quantization = None if has_adapters else quantization_in(folder)
     arguments = {
         # Relative to the working directory: the resolver compares this exact text with an adapter's
         # base_model_name_or_path, so neither contains the path of the service's home.
@@ -86,18 +88,22 @@ def vllm_command(settings: Settings, model: str, port: int, rank: int = FIRST_RA
         "--served-model-name": model,
         "--host": "127.0.0.1",
         "--port": str(port),
-        "--dtype": engine_dtype(engine),
+        "--dtype": _dtype(engine, folder, quantization),
         "--max-model-len": context_argument(engine, positions),
         "--max-num-seqs": str(sequences_at_once(engine, gpu=gpu)),
         "--uvicorn-log-level": "warning",
     }
     if gpu:
         arguments["--gpu-memory-utilization"] = str(memory_share(engine))
+    if quantization is not None:
+        arguments["--quantization"] = quantization
     takes_adapters = has_adapters and _takes_adapters(folder)
     rank = engine_rank(rank, engine.max_lora_rank)
     lora = _lora_arguments(settings, engine, folder, rank, gpu=gpu) if takes_adapters else []
     tools = _tool_arguments(engine, folder)
-    device = [] if gpu else ["--enforce-eager", "--distributed-executor-backend", IN_ENGINE]
+    device: list[str] = []
+    if not gpu:
+        device = ["--enforce-eager", "--distributed-executor-backend", IN_ENGINE]
     flags = [*lora, *tools, *device, *engine.extra_args]
     options = [part for pair in arguments.items() for part in pair]
     cache = _cache(settings, model) if gpu else None
@@ -191,6 +197,12 @@ def _cache(settings: Settings, model: str) -> Path | None:
         return None if CACHE_VARIABLE in os.environ else use_cache(settings, model)
     except OSError:
         return None
+
+
+def _dtype(engine: EngineSettings, folder: Path, quantization: str | None) -> str:
+    """The engine's dtype; vLLM quantises no weights for computing in float32."""
+    dtype = engine_dtype(engine)
+    return "bfloat16" if quantization and dtype == "auto" and stored_dtype(folder) == "float32" else dtype
 
 
 def _environment(

@@ -8,7 +8,10 @@ import os
 import shutil
 from pathlib import Path
 
+from alignkit.errors import ModelError
+from alignkit.models.trainable import config_of
 from alignkit_server.engines.errors import AdapterError
+from alignkit_server.engines.serving import mark
 from alignkit_server.settings import Settings
 
 SERVED = (
@@ -32,15 +35,26 @@ def weights_folder(settings: Settings, model_name: str) -> Path:
     return settings.weights_dir / file_name(model_name)
 
 
+def stored_dtype(folder: Path) -> str:
+    """The dtype of the weights in `folder`, by its config.json; float32 if that does not say."""
+    try:
+        config = config_of(folder)
+    except ModelError:
+        return "float32"
+    text = config.get("text_config")
+    found = config.get("dtype") or config.get("torch_dtype") or (text or {}).get("dtype")
+    return str(found or "float32").removeprefix("torch.")
+
+
 def file_name(model_name: str) -> str:
     """A model's name as a file name, without colons, which many programs interpret. Unique through the job's id."""
     return model_name.replace(":", "_")
 
 
-def publish_weights(settings: Settings, source: Path, *, model_name: str) -> Path:
+def publish_weights(settings: Settings, source: Path, *, model_name: str, serving: str | None = None) -> Path:
     """Copy or link the model in `source` to the folder it is served from, and return that folder. Idempotent.
 
-    Raises AdapterError if there are no weights to serve.
+    `serving` says how merged weights are served. Raises AdapterError if there are no weights to serve.
     """
     target = weights_folder(settings, model_name)
     if target.exists():
@@ -54,6 +68,8 @@ def publish_weights(settings: Settings, source: Path, *, model_name: str) -> Pat
     staging.mkdir(parents=True)
     for path in {path for pattern in SERVED for path in source.glob(pattern)}:
         _link(path, staging / path.name)
+    if serving is not None:
+        mark(staging, serving)
     staging.rename(target)
     return target
 

@@ -25,10 +25,12 @@ from alignkit.sections import LoraSection
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
 from alignkit_server.engines.lora_support import serves_adapters
+from alignkit_server.engines.serving import AS_ADAPTER
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import job_device, job_gpus, trains_on_gpu
 from alignkit_server.ids import JOB, new_id
 from alignkit_server.jobs.data_files import FileChecks, Reading
+from alignkit_server.jobs.mergeable import require_mergeable
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
@@ -114,6 +116,7 @@ def prepare(
         )
     _require_trainable(spec.recipe, request.model, method)
     _require_servable(spec.recipe, request.model, model.base_model, method, services)
+    require_mergeable(request.serving or AS_ADAPTER, spec.recipe, model.base_model, services.settings)
     spec = _settled(spec, request.model, rows, services, checks)
     if renders and has_tokenizer(Path(spec.recipe.model.path)):
         files = checks.rendered(files, reading, spec.recipe, request.model)

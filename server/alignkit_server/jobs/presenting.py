@@ -32,6 +32,7 @@ def present_job(job: Job, organization: str, queue_position: int | None) -> JobO
         organization_id=organization,
         result_files=job.result_files,
         seed=job.seed,
+        serving=job.serving,
         status=job.status,
         trained_tokens=job.trained_tokens,
         training_file=job.training_file,

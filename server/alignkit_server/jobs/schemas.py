@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from alignkit.tracking import MAX_TRACKERS, MLflowRun, TrackedRun, WandbRun, each_once
+from alignkit_server.engines.serving import Serving
 from alignkit_server.fields import Matching, Name
 
 MAX_SEED = 2**31 - 1
@@ -83,6 +84,11 @@ class JobRequest(BaseModel):
     method: MethodRequest | None = Field(None, description="supervised if omitted, as in OpenAI's API")
     suffix: Suffix | None = Field(None, description="part of the new model's name")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    serving: Serving | None = Field(
+        None,
+        description="how the result is served: as an adapter of its base model's engine (the default), or merged "
+        "into the base's weights by an engine of its own, also with these in FP8",
+    )
     metadata: Annotated[dict[Label, LabelValue], Field(max_length=16)] | None = None
     integrations: Annotated[list[Integration], Field(max_length=MAX_TRACKERS)] | None = Field(
         None, description="trackers that the job reports to, each at most once"
@@ -147,6 +153,7 @@ class JobObject(BaseModel):
     queue_position: int | None = Field(description="position among all waiting jobs; 1 starts next")
     integrations: list[Integration] | None = None
     metadata: dict[str, str] | None
+    serving: Serving = Field(description="how its result was asked to be served")
     method: MethodObject
     usage: JobUsage
 

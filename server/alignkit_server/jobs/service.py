@@ -14,6 +14,7 @@ from alignkit_server.catalog.repository import ModelRepository
 from alignkit_server.clock import now
 from alignkit_server.database import after_commit
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
+from alignkit_server.engines.serving import AS_ADAPTER
 from alignkit_server.errors import ApiError, not_found
 from alignkit_server.executors.registry import gpus_of
 from alignkit_server.files.repository import FileRepository
@@ -80,6 +81,7 @@ class JobService:
             training_file=request.training_file,
             validation_file=request.validation_file,
             suffix=request.suffix,
+            serving=request.serving or AS_ADAPTER,
             seed=prepared.seed,
             method_type=prepared.method,
             hyperparameters=prepared.hyperparameters,

@@ -13,7 +13,10 @@ class ModelObject(BaseModel):
     created: int
     owned_by: str
     parent: str | None = Field(description="base model of a fine-tuned model")
-    kind: str = Field(description="base, adapter, or full if all weights were trained")
+    kind: str = Field(
+        description="base, adapter, merged if an adapter is served as weights of its own, or full if all "
+        "weights were trained"
+    )
 
 
 class ModelList(BaseModel):

@@ -52,6 +52,7 @@ class JobRecord:
     fine_tuned_model: str | None
     attempt: int
     recipe: dict[str, Any]
+    serving: str
 
 
 class JobLedger:
@@ -88,6 +89,7 @@ class JobLedger:
             fine_tuned_model=job.fine_tuned_model,
             attempt=job.attempt,
             recipe=job.recipe,
+            serving=job.serving,
         )
 
     def active_jobs(self) -> list[str]:
@@ -205,10 +207,16 @@ class JobLedger:
     def add_model(
         self, job_id: str, *, name: str, base_model: str, kind: str, path: str, step: int | None = None
     ) -> None:
-        """Record a model of the job, once per name. It is not visible to others until the job has succeeded."""
+        """Record a model of the job, once per name, or that it is now served as another kind.
+
+        It is not visible to others until the job has succeeded.
+        """
         with self._database.writing() as session:
             job = _locked(session, job_id)
-            if _exists(session, FineTunedModel, job_id, FineTunedModel.name == name):
+            mine = FineTunedModel.job_id == job_id, FineTunedModel.name == name
+            known = session.scalars(select(FineTunedModel).where(*mine)).one_or_none()
+            if known is not None:
+                known.kind = kind
                 return
             session.add(
                 FineTunedModel(

@@ -12,7 +12,7 @@ from alignkit.models.chat_templates import read_template
 from alignkit.models.trainable import ends_in
 from alignkit.run.folder import RunFolder
 from alignkit_server import tracing
-from alignkit_server.catalog.model_catalog import ADAPTER, FULL
+from alignkit_server.catalog.model_catalog import ADAPTER, FULL, MERGED
 from alignkit_server.catalog.names import model_name
 from alignkit_server.engines.adapters import publish
 from alignkit_server.engines.canary import CanaryReport, check
@@ -20,10 +20,17 @@ from alignkit_server.engines.command import engine_dtype
 from alignkit_server.engines.engine import BACK_OFF_SECONDS
 from alignkit_server.engines.errors import AdapterError, CanaryError, EngineError
 from alignkit_server.engines.ranks import adapter_rank
-from alignkit_server.engines.weights import publish_weights
+from alignkit_server.engines.serving import AS_ADAPTER, quantization_in
+from alignkit_server.engines.weights import (
+    publish_weights,
+    stored_dtype,
+    unpublish_weights,
+    weights_folder,
+)
 from alignkit_server.outages import Detached
 from alignkit_server.reserve import require_room
 from alignkit_server.runner.ledger import JobRecord
+from alignkit_server.runner.merging import NotMergedError, merge
 from alignkit_server.runner.result_csv import FILENAME, PURPOSE, result_file_id, results_csv
 from alignkit_server.runner.step_services import JobFailedError, StepServices, folder_of, job_step, use
 
@@ -78,6 +85,8 @@ def _publish(services: StepServices, job: JobRecord, path: Path, variant: int | 
             )
     except AdapterError as error:
         raise JobFailedError("not_servable", str(error)) from error
+    if variant is None and kind == ADAPTER and job.serving != AS_ADAPTER:
+        kind = _merged(services, job, published, name)
     services.ledger.add_model(
         job.id, name=name, base_model=job.base_model, kind=kind, path=str(published), step=step
     )
@@ -85,6 +94,23 @@ def _publish(services: StepServices, job: JobRecord, path: Path, variant: int | 
         services.ledger.add_checkpoint(
             job.id, step=step, model_name=name, metrics={}, path=f"checkpoints/{path.name}"
         )
+
+
+def _merged(services: StepServices, job: JobRecord, adapter: Path, name: str) -> str:
+    """The kind of model that the adapter became: merged, or still an adapter, with an event that says why."""
+    message = "Merging the adapter into the weights of its base"
+    services.ledger.add_event(job.id, level="info", message=message, once="merge")
+    try:
+        merge(services, job, adapter, name)
+    except NotMergedError as error:
+        _stay_adapter(services, job, str(error))
+        return ADAPTER
+    return MERGED
+
+
+def _stay_adapter(services: StepServices, job: JobRecord, why: str) -> None:
+    message = f"The model is served as an adapter, not merged: {why}"
+    services.ledger.add_event(job.id, level="warn", message=message, once="not merged")
 
 
 def _chat_template(job: JobRecord, path: Path) -> str | None:
@@ -119,8 +145,9 @@ def prove(job_id: str) -> None:
     services = use()
     message = "Checking that the served model answers as trained"
     services.ledger.add_event(job_id, level="info", message=message, data={"phase": "engine"}, once="canary")
+    job, folder = services.ledger.get(job_id), folder_of(job_id)
     try:
-        report = _report(services, services.ledger.get(job_id), folder_of(job_id))
+        report = _report_of_merged(services, job, folder) or _report(services, job, folder)
     except CanaryError as error:
         raise JobFailedError(
             "canary_failed", f"The model was trained but is not served as trained: {error}"
@@ -131,22 +158,44 @@ def prove(job_id: str) -> None:
     )
 
 
-def _report(services: StepServices, job: JobRecord, folder: RunFolder) -> CanaryReport:
+def _report_of_merged(services: StepServices, job: JobRecord, folder: RunFolder) -> CanaryReport | None:
+    """The canary's report of merged weights; None if the job has none, or none that serve, and stays an adapter."""
+    name = name_of(job)
+    if kind_of(job) == FULL or not weights_folder(services.settings, name).is_dir():
+        return None
+    try:
+        return _report(services, job, folder, merged=True)
+    except (CanaryError, JobFailedError) as error:
+        services.engines.stop(name)
+        unpublish_weights(services.settings, model_name=name)
+        path = str(services.settings.adapters_dir / job.base_model / name)
+        services.ledger.add_model(job.id, name=name, base_model=job.base_model, kind=ADAPTER, path=path)
+        _stay_adapter(services, job, str(error))
+        return None
+
+
+def _report(
+    services: StepServices, job: JobRecord, folder: RunFolder, *, merged: bool = False
+) -> CanaryReport:
     """The canary's report. An engine that was killed is started again; an external or busy one is waited for."""
-    engine = name_of(job) if kind_of(job) == FULL else job.base_model
+    own = merged or kind_of(job) == FULL
+    engine = name_of(job) if own else job.base_model
+    weights = weights_folder(services.settings, engine)
+    dtypes = {engine_dtype(services.settings.engine.of(engine)), *([stored_dtype(weights)] if merged else [])}
     elsewhere = engine in services.settings.engine.urls
     deadline = time.monotonic() + services.settings.engine.start_timeout_seconds
     proofs = 0
     while True:
         proofs += 1
         try:
-            with services.engines.leased(engine, _rank(services, job)) as url:
+            with services.engines.leased(engine, 0 if own else _rank(services, job)) as url:
                 return check(
                     url,
-                    base_model=job.base_model,
+                    base_model=None if own else job.base_model,
                     model_name=name_of(job),
                     canary=_canary(folder),
-                    engine_dtype=engine_dtype(services.settings.engine.of(engine)),
+                    engine_dtype="float32" if dtypes == {"float32"} else "half",
+                    quantized=merged and quantization_in(weights) is not None,
                 )
         except EngineError as error:
             if services.stopping.is_set():
@@ -161,7 +210,7 @@ def _report(services: StepServices, job: JobRecord, folder: RunFolder) -> Canary
 
 
 def _rank(services: StepServices, job: JobRecord) -> int:
-    """The LoRA rank of the job's adapter; 0 for a fully trained model."""
+    """The LoRA rank of the job's adapter."""
     return adapter_rank(str(services.settings.adapters_dir / job.base_model / name_of(job)))
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import select, update
 from alignkit.run.reference_store import ReferenceStore
 from alignkit_server.clock import now
 from alignkit_server.database import Database
+from alignkit_server.engines.weights import file_name
 from alignkit_server.settings import Settings
 from alignkit_server.tables import FineTunedModel, Job, Project
 
@@ -28,16 +29,18 @@ class RunStorage:
         self._folder = settings.jobs_dir
         self._exports = settings.exports_dir
         self._references = settings.references_dir
+        self._weights = settings.weights_dir
         self._caches = settings.engine_caches_dir
         self._database = database
 
     def measure(self, job_id: str) -> int:
         """Count the bytes of the job's folder, models, their engines and downloads in the making, and store them."""
         with self._database.reading() as session:
-            models = session.scalars(select(FineTunedModel.path).where(FineTunedModel.job_id == job_id)).all()
+            paths = session.scalars(select(FineTunedModel.path).where(FineTunedModel.job_id == job_id)).all()
         exports = self._exports.glob(f"{job_id}.*")
-        compiled = [self._caches / Path(path).name for path in models]
-        size = bytes_on_disk([self._folder / job_id, *map(Path, models), *compiled, *exports])
+        names = [file_name(Path(path).name) for path in paths]
+        of_engines = [folder / name for folder in (self._weights, self._caches) for name in names]
+        size = bytes_on_disk([self._folder / job_id, *map(Path, paths), *of_engines, *exports])
         self._store(job_id, disk_bytes=size)
         return size
 

@@ -28,6 +28,8 @@ class Job(Owned, Base):
     training_file: Mapped[str] = mapped_column(String(64))
     validation_file: Mapped[str | None] = mapped_column(String(64))
     suffix: Mapped[str | None] = mapped_column(String(64))
+    serving: Mapped[str] = mapped_column(String(16), server_default="adapter")
+    """How its result is served, of alignkit_server.engines.serving."""
     seed: Mapped[int]
     method_type: Mapped[str] = mapped_column(String(32))
     hyperparameters: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -74,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
         for path in Path(self.server.options.canaries).glob("*/canary.json"):
             known = json.loads(path.read_text())
             if known["prompt_token_ids"] + known["completion_token_ids"] == body["prompt"]:
-                is_base = body["model"] == self.server.options.model and known["base_logprobs"]
+                own = body["model"].startswith("ft:")
+                is_base = body["model"] == self.server.options.model and not own and known["base_logprobs"]
                 values = known["base_logprobs" if is_base else "adapter_logprobs"]
                 self.prompt_logprobs(body["prompt"], values)
                 return

@@ -29,15 +29,22 @@ class Served:
         self.table = table
 
     def check(
-        self, base: list[float], adapter: list[float], engine_dtype: str = "float32", **canary: Any
+        self,
+        base: list[float] | None,
+        adapter: list[float],
+        engine_dtype: str = "float32",
+        *,
+        quantized: bool = False,
+        **canary: Any,
     ) -> CanaryReport:
         self.table.write_text(json.dumps({"tiny": base, "ft:tiny": adapter}))
         return check(
             self.url,
-            base_model="tiny",
+            base_model="tiny" if base else None,
             model_name="ft:tiny",
             canary=CANARY | canary,
             engine_dtype=engine_dtype,
+            quantized=quantized,
         )
 
 
@@ -77,6 +84,24 @@ def test_a_model_whose_every_weight_was_trained_has_no_base(served: Served) -> N
     assert report.adapter.maximum == pytest.approx(1e-3)
     with pytest.raises(CanaryError, match="vLLM's model does not answer as trained: 3 tokens"):
         served.check(BASE, shifted(ADAPTER, 1.0), base_logprobs=None)
+
+
+def test_merged_weights_are_compared_with_the_trainers_numbers_of_the_base(served: Served) -> None:
+    report = served.check(None, CANARY["adapter_logprobs"])
+    assert report.conclusive
+    assert report.over_base is not None
+    assert report.over_base.served_shift == report.over_base.trained_shift
+    with pytest.raises(CanaryError, match="answers as the base model"):
+        served.check(None, shifted(CANARY["base_logprobs"], 0.001))
+
+
+def test_quantised_weights_are_given_the_most_room(served: Served) -> None:
+    off = shifted(CANARY["adapter_logprobs"], 0.2)
+    assert served.check(None, off, "half", quantized=True).adapter.mean == pytest.approx(0.2)
+    with pytest.raises(CanaryError):
+        served.check(None, off, "half")
+    with pytest.raises(CanaryError, match=r"does not answer as trained|answers as the base model"):
+        served.check(None, shifted(off, 2.0), "half", quantized=True)
 
 
 def test_an_adapter_without_effect_is_caught(served: Served) -> None:
