@@ -117,6 +117,12 @@ class EngineSettings(ModelEngine):
     idle_seconds: float | None = Field(
         None, gt=0, description="seconds after which an idle engine is stopped"
     )
+    sleeping: int = Field(
+        0,
+        ge=0,
+        description="idle engines on a GPU that keep their weights in the server's memory instead of ending, so that "
+        "the next request waits for seconds only",
+    )
     cache_bytes: int = Field(
         16 * 2**30,
         ge=0,

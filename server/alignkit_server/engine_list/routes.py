@@ -17,7 +17,8 @@ class EngineObject(BaseModel):
     id: str = Field(description="name of the model that it serves, with the model's adapters")
     object: Literal["organization.engine"] = "organization.engine"
     status: EngineState = Field(
-        description="external: another program runs it at an address of ALIGNKIT_ENGINE__URLS"
+        description="external: another program runs it at an address of ALIGNKIT_ENGINE__URLS; sleeping: its weights "
+        "wait in the server's memory, and not on the GPU"
     )
     in_use: int = Field(description="requests and jobs that use it now")
     error: str | None = Field(description="why its last start failed")

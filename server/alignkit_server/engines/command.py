@@ -31,6 +31,19 @@ from alignkit_server.settings import EngineSettings, Settings
 VLLM_SERVER = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 """vLLM's server, as a line: the processes that it starts would import once more what `-m` names."""
 
+SLEEPING_SERVER = (
+    "import vllm.entrypoints.launchers.app as launcher; "
+    "from vllm.entrypoints.serve.dev.sleep.api_router import attach_router; "
+    "register = launcher.register_api_routers; "
+    "launcher.register_api_routers = lambda args, app, *rest: (register(args, app, *rest), attach_router(app)); "
+    + VLLM_SERVER
+)
+"""The same with vLLM's routes for sleep mode.
+
+VLLM_SERVER_DEV_MODE would add them too, but also routes by which any process of the machine could call any method of
+the engine.
+"""
+
 IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """The executor that computes in the engine's process.
 
@@ -48,7 +61,8 @@ class EngineCommand:
     """The command of an engine: its arguments, working directory and required environment variables.
 
     `reads` and `writes` are the files and folders of the service's home that it needs. `rank` is the largest rank of
-    an adapter that it will serve; None if it has no such limit.
+    an adapter that it will serve; None if it has no such limit. `sleeps` says whether it can give up the GPU's memory
+    and take it again.
     """
 
     arguments: list[str]
@@ -57,6 +71,7 @@ class EngineCommand:
     reads: Sequence[Path] = ()
     writes: Sequence[Path] = ()
     rank: int | None = None
+    sleeps: bool = False
 
 
 CommandBuilder = Callable[[Settings, str, int, int], EngineCommand]
@@ -101,19 +116,21 @@ def vllm_command(settings: Settings, model: str, port: int, rank: int = FIRST_RA
     rank = engine_rank(rank, engine.max_lora_rank)
     lora = _lora_arguments(settings, engine, folder, rank, gpu=gpu) if takes_adapters else []
     tools = _tool_arguments(engine, folder)
-    device: list[str] = []
+    sleeps = gpu and settings.engine.sleeping > 0
+    device: list[str] = ["--enable-sleep-mode"] if sleeps else []
     if not gpu:
         device = ["--enforce-eager", "--distributed-executor-backend", IN_ENGINE]
     flags = [*lora, *tools, *device, *engine.extra_args]
     options = [part for pair in arguments.items() for part in pair]
     cache = _cache(settings, model) if gpu else None
     return EngineCommand(
-        arguments=[sys.executable, "-c", VLLM_SERVER, *options, *flags],
+        arguments=[sys.executable, "-c", SLEEPING_SERVER if sleeps else VLLM_SERVER, *options, *flags],
         cwd=folder.parent,
         environment=_environment(settings, engine, model if has_adapters else None, cache, gpu=gpu),
         reads=[folder, Path(sys.prefix), *([settings.adapters_dir / model] if lora else [])],
         writes=[cache] if cache else [],
         rank=rank if lora else None,
+        sleeps=sleeps,
     )
 
 

@@ -27,6 +27,8 @@ DRAIN_SECONDS = 60.0
 """Seconds that new requests wait for those at work to end before a restart."""
 PUT_OFF_SECONDS = 60.0
 """Seconds without another try after a restart for which the requests at work did not end."""
+SLEEP_SECONDS = 60.0
+"""Time in which an engine must fall asleep or wake: the weights move between the GPU and the memory."""
 POLL_SECONDS = 0.1
 OWNER_MARK = "@"
 """Separates a model's name, which never contains it, from the server's process id in file names."""
@@ -57,6 +59,10 @@ class Engine:
         self._put_off_until = 0.0
         self._rank = 0
         """The largest LoRA rank that the process was started for."""
+        self._sleeps = False
+        """Whether the process can sleep."""
+        self.asleep_since: float | None = None
+        """When it was put to sleep, on the monotonic clock; None while it is not asleep."""
         self._most = engine_rank(VLLM_RANKS[-1], settings.engine.max_lora_rank)
         """The largest that one is started for; vLLM itself refuses an adapter beyond."""
         self._process: ManagedProcess | None = None
@@ -70,7 +76,7 @@ class Engine:
         with self._lock:
             if self._stopping.is_set():
                 raise EngineError("engine_stopped", "the service is shutting down")
-            url = self.running_endpoint()
+            url = self.running_endpoint() or self._woken(rank)
             if url is not None and rank <= self._rank:
                 return url
             if self._failure is not None and time.monotonic() - self._failed_at < BACK_OFF_SECONDS:
@@ -134,14 +140,17 @@ class Engine:
     def running_endpoint(self) -> str | None:
         """The engine's URL if it is ready now, else None. Starts nothing."""
         process = self._process
-        if process is None or not self._ready or not process.alive():
+        if process is None or not self._ready or self.asleep_since is not None or not process.alive():
             return None
         return f"http://127.0.0.1:{process.port}"
 
     def status(self) -> EngineStatus:
         if self.running_endpoint() is not None:
             return "ready"
-        if self._process is not None:
+        process = self._process
+        if process is not None and self.asleep_since is not None and process.alive():
+            return "sleeping"
+        if process is not None:
             return "failed" if self._ready else "starting"
         return "failed" if self._failure is not None else "stopped"
 
@@ -158,6 +167,32 @@ class Engine:
         """Stop the process, after waiting for a start in progress (which `stopping` shortens)."""
         with self._lock:
             self._end()
+
+    def rest(self) -> None:
+        """Put the engine, which is idle, to sleep if it can; else stop it."""
+        with self._lock:
+            url = self.running_endpoint()
+            if url is not None and self._sleeps and _obeys(f"{url}/sleep?level=1"):
+                self.asleep_since = time.monotonic()
+            elif self.asleep_since is None:
+                self._end()
+
+    def end_sleep(self) -> None:
+        """Stop the engine if it is asleep."""
+        with self._lock:
+            if self.asleep_since is not None:
+                self._end()
+
+    def _woken(self, rank: int) -> str | None:
+        """The URL of an engine that was asleep; None if it must be started, because it is gone or serves less."""
+        if self.asleep_since is None or self._process is None:
+            return None
+        url = f"http://127.0.0.1:{self._process.port}"
+        if rank <= self._rank and self._process.alive() and _obeys(f"{url}/wake_up"):
+            self.asleep_since = None
+            return url
+        self._end()
+        return None
 
     def _start(self, rank: int) -> str:
         if self._process is not None:
@@ -194,6 +229,7 @@ class Engine:
         except BaseException:
             self._end()
             raise
+        self._sleeps = command.sleeps
         self._rank = VLLM_RANKS[-1] if command.rank is None else max(command.rank, rank)
         self._ready = True
         logger.info("the engine of %s is ready after %.0f s", self._base_model, time.monotonic() - started)
@@ -238,8 +274,17 @@ class Engine:
 
     def _end(self) -> None:
         process, self._process, self._ready = self._process, None, False
+        self.asleep_since = None
         if process is not None:
             process.terminate(self._settings.stop_grace_seconds)
+
+
+def _obeys(url: str) -> bool:
+    """Whether an engine has done what a request of its sleep mode asks for."""
+    try:
+        return httpx.post(url, json={}, trust_env=False, timeout=SLEEP_SECONDS).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def engine_files(settings: Settings, base_model: str) -> tuple[Path, Path]:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-EngineStatus = Literal["stopped", "starting", "ready", "failed"]
-EngineState = Literal["stopped", "starting", "ready", "failed", "external"]
+EngineStatus = Literal["stopped", "starting", "ready", "sleeping", "failed"]
+EngineState = Literal["stopped", "starting", "ready", "sleeping", "failed", "external"]
 
 
 @dataclass(frozen=True, slots=True)

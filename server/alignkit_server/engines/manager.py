@@ -28,7 +28,8 @@ class EngineManager:
     """Starts, finds and stops the engine of each model that has its own. Thread-safe; every method may block.
 
     At most `engine.max_engines` run at once. An idle engine is stopped to make room for another, or after
-    `engine.idle_seconds`. If `engine.urls` names an external engine for a model, that engine answers.
+    `engine.idle_seconds`; on a GPU, the latest `engine.sleeping` of them sleep instead. If `engine.urls` names an
+    external engine for a model, that engine answers.
     """
 
     def __init__(self, settings: Settings, *, build_command: CommandBuilder = vllm_command) -> None:
@@ -184,9 +185,17 @@ class EngineManager:
 
     def _end(self, model: str) -> None:
         engine = self._engines.get(model)
-        if engine is not None:
-            logger.info("stopping the idle engine of %s", model)
-            engine.stop()
+        if engine is None:
+            return
+        logger.info("stopping the idle engine of %s", model)
+        engine.rest()
+        asked_for = self._slots.users()  # about to wake
+        with self._lock:
+            others = [one for name, one in self._engines.items() if name not in asked_for]
+        asleep = [one for one in others if one.asleep_since is not None]
+        asleep.sort(key=lambda one: one.asleep_since or 0.0)
+        for one in asleep[: max(0, len(asleep) - self._settings.engine.sleeping)]:
+            one.end_sleep()
 
     def _reap(self) -> None:
         seconds = self._settings.engine.idle_seconds or 0.0

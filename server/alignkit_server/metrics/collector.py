@@ -14,7 +14,7 @@ from alignkit_server.database import Database
 from alignkit_server.engines.facts import ListEngines
 from alignkit_server.metrics.repository import JobFacts, facts
 
-ENGINE_STATES = ("stopped", "starting", "ready", "failed")
+ENGINE_STATES = ("stopped", "starting", "ready", "sleeping", "failed")
 
 
 class RequestMetrics:

@@ -44,8 +44,14 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/chat/completions": self.chat,
             "/v1/responses": lambda body, raw: self.chat_echo("", raw),
             "/v1/unload_lora_adapter": self.unload,
+            "/sleep?level=1": lambda body, raw: self.sleep_mode("sleeps"),
+            "/wake_up": lambda body, raw: self.sleep_mode("wakes"),
         }
         route[self.path](body, raw)
+
+    def sleep_mode(self, what: str) -> None:
+        self.server.note(f"{what} {self.server.options.model}")
+        self.answer(500 if what in self.server.options.refuse else 200, {})
 
     def unload(self, body: dict[str, Any], raw: bytes) -> None:
         self.server.note(f"unload {body['lora_name']}")
@@ -224,6 +230,7 @@ def main() -> None:
         "--child", action="store_true", help="start a child in a session of its own that ignores SIGTERM"
     )
     parser.add_argument("--stubborn", action="store_true", help="ignore SIGTERM")
+    parser.add_argument("--refuse", default="", help="fail to do this: sleeps or wakes")
     parser.add_argument("--logprobs", help="JSON: model to the log-probs of the completion")
     parser.add_argument("--canaries", help="answer by the */canary.json in this folder")
     options = parser.parse_args()

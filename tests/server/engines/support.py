@@ -35,13 +35,18 @@ class FakeEngines:
         self.ranks: list[int] = []
         """The largest LoRA rank of each engine; told to the manager where `limited`."""
         self.limited = False
+        self.sleeps = False
 
     def __call__(self, settings: Settings, base_model: str, port: int, rank: int) -> EngineCommand:
         told = ["--port", str(port), "--model", base_model, "--notes", str(self.notes_path)]
         arguments = [sys.executable, "-S", str(FAKE_ENGINE), *told, *self.flags]
         self.ranks.append(engine_rank(rank, settings.engine.max_lora_rank))
         return EngineCommand(
-            arguments, cwd=settings.root, environment={}, rank=self.ranks[-1] if self.limited else None
+            arguments,
+            cwd=settings.root,
+            environment={},
+            rank=self.ranks[-1] if self.limited else None,
+            sleeps=self.sleeps,
         )
 
     def notes(self, start: str = "") -> list[str]:

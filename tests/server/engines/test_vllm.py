@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignkit.export import ExportOptions, adapter_source, export
 from alignkit_server.engines.adapters import publish, unpublish
 from alignkit_server.engines.canary import check
+from alignkit_server.engines.command import SLEEPING_SERVER, VLLM_SERVER, EngineCommand, vllm_command
 from alignkit_server.engines.errors import CanaryError
 from alignkit_server.engines.manager import EngineManager
+from alignkit_server.engines.ranks import adapter_rank
 from alignkit_server.engines.weights import publish_weights
 from alignkit_server.settings import Settings
 from tests.server.engines.support import gone
@@ -42,11 +45,15 @@ class Rig:
 
     settings: Settings
     manager: EngineManager
-    url: str
     canary: dict[str, Any]
     prompt: list[int]
     expected: dict[str, list[int]]
     """Model name to the greedy continuation of the prompt, by transformers and peft."""
+
+    @property
+    def url(self) -> str:
+        """The engine's URL; starts it if a test has stopped it."""
+        return self.manager.endpoint("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +82,19 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     try:
         # Before any adapter exists: one published while the engine runs must be found.
         started = time.monotonic()
-        url = manager.endpoint("tiny")
+        manager.endpoint("tiny")
         print(f"vLLM was ready after {time.monotonic() - started:.1f} s")
         publish(settings, home / "adapter", model_name=GOOD, base_model="tiny")
         publish(settings, home / "misnamed", model_name=MISNAMED, base_model="tiny")
-        yield Rig(settings, manager, url, canary, prompt, expected)
+        yield Rig(settings, manager, canary, prompt, expected)
     finally:
         manager.shutdown()
     assert list(settings.engines_dir.glob("*.json")) == []
 
 
-def make_adapter(base_dir: Path, target: Path) -> PeftModel:
+def make_adapter(base_dir: Path, target: Path, rank: int = 4) -> PeftModel:
     """A LoRA adapter with weights large enough to be seen."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32), config)
@@ -210,7 +217,6 @@ def test_adapters_beyond_those_kept_in_memory_come_back_when_asked_for(rig: Rig)
             assert report.adapter.maximum < 1e-3
     finally:
         manager.shutdown()
-        rig.url = rig.manager.endpoint("tiny")
 
 
 def test_a_fully_trained_model_has_an_engine_of_its_own(rig: Rig) -> None:
@@ -223,11 +229,50 @@ def test_a_fully_trained_model_has_an_engine_of_its_own(rig: Rig) -> None:
         assert report.adapter.maximum < 1e-3
     finally:
         rig.manager.stop(name)
-        rig.url = rig.manager.endpoint("tiny")
+
+
+def test_an_adapter_of_a_larger_rank_restarts_the_engine(rig: Rig) -> None:
+    small = rig.url
+    name, source = "ft:tiny:default:large:a1b2c3d4", rig.settings.home / "large"
+    model = make_adapter(rig.settings.models_dir / "tiny", source, rank=24)
+    prompt, answer = rig.canary["prompt_token_ids"], rig.canary["completion_token_ids"]
+    canary = rig.canary | {"adapter_logprobs": logprobs(model, prompt, answer)}
+    folder = publish(rig.settings, source, model_name=name, base_model="tiny")
+    with rig.manager.leased("tiny", adapter_rank(str(folder))) as url:
+        assert url != small
+        report = check(url, base_model="tiny", model_name=name, canary=canary)
+    assert report.conclusive
+    assert report.adapter.maximum < 1e-3
+
+
+def test_merged_weights_answer_as_the_adapter_on_an_engine_that_could_sleep(rig: Rig) -> None:
+    """On a CPU no engine sleeps, but the routes are there, and none of vLLM's other development routes."""
+    name, target = "ft:tiny:default:merged:a1b2c3d4", rig.settings.home / "merged"
+    base = rig.settings.models_dir / "tiny"
+    export(adapter_source("merged", rig.settings.home / "adapter", base), "merged", target, ExportOptions())
+    publish_weights(rig.settings, target, model_name=name, serving="merged")
+
+    def sleepable(*told: Any) -> EngineCommand:
+        built = vllm_command(*told)
+        parts = [SLEEPING_SERVER if part == VLLM_SERVER else part for part in built.arguments]
+        return replace(built, arguments=parts)
+
+    rig.manager.stop("tiny")
+    manager = EngineManager(rig.settings, build_command=sleepable)
+    try:
+        url = manager.endpoint(name)
+        report = check(url, base_model=None, model_name=name, canary=rig.canary)
+        assert report.conclusive
+        assert report.adapter.maximum < 1e-3
+        assert httpx.get(f"{url}/is_sleeping").json() == {"is_sleeping": False}
+        assert httpx.post(f"{url}/collective_rpc", json={"method": "x"}).status_code == 404
+    finally:
+        manager.shutdown()
 
 
 def test_shutdown_ends_every_process_of_vllm(rig: Rig) -> None:
     """Last: the engine core is a process of its own, and gets a title that hides its command line."""
+    assert rig.url
     process = rig.manager._engines["tiny"]._process
     assert process is not None
     members = process._members()

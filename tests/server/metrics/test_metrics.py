@@ -102,4 +102,4 @@ def test_engines_by_state(tmp_path: Path) -> None:
         collector = ServiceCollector(running.services.database, lambda: engines)
         (family,) = (family for family in collector.collect() if family.name == "alignkit_engine")
     states = {sample.labels["state"]: sample.value for sample in family.samples}
-    assert states == {"stopped": 0, "starting": 0, "ready": 1, "failed": 0}
+    assert states == {"stopped": 0, "starting": 0, "ready": 1, "sleeping": 0, "failed": 0}

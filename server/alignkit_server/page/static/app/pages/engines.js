@@ -8,6 +8,7 @@ const MEANINGS = {
   stopped: "starts at the next request",
   starting: "requests wait for it",
   ready: "",
+  sleeping: "its weights wait in the server's memory; the next request wakes it",
   failed: "the next request starts it again",
   external: "run elsewhere; the service neither starts nor stops it",
 };
