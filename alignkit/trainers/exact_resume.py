@@ -50,12 +50,13 @@ class ExactResume:
             self.add_callback(_RestoreLogging(self))  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *, epoch: int, train_dataloader: Any, **kwargs: Any) -> None:
         """Run an epoch, unless all steps are done or training has stopped: the Trainer would make a step too many."""
+        set_epoch(train_dataloader, epoch)
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(**kwargs)  # type: ignore[misc]
+        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)  # type: ignore[misc]
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, **options: Any) -> dict[str, float]:
         """Evaluate. An evaluation that a pause interrupts is repeated on resume."""
@@ -152,6 +153,20 @@ class ExactResume:
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Restore what a mixin added to the logging state."""
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Set the epoch of the sampler that shuffles a dataloader's rows.
+
+    The Trainer and accelerate do so too, but in a resumed epoch on several processes they do not reach the sampler,
+    which is then wrapped once more; the rest of the epoch would have the order of the first one.
+    """
+    sampler: Any = getattr(loader, "batch_sampler", None)
+    while hasattr(sampler, "batch_sampler"):
+        sampler = sampler.batch_sampler
+    sampler = getattr(sampler, "sampler", None)
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
 
 
 def _last_sound(checkpoints: Path) -> str | None:
