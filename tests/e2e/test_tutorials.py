@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_HOME", str(made / "home"))
+        patch.setenv("ALIGNKIT_REPORT", "on")
         patch.chdir(made)
         (made / "recipes").symlink_to(ROOT / "recipes")
         rows = map(json.loads, (ROOT / "recipes/demo/train.jsonl").read_text(encoding="utf-8").splitlines())
