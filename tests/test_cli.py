@@ -213,9 +213,15 @@ def test_the_tables_have_the_rows_that_fit_where_the_recipe_leaves_them_open() -
     open_ = Recipe.load(Path("recipes/instruct/qwen3-8b-f_dpo.yaml"))
     assert open_.training.batch_size == 32
     rows = [
-        with_rows(open_, most, count).training.micro_batch_size for most, count in ((3, 1), (2, 32), (2, 5))
+        with_rows(open_, most, count).training.micro_batch_size
+        for most, count in ((3, 1), (2, 32), (2, 5), (2, 0))
     ]
-    assert rows == [2, 1, "auto"]  # 5 devices do not divide the batch, which the estimate says
+    assert rows == [
+        2,
+        1,
+        "auto",
+        "auto",
+    ]  # the estimate refuses 5 devices, which do not divide the batch, and 0
     given = Recipe.load(Path("recipes/f_dpo/llama-3.1-8b.yaml"))
     assert with_rows(given, 1, 1) is given
 

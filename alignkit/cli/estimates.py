@@ -74,9 +74,10 @@ def estimate(
 
 def with_rows(run: "Recipe", most: int, count: int) -> "Recipe":
     """The recipe with at most so many rows a forward, where it leaves their number to be chosen."""
-    share, rest = divmod(run.training.batch_size, count)
-    if isinstance(run.training.micro_batch_size, int) or rest:
+    batch = run.training.batch_size
+    if isinstance(run.training.micro_batch_size, int) or count < 1 or batch % count:
         return run
+    share = batch // count
     rows = max(size for size in range(1, most + 1) if share % size == 0)
     return run.model_copy(update={"training": run.training.model_copy(update={"micro_batch_size": rows})})
 

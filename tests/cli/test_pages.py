@@ -46,8 +46,8 @@ def written(page: str) -> list[list[str]]:
     ]
 
 
-SLOW = {"README.md", "docs/scale.md"}
-"""Pages that estimate models of 8 and 70 billion parameters."""
+SLOW = {"README.md", "docs/scale.md", "docs/tutorials/gpu-server.md"}
+"""Pages that estimate on GPUs, under each kind of sharding."""
 PAGES = [
     pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [])
     for page in dict.fromkeys(block.page for block in BLOCKS)
