@@ -19,7 +19,7 @@ LOCKED = lock.LOCK.read_text().splitlines()[1:]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 INSTALLED = {
     "cpu": lock.EXTRAS[1:],
-    "cuda": ("serve", "gguf", "deepspeed", "ray", "redis", "trackers", "otel", "quantized"),
+    "cuda": ("serve", "gguf", "deepspeed", "ray", "redis", "trackers", "otel", "quantized", "liger"),
 }
 """The extras of each build, beside its own."""
 

@@ -1,5 +1,6 @@
 """Liger's kernels and compiled layers: what they replace, what they leave, and that they compute the same."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -63,6 +64,17 @@ def test_kernels_replace_forwards_of_this_model_s_layers_alone(monkeypatch: pyte
     assert layers.has_liger(model)
 
 
+@needs_liger
+def test_a_second_model_of_the_architecture_shares_the_rotary_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = vars(modeling_llama)[layers.ROTARY]
+    monkeypatch.setattr(modeling_llama, layers.ROTARY, own)  # put back afterwards
+    layers.use_liger(llama())
+    layers.use_liger(llama())
+    assert vars(modeling_llama)[layers.ROTARY].plain is own
+
+
 @pytest.mark.slow
 @needs_liger
 def test_every_supported_architecture_agrees_with_its_own_layers() -> None:
@@ -117,6 +129,34 @@ def test_the_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, 
     assert layers.compiler_missing(gpu=False) == str(tmp_path / "own")
     (tmp_path / "own").touch(mode=0o755)
     assert layers.compiler_missing(gpu=False) is None
+
+
+def test_layers_are_compiled_once_and_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "BACKEND", "eager")
+    model = llama()
+    names, blocks = list(model.state_dict()), list(model.model.layers)
+    assert layers.layers_of(model) is None
+    assert [layers.compile_layers(model), layers.compile_layers(model)] == [2, 0]
+    assert layers.layers_of(model) == "compiled"
+    assert (list(model.state_dict()), list(model.model.layers)) == (names, blocks)
+    copied = copy.deepcopy(model.model)
+    assert layers.layers_of(copied) is None
+
+
+def test_generation_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(layers, "BACKEND", never)
+    model, options = (
+        llama(),
+        {"do_sample": False, "max_new_tokens": 3, "attention_mask": torch.ones_like(IDS)},
+    )
+    expected = model.generate(input_ids=IDS, **options)
+    layers.compile_layers(model)
+    assert torch.equal(model.generate(input_ids=IDS, **options), expected)
+    with pytest.raises(Exception, match="compiled"):
+        model(IDS)
 
 
 def test_a_model_without_decoder_layers_cannot_be_compiled() -> None:
