@@ -98,6 +98,11 @@ class DataSection(Section):
         False,
         description="draw rows from all groups in turn, so that steps hold as many of each; every row needs a group",
     )
+    token_folder: Annotated[str | None, MAY_CHANGE] = Field(
+        None,
+        min_length=1,
+        description="folder in which the rows' token ids are kept for other runs, as a sweep's are; default: none",
+    )
     flip: FlipSection | None = Field(
         None, description="swap the answers of a known share of the training pairs, to watch memorisation"
     )

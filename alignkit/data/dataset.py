@@ -12,6 +12,7 @@ from alignkit.data.rows.dispreferred import DispreferredRow
 from alignkit.data.rows.preference import PreferenceRow
 from alignkit.data.rows.recognise import GROUP
 from alignkit.data.schemas import schema_for
+from alignkit.data.token_store import TokenStore
 from alignkit.data.tokens import TokenSequence, digest, render_rows
 from alignkit.data.validation import SKIPPED_SHARE, FileReport, Inspection, overlap
 from alignkit.errors import DataError
@@ -54,24 +55,32 @@ def load(
     columns: Mapping[str, str] | None = None,
     skip_bad: float = 0,
     vocabulary: int | None = None,
+    store: TokenStore | None = None,
 ) -> LoadedRows:
     """Read and check every row of `path`, of the method's kind, in one pass.
 
     `columns` maps the file's keys to those of a form. `vocabulary` is the number of tokens that the model has
-    embeddings of. Raises DataError with the whole report if there are invalid rows, unless they are at most
-    `skip_bad` (below 1: a share of all rows); those are skipped.
+    embeddings of. `store` keeps the sequences of the file for other runs. Raises DataError with the whole report if
+    there are invalid rows, unless they are at most `skip_bad` (below 1: a share of all rows); those are skipped.
     """
+    kind = schema_for(method)
+    stored = None
+    if store is not None and tokenizer is not None and path.is_file():
+        stored = store.of(path, kind.record, columns, tokenizer)
     inspection = Inspection(
-        schema_for(method),
+        kind,
         tokenizer=tokenizer,
         max_length=max_length,
         skip_bad=skip_bad,
         vocabulary=vocabulary,
+        stored=stored,
     )
     found = list(inspection.rendered(iter_lines(path, columns=columns)))
     report = inspection.report()
     if not report.ok:
         raise DataError(f"{path.name}: {report.summary()}")
+    if stored is not None:
+        stored.keep()
     return LoadedRows([row for row, _ in found], [sequences for _, sequences in found], report)
 
 
@@ -90,6 +99,7 @@ class DataOptions(Protocol):
     max_length: int
     columns: dict[str, str]
     skip_bad: bool | int | float
+    token_folder: str | None
 
 
 class Part(NamedTuple):
@@ -155,6 +165,7 @@ def _load(file: str, data: DataOptions, method: Any, tokenizer: Any, vocabulary:
         columns=data.columns,
         skip_bad=skipped_share(data.skip_bad),
         vocabulary=vocabulary,
+        store=None if data.token_folder is None else TokenStore(Path(data.token_folder)),
     )
     report = found.report
     if report.notices or report.bad_rows:

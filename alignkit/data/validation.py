@@ -18,6 +18,7 @@ from alignkit.data.reading import (
 from alignkit.data.rows import Row, RowKind
 from alignkit.data.rows.recognise import GROUP
 from alignkit.data.schemas import schema_for
+from alignkit.data.token_store import RenderedRows
 from alignkit.data.tokens import TokenSequence, digests, unknown_token
 from alignkit.errors import DataError
 
@@ -163,6 +164,8 @@ class Inspection(Generic[Row]):
     """Number of rows to render; None renders all."""
     vocabulary: int | None = None
     """Number of tokens that the model has embeddings of; None if unknown."""
+    stored: RenderedRows | None = None
+    """Rows that were rendered before; None renders all anew."""
     _seen: int = 0
     _bad: int = 0
     _no_signal: int = 0
@@ -207,7 +210,7 @@ class Inspection(Generic[Row]):
             if line.error is not None:
                 raise line.error
             row = self.kind.parse(line.value, unused)
-            sequences = row.render(self.tokenizer) if self._renders() else []
+            sequences = self._rendered(line, row) if self._renders() else []
             self._require_known(sequences)
         except RowError as error:
             if self._bad == 0:
@@ -221,6 +224,11 @@ class Inspection(Generic[Row]):
             self._unused |= unused
         self._count(line, row, sequences)
         return row, sequences
+
+    def _rendered(self, line: Line, row: Row) -> list[TokenSequence]:
+        if self.stored is None:
+            return row.render(self.tokenizer)
+        return self.stored.render(line.number, row, self.tokenizer)
 
     def _require_known(self, sequences: list[TokenSequence]) -> None:
         highest = max((max(one.ids, default=0) for one in sequences), default=0)

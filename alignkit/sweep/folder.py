@@ -2,6 +2,7 @@
 
 sweep.json      {"sweep", "recipe", "stopped": {point: reason}}; what the runs did is read from their own folders
 point-001/      a run, as `alignkit train` makes it (alignkit.run.folder), and given.yaml, the recipe it was given
+tokens/         the rows' token ids, rendered once for all points (alignkit.data.token_store)
 report.html     the table and the frontier (alignkit.sweep.report)
 """
 
@@ -20,6 +21,7 @@ from alignkit.run.checkpoints import newest_first
 from alignkit.run.folder import RunFolder, newest, write_json
 from alignkit.sweep.points import Point, SweepSpec, sweep_of
 
+TOKENS = "tokens"
 REWARDS = ("valid_rewards_margins", "train_rewards_margins")
 DISTANCES = ("valid_answers_kl", "valid_kl", "train_kl")
 """Metrics of a frontier's axes, the first that a run reports; the page's comparison uses the same ones."""
@@ -111,6 +113,8 @@ class SweepFolder:
         for key, value in point.values.items():
             _put(values, key, value)
         values["output_dir"] = str(self.path / point.name)
+        if isinstance(values.get("data"), dict):
+            values["data"].setdefault("token_folder", str(self.path / TOKENS))
         try:
             return Recipe.parse(values)
         except RecipeError as error:

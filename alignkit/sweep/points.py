@@ -21,7 +21,7 @@ from alignkit.schema import Section, field_issues
 MOST_POINTS = 256
 """Points of a sweep. More would be a mistake: a sweep of four options with four values each has 256."""
 HALVING = "halving"
-FIXED = ("output_dir", "training.reference_folder", "training.pause_at")
+FIXED = ("output_dir", "data.token_folder", "training.reference_folder", "training.pause_at")
 """Options that a sweep sets itself."""
 SCHEDULES = ("training.max_steps", "training.epochs", "data.train", "data.validation")
 """Options under which the metrics of two runs at one step cannot be compared."""
