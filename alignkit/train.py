@@ -78,11 +78,13 @@ def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         print(f"{'Resuming' if resume else 'Writing to'} {path}: {given} holds an earlier run", flush=True)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            folder.settled.unlink(missing_ok=True)
+            begin(recipe, folder)
     except OSError as error:
-        raise RecipeError([FieldIssue("output_dir", f"cannot make {path}: {error.strerror}")]) from error
-    if not resume:
-        folder.settled.unlink(missing_ok=True)
-        begin(recipe, folder)
+        raise RecipeError(
+            [FieldIssue("output_dir", f"cannot write into {path}: {error.strerror}")]
+        ) from error
     return folder
 
 

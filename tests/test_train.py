@@ -12,8 +12,10 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from alignkit import train
+from alignkit.cli import app
 from alignkit.errors import DataError, RecipeError
 from alignkit.evaluate_run import evaluate_run
 from alignkit.launch import launch_command
@@ -323,6 +325,38 @@ def test_a_missing_run_folder_is_reported(
     assert train.main([str(recipe_file(workplace, output))]) == 1
     told = capsys.readouterr().err
     assert told == f"error: The run's folder {output} is gone: put it back, then resume with --resume.\n"
+
+
+def test_a_repeat_says_where_it_goes_and_a_resume_takes_the_newest(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = workplace / "again"
+    recipe = Recipe.load(recipe_file(workplace, output))
+    train.open_folder(recipe).emit("begun")
+    assert capsys.readouterr().out == ""
+    repeat = train.open_folder(recipe)
+    assert repeat.path == output / "repeat-1"
+    assert capsys.readouterr().out == f"Writing to {repeat.path}: {output} holds an earlier run\n"
+    assert train.open_folder(recipe, resume=True).path == repeat.path
+    assert capsys.readouterr().out == f"Resuming {repeat.path}: {output} holds an earlier run\n"
+    repeat.recipe.unlink()
+    done = CliRunner().invoke(app, ["eval", str(output)])
+    assert f"Evaluating the run in {repeat.path}" in done.output
+
+
+@pytest.mark.parametrize("blocked", ["recipe.yaml/in the way", "."], ids=["a file", "the folder"])
+def test_a_folder_that_cannot_be_written_into_is_refused_before_anything_starts(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], blocked: str
+) -> None:
+    output = tmp_path / "run"
+    if blocked == ".":
+        output.write_text("a file")
+    else:
+        (output / blocked).mkdir(parents=True)
+    assert train.main([str(recipe_file(workplace, output))]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: output_dir: cannot write into {output}: ")
+    assert len(told.splitlines()) == 1
 
 
 def test_no_recipe_and_a_bad_recipe_are_usage_errors(
