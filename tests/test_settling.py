@@ -61,6 +61,12 @@ def test_half_the_micro_batch_is_kept_once(folder: RunFolder) -> None:
     assert halve(run, folder, processes=1) is None
 
 
+def test_evaluations_get_no_more_rows_than_half_the_micro_batch(folder: RunFolder) -> None:
+    run = given(micro_batch_size=4, eval_batch_size=8)
+    halve(run, folder, processes=1)
+    assert settle(run, folder, resume=True, main=True).training.eval_batch_size == 2
+
+
 def test_a_single_row_cannot_be_halved(folder: RunFolder) -> None:
     assert halve(given(micro_batch_size=1), folder, processes=1) is None
 

@@ -223,25 +223,32 @@ def _is_whole(found: Estimate, recipe: Recipe) -> bool:
 def _evaluation_rows(
     recipe: Recipe, lengths: Lengths, device: Device, stage: sharding.Stage, found: Estimate
 ) -> int:
-    """The most held-out rows that fit into a forward, but no more than keep the device busy."""
+    """The most held-out rows that fit into a forward, but no more than keep the device busy, or than a step's has."""
     busy = _busy_rows(recipe, lengths, FULL_FORWARD[device.is_gpu])
     if recipe.training.eval_batch_size != AUTO or recipe.data.validation is None:
         return busy
     for rows in EVALUATION_ROWS:
         trial = _changed(recipe, training={"eval_batch_size": rows})
         estimating = Estimating(trial, lengths, device)
-        if rows <= busy and estimating.on(stage, found.devices, found.micro_batch_size).fits:
+        if (
+            rows <= min(busy, found.micro_batch_size)
+            and estimating.on(stage, found.devices, found.micro_batch_size).fits
+        ):
             return rows
     return 1
 
 
 def _settled(recipe: Recipe, *, gpu: bool, micro: int | None, checkpointing: bool, evaluation: int) -> Recipe:
-    """The recipe with every `auto` replaced by these values."""
+    """The recipe with every `auto` replaced by these values.
+
+    An evaluation's forward gets no more rows than a step's, so that a smaller micro-batch helps both.
+    """
     model, training = recipe.model, recipe.training
+    step = training.micro_batch_size if isinstance(training.micro_batch_size, int) else micro
     values: dict[str, Any] = {
         "micro_batch_size": micro,
         "gradient_checkpointing": checkpointing,
-        "eval_batch_size": evaluation,
+        "eval_batch_size": min(evaluation, step or evaluation),
     }
     if not (gpu or has_amx()):
         values["mixed_precision"] = "no"

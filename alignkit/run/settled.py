@@ -40,6 +40,8 @@ def keep(recipe: Recipe, folder: RunFolder, **more: Any) -> None:
 def halve(recipe: Recipe, folder: RunFolder, *, processes: int, start: str = "") -> tuple[int, int] | None:
     """Store a smaller micro-batch for the next start. Returns (old, new), or None if it cannot be smaller.
 
+    Evaluations get no more rows in a forward, because they may be what ran out of memory.
+
     This happens once per run, so that a run which does not fit still fails; asked again about the same `start`, it
     gives the same answer. A micro-batch that is part of the method is not changed.
     """
@@ -54,11 +56,13 @@ def halve(recipe: Recipe, folder: RunFolder, *, processes: int, start: str = "")
     if kept.get("out_of_memory") or micro < 2 or recipe.micro_batch_matters:
         return None
     half = max(size for size in range(1, micro // 2 + 1) if share % size == 0)
-    training = recipe.training.model_copy(update={"micro_batch_size": half})
+    less = {"micro_batch_size": half}
+    if isinstance(rows := recipe.training.eval_batch_size, int):
+        less["eval_batch_size"] = min(rows, half)
     keep(
-        recipe.model_copy(update={"training": training}),
+        recipe.model_copy(update={"training": recipe.training.model_copy(update=less)}),
         folder,
-        out_of_memory={"micro_batch_size": half},
+        out_of_memory=less,
         halved=[micro, half],
         halved_after=start,
     )

@@ -63,6 +63,21 @@ def test_what_is_given_stays() -> None:
     assert (found.micro_batch_size, found.gradient_checkpointing, found.eval_batch_size) == (2, True, 3)
 
 
+@pytest.mark.parametrize(
+    ("path", "device"), [("smollm2-135m", "h200"), ("qwen2.5-0.5b", "l4"), ("llama-3.1-8b", "h100")]
+)
+def test_an_evaluation_takes_no_more_rows_at_once_than_a_step(path: str, device: str) -> None:
+    one = {"batch_size": 8, "micro_batch_size": 1}
+    given = recipe(
+        {"type": "f_dpo"},
+        path,
+        training=AUTO | one,
+        data={"train": "rows.jsonl", "validation": "held-out.jsonl", "max_length": 512},
+    )
+    assert fit(given, LENGTHS, device=device).recipe.training.eval_batch_size == 1
+    assert without_estimate(given, gpu=True).training.eval_batch_size == 1
+
+
 def test_more_rows_than_keep_the_device_busy_are_not_taken() -> None:
     found = fit(job("qwen2.5-0.5b"), LENGTHS, device="h200").recipe.training
     assert found.micro_batch_size == 8  # 8 rows x 2 answers x 512 tokens are a full forward

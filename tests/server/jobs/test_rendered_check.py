@@ -57,6 +57,15 @@ def test_what_is_odd_is_among_the_jobs_first_events(client: OpenAI) -> None:
     )
 
 
+def test_rows_that_are_held_out_too_are_found_by_what_is_trained(client: OpenAI) -> None:
+    held_out = rows(PAIR | {"chosen": "yes \n"}, PAIR | {"prompt": [{"role": "user", "content": "another"}]})
+    files = {"training_file": upload(client, rows(PAIR)), "validation_file": upload(client, held_out)}
+    job = create_job(client, method=method(), **files)
+    said = {event.message for event in client.fine_tuning.jobs.list_events(job.id).data}
+    words = "In the training file: the validation file also has 1 of its different"
+    assert {f"{words} rows", f"{words} prompts"} <= said
+
+
 SYSTEM = PAIR | {"prompt": [{"role": "system", "content": "be kind"}, *PAIR["prompt"]]}
 
 
