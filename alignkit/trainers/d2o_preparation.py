@@ -27,6 +27,7 @@ from alignkit.trainers.d2o_rows import SAMPLING_PROMPTS, D2ORow, D2ORows, tokeni
 from alignkit.trainers.packing import PacksBatches
 from alignkit.trainers.references import References
 from alignkit.trainers.stored_references import StoredReferences
+from alignkit.trainers.tokenised import refuse_streams
 from alignkit.trainers.upstream import unwrap_model_for_generation, weights_digest
 
 
@@ -49,6 +50,7 @@ class D2OPreparation(PacksBatches, StoredReferences, DPOTrainer):
         packing: bool | None = False,
         **kwargs: Any,
     ) -> None:
+        refuse_streams(kwargs, "samples are drawn and scored for all rows before the first step")
         self.report = report or (lambda message: warnings.warn(message, stacklevel=2))
         self._folder = Path(args.samples_dir or Path(args.output_dir) / "samples")
         self._prepared: list[D2ORow] = []

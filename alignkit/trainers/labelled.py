@@ -31,7 +31,7 @@ from alignkit.trainers.mismatched import with_mismatched
 from alignkit.trainers.reference_scores import ReferenceScores
 from alignkit.trainers.signature import Model, shows_parameters_of
 from alignkit.trainers.stored_references import StoredReferences, collated
-from alignkit.trainers.tokenised import columns_of
+from alignkit.trainers.tokenised import columns_of, refuse_streams
 from alignkit.trainers.upstream import no_reference_model
 from alignkit.trainers.whole_steps import IS_REAL, WholeRowSteps
 
@@ -72,8 +72,9 @@ class LabelledTrainer(AlignTrainer, WholeRowSteps, StoredReferences, ReferenceSc
         """Create the trainer with KTOTrainer's arguments and parameter terms.
 
         With `references`, all answers are scored under the reference here, once, and the scores are stored there.
-        Raises ValueError for TRL options that would be ignored.
+        Raises ValueError for TRL options that would be ignored, and DataError, before loading a model, for a stream.
         """
+        refuse_streams(kwargs, "mismatched answers need all rows")
         self.method = method
         self._tag_names = ["trl", *dict.fromkeys(["kto", method.type.replace("_", "-")]), "alignkit"]
         if args is None:

@@ -1,7 +1,9 @@
 """Support for tokenised datasets, which trainers use unchanged, and the error for missing columns."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from datasets import IterableDataset
 
 from alignkit.errors import DataError
 
@@ -37,15 +39,29 @@ def require_completions(args: Any, given: Mapping[str, Any]) -> None:
     if skips or given.get("formatting_func") is not None:
         return
     text = getattr(args, "dataset_text_field", "text")
+    for name, dataset in _datasets(given):
+        columns = columns_of(dataset)
+        if columns and not any(form <= columns for form in (*COMPLETIONS, {text})):
+            raise DataError(
+                f"{name}: expected the columns prompt and completion, or messages, {text} or input_ids; found "
+                f"{', '.join(sorted(columns))}. alignkit.data.tokenise reads the rows of a file in other forms"
+            )
+
+
+def refuse_streams(given: Mapping[str, Any], why: str) -> None:
+    """Raise DataError for a streaming dataset among a trainer's arguments. Call it before loading a model."""
+    for name, dataset in _datasets(given):
+        if isinstance(dataset, IterableDataset):
+            raise DataError(f"{name}: expected a Dataset, found a stream; {why}")
+
+
+def _datasets(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The training and held-out datasets among a trainer's arguments."""
     for name in ("train_dataset", "eval_dataset"):
-        dataset = given.get(name)
-        for one in dataset.values() if isinstance(dataset, dict) else [dataset]:
-            columns = set() if one is None else columns_of(one)
-            if columns and not any(form <= columns for form in (*COMPLETIONS, {text})):
-                raise DataError(
-                    f"{name}: expected the columns prompt and completion, or messages, {text} or input_ids; found "
-                    f"{', '.join(sorted(columns))}. alignkit.data.tokenise reads the rows of a file in other forms"
-                )
+        found = given.get(name)
+        for dataset in found.values() if isinstance(found, dict) else [found]:
+            if dataset is not None:
+                yield name, dataset
 
 
 def columns_of(dataset: Any) -> set[str]:
