@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from alignkit.cli import main
 from alignkit.cli.estimates import with_rows
 from alignkit.cli.job_requests import parameters
+from alignkit.estimate.devices import get
 from alignkit.recipe import Recipe
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model
@@ -190,6 +191,17 @@ def test_estimate_says_what_fits(run: Run) -> None:
     adapters = str(Path(recipe).with_name("smollm2.yaml"))
     shared = run("estimate", adapters, "--device", "h100", "--stage", "zero3", "--json")
     assert [one["devices"] for one in json.loads(shared.stdout)["estimates"]] == [2], shared.stderr
+
+
+def test_estimate_takes_this_machines_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit.estimate.devices._first_gpu", lambda: replace(get("l4"), name="Our GPU"))
+    recipe = str(Path(__file__).parents[1] / "recipes" / "f_dpo" / "smollm2.yaml")
+    done = run("estimate", recipe, "--devices", "1", "--stage", "single", "--rows", "100")
+    assert done.stdout.startswith("Smallest that fits: 1 x Our GPU, single"), done.stderr
+    assert (
+        "Our GPU"
+        not in run("estimate", recipe, "--device", "l4", "--devices", "1", "--stage", "single").stdout
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from alignkit.cli import output
 
 if TYPE_CHECKING:  # saves torch at start-up
     from alignkit.estimate import Estimate, Lengths
+    from alignkit.estimate.devices import Device
     from alignkit.recipe import Recipe
 
 GIB = 2**30
@@ -22,7 +23,12 @@ def estimate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as model.path=llama-3.1-70b")
     ] = None,
-    device: Annotated[str, typer.Option(help="kind of device, such as h100; cpu is this machine")] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="kind of device, such as h100; cpu is this machine's; default: this machine's GPU, or else its CPU"
+        ),
+    ] = None,
     devices: Annotated[
         int | None, typer.Option(help="number of devices; default: the fewest that the recipe fits on")
     ] = None,
@@ -46,18 +52,20 @@ def estimate(
 ) -> None:
     """Estimate a run's memory by kind, time, cost, disk and tokens, and the smallest configuration that fits."""
     from alignkit import estimate as library  # saves torch at start-up
+    from alignkit.estimate.devices import at_hand, get
     from alignkit.recipe import Recipe
 
     run = Recipe.load(recipe, overrides or [])
     lengths = library.lengths_of(run, rows)
-    least = library.smallest(run, lengths, device=device)
-    count = _fewest(run, lengths, device, stage, least) if devices is None else devices
+    chosen = at_hand() if device is None else get(device)
+    least = library.smallest(run, lengths, device=chosen)
+    count = _fewest(run, lengths, chosen, stage, least) if devices is None else devices
     if least is not None and not run.micro_batch_matters:
         run = with_rows(run, least.micro_batch_size, count)
     if stage is None:
-        found = library.compare(run, lengths, device=device, count=count)
+        found = library.compare(run, lengths, device=chosen, count=count)
     else:
-        found = [library.estimate(run, lengths, device=device, count=count, stage=stage)]
+        found = [library.estimate(run, lengths, device=chosen, count=count, stage=stage)]
     if as_json:
         whole = {
             "smallest": _whole(least, price) if least else None,
@@ -65,7 +73,7 @@ def estimate(
         }
         output.show_json(whole)
         return
-    output.say(_smallest(least, device))
+    output.say(_smallest(least, chosen.name))
     for line in _about(found[0]):
         output.say(line)
     output.show(_memory_table(found))
@@ -83,7 +91,7 @@ def with_rows(run: "Recipe", most: int, count: int) -> "Recipe":
 
 
 def _fewest(
-    run: "Recipe", lengths: "Lengths", device: str, stage: str | None, least: "Estimate | None"
+    run: "Recipe", lengths: "Lengths", device: "Device", stage: str | None, least: "Estimate | None"
 ) -> int:
     """The number of devices on which the stage, or any stage, fits; 1 if none does, to show by how much."""
     from alignkit import estimate as library  # saves torch at start-up
@@ -93,7 +101,8 @@ def _fewest(
     found = library.smallest(run, lengths, device=device, stage=stage)
     if found is None:
         raise library.EstimateError(
-            f"stage: {stage} fits on no number of {device} that divides the batch; see its needs with --devices 1"
+            f"stage: {stage} fits on no number of {device.name} that divides the batch; see its needs with "
+            "--devices 1"
         )
     return found.devices
 
