@@ -160,7 +160,7 @@ def arguments_of() -> dict[Any, tuple[Any, ...]]:
     return {
         linear_logprob_op: (h, w, b, LABELS, 1.0, 5.0, 1.0, "entropy,top1", True, -100, "torch"),
         linear_divergence_op: (
-            *(*heads, LABELS, [1.0, 5.0, 1.0, 0.0, 1.5], True),
+            *(*heads, LABELS, [1.0, 5.0, 1.5, 1.0, 0.0, 1.5], True),
             *(f"{names},student_top1,teacher_top1", names, -100, "torch"),
         ),
         pairwise_l1_op: (*heads, [1.0, 5.0, 2.0, 1.0, 0.0, 2.0], [True] * 4 + [False] * 2, False, "torch"),
