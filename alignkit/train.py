@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         recipe = settle_length(Recipe.load(Path(arguments[0]), arguments[1:]))
-        folder = open_folder(recipe, resume=resume)
+        folder = agreed(open_folder(recipe, resume=resume))
     except AlignkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -86,6 +86,20 @@ def open_folder(recipe: Recipe, *, resume: bool = False) -> RunFolder:
             [FieldIssue("output_dir", f"cannot write into {path}: {error.strerror}")]
         ) from error
     return folder
+
+
+def agreed(folder: RunFolder) -> RunFolder:
+    """Return rank 0's folder on every rank.
+
+    A rank that starts later than rank 0 would take the run that has just begun for an earlier one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return folder
+    from accelerate import PartialState  # saves accelerate at start-up
+    from accelerate.utils import broadcast_object_list
+
+    PartialState()
+    return RunFolder(Path(broadcast_object_list([str(folder.path)])[0]))
 
 
 def begin(recipe: Recipe, folder: RunFolder) -> None:

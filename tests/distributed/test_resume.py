@@ -178,6 +178,15 @@ def test_another_number_of_processes_goes_on(lab: Lab, change: tuple[str, str], 
 
 
 @pytest.mark.slow
+def test_a_process_that_begins_late_trains_in_the_same_folder(inputs: Path) -> None:
+    path = write_recipe(inputs, inputs / "late", "supervised", kind="lora", **SCHEDULE)
+    done = start("ddp", [f"{path}:late"])
+    assert RunFolder(inputs / "late").read_result() is not None, done.stdout[-3000:]
+    assert not list((inputs / "late").glob("repeat-*"))
+    assert (inputs / "late" / "checkpoints" / f"checkpoint-{STEPS}" / "logging_1.pt").is_file()
+
+
+@pytest.mark.slow
 def test_shares_of_two_are_not_taken_up_by_one(inputs: Path) -> None:
     path = write_recipe(inputs, inputs / "shares", "supervised", kind="full", **SCHEDULE)
     assert start("zero2", [f"{path}:kill=3"]).returncode == 0
@@ -185,5 +194,5 @@ def test_shares_of_two_are_not_taken_up_by_one(inputs: Path) -> None:
     result = RunFolder(path.with_suffix("")).read_result()
     assert result is not None, done.stdout[-3000:]
     assert result["error"]["message"] == (
-        "checkpoint-2 resumes only with 2 processes, because under zero2 each wrote its own share; found 1"
+        "checkpoint-3 resumes only with 2 processes, because under zero2 each wrote its own share; found 1"
     )
