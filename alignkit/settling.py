@@ -134,10 +134,12 @@ def settle_evaluations(
     if main and found != recipe:
         keep(found, folder)
     measured = evaluations if held_out_rows else 0
-    if main and watching.share(max(1, measured)) > SHARE:  # without held-out rows the guard draws at the end
+    if not main or newest_first(folder.checkpoints):  # what follows was said when the run began
+        return found
+    if watching.share(max(1, measured)) > SHARE:  # without held-out rows the guard draws at the end
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.emit(_about_share(watching, measured))
-    if main and evaluations == 1 < steps and held_out_rows and (early is not None or found.keeps_best):
+    if evaluations == 1 < steps and held_out_rows and (early is not None or found.keeps_best):
         cannot = ", and early_stopping cannot act" if early is not None else ""
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.emit(

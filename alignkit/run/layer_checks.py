@@ -36,7 +36,7 @@ def layer_issues(recipe: Recipe, *, gpu: bool, here: bool = True) -> Iterator[Fi
 def _kernels(recipe: Recipe, gpu: bool, here: bool) -> Iterator[str]:  # noqa: FBT001
     if not gpu:
         yield "liger needs a GPU, where Triton runs, but this run has none: expected null"
-    if here and not _installed("liger_kernel"):
+    elif here and not _installed("liger_kernel"):
         yield missing("liger_kernel", extra="liger", purpose="liger")
     folder = Path(recipe.model.path)
     if (folder / "config.json").is_file():

@@ -89,7 +89,7 @@ def test_pins_lie_within_the_ranges(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
-    "extra", [extra for extra in EXTRAS if extra not in {"bench", "harness", "trackio", *TARGETS}]
+    "extra", [extra for extra in EXTRAS if extra not in {"bench", "harness", "liger", "trackio", *TARGETS}]
 )
 def test_whatever_an_installation_brings_is_pinned(target: str, extra: str) -> None:
     assert set(closure(requirements(extra))) - UNPINNED <= pins(target).keys()

@@ -27,7 +27,7 @@ PLAIN = {
     "idempotency-key", "names", "max_points", "rows", "offset", "bytes", "filename", "mime_type", "md5",
     "project_id", "project_ids", "url", "event_types", "event_type", "part_ids",
     "keep_old_secret_active_for_24_hours", "type", "tail", "form", "quantize", "order_by", "status", "sweep",
-    "data_source_config", "testing_criteria", "data_source",
+    "data_source_config", "testing_criteria", "data_source", "serving",
 }  # fmt: skip
 """Parameters of queries and bodies that name nothing of a project's. `model` is a base model where jobs are created,
 and the chat routes are walked by themselves. `project_id` and `project_ids` name who was or is

@@ -12,6 +12,7 @@ import secrets
 import socket
 import subprocess
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -151,7 +152,10 @@ class ManagedProcess:
             **asdict(identity) | {"pid": child.pid, "create_time": psutil.Process(child.pid).create_time()}
         )
         identity.save(identity_path)
-        return cls(identity, log_path=log_path, identity_path=identity_path, child=child)
+        process = cls(identity, log_path=log_path, identity_path=identity_path, child=child)
+        if child.stdin is not None:
+            weakref.finalize(process, child.stdin.close)
+        return process
 
     @classmethod
     def attach(cls, identity_path: Path, *, log_path: Path) -> "ManagedProcess | None":

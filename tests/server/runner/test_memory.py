@@ -179,7 +179,7 @@ def test_a_run_that_the_kernel_killed_starts_once_more_with_half_the_rows(
     memory.remember(folder)
     counter.write_text("low 0\noom 1\noom_kill 1\n")
     assert end(of_four_rows) == end(of_four_rows) == Ending("starved", 0), "and a repeat halves once"
-    assert read_kept(folder)["out_of_memory"] == {"micro_batch_size": 2}
+    assert read_kept(folder)["out_of_memory"] == {"micro_batch_size": 2, "eval_batch_size": 2}
     told = [message for message in messages(ledger, of_four_rows) if "ran out of memory" in message]
     assert told == [
         (
