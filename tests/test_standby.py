@@ -49,6 +49,7 @@ def test_without_its_server_there_is_none(line: Any, sent: bytes) -> None:
     assert standby.read_request(5) is None
 
 
+@pytest.mark.slow
 def test_it_takes_on_the_place_of_its_run(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     request = Request(
