@@ -1,15 +1,12 @@
 """Token sequences of data files, stored by content, so that the runs of a sweep render their rows once.
 
 An entry is named after everything that its sequences depend on: the file, the kind of its rows, the tokenizer, its
-chat template, and the code that renders. It is written atomically and carries a digest: a damaged entry counts as
-missing.
+chat template, and the code that renders. A damaged entry counts as missing.
 """
 
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 import sys
 from array import array
 from collections.abc import Mapping
@@ -17,12 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from alignkit import disk, sealed
 from alignkit.data.tokens import TokenSequence
+from alignkit.sharding import is_main_process
 
 DATED = "strftime_now"
 """Function of chat templates that write today's date. Their sequences are not the same tomorrow, so none are kept."""
 _MAGIC = b"alignkit-tokens-1"
-_DIGEST_BYTES = 32
 
 Rendered = dict[int, list[TokenSequence]]
 """Number of a row in its file -> its sequences."""
@@ -46,16 +44,15 @@ class TokenStore:
         if known is None:
             return None
         facts = [
+            disk.digest(file),
             f"{kind.__module__}.{kind.__qualname__}",
             dict(columns or {}),
             known,
             _code(),
             sys.byteorder,
         ]
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256")
-        digest.update(json.dumps(facts, sort_keys=True).encode())
-        return RenderedRows(self.folder / f"{digest.hexdigest()}.tokens")
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return RenderedRows(self.folder / f"{key}.tokens")
 
 
 class RenderedRows:
@@ -75,17 +72,10 @@ class RenderedRows:
         return self._found[number]
 
     def keep(self) -> None:
-        """Store the rows, if any was missing: temporary file, rename. Only rank 0 writes."""
-        if not self.count or os.environ.get("RANK", "0") != "0":
-            return
-        temporary = self._path.with_name(f".{secrets.token_hex(4)}.tmp")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(_packed(self._path.name, self._found))
-            temporary.replace(self._path)
-        except OSError:
+        """Store the rows, if any was missing. Only rank 0 writes."""
+        if self.count and is_main_process():
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                sealed.write(self._path, _MAGIC, self._path.name, _packed(self._found))
 
 
 def identity(tokenizer: Any) -> list[Any] | None:
@@ -97,8 +87,8 @@ def identity(tokenizer: Any) -> list[Any] | None:
     return [type(tokenizer).__name__, backend.to_str(), template, str(tokenizer.special_tokens_map)]
 
 
-def _packed(name: str, rows: Rendered) -> bytes:
-    """An entry: magic, digest, length of the header, header as JSON, token ids as int32."""
+def _packed(rows: Rendered) -> bytes:
+    """The content of an entry: length of the header, header as JSON, token ids as int32."""
     ids = array("i")
     header = []
     for number, sequences in rows.items():
@@ -108,19 +98,13 @@ def _packed(name: str, rows: Rendered) -> bytes:
             [number, [[one.name, len(one.ids), one.loss_spans, one.cut, one.notes] for one in sequences]]
         )
     text = json.dumps(header).encode()
-    body = len(text).to_bytes(8, "little") + text + ids.tobytes()
-    return _MAGIC + _seal(name, body) + body
+    return len(text).to_bytes(8, "little") + text + ids.tobytes()
 
 
 def _read(path: Path) -> Rendered:
     """The rows of an entry; none if it is missing, damaged, or belongs to another name."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return {}
-    start = len(_MAGIC) + _DIGEST_BYTES
-    body = content[start:]
-    if content[:start] != _MAGIC + _seal(path.name, body):
+    body = sealed.read(path, _MAGIC, path.name)
+    if body is None:
         return {}
     end = 8 + int.from_bytes(body[:8], "little")
     ids = array("i")
@@ -144,7 +128,3 @@ def _code() -> str:
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _seal(name: str, body: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + body).digest()

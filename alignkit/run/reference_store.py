@@ -1,25 +1,22 @@
 """Log-probs under a reference, stored by content, so that later epochs, runs and sweeps need not compute them again.
 
-An entry is named after everything that its values depend on. It is written atomically and carries a digest: a damaged
-entry, or one under another's name, counts as missing. Two writers of an entry write the same values.
+An entry is named after everything that its values depend on, and sealed (`alignkit.sealed`). Two writers of an entry
+write the same values.
 """
 
-import contextlib
-import hashlib
 import os
-import secrets
 import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alignkit import sealed
 from alignkit.methods import D2O
 from alignkit.recipe import Recipe
 
 KEEP_DAYS = 90
 """Days after its last use for which an entry is kept in the home of one user."""
 _MAGIC = b"alignkit-logps-1"
-_DIGEST_BYTES = 32
 
 
 def has_reference(recipe: Recipe) -> bool:
@@ -64,30 +61,17 @@ class ReferenceStore:
     def read(self, key: str, count: int) -> list[float] | None:
         """The entry's `count` values; None if it is missing, damaged, or belongs to another key."""
         path = self.path(key)
-        try:
-            content = path.read_bytes()
-        except OSError:
-            return None
-        head, values = content[: len(_MAGIC) + _DIGEST_BYTES], content[len(_MAGIC) + _DIGEST_BYTES :]
-        if head != _MAGIC + _seal(key, values) or len(values) != 4 * count:
+        values = sealed.read(path, _MAGIC, key)
+        if values is None or len(values) != 4 * count:
             return None
         _touch(path)
         return list(struct.unpack(f"<{count}f", values))
 
     def write(self, key: str, values: Sequence[float]) -> None:
-        """Store float32 values under `key`: temporary file, fsync, rename."""
-        path, packed = self.path(key), struct.pack(f"<{len(values)}f", *values)
-        temporary = path.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
+        """Store float32 values under `key`."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(_MAGIC + _seal(key, packed) + packed)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            sealed.write(self.path(key), _MAGIC, key, struct.pack(f"<{len(values)}f", *values))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             if not self._failed:
                 self.report(f"The reference's log-probs cannot be stored for later runs: {error.strerror}")
             self._failed = True
@@ -103,11 +87,6 @@ class ReferenceStore:
             except FileNotFoundError:
                 continue
         return removed
-
-
-def _seal(key: str, values: bytes) -> bytes:
-    """The digest of an entry's values and its name."""
-    return hashlib.sha256(key.encode() + values).digest()
 
 
 def _touch(path: Path) -> None:
