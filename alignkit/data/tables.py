@@ -157,14 +157,7 @@ def csv_columns(line: str, columns: Mapping[str, str] | None = None) -> tuple[li
     row numbers has an empty name. Raises DataError for a name that is there twice.
     """
     guess: tuple[list[str], str] | None = None
-    for delimiter in (",", "\t", ";"):
-        try:
-            names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
-        except csv.Error:
-            continue
-        named = names[1:] if names and not names[0] else names
-        if not named or not all(map(_COLUMN.fullmatch, named)):
-            continue
+    for names, named, delimiter in _headers(line):
         if not known_columns().union(columns or ()).isdisjoint(named):
             if twice := [name for name, times in Counter(named).items() if times > 1]:
                 raise DataError(f"the header of the CSV file names the column {printable(twice[0])!r} twice")
@@ -182,16 +175,22 @@ def csv_columns(line: str, columns: Mapping[str, str] | None = None) -> tuple[li
 def possible_columns(line: str) -> list[str]:
     """The columns of a line that is a CSV header if a job renames them: two or more different names that are not
     numbers; else empty."""
+    for _, named, _ in _headers(line):
+        if len(set(named)) == len(named) > 1 and all(map(_LETTER.search, named)):
+            return named
+    return []
+
+
+def _headers(line: str) -> Iterator[tuple[list[str], list[str], str]]:
+    """What a line can be as a CSV header: all its cells, the columns that they name, and the delimiter."""
     for delimiter in (",", "\t", ";"):
         try:
             names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
         except csv.Error:
             continue
         named = names[1:] if names and not names[0] else names
-        distinct = len(set(named)) == len(named) > 1
-        if distinct and all(_COLUMN.fullmatch(name) and _LETTER.search(name) for name in named):
-            return named
-    return []
+        if named and all(map(_COLUMN.fullmatch, named)):
+            yield names, named, delimiter
 
 
 def known_columns() -> frozenset[str]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from alignkit.models.stored_weights import changed
+
 _held: dict[str, tuple[tuple[object, ...], Any]] = {}
 """What is held: "model" or "tokenizer" -> (what it was loaded from, the object)."""
 
@@ -23,6 +25,4 @@ def take(kind: str, folder: str | Path, options: tuple[object, ...]) -> Any | No
 
 def _origin(folder: str | Path, options: tuple[object, ...]) -> tuple[object, ...]:
     """What changes where the folder's files or the options do."""
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file()) if Path(folder).is_dir() else []
-    found = [(path.name, status.st_size, status.st_mtime_ns) for path in files if (status := path.stat())]
-    return (str(folder), options, *found)
+    return (str(folder), options, *map(changed, sorted(Path(folder).glob("*"))))
