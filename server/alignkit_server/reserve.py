@@ -39,9 +39,14 @@ def ample_bytes(folder: Path) -> int:
     return reserve_bytes(folder) * 5 // 2
 
 
+def has_room(folder: Path, size: int = 0) -> bool:
+    """Whether the disk of `folder` has room for `size` bytes, and is not full with them."""
+    return free_bytes(folder) >= size + ample_bytes(folder)
+
+
 def require_room(folder: Path) -> None:
     """Raise OSError (ENOSPC) if the disk of `folder` is full."""
-    if free_bytes(folder) < ample_bytes(folder):
+    if not has_room(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -73,7 +78,7 @@ class Reserve:
         if self._file.exists():
             if self.is_low():
                 self.release()
-        elif free_bytes(self._home) >= ample_bytes(self._home):
+        elif has_room(self._home):
             self._make()
 
     def release(self) -> None:

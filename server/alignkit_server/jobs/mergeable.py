@@ -6,7 +6,7 @@ from alignkit.models.trainable import DEQUANTISED, config_of, quantization_of
 from alignkit_server.engines.command import engine_dtype, runs_on_gpu
 from alignkit_server.engines.serving import AS_ADAPTER, QUANTIZATIONS
 from alignkit_server.errors import ApiError
-from alignkit_server.reserve import ample_bytes, free_bytes
+from alignkit_server.reserve import has_room
 from alignkit_server.settings import Settings
 from alignkit_server.storage.runs import bytes_on_disk
 
@@ -32,7 +32,7 @@ def require_mergeable(serving: str, recipe: Any, base_model: str, settings: Sett
             f"merging takes {size:,} bytes of memory, and ALIGNKIT_EXPORT_BYTES gives it {settings.export_bytes:,}; "
             "expected 'adapter'"
         )
-    if free_bytes(settings.root) < size + ample_bytes(settings.root):
+    if not has_room(settings.root, size):
         raise _refused(f"the server's disk has no room for {size:,} bytes of weights; expected 'adapter'")
 
 

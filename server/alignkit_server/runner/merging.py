@@ -12,7 +12,7 @@ from alignkit_server.engines.weights import file_name, publish_weights, weights_
 from alignkit_server.errors import ApiError
 from alignkit_server.limits.quotas import require_disk
 from alignkit_server.outages import Detached
-from alignkit_server.reserve import ample_bytes, free_bytes
+from alignkit_server.reserve import has_room
 from alignkit_server.runner.ledger import JobRecord
 from alignkit_server.runner.step_services import StepServices
 from alignkit_server.storage.runs import bytes_on_disk
@@ -58,7 +58,7 @@ def merge(services: StepServices, job: JobRecord, adapter: Path, name: str) -> N
 
 def _require_room(services: StepServices, job: JobRecord, size: int) -> None:
     """Raise NotMergedError if the disk, or the project's share of it, has no room for the merged weights."""
-    if free_bytes(services.settings.root) < size + ample_bytes(services.settings.root):
+    if not has_room(services.settings.root, size):
         raise NotMergedError(f"the server's disk has no room for {size:,} bytes of weights")
     try:
         with services.ledger.database.writing() as session:

@@ -60,7 +60,7 @@ def test_what_cannot_be_merged_for_want_of_memory_is_refused(
 
 
 def test_what_has_no_room_on_the_disk_is_refused(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mergeable, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(mergeable, "has_room", lambda *_: False)
     assert "the server's disk has no room" in refusal(client, "merged")
 
 

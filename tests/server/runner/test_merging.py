@@ -98,7 +98,7 @@ def test_the_result_is_served_by_an_engine_of_its_own(
 def test_what_cannot_be_merged_is_served_as_an_adapter_and_says_why(
     trained: StepServices, ledger: JobLedger, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merging, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(merging, "has_room", lambda *_: False)
     publishing.publish_models(job_id)
     publishing.prove(job_id)
     assert made(ledger, job_id).kind == "adapter"
