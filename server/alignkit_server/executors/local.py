@@ -90,7 +90,7 @@ class LocalExecutor:
         environment = training_environment(folder) | leased
         try:
             self._processes[folder] = self._from_standby(
-                folder, values, environment, leased, resume=resume
+                folder, values, environment, resume=resume
             ) or ManagedProcess.start(
                 command,
                 log_path=RunFolder(folder).log,
@@ -115,8 +115,10 @@ class LocalExecutor:
         if process.returncode == -signal.SIGKILL:  # it had no chance to write so
             with RunFolder(folder).log.open("a", encoding="utf-8") as log:
                 log.write("The training process was ended by SIGKILL\n")
+        leased = self._leased.get(folder)
         self.stop(folder)
-        self._prepare_next(folder)
+        if self._standbys is not None and leased is not None:
+            self._prepare_next(folder, self._standbys, leased)
         return False
 
     def interrupt(self, folder: Path) -> None:
@@ -138,13 +140,11 @@ class LocalExecutor:
         folder: Path,
         recipe: Mapping[str, Any],
         environment: Mapping[str, str],
-        leased: Mapping[str, str],
         *,
         resume: bool,
     ) -> ManagedProcess | None:
         """The run's process, if a standby could become it."""
-        standby = None if self._standbys is None else self._standbys.take(recipe, leased)
-        if standby is None:
+        if self._standbys is None or (standby := self._standbys.take(recipe, self._leased[folder])) is None:
             return None
         log = RunFolder(folder).log
 
@@ -157,18 +157,18 @@ class LocalExecutor:
         except OSError:  # it has ended meanwhile
             return None
 
-    def _prepare_next(self, folder: Path) -> None:
+    @staticmethod
+    def _prepare_next(folder: Path, standbys: Standbys, leased: Mapping[str, str]) -> None:
         """Let a trainer wait for the next run on the model of one that succeeded."""
-        leased = self._leased.pop(folder, None)
-        result = RunFolder(folder).read_result()
-        if self._standbys is None or leased is None or (result or {}).get("status") != "succeeded":
+        if (RunFolder(folder).read_result() or {}).get("status") != "succeeded":
             return
         try:
-            self._standbys.prepare(yaml.safe_load(RunFolder(folder).recipe.read_text("utf-8")), leased)
+            standbys.prepare(yaml.safe_load(RunFolder(folder).recipe.read_text("utf-8")), leased)
         except OSError as error:  # the next run starts as this one did
             logger.warning("no trainer waits for the next job: %s", error)
 
     def _release(self, folder: Path) -> None:
+        self._leased.pop(folder, None)
         if self._leases is not None:
             self._leases.release(folder)
 

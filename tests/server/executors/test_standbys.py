@@ -2,8 +2,6 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +13,7 @@ from alignkit_server.engines.process import Identity
 from alignkit_server.executors import oom, standbys
 from alignkit_server.executors.local import LocalExecutor
 from alignkit_server.executors.standbys import Standbys
+from tests.server.engines.support import gone, wait_until
 
 PROGRAM = """
 import json, os, sys
@@ -68,24 +67,13 @@ class Service:
     def run(self, folder: Path) -> dict[str, object]:
         """Run the job to its end; what it said about itself."""
         self.executor.start(folder, resume=False)
-        until(lambda: not self.executor.running(folder))
+        wait_until(lambda: not self.executor.running(folder))
         found: dict[str, object] = json.loads((folder / "ran.json").read_text())
         return found
 
     def waiting(self) -> list[Identity]:
         records = (self.home / "standbys").glob("*.json")
         return [found for record in records if (found := Identity.load(record))]
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture
@@ -154,13 +142,13 @@ def test_a_run_from_a_standby_is_found_and_ended_by_the_next_server(service: Ser
     service.run(service.job("first"))
     long = service.job("second", script="import time; time.sleep(60)")
     service.executor.start(long, resume=False)
-    until((long / "ran.json").exists)
+    wait_until((long / "ran.json").exists)
     ran = json.loads((long / "ran.json").read_text())
     assert ran["how"] == "warm"
     other = service.server()
     assert other.running(long)
     other.stop(long)
-    until(lambda: gone(ran["pid"]))
+    wait_until(lambda: gone(ran["pid"]))
     assert not other.running(long)
 
 
@@ -169,7 +157,7 @@ def test_a_server_that_ended_while_it_handed_a_run_over_starts_it_anew(service: 
     service.run(service.job("first"))
     job = service.job("second", script="import time; time.sleep(60)")
     service.executor.start(job, resume=False)
-    until((job / "ran.json").exists)
+    wait_until((job / "ran.json").exists)
     first = Identity.load(job / "process.json")
     assert first is not None
     record = json.loads((job / "process.json").read_text()) | {"pid": 0, "create_time": 0.0}
@@ -190,7 +178,7 @@ def test_what_an_earlier_server_left_waiting_is_ended(service: Service) -> None:
     ownerless = json.loads(record.read_text()) | {"owner_pid": 1, "owner_create_time": 0.0}
     record.write_text(json.dumps(ownerless))
     service.server()
-    until(lambda: gone(waits.pid))
+    wait_until(lambda: gone(waits.pid))
     assert not service.waiting()
 
 
