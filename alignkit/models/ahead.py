@@ -1,4 +1,4 @@
-"""Holds a model and its tokenizer that were loaded before the run that needs them came; see `alignkit.standby`."""
+"""Keeps a model and a tokenizer that were loaded ahead of the run that needs them; see `alignkit.standby`."""
 
 from pathlib import Path
 from typing import Any

@@ -25,7 +25,7 @@ TOKEN_VARIABLE = "ALIGNKIT_PROCESS_TOKEN"  # noqa: S105 - the variable's name
 POLL_SECONDS = 0.05
 KILL_SECONDS = 10.0
 TAKING_SECONDS = 120.0
-"""How long a process that waits may load before it takes its work up."""
+"""How long a waiting process may take to accept a run; it may still be loading its model."""
 LOG_TAIL_BYTES = 64 * 1024
 
 _PASSED = frozenset(
@@ -168,15 +168,15 @@ class ManagedProcess:
     def hand_over(
         self, run: Callable[[dict[str, str]], bytes], *, log_path: Path, identity_path: Path
     ) -> "ManagedProcess":
-        """Give a process that waits the work of another place, with a log and an identity file there.
+        """Make a waiting process that of a run, with the run's log and identity file.
 
-        `run` makes the line that it reads, given the variables that mark it and its children. The process takes the
-        work up by opening its log. Raises OSError if it does not, and ends it; then nothing is recorded there.
+        `run` returns the line that the process reads, given the variables that mark it and its children. The process
+        accepts by opening the log. If it does not, it is ended, the identity file is removed, and OSError is raised.
         """
         if self._child is None or self._child.stdin is None:
-            raise OSError("this process does not wait for a server's work")
+            raise OSError("this process waits for no run")
         _begin_log(log_path)
-        # Until it has its work, what is recorded is a process that did not start: it is ended and started anew.
+        # Recorded as not started until it accepts: a server that finds this ends it and starts the run anew.
         Identity(**asdict(self.identity) | {"pid": 0, "create_time": 0.0}).save(identity_path)
         try:
             with self._child.stdin as line:
@@ -248,7 +248,7 @@ class ManagedProcess:
         deadline = time.monotonic() + TAKING_SECONDS
         while not log_path.exists():
             if not self.alive() or time.monotonic() > deadline:
-                raise OSError("the process did not take its work up")
+                raise OSError("the process did not accept the run")
             time.sleep(POLL_SECONDS)
 
     def _members(self) -> list[psutil.Process]:

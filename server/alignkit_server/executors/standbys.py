@@ -1,4 +1,4 @@
-"""Trainers that wait with a loaded model, so that the next job on the same base model trains without a start."""
+"""Trainers that wait with a loaded model, so that the next job on the same base model starts to train sooner."""
 
 import logging
 import secrets
