@@ -8,6 +8,7 @@ from urllib.parse import quote
 import typer
 
 from alignkit.cli import job_records, output, saving, service
+from alignkit.cli.job_sweep import SWEEP, SWEEPS
 
 
 def download(
@@ -32,15 +33,17 @@ def download(
 
 
 def report(
-    job_id: Annotated[str, typer.Argument(help="id of the job")],
+    job_id: Annotated[str, typer.Argument(help="id of the job, or of a sweep")],
     to: Annotated[
         Path | None, typer.Option("--output", "-o", help="file to write; default: JOB_ID.html")
     ] = None,
 ) -> None:
-    """Download a job's report, an HTML page with its curves, answers, data, recipe and environment."""
+    """Download a job's report, an HTML page with its curves, answers and recipe, or a sweep's, with its table."""
     path = to or Path(f"{job_id}.html")
+    of_sweep = job_id.startswith(SWEEP)
+    source = f"{SWEEPS}/{quote(job_id, safe='')}" if of_sweep else job_records.path_of(job_id)
     with saving.new_file(path, replace=True) as file:
-        service.download(service.connect(), f"{job_records.path_of(job_id)}/report", file)
+        service.download(service.connect(), f"{source}/report", file)
     output.say(str(path))
 
 

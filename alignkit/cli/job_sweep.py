@@ -24,8 +24,9 @@ from alignkit.errors import AlignkitError, RecipeError
 
 MOST_JOBS = 64
 """Jobs of a sweep; each is a job in the project's queue."""
-MOST_COMPARED = 24
-"""Jobs that the page compares at once."""
+SWEEPS = "/fine_tuning/sweeps"
+SWEEP = "ftsweep-"
+"""The beginning of a sweep's id."""
 
 
 def sweep(
@@ -63,14 +64,13 @@ def sweep(
         body = {"model": model, **files, **method_of(method, param, validation_share, validation_file)}
         labels = labels_of(metadata) | ({"sweep": name} if name else {})
         made: Any = client.post(
-            "/fine_tuning/sweeps",
+            SWEEPS,
             body=body | {"sweep": spec} | ({"metadata": labels} if labels else {}),
             cast_to=object,
             options={"headers": {"Idempotency-Key": secrets.token_hex()}},  # the client may ask again
         )
-    found = [point["job"] for point in made["points"]]
     page = str(client.base_url).rstrip("/").removesuffix("/v1")
-    compare = f"{page}/#/compare?jobs={','.join(found[:MOST_COMPARED])}"
+    compare = f"{page}/#/compare?sweep={made['id']}"
     if as_json:
         jobs = [{"job": point["job"], "values": point["values"]} for point in made["points"]]
         output.show_json({"sweep": name or made["id"], "id": made["id"], "compare": compare, "jobs": jobs})

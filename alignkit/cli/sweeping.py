@@ -80,7 +80,7 @@ def _show(folder: "SweepFolder", *, as_json: bool) -> None:
             }
         )
         return
-    metrics = table_metrics(folder, rows)
+    metrics = table_metrics(folder.spec, rows)
     options = list(folder.spec.options)
     names = (
         "point",

@@ -1,5 +1,5 @@
 """Sweeps: one recipe at every combination of some values, with the weak runs stopped early."""
 
-from alignkit.sweep.points import MOST_POINTS, TABLE_METRICS, Halving, Point, SweepSpec, sweep_of
+from alignkit.sweep.points import MOST_POINTS, Halving, Point, SweepSpec, sweep_of
 
-__all__ = ["MOST_POINTS", "TABLE_METRICS", "Halving", "Point", "SweepSpec", "sweep_of"]
+__all__ = ["MOST_POINTS", "Halving", "Point", "SweepSpec", "sweep_of"]

@@ -39,6 +39,8 @@ class Row:
     """Name -> last value."""
     reason: str | None
     """Why the run failed or was stopped."""
+    job: str | None = None
+    """The id of the point's job, in a sweep of a service."""
 
     def as_json(self) -> dict[str, Any]:
         """The row as `alignkit sweep --json` prints it."""

@@ -106,6 +106,10 @@ class SweepSpec:
             for number, values in enumerate(combinations, start=1)
         ]
 
+    def metrics(self) -> list[str]:
+        """The metrics of the sweep's table: the halving's first, then TABLE_METRICS."""
+        return list(dict.fromkeys([*([self.halving.metric] if self.halving else []), *TABLE_METRICS]))
+
     def as_json(self) -> dict[str, Any]:
         """The section as it was given, defaults included."""
         halving = {} if self.halving is None else {HALVING: self.halving.model_dump()}

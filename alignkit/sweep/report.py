@@ -9,40 +9,40 @@ from alignkit.errors import AlignkitError
 from alignkit.report import page
 from alignkit.report.record import shown
 from alignkit.sweep.folder import Row, SweepFolder, frontier_of, unbeaten
-from alignkit.sweep.points import HALVING, TABLE_METRICS
+from alignkit.sweep.points import HALVING, SweepSpec
 
 FrontierPoint = tuple[Row, float, float]
 
 
 def write_sweep_report(folder: SweepFolder) -> Path:
     """Write report.html into the sweep's folder and return its path; an earlier one is replaced."""
-    rows = folder.rows()
-    points = list(frontier_of(rows))
-    best = unbeaten(points)
-    statuses = Counter(row.status for row in rows)
     path = folder.path / "report.html"
-    page.put_page(
-        path,
-        page.render(
-            "sweep.html",
-            name=folder.path.resolve().name,
-            rows=rows,
-            options=list(folder.spec.options),
-            metrics=table_metrics(folder, rows),
-            counts=", ".join(f"{count} {status}" for status, count in statuses.items()),
-            halving=shown(folder.spec.as_json().get(HALVING)),
-            frontier=[(*point, point in best) for point in sorted(points, key=lambda point: point[1])],
-            image=_image(points, best) if len(points) > 1 else None,
-        ),
-    )
+    page.put_page(path, sweep_page(folder.path.resolve().name, folder.spec, folder.rows()))
     return path
 
 
-def table_metrics(folder: SweepFolder, rows: list[Row]) -> list[str]:
+def sweep_page(name: str, spec: SweepSpec, rows: list[Row]) -> str:
+    """Render the report of a sweep with this name: an HTML page of one file."""
+    points = list(frontier_of(rows))
+    best = unbeaten(points)
+    statuses = Counter(row.status for row in rows)
+    return page.render(
+        "sweep.html",
+        name=name,
+        rows=rows,
+        jobs=any(row.job for row in rows),
+        options=list(spec.options),
+        metrics=table_metrics(spec, rows),
+        counts=", ".join(f"{count} {status}" for status, count in statuses.items()),
+        halving=shown(spec.as_json().get(HALVING)),
+        frontier=[(*point, point in best) for point in sorted(points, key=lambda point: point[1])],
+        image=_image(points, best) if len(points) > 1 else None,
+    )
+
+
+def table_metrics(spec: SweepSpec, rows: list[Row]) -> list[str]:
     """The metrics of the table: the halving's first, then those of TABLE_METRICS that a run reports."""
-    halving = folder.spec.halving
-    wanted = dict.fromkeys([*([halving.metric] if halving else []), *TABLE_METRICS])
-    return [name for name in wanted if any(name in row.metrics for row in rows)]
+    return [name for name in spec.metrics() if any(name in row.metrics for row in rows)]
 
 
 def _image(points: list[FrontierPoint], best: list[FrontierPoint]) -> bytes | None:

@@ -39,7 +39,7 @@ def test_a_sweep_is_ordinary_jobs_of_one_file_and_one_name(client: OpenAI, run: 
     assert (jobs[0].metadata or {})["name"] == "1: beta 0.05, divergence reverse_kl"
     assert (jobs[0].metadata or {})["team"] == "a"
     assert len({job.training_file for job in jobs}) == 1
-    assert found["compare"].endswith("/#/compare?jobs=" + ",".join(one["job"] for one in found["jobs"]))
+    assert found["compare"].endswith(f"/#/compare?sweep={found['id']}")
 
 
 def test_a_sweep_with_halving_pauses_its_jobs_at_the_first_rung(client: OpenAI, run: Run) -> None:

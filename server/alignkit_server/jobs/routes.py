@@ -27,22 +27,16 @@ from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import limits_of
 from alignkit_server.pagination import After, CursorListObject, ListObject, PageQuery
 from alignkit_server.pools.listening import ListenerResponse
+from alignkit_server.report_response import REPORT_RESPONSE, report_response
 from alignkit_server.services import Services
 
 EVENT_STREAM = "text/event-stream"
 YAML = "application/yaml"
-HTML = "text/html"
-REPORT_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; sandbox"
-)
-"""Content policy of a report, beside the stricter one in the page itself: no scripts, and nothing is loaded."""
 Limit = Annotated[int, Query(ge=1, le=1000)]
 EventType = Literal["message", "metrics"]
 Stream = Annotated[bool, Query(description="stream events as they occur, oldest first, until the job ends")]
 LastEventId = Annotated[str | None, Header(description="continue after the event with this id")]
 RECIPE_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {YAML: {"schema": {"type": "object"}}}}}
-REPORT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {HTML: {"schema": {"type": "string"}}}}}
 STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {EVENT_STREAM: {}}, "description": "A page, or with ?stream=true a stream, of events"},
     204: {"description": "The job has ended and its last event was already received"},
@@ -191,13 +185,7 @@ def retrieve_recipe(job_id: str, jobs: JobServiceDep) -> Response:
 @router.get("/{job_id}/report", responses=documented(404) | REPORT_RESPONSE, response_class=Response)
 def retrieve_report(job_id: str, jobs: JobServiceDep) -> Response:
     """Download the report of the job's run, one HTML page that is written when training ends, pauses or fails."""
-    headers = {
-        "content-disposition": f'inline; filename="{job_id}.html"',
-        "content-security-policy": REPORT_POLICY,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-    }
-    return Response(jobs.report(job_id), media_type=HTML, headers=headers)
+    return report_response(jobs.report(job_id), job_id)
 
 
 @router.get("/{job_id}/checkpoints", responses=documented(404))

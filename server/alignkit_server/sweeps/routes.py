@@ -3,12 +3,13 @@
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import documented
 from alignkit_server.jobs.idempotency import Idempotency, created_before, key_of
 from alignkit_server.pagination import After, CursorListObject, PageQuery
+from alignkit_server.report_response import REPORT_RESPONSE, report_response
 from alignkit_server.sweeps.preparation import prepare_sweep
 from alignkit_server.sweeps.repository import SweepRepository
 from alignkit_server.sweeps.schemas import SweepObject, SweepRequest
@@ -49,6 +50,16 @@ def list_sweeps(
 def retrieve_sweep(sweep_id: str, sweeps: SweepServiceDep) -> SweepObject:
     """Retrieve a sweep and the table of its jobs."""
     return sweeps.get(sweep_id)
+
+
+@router.get("/{sweep_id}/report", responses=documented(404) | REPORT_RESPONSE, response_class=Response)
+async def retrieve_sweep_report(
+    sweep_id: str, project: ProjectDep, services: ServicesDep, sweeps: SweepServiceDep
+) -> Response:
+    """Download the report of a sweep as it stands, an HTML page: its table, and the frontier of reward against KL."""
+    found = await to_thread.run_sync(sweeps.report, sweep_id)
+    page = await services.file_checks.run(project.project_id, found.page)
+    return report_response(page, sweep_id)
 
 
 @router.post("/{sweep_id}/cancel", responses=documented(404))

@@ -1,17 +1,19 @@
 """Sweeps of a project: create, list, cancel, and their tables."""
 
 import math
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends
 from sqlalchemy.orm import Session
 
-from alignkit.sweep import TABLE_METRICS, SweepSpec, sweep_of
+from alignkit.sweep import SweepSpec, sweep_of
 from alignkit_server.clock import now
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError
 from alignkit_server.job_status import UNFINISHED
 from alignkit_server.jobs.idempotency import Idempotency, add_once
+from alignkit_server.jobs.metrics import NOT_METRICS
 from alignkit_server.jobs.repository import EventRepository
 from alignkit_server.jobs.schemas import JobError
 from alignkit_server.jobs.service import JobService
@@ -23,8 +25,26 @@ from alignkit_server.sweeps.repository import RUNNING, SweepRepository
 from alignkit_server.sweeps.schemas import SweepObject, SweepPoint
 from alignkit_server.tables import Job, Sweep
 
+if TYPE_CHECKING:  # saves jinja2 at start-up
+    from alignkit.sweep.folder import Row
+
 SHOWN = ("model", "training_file", "validation_file", "method", "metadata")
 """Fields of the request that a sweep shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What the report of a sweep shows."""
+
+    id: str
+    spec: SweepSpec
+    rows: "list[Row]"
+
+    def page(self) -> str:
+        """Render the report as an HTML page."""
+        from alignkit.sweep.report import sweep_page  # saves jinja2 at start-up
+
+        return sweep_page(self.id, self.spec, self.rows)
 
 
 class SweepService:
@@ -89,6 +109,23 @@ class SweepService:
         self._session.flush()
         return self._present(sweep, table=True)
 
+    def report(self, sweep_id: str) -> SweepReport:
+        """Look up what the report of a sweep shows. Raises 404 while no job has reported a metric."""
+        from alignkit.sweep.folder import Row  # saves jinja2 at start-up
+
+        sweep = self._sweeps.get(sweep_id)
+        spec = sweep_of(sweep.spec)
+        jobs = {job.id: job for job in self._sweeps.jobs(sweep)}
+        rows = []
+        for point, known in zip(spec.points(), sweep.points, strict=True):
+            job = jobs[known["job"]]
+            status, reason = _outcome(sweep, job)
+            step, metrics = self._last(job)
+            rows.append(Row(point, status, step or 0, metrics, reason, job.id))
+        if not any(row.metrics for row in rows):
+            raise ApiError(404, _no_report(sweep), code="report_not_found")
+        return SweepReport(sweep.id, spec, rows)
+
     def _present(self, sweep: Sweep, *, table: bool) -> SweepObject:
         spec = sweep_of(sweep.spec)
         jobs = {job.id: job for job in self._sweeps.jobs(sweep)}
@@ -114,31 +151,43 @@ class SweepService:
     def _point(
         self, sweep: Sweep, point: dict[str, Any], job: Job, spec: SweepSpec, *, table: bool
     ) -> SweepPoint:
-        stopped = sweep.stopped.get(job.id)
-        step, metrics = self._last(job, spec) if table else (None, {})
+        status, reason = _outcome(sweep, job)
+        step, metrics = self._last(job) if table else (None, {})
         return SweepPoint(
             job=job.id,
             values=point["values"],
-            status="stopped" if stopped else job.status,
+            status=status,
             step=step,
-            reason=stopped or (job.error or {}).get("message"),
-            metrics=metrics,
+            reason=reason,
+            metrics={name: metrics[name] for name in spec.metrics() if name in metrics},
         )
 
-    def _last(self, job: Job, spec: SweepSpec) -> tuple[int | None, dict[str, float]]:
-        """(last step, last finite values) of the table's metrics."""
-        wanted = dict.fromkeys([*([spec.halving.metric] if spec.halving else []), *TABLE_METRICS])
+    def _last(self, job: Job) -> tuple[int | None, dict[str, float]]:
+        """(last step, last finite value of each metric) of a job."""
         step, found = None, {}
         for report in EventRepository(self._session, self._project.project_id).metrics(job.id):
             step = report["step"] if isinstance(report.get("step"), int) else step
             found.update(
                 {
-                    name: float(report[name])
-                    for name in wanted
-                    if isinstance(report.get(name), int | float) and math.isfinite(report[name])
+                    name: float(value)
+                    for name, value in report.items()
+                    if name not in NOT_METRICS and isinstance(value, int | float) and math.isfinite(value)
                 }
             )
-        return step, {name: found[name] for name in wanted if name in found}
+        return step, found
+
+
+def _outcome(sweep: Sweep, job: Job) -> tuple[str, str | None]:
+    """(status, why it was stopped or failed) of a job of the sweep."""
+    stopped = sweep.stopped.get(job.id)
+    return "stopped" if stopped else job.status, stopped or (job.error or {}).get("message")
+
+
+def _no_report(sweep: Sweep) -> str:
+    """The sentence that says why a sweep has no report."""
+    if sweep.status == RUNNING:
+        return f"The sweep {sweep.id} has no report yet: none of its jobs has reported a metric."
+    return f"The sweep {sweep.id} has no report: none of its jobs reported a metric."
 
 
 def _best(spec: SweepSpec, points: list[SweepPoint]) -> str | None:

@@ -77,6 +77,7 @@ NEEDED = {
     ("GET", "/v1/fine_tuning/sweeps"): READ,
     ("POST", "/v1/fine_tuning/sweeps"): TRAIN,
     ("GET", "/v1/fine_tuning/sweeps/{sweep_id}"): READ,
+    ("GET", "/v1/fine_tuning/sweeps/{sweep_id}/report"): READ,
     ("POST", "/v1/fine_tuning/sweeps/{sweep_id}/cancel"): TRAIN,
     ("POST", "/v1/uploads"): TRAIN,
     ("POST", "/v1/uploads/{upload_id}/cancel"): TRAIN,

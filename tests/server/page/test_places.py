@@ -13,7 +13,7 @@ from tests.server.models.test_exports import Tuned
 from tests.server.page.browser import NARROW, Visitor, needs_chromium, violations
 from tests.server.page.engine import FOREIGN
 from tests.server.page.runs import MARKUP, finish, report, run
-from tests.server.support import BASE_MODEL, Running, upload
+from tests.server.support import BASE_MODEL, Running, method, upload
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 
@@ -199,6 +199,28 @@ def test_a_sweep_is_compared_along_its_frontier(
     assert "sweep 7: margin 1.17 at KL 0.075, on the frontier" in said
     assert "sweep far: margin 2 at KL 0.5, on the frontier" in said
     assert said.split("sweep beaten")[1].split(";")[0] == ": margin 0.01 at KL 0.25"
+    assert violations(page) == []
+
+
+def test_a_sweep_of_the_service_is_compared_and_its_report_saved(
+    service: Running, client: OpenAI, key: str, visitor: Visitor
+) -> None:
+    body = {"model": BASE_MODEL, "training_file": upload(client), "method": method()}
+    with service.http(key) as http:
+        sweep = http.post("/v1/fine_tuning/sweeps", json=body | {"sweep": {"beta": [0.1, 0.3]}}).json()
+    first, second = (point["job"] for point in sweep["points"])
+    page = visitor.signed_in(key, f"#/jobs/{first}")
+    page.get_by_role("link", name=sweep["id"]).click()
+    differing = page.get_by_role("table", name="Settings of the jobs that differ").get_by_role("row")
+    expect(differing.filter(has_text="beta").last).to_contain_text("0.3")
+    save = page.get_by_role("button", name="Download the report of the sweep")
+    save.click()
+    expect(page.get_by_text("has no report yet: none of its jobs has reported a metric")).to_be_visible()
+    report(service, second, 16, {"valid_rewards_margins": 2.0})
+    with page.expect_download() as download:
+        save.click()
+    assert download.value.suggested_filename == f"{sweep['id']}.html"
+    assert second in Path(download.value.path()).read_text(encoding="utf-8")
     assert violations(page) == []
 
 

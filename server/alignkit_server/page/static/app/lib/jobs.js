@@ -43,5 +43,8 @@ export function actionsOf(job) {
   return (names[job.status] ?? more[job.status] ?? []).map((name) => all[name]);
 }
 
+/** Whether a label of a job is the id of the sweep that made it. */
+export const isSweep = (name, value) => name === "sweep" && value.startsWith("ftsweep-");
+
 /** The last part of a job's or model's name, enough to tell it from others at a glance. */
 export const short = (id) => (id.length > 22 ? `${id.slice(0, 8)}…${id.slice(-6)}` : id);

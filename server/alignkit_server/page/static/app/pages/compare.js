@@ -7,24 +7,48 @@ import { link } from "../lib/router.js";
 import { html, useMemo } from "../lib/ui.js";
 import { evaluations } from "../parts/answers.js";
 import { Chart } from "../parts/chart.js";
-import { Heading, Loaded, Status, Table } from "../parts/common.js";
+import { Action, Heading, Loaded, Status, Table } from "../parts/common.js";
 import { Frontier } from "../parts/frontier.js";
 
 export const MOST = 24;
 const DRAWN = 6; // lines that can be told apart
 const POINTS = 500;
 
-/** The jobs named in the query. */
+/** The jobs named in the query, or those of a sweep. */
 export function Compare({ query }) {
-  const { api } = useSession();
   const named = (query.jobs ?? "").split(",").filter(Boolean);
+  return html`
+    <${Heading} title="Compare" />
+    ${query.sweep ? html`<${Sweep} id=${query.sweep} />` : html`<${Jobs} named=${named} />`}
+  `;
+}
+
+function Sweep({ id }) {
+  const { api } = useSession();
+  const path = `fine_tuning/sweeps/${encodeURIComponent(id)}`;
+  const answer = useAnswer((signal) => api.get(path, {}, { signal }), [path]);
+  return html`
+    <${Loaded} answer=${answer}>
+      ${(sweep) => html`
+        <p class="row">
+          <span>Sweep <span class="name">${sweep.id}</span>: ${sweep.status}</span>
+          <${Action} label="Download the report of the sweep" work=${() => api.download(`${path}/report`, `${sweep.id}.html`)} />
+        </p>
+        ${sweep.error && html`<p class="problem">${sweep.error.message}</p>`}
+        <${Jobs} named=${sweep.points.map((point) => point.job)} />
+      `}
+    <//>
+  `;
+}
+
+function Jobs({ named }) {
+  const { api } = useSession();
   const ids = named.slice(0, MOST);
   const answer = useAnswer(() => Promise.all(ids.map((id) => look(api, id))), [ids.join(",")]);
   if (ids.length < 2) {
-    return html`<${Heading} title="Compare" /><p>Choose two to ${MOST} jobs in <a href="#/jobs">the table of jobs</a>.</p>`;
+    return html`<p>Choose two to ${MOST} jobs in <a href="#/jobs">the table of jobs</a>.</p>`;
   }
   return html`
-    <${Heading} title="Compare" />
     ${named.length > MOST && html`<p class="problem">The first ${MOST} of ${named.length} jobs.</p>`}
     <${Loaded} answer=${answer}>${(runs) => html`<${Runs} runs=${runs} />`}<//>
   `;

@@ -3,7 +3,7 @@ import { chartsOf } from "../lib/curves.js";
 import { bytes, count, duration, moment } from "../lib/format.js";
 import { useSeen, useSession } from "../lib/hooks.js";
 import { JobFeed } from "../lib/job_feed.js";
-import { actionsOf, costOf, isOver, outlook, settingsOf, timeOf } from "../lib/jobs.js";
+import { actionsOf, costOf, isOver, isSweep, outlook, settingsOf, timeOf } from "../lib/jobs.js";
 import { link } from "../lib/router.js";
 import { html, useEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { Answers } from "../parts/answers.js";
@@ -93,7 +93,7 @@ function Overview({ job, state }) {
         ["Peak memory", bytes(job.usage.peak_memory_bytes)],
         ["Created", moment(job.created_at)],
         ["Finished", moment(job.finished_at)],
-        ...Object.entries(job.metadata ?? {}),
+        ...Object.entries(job.metadata ?? {}).map(([name, value]) => [name, isSweep(name, value) ? html`<a href=${link(["compare"], { sweep: value })}>${value}</a>` : value]),
       ]} />
       ${job.fine_tuned_model &&
       html`
