@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from alignkit.adapter_sections import Elastic, LoraSection, Tune
 from alignkit.after import Step
 from alignkit.data.schemas import schema_for
 from alignkit.errors import DataError, FieldIssue, MethodError, ModelError, RecipeError
@@ -24,15 +25,7 @@ from alignkit.models.adapters import lora_of
 from alignkit.models.chat_templates import available
 from alignkit.options import A_MODEL, CONTENT_MATTERS, MAY_CHANGE
 from alignkit.schema import Section, field_issues, one_a_field, refused, refused_all
-from alignkit.sections import (
-    CollapseGuardSection,
-    DataSection,
-    Elastic,
-    LoraSection,
-    ModelSection,
-    TrainingSection,
-    Tune,
-)
+from alignkit.sections import CollapseGuardSection, DataSection, ModelSection, TrainingSection
 from alignkit.strict_yaml import read_yaml
 from alignkit.terms import Term
 from alignkit.terms import get as get_term

@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from alignkit.adapter_sections import TuneSection
 from alignkit.methods import DPO
-from alignkit.sections import TuneSection
 from alignkit.trainers.tuning import Tuner
 from evidence.harness import Evidence, Found, Settings, Values, lines, main
 

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from alignkit.adapter_sections import LoraSection
 from alignkit.after.adapter import Adapter
 from alignkit.schema import Section
-from alignkit.sections import LoraSection
 
 
 class Finished(Protocol):

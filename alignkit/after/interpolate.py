@@ -7,9 +7,9 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from alignkit.adapter_sections import LoraSection
 from alignkit.after.adapter import Adapter
 from alignkit.after.base import AfterStep, Finished
-from alignkit.sections import LoraSection
 
 CANDIDATES = (0.25, 0.5, 0.75, 1.0)
 """Amounts that `auto` evaluates."""

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from alignkit.adapter_sections import LoraSection
 from alignkit.after.base import AfterStep, Finished
 from alignkit.errors import ModelError
-from alignkit.sections import LoraSection
 
 NEAR = 1e-5
 """Held-out loss that a rank must gain, so that of near equals the smaller rank is taken."""

@@ -5,15 +5,14 @@ serving. Every difference becomes a note on the sequence. An answer that would b
 refused.
 """
 
-import json
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alignkit.data.messages import Message
 from alignkit.data.nodes import printable
+from alignkit.data.rendered_parts import CALL, REASONING, context_parts, is_in, missing_part, squeezed
 from alignkit.errors import DataError
 
 NO_TEMPLATE = (
@@ -35,7 +34,6 @@ _REASONING_KEYS = {
 CONTROL = "a message's text contains {token}, which the model reads as a control token, not as text"
 _LOOPS_OVER_CONTENT = re.compile(r"for \w+ in \w+(\.content|\[['\"]content['\"]\])|content['\"\]]*\[0\]")
 """A template that reads content as a list of parts, as those of vision-language models do."""
-_THINK = re.compile(r"</?think>")
 _BLOCK = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
 """An answer that starts with its reasoning."""
 _PLACEHOLDER = "placeholder7f3a9c"
@@ -232,14 +230,14 @@ class Chat:
 
     def context_notes(self, prompt: list[Message], served: str) -> list[str]:
         """Notes on the parts of the prompt that the template omits, in serving and training alike."""
-        text = _squeezed(served)
+        text = squeezed(served)
         notes = []
         for role in dict.fromkeys(message["role"] for message in prompt):
             mine = [message for message in prompt if message["role"] == role]
-            if not all(_is_in(part, text) for message in mine for part in _context_parts(message)):
+            if not all(is_in(part, text) for message in mine for part in context_parts(message)):
                 notes.append(f"the chat template omits a part of the prompt, in a {role} message")
         names = [str(tool.get("function", tool).get("name", "")) for tool in self._tools or []]
-        if not all(_is_in(name, text) for name in names if name):
+        if not all(is_in(name, text) for name in names if name):
             notes.append("the chat template omits the tools")
         return notes
 
@@ -309,92 +307,6 @@ def ends_first(ends: Sequence[int], tokenizer: Any) -> list[int]:
     """The tokens that end an answer: the one that the chat template writes, then the model's own `ends`."""
     end = end_of_answer(tokenizer)
     return list(ends) if end is None else [end, *(token for token in ends if token != end)]
-
-
-REASONING, TEXT, CALL = "the reasoning", "the text", "a tool call"
-
-
-def missing_part(answer: Iterable[Message], text: str) -> tuple[str, str] | None:
-    """The first part of an answer that is missing in its rendered text, as (kind, part); None if complete.
-
-    Whitespace is ignored, because templates trim texts. Parts are searched in order.
-    """
-    rest = _squeezed(text)
-    for message in answer:
-        for kind, part in _parts(message):
-            at = _place_of(part, rest)
-            if at < 0 and not part.isascii():  # a tokenizer may have normalised it
-                part, rest = _normalised(part), _normalised(rest)  # noqa: PLW2901 - the same text
-                at = _place_of(part, rest)
-            if kind == CALL:  # each template quotes arguments differently
-                if at < 0 and not all(word in rest for word in re.findall(r"\w+", part)):
-                    return kind, part
-                continue
-            if at < 0:
-                return kind, part
-            rest = rest[at:].removeprefix(_squeezed(part))
-    return None
-
-
-def _parts(message: Message) -> Iterator[tuple[str, str]]:
-    """The parts of a message that a template must render."""
-    if message.get("reasoning_content"):
-        yield REASONING, str(message["reasoning_content"])
-    *thoughts, said = _THINK.split(str(message.get("content") or ""))
-    yield from ((REASONING, thought) for thought in thoughts if thought.strip())
-    if said.strip():
-        yield TEXT, said
-    for call in message.get("tool_calls", ()):
-        function = call.get("function", call)
-        yield CALL, str(function["name"])
-        yield from ((CALL, leaf) for leaf in _leaves(function.get("arguments")) if leaf.strip())
-
-
-def _context_parts(message: Message) -> Iterator[str]:
-    """The parts of a context message that a template should render; earlier reasoning is omitted by design."""
-    said = _THINK.split(str(message.get("content") or ""))[-1]
-    if said.strip():
-        yield said
-    yield from (str(call.get("function", call)["name"]) for call in message.get("tool_calls", ()))
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    """The keys and strings inside a JSON value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif isinstance(value, str):
-        yield value
-
-
-def _is_in(part: str, squeezed: str) -> bool:
-    if _place_of(part, squeezed) >= 0:
-        return True
-    return not part.isascii() and _place_of(_normalised(part), _normalised(squeezed)) >= 0
-
-
-def _place_of(part: str, squeezed: str) -> int:
-    """The position of the first form of a part that occurs in a squeezed text; -1 if none does."""
-    return next((at for form in _forms(part) if (at := squeezed.find(form)) >= 0), -1)
-
-
-def _normalised(text: str) -> str:
-    """A text without differences that a tokenizer's Unicode normalisation removes."""
-    return _squeezed(unicodedata.normalize("NFKC", text))
-
-
-def _forms(part: str) -> list[str]:
-    """A text as is and as JSON writes it inside quotes, both without whitespace."""
-    written = (json.dumps(part, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
-    return list(dict.fromkeys(map(_squeezed, (part, *written))))
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def shared_length(one: Any, other: Any) -> int:

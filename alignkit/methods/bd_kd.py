@@ -5,13 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
+from alignkit.adapter_sections import LoraSection
 from alignkit.kernels.linear_divergence import Divergences, linear_divergence
 from alignkit.losses import BalancedLoss, balance
 from alignkit.losses.bd_kd import Gate
 from alignkit.losses.distillation import PairOutput, Rows, Tokens, operands, token_metrics
 from alignkit.methods.distillation import DistillMethod, TeacherTraining, Temperature, Weight
 from alignkit.options import RECIPES_ONLY, GivenAs, JobContext
-from alignkit.sections import LoraSection
 
 Nu = Annotated[float, Field(ge=1, le=1e6)]
 Kappa = Annotated[float, Field(ge=0, le=1e6)]

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import torch
 from pydantic import Field
 
+from alignkit.adapter_sections import LoraSection
 from alignkit.kernels import costs
 from alignkit.kernels.costs import NO_HEAD, HeadCost
 from alignkit.kernels.model_head import HeadWeights
@@ -12,7 +13,7 @@ from alignkit.losses.distillation import PairOutput, Rows, Tokens
 from alignkit.methods.base import Method
 from alignkit.methods.work import Batch, ModelUse, Pass, Plan, Work, policy_use
 from alignkit.options import GivenAs, JobContext
-from alignkit.sections import LoraSection, RunSections, TeacherSection
+from alignkit.sections import RunSections, TeacherSection
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Temperature = Annotated[float, Field(gt=0, le=100)]

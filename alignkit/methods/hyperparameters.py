@@ -9,12 +9,13 @@ from pydantic import AfterValidator, ConfigDict, Field, create_model, model_vali
 from pydantic.fields import FieldInfo
 
 from alignkit import terms
+from alignkit.adapter_sections import Elastic, LoraSection, Tune
 from alignkit.after import Step
 from alignkit.methods.base import Method
 from alignkit.methods.preference import PairMethod
 from alignkit.options import CONTENT_MATTERS, RECIPES_ONLY, GivenAs, InJobs, mark_of
 from alignkit.schema import Section
-from alignkit.sections import Auto, DataSection, Elastic, LoraSection, ModelSection, TrainingSection, Tune
+from alignkit.sections import Auto, DataSection, ModelSection, TrainingSection
 
 NAMED = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 """A name that cannot be a path, so a client cannot reach other files of the server."""

@@ -9,10 +9,10 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
+from alignkit.adapter_sections import LoraSection, TuneSection
 from alignkit.errors import FieldIssue, nearest
 from alignkit.methods.base import Method
 from alignkit.methods.preference import PairMethod
-from alignkit.sections import LoraSection, TuneSection
 
 UNIT = 1.0
 """Width of a range up to which an option moves on a logit scale; wider ones are scales, which move by factors."""

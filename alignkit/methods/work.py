@@ -6,8 +6,9 @@ Each method's `plan` returns them; `alignkit.estimate` adds them up.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from alignkit.adapter_sections import LoraSection
 from alignkit.kernels.costs import NO_HEAD, HeadCost, HeadSize
-from alignkit.sections import LoraSection, RunSections
+from alignkit.sections import RunSections
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from alignkit.adapter_sections import HEAD_MODULES, LoraSection
 from alignkit.errors import ModelError
 from alignkit.models.loading import experts_of
 from alignkit.models.trainable import OF_EXPERTS
-from alignkit.sections import HEAD_MODULES, LoraSection
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignkit.adapter_sections import ElasticSection
 from alignkit.models.quantisers import half_steps, quantised, served_layers
 from alignkit.recipe import Recipe
-from alignkit.sections import ElasticSection
 from alignkit.trainers.draws import generator_of
 
 PLAIN = "plain"

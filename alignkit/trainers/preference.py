@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
+from alignkit.adapter_sections import TuneSection
 from alignkit.data.flipping import FLIPPED
 from alignkit.data.rows.recognise import GROUP
 from alignkit.data.tokens import TokenSequence
 from alignkit.losses import PairLogps, PreferenceLoss
 from alignkit.methods import PairMethod
 from alignkit.run.reference_store import ReferenceStore
-from alignkit.sections import TuneSection
 from alignkit.terms import RowView, Term
 from alignkit.trainers.balance import RouterBalance
 from alignkit.trainers.base import AlignTrainer

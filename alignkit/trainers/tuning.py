@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from alignkit.adapter_sections import TuneSection
 from alignkit.after import Adapter
 from alignkit.after.adapter import CONFIG_FILE, IN, OUT, WEIGHTS_FILE, read, write
 from alignkit.errors import ModelError
 from alignkit.methods import PairMethod
 from alignkit.methods.tuning import scale_of, with_values
-from alignkit.sections import TuneSection
 from alignkit.trainers.draws import generator_of
 
 FOLDER = "tune"

@@ -10,7 +10,8 @@ import trl
 from tokenizers import AddedToken, normalizers
 
 from alignkit.data import check_file, render
-from alignkit.data.template import EMPTY, NO_END, end_of_answer, missing_part
+from alignkit.data.rendered_parts import missing_part
+from alignkit.data.template import EMPTY, NO_END, end_of_answer
 from alignkit.errors import DataError
 from tests.data.strategies import message
 

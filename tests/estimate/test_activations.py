@@ -10,11 +10,11 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
+from alignkit.adapter_sections import LoraSection
 from alignkit.estimate.activations import Activations, Forward, measure
 from alignkit.estimate.devices import EstimateError
 from alignkit.methods.work import ModelUse
 from alignkit.models.adapters import peft_config
-from alignkit.sections import LoraSection
 from tests.estimate.small import EXPERTS, build_small_model
 
 SEQUENCES, LENGTH, LAYERS = 4, 64, 4

@@ -9,11 +9,11 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
+from alignkit.adapter_sections import LoraSection
 from alignkit.estimate import EstimateError
 from alignkit.estimate.shapes import known_models, known_name, read_shape
 from alignkit.methods.work import ModelUse
 from alignkit.models.adapters import peft_config
-from alignkit.sections import LoraSection
 from tests.estimate.small import EXPERTS, build_small_model
 
 

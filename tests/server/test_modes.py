@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from alignkit_server.app import open_services
-from alignkit_server.settings import EngineSettings, Settings
+from alignkit_server.engine_settings import EngineSettings
+from alignkit_server.settings import Settings
 
 
 def mode(path: Path) -> int:

@@ -11,9 +11,9 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from alignkit import train
+from alignkit.adapter_sections import LoraSection
 from alignkit.models.adapters import adapted_modules, language_model, peft_config
 from alignkit.models.loading import experts_of
-from alignkit.sections import LoraSection
 from alignkit.trainers import FDPOConfig, FDPOTrainer
 from tests.architectures import tiny_config, tiny_model
 from tests.jobs import recipe_of

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from alignkit import train
+from alignkit.adapter_sections import ElasticSection
 from alignkit.after import adapter as adapters
 from alignkit.errors import RecipeError
 from alignkit.models.quantisers import half_steps, served_layers
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
-from alignkit.sections import ElasticSection
 from alignkit.trainers.elastic import PLAIN, QuantisationNoise, noise_of
 from tests.jobs import job_of
 from tests.preference import write_pairs

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from alignkit import train
+from alignkit.adapter_sections import TuneSection
 from alignkit.after import adapter as adapters
 from alignkit.errors import ModelError
 from alignkit.methods import DPO
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
-from alignkit.sections import TuneSection
 from alignkit.trainers.tuning import FOLDER, Tuner
 from tests.preference import write_pairs
 from tests.tiny import build_tiny_model

@@ -15,11 +15,12 @@ from alignkit.data.messages import (
     with_system,
 )
 from alignkit.data.nodes import Node
+from alignkit.data.rendered_parts import missing_part
 from alignkit.data.rows.alpaca import PROMPT_KEYS, alpaca_prompt
 from alignkit.data.rows.beside import answers_beside, prompt_beside
 from alignkit.data.rows.preference import PREFERENCE_FORMS, PreferenceRow
 from alignkit.data.rows.recognise import Form, RowKind
-from alignkit.data.template import NO_END, Chat, missing_part, shared_length
+from alignkit.data.template import NO_END, Chat, shared_length
 from alignkit.data.tokens import TokenSequence
 from alignkit.data.tools import TOOLS, parse_tools
 from alignkit.errors import DataError

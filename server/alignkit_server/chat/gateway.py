@@ -23,12 +23,12 @@ from alignkit_server.chat.errors import (
 from alignkit_server.chat.options import Demand
 from alignkit_server.chat.turns import Load, Turns
 from alignkit_server.chat.watch import StructuredWatch
+from alignkit_server.engine_settings import EngineSettings
 from alignkit_server.engines.command import runs_on_gpu
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.facts import Lease
 from alignkit_server.engines.sizes import OPEN_ANSWER, sequences_at_once
 from alignkit_server.errors import ApiError
-from alignkit_server.settings import EngineSettings
 
 CONNECT_SECONDS = 5.0
 CONNECT_TRIES = 4

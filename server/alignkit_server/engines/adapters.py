@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 from safetensors import SafetensorError, safe_open
 
+from alignkit.adapter_sections import HEAD_MODULES
 from alignkit.disk import digest, sync
 from alignkit.models.adapters import CONFIG_FILE, PLAIN_INITS, WEIGHTS_FILE
 from alignkit.models.chat_templates import FILE as CHAT_TEMPLATE
 from alignkit.models.importing import NAME_PATTERN
 from alignkit.models.trainable import ENDS
-from alignkit.sections import HEAD_MODULES
 from alignkit_server.engines.errors import AdapterError
 from alignkit_server.settings import Settings
 

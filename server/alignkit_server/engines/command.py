@@ -13,6 +13,7 @@ from safetensors import safe_open
 from alignkit import hardware
 from alignkit.errors import ModelError
 from alignkit.models.trainable import config_of, positions_of
+from alignkit_server.engine_settings import EngineSettings
 from alignkit_server.engines.caches import use_cache
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.lora_support import serves_adapters
@@ -26,7 +27,7 @@ from alignkit_server.engines.sizes import (
 )
 from alignkit_server.engines.tool_calls import NO_PARSER, parser_of, template_in
 from alignkit_server.engines.weights import stored_dtype, weights_folder
-from alignkit_server.settings import EngineSettings, Settings
+from alignkit_server.settings import Settings
 
 VLLM_SERVER = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 """vLLM's server, as a line: the processes that it starts would import once more what `-m` names."""

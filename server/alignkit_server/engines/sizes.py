@@ -1,6 +1,6 @@
 """How much an engine serves at once, where the settings leave it open: by the device, and by the model."""
 
-from alignkit_server.settings import EngineSettings
+from alignkit_server.engine_settings import EngineSettings
 
 AS_LONG_AS_FITS = "auto"
 """vLLM's --max-model-len for the model's own context, or as much of it as fits the KV cache."""

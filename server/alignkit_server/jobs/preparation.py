@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import estimate
+from alignkit.adapter_sections import LoraSection
 from alignkit.errors import DataError, ModelError, RecipeError
 from alignkit.jobspec import JobSpec, parse_hyperparameters, recipe_for_job, settled
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
@@ -21,7 +22,6 @@ from alignkit.methods.registry import nearest_method
 from alignkit.models.stored_weights import require_whole
 from alignkit.models.trainable import OF_EXPERTS, config_of, is_mixture, require_trainable
 from alignkit.recipe import Recipe
-from alignkit.sections import LoraSection
 from alignkit.tracking import how_to_install, installed
 from alignkit_server.catalog.model_catalog import TrainableModel
 from alignkit_server.engines.lora_support import serves_adapters

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from alignkit_server.engine_settings import EngineSettings
 from alignkit_server.engines import command
 from alignkit_server.engines.command import vllm_command
 from alignkit_server.engines.sizes import (
@@ -13,7 +14,6 @@ from alignkit_server.engines.sizes import (
     memory_share,
     sequences_at_once,
 )
-from alignkit_server.settings import EngineSettings
 from tests.server.engines.support import make_settings
 
 
