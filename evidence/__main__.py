@@ -1,11 +1,28 @@
-"""`python -m evidence` lists the experiments, with their claims and how far they have been run."""
+"""Lists the experiments: `python -m evidence`, or as a page, `python -m evidence --markdown > docs/evidence.md`."""
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from evidence.harness import RESULTS, Evidence
+
+HEAD = """# Evidence
+
+```sh
+python -m evidence.nested_ranks              # runs what is missing, and writes the result and the plot
+python -m evidence                           # lists all, with their claims and how far they have been run
+make evidence-smoke                          # repeats the smallest; fails if a number differs by more than a tenth
+```
+
+Each experiment tries one claim. It runs its arms with several seeds, resumes where it was stopped, and writes every
+number, the versions and the machine to `evidence/results/`. An interval is Student's t over the seeds, 95 %: three
+seeds give wide ones.
+`evidence/README.md` in the source tells how to add one.
+
+"""
 
 
 def experiments() -> Iterator[Evidence]:
@@ -15,18 +32,57 @@ def experiments() -> Iterator[Evidence]:
             yield importlib.import_module(f"evidence.{path.stem}").EVIDENCE
 
 
-def state(evidence: Evidence) -> str:
-    """Tell how many seeds of every arm the committed result has."""
+def seeds_run(evidence: Evidence) -> int | None:
+    """Return how many seeds of every arm the committed result has; None if there is no result."""
     path = RESULTS / f"{evidence.name}.json"
     if not path.is_file():
-        return "not run yet"
+        return None
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-    seeds = min(len(runs.get(arm, {})) for arm in evidence.arms)
-    return f"run with {seeds} seeds" if seeds else "begun"
+    return min(len(runs.get(arm, {})) for arm in evidence.arms)
+
+
+def state(evidence: Evidence) -> str:
+    """Tell how far an experiment has been run."""
+    seeds = seeds_run(evidence)
+    if seeds is None:
+        return "not run yet"
+    return f"run with {seeds} seeds" if seeds >= evidence.seeds else "begun"
+
+
+def markdown() -> str:
+    """Return the page: what was run with its plot and numbers, then what was not."""
+    done = [one for one in experiments() if (seeds_run(one) or 0) >= one.seeds]
+    waiting = [one for one in experiments() if one not in done]
+    text = HEAD + "".join(map(_section, done))
+    rows = "".join(f"| `{one.name}` | {one.claim} | {state(one)} |\n" for one in waiting)
+    return text + f"## Not run to the end\n\n| script | claim | |\n| --- | --- | --- |\n{rows}"
+
+
+def _section(evidence: Evidence) -> str:
+    written = json.loads((RESULTS / f"{evidence.name}.json").read_text(encoding="utf-8"))
+    summary: dict[str, dict[str, Any]] = written["summary"]
+    names = list(dict.fromkeys(name for metrics in summary.values() for name in metrics))
+    head = f"| | {' | '.join(name.replace('|', chr(92) + '|') for name in names)} |\n|{' --- |' * (len(names) + 1)}\n"
+    rows = "".join(
+        f"| {arm} | {' | '.join(_shown(metrics.get(name)) for name in names)} |\n"
+        for arm, metrics in summary.items()
+    )
+    model = f" on {written['settings']['model']}" if evidence.needs_model else ", a toy"
+    title = evidence.name.replace("_", " ")
+    said = f"**Claim.** {evidence.claim}\n\n**What came out.** {evidence.outcome}"
+    command = f"`{written['command']}`{model}, {seeds_run(evidence)} seeds."
+    return f"## {title}\n\n{said}\n\n{command}\n\n![{title}](evidence/{evidence.name}.png)\n\n{head}{rows}\n"
+
+
+def _shown(bounds: dict[str, float] | None) -> str:
+    return "" if bounds is None else f"{bounds['mean']:.3g} ({bounds['low']:.3g} to {bounds['high']:.3g})"
 
 
 def main() -> None:
-    """Print one paragraph an experiment."""
+    """Print one paragraph an experiment, or with `--markdown` the page."""
+    if "--markdown" in sys.argv[1:]:
+        print(markdown(), end="")
+        return
     for evidence in experiments():
         needs = "the language model" if evidence.needs_model else "one core for minutes"
         print(f"python -m evidence.{evidence.name}\n  {evidence.claim}\n  {state(evidence)}; needs {needs}\n")

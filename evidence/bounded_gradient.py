@@ -68,6 +68,8 @@ EVIDENCE = Evidence(
     ARMS,
     measure,
     draw,
+    outcome="In part. Cauchy-Schwarz stays within its bound of 2; reverse KL and Jeffreys exceed it on average but "
+    "not with every seed. JS and forward KL are gentler still, and coverage did not follow the claimed order.",
 )
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ EVIDENCE = Evidence(
     measure,
     draw,
     seeds=5,
+    outcome="As claimed: 0.75 in place of 0.64, and 41 % of the flips memorised in place of all. Stopping early "
+    "would have gained more.",
 )
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 """Folder of the project."""
 RESULTS = ROOT / "evidence" / "results"
+PLOTS = ROOT / "docs" / "evidence"
+"""Where the plots of `RESULTS` go, so that the documentation shows them."""
 WORK = ROOT / "evidence" / "work"
 MODEL = ".alignkit/models/smollm2-135m-instruct"
 PACKAGES = ("torch", "transformers", "trl", "peft")
@@ -60,6 +62,8 @@ class Evidence:
     """Function from (arm, seed, settings) to what was measured. Equal arguments must give equal numbers."""
     draw: Callable[["Found", Any], None]
     """Function that draws the results into a matplotlib axis."""
+    outcome: str = ""
+    """What came out, in a sentence or two that stand beside the claim; empty until it has been run."""
     seeds: int = 3
     needs_model: bool = False
     """Whether it trains the language model of `Settings.model`, which takes hours without a GPU."""
@@ -224,5 +228,6 @@ def main(evidence: Evidence, argv: Sequence[str] | None = None) -> Found:
             f"{name} {one['mean']:.4g} [{one['low']:.4g}, {one['high']:.4g}]" for name, one in metrics.items()
         )
         print(f"{arm}: {', '.join(shown)}")
-    print(f"\nWritten: {folder / evidence.name}.json, {plot(evidence, found, folder)}")
+    drawn = plot(evidence, found, PLOTS if folder == RESULTS else folder)
+    print(f"\nWritten: {folder / evidence.name}.json, {drawn}")
     return found

@@ -64,6 +64,7 @@ EVIDENCE = Evidence(
     measure,
     draw,
     seeds=10,
+    outcome="As claimed for the cut adapter; uncut, there is no difference.",
 )
 
 if __name__ == "__main__":

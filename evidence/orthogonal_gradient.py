@@ -63,6 +63,7 @@ EVIDENCE = Evidence(
     ("plain", "orthogonal"),
     measure,
     draw,
+    outcome="As claimed.",
 )
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ EVIDENCE = Evidence(
     tuple(STARTS),
     measure,
     draw,
+    outcome="As claimed from two of three starts.",
 )
 
 if __name__ == "__main__":
