@@ -365,4 +365,4 @@ class TestForEverybody:
                 break
         page.keyboard.press("Enter")
         heading(page, job_id)
-        assert page.evaluate("document.activeElement.tagName") == "H1"
+        page.wait_for_function("document.activeElement.tagName === 'H1'")  # a moment after it is drawn
