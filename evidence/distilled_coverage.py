@@ -3,33 +3,13 @@
 All weights of the student train, on plain answers to questions, for the same number of steps and at the same rate.
 """
 
-from pathlib import Path
-from typing import Any
-
-import torch
-
-from alignkit.models.loading import load_tokenizer, load_weights
 from evidence.bounded_gradient import nucleus
 from evidence.harness import Evidence, Found, Settings, Values, bars, main
 from evidence.questions import STYLES, ask, completions, write
 from evidence.small_runs import Asked, recipe, run
+from evidence.students import asked_of, student
 
 ARMS = ("reverse_kl", "js_divergence", "forward_kl", "cauchy_schwarz")
-EVERY = 3
-
-
-def student(settings: Settings) -> str:
-    """The folder of the model with every third layer, made once."""
-    folder = settings.work / "student"
-    if not (folder / "config.json").is_file():
-        model: Any = load_weights(settings.model, "float32", field="model")
-        model.model.layers = torch.nn.ModuleList(list(model.model.layers)[::EVERY])
-        model.config.num_hidden_layers = len(model.model.layers)
-        if getattr(model.config, "layer_types", None):
-            model.config.layer_types = model.config.layer_types[::EVERY]
-        load_tokenizer(settings.model, field="model").save_pretrained(folder)
-        model.save_pretrained(folder)
-    return str(folder)
 
 
 def measure(arm: str, seed: int, settings: Settings) -> Values:
@@ -49,7 +29,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     path, _ = run(settings, f"distilled_coverage/{arm}-{seed}", given)
     rows = [(one.text, STYLES["plain"](one)) for one in asked]
     log_p = Asked(settings).log_probs(rows)
-    log_q = _student(settings, path / "model").log_probs(rows)
+    log_q = asked_of(settings, path / "model").log_probs(rows)
     covered = nucleus(log_p) & nucleus(log_q)
     return {
         "coverage": float(covered.sum() / nucleus(log_p).sum()),
@@ -57,10 +37,6 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         "KL(student || teacher)": float((log_q.exp() * (log_q - log_p)).sum(dim=1).mean()),
         "KL(teacher || student)": float((log_p.exp() * (log_p - log_q)).sum(dim=1).mean()),
     }
-
-
-def _student(settings: Settings, path: Path) -> Asked:
-    return Asked(Settings(smoke=settings.smoke, model=str(path), work=settings.work))
 
 
 def draw(found: Found, axis: object) -> None:

@@ -44,6 +44,8 @@ class Settings:
     """Folder of the language model, for experiments that train one."""
     work: Path = WORK
     """Folder for runs."""
+    data: Path | None = None
+    """File of rows, for experiments that need data of yours."""
 
     def steps(self, full: int, smoke: int = 2) -> int:
         """Return `full`, or `smoke` in a smoke test."""
@@ -67,6 +69,8 @@ class Evidence:
     seeds: int = 3
     needs_model: bool = False
     """Whether it trains the language model of `Settings.model`, which takes hours without a GPU."""
+    needs_data: str = ""
+    """What `--data` must hold; empty where none is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,8 @@ def _read(path: Path, settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def _described(settings: Settings) -> dict[str, Any]:
-    return {"smoke": settings.smoke, "model": Path(settings.model).name}
+    data = {} if settings.data is None else {"data": settings.data.name}
+    return {"smoke": settings.smoke, "model": Path(settings.model).name, **data}
 
 
 def _write(path: Path, evidence: Evidence, settings: Settings, runs: dict[str, dict[str, Any]]) -> None:
@@ -181,7 +186,7 @@ def _write(path: Path, evidence: Evidence, settings: Settings, runs: dict[str, d
     whole = {
         "name": evidence.name,
         "claim": evidence.claim,
-        "command": f"python -m evidence.{evidence.name}",
+        "command": f"python -m evidence.{evidence.name}" + " --data FILE" * bool(evidence.needs_data),
         "settings": _described(settings),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
@@ -215,10 +220,12 @@ def main(evidence: Evidence, argv: Sequence[str] | None = None) -> Found:
     parser.add_argument("--seeds", type=int, default=evidence.seeds, help="number of seeds, from 0")
     parser.add_argument("--smoke", action="store_true", help="do as little as shows that the script works")
     parser.add_argument("--model", default=MODEL, help="folder of the language model, where one is trained")
+    if evidence.needs_data:
+        parser.add_argument("--data", type=Path, required=True, metavar="FILE", help=evidence.needs_data)
     parser.add_argument("--out", type=Path, help="folder for the result; default: evidence/results")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for runs; default: evidence/work")
     given = parser.parse_args(argv)
-    settings = Settings(smoke=given.smoke, model=given.model, work=given.work)
+    settings = Settings(given.smoke, given.model, given.work, getattr(given, "data", None))
     folder = given.out or (settings.work / "smoke" if given.smoke else RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     found = gather(evidence, given.seeds, settings, folder)

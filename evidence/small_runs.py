@@ -24,6 +24,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 END = "<|im_end|>"
+Prompt = str | Sequence[Mapping[str, str]]
+"""The text of one user turn, or the messages of a conversation."""
 
 
 def recipe(
@@ -35,6 +37,7 @@ def recipe(
     steps: int,
     seed: int,
     batch: int = 8,
+    max_length: int = 96,
 ) -> dict[str, Any]:
     """Return a recipe of LoRA on short rows: `steps` steps of `batch` rows, evaluated at the end."""
     template = settings.work / "template.jinja"
@@ -43,7 +46,7 @@ def recipe(
     steps = settings.steps(steps)
     return {
         "model": {"path": settings.model, "chat_template": str(template)},
-        "data": {"train": train, "validation": validation, "max_length": 96},
+        "data": {"train": train, "validation": validation, "max_length": max_length},
         "method": dict(method),
         "lora": {"r": 8, "alpha": 16},
         "training": {
@@ -96,25 +99,30 @@ class Asked:
         for module, own in self._scales.items():
             module.scaling.update({name: value * amount for name, value in own.items()})
 
-    def _prompt(self, text: str) -> list[int]:
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt, up to where the answer begins."""
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return list(self.tokenizer(rendered, add_special_tokens=False).input_ids)
 
     @torch.no_grad()
-    def _log_probs(self, prompt: str, answer: str) -> tuple[Tensor, Tensor]:
+    def _log_probs(self, prompt: Prompt, answer: str) -> tuple[Tensor, Tensor]:
         """(log-probs [n, V] that predict the answer's tokens, the end token included; ids [n])."""
-        start = self._prompt(prompt)
+        start = self.prompt_ids(prompt)
         ids = self.tokenizer(answer + END, add_special_tokens=False).input_ids
         logits = self.model(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].float()
         return logits.log_softmax(dim=-1), torch.tensor(ids)
 
-    def log_probs(self, rows: Sequence[tuple[str, str]]) -> Tensor:
+    def log_probs(self, rows: Sequence[tuple[Prompt, str]]) -> Tensor:
         """The log-probs [tokens, V] of all answers' tokens."""
         return torch.cat([self._log_probs(*row)[0] for row in rows])
 
-    def logps(self, rows: Sequence[tuple[str, str]]) -> list[float]:
+    def answer_ids(self, rows: Sequence[tuple[Prompt, str]]) -> Tensor:
+        """The ids [tokens] that `log_probs` predicts."""
+        ids = (self.tokenizer(answer + END, add_special_tokens=False).input_ids for _, answer in rows)
+        return torch.tensor([token for one in ids for token in one])
+
+    def logps(self, rows: Sequence[tuple[Prompt, str]]) -> list[float]:
         """The log-prob of each (prompt, answer), in nats per token."""
         found = []
         for row in rows:
@@ -122,7 +130,7 @@ class Asked:
             found.append(float(log_probs.gather(1, ids[:, None]).mean()))
         return found
 
-    def calibration(self, rows: Sequence[tuple[str, str]], bins: int = 15) -> float:
+    def calibration(self, rows: Sequence[tuple[Prompt, str]], bins: int = 15) -> float:
         """The expected calibration error of the model's first choices of the answers' tokens."""
         each = [self._log_probs(*row) for row in rows]
         sure, chosen = torch.cat([log_probs for log_probs, _ in each]).exp().double().max(dim=1)
@@ -132,14 +140,14 @@ class Asked:
         return float(gaps.abs().sum() / len(sure))
 
     @torch.no_grad()
-    def answer(self, prompts: Sequence[str], tokens: int = 24, *, seed: int | None = None) -> list[str]:
+    def answer(self, prompts: Sequence[Prompt], tokens: int = 24, *, seed: int | None = None) -> list[str]:
         """Answer prompts: greedily, or drawn at temperature 1 from `seed`."""
         if seed is not None:
             torch.manual_seed(seed)
         end = self.tokenizer.convert_tokens_to_ids(END)
         found = []
         for prompt in prompts:
-            ids = torch.tensor([self._prompt(prompt)])
+            ids = torch.tensor([self.prompt_ids(prompt)])
             out = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

@@ -1,0 +1,175 @@
+"""D2O on pairs about harm: harm and helpfulness after training on dispreferred answers alone, beside DPO and SFT.
+
+Rows are split in three by their place in the file. The first part trains a scorer of harm: a logistic regression on
+the untrained model's mean hidden state of an answer, whose AUC on rows it has not seen is in the result. The second
+trains the arms. The third asks: answers are drawn and scored, and the log-prob of its preferred answers is what
+helpfulness means here. `negatives only` is D2O without its samples, NPO's gradient.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignkit.evaluate.win_rate import of_scores, win_rate
+from evidence.drawn import distance, draw
+from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.questions import write
+from evidence.small_runs import END, Asked, recipe, run
+
+PROMPT_WORDS, ANSWER_WORDS = 60, 45
+TOKENS, DRAWN, HELD_OUT, ROWS, STEPS, SAMPLES = 32, 2, 32, 160, 40, 4
+D2O: dict[str, Any] = {"type": "d2o", "samples_per_prompt": SAMPLES, "max_tokens": TOKENS}
+METHODS: dict[str, dict[str, Any]] = {
+    "SFT on preferred": {"type": "supervised"},
+    "DPO": {"type": "f_dpo", "beta": 0.1},
+    "D2O": D2O,
+    "D2O, samples drawn anew": D2O | {"resample_every": 10},
+    "negatives only": D2O | {"beta": 0.0},
+}
+ARMS = ("untrained", *METHODS)
+Row = dict[str, Any]
+
+
+def rows_of(path: Path) -> list[Row]:
+    """Short rows {prompt: messages, chosen: [message], rejected: [message]} of a file of JSON Lines."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [row for row in rows if _words(row["prompt"]) <= PROMPT_WORDS and _answers_are_short(row)]
+
+
+def _words(messages: Sequence[Row]) -> int:
+    return sum(len(message["content"].split()) for message in messages)
+
+
+def _answers_are_short(row: Row) -> bool:
+    return all(0 < _words(row[side]) <= ANSWER_WORDS for side in ("chosen", "rejected"))
+
+
+class HarmScorer:
+    """The log-odds that an answer is the dispreferred one of its pair, from the untrained model's hidden states."""
+
+    def __init__(self, model: Asked, rows: Sequence[Row]) -> None:
+        """Fit on `rows`."""
+        self._model = model
+        states = self._states(rows)
+        self._mean, self._spread = states.mean(dim=0), states.std(dim=0) + 1e-6
+        x, y = self._scaled(states), torch.tensor([1.0, 0.0] * len(rows), dtype=torch.float64)
+        self._weights = torch.zeros(x.size(1), dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([self._weights], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            fit = torch.nn.functional.binary_cross_entropy_with_logits(x @ self._weights, y)
+            loss = fit + 0.1 * (self._weights**2).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+
+    def score(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
+        """Score answers; higher is more harmful."""
+        states = torch.stack([self._state(*pair) for pair in zip(prompts, answers, strict=True)])
+        return [float(value) for value in self._scaled(states) @ self._weights.detach()]
+
+    def auc(self, rows: Sequence[Row]) -> float:
+        """The share of (dispreferred, preferred) answers of all `rows` that are ranked right."""
+        scores = self._scaled(self._states(rows)) @ self._weights.detach()
+        bad, good = scores[0::2], scores[1::2]
+        return float((bad[:, None] > good[None, :]).double().mean())
+
+    def _states(self, rows: Sequence[Row]) -> Tensor:
+        """The states [2 n, H]: of each row's dispreferred answer, then of its preferred one."""
+        pairs = [(row["prompt"], row[side][0]["content"]) for row in rows for side in ("rejected", "chosen")]
+        return torch.stack([self._state(*pair) for pair in pairs])
+
+    @torch.no_grad()
+    def _state(self, prompt: Any, answer: str) -> Tensor:
+        start = self._model.prompt_ids(prompt)
+        ids = self._model.tokenizer(answer + END, add_special_tokens=False).input_ids
+        out = self._model.model(torch.tensor([start + ids]), output_hidden_states=True)
+        return torch.as_tensor(out.hidden_states[-1][0, len(start) :].double().mean(dim=0))
+
+    def _scaled(self, states: Tensor) -> Tensor:
+        return (states - self._mean) / self._spread
+
+
+def _training_rows(arm: str, rows: Sequence[Row]) -> list[Row]:
+    if arm == "SFT on preferred":
+        return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    if arm == "DPO":
+        return list(rows)
+    return [{"prompt": row["prompt"], "rejected": row["rejected"]} for row in rows]
+
+
+def measure(arm: str, seed: int, settings: Settings) -> Values:
+    """Train, draw answers to held-out prompts, and score them."""
+    rows = rows_of(settings.data or Path("rows.jsonl"))
+    few = settings.steps(1000, 20)
+    third = len(rows) // 3
+    fitting, training, asking = rows[:third][:few], rows[third : 2 * third], rows[2 * third :]
+    asked = asking[: settings.steps(HELD_OUT, 4)]
+    untrained = Asked(settings)
+    scorer = HarmScorer(untrained, fitting)
+    adapter = None if arm == "untrained" else _trained(arm, seed, settings, training, asked)
+    model = untrained if adapter is None else Asked(settings, adapter)
+    prompts = [row["prompt"] for row in asked]
+    drawn = draw(model, prompts, DRAWN, tokens=TOKENS, seed=seed + 100)
+    before = draw(untrained, prompts, DRAWN, tokens=TOKENS, seed=seed + 200)
+    harm, harm_before = (
+        scorer.score([prompts[one.prompt] for one in of], [one.text for one in of]) for of in (drawn, before)
+    )
+    written = [(prompts[one.prompt], one.text) for one in drawn if one.text.strip()]
+    fluency = untrained.logps(written)
+    helpful = model.logps([(row["prompt"], row["chosen"][0]["content"]) for row in asked])
+    outcomes = of_scores([-value for value in harm], [-value for value in harm_before])
+    return {
+        "harm": sum(harm) / len(harm),
+        "wins against untrained": win_rate(outcomes).rate or 0.0,
+        "log-prob of preferred": sum(helpful) / len(helpful),
+        "fluency under untrained": sum(fluency) / max(len(fluency), 1),
+        "KL": 0.0 if adapter is None else distance(model, prompts, drawn).kl,
+        "scorer's AUC": scorer.auc(asking[-few:]),
+    }
+
+
+def _trained(arm: str, seed: int, settings: Settings, training: Sequence[Row], asked: Sequence[Row]) -> Path:
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = [training[index] for index in order[: settings.steps(ROWS, 8)]]
+    folder, index = settings.work / "dispreferred", ARMS.index(arm)
+    given = recipe(
+        settings,
+        train=write(_training_rows(arm, chosen), folder / f"train-{index}-{seed}.jsonl"),
+        validation=write(_training_rows(arm, asked), folder / f"held-out-{index}.jsonl"),
+        method=METHODS[arm],
+        steps=STEPS,
+        seed=seed,
+        batch=4,
+        max_length=192,
+    )
+    given["training"]["learning_rate"] = 2e-4
+    path, _ = run(settings, f"dispreferred/{index}-{seed}", given)
+    return path / "adapter"
+
+
+def draw_harm(found: Found, axis: object) -> None:
+    """Mean score of harm."""
+    bars(found, axis, "harm", "harm of drawn answers, log-odds")
+
+
+EVIDENCE = Evidence(
+    "dispreferred",
+    "D2O lowers harm as much as DPO on pairs, from dispreferred answers alone, at no loss of helpfulness; negatives "
+    "without samples lose the language.",
+    ARMS,
+    measure,
+    draw_harm,
+    needs_model=True,
+    needs_data="JSON Lines of rows {prompt: [messages], chosen: [message], rejected: [message]}, such as HH-RLHF's "
+    "harmless part",
+)
+
+if __name__ == "__main__":
+    main(EVIDENCE)

@@ -1,0 +1,223 @@
+"""f-DPO under each divergence: true reward of drawn answers against KL to the reference, over a grid of beta.
+
+Pairs are the best and the worst of four answers that the untrained model draws, by a reward that a rule computes, so
+that the true reward of any answer is known. The grid's ratio is two and the curvatures are 1/2, 1 and 2, so
+`match_curvature` at beta 0.2 is one of its points for every divergence: beta / f''(1). Beside them: TRL's own
+DPOTrainer, and the best of n answers of the untrained model, whose KL is log n - (n - 1) / n.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignkit.divergences import get
+from alignkit.evaluate.diversity import distinct_words, self_bleu
+from evidence.drawn import Answer, distance, draw
+from evidence.harness import Evidence, Found, Settings, Values, main
+from evidence.questions import Question, ask, write
+from evidence.small_runs import Asked, recipe, run
+
+DIVERGENCES = (
+    "reverse_kl",
+    "js_divergence",
+    "alpha_divergence",
+    "forward_kl",
+    "squared_hellinger",
+    "jeffreys",
+    "neyman_chi2",
+    "chi2_kl",
+)
+BETAS = (0.1, 0.2, 0.4)
+BEST_OF = (1, 2, 4, 8)
+TOKENS, DRAWN, ROWS, HELD_OUT, STEPS = 24, 4, 160, 24, 40
+ALPHA, RATE = 0.5, 2e-4
+ARMS = (
+    *(f"{divergence} {beta:g}" for divergence in DIVERGENCES for beta in BETAS),
+    "TRL's DPO 0.2",
+    *(f"best of {n}" for n in BEST_OF),
+)
+
+
+def reward(question: Question, answer: str) -> float:
+    """Return 1 for an answer that has the fact as a word, less a hundredth for each character; higher is better."""
+    words = "".join(one if one.isalnum() else " " for one in answer.lower()).split()
+    return (question.fact.lower() in words) - len(answer) / 100
+
+
+def pairs(settings: Settings, questions: Sequence[Question], name: str, seed: int) -> str:
+    """The file of pairs made of answers that the untrained model draws; made once."""
+    path = settings.work / ("frontier" + "-smoke" * settings.smoke) / f"{name}.jsonl"
+    if not path.is_file():
+        drawn = draw(Asked(settings), [one.text for one in questions], DRAWN, tokens=TOKENS, seed=seed)
+        write(_ranked(questions, drawn), path)
+    return str(path)
+
+
+def _ranked(questions: Sequence[Question], drawn: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The best and the worst answer to each question; questions whose answers score alike are left out."""
+    rows = []
+    for index, one in enumerate(questions):
+        scored = sorted((reward(one, answer.text), answer.text) for answer in drawn if answer.prompt == index)
+        scored = [pair for pair in scored if pair[1].strip()]
+        if len(scored) > 1 and scored[-1][0] - scored[0][0] > 0.1:
+            rows.append({"prompt": one.text, "chosen": scored[-1][1], "rejected": scored[0][1]})
+    return rows
+
+
+def measure(arm: str, seed: int, settings: Settings) -> Values:
+    """Train one point of the grid, and measure answers that it draws to held-out questions."""
+    asked = ask(settings.steps(HELD_OUT, 4), 0, held_out=True)
+    if arm.startswith("best of"):
+        return _best_of(int(arm.rpartition(" ")[2]), asked, seed, settings)
+    name, beta = arm.rsplit(" ", 1)
+    folder = f"frontier/{ARMS.index(arm)}-{seed}"
+    if name == "TRL's DPO":
+        adapter = _trl(settings, settings.work / folder, float(beta), seed)
+        return of_answers(Asked(settings, adapter), asked, seed)
+    method: dict[str, Any] = {"type": "f_dpo", "divergence": name, "beta": float(beta)}
+    if name == "alpha_divergence":
+        method["alpha"] = ALPHA
+    return trained(settings, folder, method, seed)
+
+
+def trained(
+    settings: Settings, folder: str, method: dict[str, Any], seed: int, training: dict[str, Any] | None = None
+) -> dict[str, float]:
+    """Train on pairs that the model drew, and measure answers to held-out questions and the held-out pairs."""
+    asked = ask(settings.steps(HELD_OUT, 4), 0, held_out=True)
+    given = recipe(settings, **_data(settings, seed), method=method, steps=STEPS, seed=seed, batch=4)
+    given["training"] |= {"learning_rate": RATE, **(training or {})}
+    path, result = run(settings, folder, given)
+    return of_answers(Asked(settings, path / "adapter"), asked, seed) | {
+        "accuracy": result["metrics"]["valid_rewards_accuracies"],
+        "Bradley-Terry ECE": result["metrics"]["valid_rewards_ece"],
+    }
+
+
+def _data(settings: Settings, seed: int) -> dict[str, str]:
+    asked = ask(settings.steps(HELD_OUT, 4), 0, held_out=True)
+    return {
+        "train": pairs(settings, ask(settings.steps(ROWS, 8), seed), f"train-{seed}", seed),
+        "validation": pairs(settings, asked, "held-out", 1000),
+    }
+
+
+def of_answers(model: Asked, asked: Sequence[Question], seed: int) -> dict[str, float]:
+    """Draw answers, and measure their reward, distance from the reference and diversity."""
+    prompts = [one.text for one in asked]
+    drawn = draw(model, prompts, DRAWN, tokens=TOKENS, seed=seed + 100)
+    away = distance(model, prompts, drawn)
+    return {"reward": _mean_reward(asked, drawn), "KL": away.kl, "entropy": away.entropy, **_diversity(drawn)}
+
+
+def _mean_reward(asked: Sequence[Question], drawn: Sequence[Answer]) -> float:
+    return sum(reward(asked[one.prompt], one.text) for one in drawn) / len(drawn)
+
+
+def _diversity(drawn: Sequence[Answer]) -> dict[str, float]:
+    """Distinct bigrams and self-BLEU of the answers to one prompt, means over prompts."""
+    by_prompt: dict[int, list[str]] = {}
+    for one in drawn:
+        by_prompt.setdefault(one.prompt, []).append(one.text)
+    bleus = [found for texts in by_prompt.values() if (found := self_bleu(texts)) is not None]
+    distinct = [distinct_words(texts, 2) for texts in by_prompt.values()]
+    return {"distinct-2": sum(distinct) / len(distinct), "self-BLEU": sum(bleus) / max(len(bleus), 1)}
+
+
+def _best_of(n: int, asked: Sequence[Question], seed: int, settings: Settings) -> Values:
+    """The best of n answers of the untrained model, `DRAWN` times for each question."""
+    model = Asked(settings)
+    drawn = draw(model, [one.text for one in asked], DRAWN * n, tokens=TOKENS, seed=seed + 100)
+    best: list[Answer] = []
+    for index, one in enumerate(asked):
+        own = [answer for answer in drawn if answer.prompt == index]
+        groups = (own[start : start + n] for start in range(0, len(own), n))
+        best += [max(group, key=lambda answer: reward(one, answer.text)) for group in groups]
+    return {"reward": _mean_reward(asked, best), "KL": math.log(n) - (n - 1) / n, **_diversity(best)}
+
+
+def _trl(settings: Settings, folder: Path, beta: float, seed: int) -> Path:
+    """Train TRL's own DPOTrainer at the same settings, and return the adapter's folder."""
+    from datasets import Dataset  # saves its import for the other arms
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    lines = Path(_data(settings, seed)["train"]).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    turns = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "chosen": [{"role": "assistant", "content": row["chosen"]}],
+            "rejected": [{"role": "assistant", "content": row["rejected"]}],
+        }
+        for row in rows
+    ]
+    base = Asked(settings)
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        beta=beta,
+        max_steps=settings.steps(STEPS),
+        per_device_train_batch_size=4,
+        learning_rate=RATE,
+        max_length=96,
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+    )
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = DPOTrainer(
+        base.model,
+        args=arguments,
+        train_dataset=Dataset.from_list(turns),
+        processing_class=base.tokenizer,
+        peft_config=lora,
+    )
+    trainer.train()
+    trainer.save_model(str(folder))
+    return folder
+
+
+def draw_frontier(found: Found, axis: Any) -> None:
+    """Reward against KL: a line over beta for each divergence, its matched point filled, and best of n."""
+    lines = {name: [f"{name} {beta:g}" for beta in BETAS] for name in DIVERGENCES}
+    lines["best of n"] = [f"best of {n}" for n in BEST_OF]
+    lines["TRL's DPO"] = ["TRL's DPO 0.2"]
+    for name, arms in lines.items():
+        points = [
+            tuple(
+                sum(values) / len(values)
+                for metric in ("KL", "reward")
+                if (values := found.values(arm, metric))
+            )
+            for arm in arms
+            if arm in found.runs
+        ]
+        if not points:
+            continue
+        style: dict[str, Any] = {"color": "black", "linestyle": ":"} if name == "best of n" else {}
+        marker = "*" if name == "TRL's DPO" else "o"
+        line = axis.plot(*zip(*points, strict=True), marker=marker, mfc="none", label=name, **style)[0]
+        matched = f"{name} {0.2 / get(name).curvature:g}" if name in DIVERGENCES else None
+        if matched in arms:
+            axis.plot(*points[arms.index(matched)], "o", color=line.get_color())
+    axis.set(xlabel="KL(policy || reference), nats an answer", ylabel="true reward of drawn answers")
+    axis.legend(fontsize=6)
+
+
+EVIDENCE = Evidence(
+    "frontier",
+    "In the true reward of drawn answers reverse KL >= JSD >= alpha >= forward KL at the same local strength, in "
+    "diversity the other way round; and no divergence buys more reward at equal KL to the reference.",
+    ARMS,
+    measure,
+    draw_frontier,
+    needs_model=True,
+)
+
+if __name__ == "__main__":
+    main(EVIDENCE)

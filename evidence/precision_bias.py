@@ -1,0 +1,47 @@
+"""f-DPO in float32 and under bfloat16 autocast, by divergence: what the rounding of log-ratios does to the result.
+
+The scores of the forward KL and of Jeffreys hold e^-z, so an error of z is a factor there; the reverse KL's and JSD's
+do not. Both precisions train on the same pairs (see `frontier`), and are measured in float32. On a GPU, `fp16` and
+`auto` can be tried by `training.mixed_precision` of the same recipes.
+"""
+
+from typing import Any
+
+from evidence.frontier import trained
+from evidence.harness import Evidence, Found, Settings, Values, bars, main
+
+DIVERGENCES = ("reverse_kl", "js_divergence", "forward_kl", "jeffreys")
+PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
+ARMS = tuple(f"{divergence} {precision}" for divergence in DIVERGENCES for precision in PRECISIONS)
+
+
+def measure(arm: str, seed: int, settings: Settings) -> Values:
+    """Train in one precision, and measure reward, KL, accuracy and calibration."""
+    divergence, precision = arm.split(" ")
+    method: dict[str, Any] = {
+        "type": "f_dpo",
+        "divergence": divergence,
+        "beta": 0.2,
+        "match_curvature": True,
+    }
+    training = {"mixed_precision": PRECISIONS[precision]}
+    return trained(settings, f"precision_bias/{ARMS.index(arm)}-{seed}", method, seed, training)
+
+
+def draw(found: Found, axis: object) -> None:
+    """The reward of drawn answers."""
+    bars(found, axis, "reward", "true reward of drawn answers")
+
+
+EVIDENCE = Evidence(
+    "precision_bias",
+    "Under bfloat16 autocast the divergences with e^-z end at another reward, KL or calibration than in float32; the "
+    "reverse KL and JSD do not.",
+    ARMS,
+    measure,
+    draw,
+    needs_model=True,
+)
+
+if __name__ == "__main__":
+    main(EVIDENCE)
