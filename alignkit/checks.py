@@ -9,7 +9,14 @@ from peft import PeftModel
 from torch import Tensor
 
 from alignkit.errors import ModelError
-from alignkit.kernels.model_head import evaluating, fuse_head, head_module, is_fused, measured_head
+from alignkit.kernels.model_head import (
+    architecture,
+    evaluating,
+    fuse_head,
+    head_module,
+    is_fused,
+    measured_head,
+)
 
 LENGTH = 8
 """Length in tokens of the two sequences that are compared."""
@@ -54,7 +61,7 @@ def require_same_layers(
     difference = float((found.float() - expected).abs().max())
     if not difference <= limit:
         raise ModelError(
-            f"{type(bare).__name__}: its logits with faster layers (model.layer_kernels, training.torch_compile) "
+            f"{architecture(bare)}: its logits with faster layers (model.layer_kernels, training.torch_compile) "
             f"differ from those of its own layers by {difference:.2g}, expected at most {limit:.2g}"
         )
 
@@ -62,7 +69,7 @@ def require_same_layers(
 def _compare(model: Any, device: Any, which: dict[str, Any]) -> None:
     bare = getattr(model, which["side"]) if which else model
     bare = bare.get_base_model() if isinstance(bare, PeftModel) else bare
-    name = type(bare).__name__
+    name = architecture(bare)
     head_module(bare)
     ids = _two_sequences(bare.config).to(device or bare.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **which}

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from alignkit.errors import ModelError
@@ -190,6 +191,11 @@ def is_fused(model: Any) -> bool:
     return "_fused_head" in model.__dict__
 
 
+def architecture(model: Any) -> str:
+    """Return the name of the model's class; not that of the subclass which FSDP2 makes of it."""
+    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule)).__name__
+
+
 def head_module(model: Any) -> nn.Module:
     """Return the linear layer that makes the model's logits. Raises ModelError if there is none."""
     module = model.get_output_embeddings()
@@ -197,7 +203,7 @@ def head_module(model: Any) -> nn.Module:
         isinstance(module, nn.Module) and hasattr(module, "weight") and not isinstance(module, nn.Embedding)
     )
     if not is_linear:
-        raise ModelError(f"{type(model).__name__} has no linear head over its vocabulary")
+        raise ModelError(f"{architecture(model)} has no linear head over its vocabulary")
     return module
 
 
@@ -231,9 +237,9 @@ def _head_states(model: Any, forward: Callable[..., Any], *args: Any, **inputs: 
     with _stand_in(model, _PROBE if known is None else torch.zeros(1)) as stand_in:
         outputs = forward(*args, **inputs)
     if len(stand_in.calls) != 1 or stand_in.calls[0].dim() != 3:
-        raise ModelError(f"{type(model).__name__} does not make its logits by one call of its head")
+        raise ModelError(f"{architecture(model)} does not make its logits by one call of its head")
     hidden = stand_in.calls[0]
-    options = known[:2] if known else _options(type(model).__name__, outputs.logits)
+    options = known[:2] if known else _options(architecture(model), outputs.logits)
     model._measured_head = MeasuredHead(*options, _product_dtype(hidden, head_module(model)))  # noqa: SLF001 - ours
     return HeadStates(hidden, getattr(outputs, "aux_loss", None))
 
@@ -252,7 +258,7 @@ def _stand_in(model: Any, probe: Tensor) -> Iterator[_StandIn]:
     places = ((parent, name) for parent, name, child in named if child is head)
     parent, name = next(places, (None, ""))
     if parent is None:
-        raise ModelError(f"{type(model).__name__} has no head of its own: it makes logits from its embedding")
+        raise ModelError(f"{architecture(model)} has no head of its own: it makes logits from its embedding")
     stand_in = _StandIn(head, probe)
     children = children_by_name(parent)
     children[name] = stand_in

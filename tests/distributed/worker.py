@@ -1,10 +1,10 @@
 """What `accelerate launch` starts in these tests: recipes one after the other, and what this process held of each.
 
-`python -m tests.distributed.worker RECIPE.yaml[:kill=STEP|:kill=finish|:resume|:late] …`. Every recipe runs in a fork
-of its own, so that importing torch, TRL and DeepSpeed, most of the time, is paid once. `kill` ends it by SIGKILL: in
-the middle of the step after STEP, before the optimizer's turn, or when the last step is done. With `late`, rank 1
-begins seconds after rank 0, as a second machine does. What a process measured lies beside the run's folder, in
-NAME.rank-N.json.
+`python -m tests.distributed.worker RECIPE.yaml[:OPTION] …`, with the options kill=STEP, kill=finish, resume, late and
+head. Every recipe runs in a fork of its own, so that importing torch, TRL and DeepSpeed, most of the time, is paid
+once. `kill` ends it by SIGKILL: in the middle of the step after STEP, before the optimizer's turn, or when the last
+step is done. With `late`, rank 1 begins seconds after rank 0, as a second machine does. What `head` does is in
+`tests.distributed.heads`. What a process measured lies beside the run's folder, in NAME.rank-N.json.
 """
 
 import gc
@@ -63,6 +63,10 @@ def _in_fork(recipe: str, option: str, turn: int) -> int:
         _measure_at_the_end(Path(Recipe.load(Path(recipe)).output_dir))
         if kill_after is not None:
             _kill_at_the_end() if kill_after == "finish" else _kill_after(int(kill_after))
+        if option == "head":
+            from tests.distributed import heads
+
+            heads.watch(Path(Recipe.load(Path(recipe)).output_dir))
         if option == "late" and os.environ["RANK"] == "1":
             time.sleep(LATE_SECONDS)
         code = train.main([recipe, *([train.RESUME] if option == "resume" else [])])
