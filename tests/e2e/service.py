@@ -67,7 +67,7 @@ class Service:
     def client(self) -> OpenAI:
         """The official client with the first key."""
         key = (self.home / "first-key").read_text().strip()
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, timeout=120, max_retries=0)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, timeout=DEADLINE, max_retries=0)
 
     def stop(self) -> None:
         """End it as a user would, with Ctrl-C."""
