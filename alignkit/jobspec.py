@@ -66,6 +66,7 @@ def recipe_for_job(
     on_gpu: bool | None = None,
     templates: Path | None = None,
     references: Path | None = None,
+    tokens: Path | None = None,
 ) -> JobSpec:
     """The recipe of a job. Raises RecipeError with paths such as `method.f_dpo.hyperparameters.beta`.
 
@@ -74,7 +75,8 @@ def recipe_for_job(
     hyperparameters name, such as a teacher. `validation_rows` is the number of rows of `validation_file`; an "auto"
     interval of evaluations depends on it. `report_to` are the recipe's trackers. `on_gpu` tells whether training
     runs on a GPU; by default, whether this machine has one. `templates` is a folder of chat templates that jobs may
-    name beside TRL's. `references` is the folder of the reference's log-probs that the project's jobs share.
+    name beside TRL's. `references` is the folder of the reference's log-probs that the project's jobs share, `tokens`
+    that of their rows' token ids.
     """
     given = parse_hyperparameters(method, hyperparameters)
     spec, prefix = METHODS[method], f"method.{method}.hyperparameters"
@@ -101,7 +103,9 @@ def recipe_for_job(
             {
                 "model": {"path": start.path, "adapter": start.adapter, "chat_template": template}
                 | shared["model"],
-                "data": _data_section(resolved, train_file, held_out) | shared["data"],
+                "data": _data_section(resolved, train_file, held_out)
+                | shared["data"]
+                | {"token_folder": None if tokens is None else str(tokens)},
                 "method": method_section,
                 "terms": _terms(resolved, spec, prefix, resolve_model),
                 "tune": resolved.get(TUNE),

@@ -1,5 +1,7 @@
 """Files of stores: each appears whole, and one that is damaged, cut off or under another's name counts as missing.
 
+A store's entries lie two levels deep in its folder. An entry's time is that of its last use.
+
 A file holds the store's magic bytes, a SHA-256 digest of the entry's name and content, and the content.
 """
 
@@ -7,7 +9,11 @@ import contextlib
 import hashlib
 import os
 import secrets
+import time
 from pathlib import Path
+
+KEEP_DAYS = 90
+"""Days after its last use for which an entry is kept."""
 
 _DIGEST_BYTES = 32
 
@@ -29,14 +35,31 @@ def write(path: Path, magic: bytes, name: str, content: bytes) -> None:
 
 
 def read(path: Path, magic: bytes, name: str) -> bytes | None:
-    """The content of the entry `name`; None if it is missing, damaged, or belongs to another name."""
+    """The content of the entry `name`, which is used now; None if it is missing, damaged, or has another name."""
     try:
         stored = path.read_bytes()
     except OSError:
         return None
     start = len(magic) + _DIGEST_BYTES
     content = stored[start:]
-    return content if stored[:start] == magic + _seal(name, content) else None
+    if stored[:start] != magic + _seal(name, content):
+        return None
+    with contextlib.suppress(OSError):  # a store that may only be read keeps no note of its use
+        os.utime(path)
+    return content
+
+
+def remove_unused(folder: Path, days: float = KEEP_DAYS) -> int:
+    """Remove a store's entries that nothing used for `days`, and what a killed writer left. Returns their number."""
+    before, removed = time.time() - days * 86400, 0
+    for path in folder.glob("*/*"):
+        try:
+            if path.stat().st_mtime < before:
+                path.unlink()
+                removed += 1
+        except FileNotFoundError:
+            continue
+    return removed
 
 
 def _seal(name: str, content: bytes) -> bytes:

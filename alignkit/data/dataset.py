@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -119,15 +120,21 @@ def run_datasets(
     seen: Callable[[list[Part]], None] = lambda _: None,
     *,
     vocabulary: int | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> tuple[Any, Any]:
     """A run's training dataset and its validation dataset (or None), in the columns that the method's trainer takes.
 
     `make` turns a file's name and rows into a dataset, for trainers that do not take token ids in TRL's columns.
     `seen` is called with the part to train on and, if there is one, the held-out part. If `validation` is a share,
     that part of the training file is held out, by prompt. A row with a token that `vocabulary`, the number of the
-    model's embeddings, does not reach is refused. Raises DataError.
+    model's embeddings, does not reach is refused. `report` gets a sentence about a file whose token ids were stored.
+    Raises DataError.
     """
-    parts = list(_parts(data, method, tokenizer, vocabulary))
+    store = None if data.token_folder is None else TokenStore(Path(data.token_folder), report)
+    load_file = partial(
+        _load, data=data, method=method, tokenizer=tokenizer, vocabulary=vocabulary, store=store
+    )
+    parts = list(_parts(data, load_file))
     seen(parts)
 
     def dataset(part: Part) -> Any:
@@ -140,8 +147,8 @@ def run_datasets(
     return made[0], made[1] if len(made) > 1 else None
 
 
-def _parts(data: DataOptions, method: Any, tokenizer: Any, vocabulary: int | None) -> Iterator[Part]:
-    train = _load(data.train, data, method, tokenizer, vocabulary)
+def _parts(data: DataOptions, read: Callable[[str], LoadedRows]) -> Iterator[Part]:
+    train = read(data.train)
     name = Path(data.train).name
     if isinstance(data.validation, float):
         for chosen in split(train.rows, data.validation):
@@ -150,13 +157,21 @@ def _parts(data: DataOptions, method: Any, tokenizer: Any, vocabulary: int | Non
     yield Part(name, train.rows, train.sequences)
     if not data.validation:
         return
-    found = _load(data.validation, data, method, tokenizer, vocabulary)
+    found = read(data.validation)
     for notice in overlap(train.report, found.report):
         _say(f"{name}: {notice}")
     yield Part(Path(data.validation).name, found.rows, found.sequences)
 
 
-def _load(file: str, data: DataOptions, method: Any, tokenizer: Any, vocabulary: int | None) -> LoadedRows:
+def _load(
+    file: str,
+    *,
+    data: DataOptions,
+    method: Any,
+    tokenizer: Any,
+    vocabulary: int | None,
+    store: TokenStore | None,
+) -> LoadedRows:
     found = load(
         Path(file),
         method,
@@ -165,7 +180,7 @@ def _load(file: str, data: DataOptions, method: Any, tokenizer: Any, vocabulary:
         columns=data.columns,
         skip_bad=skipped_share(data.skip_bad),
         vocabulary=vocabulary,
-        store=None if data.token_folder is None else TokenStore(Path(data.token_folder)),
+        store=store,
     )
     report = found.report
     if report.notices or report.bad_rows:

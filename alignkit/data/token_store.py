@@ -1,7 +1,8 @@
-"""Token sequences of data files, stored by content, so that the runs of a sweep render their rows once.
+"""Token sequences of data files, stored by content, so that runs on the same file render its rows once.
 
-An entry is named after everything that its sequences depend on: the file, the kind of its rows, the tokenizer, its
-chat template, and the code that renders. A damaged entry counts as missing.
+A file's entries are in a folder of its name. An entry is named after everything that its sequences depend on: the
+file's content, the kind of its rows, the tokenizer, its chat template, and the code that renders. A damaged entry
+counts as missing.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import hashlib
 import json
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,14 @@ Rendered = dict[int, list[TokenSequence]]
 
 
 class TokenStore:
-    """Entries in `folder`. A store that cannot be read or written is only a slower one."""
+    """Entries in `folder`. A store that cannot be read or written is only a slower one.
 
-    def __init__(self, folder: Path) -> None:
+    `report` gets a sentence about each file whose rows are all stored.
+    """
+
+    def __init__(self, folder: Path, report: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
+        self._report = report
 
     def of(
         self, file: Path, kind: type, columns: Mapping[str, str] | None, tokenizer: Any
@@ -52,14 +57,15 @@ class TokenStore:
             sys.byteorder,
         ]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        return RenderedRows(self.folder / f"{key}.tokens")
+        return RenderedRows(self.folder / file.name / f"{key}.tokens", self._report)
 
 
 class RenderedRows:
     """The sequences of one file's rows, which `render` completes and `keep` stores."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
         self._path = path
+        self._report = report
         self._found: Rendered = _read(path)
         self.count = 0
         """Number of rows that were rendered because they were not stored."""
@@ -72,8 +78,11 @@ class RenderedRows:
         return self._found[number]
 
     def keep(self) -> None:
-        """Store the rows, if any was missing. Only rank 0 writes."""
-        if self.count and is_main_process():
+        """Store the rows, if any was missing, and else report so. Only rank 0 writes."""
+        if not self.count:
+            name = self._path.parent.name
+            self._report(f"{name}: the token ids of its rows are those that an earlier run stored")
+        elif is_main_process():
             with contextlib.suppress(OSError):
                 sealed.write(self._path, _MAGIC, self._path.name, _packed(self._found))
 

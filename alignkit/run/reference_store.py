@@ -4,9 +4,7 @@ An entry is named after everything that its values depend on, and sealed (`align
 write the same values.
 """
 
-import os
 import struct
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,8 +12,6 @@ from alignkit import sealed
 from alignkit.methods import D2O
 from alignkit.recipe import Recipe
 
-KEEP_DAYS = 90
-"""Days after its last use for which an entry is kept in the home of one user."""
 _MAGIC = b"alignkit-logps-1"
 
 
@@ -60,11 +56,9 @@ class ReferenceStore:
 
     def read(self, key: str, count: int) -> list[float] | None:
         """The entry's `count` values; None if it is missing, damaged, or belongs to another key."""
-        path = self.path(key)
-        values = sealed.read(path, _MAGIC, key)
+        values = sealed.read(self.path(key), _MAGIC, key)
         if values is None or len(values) != 4 * count:
             return None
-        _touch(path)
         return list(struct.unpack(f"<{count}f", values))
 
     def write(self, key: str, values: Sequence[float]) -> None:
@@ -76,22 +70,6 @@ class ReferenceStore:
                 self.report(f"The reference's log-probs cannot be stored for later runs: {error.strerror}")
             self._failed = True
 
-    def remove_unused(self, days: float = KEEP_DAYS) -> int:
+    def remove_unused(self, days: float = sealed.KEEP_DAYS) -> int:
         """Remove the entries that no run has used for `days`, and what a killed writer left. Returns their number."""
-        before, removed = time.time() - days * 86400, 0
-        for path in self.folder.glob("*/*"):
-            try:
-                if path.stat().st_mtime < before:
-                    path.unlink()
-                    removed += 1
-            except FileNotFoundError:
-                continue
-        return removed
-
-
-def _touch(path: Path) -> None:
-    """Note that an entry was used; a store that may only be read keeps no such note."""
-    try:
-        os.utime(path)
-    except OSError:
-        return
+        return sealed.remove_unused(self.folder, days)

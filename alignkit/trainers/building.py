@@ -62,9 +62,17 @@ def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, An
     It needs no model, so that a bad row ends a run before weights are loaded. Raises DataError.
     """
     method = recipe.method
-    describe, words = partial(keep_data, recipe, folder), vocabulary_in(Path(recipe.model.path))
+    read = partial(
+        run_datasets,
+        recipe.data,
+        type(method),
+        tokenizer,
+        seen=partial(keep_data, recipe, folder),
+        vocabulary=vocabulary_in(Path(recipe.model.path)),
+        report=partial(tell, folder),
+    )
     if not isinstance(method, D2O):
-        train, held_out = run_datasets(recipe.data, type(method), tokenizer, seen=describe, vocabulary=words)
+        train, held_out = read()
         probe = recipe.data.flip
         return train if probe is None else flip(train, probe.share, probe.seed), held_out
 
@@ -77,7 +85,7 @@ def datasets(recipe: Recipe, tokenizer: Any, folder: RunFolder) -> tuple[Any, An
             report=lambda message: tell(folder, f"{name}: {message}"),
         )
 
-    return run_datasets(recipe.data, type(method), tokenizer, dataset, describe, vocabulary=words)
+    return read(dataset)
 
 
 def tell(folder: RunFolder, message: str) -> None:

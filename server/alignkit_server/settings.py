@@ -242,6 +242,11 @@ class Settings(BaseSettings):
         return self.root / "references"
 
     @property
+    def tokens_dir(self) -> Path:
+        """Token ids of rows: a folder for each project's jobs, and in it one for each data file."""
+        return self.root / "tokens"
+
+    @property
     def standbys_dir(self) -> Path:
         """Identities and logs of trainers that wait for a job."""
         return self.root / "standbys"

@@ -1,11 +1,13 @@
 """Rows are rendered once: what names an entry, what it returns, and what a damaged one does."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignkit import sealed
 from alignkit.data.dataset import load
 from alignkit.data.token_store import TokenStore
 from alignkit.data.tokens import TokenSequence
@@ -29,7 +31,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.exists() else []
+    return sorted(folder.glob("*/*"))
 
 
 def test_a_second_run_renders_no_row_and_has_the_same_sequences(
@@ -43,7 +45,30 @@ def test_a_second_run_renders_no_row_and_has_the_same_sequences(
     assert len(rendered) == 12
     assert plain.sequences == first.sequences == second.sequences
     assert (first.report, second.rows) == (plain.report, plain.rows)
-    assert [path.suffix for path in entries(store.folder)] == [".tokens"]
+    assert [(path.parent.name, path.suffix) for path in entries(store.folder)] == [("pairs.jsonl", ".tokens")]
+
+
+def test_only_a_file_whose_rows_were_all_stored_is_reported(tmp_path: Path, tokenizer: Any) -> None:
+    told: list[str] = []
+    file, store = write_pairs(tmp_path / "pairs.jsonl", 3), TokenStore(tmp_path / "tokens", told.append)
+    load(file, "f_dpo", tokenizer, store=store)
+    assert told == []
+    load(file, "f_dpo", tokenizer, store=store)
+    assert told == ["pairs.jsonl: the token ids of its rows are those that an earlier run stored"]
+
+
+def test_an_entry_that_is_read_counts_as_used(tmp_path: Path, tokenizer: Any) -> None:
+    file, store = write_pairs(tmp_path / "pairs.jsonl", 3), TokenStore(tmp_path / "tokens")
+    load(file, "f_dpo", tokenizer, store=store)
+    load(file, "kto", tokenizer, store=store)
+    used, unused = entries(store.folder)
+    for path in (used, unused):
+        os.utime(path, (1, 1))
+    load(file, "f_dpo", tokenizer, store=store)
+    load(file, "kto", tokenizer, store=store)
+    os.utime(unused, (1, 1))
+    assert sealed.remove_unused(store.folder) == 1
+    assert entries(store.folder) == [used]
 
 
 def test_another_file_template_or_kind_of_row_is_another_entry(tmp_path: Path, tokenizer: Any) -> None:

@@ -146,25 +146,30 @@ def test_a_confined_engine_sees_its_model_and_adapters_also_those_that_come_late
 
 
 @needs_namespaces
-def test_a_confined_run_writes_its_projects_references_and_sees_no_others(
+def test_a_confined_run_writes_its_projects_stores_and_sees_no_others(
     home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     program = tmp_path_factory.mktemp("bin") / "python"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} script.py "$@"\n')
     program.chmod(0o755)
-    mine, theirs = home / "references" / "proj_a", home / "references" / "proj_b"
-    theirs.mkdir(parents=True)
+    mine, theirs = (
+        [home / store / name for store in ("references", "tokens")] for name in ("proj_a", "proj_b")
+    )
+    for store in theirs:
+        store.mkdir(parents=True)
     folder = home / "jobs" / "mine"
-    (folder / "recipe.yaml").write_text(f"training: {{reference_folder: {mine}}}")
+    stores = f"training: {{reference_folder: {mine[0]}}}\ndata: {{token_folder: {mine[1]}}}"
+    (folder / "recipe.yaml").write_text(stores)
     (folder / "script.py").write_text(
         "import os\n"
-        f"open({str(mine / 'entry')!r}, 'w').write('kept')\n"
-        f"open('seen.tmp', 'w').write(str(os.path.exists({str(theirs)!r})))\n"
+        f"for store in {list(map(str, mine))!r}: open(f'{{store}}/entry', 'w').write('kept')\n"
+        f"seen = [os.path.exists(store) for store in {list(map(str, theirs))!r}]\n"
+        "open('seen.tmp', 'w').write(str(seen))\n"
         "os.rename('seen.tmp', 'seen')\n"
     )
     executor = LocalExecutor(grace_seconds=5, python=str(program), confined_to=home)
     executor.start(folder, resume=False)
     wait_until((folder / "seen").exists, 60)
     executor.stop(folder)
-    assert (folder / "seen").read_text() == "False"
-    assert (mine / "entry").read_text() == "kept"
+    assert (folder / "seen").read_text() == "[False, False]"
+    assert [(store / "entry").read_text() for store in mine] == ["kept", "kept"]

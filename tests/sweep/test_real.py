@@ -55,5 +55,5 @@ def test_a_sweep_trains_its_points_and_scores_the_reference_once(tmp_path: Path)
         for point in found["points"]
     ]
     assert scored == [True, False]
-    assert [path.suffix for path in (tmp_path / "sweep" / "tokens").iterdir()] == [".tokens"]
+    assert [path.suffix for path in (tmp_path / "sweep" / "tokens").glob("*/*")] == [".tokens"]
     assert "Reward against KL" in Path(found["report"]).read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ class LocalExecutor:
         leases: Callable[[Callable[[Path], bool]], DeviceLeases] | None = None,
         standbys: Standbys | None = None,
     ) -> None:
-        """With `confined_to`, a run sees of that home only its own folder, its project's references and its inputs.
+        """With `confined_to`, a run sees of that home only its own folder, its project's stores and its inputs.
 
         `leases` creates the leases of this machine's GPUs, given a function that returns whether a run lives; None
         without GPUs. `standbys` start the next run on a model sooner; a confined run cannot use them, because what
@@ -83,7 +83,7 @@ class LocalExecutor:
             config_file=Path(sharding) if count > 1 and sharding in {"zero2", "zero3"} else None,
         )
         if self._home is not None:
-            writes = [folder, *_stores_of(training)]
+            writes = [folder, *_stores_of(values)]
             command = confined(command, home=self._home, writes=writes, reads=reads_of(recipe))
         leased = {} if self._leases is None else self._leases.take(folder, count)
         self._leased[folder] = leased
@@ -189,13 +189,13 @@ def reads_of(recipe: Path) -> list[Path]:
     return [path for path in (*named, Path(sys.prefix), Path(alignkit.__file__).parent) if path.exists()]
 
 
-def _stores_of(training: dict[str, Any]) -> list[Path]:
-    """The folder of the project's log-probs under references, if the run has one; it exists afterwards."""
-    if training.get("reference_folder") is None:
-        return []
-    folder = Path(training["reference_folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    return [folder]
+def _stores_of(recipe: Mapping[str, Any]) -> list[Path]:
+    """The folders of the project's token ids and log-probs, as far as the run has them; they exist afterwards."""
+    data, training = recipe.get("data") or {}, recipe.get("training") or {}
+    folders = [Path(path) for path in (data.get("token_folder"), training.get("reference_folder")) if path]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folders
 
 
 def _identity(folder: Path) -> Path:

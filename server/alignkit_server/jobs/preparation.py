@@ -113,6 +113,7 @@ def prepare(
             on_gpu=trains_on_gpu(services.settings),
             templates=services.settings.templates_dir,
             references=services.settings.references_dir / project.project_id,
+            tokens=services.settings.tokens_dir / project.project_id,
         )
     _require_trainable(spec.recipe, request.model, method)
     _require_servable(spec.recipe, request.model, model.base_model, method, services)

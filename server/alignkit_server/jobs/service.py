@@ -183,11 +183,12 @@ class JobService:
         return JobLog(job_id=job.id, lines=found, has_more=more)
 
     def recipe(self, job_id: str) -> str:
-        """The job's recipe as YAML, with names instead of this server's paths, and without its store."""
+        """The job's recipe as YAML, with names instead of this server's paths, and without its stores."""
         root = self._services.settings.root
         recipe = _without_paths(self._jobs.get(job_id).recipe, root)
-        if "training" in recipe:
-            recipe["training"] = recipe["training"] | {"reference_folder": None}
+        for section, store in (("training", "reference_folder"), ("data", "token_folder")):
+            if section in recipe:
+                recipe[section] = recipe[section] | {store: None}
         return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
     def report(self, job_id: str) -> bytes:

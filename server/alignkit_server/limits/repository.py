@@ -64,7 +64,7 @@ class UsageRepository:
         )
 
     def run_bytes(self) -> int:
-        """Bytes of the jobs' folders, models and stored references, as last measured, and of the runs of evals."""
+        """Bytes of the jobs' folders, models and stores, as last measured, and of the runs of evals."""
         references = select(func.coalesce(func.sum(Project.reference_bytes), 0))
         stored = self._session.scalars(references.where(Project.id == self._project_id)).one()
         rows = select(func.coalesce(func.sum(EvalRun.disk_bytes), 0))

@@ -28,11 +28,13 @@ log = structlog.get_logger()
 
 
 def remove_expired(database: Database, settings: Settings) -> None:
-    """Remove every project's expired files and uploads, and files without a row."""
+    """Remove every project's expired files and uploads, files without a row, and token ids of files without one."""
     for work in (_files, _uploads):
         while work(database, settings) == BATCH:
             pass
     _remove_orphans(database, settings.files_dir, File.id)
+    for folder in settings.tokens_dir.glob("*"):
+        _remove_orphans(database, folder, File.id, seconds=0)
     _remove_orphans(database, settings.uploads_dir, Upload.id, Upload.status == "pending")
 
 
@@ -100,10 +102,14 @@ def _uploads(database: Database, settings: Settings) -> int:
 
 
 def _remove_orphans(
-    database: Database, folder: Path, id_: InstrumentedAttribute[str], *which: ColumnElement[bool]
+    database: Database,
+    folder: Path,
+    id_: InstrumentedAttribute[str],
+    *which: ColumnElement[bool],
+    seconds: float = ORPHAN_SECONDS,
 ) -> None:
-    """Remove everything in `folder` that is named after an id without a row that meets `which`."""
-    before = time.time() - ORPHAN_SECONDS
+    """Remove what is at least `seconds` old in `folder` and named after an id without a row that meets `which`."""
+    before = time.time() - seconds
     old = [path for path in folder.iterdir() if _changed(path) < before]
     for start in range(0, len(old), BATCH):
         batch = old[start : start + BATCH]

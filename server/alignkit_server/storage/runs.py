@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import select, update
 
-from alignkit.run.reference_store import ReferenceStore
+from alignkit import sealed
 from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.engines.weights import file_name
@@ -28,7 +28,7 @@ class RunStorage:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._folder = settings.jobs_dir
         self._exports = settings.exports_dir
-        self._references = settings.references_dir
+        self._stores = (settings.references_dir, settings.tokens_dir)
         self._weights = settings.weights_dir
         self._caches = settings.engine_caches_dir
         self._database = database
@@ -44,14 +44,15 @@ class RunStorage:
         self._store(job_id, disk_bytes=size)
         return size
 
-    def measure_references(self) -> None:
-        """Remove stored references that no job used for long, and store the size of the rest with each project."""
+    def measure_stores(self) -> None:
+        """Remove log-probs and token ids that no job used for long; store the size of the rest with each project."""
         with self._database.reading() as session:
             known = dict(session.execute(select(Project.id, Project.reference_bytes)).tuples().all())
         for project_id, before in known.items():
-            folder = self._references / project_id
-            ReferenceStore(folder).remove_unused()
-            size = bytes_on_disk([folder])
+            folders = [store / project_id for store in self._stores]
+            for folder in folders:
+                sealed.remove_unused(folder)
+            size = bytes_on_disk(folders)
             if size != before:
                 with self._database.writing() as session:
                     mine = update(Project).where(Project.id == project_id)

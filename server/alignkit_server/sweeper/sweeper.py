@@ -49,7 +49,7 @@ class Sweeper:
             lambda: remove_expired(self._database, self._settings),
             self._drop_exports,
             self._measure,
-            self._runs.measure_references,
+            self._runs.measure_stores,
             lambda: enforce(self._database, self._settings.limits),
             self._retire,
             lambda: rotate_logs(self._settings),

@@ -16,7 +16,7 @@ class Project(Base):
     created_at: Mapped[int]
     limits: Mapped[dict[str, int] | None] = mapped_column(JSON(none_as_null=True))
     reference_bytes: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Bytes of the stored log-probs under references, as last measured."""
+    """Bytes of the log-probs under references and of the token ids that its jobs stored, as last measured."""
 
 
 class ApiKey(Owned, Base):

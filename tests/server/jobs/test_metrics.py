@@ -102,6 +102,7 @@ def test_the_recipe_runs_elsewhere(
     assert (recipe.model.path, recipe.data.train, recipe.output_dir) == (BASE_MODEL, file_id, job.id)
     stored = service.ledger.get(job.id).recipe
     assert recipe.training.model_dump() == stored["training"] | {"reference_folder": None}
+    assert recipe.data.token_folder is None
     assert recipe.seed == 9
 
 

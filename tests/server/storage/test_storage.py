@@ -277,3 +277,27 @@ def test_a_projects_references_count_and_go_when_unused(service: Running, projec
     service.services.sweeper.sweep()
     assert use()["disk_bytes"] == before
     assert not (folder / "ab" / "abcd.f32").exists()
+
+
+def test_a_projects_token_ids_count_and_go_when_unused_or_with_their_file(
+    service: Running, project: str, client: OpenAI, use: Use
+) -> None:
+    kept, deleted = upload(client), upload(client)
+    service.services.sweeper.sweep()
+    before = use()["disk_bytes"]
+    with service.services.database.reading() as session:
+        project_id = session.query(Project).filter(Project.name == project).one().id
+    folder = service.settings.tokens_dir / project_id
+    for file_id, size in ((kept, 300), (deleted, 500)):
+        fill(folder / file_id, "abcd.tokens", size)
+    fill(service.settings.tokens_dir / "proj_other" / kept, "abcd.tokens", 900)
+    fill(folder / kept, "old.tokens", 7)
+    os.utime(folder / kept / "old.tokens", (1, 1))
+    service.services.sweeper.sweep()
+    assert use()["disk_bytes"] == before + 800
+    size = service.settings.files_dir.joinpath(deleted).stat().st_size
+    client.files.delete(deleted)
+    service.services.sweeper.sweep()
+    assert use()["disk_bytes"] == before - size + 300
+    assert [path.relative_to(folder) for path in folder.glob("*/*")] == [Path(kept, "abcd.tokens")]
+    assert not (folder / deleted).exists()
