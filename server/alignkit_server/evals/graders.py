@@ -95,12 +95,10 @@ class StringCheck(_Compared):
 
 
 def _metric(value: object) -> object:
-    if value in REFUSED:
+    if isinstance(value, str) and value in REFUSED:
         supported = ", ".join(METRICS)
-        raise ValueError(
-            f"{value} is not supported, since {REFUSED[str(value)]}: expected one of {supported}."
-        )
-    if value not in METRICS:
+        raise ValueError(f"{value} is not supported, since {REFUSED[value]}: expected one of {supported}.")
+    if not isinstance(value, str) or value not in METRICS:
         raise ValueError(f"expected one of {', '.join(METRICS)}, found {shorten(value)}.")
     return value
 

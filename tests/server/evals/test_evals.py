@@ -298,6 +298,15 @@ def test_a_metric_without_a_library_is_refused_with_those_there_are(mine: OpenAI
     )
 
 
+@pytest.mark.parametrize("metric", [{}, [], 1, None])
+def test_a_metric_that_is_no_name_is_refused(mine: OpenAI, metric: Any) -> None:
+    similar = {name: value for name, value in EQUAL.items() if name != "operation"}
+    similar |= {"type": "text_similarity", "evaluation_metric": metric, "pass_threshold": 0.5}
+    status, message, _ = refusal(make_eval, mine, similar)
+    assert status == 400
+    assert "expected one of fuzzy_match" in message
+
+
 def test_an_unknown_judge_and_an_unknown_model_are_refused(mine: OpenAI) -> None:
     status, _, param = refusal(make_eval, mine, JUDGED | {"model": "nobody"})
     assert (status, param) == (404, "testing_criteria.0.model")
