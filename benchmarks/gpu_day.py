@@ -121,7 +121,7 @@ def several_devices(day: Day) -> Iterator[Step]:
 
 def serving(day: Day) -> Iterator[Step]:
     """An answer of vLLM with the adapter that `methods` trained."""
-    adapter = run_folder(day, "train supervised")
+    adapter = run_folder(day, "train supervised") / "adapter"
     skipped = day.missing("vllm")
     if not skipped and not adapter.exists():
         skipped = "no adapter: the step 'train supervised' has not run"

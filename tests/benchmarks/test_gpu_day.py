@@ -102,4 +102,4 @@ def test_two_steps_of_a_method_run_on_a_tiny_model(tmp_path: Path) -> None:
     day = Day(tmp_path, tiny=True, gpus=0)
     row = gpu_day.run(day, gpu_day.training(day, "train supervised", "supervised"))
     assert row["exit"] == 0, row["output"]
-    assert (tmp_path / "runs" / "train-supervised" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "runs" / "train-supervised" / "adapter" / "adapter_model.safetensors").exists()

@@ -7,6 +7,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_quick_run_measures_everything() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.server", "--quick"], capture_output=True, text=True, check=False
