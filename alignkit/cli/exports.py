@@ -8,7 +8,8 @@ from urllib.parse import quote
 import typer
 
 from alignkit.cli import output
-from alignkit.cli.service import chunks, connect
+from alignkit.cli.naming import named
+from alignkit.cli.service import chunks, connect, get
 from alignkit.errors import AlignkitError
 
 HUB = "hub"
@@ -52,20 +53,26 @@ def export(
 
 
 def export_model(
-    name: Annotated[str, typer.Argument(help="fine-tuned model of the service, such as ft:base:project::id")],
+    name: Annotated[
+        str,
+        typer.Argument(help="fine-tuned model of the service, such as ft:base:project::id", callback=named),
+    ],
     to: Annotated[str, typer.Option(help="adapter, merged, gguf or ollama")] = "adapter",
     out: Out = None,
     quantize: Quantize = "auto",
     force: Force = False,
 ) -> None:
     """Download a fine-tuned model from the service in one of the forms of `alignkit export`."""
+    from alignkit.export import form_named  # saves transformers at start-up
+
+    form_named(to)
     target = out or Path(name.replace(":", "_"))
     _download(name, to, quantize, target, force=force)
     output.say(str(target))
 
 
 def push_model(
-    name: Annotated[str, typer.Argument(help="fine-tuned model of the service")],
+    name: Annotated[str, typer.Argument(help="fine-tuned model of the service", callback=named)],
     repo: Repo = None,
     form: Form = "merged",
     quantize: Quantize = "auto",
@@ -76,6 +83,8 @@ def push_model(
     from alignkit import export as library  # saves transformers at start-up
 
     repository = library.Repository(_named(repo), private=not public)
+    library.form_named(form)
+    get(connect(), _path(name))  # before the hub makes a repository for it
     library.prepare(repository, force=force)
     with tempfile.TemporaryDirectory(prefix="alignkit-export-") as scratch:
         folder = Path(scratch) / form
@@ -89,11 +98,13 @@ def _download(name: str, form: str, quantize: str, target: Path, *, force: bool)
     from alignkit.export.archive import unpack
 
     asked = {"form": form} | ({} if quantize == "auto" else {"quantize": quantize})
-    path = f"/models/{quote(name, safe='')}/archive"
     with whole_or_nothing(target, force=force) as folder:
-        unpack(
-            chunks(connect(), path, silence=None, **asked), folder
-        )  # silent for as long as an export takes
+        answer = chunks(connect(), f"{_path(name)}/archive", silence=None, **asked)  # silent while it exports
+        unpack(answer, folder)
+
+
+def _path(name: str) -> str:
+    return f"/models/{quote(name, safe='')}"
 
 
 def _named(repo: str | None) -> str:

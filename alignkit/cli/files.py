@@ -8,6 +8,7 @@ from urllib.parse import quote
 import typer
 
 from alignkit.cli import output, saving, service
+from alignkit.cli.naming import named
 
 app = typer.Typer(help="Files of a running service.", no_args_is_help=True)
 FILES = "/files"
@@ -44,7 +45,7 @@ def list_(
 
 @app.command()
 def get(
-    file_id: Annotated[str, typer.Argument(help="id of the file")],
+    file_id: Annotated[str, typer.Argument(help="id of the file", callback=named)],
     to: Annotated[
         Path | None, typer.Option(help="new file, or - for standard output; default: the file's name")
     ] = None,
@@ -65,7 +66,7 @@ def get(
 
 @app.command()
 def rm(
-    file_ids: Annotated[list[str], typer.Argument(help="ids of files")],
+    file_ids: Annotated[list[str], typer.Argument(help="ids of files", callback=named)],
     yes: output.Yes = False,
 ) -> None:
     """Delete files, after asking."""

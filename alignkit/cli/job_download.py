@@ -8,11 +8,13 @@ from urllib.parse import quote
 import typer
 
 from alignkit.cli import job_records, output, saving, service
+from alignkit.cli.job_records import JobId
 from alignkit.cli.job_sweep import SWEEP, SWEEPS
+from alignkit.cli.naming import named
 
 
 def download(
-    job_id: Annotated[str, typer.Argument(help="id of the job")],
+    job_id: JobId,
     to: Annotated[Path | None, typer.Option(help="new folder; default: the job's id")] = None,
     model: Annotated[
         bool, typer.Option("--model/--no-model", help="with the fine-tuned model's files")
@@ -33,7 +35,7 @@ def download(
 
 
 def report(
-    job_id: Annotated[str, typer.Argument(help="id of the job, or of a sweep")],
+    job_id: Annotated[str, typer.Argument(help="id of the job, or of a sweep", callback=named)],
     to: Annotated[
         Path | None, typer.Option("--output", "-o", help="file to write; default: JOB_ID.html")
     ] = None,

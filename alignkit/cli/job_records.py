@@ -8,9 +8,10 @@ from urllib.parse import quote
 import typer
 
 from alignkit.cli import output, service
+from alignkit.cli.naming import named
 
 JOBS = "/fine_tuning/jobs"
-JobId = Annotated[str, typer.Argument(help="id of the job")]
+JobId = Annotated[str, typer.Argument(help="id of the job", callback=named)]
 
 
 class EventType(StrEnum):

@@ -137,7 +137,7 @@ def method_of(
 def parameters(pairs: list[str]) -> dict[str, Any]:
     """The hyperparameters given as name=value texts."""
     given = (pair("--param", text, "beta=0.1") for text in pairs)
-    return {name: value_of(text) for name, text in given}
+    return {name: value_of("--param", text) for name, text in given}
 
 
 def labels_of(pairs: list[str] | None) -> dict[str, str]:
@@ -166,12 +166,19 @@ def pair(option: str, text: str, example: str) -> tuple[str, str]:
     return name, value
 
 
-def value_of(text: str) -> Any:
-    """A JSON or YAML value; YAML alone reads 1e-3 as text, which no numeric option accepts."""
+def value_of(option: str, text: str) -> Any:
+    """A JSON or YAML value; YAML alone reads 1e-3 as text, which no numeric option accepts.
+
+    Raises AlignkitError for what is neither.
+    """
     try:
         return json.loads(text)
     except ValueError:
+        pass
+    try:
         return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise AlignkitError(f"{option}: expected a JSON or YAML value, found {text!r}") from error
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def options_of(vary: list[str]) -> dict[str, list[Any]]:
         key, values = pair("--vary", text, "beta=0.05,0.1")
         if key in options:
             raise AlignkitError(f"--vary {text}: {key} is given twice")
-        options[key] = [value_of(value) for value in values.split(",") if value]
+        options[key] = [value_of("--vary", value) for value in values.split(",") if value]
     return options
 
 

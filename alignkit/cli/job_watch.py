@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from alignkit.cli import output, service
+from alignkit.cli.job_records import JobId
 
 POLL_SECONDS = 1.0
 FINISHED = {"succeeded", "failed", "cancelled"}
@@ -17,7 +18,7 @@ OUTAGE_SECONDS = 600.0
 Answer = TypeVar("Answer")
 
 
-def watch(job_id: Annotated[str, typer.Argument(help="id of the job")]) -> None:
+def watch(job_id: JobId) -> None:
     """Follow a job until it ends, also over a restart of the service; exits with 1 unless it succeeded."""
     client, console = service.connect(), Console()
     client.fine_tuning.jobs.retrieve(job_id)  # a service that was never there is no outage

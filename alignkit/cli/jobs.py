@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from alignkit.cli import job_download, job_records, job_requests, job_sweep, job_watch, output, service
+from alignkit.cli.job_records import JobId
 from alignkit.cli.job_requests import Labels, labels_of
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(help="Fine-tuning jobs of a running service.", no_args_is_help=True)
 UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 """Seconds."""
-JobId = Annotated[str, typer.Argument(help="id of the job")]
 
 
 class Status(StrEnum):

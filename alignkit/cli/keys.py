@@ -2,10 +2,12 @@
 
 import re
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from alignkit.cli import output, service
+from alignkit.cli.naming import named
 from alignkit.errors import AlignkitError
 
 app = typer.Typer(help="API keys of a running service; needs an admin key.", no_args_is_help=True)
@@ -64,19 +66,19 @@ def list_(
 
 @app.command()
 def rotate(
-    key_id: Annotated[str, typer.Argument(help="id of the key")],
+    key_id: Annotated[str, typer.Argument(help="id of the key", callback=named)],
     project: Project = "default",
     grace: Annotated[str, typer.Option(help="how long the old key stays valid, such as 1d")] = "0s",
 ) -> None:
     """Replace a key: print a new one with the same scopes, and let the old one expire."""
     client = service.admin()
-    path = f"{_keys(client, project)}/{key_id}/rotate"
+    path = f"{_keys(client, project)}/{quote(key_id)}/rotate"
     _show(service.post(client, path, {"grace_seconds": seconds(grace)}))
 
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="id of the key")],
+    key_id: Annotated[str, typer.Argument(help="id of the key", callback=named)],
     project: Project = "default",
     yes: output.Yes = False,
 ) -> None:

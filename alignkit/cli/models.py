@@ -7,8 +7,9 @@ from urllib.parse import quote
 import typer
 
 from alignkit.cli import output, saving, service
+from alignkit.cli.naming import named
 from alignkit.home import models_dir
-from alignkit.models.importing import available, import_model, prune_model
+from alignkit.models.importing import available, base_model, import_model, prune_model
 
 app = typer.Typer(help="Base models and fine-tuned models.", no_args_is_help=True)
 Home = Annotated[Path | None, typer.Option(help="folder for all data of the service (ALIGNKIT_HOME)")]
@@ -38,8 +39,7 @@ def prune(
 ) -> None:
     """Make a smaller base model from every N-th layer of another, as a student for distillation."""
     folder = models_dir(home)
-    path = folder / source if (folder / source).is_dir() else Path(source)
-    prune_model(path, folder, name, every, report=output.say)
+    prune_model(base_model(source, folder), folder, name, every, report=output.say)
 
 
 @app.command("list")
@@ -78,7 +78,7 @@ def list_(
 
 @app.command()
 def download(
-    name: Annotated[str, typer.Argument(help="name of a fine-tuned model or checkpoint")],
+    name: Annotated[str, typer.Argument(help="name of a fine-tuned model or checkpoint", callback=named)],
     to: Annotated[Path | None, typer.Option(help="new folder; default: the name, with _ for :")] = None,
 ) -> None:
     """Download a fine-tuned model from the service into a new folder: an adapter, or a whole model."""
@@ -93,7 +93,9 @@ def download(
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(help="names of fine-tuned models or checkpoints")],
+    names: Annotated[
+        list[str], typer.Argument(help="names of fine-tuned models or checkpoints", callback=named)
+    ],
     yes: output.Yes = False,
 ) -> None:
     """Delete fine-tuned models from the service, after asking."""

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from itertools import islice
 from typing import IO, Any
 
-from alignkit.errors import AlignkitError
+from alignkit.errors import AlignkitError, nearest
 from alignkit.home import service_home
 
 PROJECTS = "/organization/projects"
@@ -140,7 +140,8 @@ def project_id(client: Any, name: str) -> str:
     """The id of the project with that name. Raises AlignkitError if there is none."""
     found = {project["name"]: project["id"] for project in projects(client)}
     if name not in found:
-        raise AlignkitError(f"no project {name!r}: the projects are {', '.join(sorted(found))}")
+        known = f"the projects are {', '.join(sorted(found))}"
+        raise AlignkitError(f"no project {name!r}: {known}{nearest(name, found)}")
     return str(found[name])
 
 

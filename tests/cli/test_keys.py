@@ -78,6 +78,8 @@ def test_refusals_are_one_line(service: Running, run: Run) -> None:
         (("projects", "list"), plain, "lacks a scope: expected admin"),
         (("projects", "create", "a b"), "", "name: string should match pattern"),
         (("keys", "list", "--project", "nobody"), "", "no project 'nobody': the projects are default"),
+        (("keys", "list", "--project", "defualt"), "", "; did you mean default?"),
+        (("keys", "revoke", "key_x", "--project", "defualt"), "", "; did you mean default?"),
         (("keys", "create", "x", "--scope", "root"), "", "scopes"),
         (("keys", "create", "x", "--expires-in", "soon"), "", "such as 90d, found 'soon'"),
         (("keys", "revoke", "key_unknown"), "", "No such API key: 'key_unknown'"),

@@ -1,6 +1,7 @@
 """`alignkit models list | download | rm` of a running service."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,53 @@ def tuned(service: Running, client: OpenAI, tmp_path: Path) -> str:
     service.ledger.add_model(job.id, name=name, base_model=BASE_MODEL, kind="adapter", path=path)
     service.ledger.transition(job.id, "succeeded", only_from=("queued",), fine_tuned_model=name)
     return name
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Hosts whose address was looked up, the hub's among them; there is none."""
+    hosts: list[str] = []
+
+    def look_up(host: str, *_: object, **__: object) -> None:
+        hosts.append(host)
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return hosts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("prune", "tiny-lama", "half"),
+            f"({BASE_MODEL}) or a model folder, found 'tiny-lama'; did you mean {BASE_MODEL}?",
+        ),
+        (("prune", "org/tiny", "half"), f"({BASE_MODEL}) or a model folder, found 'org/tiny'"),
+        (("prune", ".", "half"), "or a model folder, found '.'"),
+        (
+            ("import", "smollm2-135m-instuct"),
+            "found 'smollm2-135m-instuct'; did you mean smollm2-135m-instruct?",
+        ),
+        (("import", "./nothing"), "found './nothing': there is no such folder"),
+    ],
+    ids=str,
+)
+def test_an_unknown_model_is_refused_without_asking_the_hub(
+    run: Run, asked: list[str], arguments: tuple[str, ...], words: str
+) -> None:
+    done = run("models", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert asked == []
+
+
+def test_the_hub_is_asked_for_what_may_be_there(run: Run, asked: list[str]) -> None:
+    done = run("models", "import", "nobody/nothing")
+    assert "could not be downloaded from the hub" in done.stderr
+    assert set(asked) == {"huggingface.co"}
 
 
 def test_models_are_listed_of_the_machine_and_of_the_service(run: Run, tuned: str) -> None:

@@ -15,6 +15,7 @@ READING: dict[str, tuple[str, ...]] = {
     "jobs logs": ("ftjob-x",),
     "jobs watch": ("ftjob-x",),
     "jobs download": ("ftjob-x",),
+    "jobs report": ("ftjob-x",),
     "files list": (),
     "files get": ("file-x",),
 }
@@ -31,6 +32,8 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "models list": ("--served",),
     "models download": ("ft:x",),
     "models rm": ("ft:x", "--yes"),
+    "models export": ("ft:x",),
+    "models push": ("ft:x", "--repo", "me/model"),
     "chat": (BASE_MODEL, "-m", "x"),
     "projects list": (),
     "projects create": ("x",),
@@ -82,6 +85,17 @@ def test_ids_that_are_not_there(run: Run) -> None:
     for command, arguments in (READING | CHANGING | OTHERS).items():
         if arguments and arguments[0] in {"ftjob-x", "file-x", "ft:x"}:
             refused(run, command, arguments, arguments[0])
+
+
+def test_what_names_nothing_is_refused_before_the_service_is_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a variable of a script that is not set."""
+    monkeypatch.setenv("ALIGNKIT_BASE_URL", "http://127.0.0.1:9/v1")
+    for command, arguments in (READING | CHANGING | OTHERS).items():
+        if arguments and arguments[0] in {"ftjob-x", "file-x", "ft:x", "key_x"}:
+            for name in ("", "..", "a/b"):
+                refused(run, command, (name, *arguments[1:]), f": expected an id or a name, found {name!r}")
 
 
 def test_an_error_of_the_usage_is_not_drawn_in_a_box(run: Run) -> None:

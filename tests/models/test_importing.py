@@ -116,6 +116,22 @@ def test_an_unknown_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.M
     assert importing.available(tmp_path) == []
 
 
+def test_a_base_model_is_found_by_its_name_or_its_folder(tmp_path: Path) -> None:
+    models, outside = tmp_path / "models", tmp_path / "outside"
+    for folder in (models / "one", outside):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert importing.base_model("one", models) == models / "one"
+    assert importing.base_model(str(outside), models) == outside
+    for source in ("", ".", "..", str(models), "org/one"):
+        with pytest.raises(ModelError, match=r"expected an imported model \(one\) or a model folder, found"):
+            importing.base_model(source, models)
+    with pytest.raises(
+        ModelError, match=r"expected an imported model, of which there is none, or a model folder"
+    ):
+        importing.base_model("one", outside)
+
+
 @pytest.mark.slow
 def test_smollm2_comes_from_its_package(tmp_path: Path) -> None:
     target = importing.import_model("smollm2-135m-instruct", tmp_path, report=quiet)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import yaml
 from gguf import GGUFReader
+from openai import NotFoundError
 from sqlalchemy import update
 from transformers import AutoTokenizer
 
@@ -219,9 +220,13 @@ def test_the_command_pushes_a_model_of_the_service_with_its_card(
         files = hub.pushed()
         hub.files = [weights]
         with pytest.raises(AlignkitError, match="already has 1 files"):
-            command.push_model("ft:never-asked-for", "me/model", form)
-        with pytest.raises(AlignkitError, match="does not exist"):
+            command.push_model(tuned.name, "me/model", form)
+        hub.created.clear()
+        with pytest.raises(NotFoundError, match="does not exist"):
             command.push_model("ft:none", "me/model", form, force=True)
+        with pytest.raises(AlignkitError, match="found 'mergd'; did you mean merged"):
+            command.push_model(tuned.name, "me/model", "mergd", force=True)
+        assert hub.created == {}
         assert len(hub.commits) == 1
     assert {weights, "tokenizer.json", "README.md"} <= files.keys()
     card = files["README.md"].decode()
