@@ -103,6 +103,9 @@ EVIDENCE = Evidence(
     measure,
     draw,
     seeds=5,
+    outcome="Not as claimed. SinKD alone ends at a KL of 1.34 from its teacher, nearer than labels alone "
+    "(1.40), but KL, reverse KL and JS are nearer still (1.15, 1.18 and 1.23). Beside KL it adds "
+    "nothing that these seeds show (1.15).",
 )
 
 if __name__ == "__main__":

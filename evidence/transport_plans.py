@@ -61,6 +61,9 @@ EVIDENCE = Evidence(
     tuple(ARMS),
     measure,
     draw,
+    outcome="As claimed. The residual of the first plan is 0.17 after 20 sweeps and 1e-7 after Newton steps. "
+    "Without the pairing term 3 % of the tokens are nearest to their own teacher's, which is chance; "
+    "with weight 1 all of them are.",
 )
 
 if __name__ == "__main__":
