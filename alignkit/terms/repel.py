@@ -32,6 +32,10 @@ def _adapter(name: str, context: JobContext) -> str:
     return str(source.adapter)
 
 
+ROUNDING = 1e-6
+"""Share of the own adapter's squared norm below which a distance from another one is rounding."""
+
+
 class Repel(ParameterTerm):
     """A push away from adapters that were trained on unwanted answers: the second stage of unlearning.
 
@@ -87,7 +91,8 @@ class Repel(ParameterTerm):
                 state[f"{at}/{name}"] = value.to(model.weights[names[name]].device)
         with torch.no_grad():
             scale = distance(model.weights, model.scalings, state, len(self.adapters))
-        if not float(scale) > 0:
+            own = distance(model.weights, model.scalings, {}, 1)  # from no adapter at all
+        if not float(scale) > ROUNDING * float(own):
             raise ModelError(
                 "adapters: the run starts at the model that it is to leave; start from the base model"
             )
