@@ -235,7 +235,8 @@ def test_a_vocabulary_of_128257(head_trains: bool, monkeypatch: pytest.MonkeyPat
     assert relative(found.entropy, expected[1]) < 1e-5
     assert torch.equal(found.top1, expected[2])
     for mine, theirs in list(zip(low, exact, strict=True))[: 1 + 2 * head_trains]:
-        assert relative(mine.grad, theirs.grad) < 2e-5
+        # some processors' BLAS adds the 128,257 products of so narrow a matrix one after another
+        assert relative(mine.grad, theirs.grad) < 5e-4
 
 
 def test_non_contiguous_input_and_autocast() -> None:
