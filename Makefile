@@ -45,7 +45,7 @@ demo: $(DEMO_STAMP)
 # Each file's tests stay in one process: they share models and engines that take long to make. In the order that
 # tests/conftest.py gives them: the longest files first.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25 -m 'not slow and not gpu'
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
