@@ -10,11 +10,13 @@ import gzip
 import json
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +24,8 @@ import httpx
 
 SECONDS = 10.0
 EVERY = 0.05
+UNDER_WAY = 2.0
+"""Seconds until an abuse has begun."""
 JSON = {"content-type": "application/json"}
 Abuse = Callable[["Tenant", threading.Event], None]
 
@@ -29,16 +33,19 @@ Abuse = Callable[["Tenant", threading.Event], None]
 class Tenant:
     """A project of its own, and its key."""
 
-    def __init__(self, url: str, admin: str, name: str, model: str | None = None) -> None:
-        self.url = url
-        self.model = model
-        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {admin}"}) as http:
-            made = http.post("/v1/organization/projects", json={"name": name}).raise_for_status().json()
-            keys = f"/v1/organization/projects/{made['id']}/api_keys"
-            self.key = http.post(keys, json={"name": name}).raise_for_status().json()["value"]
+    def __init__(self, url: str, key: str, model: str | None = None) -> None:
+        self.url, self.key, self.model = url, key, model
         self.http = httpx.Client(
             base_url=url, headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
         )
+
+    @classmethod
+    def made(cls, url: str, admin: str, name: str, model: str | None) -> "Tenant":
+        """A new one."""
+        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {admin}"}) as http:
+            made = http.post("/v1/organization/projects", json={"name": name}).raise_for_status().json()
+            keys = f"/v1/organization/projects/{made['id']}/api_keys"
+            return cls(url, http.post(keys, json={"name": name}).raise_for_status().json()["value"], model)
 
     def upload(self, content: bytes) -> str:
         """A new file for training; its id."""
@@ -271,22 +278,40 @@ class Ordinary:
         return round(statistics.quantiles(times, n=100)[percent - 1] if len(times) > 1 else times[0], 1)
 
 
-def measured(mine: "Tenant", abuser: "Tenant", abuse: Abuse, seconds: float) -> dict[str, float]:
-    """The ordinary tenant's figures, before and during the abuse."""
-    quiet, over = Ordinary(mine, seconds), threading.Event()
-    thread = threading.Thread(target=abuse, args=(abuser, over))
+@contextmanager
+def abused(abuser: "Tenant", name: str) -> Iterator[None]:
+    """Abuse the service from a process of its own, whose threads hold up nobody who measures."""
+    model = ["--model", abuser.model] if abuser.model else []
+    command = [sys.executable, "-m", "benchmarks.abuse", abuser.url, abuser.key, *model, "--abuse", name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        time.sleep(UNDER_WAY)
+        yield
+        if process.poll() is not None:
+            raise SystemExit(f"{name}: the abuse ended by itself, with {process.returncode}")
+        # leaving closes its input, which ends it
+
+
+def abuse_until_told(abuser: "Tenant", name: str) -> None:
+    """Abuse the service until standard input ends."""
+    over = threading.Event()
+    thread = threading.Thread(target=KINDS[name], args=(abuser, over))
     thread.start()
-    try:
+    sys.stdin.read()
+    over.set()
+    thread.join()
+
+
+def measured(mine: "Tenant", abuser: "Tenant", name: str, seconds: float) -> dict[str, float]:
+    """The ordinary tenant's figures, before and during the abuse."""
+    quiet = Ordinary(mine, seconds)
+    with abused(abuser, name):
         busy = Ordinary(mine, seconds)
-    finally:
-        over.set()
-        thread.join()
     found: dict[str, float] = {"failed": busy.failed, "failed_quiet": quiet.failed}
-    for name in busy.times:
+    for call in busy.times:
         for percent in (50, 99):
-            before, now = quiet.percentile(name, percent), busy.percentile(name, percent)
-            found[f"{name}_p{percent}_quiet_ms"], found[f"{name}_p{percent}_ms"] = before, now
-        found[f"{name}_p99_ratio"] = round(now / before, 2)
+            before, now = quiet.percentile(call, percent), busy.percentile(call, percent)
+            found[f"{call}_p{percent}_quiet_ms"], found[f"{call}_p{percent}_ms"] = before, now
+        found[f"{call}_p99_ratio"] = round(now / before, 2)
     return found
 
 
@@ -301,18 +326,27 @@ def main() -> None:
         "--seconds", type=float, default=SECONDS, help="of each of the two measurements of a kind"
     )
     parser.add_argument("--output", type=Path, help="where the results go, as JSON")
+    parser.add_argument("--abuse", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.abuse:
+        abuse_until_told(Tenant(options.url, options.admin_key, options.model), options.abuse)
+        return
     run = f"{time.time():.0f}"
-    mine = Tenant(options.url, options.admin_key, f"ordinary-{run}", options.model)
+    mine = Tenant.made(options.url, options.admin_key, f"ordinary-{run}", options.model)
+    if options.model and not any(mine.chat() for _ in range(5)):  # the engine starts
+        raise SystemExit(f"{options.model} does not answer")
     results = {}
-    for number, (name, abuse) in enumerate(KINDS.items()):
+    for number, name in enumerate(KINDS):
         if (options.only and name not in options.only) or (name in NEED_MODEL and not options.model):
             continue
-        abuser = Tenant(options.url, options.admin_key, f"abusive-{number}-{run}", options.model)
-        results[name] = measured(mine, abuser, abuse, options.seconds)
+        abuser = Tenant.made(options.url, options.admin_key, f"abusive-{number}-{run}", options.model)
+        results[name] = measured(mine, abuser, name, options.seconds)
         print(f"{name}: {results[name]}", flush=True)
     if options.output:
-        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        from benchmarks.heads import cpu_name  # saves torch for those who abuse
+
+        found = {"machine": cpu_name(), "seconds": options.seconds, "kinds": results}
+        options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
