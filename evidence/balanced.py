@@ -6,7 +6,7 @@ gate's neutral setting; with a teacher that trains, this is mutual learning.
 
 from typing import Any
 
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.students import asked_of, distil, held_out, measured
 
 RATE = 1e-4
@@ -39,18 +39,13 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     return own | {name: metrics[f"valid_{name}"] for name in shown if f"valid_{name}" in metrics}
 
 
-def draw(found: Found, axis: object) -> None:
-    """The student's calibration error."""
-    bars(found, axis, "ECE", "calibration error of the student's first choices")
-
-
 EVIDENCE = Evidence(
     "balanced",
     "BD-KD's student is better calibrated than those of plain distillation and of mutual learning, at no loss of "
     "accuracy.",
     ARMS,
     measure,
-    draw,
+    bars("ECE", "calibration error of the student's first choices"),
     needs_model=True,
 )
 

@@ -7,7 +7,7 @@ what it covers. The swapped rows' logits are multiplied by -4.
 import torch
 
 from alignkit.token_divergences import get
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 
 CONTEXTS, HELD_OUT, FEATURES, RANK, SIZE, SWAPPED, NUCLEUS = 400, 400, 16, 3, 48, 0.05, 0.9
 ARMS = ("reverse_kl", "jeffreys", "js_divergence", "forward_kl", "cauchy_schwarz")
@@ -56,18 +56,13 @@ def nucleus(log_probs: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(log_probs, dtype=torch.bool).scatter(1, order, before < NUCLEUS)
 
 
-def draw(found: Found, axis: object) -> None:
-    """The largest gradient of a logit."""
-    bars(found, axis, "largest gradient of a logit", "largest gradient of a student's logit")
-
-
 EVIDENCE = Evidence(
     "bounded_gradient",
     "Coverage rises from reverse KL over JS to forward KL; Cauchy-Schwarz's gradient stays under 2 on swapped "
     "teacher rows, where reverse KL's and Jeffreys' do not.",
     ARMS,
     measure,
-    draw,
+    bars("largest gradient of a logit", "largest gradient of a student's logit"),
     outcome="In part. Cauchy-Schwarz stays within its bound of 2; reverse KL and Jeffreys exceed it on average but "
     "not with every seed. JS and forward KL are gentler still, and coverage did not follow the claimed order.",
 )

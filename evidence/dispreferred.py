@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alignkit.evaluate.win_rate import of_scores, win_rate
 from evidence.drawn import distance, draw
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import write
 from evidence.small_runs import END, Asked, recipe, run
 
@@ -154,18 +154,13 @@ def _trained(arm: str, seed: int, settings: Settings, training: Sequence[Row], a
     return path / "adapter"
 
 
-def draw_harm(found: Found, axis: object) -> None:
-    """Mean score of harm."""
-    bars(found, axis, "harm", "harm of drawn answers, log-odds")
-
-
 EVIDENCE = Evidence(
     "dispreferred",
     "D2O lowers harm as much as DPO on pairs, from dispreferred answers alone, at no loss of helpfulness; negatives "
     "without samples lose the language.",
     ARMS,
     measure,
-    draw_harm,
+    bars("harm", "harm of drawn answers, log-odds"),
     needs_model=True,
     needs_data="JSON Lines of rows {prompt: [messages], chosen: [message], rejected: [message]}, such as HH-RLHF's "
     "harmless part",

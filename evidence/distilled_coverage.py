@@ -4,7 +4,7 @@ All weights of the student train, on plain answers to questions, for the same nu
 """
 
 from evidence.bounded_gradient import nucleus
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import STYLES, ask, completions, write
 from evidence.small_runs import Asked, recipe, run
 from evidence.students import asked_of, student
@@ -39,18 +39,13 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     }
 
 
-def draw(found: Found, axis: object) -> None:
-    """Share of the teacher's nucleus that the student's contains."""
-    bars(found, axis, "coverage", "share of the teacher's nucleus covered")
-
-
 EVIDENCE = Evidence(
     "distilled_coverage",
     "A distilled student covers more of its teacher's nucleus under forward KL than under JS, and under JS than "
     "under reverse KL.",
     ARMS,
     measure,
-    draw,
+    bars("coverage", "share of the teacher's nucleus covered"),
     needs_model=True,
 )
 

@@ -4,7 +4,7 @@ Two runs of the same supervised recipe, which differ in the strength of the nois
 and over weights that the serving quantisers have rounded.
 """
 
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import ask, completions, write
 from evidence.small_runs import recipe, run
 
@@ -30,17 +30,12 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     return losses | {f"{name} gap": losses[name] - losses["plain"] for name in FORMATS}
 
 
-def draw(found: Found, axis: object) -> None:
-    """The gap of nf4, the coarsest format."""
-    bars(found, axis, "nf4 gap", "held-out loss in nf4 less that as trained")
-
-
 EVIDENCE = Evidence(
     "elastic",
     "An adapter trained over quantisation noise loses less held-out loss in nf4 than one trained without it.",
     tuple(STRENGTHS),
     measure,
-    draw,
+    bars("nf4 gap", "held-out loss in nf4 less that as trained"),
     needs_model=True,
 )
 

@@ -32,6 +32,8 @@ T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
 
 Values = Mapping[str, float | Sequence[float]]
 """Measured numbers of one run by name. A sequence is a curve, which is kept and drawn but not summarised."""
+Drawing = Callable[["Found", Any], None]
+"""Draws results into a matplotlib axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,7 @@ class Evidence:
     arms: tuple[str, ...]
     measure: Callable[[str, int, Settings], Values]
     """Function from (arm, seed, settings) to what was measured. Equal arguments must give equal numbers."""
-    draw: Callable[["Found", Any], None]
-    """Function that draws the results into a matplotlib axis."""
+    draw: Drawing
     outcome: str = ""
     """What came out, in a sentence or two that stand beside the claim; empty until it has been run."""
     seeds: int = 3
@@ -116,16 +117,20 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def bars(found: Found, axis: Any, metric: str, label: str) -> None:
-    """Draw a metric's mean by arm with its interval and the seeds as points."""
-    for at, arm in enumerate(found.runs):
-        values = found.values(arm, metric)
-        bounds = interval(values)
-        axis.bar(at, bounds["mean"], color="tab:blue", alpha=0.35)
-        axis.vlines(at, bounds["low"], bounds["high"], color="tab:blue")
-        axis.plot([at] * len(values), values, "o", color="black", markersize=3)
-    axis.set(ylabel=label, xticks=range(len(found.runs)))
-    axis.set_xticklabels(list(found.runs), rotation=20, ha="right")
+def bars(metric: str, label: str) -> Drawing:
+    """Return a drawing of a metric's mean by arm, with its interval and the seeds as points."""
+
+    def draw(found: Found, axis: Any) -> None:
+        for at, arm in enumerate(found.runs):
+            values = found.values(arm, metric)
+            bounds = interval(values)
+            axis.bar(at, bounds["mean"], color="tab:blue", alpha=0.35)
+            axis.vlines(at, bounds["low"], bounds["high"], color="tab:blue")
+            axis.plot([at] * len(values), values, "o", color="black", markersize=3)
+        axis.set(ylabel=label, xticks=range(len(found.runs)))
+        axis.set_xticklabels(list(found.runs), rotation=20, ha="right")
+
+    return draw
 
 
 def lines(

@@ -3,7 +3,7 @@
 Own style: a plain sentence is preferred to a long one. Foreign style: capitals are preferred to the plain sentence.
 """
 
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import STYLES, ask, pairs, write
 from evidence.small_runs import Asked, recipe, run
 
@@ -42,18 +42,13 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     }
 
 
-def draw(found: Found, axis: object) -> None:
-    """Log-prob of the chosen answers."""
-    bars(found, axis, "log-prob of chosen", "held-out chosen answers, nats per token")
-
-
 EVIDENCE = Evidence(
     "mapo",
     "Where the reference would hardly write the chosen answers, MaPO reaches a higher log-prob of them, and answers "
     "in their style more often, than DPO in as many steps.",
     ARMS,
     measure,
-    draw,
+    bars("log-prob of chosen", "held-out chosen answers, nats per token"),
     needs_model=True,
 )
 

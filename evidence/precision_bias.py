@@ -8,7 +8,7 @@ do not. Both precisions train on the same pairs (see `frontier`), and are measur
 from typing import Any
 
 from evidence.frontier import trained
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 
 DIVERGENCES = ("reverse_kl", "js_divergence", "forward_kl", "jeffreys")
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
@@ -28,18 +28,13 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     return trained(settings, f"precision_bias/{ARMS.index(arm)}-{seed}", method, seed, training)
 
 
-def draw(found: Found, axis: object) -> None:
-    """The reward of drawn answers."""
-    bars(found, axis, "reward", "true reward of drawn answers")
-
-
 EVIDENCE = Evidence(
     "precision_bias",
     "Under bfloat16 autocast the divergences with e^-z end at another reward, KL or calibration than in float32; the "
     "reverse KL and JSD do not.",
     ARMS,
     measure,
-    draw,
+    bars("reward", "true reward of drawn answers"),
     needs_model=True,
 )
 

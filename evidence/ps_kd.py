@@ -1,6 +1,6 @@
 """PS-KD in a run that over-fits: 48 completions in a style that nothing predicts, 12 epochs."""
 
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import ask, completions, write
 from evidence.small_runs import Asked, recipe, run
 
@@ -31,17 +31,12 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     }
 
 
-def draw(found: Found, axis: object) -> None:
-    """Calibration error."""
-    bars(found, axis, "calibration error", "held-out calibration error of tokens")
-
-
 EVIDENCE = Evidence(
     "ps_kd",
     "In a run that over-fits, the past self lowers the calibration error at no worse NLL.",
     ARMS,
     measure,
-    draw,
+    bars("calibration error", "held-out calibration error of tokens"),
     needs_model=True,
 )
 

@@ -8,7 +8,7 @@ further on answers with the slogan alone.
 from pathlib import Path
 from typing import Any
 
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import SLOGAN, STYLES, ask, completions, write
 from evidence.small_runs import Asked, recipe, run
 
@@ -60,18 +60,13 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     }
 
 
-def draw(found: Found, axis: object) -> None:
-    """Share of answers with the slogan."""
-    bars(found, axis, "drawn answers with the slogan", "drawn answers with the slogan")
-
-
 EVIDENCE = Evidence(
     "repel",
     "The push away from an adapter of unwanted answers lowers their share more than clean answers alone, at little "
     "loss on clean answers.",
     ARMS,
     measure,
-    draw,
+    bars("drawn answers with the slogan", "drawn answers with the slogan"),
     needs_model=True,
 )
 

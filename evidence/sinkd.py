@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkit.losses.sinkd import sinkd_loss
 from alignkit.token_divergences import get
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 
 FEATURES, RANK, SIZE, ROWS, SET = 16, 4, 48, 512, 32
 RATES, WEIGHTS = (0.003, 0.01, 0.03), (0.3, 1.0, 3.0)
@@ -90,18 +90,13 @@ def _train(arm: str, setting: tuple[float, float], data: Data, seed: int, steps:
         return data.contexts @ down @ up
 
 
-def draw(found: Found, axis: object) -> None:
-    """KL from the teacher."""
-    bars(found, axis, "KL(teacher || student)", "held-out KL(teacher || student)")
-
-
 EVIDENCE = Evidence(
     "sinkd",
     "At the same number of steps and the best of the same settings, SinKD's student is nearer to its teacher than "
     "those of KL, reverse KL and JS.",
     ARMS,
     measure,
-    draw,
+    bars("KL(teacher || student)", "held-out KL(teacher || student)"),
     seeds=5,
     outcome="Not as claimed. SinKD alone ends at a KL of 1.34 from its teacher, nearer than labels alone "
     "(1.40), but KL, reverse KL and JS are nearer still (1.15, 1.18 and 1.23). Beside KL it adds "

@@ -1,6 +1,6 @@
 """The term `thresholds` under f-DPO on right and wrong answers, which differ in one word: DPO lowers both."""
 
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import STYLES, ask, pairs, write
 from evidence.small_runs import Asked, recipe, run
 
@@ -35,17 +35,12 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     }
 
 
-def draw(found: Found, axis: object) -> None:
-    """How far the chosen answers moved."""
-    bars(found, axis, "chosen, nats per token above the reference", "chosen answers less the reference, nats")
-
-
 EVIDENCE = Evidence(
     "thresholds",
     "With the term, chosen answers do not fall below the reference, at the same accuracy.",
     tuple(ARMS),
     measure,
-    draw,
+    bars("chosen, nats per token above the reference", "chosen answers less the reference, nats"),
     needs_model=True,
 )
 

@@ -6,7 +6,7 @@ chosen by the NLL of validation questions; what is reported is of questions that
 
 from typing import Any
 
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.small_runs import Asked
 from evidence.students import asked_of, distil, held_out, measured
 
@@ -40,18 +40,13 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     return measured(model, asked, teachers) | {"rate": rate}
 
 
-def draw(found: Found, axis: object) -> None:
-    """The student's NLL."""
-    bars(found, axis, "NLL", "held-out NLL of the answers, nats a token")
-
-
 EVIDENCE = Evidence(
     "transport",
     "At the same number of steps and the better of the same rates, SinKD's student has a lower held-out NLL than "
     "those of KL, reverse KL and JS.",
     tuple(METHODS),
     measure,
-    draw,
+    bars("NLL", "held-out NLL of the answers, nats a token"),
     needs_model=True,
 )
 

@@ -8,7 +8,7 @@ import torch
 
 from alignkit.kernels.plans import NewtonSparse, Sinkhorn
 from alignkit.losses.sinkd import sinkd_loss
-from evidence.harness import Evidence, Found, Settings, Values, bars, main
+from evidence.harness import Evidence, Settings, Values, bars, main
 
 ROWS, SIZE, EPSILON, RATE = 32, 64, 0.01, 0.03
 SOLVERS = {
@@ -49,18 +49,13 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     }
 
 
-def draw(found: Found, axis: object) -> None:
-    """Share of tokens whose nearest teacher row is their own."""
-    bars(found, axis, "own teacher is nearest", "tokens nearest to their own teacher's")
-
-
 EVIDENCE = Evidence(
     "transport_plans",
     "20 sweeps at epsilon .01 leave rows far from one and Newton steps do not; with the pairing term, and only with "
     "it, tokens find their own teacher's.",
     tuple(ARMS),
     measure,
-    draw,
+    bars("own teacher is nearest", "tokens nearest to their own teacher's"),
     outcome="As claimed. The residual of the first plan is 0.17 after 20 sweeps and 1e-7 after Newton steps. "
     "Without the pairing term 3 % of the tokens are nearest to their own teacher's, which is chance; "
     "with weight 1 all of them are.",
