@@ -8,6 +8,8 @@ helpfulness means here. `negatives only` is D2O without its samples, NPO's gradi
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ import torch
 from torch import Tensor
 
 from alignkit.evaluate.win_rate import of_scores, win_rate
-from evidence.drawn import distance, draw
+from evidence.drawn import Answer, distance, draw
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import write
-from evidence.small_runs import END, Asked, recipe, run
+from evidence.small_runs import Asked, recipe, run
 
 PROMPT_WORDS, ANSWER_WORDS = 60, 45
 TOKENS, DRAWN, HELD_OUT, ROWS, STEPS, SAMPLES = 32, 2, 32, 160, 40, 4
@@ -67,7 +69,7 @@ class HarmScorer:
             loss.backward()
             return loss
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
 
     def score(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
         """Score answers; higher is more harmful."""
@@ -87,8 +89,7 @@ class HarmScorer:
 
     @torch.no_grad()
     def _state(self, prompt: Any, answer: str) -> Tensor:
-        start = self._model.prompt_ids(prompt)
-        ids = self._model.tokenizer(answer + END, add_special_tokens=False).input_ids
+        start, ids = self._model.prompt_ids(prompt), self._model.answer_ids(answer)
         out = self._model.model(torch.tensor([start + ids]), output_hidden_states=True)
         return torch.as_tensor(out.hidden_states[-1][0, len(start) :].double().mean(dim=0))
 
@@ -106,24 +107,16 @@ def _training_rows(arm: str, rows: Sequence[Row]) -> list[Row]:
 
 def measure(arm: str, seed: int, settings: Settings) -> Values:
     """Train, draw answers to held-out prompts, and score them."""
-    rows = rows_of(settings.data or Path("rows.jsonl"))
-    few = settings.steps(1000, 20)
-    third = len(rows) // 3
-    fitting, training, asking = rows[:third][:few], rows[third : 2 * third], rows[2 * third :]
-    asked = asking[: settings.steps(HELD_OUT, 4)]
-    untrained = Asked(settings)
-    scorer = HarmScorer(untrained, fitting)
-    adapter = None if arm == "untrained" else _trained(arm, seed, settings, training, asked)
-    model = untrained if adapter is None else Asked(settings, adapter)
-    prompts = [row["prompt"] for row in asked]
+    parts, start = _parts(settings), _start(settings)
+    adapter = None if arm == "untrained" else _trained(arm, seed, settings, parts)
+    model = start.model if adapter is None else Asked(settings, adapter)
+    prompts = [row["prompt"] for row in parts.asked]
     drawn = draw(model, prompts, DRAWN, tokens=TOKENS, seed=seed + 100)
-    before = draw(untrained, prompts, DRAWN, tokens=TOKENS, seed=seed + 200)
-    harm, harm_before = (
-        scorer.score([prompts[one.prompt] for one in of], [one.text for one in of]) for of in (drawn, before)
-    )
+    harm = start.harm(prompts, drawn)
     written = [(prompts[one.prompt], one.text) for one in drawn if one.text.strip()]
-    fluency = untrained.logps(written)
-    helpful = model.logps([(row["prompt"], row["chosen"][0]["content"]) for row in asked])
+    fluency = start.model.logps(written)
+    helpful = model.logps([(row["prompt"], row["chosen"][0]["content"]) for row in parts.asked])
+    harm_before = start.harm(prompts, draw(start.model, prompts, DRAWN, tokens=TOKENS, seed=seed + 200))
     outcomes = of_scores([-value for value in harm], [-value for value in harm_before])
     return {
         "harm": sum(harm) / len(harm),
@@ -131,18 +124,58 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         "log-prob of preferred": sum(helpful) / len(helpful),
         "fluency under untrained": sum(fluency) / max(len(fluency), 1),
         "KL": 0.0 if adapter is None else distance(model, prompts, drawn).kl,
-        "scorer's AUC": scorer.auc(asking[-few:]),
+        "scorer's AUC": start.auc,
     }
 
 
-def _trained(arm: str, seed: int, settings: Settings, training: Sequence[Row], asked: Sequence[Row]) -> Path:
-    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = [training[index] for index in order[: settings.steps(ROWS, 8)]]
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The rows that fit the scorer, train, ask, and tell how well the scorer ranks."""
+
+    fitting: list[Row]
+    training: list[Row]
+    asked: list[Row]
+    ranked: list[Row]
+
+
+def _parts(settings: Settings) -> Parts:
+    if settings.data is None:
+        raise ValueError("expected --data FILE")
+    rows, few = rows_of(settings.data), settings.steps(1000, 20)
+    third = len(rows) // 3
+    asking = rows[2 * third :]
+    asked = asking[: settings.steps(HELD_OUT, 4)]
+    return Parts(rows[:third][:few], rows[third : 2 * third], asked, asking[-few:])
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The untrained model and the scorer made of it, which every arm shares."""
+
+    model: Asked
+    scorer: HarmScorer
+    auc: float
+
+    def harm(self, prompts: Sequence[Any], answers: Sequence[Answer]) -> list[float]:
+        """Score drawn answers."""
+        return self.scorer.score([prompts[one.prompt] for one in answers], [one.text for one in answers])
+
+
+@cache
+def _start(settings: Settings) -> Start:
+    parts, model = _parts(settings), Asked(settings)
+    scorer = HarmScorer(model, parts.fitting)
+    return Start(model, scorer, scorer.auc(parts.ranked))
+
+
+def _trained(arm: str, seed: int, settings: Settings, parts: Parts) -> Path:
+    order = torch.randperm(len(parts.training), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = [parts.training[index] for index in order[: settings.steps(ROWS, 8)]]
     folder, index = settings.work / "dispreferred", ARMS.index(arm)
     given = recipe(
         settings,
         train=write(_training_rows(arm, chosen), folder / f"train-{index}-{seed}.jsonl"),
-        validation=write(_training_rows(arm, asked), folder / f"held-out-{index}.jsonl"),
+        validation=write(_training_rows(arm, parts.asked), folder / f"held-out-{index}.jsonl"),
         method=METHODS[arm],
         steps=STEPS,
         seed=seed,

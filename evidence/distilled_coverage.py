@@ -6,7 +6,7 @@ All weights of the student train, on plain answers to questions, for the same nu
 from evidence.bounded_gradient import nucleus
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import STYLES, ask, completions, write
-from evidence.small_runs import Asked, recipe, run
+from evidence.small_runs import Asked, joined, recipe, run
 from evidence.students import asked_of, student
 
 ARMS = ("reverse_kl", "js_divergence", "forward_kl", "cauchy_schwarz")
@@ -28,8 +28,8 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     given["training"]["learning_rate"] = 1e-4
     path, _ = run(settings, f"distilled_coverage/{arm}-{seed}", given)
     rows = [(one.text, STYLES["plain"](one)) for one in asked]
-    log_p = Asked(settings).log_probs(rows)
-    log_q = asked_of(settings, path / "model").log_probs(rows)
+    log_p = joined(Asked(settings).read(rows)).log_probs
+    log_q = joined(asked_of(settings, path / "model").read(rows)).log_probs
     covered = nucleus(log_p) & nucleus(log_q)
     return {
         "coverage": float(covered.sum() / nucleus(log_p).sum()),

@@ -68,14 +68,13 @@ def _ranked(questions: Sequence[Question], drawn: Sequence[Answer]) -> list[dict
 
 def measure(arm: str, seed: int, settings: Settings) -> Values:
     """Train one point of the grid, and measure answers that it draws to held-out questions."""
-    asked = ask(settings.steps(HELD_OUT, 4), 0, held_out=True)
     if arm.startswith("best of"):
-        return _best_of(int(arm.rpartition(" ")[2]), asked, seed, settings)
+        return _best_of(int(arm.rpartition(" ")[2]), seed, settings)
     name, beta = arm.rsplit(" ", 1)
     folder = f"frontier/{ARMS.index(arm)}-{seed}"
     if name == "TRL's DPO":
         adapter = _trl(settings, settings.work / folder, float(beta), seed)
-        return of_answers(Asked(settings, adapter), asked, seed)
+        return of_answers(Asked(settings, adapter), _held_out(settings), seed)
     method: dict[str, Any] = {"type": "f_dpo", "divergence": name, "beta": float(beta)}
     if name == "alpha_divergence":
         method["alpha"] = ALPHA
@@ -86,21 +85,23 @@ def trained(
     settings: Settings, folder: str, method: dict[str, Any], seed: int, training: dict[str, Any] | None = None
 ) -> dict[str, float]:
     """Train on pairs that the model drew, and measure answers to held-out questions and the held-out pairs."""
-    asked = ask(settings.steps(HELD_OUT, 4), 0, held_out=True)
     given = recipe(settings, **_data(settings, seed), method=method, steps=STEPS, seed=seed, batch=4)
     given["training"] |= {"learning_rate": RATE, **(training or {})}
     path, result = run(settings, folder, given)
-    return of_answers(Asked(settings, path / "adapter"), asked, seed) | {
+    return of_answers(Asked(settings, path / "adapter"), _held_out(settings), seed) | {
         "accuracy": result["metrics"]["valid_rewards_accuracies"],
         "Bradley-Terry ECE": result["metrics"]["valid_rewards_ece"],
     }
 
 
-def _data(settings: Settings, seed: int) -> dict[str, str]:
-    asked = ask(settings.steps(HELD_OUT, 4), 0, held_out=True)
+def _held_out(settings: Settings) -> list[Question]:
+    return ask(settings.steps(HELD_OUT, 4), 0, held_out=True)
+
+
+def _data(settings: Settings, seed: int) -> dict[str, Any]:
     return {
         "train": pairs(settings, ask(settings.steps(ROWS, 8), seed), f"train-{seed}", seed),
-        "validation": pairs(settings, asked, "held-out", 1000),
+        "validation": pairs(settings, _held_out(settings), "held-out", 1000),
     }
 
 
@@ -126,9 +127,9 @@ def _diversity(drawn: Sequence[Answer]) -> dict[str, float]:
     return {"distinct-2": sum(distinct) / len(distinct), "self-BLEU": sum(bleus) / max(len(bleus), 1)}
 
 
-def _best_of(n: int, asked: Sequence[Question], seed: int, settings: Settings) -> Values:
+def _best_of(n: int, seed: int, settings: Settings) -> Values:
     """The best of n answers of the untrained model, `DRAWN` times for each question."""
-    model = Asked(settings)
+    model, asked = Asked(settings), _held_out(settings)
     drawn = draw(model, [one.text for one in asked], DRAWN * n, tokens=TOKENS, seed=seed + 100)
     best: list[Answer] = []
     for index, one in enumerate(asked):
@@ -187,18 +188,9 @@ def draw_frontier(found: Found, axis: Any) -> None:
     lines = {name: [f"{name} {beta:g}" for beta in BETAS] for name in DIVERGENCES}
     lines["best of n"] = [f"best of {n}" for n in BEST_OF]
     lines["TRL's DPO"] = ["TRL's DPO 0.2"]
+    means = found.summary()
     for name, arms in lines.items():
-        points = [
-            tuple(
-                sum(values) / len(values)
-                for metric in ("KL", "reward")
-                if (values := found.values(arm, metric))
-            )
-            for arm in arms
-            if arm in found.runs
-        ]
-        if not points:
-            continue
+        points = [(means[arm]["KL"]["mean"], means[arm]["reward"]["mean"]) for arm in arms]
         style: dict[str, Any] = {"color": "black", "linestyle": ":"} if name == "best of n" else {}
         marker = "*" if name == "TRL's DPO" else "o"
         line = axis.plot(*zip(*points, strict=True), marker=marker, mfc="none", label=name, **style)[0]

@@ -2,7 +2,7 @@
 
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import ask, completions, write
-from evidence.small_runs import Asked, recipe, run
+from evidence.small_runs import Asked, calibration, joined, recipe, run
 
 WEIGHTS = {"supervised": 0.0, "final weight .5": 0.5, "final weight .8": 0.8}
 STYLED = ["short", "plain", "long", "upper"]
@@ -27,7 +27,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     rows = [(row["prompt"], row["completion"]) for row in completions(asked, STYLED)]
     return {
         "NLL": result["metrics"]["valid_loss"],
-        "calibration error": Asked(settings, path / "adapter").calibration(rows),
+        "calibration error": calibration(joined(Asked(settings, path / "adapter").read(rows))),
     }
 
 

@@ -7,6 +7,7 @@ longer than a question.
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 END = "<|im_end|>"
+AT_ONCE = 32
+"""Answers that are written at once."""
 Prompt = str | Sequence[Mapping[str, str]]
 """The text of one user turn, or the messages of a conversation."""
 
@@ -105,59 +108,83 @@ class Asked:
         rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return list(self.tokenizer(rendered, add_special_tokens=False).input_ids)
 
+    def answer_ids(self, answer: str) -> list[int]:
+        """The ids of an answer, the end token included."""
+        return list(self.tokenizer(answer + END, add_special_tokens=False).input_ids)
+
     @torch.no_grad()
-    def _log_probs(self, prompt: Prompt, answer: str) -> tuple[Tensor, Tensor]:
-        """(log-probs [n, V] that predict the answer's tokens, the end token included; ids [n])."""
+    def log_probs(self, prompt: Prompt, ids: list[int]) -> Tensor:
+        """The log-probs [n, V] that predict the n `ids` of an answer."""
         start = self.prompt_ids(prompt)
-        ids = self.tokenizer(answer + END, add_special_tokens=False).input_ids
-        logits = self.model(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].float()
-        return logits.log_softmax(dim=-1), torch.tensor(ids)
+        logits = self.model(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1]
+        return torch.as_tensor(logits.float().log_softmax(dim=-1))
 
-    def log_probs(self, rows: Sequence[tuple[Prompt, str]]) -> Tensor:
-        """The log-probs [tokens, V] of all answers' tokens."""
-        return torch.cat([self._log_probs(*row)[0] for row in rows])
-
-    def answer_ids(self, rows: Sequence[tuple[Prompt, str]]) -> Tensor:
-        """The ids [tokens] that `log_probs` predicts."""
-        ids = (self.tokenizer(answer + END, add_special_tokens=False).input_ids for _, answer in rows)
-        return torch.tensor([token for one in ids for token in one])
+    def read(self, rows: Sequence[tuple[Prompt, str]]) -> list["Read"]:
+        """Read the tokens of each (prompt, answer)."""
+        found = []
+        for prompt, answer in rows:
+            ids = self.answer_ids(answer)
+            found.append(Read(self.log_probs(prompt, ids), torch.tensor(ids)))
+        return found
 
     def logps(self, rows: Sequence[tuple[Prompt, str]]) -> list[float]:
         """The log-prob of each (prompt, answer), in nats per token."""
-        found = []
-        for row in rows:
-            log_probs, ids = self._log_probs(*row)
-            found.append(float(log_probs.gather(1, ids[:, None]).mean()))
-        return found
+        return [one.logp for one in self.read(rows)]
 
-    def calibration(self, rows: Sequence[tuple[Prompt, str]], bins: int = 15) -> float:
-        """The expected calibration error of the model's first choices of the answers' tokens."""
-        each = [self._log_probs(*row) for row in rows]
-        sure, chosen = torch.cat([log_probs for log_probs, _ in each]).exp().double().max(dim=1)
-        right = (chosen == torch.cat([ids for _, ids in each])).double()
-        at = (sure * bins).long().clamp(max=bins - 1)
-        gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, at, right - sure)
-        return float(gaps.abs().sum() / len(sure))
-
-    @torch.no_grad()
     def answer(self, prompts: Sequence[Prompt], tokens: int = 24, *, seed: int | None = None) -> list[str]:
         """Answer prompts: greedily, or drawn at temperature 1 from `seed`."""
         if seed is not None:
             torch.manual_seed(seed)
-        end = self.tokenizer.convert_tokens_to_ids(END)
-        found = []
-        for prompt in prompts:
-            ids = torch.tensor([self.prompt_ids(prompt)])
-            out = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens,
-                do_sample=seed is not None,
-                temperature=1.0 if seed is not None else None,
-                top_k=0 if seed is not None else None,
-                top_p=1.0 if seed is not None else None,
-                eos_token_id=end,
-                pad_token_id=end,
-            )
-            found.append(str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)))
+        return [self.text(ids) for ids in self.generate(prompts, tokens, sample=seed is not None)]
+
+    def text(self, ids: list[int]) -> str:
+        """The text of an answer's ids."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Prompt], tokens: int, *, sample: bool) -> list[list[int]]:
+        """Answer prompts greedily or at temperature 1: the ids of each, with the end token if it has ended."""
+        end, found = self.tokenizer.convert_tokens_to_ids(END), []
+        given: dict[str, Any] = {"max_new_tokens": tokens, "eos_token_id": end, "pad_token_id": end}
+        given |= {"do_sample": sample, **dict.fromkeys(("temperature", "top_k", "top_p"))}
+        if sample:
+            given |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        for first in range(0, len(prompts), AT_ONCE):
+            ids = [self.prompt_ids(prompt) for prompt in prompts[first : first + AT_ONCE]]
+            longest = max(map(len, ids))
+            padded = torch.tensor([[end] * (longest - len(one)) + one for one in ids])
+            mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids])
+            written = self.model.generate(input_ids=padded, attention_mask=mask, **given)[
+                :, longest:
+            ].tolist()
+            found += [one[: one.index(end) + 1] if end in one else one for one in written]
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a model predicts for the n tokens of an answer."""
+
+    log_probs: Tensor
+    """[n, V]."""
+    ids: Tensor
+    """[n]."""
+
+    @property
+    def logp(self) -> float:
+        """The log-prob of the answer, in nats per token."""
+        return float(self.log_probs.gather(1, self.ids[:, None]).mean())
+
+
+def joined(reads: Sequence[Read]) -> Read:
+    """The tokens of all answers, one after another."""
+    return Read(torch.cat([one.log_probs for one in reads]), torch.cat([one.ids for one in reads]))
+
+
+def calibration(tokens: Read, bins: int = 15) -> float:
+    """The expected calibration error of the model's first choices of tokens."""
+    sure, chosen = tokens.log_probs.exp().double().max(dim=1)
+    right = (chosen == tokens.ids).double()
+    at = (sure * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, at, right - sure)
+    return float(gaps.abs().sum() / len(sure))

@@ -9,7 +9,7 @@ import torch
 from alignkit.models.loading import load_tokenizer, load_weights
 from evidence.harness import Settings
 from evidence.questions import STYLES, Question, ask, completions, write
-from evidence.small_runs import Asked, recipe, run
+from evidence.small_runs import Asked, calibration, joined, recipe, run
 
 EVERY = 3
 ROWS, HELD_OUT, STEPS = 480, 48, 60
@@ -62,14 +62,15 @@ def measured(
 ) -> dict[str, float]:
     """Of the answers' tokens: NLL, accuracy, ECE and Brier score; of whole answers: right ones among two, ROUGE-L."""
     rows = [(one.text, STYLES["plain"](one)) for one in asked]
-    log_q, ids = model.log_probs(rows), model.answer_ids(rows)
-    q, at = log_q.exp(), ids[:, None]
+    reads = model.read(rows)
+    tokens = joined(reads)
+    q, at = tokens.log_probs.exp(), tokens.ids[:, None]
     wrong = model.logps([(one.text, STYLES["wrong"](one)) for one in asked])
-    prefers = [own > other for own, other in zip(model.logps(rows), wrong, strict=True)]
+    prefers = [one.logp > other for one, other in zip(reads, wrong, strict=True)]
     found = {
-        "NLL": -float(log_q.gather(1, at).mean()),
-        "accuracy": float((q.argmax(dim=1) == ids).double().mean()),
-        "ECE": model.calibration(rows),
+        "NLL": -float(tokens.log_probs.gather(1, at).mean()),
+        "accuracy": float((q.argmax(dim=1) == tokens.ids).double().mean()),
+        "ECE": calibration(tokens),
         "Brier": float(((q**2).sum(dim=1) - 2 * q.gather(1, at)[:, 0] + 1).mean()),
         "right of two": sum(prefers) / len(prefers),
     }

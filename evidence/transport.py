@@ -4,6 +4,7 @@ All arms have the cross-entropy of the labels beside their distillation loss, at
 chosen by the NLL of validation questions; what is reported is of questions that chose nothing.
 """
 
+from functools import cache
 from typing import Any
 
 from evidence.harness import Evidence, Settings, Values, bars, main
@@ -36,8 +37,13 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         model = asked_of(settings, path / "model")
         tried.append((measured(model, choosing)["NLL"], rate, model))
     _, rate, model = min(tried, key=lambda one: one[0])
-    teachers = Asked(settings).answer([one.text for one in asked])
-    return measured(model, asked, teachers) | {"rate": rate}
+    return measured(model, asked, _teachers(settings)) | {"rate": rate}
+
+
+@cache
+def _teachers(settings: Settings) -> list[str]:
+    """The teacher's answers to the questions that are measured."""
+    return Asked(settings).answer([one.text for one in held_out(settings)[1::2]])
 
 
 EVIDENCE = Evidence(

@@ -1,0 +1,51 @@
+"""What experiments measure, on values that are worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from evidence.dispreferred import rows_of
+from evidence.frontier import reward
+from evidence.questions import Question
+from evidence.small_runs import Read, calibration, joined
+from evidence.students import rouge_l
+
+SUM = Question("sums", "What is 2 plus 3?", "5", "6", "2 plus 3 is {}.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [("5", 0.99), ("It is 5.", 0.92), ("15", -0.02), ("", 0.0), ("five", -0.04)]
+)
+def test_a_reward_counts_the_fact_as_a_word_less_the_length(answer: str, expected: float) -> None:
+    assert reward(SUM, answer) == pytest.approx(expected)
+
+
+def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
+    assert rouge_l(["the cat sat down"], ["The dog sat down there"]) == pytest.approx(2 * 3 / 9)
+    assert rouge_l(["a b", "a"], ["a b", "b"]) == pytest.approx(0.5)
+    assert rouge_l([""], [""]) == 0.0
+
+
+def test_tokens_of_answers_are_read_one_after_another() -> None:
+    sure = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()
+    reads = [Read(sure[:1], torch.tensor([0])), Read(sure[1:], torch.tensor([0]))]
+    assert [one.logp for one in reads] == pytest.approx([math.log(0.9), math.log(0.2)])
+    tokens = joined(reads)
+    assert tokens.ids.tolist() == [0, 0]
+    assert calibration(tokens) == pytest.approx((0.1 + 0.8) / 2)  # sure 0.9 and right, sure 0.8 and wrong
+
+
+def test_long_rows_and_empty_answers_are_left_out(tmp_path: Path) -> None:
+    def row(prompt: str, chosen: str, rejected: str) -> str:
+        sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        return json.dumps({name: [{"role": "user", "content": text}] for name, text in sides.items()})
+
+    path = tmp_path / "rows.jsonl"
+    long = "word " * 100
+    path.write_text(
+        "\n".join([row("a", "b", "c"), row(long, "b", "c"), row("a", long, "c"), row("a", "b", "")])
+    )
+    assert len(rows_of(path)) == 1
