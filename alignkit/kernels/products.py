@@ -94,6 +94,20 @@ def bfloat16_products() -> Iterator[None]:
         matmul.fp32_precision = before
 
 
+@contextmanager
+def float32_products() -> Iterator[None]:
+    """Multiply float32 in float32, whatever precision the process allows for matmuls."""
+    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    before = [matmul.fp32_precision for matmul in backends]
+    for matmul in backends:
+        matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for matmul, precision in zip(backends, before, strict=True):
+            matmul.fp32_precision = precision
+
+
 def spans(count: int, largest: int) -> list[slice]:
     """Cover [0, count) by as few slices of at most `largest` as possible. All but the last have the same length."""
     size = math.ceil(count / max(1, math.ceil(count / max(1, largest)))) or 1

@@ -83,3 +83,12 @@ def test_a_product_may_widen() -> None:
     out = torch.empty(3, 5)
     assert products.project(hidden, weight, out) is out
     torch.testing.assert_close(out, hidden.float() @ weight.float().T, rtol=1e-2, atol=1e-2)
+
+
+def test_float32_products_hold_inside_and_leave_nothing_behind() -> None:
+    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    with products.bfloat16_products():
+        with products.float32_products():
+            assert [one.fp32_precision for one in backends] == ["ieee", "ieee"]
+        assert backends[0].fp32_precision == "bf16"
+    assert [one.fp32_precision for one in backends] == ["none", "none"]

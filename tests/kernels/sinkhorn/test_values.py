@@ -109,6 +109,25 @@ def test_the_envelope_takes_the_plan_as_a_constant(implementation: str) -> None:
     torch.testing.assert_close(found.plan, sinkhorn(cost, epsilon=0.1, iterations=20).plan.detach())
 
 
+@pytest.mark.parametrize("reach", [0.0, 1.0])
+@pytest.mark.parametrize(("epsilon", "iterations"), [(0.005, 40), (0.05, 12), (1.0, 2)])
+def test_how_often_the_kernel_is_made_again_changes_nothing(
+    epsilon: float, iterations: int, reach: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignkit.kernels.sinkhorn import torch as engine
+
+    cost = costs(2, 7, 7, dtype=torch.float32)
+
+    def solved() -> tuple[Tensor, Tensor]:
+        found = sinkhorn(cost, epsilon=epsilon, iterations=iterations, implementation="torch")
+        return found.plan.detach(), pull(found.plan, found.cost, cost)
+
+    expected = solved()
+    monkeypatch.setattr(engine, "REACH", reach)
+    for one, other in zip(solved(), expected, strict=True):
+        assert relative(one, other.cpu().double()) < 1e-5 / min(epsilon, 0.25)
+
+
 def test_problems_of_a_batch_do_not_touch_each_other() -> None:
     cost = costs(4, 6, 6)
     together = sinkhorn(cost, epsilon=0.1, iterations=15)
