@@ -23,9 +23,10 @@ from alignkit_server.files.upload import remove_leftovers
 from alignkit_server.jobs.routes import router as jobs
 from alignkit_server.keys.authentication import KeyAuthentication
 from alignkit_server.keys.bootstrap import ensure_first_key
-from alignkit_server.limits.body import BodyLimit
+from alignkit_server.limits.body import BodyLimit, BodyShape
 from alignkit_server.limits.open import OpenRequests
 from alignkit_server.limits.rates import RateLimit, open_storage
+from alignkit_server.limits.request_turns import RequestTurns
 from alignkit_server.methods.routes import router as methods
 from alignkit_server.metrics.collector import RequestMetrics, ServiceCollector
 from alignkit_server.metrics.routes import PATH as METRICS_PATH
@@ -123,6 +124,8 @@ def create_app(
         app.include_router(router, dependencies=[Depends(require_scope)])
     errors.install(app)
     # The middleware added last sees a request first.
+    app.add_middleware(BodyShape)
+    app.add_middleware(RequestTurns)  # a body that comes slowly takes no turn
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(OpenRequests, defaults=settings.limits)
     app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))

@@ -21,7 +21,6 @@ from alignkit_server.chat.errors import (
     with_error_envelopes,
 )
 from alignkit_server.chat.options import Demand
-from alignkit_server.chat.turns import Load, Turns
 from alignkit_server.chat.watch import StructuredWatch
 from alignkit_server.engine_settings import EngineSettings
 from alignkit_server.engines.command import runs_on_gpu
@@ -29,6 +28,7 @@ from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.facts import Lease
 from alignkit_server.engines.sizes import OPEN_ANSWER, sequences_at_once
 from alignkit_server.errors import ApiError
+from alignkit_server.limits.turns import Load, Turns
 
 CONNECT_SECONDS = 5.0
 CONNECT_TRIES = 4

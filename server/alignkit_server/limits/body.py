@@ -48,7 +48,7 @@ PROMPT = Counts(values=200_000, containers=10_000)
 
 
 class BodyLimit:
-    """ASGI middleware: reads the whole body first, or answers 413 or 400."""
+    """ASGI middleware: reads the whole body first, or answers 413."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -59,13 +59,30 @@ class BodyLimit:
         if scope["type"] != "http" or STREAMED.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
-        most = self._max_bytes if LARGE.fullmatch(path) else min(SMALL_BYTES, self._max_bytes)
-        counts = PROMPT if PROMPTS.fullmatch(path) else FORM
+        most = self._max_bytes if LARGE.fullmatch(scope["path"]) else min(SMALL_BYTES, self._max_bytes)
         try:
             body = await _read(Headers(scope=scope), receive, most)
-            if body is None:
-                return  # the client disconnected
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        if body is not None:  # else the client disconnected
+            await self._app(scope, _after(body, receive), send)
+
+
+class BodyShape:
+    """ASGI middleware after BodyLimit, for what takes time on a body that was read: answers 400 by its shape."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the body and pass the request on."""
+        if scope["type"] != "http" or STREAMED.fullmatch(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        counts = PROMPT if PROMPTS.fullmatch(scope["path"]) else FORM
+        body = (await receive())["body"]
+        try:
             if len(body) > THREAD_BYTES:
                 await to_thread.run_sync(refuse_shape, body, counts)
             else:

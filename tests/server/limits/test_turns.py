@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_server.chat.turns import Load, Turns, share_of
+from alignkit_server.limits.turns import Load, Turns, share_of
 
 ONE = Load(1, 100)
 

@@ -1,7 +1,8 @@
-"""Fair access to an engine: no project gets all of it, and waiting projects take turns.
+"""Fair access to what all projects share: none gets all of it, and waiting projects take turns.
 
-vLLM serves requests in order of arrival, so one queued there waits behind everything sent before. Here a request
-is sent only when it can start, and the next to start belongs to the project with the fewest running sequences.
+An engine serves requests in order of arrival, and so does the event loop: one queued there waits behind everything
+sent before. Here a request begins only when it can start, and the next to start belongs to the project with the
+fewest running sequences.
 """
 
 import asyncio
@@ -11,10 +12,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The part of an engine that a request occupies."""
+    """The part of an engine that a request occupies; elsewhere a request is one sequence."""
 
     sequences: int
-    tokens: int
+    tokens: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -34,10 +35,10 @@ class _Project:
 
 
 class Turns:
-    """The sequence slots of one engine. For use in one event loop."""
+    """The sequence slots of one engine, or of the service itself. For use in one event loop."""
 
     def __init__(self, capacity: int) -> None:
-        """`capacity` is the number of sequences that the engine processes at once."""
+        """`capacity` is the number of sequences that are processed at once."""
         self._capacity = capacity
         self.share = share_of(capacity)
         self._sequences = 0
@@ -108,5 +109,5 @@ class Turns:
 
 
 def share_of(capacity: int) -> int:
-    """The number of an engine's sequences that one project may use: an eighth is left for the others."""
+    """The number of sequences that one project may use: an eighth is left for the others."""
     return max(1, capacity - max(1, capacity // 8))
