@@ -42,6 +42,8 @@ EVIDENCE = Evidence(
     measure,
     bars("chosen, nats per token above the reference", "chosen answers less the reference, nats"),
     needs_model=True,
+    outcome="As claimed. Chosen answers end 0.96 nats a token above the reference with the term and 1.50 below it "
+    "without, at accuracies that these seeds cannot tell apart (0.94 and 0.96).",
 )
 
 if __name__ == "__main__":

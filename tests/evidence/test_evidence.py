@@ -1,6 +1,7 @@
 """Experiments and their committed results: complete, repeatable, and written down."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def test_what_came_out_is_said_once_it_has_been_run(evidence: Evidence) -> None:
 def test_the_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert page == markdown(), "python -m evidence --markdown > docs/evidence.md"
+
+
+@pytest.mark.parametrize("evidence", [one for one in ALL if one.outcome], ids=ids)
+def test_the_readme_gives_the_verdict_of_each_option(evidence: Evidence) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    link = f"docs/evidence.md#{evidence.name.replace('_', '-')}"
+    verdicts = re.findall(rf"\[(as claimed|in part|not as claimed)\]\({link}\)", readme)
+    assert verdicts or f"({link})" not in readme
+    assert all(evidence.outcome.lower().startswith(verdict) for verdict in verdicts)
 
 
 @pytest.mark.parametrize("name", COMMITTED)
