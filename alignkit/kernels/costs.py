@@ -6,6 +6,7 @@ from typing import NamedTuple
 from alignkit.kernels.gpu_plan import PARTS_SHARE
 from alignkit.kernels.linear_divergence import cost as divergence_cost
 from alignkit.kernels.linear_logprob import cost as logprob_cost
+from alignkit.kernels.pairwise_l1 import cost as distance_cost
 
 FLOAT = 4
 
@@ -114,10 +115,11 @@ def transport(
     states = rows * (student.hidden * student.itemsize + teacher.hidden * teacher.itemsize)
     kept = sets * (3 * matrix + states + vectors * rows * FLOAT)
     gradient = student.vocabulary * student.hidden * student.itemsize if student.trains else 0
+    logits = 2 * rows * vocabulary * FLOAT if distance_cost.keeps_logits(2 * rows, vocabulary, FLOAT) else 0
     unit = 2.0 * sets * rows * vocabulary
     products = unit * (3 * (student.hidden + teacher.hidden) + student.hidden * (2 if student.trains else 1))
     pairs = 9.0 * sets * rows * rows * vocabulary
-    return HeadCost(kept, matrices * matrix, matrices * matrix + gradient, products + pairs)
+    return HeadCost(kept, max(matrices * matrix, logits), matrices * matrix + gradient, products + pairs)
 
 
 def _weight_gradient(head: HeadSize) -> int:

@@ -7,6 +7,14 @@ with two temporaries of the same size."""
 NARROWEST_BLOCK = 256
 """Minimum columns of a block. With fewer, matmuls become slow."""
 
+KEPT_BYTES = 2**24
+"""The first pass of the forward keeps its logits for the second if those of both sides take no more than this."""
+
+
+def keeps_logits(rows: int, vocabulary: int, itemsize: int) -> bool:
+    """Return whether a forward keeps its logits from the first pass, if both sides have `rows` rows together."""
+    return rows * vocabulary * itemsize <= KEPT_BYTES
+
 
 def block_columns(rows: int, itemsize: int, *, gpu: bool) -> int:
     """Return the number of columns of a block of probabilities, if the larger side has `rows` rows."""

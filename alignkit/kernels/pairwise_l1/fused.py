@@ -21,8 +21,10 @@ def fused(student: Operands, teacher: Operands, engine: Engine) -> Tensor:
 class _SoftmaxRows:
     """One side's softmax rows, computed one block of columns at a time."""
 
-    def __init__(self, operands: Operands, lse: Tensor | None = None) -> None:
+    def __init__(self, operands: Operands, lse: Tensor | None = None, *, keeps: bool = False) -> None:
+        """Take log-sum-exps that are known; with `keeps`, hold each block's logits from `measure` on."""
         self.operands, self.dtype = operands, compute_dtype(operands.weight)
+        self.keeps, self.kept = keeps, dict[int, Tensor]()
         self.lse = (
             torch.full_like(operands.hidden[:, 0], -torch.inf, dtype=self.dtype) if lse is None else lse
         )
@@ -38,11 +40,15 @@ class _SoftmaxRows:
 
     def measure(self, columns: slice) -> None:
         """Add a block to the log-sum-exps. Call `probabilities` only after the last block."""
-        torch.logaddexp(self.lse, self.logits(columns, slope=False)[0].logsumexp(dim=1), out=self.lse)
+        x, _ = self.logits(columns, slope=False)
+        torch.logaddexp(self.lse, x.logsumexp(dim=1), out=self.lse)
+        if self.keeps:
+            self.kept[columns.start] = x
 
     def probabilities(self, columns: slice, *, slope: bool) -> tuple[Tensor, Tensor | None]:
         """Return softmax rows [rows, b], and the soft cap's slope as in `logits`."""
-        x, steepness = self.logits(columns, slope=slope)
+        kept = self.kept.pop(columns.start, None)
+        x, steepness = self.logits(columns, slope=slope) if kept is None else (kept, None)
         return x.sub_(self.lse[:, None]).exp_(), steepness
 
 
@@ -134,13 +140,15 @@ def measure(
     student: Operands, teacher: Operands, engine: Engine, needs: Sequence[bool], *, same: bool
 ) -> Measured:
     """Compute the distances, and what the gradients that `needs` names will need; see `pull_back`."""
-    q_rows = _SoftmaxRows(student)
-    p_rows = q_rows if same else _SoftmaxRows(teacher)
+    dtype, shape = compute_dtype(student.weight), (student.hidden.size(0), teacher.hidden.size(0))
+    rows = shape[0] if same else sum(shape)
+    keeps = cost.keeps_logits(rows, student.weight.size(0), dtype.itemsize)
+    q_rows = _SoftmaxRows(student, keeps=keeps)
+    p_rows = q_rows if same else _SoftmaxRows(teacher, keeps=keeps)
     for columns in _blocks(student, teacher):
-        for rows in (q_rows,) if same else (q_rows, p_rows):
-            rows.measure(columns)
+        for side in (q_rows,) if same else (q_rows, p_rows):
+            side.measure(columns)
     names = ("distance", "mass") if needs_mass(needs, student.weight, engine) else ("distance",)
-    shape = (student.hidden.size(0), teacher.hidden.size(0))
     sums = {name: q_rows.lse.new_zeros(shape) for name in names}
     for columns in _blocks(student, teacher):
         q, _ = q_rows.probabilities(columns, slope=False)

@@ -31,6 +31,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "NARROWEST_BLOCK", 37)
     monkeypatch.setattr(cost, "CPU_BLOCK_BYTES", 0)
     monkeypatch.setattr(cost, "GPU_BLOCK_BYTES", 0)
+    monkeypatch.setattr(cost, "KEPT_BYTES", 0)
 
 
 @implementations
@@ -137,10 +138,25 @@ def test_a_set_against_itself_trains_from_both_sides(implementation: str) -> Non
     assert low["student_weight"].grad is None
 
 
-def test_the_number_of_products() -> None:
+@pytest.mark.parametrize("options", [{}, WARPED])
+def test_logits_that_are_kept_change_nothing(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> tuple[Tensor, ...]:
+        operands = {name: value.requires_grad_() for name, value in inputs(padding=4).items()}
+        distances = pairwise_l1(**operands, **options, implementation="torch")
+        return distances.detach(), *torch.autograd.grad(distances.square().sum(), list(operands.values()))
+
+    expected = found()
+    monkeypatch.setattr(cost, "KEPT_BYTES", 2**20)
+    for one, other in zip(found(), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_number_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two passes forward; back the logits once more and one product for each gradient. A set against itself: half.
 
-    With frozen heads one product more, in place of R.
+    With frozen heads one product more, in place of R. Logits that are few are made once for both passes.
     """
 
     class Count(TorchDispatchMode):
@@ -162,6 +178,9 @@ def test_the_number_of_products() -> None:
     assert products(hidden.detach().clone()) == pytest.approx(4 + 4)
     weight.requires_grad_()
     assert products(hidden) == pytest.approx(2 + 3)
+    monkeypatch.setattr(cost, "KEPT_BYTES", 4 * 6 * 101)
+    assert products(hidden) == pytest.approx(1 + 3)
+    assert products(hidden.detach().clone()) == pytest.approx(4 + 5)
 
 
 @implementations
