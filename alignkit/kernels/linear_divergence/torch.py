@@ -11,7 +11,6 @@ brings its own value and gradient, which are added.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,14 +97,15 @@ class TorchRows:
     def gradient(self, side: Name, weights: Mapping[str, Tensor], out: Tensor) -> None:
         """See `RowBlock.gradient`."""
         own, other = (self.student, self.teacher) if side == "student" else (self.teacher, self.student)
-        constant, toward, away, label = (
-            None if weight is None else weight[:, None]
-            for weight in logit_gradient(side, weights, self.values)
-        )
-        inner: Any = constant
-        if away is not None:
-            inner = torch.addcmul(inner, self.gap, away, value=-1)
-        total = own.prob * inner
+        weighted = logit_gradient(side, weights, self.values)
+        constant = weighted.constant[:, None]
+        toward, away, label = (None if weight is None else weight[:, None] for weight in weighted[1:])
+        # in place where `out` can hold it: each pass over a block costs time beside the products
+        total = out if out.dtype == own.prob.dtype else torch.empty_like(own.prob)
+        if away is None:
+            torch.mul(own.prob, constant, out=total)
+        else:
+            torch.addcmul(constant, self.gap, away, value=-1, out=total).mul_(own.prob)
         if self.request.has_masked_columns:
             total.masked_fill_(own.prob == 0, 0.0)
         if toward is not None:
@@ -121,7 +121,8 @@ class TorchRows:
             total *= own.slope
         if own.scale != 1.0:
             total *= own.scale
-        out.copy_(total)
+        if total is not out:
+            out.copy_(total)
 
 
 def _even(rows: int) -> int:
