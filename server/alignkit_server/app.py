@@ -24,7 +24,8 @@ from alignkit_server.jobs.routes import router as jobs
 from alignkit_server.keys.authentication import KeyAuthentication
 from alignkit_server.keys.bootstrap import ensure_first_key
 from alignkit_server.limits.body import BodyLimit, BodyShape
-from alignkit_server.limits.open import OpenRequests
+from alignkit_server.limits.open import Held, OpenRequests
+from alignkit_server.limits.pace import Pace
 from alignkit_server.limits.rates import RateLimit, open_storage
 from alignkit_server.limits.request_turns import RequestTurns
 from alignkit_server.methods.routes import router as methods
@@ -127,8 +128,10 @@ def create_app(
     app.add_middleware(BodyShape)
     app.add_middleware(RequestTurns)  # a body that comes slowly takes no turn
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
-    app.add_middleware(OpenRequests, defaults=settings.limits)
+    held = Held()
+    app.add_middleware(OpenRequests, defaults=settings.limits, held=held)
     app.add_middleware(RateLimit, defaults=settings.limits, storage=open_storage(settings.rate_limit_storage))
+    app.add_middleware(Pace, defaults=settings.limits, held=held)
     also_open = frozenset({METRICS_PATH} if settings.metrics_open else ())
     app.add_middleware(KeyAuthentication, also_open=also_open)
     app.add_middleware(RequestLog, observe=requests.observe)

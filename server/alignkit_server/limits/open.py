@@ -11,6 +11,8 @@ from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import limits_of
 from alignkit_server.settings import Limits
 
+OPEN = "requests of this project"
+
 
 class Held:
     """Counts what each of several owners holds. For use in one event loop."""
@@ -18,10 +20,14 @@ class Held:
     def __init__(self) -> None:
         self._held: Counter[str] = Counter()
 
+    def all_by(self, owner: str, most: int | None) -> bool:
+        """Whether the owner already holds `most`."""
+        return most is not None and self._held[owner] >= most
+
     @contextmanager
     def one(self, owner: str, most: int | None, what: str) -> Iterator[None]:
         """Hold one more during the context. Raises 429 if the owner already holds `most`."""
-        if most is not None and self._held[owner] >= most:
+        if self.all_by(owner, most):
             raise ApiError(
                 429,
                 f"Too many {what} at once: the limit is {most:,}, and all are open. Wait for one to end.",
@@ -41,10 +47,10 @@ class Held:
 class OpenRequests:
     """ASGI middleware after authentication: passes a request on, or answers 429 if the project has too many open."""
 
-    def __init__(self, app: ASGIApp, defaults: Limits) -> None:
+    def __init__(self, app: ASGIApp, defaults: Limits, held: Held) -> None:
         self._app = app
         self._defaults = defaults
-        self._held = Held()
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on within the project's limit."""
@@ -54,7 +60,7 @@ class OpenRequests:
             return
         most = limits_of(principal.limits, self._defaults).requests_open
         try:
-            with self._held.one(principal.project_id, most, "requests of this project"):
+            with self._held.one(principal.project_id, most, OPEN):
                 await self._app(scope, receive, send)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
