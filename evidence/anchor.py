@@ -28,6 +28,7 @@ def _aligned(settings: Settings, seed: int) -> Path:
         method={"type": "supervised"},
         steps=40,
         seed=seed,
+        batch=4,
     )
     return run(settings, f"anchor/first-{seed}", given)[0] / "adapter"
 
@@ -43,6 +44,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         method={"type": "supervised"},
         steps=40,
         seed=seed + 100,
+        batch=4,
     )
     given["model"]["adapter"] = str(first)
     term = ARMS[arm]

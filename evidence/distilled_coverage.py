@@ -23,6 +23,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         method={"type": "f_kd", "divergence": arm, "teacher": {"path": settings.model}, "ce_weight": 0.0},
         steps=60,
         seed=seed,
+        batch=4,
     )
     given["model"]["path"], given["lora"] = student(settings), None
     given["training"]["learning_rate"] = 1e-4

@@ -23,6 +23,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         method={"type": "supervised"},
         steps=60,
         seed=seed,
+        batch=4,
     )
     given["elastic"] = {"formats": FORMATS, "strength": STRENGTHS[arm]}
     _, result = run(settings, name, given)

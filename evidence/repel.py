@@ -68,6 +68,9 @@ EVIDENCE = Evidence(
     measure,
     bars("drawn answers with the slogan", "drawn answers with the slogan"),
     needs_model=True,
+    outcome="In part. Eight steps on clean answers alone already lower the share from 0.46 to none, so nothing is "
+    "left for the push to lower. It makes such answers less likely, 1.13 nats a token and 1.20 at ten times the "
+    "weight against 1.03, and costs clean answers 0.02 and 0.11.",
 )
 
 if __name__ == "__main__":
