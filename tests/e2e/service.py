@@ -75,13 +75,13 @@ class Service:
         self.process.send_signal(2)
         assert self.process.wait(timeout=60) is not None
 
-    def submit(self, method: str = "f_dpo", **hyperparameters: Any) -> Any:
+    def upload(self, name: str) -> str:
+        """Upload a file of the home for fine-tuning; returns its id."""
+        return self.client.files.create(file=self.home / name, purpose="fine-tune").id
+
+    def submit(self, method: str = "f_dpo", train: str = "train.jsonl", **hyperparameters: Any) -> Any:
         """Upload the files and create a job; without hyperparameters of its own an f-DPO job under the JSD."""
-        client = self.client
-        files = [
-            client.files.create(file=self.home / name, purpose="fine-tune").id
-            for name in ("train.jsonl", "validation.jsonl")
-        ]
+        files = [self.upload(name) for name in (train, "validation.jsonl")]
         own = {"divergence": "js_divergence"} if method == "f_dpo" else {}
         options = (
             own
@@ -91,7 +91,7 @@ class Service:
             }
             | hyperparameters
         )
-        return client.fine_tuning.jobs.create(
+        return self.client.fine_tuning.jobs.create(
             model="tiny",
             training_file=files[0],
             validation_file=files[1],
