@@ -44,6 +44,10 @@ def training_environment(folder: Path) -> dict[str, str]:
 
 
 def common_environment() -> dict[str, str]:
-    """The variables of every run."""
+    """The variables of every run. A run imports its packages from where this server does."""
     switch = {REPORT_SWITCH: os.environ[REPORT_SWITCH]} if REPORT_SWITCH in os.environ else {}
-    return child_environment(ALWAYS | switch)
+    folders = [
+        Path(folder).absolute() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder
+    ]
+    searched = {"PYTHONPATH": os.pathsep.join(map(str, folders))} if folders else {}
+    return child_environment(ALWAYS | switch | searched)
