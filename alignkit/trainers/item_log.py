@@ -5,8 +5,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from alignkit.trainers.metrics import ItemMetrics
+
+
+class MeasuringCallback(TrainerCallback):
+    """Base of callbacks that add metrics to the training log of an `ItemLog`."""
+
+    items: ItemMetrics | None = None
+    """The metrics of the trainer that has the callback; None where it is used by itself."""
+
+    def measure(self, name: str, numerator: float, denominator: float = 1.0) -> None:
+        """Record a part of a mean, as `ItemMetrics.add_ratio` does."""
+        if self.items is not None:
+            self.items.add_ratio(name, numerator, denominator)
 
 
 class ItemLog:
@@ -15,11 +28,15 @@ class ItemLog:
     model: Any
     state: Any
     processing_class: Any
+    callback_handler: Any
     _total_train_tokens: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._items = {"train": ItemMetrics(), "eval": ItemMetrics()}
         super().__init__(*args, **kwargs)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, MeasuringCallback):
+                callback.items = self._items["train"]
 
     @property
     def _mode(self) -> str:

@@ -16,9 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from alignkit.models.adapters import START
 from alignkit.recipe import Recipe
+from alignkit.trainers.item_log import MeasuringCallback
 
 
-class NestedRanks(TrainerCallback):
+class NestedRanks(MeasuringCallback):
     """Callback that masks the ranks beyond k while the model trains."""
 
     def __init__(self, rank: int, spread: float | None, *, seed: int) -> None:
@@ -48,8 +49,9 @@ class NestedRanks(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draw the step's number of ranks."""
+        """Draw the step's number of ranks, which is a metric."""
         self.kept = self.draw(state.global_step)
+        self.measure("nested/ranks", self.kept)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

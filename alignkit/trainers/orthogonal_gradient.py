@@ -17,22 +17,32 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from alignkit.recipe import Recipe
+from alignkit.trainers.item_log import MeasuringCallback
 
 PARALLEL = 1e-6
 """Share of a gradient's norm below which its orthogonal part is rounding noise."""
 
 
-class OrthogonalGradient(TrainerCallback):
-    """Callback that makes gradients orthogonal after they are clipped, before each step of any optimizer."""
+class OrthogonalGradient(MeasuringCallback):
+    """Callback that makes gradients orthogonal after they are clipped, before each step of any optimizer.
+
+    It measures the share of the matrices' squared gradients that it removed.
+    """
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Change the gradients of the optimizer's weights in place."""
-        for group in kwargs["optimizer"].param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    weight.grad.copy_(orthogonal(weight.detach(), weight.grad.detach()))
+        groups = kwargs["optimizer"].param_groups
+        weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
+        squares = [torch.zeros(2)]
+        for weight in weights:
+            gradient = weight.grad.detach()
+            squares.append(squares_of(weight.detach(), gradient))
+            weight.grad.copy_(orthogonal(weight.detach(), gradient))
+        removed, whole = torch.stack([one.to(squares[-1]) for one in squares]).sum(dim=0).tolist()
+        if whole:
+            self.measure("orthogonal/removed", removed, whole)
 
 
 def orthogonal(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -51,6 +61,16 @@ def orthogonal(weight: Tensor, gradient: Tensor) -> Tensor:
     is_noise = rest <= PARALLEL * norm
     scaled = torch.where(is_noise, torch.zeros_like(left), left * (norm / rest.masked_fill(is_noise, 1)))
     return torch.where(square > 0, scaled, g).to(gradient.dtype)
+
+
+def squares_of(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Return [2], the squared norms of the gradient's part along the weight, and of all of it; 0 for vectors."""
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    w, g = weight.to(wide), gradient.to(wide)
+    if weight.dim() < 2:
+        return g.new_zeros(2)
+    along = _inner(w, g).square() / _inner(w, w).clamp(min=torch.finfo(wide).tiny)
+    return torch.stack([along.sum(), g.square().sum()])
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from alignkit.trainers.metrics import ItemMetrics
 from alignkit.trainers.nested_ranks import NestedRanks, probabilities
 
 ANY: Any = SimpleNamespace()
@@ -41,6 +42,15 @@ def test_draws_follow_the_distribution_and_only_seed_and_step() -> None:
     assert drawn[:50] != [NestedRanks(8, 4.0, seed=4).draw(step) for step in range(50)]
     found = torch.tensor(drawn).bincount(minlength=9)[1:] / 2000
     torch.testing.assert_close(found.double(), callback.probabilities, rtol=0, atol=0.04)
+
+
+def test_the_ranks_that_steps_trained_are_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, callback = small(), NestedRanks(4, None, seed=0)
+    callback.items = ItemMetrics()
+    monkeypatch.setattr(callback, "draw", lambda step: 1 + step)
+    for step in (0, 3):
+        begun(callback, model, step)
+    assert callback.items.take() == {"nested/ranks": 2.5}
 
 
 def test_a_step_trains_the_first_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignkit.trainers.metrics import ItemMetrics
 from alignkit.trainers.orthogonal_gradient import OrthogonalGradient, orthogonal
 
 
@@ -70,6 +71,25 @@ def test_gradient_descent_grows_the_square_of_the_norm_by_the_steps_alone() -> N
         )
         optimizer.step()
         assert float(weight.detach().square().sum()) == pytest.approx(square + rate**2 * step)
+
+
+def test_what_was_removed_is_measured_over_all_matrices() -> None:
+    matrices = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(2, 2))]
+    vector = torch.nn.Parameter(torch.randn(5))
+    callback = OrthogonalGradient()
+    callback.items = ItemMetrics()
+    gradients = [torch.randn_like(weight) for weight in (*matrices, vector)]
+    for weight, gradient in zip((*matrices, vector), gradients, strict=True):
+        weight.grad = gradient.clone()
+    along = [
+        torch.sum(g * w.detach() / w.norm()).detach() ** 2 for w, g in zip(matrices, gradients, strict=False)
+    ]
+    optimizer = torch.optim.SGD([*matrices, vector], lr=1.0)
+    callback.on_pre_optimizer_step(
+        SimpleNamespace(), SimpleNamespace(), SimpleNamespace(), optimizer=optimizer
+    )
+    expected = float(sum(along)) / float(sum(g.square().sum() for g in gradients[:2]))
+    assert callback.items.take() == {"orthogonal/removed": pytest.approx(expected)}
 
 
 def test_a_16_bit_gradient_is_computed_wider() -> None:
