@@ -5,7 +5,7 @@ Hyperparameters given as "auto" are resolved here; the job object shows the reso
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from alignkit import terms
-from alignkit.errors import FieldIssue, ModelError, RecipeError
+from alignkit.errors import DataError, FieldIssue, ModelError, RecipeError
 from alignkit.hardware import has_amx, has_gpu
 from alignkit.methods import METHODS, Hyperparameters, Method, ModelSource, ResolveModel, hyperparameters_of
 from alignkit.methods.hyperparameters import SECTIONS, TERMS, TUNE, in_jobs, job_name, shared_options
@@ -40,6 +40,8 @@ GUARD_TOKENS = "guard_tokens"
 """Key of a value that a job resolves for its recipe and does not show."""
 LENGTH = 1024
 """Maximum tokens per row if a job says "auto", limited to the model's positions."""
+ResolveFile = Callable[[str], Path]
+"""A function from a file's id to its path. Raises DataError unless the project has it, with completions in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,11 @@ class JobSpec:
 
     recipe: Recipe
     hyperparameters: dict[str, Any]
+
+
+def _no_file(file_id: str) -> Path:
+    """The resolver of jobs that cannot name files."""
+    raise DataError(f"no file is known here, found {file_id!r}")
 
 
 def recipe_for_job(
@@ -62,6 +69,7 @@ def recipe_for_job(
     seed: int,
     output_dir: Path,
     resolve_model: ResolveModel,
+    resolve_file: ResolveFile = _no_file,
     report_to: Sequence[Mapping[str, Any]] = (),
     on_gpu: bool | None = None,
     templates: Path | None = None,
@@ -72,11 +80,11 @@ def recipe_for_job(
 
     `start` is the model to train: a base model, or a fine-tuned model, which keeps its form: an adapter's rank and
     alpha stay, and a fully trained model is trained with all weights. `resolve_model` finds the models that
-    hyperparameters name, such as a teacher. `validation_rows` is the number of rows of `validation_file`; an "auto"
-    interval of evaluations depends on it. `report_to` are the recipe's trackers. `on_gpu` tells whether training
-    runs on a GPU; by default, whether this machine has one. `templates` is a folder of chat templates that jobs may
-    name beside TRL's. `references` is the folder of the reference's log-probs that the project's jobs share, `tokens`
-    that of their rows' token ids.
+    hyperparameters name, such as a teacher, and `resolve_file` the files. `validation_rows` is the number of rows of
+    `validation_file`; an "auto" interval of evaluations depends on it. `report_to` are the recipe's trackers.
+    `on_gpu` tells whether training runs on a GPU; by default, whether this machine has one. `templates` is a folder
+    of chat templates that jobs may name beside TRL's. `references` is the folder of the reference's log-probs that
+    the project's jobs share, `tokens` that of their rows' token ids.
     """
     given = parse_hyperparameters(method, hyperparameters)
     spec, prefix = METHODS[method], f"method.{method}.hyperparameters"
@@ -97,7 +105,8 @@ def recipe_for_job(
     resolved |= _for_device(resolved, has_gpu() if on_gpu is None else on_gpu)
     shared = _shared(resolved)
     template = _chat_template(given, start, prefix, templates)
-    method_section = _method_section(resolved, spec, prefix, resolve_model)
+    context = JobContext(resolved, resolve_model, resolve_file, spec.learning_rate)
+    method_section = _method_section(context, spec, prefix)
     try:
         recipe = Recipe.parse(
             {
@@ -107,7 +116,7 @@ def recipe_for_job(
                 | shared["data"]
                 | {"token_folder": None if tokens is None else str(tokens)},
                 "method": method_section,
-                "terms": _terms(resolved, spec, prefix, resolve_model),
+                "terms": _terms(context, prefix),
                 "tune": resolved.get(TUNE),
                 "elastic": resolved["elastic"],
                 "lora": _lora_section(resolved, shared["lora"]),
@@ -174,11 +183,23 @@ def _shared(resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _as_job_names_it(issue: FieldIssue, prefix: str) -> FieldIssue:
     """A refusal of the recipe at the hyperparameter that it came from."""
     names = {f"{section}.{name}": given for given, (section, name) in shared_options().items()}
-    if issue.path in names:
-        return FieldIssue(f"{prefix}.{names[issue.path]}", issue.message)
-    if issue.path.partition(".")[0] in {TERMS, TUNE, "elastic"}:
-        return FieldIssue(f"{prefix}.{issue.path}", issue.message)
+    for one in (issue, _at_its_option(issue)):
+        if one.path in names:
+            return FieldIssue(f"{prefix}.{names[one.path]}", one.message)
+        if one.path.partition(".")[0] in {TERMS, TUNE, "elastic", "after"}:
+            return FieldIssue(f"{prefix}.{one.path}", one.message)
     return FieldIssue(prefix, issue.message) if issue.path in {"model", "lora", "training"} else issue
+
+
+def _at_its_option(issue: FieldIssue) -> FieldIssue:
+    """The issue at the option that its message begins with, as `lora.nested: expected …` does."""
+    option, colon, rest = issue.message.partition(": ")
+    if not colon or not _OPTION.fullmatch(option):
+        return issue
+    return FieldIssue(f"{issue.path}.{option}".strip("."), rest)
+
+
+_OPTION = re.compile(r"[a-z_]+(\.\w+)*")
 
 
 def parse_hyperparameters(method: str, values: dict[str, Any]) -> Hyperparameters:
@@ -327,11 +348,9 @@ def _training_section(resolved: dict[str, Any], learning_rate: float) -> dict[st
     }
 
 
-def _method_section(
-    resolved: dict[str, Any], spec: type[Method], prefix: str, resolve_model: ResolveModel
-) -> Method:
+def _method_section(context: JobContext, spec: type[Method], prefix: str) -> Method:
     """The recipe's method section, from the hyperparameters and the marks on the method's fields."""
-    context = JobContext(resolved, resolve_model, spec.learning_rate)
+    resolved = context.hyperparameters
     options = {name: field for name, field in spec.own_options().items() if in_jobs(field)}
     values = {}
     for name, field in options.items():
@@ -345,20 +364,19 @@ def _method_section(
         return spec.model_validate(values)
     except ValidationError as error:
         renamed = {name: job_name(name, field) for name, field in options.items()}
-        issues = [
-            FieldIssue(renamed.get(issue.path, issue.path), issue.message) for issue in field_issues(error)
-        ]
-        raise RecipeError([FieldIssue(f"{prefix}.{i.path}", i.message) for i in issues]) from error
+        issues = [issue if issue.path else _at_its_option(issue) for issue in field_issues(error)]
+        raise RecipeError(
+            [
+                FieldIssue(f"{prefix}.{renamed.get(i.path, i.path)}".removesuffix("."), i.message)
+                for i in issues
+            ]
+        ) from error
 
 
-def _terms(
-    resolved: Mapping[str, Any], spec: type[Method], prefix: str, resolve_model: ResolveModel
-) -> list[dict[str, Any]]:
+def _terms(context: JobContext, prefix: str) -> list[dict[str, Any]]:
     """The recipe's terms, from the job's and the marks on their fields."""
-    context = JobContext(resolved, resolve_model, spec.learning_rate)
-    return [
-        _term(given, context, f"{prefix}.{TERMS}.{at}") for at, given in enumerate(resolved.get(TERMS) or ())
-    ]
+    given = context.hyperparameters.get(TERMS) or ()
+    return [_term(one, context, f"{prefix}.{TERMS}.{at}") for at, one in enumerate(given)]
 
 
 def _term(given: Mapping[str, Any], context: JobContext, place: str) -> dict[str, Any]:
@@ -369,6 +387,6 @@ def _term(given: Mapping[str, Any], context: JobContext, place: str) -> dict[str
         mark, named = mark_of(field, GivenAs), job_name(name, field)
         try:
             values[name] = given[named] if mark is None else mark.convert(given[named], context)
-        except ModelError as error:
+        except (ModelError, DataError) as error:
             raise RecipeError([FieldIssue(f"{place}.{named}", str(error))]) from error
     return values

@@ -63,7 +63,7 @@ class GivenAs:
     """Mark of an option that a job sets under another name, or as another kind of value, than a recipe.
 
     `convert` makes the recipe's value from the job's value and a `JobContext`. It raises ModelError for an unknown
-    model.
+    model, and DataError for an unknown file.
     """
 
     name: str
@@ -72,6 +72,7 @@ class GivenAs:
     default: Any = ...
     description: str = ""
     names_a_model: bool = False
+    names_a_file: bool = False
 
 
 class JobContext(NamedTuple):
@@ -81,6 +82,8 @@ class JobContext(NamedTuple):
     """All hyperparameters of the job, with "auto" resolved."""
     resolve_model: Callable[[str], Any]
     """A function from a model's name to its `ModelSource`. Raises ModelError if the project has no such model."""
+    resolve_file: Callable[[str], Any]
+    """A function from a file's id to its path. Raises DataError unless it is the project's, of completions."""
     learning_rate: float
     """The learning rate for a multiplier of 1."""
 

@@ -63,7 +63,7 @@ class ModelSection(Section):
 
 
 class FlipSection(Section):
-    """A probe of memorisation: training pairs whose answers are swapped. It spoils the model: no job may set it."""
+    """A probe of memorisation: training pairs whose answers are swapped. It spoils the model."""
 
     share: float = Field(0.2, gt=0, lt=1, description="share of the training pairs whose answers are swapped")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed that draws them")
@@ -99,7 +99,7 @@ class DataSection(Section):
         min_length=1,
         description="folder in which the rows' token ids are kept for other runs, as a sweep's are; default: none",
     )
-    flip: FlipSection | None = Field(
+    flip: Annotated[FlipSection | None, InJobs()] = Field(
         None, description="swap the answers of a known share of the training pairs, to watch memorisation"
     )
 

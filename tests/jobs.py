@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from alignkit.jobspec import JobSpec, recipe_for_job
+from alignkit.jobspec import JobSpec, ResolveFile, recipe_for_job
 from alignkit.methods import ModelSource, ResolveModel
 from alignkit.recipe import Recipe
 
@@ -13,8 +13,15 @@ def no_models(name: str) -> ModelSource:
     raise AssertionError(f"{name} is not asked for")
 
 
-def job_of(method: str, *, resolve: ResolveModel = no_models, **hyperparameters: Any) -> JobSpec:
-    """A job on 240 rows. `resolve` finds the models that its hyperparameters name."""
+def no_files(file_id: str) -> Path:
+    """Resolves the files of a job that names none."""
+    raise AssertionError(f"{file_id} is not asked for")
+
+
+def job_of(
+    method: str, *, resolve: ResolveModel = no_models, find: ResolveFile = no_files, **hyperparameters: Any
+) -> JobSpec:
+    """A job on 240 rows. `resolve` and `find` find the models and files that its hyperparameters name."""
     return recipe_for_job(
         method=method,
         hyperparameters=hyperparameters,
@@ -25,6 +32,7 @@ def job_of(method: str, *, resolve: ResolveModel = no_models, **hyperparameters:
         seed=3,
         output_dir=Path("out"),
         resolve_model=resolve,
+        resolve_file=find,
     )
 
 

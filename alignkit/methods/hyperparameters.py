@@ -1,5 +1,6 @@
 """Hyperparameters of jobs: those that every method takes, and a method's own, derived from its options."""
 
+from collections.abc import Callable
 from functools import cache, reduce
 from operator import or_
 from typing import Annotated, Any, Literal, Self
@@ -204,13 +205,21 @@ class Hyperparameters(_shared_base()):  # type: ignore[misc]  # a base made from
 
 def models_of_terms(given: Any) -> list[str]:
     """Return the names of the service's models in a job's list of terms."""
+    return _named_in_terms(given, lambda mark: mark.names_a_model)
+
+
+def files_of_terms(given: Any) -> list[str]:
+    """Return the ids of files in a job's list of terms."""
+    return _named_in_terms(given, lambda mark: mark.names_a_file)
+
+
+def _named_in_terms(given: Any, wanted: Callable[[GivenAs], bool]) -> list[str]:
     found: list[str] = []
     for one in given or ():
         for field in terms.get(one["type"]).own_options().values():
             mark = mark_of(field, GivenAs)
-            if mark is not None and mark.names_a_model:
-                value = one[mark.name]
-                found += value if isinstance(value, list) else [value]
+            value = one[mark.name] if mark is not None and wanted(mark) else None
+            found += value if isinstance(value, list) else [value] if value is not None else []
     return found
 
 

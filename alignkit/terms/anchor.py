@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignkit.errors import FieldIssue
-from alignkit.options import CONTENT_MATTERS
+from alignkit.options import CONTENT_MATTERS, GivenAs, JobContext
 from alignkit.sections import RunSections
 from alignkit.terms.base import Model, ParameterTerm, Scored, State, Term
 
@@ -16,6 +16,11 @@ MEASURABLE = ("preference", "completion")
 """Kinds of held-out rows with answers that are to be kept."""
 START, FISHER = "start/", "fisher/"
 """Prefixes of the names of the start weights and their Fisher information in the state."""
+
+
+def _file(file_id: str | None, context: JobContext) -> str | None:
+    """The path of a file that a job names."""
+    return None if file_id is None else str(context.resolve_file(file_id))
 
 
 class Anchor(ParameterTerm):
@@ -41,7 +46,18 @@ class Anchor(ParameterTerm):
     )
     sequences: int = Field(256, ge=1, le=65536, description="number of sequences that F is measured on")
     normalise: bool = Field(True, description="scale F to a mean of 1 over the trained weights")
-    data: Annotated[str | None, CONTENT_MATTERS] = Field(
+    data: Annotated[
+        str | None,
+        CONTENT_MATTERS,
+        GivenAs(
+            "data",
+            Annotated[str, Field(min_length=1, max_length=64)] | None,
+            _file,
+            default=None,
+            description="id of a file of completions that must not be forgotten; default: the held-out rows",
+            names_a_file=True,
+        ),
+    ] = Field(
         None,
         min_length=1,
         description="file of completions that must not be forgotten; default: the held-out rows",

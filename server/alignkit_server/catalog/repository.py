@@ -6,8 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Select, or_, select
 
 from alignkit.methods import METHODS, names_of_models
-from alignkit.methods.hyperparameters import TERMS
-from alignkit_server.in_use import unfinished_job
+from alignkit_server.in_use import in_terms, unfinished_job
 from alignkit_server.scoped import ScopedRepository
 from alignkit_server.tables import FineTunedModel, Job, Permission, Project
 
@@ -40,9 +39,8 @@ class ModelRepository(ScopedRepository[FineTunedModel]):
         """The id of an unfinished job that starts from the model or uses it as teacher, or None."""
         named = {option for method in METHODS.values() for option in names_of_models(method)}
         by_name = (Job.hyperparameters[option].as_string() == name for option in sorted(named))
-        in_terms = Job.hyperparameters[TERMS].as_string().contains(f'"{name}"', autoescape=True)
         return unfinished_job(
-            self._session, self._project_id, or_(Job.start_model == name, in_terms, *by_name)
+            self._session, self._project_id, or_(Job.start_model == name, in_terms(name), *by_name)
         )
 
 

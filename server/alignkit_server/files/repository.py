@@ -3,10 +3,10 @@
 from sqlalchemy import Select, or_
 
 from alignkit_server.clock import now
-from alignkit_server.in_use import unfinished_job
+from alignkit_server.in_use import unfinished_job, uses_file
 from alignkit_server.pagination import Page, PageQuery
 from alignkit_server.scoped import ScopedRepository
-from alignkit_server.tables import File, Job
+from alignkit_server.tables import File
 
 
 class FileRepository(ScopedRepository[File]):
@@ -30,5 +30,4 @@ class FileRepository(ScopedRepository[File]):
 
     def user_of(self, id: str) -> str | None:  # noqa: A002 - the column's name
         """The id of an unfinished job that uses the file, or None."""
-        uses = or_(Job.training_file == id, Job.validation_file == id)
-        return unfinished_job(self._session, self._project_id, uses)
+        return unfinished_job(self._session, self._project_id, uses_file(id))

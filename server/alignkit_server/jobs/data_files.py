@@ -9,7 +9,8 @@ from typing import Any
 from alignkit import estimate
 from alignkit.data.dataset import skipped_share
 from alignkit.data.validation import FileReport, overlap
-from alignkit.errors import ModelError
+from alignkit.errors import DataError, ModelError
+from alignkit.jobspec import ResolveFile
 from alignkit.methods import Hyperparameters
 from alignkit.recipe import Recipe
 from alignkit_server.children import work
@@ -22,6 +23,8 @@ from alignkit_server.pools.file_check_pool import check_file, on_file
 from alignkit_server.services import Services
 from alignkit_server.tokenizers import has_tokenizer
 
+SUPERVISED = "supervised"
+"""The method if a request names none, as in OpenAI's API, and the method of a term's rows."""
 RENDERED_ROWS = 5000
 """Rows of a file rendered before a job is created; the trainer renders all rows before it loads a model."""
 SIZED_ROWS = 256
@@ -159,6 +162,19 @@ def _checked(param: str, file_id: str, reading: Reading, project: Principal, ser
     report = reading.check(path)
     _require_ok(param, file.filename, report)
     return DataFile(path, file.filename, report)
+
+
+def files_in_terms(project: Principal, services: Services) -> ResolveFile:
+    """A function that finds the file of completions that a term names, and checks it."""
+    reading = Reading(SUPERVISED, {}, 0, 0, services.settings.max_line_bytes)
+
+    def resolve(file_id: str) -> Path:
+        try:
+            return _checked("file", file_id, reading, project, services).path
+        except ApiError as error:
+            raise DataError(error.detail.message) from error
+
+    return resolve
 
 
 def rendered_files(files: JobFiles, reading: Reading, recipe: Recipe, model: str) -> JobFiles:

@@ -17,7 +17,7 @@ from alignkit.adapter_sections import LoraSection
 from alignkit.errors import DataError, ModelError, RecipeError
 from alignkit.jobspec import JobSpec, parse_hyperparameters, recipe_for_job, settled
 from alignkit.methods import METHODS, ModelSource, ResolveModel, names_of_models
-from alignkit.methods.hyperparameters import TERMS, models_of_terms
+from alignkit.methods.hyperparameters import TERMS, files_of_terms, models_of_terms
 from alignkit.methods.registry import nearest_method
 from alignkit.models.stored_weights import require_whole
 from alignkit.models.trainable import OF_EXPERTS, config_of, is_mixture, require_trainable
@@ -29,16 +29,13 @@ from alignkit_server.engines.serving import AS_ADAPTER
 from alignkit_server.errors import ApiError, at_most, shorten
 from alignkit_server.executors.registry import job_device, job_gpus, trains_on_gpu
 from alignkit_server.ids import JOB, new_id
-from alignkit_server.jobs.data_files import FileChecks, Reading
+from alignkit_server.jobs.data_files import SUPERVISED, FileChecks, Reading, files_in_terms
 from alignkit_server.jobs.mergeable import require_mergeable
 from alignkit_server.jobs.schemas import MAX_SEED, JobRequest
 from alignkit_server.keys.service import Principal
 from alignkit_server.services import Services
 from alignkit_server.settings import Settings
 from alignkit_server.tokenizers import has_tokenizer
-
-SUPERVISED = "supervised"
-"""The method if a request names none, as in OpenAI's API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +49,8 @@ class PreparedJob:
     """Name of the fine-tuned model or checkpoint that training starts from; None for a base model."""
     fine_tuned_models: tuple[str, ...]
     """All fine-tuned models that the job needs until it has finished."""
+    files_of_terms: tuple[str, ...]
+    """Ids of the files that its terms name."""
     seed: int
     method: str
     hyperparameters: dict[str, Any]
@@ -109,6 +108,7 @@ def prepare(
             seed=seed,
             output_dir=services.settings.jobs_dir / job_id,
             resolve_model=_resolver(project, services),
+            resolve_file=files_in_terms(project, services),
             report_to=trackers,
             on_gpu=trains_on_gpu(services.settings),
             templates=services.settings.templates_dir,
@@ -132,6 +132,7 @@ def prepare(
             *map(spec.hyperparameters.get, names_of_models(METHODS[method])),
             *models_of_terms(spec.hyperparameters.get(TERMS)),
         ),
+        files_of_terms=tuple(sorted(set(files_of_terms(spec.hyperparameters.get(TERMS))))),
         seed=seed,
         method=method,
         hyperparameters=spec.hyperparameters,
@@ -140,6 +141,7 @@ def prepare(
         notices=(
             *_tracker_notices(trackers),
             *_context_notices(spec.recipe, model.base_model, services.settings),
+            *_probe_notices(spec.recipe),
             *files.notices(),
         ),
     )
@@ -224,6 +226,12 @@ def _context_notices(recipe: Recipe, base_model: str, settings: Settings) -> Ite
             f"context of {served:,} tokens: for longer ones ask the server's operator to raise "
             "ALIGNKIT_ENGINE__MAX_MODEL_LEN"
         )
+
+
+def _probe_notices(recipe: Recipe) -> Iterator[str]:
+    """Say before the run that its model will be worth less than its data."""
+    if (probe := recipe.data.flip) is not None:
+        yield f"flip swaps the answers of {probe.share:.0%} of the training pairs, which spoils the model for any use"
 
 
 def _has_netrc_entry() -> bool:

@@ -67,6 +67,8 @@ class JobService:
         self._hold_file("training_file", request.training_file)
         if request.validation_file is not None:
             self._hold_file("validation_file", request.validation_file)
+        for file_id in prepared.files_of_terms:
+            self._hold_file(f"method.{prepared.method}.hyperparameters.terms", file_id)
         for name in prepared.fine_tuned_models:
             self._hold_model(name)
         job = Job(

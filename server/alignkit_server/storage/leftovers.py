@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
-from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from alignkit_server.clock import now
 from alignkit_server.database import Database, after_commit
+from alignkit_server.in_use import uses_file
 from alignkit_server.job_status import UNFINISHED
 from alignkit_server.keys.links import LINK_SECONDS
 from alignkit_server.settings import Settings
@@ -54,7 +55,7 @@ def purge_files(session: Session, folder: Path, *which: ColumnElement[bool]) -> 
     used = exists().where(
         Job.project_id == File.project_id,
         Job.status.in_(UNFINISHED),
-        or_(Job.training_file == File.id, Job.validation_file == File.id),
+        uses_file(File.id),
     )
     gone = select(File.seq).where(File.expires_at <= now(), ~used, *which).limit(BATCH)
     ids = session.scalars(delete(File).where(File.seq.in_(gone)).returning(File.id)).all()
