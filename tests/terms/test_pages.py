@@ -44,7 +44,7 @@ def test_every_option_has_a_description_and_numbers_have_bounds(name: str) -> No
         for arm in option.get("anyOf", [option]):
             if arm.get("type") in {"number", "integer"}:
                 assert {"minimum", "exclusiveMinimum"} & arm.keys(), option
-    assert set(listed["hyperparameters"]) == set(listed["options"]) or name in {"anchor", "repel"}
+    assert set(listed["hyperparameters"]) == set(listed["options"]) or name == "repel"
 
 
 def test_a_method_lists_the_terms_that_its_jobs_take() -> None:
