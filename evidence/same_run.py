@@ -73,9 +73,18 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         launch = ["accelerate.commands.launch", "--cpu", "--multi_cpu", "--num_processes", "2"]
         given["training"].pop("devices")
         other = _launched(settings, name, given, [*launch, "-m", "alignkit.train"])
+        _require_processes(other, 2)
     else:
         other, _ = run(settings, name, given)
     return _compared(whole, other)
+
+
+def _require_processes(folder: Path, expected: int) -> None:
+    """Raise RuntimeError unless the run had that many processes, since a launcher may start fewer without a word."""
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    found = int(facts["environment"]["processes"])
+    if found != expected:
+        raise RuntimeError(f"{folder} ran in {found} processes, expected {expected}")
 
 
 def _compared(whole: Path, other: Path) -> dict[str, float]:
