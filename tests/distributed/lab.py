@@ -1,6 +1,7 @@
 """Runs of many cases under several configurations, each launched once, and what two processes must have in common
 with one."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from tests.distributed.launching import Run, build_inputs, launch, write_recipe
 
 SHARDS_WEIGHTS = {"zero3", "zero3_offload", "zero3_multinode", "fsdp2"}
 WHOLE_STATES = {"ddp"}
+SIGNS = re.compile(r"train_rewards_(accuracies|ece)|train_groups_\w+_accuracy")
+"""Metrics that count the signs of margins."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,9 @@ def check_training(one: Run, two: Run, config: str, steps: int, *, each: bool = 
     return {"loss": max(abs(b / a - 1) for a, b in pairs), "weight": max(deviations.values())}
 
 
-def check_evaluation(one: Run, two: Run, config: str, steps: int) -> dict[str, float]:
-    """What two processes log of an evaluation is what one logs."""
-    assert len(two.held_out()) == len(one.held_out()) == 2
+def check_evaluation(one: Run, two: Run, config: str, steps: int, times: int = 2) -> dict[str, float]:
+    """What two processes log of each of `times` evaluations is what one logs."""
+    assert len(two.held_out()) == len(one.held_out()) == times
     for found, expected in zip(two.logs(), one.logs(), strict=True):
         decided = without_coin_tosses(expected)
         assert {name: found[name] for name in decided} == pytest.approx(decided, rel=1e-3, abs=1e-4)
@@ -98,11 +101,7 @@ def check_evaluation(one: Run, two: Run, config: str, steps: int) -> dict[str, f
 def without_coin_tosses(log: dict[str, float]) -> dict[str, float]:
     """A log less what counts signs of margins, while these are rounding: a policy is its reference at first."""
     tied = abs(log.get("train_rewards_margins", 1.0)) < 1e-5
-    return {
-        name: value
-        for name, value in log.items()
-        if not (tied and name in ("train_rewards_accuracies", "train_rewards_ece"))
-    }
+    return {name: value for name, value in log.items() if not (tied and SIGNS.fullmatch(name))}
 
 
 CHECKS: dict[str, Callable[[Run, Run, str, int], dict[str, float]]] = {
