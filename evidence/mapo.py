@@ -50,6 +50,9 @@ EVIDENCE = Evidence(
     measure,
     bars("log-prob of chosen", "held-out chosen answers, nats per token"),
     needs_model=True,
+    outcome="As claimed: chosen answers end at -0.96 nats a token and 60 % of the greedy answers are in their style; "
+    "with DPO -1.76 and 13 %. In the model's own style the gap is wider still (-0.28 and all, -2.56 and 13 %), so it "
+    "does not come from the reference alone.",
 )
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ EVIDENCE = Evidence(
     measure,
     bars("calibration error", "held-out calibration error of tokens"),
     needs_model=True,
+    outcome="In part. With every seed the past self lowers the NLL (0.43 to 0.39 and 0.37) and the calibration error "
+    "(0.052 to 0.047 and 0.042); three seeds make sure of the first only. And the run did not over-fit: twelve "
+    "epochs are better than two.",
 )
 
 if __name__ == "__main__":
