@@ -11,7 +11,7 @@ from alignkit_server.chat.own_options import CHAT, RESPONSE, TEXT, own_options
 from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import documented
 from alignkit_server.limits.quotas import limits_of
-from alignkit_server.limits.request_turns import end_turn
+from alignkit_server.limits.turns import end_turn
 
 router = APIRouter(tags=["chat"])
 ERRORS = documented(404, 413, 503)
@@ -64,6 +64,6 @@ async def _answer(request: Request, path: str, services: ServicesDep, caller: Pr
     model = await services.database.ask(services.catalog.resolve, body.model, caller.project_id)
     raw = body.salted(services.vault.salt(caller.project_id), own_options(path, model))
     most = limits_of(caller.limits, services.settings.limits).tokens_open
-    end_turn(request)  # from here on the engine's turns count
+    end_turn()  # from here on the engine's turns count
     asked = Asked(path, raw, model.engine, caller.project_id, body.demand, most, model.lora_rank)
     return await gateway.forward(request, asked)

@@ -19,6 +19,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from alignkit_server.errors import ApiError, disk_full, shorten
+from alignkit_server.limits.turns import end_turn
 from alignkit_server.outages import is_full
 
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
@@ -124,6 +125,7 @@ async def receive(
     The form must hold one file under the name `file_field`; other fields are allowed only if listed in `fields`.
     """
     boundary = _boundary(request)
+    end_turn()
     body = request.stream()
     descriptor, name = await to_thread.run_sync(lambda: tempfile.mkstemp(prefix=PREFIX, dir=folder))
     path = Path(name)

@@ -7,7 +7,12 @@ fewest running sequences.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+
+TURN_SECONDS = 1.0
+"""After which a request goes on without its turn at the service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +116,31 @@ class Turns:
 def share_of(capacity: int) -> int:
     """The number of sequences that one project may use: an eighth is left for the others."""
     return max(1, capacity - max(1, capacity // 8))
+
+
+class Turn:
+    """A request's turn at the service, from its creation until `end`, at most for TURN_SECONDS."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release: Callable[[], None] | None = release
+        self._timer = asyncio.get_running_loop().call_later(TURN_SECONDS, self.end)
+
+    def end(self) -> None:
+        """Let another request begin; does nothing the second time."""
+        self._timer.cancel()
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+
+current_turn: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
+
+
+def end_turn() -> None:
+    """Let another request begin, before this one waits for an engine, a peer, a body or a process of its own.
+
+    Call it in the event loop. It does nothing outside a request.
+    """
+    turn = current_turn.get()
+    if turn is not None:
+        turn.end()

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from alignkit.data.validation import FileReport
 from alignkit_server.children import work
 from alignkit_server.children.runner import ChildRunner
+from alignkit_server.limits.turns import end_turn
 
 AT_ONCE = 4
 OF_A_PROJECT = 2
@@ -85,6 +86,7 @@ class FileCheckPool:
 
         With `request`, the children of `work` end when its client hangs up.
         """
+        end_turn()
         gone = threading.Event()
         async with self._by_project[project_id]:
             watching = asyncio.create_task(_hung_up(request)) if request is not None else None

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 
 from alignkit_server.dependencies import ProjectDep, ServicesDep
 from alignkit_server.errors import documented
+from alignkit_server.limits.turns import end_turn
 from alignkit_server.pagination import After, CursorListObject, PageQuery
 from alignkit_server.tables import Endpoint
 from alignkit_server.webhooks.repository import EndpointRepository
@@ -86,4 +87,6 @@ async def try_webhook_endpoint(
         with services.database.reading() as session:
             return EndpointRepository(session, project.project_id).get(endpoint_id)
 
-    return await try_out(await to_thread.run_sync(find), body.event_type, services)
+    endpoint = await to_thread.run_sync(find)
+    end_turn()
+    return await try_out(endpoint, body.event_type, services)

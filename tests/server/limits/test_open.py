@@ -19,7 +19,7 @@ class SlowEngines(NoEngines):
 
     def endpoint(self, base_model: str, rank: int = 0) -> str:
         self.asked += 1
-        self.gate.wait(10)
+        self.gate.wait(60)
         return super().endpoint(base_model)
 
     def hold(self, base_model: str) -> None:

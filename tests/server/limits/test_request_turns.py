@@ -1,21 +1,32 @@
 """Turns of requests: however many one project sends, another's begins next, and what waits long takes no turn."""
 
 import asyncio
+import contextlib
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
-from starlette.requests import Request
+from anyio import to_thread
 
+from alignkit_server.errors import ApiError
 from alignkit_server.files.service import FileService
-from alignkit_server.limits import request_turns
-from alignkit_server.limits.request_turns import RequestTurns, end_turn
+from alignkit_server.files.upload import PREFIX
+from alignkit_server.limits import turns
+from alignkit_server.limits.request_turns import RequestTurns
+from alignkit_server.limits.turns import end_turn
+from alignkit_server.preflight import routes as preflight_routes
+from alignkit_server.webhooks import routes as webhook_routes
 from tests.server.limits.test_open import SlowEngines
-from tests.server.support import serve, wait_until
+from tests.server.support import BASE_MODEL, Running, serve, wait_until
 
 Scope = dict[str, Any]
 
@@ -29,14 +40,16 @@ class Slow:
 
     def __init__(self) -> None:
         self.begun: list[str] = []
-        self.scopes: list[Scope] = []
+        self.waits = False
+        """Whether requests end their turns, each of them twice."""
         self._ends: list[asyncio.Event] = []
         self._more = asyncio.Event()
 
     async def __call__(self, scope: Scope, _receive: Any, send: Any) -> None:
         self.begun.append(scope["state"]["principal"].project_id)
-        self.scopes.append(scope)
         self._more.set()
+        for _ in range(2 if self.waits else 0):
+            end_turn()
         self._ends.append(end := asyncio.Event())
         await end.wait()
         await send({"type": "http.response.start"})
@@ -63,7 +76,7 @@ async def nothing(*_: Any) -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, seconds: float, work: Any) -> None:
     """Do `work` with an application that records, and a way to send it a request of a project."""
-    monkeypatch.setattr(request_turns, "TURN_SECONDS", seconds)
+    monkeypatch.setattr(turns, "TURN_SECONDS", seconds)
 
     async def main() -> None:
         app, tasks = Slow(), set()
@@ -105,14 +118,14 @@ def test_a_turn_lasts_until_the_answer_begins(monkeypatch: pytest.MonkeyPatch) -
     run(monkeypatch, 60.0, work)
 
 
-def test_a_route_ends_its_turn_before_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_route_that_ends_its_turn_lets_another_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(app: Slow, send: Any) -> None:
-        await send("many", 4)
-        assert len(app.begun) == 3
-        for _ in range(2):  # the second time it does nothing
-            end_turn(Request(app.scopes[0]))
-            await settle()
-            assert len(app.begun) == 4
+        app.waits = True
+        await send("many", 10)
+        assert len(app.begun) == 10
+        app.waits = False
+        await send("many", 10)
+        assert len(app.begun) == 13
 
     run(monkeypatch, 60.0, work)
 
@@ -128,7 +141,7 @@ def test_what_takes_long_goes_on_without_its_turn(monkeypatch: pytest.MonkeyPatc
 def test_a_service_works_on_few_requests_of_one_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_turns, "TURN_SECONDS", 60.0)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 60.0)
     lock, at_work, most = threading.Lock(), 0, 0
     plain = FileService.list
 
@@ -153,16 +166,71 @@ def test_a_service_works_on_few_requests_of_one_project(
     assert most <= 3
 
 
-def test_a_chat_that_waits_for_its_engine_takes_no_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(request_turns, "TURN_SECONDS", 60.0)
-    body = {"model": "tiny-llama", "messages": []}
+@dataclass
+class Waiting:
+    """A service, a client of one project, and threads for its requests."""
+
+    service: Running
+    http: httpx.Client
+    pool: ThreadPoolExecutor
+
+    def answers(self) -> bool:
+        """Whether another request of the project is answered, within far less than a turn."""
+        return self.http.get("/v1/models", timeout=30).is_success
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Waiting]:
+    """A service whose requests for engines, files and peers wait, and whose turns do not end by themselves."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 600.0)
     engines = SlowEngines()
-    with serve(tmp_path, engines=engines) as service, service.http(service.new_key("chats")) as http:
-        with ThreadPoolExecutor(5) as pool:
-            chats = [pool.submit(http.post, "/v1/chat/completions", json=body) for _ in range(5)]
-            wait_until(lambda: engines.asked >= 6)  # five held, one start
-            assert http.get("/v1/models").status_code == 200
-            engines.gate.set()
-        assert {chat.result().status_code for chat in chats} == {503}
+
+    def prepare(*_: Any) -> None:
+        engines.gate.wait(60)
+        raise ApiError(400, "This is over.")
+
+    async def try_out(*_: Any) -> None:
+        await to_thread.run_sync(prepare)
+
+    monkeypatch.setattr(preflight_routes, "prepare", prepare)
+    monkeypatch.setattr(webhook_routes, "try_out", try_out)
+    with (
+        serve(tmp_path, engines=engines, webhook_private_targets=True) as service,
+        service.http(service.new_key("many")) as http,
+        ThreadPoolExecutor(5) as pool,
+    ):
+        yield Waiting(service, http, pool)
+        engines.gate.set()
+
+
+@pytest.mark.parametrize("kind", ["chat/completions", "fine_tuning/preview", "webhook_endpoints/{}/test"])
+def test_a_request_that_waits_takes_no_turn(waiting: Waiting, kind: str) -> None:
+    event = "fine_tuning.job.succeeded"
+    asked = {"name": "a", "url": "http://127.0.0.1:9/", "event_types": [event]}
+    endpoint = waiting.http.post("/v1/webhook_endpoints", json=asked).json()["id"]
+    body = {
+        "chat/completions": {"model": BASE_MODEL, "messages": []},
+        "fine_tuning/preview": {"model": BASE_MODEL, "training_file": "file-a"},
+        "webhook_endpoints/{}/test": {"event_type": event},
+    }[kind]
+    requests = [
+        waiting.pool.submit(waiting.http.post, f"/v1/{kind.format(endpoint)}", json=body) for _ in range(5)
+    ]
+    for _ in range(20):
+        assert waiting.answers()
+    assert not any(request.done() for request in requests)
+
+
+def test_an_upload_that_comes_slowly_takes_no_turn(waiting: Waiting) -> None:
+    address = urlsplit(waiting.service.url)
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: {waiting.http.headers['authorization']}\r\n"
+        "content-type: multipart/form-data; boundary=b\r\ncontent-length: 1000\r\n\r\n--b\r\n"
+    )
+    folder = waiting.service.settings.files_dir
+    with contextlib.ExitStack() as many:
+        for _ in range(5):
+            upload = socket.create_connection((address.hostname, address.port), timeout=30)
+            many.enter_context(upload).sendall(head.encode())
+        wait_until(lambda: len(list(folder.glob(f"{PREFIX}*"))) == 5, 30)
+        assert waiting.answers()
