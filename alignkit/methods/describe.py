@@ -83,7 +83,8 @@ def markdown() -> str:
         further = [name for name in method["hyperparameters"] if name not in method["options"]]
         parts.extend(_row(name, method) for name in further)
     parts.append("\n## Every job\n\n| hyperparameter | values | meaning |\n| --- | --- | --- |\n")
-    for name, option in Hyperparameters.model_json_schema()["properties"].items():
+    schema = Hyperparameters.model_json_schema()
+    for name, option in resolved(schema, set(schema["properties"])).items():
         parts.append(f"| `{name}` | {values(option)} | {option['description']} |\n")
     return "".join(parts)
 

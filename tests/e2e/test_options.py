@@ -1,17 +1,16 @@
 """Every option of a job for real: trained by the service, proven by the canary, answered by vLLM."""
 
 import json
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from alignkit import terms
-from alignkit.after import Step
-from alignkit.methods import METHODS, hyperparameters_of
 from alignkit.methods.sinkd import SOLVERS
 from tests.completion import write_completions
 from tests.e2e.cases import Case, case_of, recipe_of, require_answer, train
 from tests.e2e.service import Service
+from tests.options import sections, steps
 from tests.preference import row
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -47,18 +46,6 @@ OPTIONS = {
 """Hyperparameter that is a section of options -> its case, with these options."""
 BESIDE = {"early_stopping": {"eval_interval": 1, "max_steps": 4}}
 """Hyperparameter -> what a job of it needs too."""
-
-
-def sections() -> list[str]:
-    """The hyperparameters that are sections of options, but for the lists that are tested by themselves."""
-    schema = hyperparameters_of(METHODS["f_dpo"]).model_json_schema()["properties"]
-    return [name for name in schema if "$ref" in json.dumps(schema[name]) and name not in {"terms", "after"}]
-
-
-def steps() -> list[str]:
-    """The types of the steps after training."""
-    union, _discriminator = get_args(Step)
-    return [kind.model_fields["type"].default for kind in get_args(union)]
 
 
 @pytest.fixture(scope="module")
