@@ -73,12 +73,21 @@ def measure_all(options: argparse.Namespace) -> None:
         return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"heads-{options.device}{'-growth' if options.growth else ''}.json"
+    if options.op and path.is_file():
+        rows = in_place(json.loads(path.read_text())["rows"], rows)
     path.write_text(json.dumps({"machine": machine(options.device) | speed, "rows": rows}, indent=1) + "\n")
     console.print(f"Written to {path}")
     if options.growth:
         from benchmarks.plot import plot
 
         console.print(f"Drawn to {plot(rows, DOCS / f'heads-{options.device}.png')}")
+
+
+def in_place(kept: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The kept rows by op, with those of ops that were measured again in place of theirs."""
+    again = {row["op"] for row in rows}
+    others = [row for row in kept if row["op"] not in again]
+    return sorted([*others, *rows], key=lambda row: str(row["op"]))
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import heads
 from benchmarks.ops import discover
 from benchmarks.plot import series
 
@@ -85,3 +86,9 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
         for n in (1, 2)
     ]
     assert plot(rows, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ops_that_are_measured_again_take_the_place_of_theirs() -> None:
+    kept = [{"op": "a", "n": 1}, {"op": "b", "n": 1}, {"op": "b", "n": 2}, {"op": "c", "n": 1}]
+    again = [{"op": "b", "n": 3}, {"op": "b", "n": 4}]
+    assert heads.in_place(kept, again) == [kept[0], *again, kept[3]]
