@@ -71,6 +71,9 @@ EVIDENCE = Evidence(
     measure,
     draw,
     needs_model=True,
+    outcome="As claimed. At half the amount the accuracy is 0.97 (0.98 at 1, 0.69 untrained) and the NLL elsewhere "
+    "1.25 (1.65 at 1). No amount is better elsewhere than the untrained model (1.06), and label smoothing adds "
+    "nothing.",
 )
 
 if __name__ == "__main__":
