@@ -48,6 +48,9 @@ EVIDENCE = Evidence(
     measure,
     bars("coverage", "share of the teacher's nucleus covered"),
     needs_model=True,
+    outcome="As claimed: 0.64 under forward KL, 0.14 under JS, 0.08 under reverse KL, and 0.18 under Cauchy-Schwarz. "
+    "In 60 steps from a pruned student only forward KL comes near its teacher (KL 0.9; 9 to 17 under the others), so "
+    "this tells as much about speed as about coverage.",
 )
 
 if __name__ == "__main__":
