@@ -34,10 +34,16 @@ OTHERS: dict[str, dict[str, Any]] = {
     "nested": {"lora": {"r": 4, "nested": {}}},
     "orthogonal": {"training": {"gradient": "orthogonal"}},
     "interpolate": {"after": [{"type": "interpolate", "amount": 0.5}]},
+    # a stored reference has no noise, and whether it is stored depends on the configuration
+    "elastic": {
+        "elastic": {"formats": ["fp8"], "strength": 2.0},
+        "training": {"reference_store": "off"},
+    },
+    "tune": {"tune": ["beta"]},
     "truncate_rank": {"lora": {"r": 4, "nested": {}}, "after": [{"type": "truncate_rank", "rank": 2}]},
 }
 CASES = TERMS | OTHERS
-REFUSED = {"zero2": {"orthogonal"}}
+REFUSED = {"zero2": {"orthogonal", "tune"}}
 """By configuration, what a run refuses before it starts."""
 
 
@@ -67,7 +73,7 @@ class Runs:
         path = write_recipe(self.inputs, output, "f_dpo")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         for section, own in parts.items():
-            values[section] = {**values[section], **own} if isinstance(own, dict) else own
+            values[section] = {**(values.get(section) or {}), **own} if isinstance(own, dict) else own
         text = yaml.safe_dump(values).replace("ADAPTER", str(self.inputs / "adapter"))
         path.write_text(text, encoding="utf-8")
         return path
