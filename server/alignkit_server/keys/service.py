@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 from sqlalchemy.orm import Session
+from starlette.types import Scope
 
 from alignkit_server.clock import now
 from alignkit_server.database import Database
@@ -44,6 +45,12 @@ class Principal:
     key_id: str
     scopes: frozenset[str]
     limits: Mapping[str, int]
+
+
+def caller_of(scope: Scope) -> Principal | None:
+    """The caller of an ASGI request, once it is authenticated; None for a path that needs no key."""
+    found: Principal | None = scope.get("state", {}).get("principal")
+    return found
 
 
 def new_key(name: str, scopes: Sequence[str], expires_at: int | None = None) -> tuple[ApiKey, str]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignkit_server.errors import ApiError, error_response
-from alignkit_server.keys.service import Principal
+from alignkit_server.keys.service import caller_of
 from alignkit_server.limits.quotas import limits_of
 from alignkit_server.settings import Limits
 
@@ -54,7 +54,7 @@ class OpenRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on within the project's limit."""
-        principal: Principal | None = scope.get("state", {}).get("principal")
+        principal = caller_of(scope)
         if principal is None:  # a path that needs no key
             await self._app(scope, receive, send)
             return

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alignkit_server.keys.service import Principal
+from alignkit_server.keys.service import caller_of
 from alignkit_server.limits.open import OPEN, Held
 from alignkit_server.limits.quotas import limits_of
 from alignkit_server.settings import Limits
@@ -73,7 +73,7 @@ class Pace:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on in its time; its body counts as it arrives."""
-        principal: Principal | None = scope.get("state", {}).get("principal")
+        principal = caller_of(scope)
         limits = limits_of(principal.limits, self._defaults) if principal else self._defaults
         if principal is None or limits.requests_per_minute is None:
             await self._app(scope, receive, send)

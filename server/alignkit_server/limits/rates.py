@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alignkit.errors import AlignkitError
 from alignkit_server.errors import ApiError, error_response
-from alignkit_server.keys.service import Principal
+from alignkit_server.keys.service import caller_of
 from alignkit_server.limits.quotas import limits_of
 from alignkit_server.settings import Limits
 
@@ -42,7 +42,7 @@ class RateLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and add headers with the number of remaining requests."""
-        principal: Principal | None = scope.get("state", {}).get("principal")
+        principal = caller_of(scope)
         if principal is None:  # a path that needs no key
             await self._app(scope, receive, send)
             return

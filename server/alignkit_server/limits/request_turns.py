@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alignkit_server.keys.service import Principal
+from alignkit_server.keys.service import caller_of
 from alignkit_server.limits.turns import Load, Turn, Turns, current_turn
 
 AT_ONCE = 4
@@ -22,7 +22,7 @@ class RequestTurns:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on in its turn."""
-        principal: Principal | None = scope.get("state", {}).get("principal")
+        principal = caller_of(scope)
         if principal is None:  # a path that needs no key
             await self._app(scope, receive, send)
             return
