@@ -3,7 +3,8 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,33 +80,30 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False)) if asked == "auto" else asked == "on"
 
 
-@contextmanager
-def bfloat16_products() -> Iterator[None]:
+def bfloat16_products() -> AbstractContextManager[None]:
     """Let float32 matmuls on a CPU round their operands to bfloat16 where that is faster; sums stay float32.
 
     oneDNN takes AMX for it. A processor without such instructions multiplies in float32 all the same.
     """
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
+    return _float32_matmuls("bf16", torch.backends.mkldnn.matmul)
+
+
+def float32_products() -> AbstractContextManager[None]:
+    """Multiply float32 in float32, whatever precision the process allows for matmuls."""
+    return _float32_matmuls("ieee", torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
 
 
 @contextmanager
-def float32_products() -> Iterator[None]:
-    """Multiply float32 in float32, whatever precision the process allows for matmuls."""
-    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+def _float32_matmuls(precision: str, *backends: Any) -> Iterator[None]:
+    """Set the precision of the backends' float32 matmuls, and set it back."""
     before = [matmul.fp32_precision for matmul in backends]
     for matmul in backends:
-        matmul.fp32_precision = "ieee"
+        matmul.fp32_precision = precision
     try:
         yield
     finally:
-        for matmul, precision in zip(backends, before, strict=True):
-            matmul.fp32_precision = precision
+        for matmul, own in zip(backends, before, strict=True):
+            matmul.fp32_precision = own
 
 
 def spans(count: int, largest: int) -> list[slice]:
