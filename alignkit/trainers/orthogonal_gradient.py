@@ -37,9 +37,9 @@ class OrthogonalGradient(MeasuringCallback):
         weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
         squares = [torch.zeros(2)]
         for weight in weights:
-            gradient = weight.grad.detach()
-            squares.append(squares_of(weight.detach(), gradient))
-            weight.grad.copy_(orthogonal(weight.detach(), gradient))
+            changed, found = parts(weight.detach(), weight.grad.detach())
+            weight.grad.copy_(changed)
+            squares.append(found)
         removed, whole = torch.stack([one.to(squares[-1]) for one in squares]).sum(dim=0).tolist()
         if whole:
             self.measure("orthogonal/removed", removed, whole)
@@ -51,26 +51,26 @@ def orthogonal(weight: Tensor, gradient: Tensor) -> Tensor:
     Leading dimensions are separate matrices, such as experts. Vectors, and matrices that are zero, keep their
     gradient. A gradient along the weight becomes zero. Computed in float32 or wider.
     """
-    if weight.dim() < 2:
-        return gradient
+    return parts(weight, gradient)[0]
+
+
+def parts(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `orthogonal` does, and [2], the squared norms of what it removes and of the whole gradient.
+
+    Both are 0 for vectors.
+    """
     wide = torch.promote_types(gradient.dtype, torch.float32)
+    if weight.dim() < 2:
+        return gradient, gradient.new_zeros(2, dtype=wide)
     w, g = weight.to(wide), gradient.to(wide)
-    square = _inner(w, w)
-    left = g - _inner(w, g) / square.clamp(min=torch.finfo(wide).tiny) * w
-    norm, rest = _inner(g, g).sqrt(), _inner(left, left).sqrt()
+    square, whole = _inner(w, w), _inner(g, g)
+    along = _inner(w, g) / square.clamp(min=torch.finfo(wide).tiny)
+    left = g - along * w
+    norm, rest = whole.sqrt(), _inner(left, left).sqrt()
     is_noise = rest <= PARALLEL * norm
     scaled = torch.where(is_noise, torch.zeros_like(left), left * (norm / rest.masked_fill(is_noise, 1)))
-    return torch.where(square > 0, scaled, g).to(gradient.dtype)
-
-
-def squares_of(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Return [2], the squared norms of the gradient's part along the weight, and of all of it; 0 for vectors."""
-    wide = torch.promote_types(gradient.dtype, torch.float32)
-    w, g = weight.to(wide), gradient.to(wide)
-    if weight.dim() < 2:
-        return g.new_zeros(2)
-    along = _inner(w, g).square() / _inner(w, w).clamp(min=torch.finfo(wide).tiny)
-    return torch.stack([along.sum(), g.square().sum()])
+    squares = torch.stack([(along.square() * square).sum(), whole.sum()])
+    return torch.where(square > 0, scaled, g).to(gradient.dtype), squares
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
