@@ -2,9 +2,10 @@
 with one."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,13 @@ class Case:
     """`lora`, `full`, or `adapter`, which trains on from one."""
     tied: bool = False
     """Whether of both models the head is the embedding."""
+    name: str = ""
+    """For a case with parts of its own."""
+    parts: Mapping[str, Any] | None = None
+    """See `write_recipe`."""
 
     def __str__(self) -> str:
-        return f"{self.method}-{self.kind}{'-tied' if self.tied else ''}"
+        return self.name or f"{self.method}-{self.kind}{'-tied' if self.tied else ''}"
 
 
 class Lab:
@@ -36,7 +41,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._inputs = {tied: build_inputs(folder / f"tied-{tied}", tied=tied) for tied in (False, True)}
+        self.inputs = {tied: build_inputs(folder / f"tied-{tied}", tied=tied) for tied in (False, True)}
         self._output = ""
 
     def run(self, config: str, wanted: Sequence[Case], case: Case) -> Run:
@@ -45,7 +50,13 @@ class Lab:
         missing = [one for one in wanted if not self._path(config, one).exists()]
         if missing:
             recipes = [
-                write_recipe(self._inputs[one.tied], self._path(config, one), one.method, kind=one.kind)
+                write_recipe(
+                    self.inputs[one.tied],
+                    self._path(config, one),
+                    one.method,
+                    kind=one.kind,
+                    parts=one.parts,
+                )
                 for one in missing
             ]
             self._output = launch(

@@ -6,7 +6,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,9 +189,12 @@ def write_recipe(
     kind: str = "lora",
     dropout: float = 0.0,
     options: dict[str, Any] | None = None,
+    parts: Mapping[str, Any] | None = None,
     **training: Any,
 ) -> Path:
-    """A recipe of a few steps, each of two micro-batches on each of two processes. `options`: the method's.
+    """A recipe of a few steps, each of two micro-batches on each of two processes.
+
+    `options` are the method's. `parts` go into the recipe's sections, or are whole sections that are no mappings.
 
     `kind`: `lora`, `full`, or `adapter`, which trains on from one.
     """
@@ -221,6 +224,8 @@ def write_recipe(
     }
     if kind != "adapter":
         values["lora"] = {"r": 4, "dropout": dropout} if kind == "lora" else None
+    for section, own in (parts or {}).items():
+        values[section] = {**(values.get(section) or {}), **own} if isinstance(own, dict) else own
     path = output.with_suffix(".yaml")
     path.write_text(Recipe.parse(values).to_yaml(), encoding="utf-8")
     return path

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from alignkit import terms
-from tests.distributed.lab import check_evaluation, check_training
-from tests.distributed.launching import STEPS, Run, build_inputs, launch, write_recipe
+from tests.distributed.lab import Case, Lab, check_evaluation, check_training
+from tests.distributed.launching import STEPS
 from tests.tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -21,14 +20,14 @@ def of_terms(*wanted: dict[str, Any], **data: Any) -> dict[str, Any]:
     return {"terms": list(wanted), "data": {**GROUPS, "max_length": 512, **data}}
 
 
-TERMS: dict[str, dict[str, Any]] = {
+TERMS = {
     "robust": of_terms({"type": "robust", "over": "groups", "strength": 0.2}),
     "robust-rows": of_terms({"type": "robust", "over": "rows"}),
     "align_groups": of_terms({"type": "align_groups"}),
     "early_learning": of_terms({"type": "early_learning", "weight": 1.0}, flip={"share": 0.2}),
     "thresholds": of_terms({"type": "thresholds", "chosen_floor": 0.1}),
     "anchor": of_terms({"type": "anchor", "sequences": 4, "weight": 10.0}),
-    "repel": of_terms({"type": "repel", "adapters": ["ADAPTER"], "weight": 10.0}),
+    "repel": of_terms({"type": "repel", "weight": 10.0}),  # from the adapter of `the_cases`
 }
 OTHERS: dict[str, dict[str, Any]] = {
     "nested": {"lora": {"r": 4, "nested": {}}},
@@ -42,57 +41,36 @@ OTHERS: dict[str, dict[str, Any]] = {
     "tune": {"tune": ["beta"]},
     "truncate_rank": {"lora": {"r": 4, "nested": {}}, "after": [{"type": "truncate_rank", "rank": 2}]},
 }
-CASES = TERMS | OTHERS
 REFUSED = {"zero2": {"orthogonal", "tune"}}
 """By configuration, what a run refuses before it starts."""
 
 
-class Runs:
-    """The runs of every option under a configuration, launched together."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.inputs = folder, build_inputs(folder)
-        self.output = ""
-
-    def run(self, config: str, name: str) -> Run:
-        """One run; the first that asks makes all of the configuration."""
-        folder = self.folder / config
-        if not folder.exists():
-            folder.mkdir()
-            wanted = [one for one in CASES if one not in REFUSED.get(config, ())]
-            recipes = [self.recipe(folder / one, CASES[one]) for one in wanted]
-            self.output = launch(
-                config, recipes, processes=1 if config == "single" else 2, timeout=1500
-            ).stdout
-        found = Run(folder / name)
-        assert (found.folder / "result.json").exists(), self.output[-4000:]
-        return found
-
-    def recipe(self, output: Path, parts: dict[str, Any]) -> Path:
-        """A short f-DPO recipe with the parts of an option."""
-        path = write_recipe(self.inputs, output, "f_dpo")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for section, own in parts.items():
-            values[section] = {**(values.get(section) or {}), **own} if isinstance(own, dict) else own
-        text = yaml.safe_dump(values).replace("ADAPTER", str(self.inputs / "adapter"))
-        path.write_text(text, encoding="utf-8")
-        return path
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("options"))
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("options"))
+
+
+def the_cases(adapter: Path) -> dict[str, Case]:
+    """Every option's case by name; `repel` goes away from `adapter`."""
+    away = of_terms({**TERMS["repel"]["terms"][0], "adapters": [str(adapter)]})
+    return {
+        name: Case("f_dpo", "lora", name=name, parts=parts)
+        for name, parts in (TERMS | OTHERS | {"repel": away}).items()
+    }
 
 
 def test_every_term_has_a_case() -> None:
     assert {name.partition("-")[0] for name in TERMS} == set(terms.available())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TERMS | OTHERS)
 @pytest.mark.parametrize("config", ["ddp", "zero2"])
-def test_two_processes_do_what_one_does(runs: Runs, config: str, name: str) -> None:
-    if name in REFUSED.get(config, ()):
+def test_two_processes_do_what_one_does(lab: Lab, config: str, name: str) -> None:
+    refused = REFUSED.get(config, set())
+    if name in refused:
         pytest.skip(f"{name} is refused under {config}")
-    one, two = runs.run("single", name), runs.run(config, name)
+    cases = the_cases(lab.inputs[False] / "adapter")
+    able = [case for case in cases.values() if case.name not in refused]
+    one, two = (lab.run("single", [*cases.values()], cases[name]), lab.run(config, able, cases[name]))
     check_training(one, two, config, STEPS, each=False)  # terms cancel, so one matrix may differ by more
-    check_evaluation(one, two, config, STEPS, times=2 + ("after" in CASES[name]))
+    check_evaluation(one, two, config, STEPS, times=2 + ("after" in OTHERS.get(name, {})))
