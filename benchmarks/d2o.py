@@ -1,7 +1,7 @@
 """A D2O step on rows of log-normal lengths: padded in two passes, and packed in one graph where it fits.
 
 `python -m benchmarks.d2o [--model FOLDER] [--steps N]`: the same rows (a prompt, K samples and a dispreferred
-answer), seed and settings, each form in a fresh process; losses must agree to 1e-5. `padded` is a step with neither
+answer), seed and settings, each form in a fresh process; losses must agree to 5e-5. `padded` is a step with neither
 packing nor a graph of all answers of a row. Prints tokens a second, which count the prompt once for each answer in
 both forms, and peak memory over the loaded model. Writes results/d2o.json. Run it on a quiet machine.
 """
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.heads import RESULTS, machine
 from benchmarks.measure import in_fresh_process
-from benchmarks.packing import LONGEST, TOLERANCE, log_normal
+from benchmarks.packing import LONGEST, log_normal
 from benchmarks.training_step import measured, with_model
 
 FORMS = {"padded": False, "packed": True}
@@ -25,6 +25,8 @@ SAMPLES, ROWS = 11, 2
 """K, and rows of a step."""
 LENGTHS = (200, 100)
 """Means of the prompt's and the answers' tokens."""
+TOLERANCE = 5e-5
+"""Of the losses: a random answer of 100 tokens has about -1,000 nats, whose last bit in float32 is 6e-5."""
 
 
 def main() -> None:
@@ -45,9 +47,10 @@ def main() -> None:
     gap = max(abs(one - other) for one, other in pairs)
     if gap > TOLERANCE:
         raise SystemExit(f"the losses differ by {gap:.1e}, expected at most {TOLERANCE:g}")
-    if options.scale == 1 and options.rows == ROWS:
+    if options.scale == 1:
         RESULTS.mkdir(exist_ok=True)
-        result = {"machine": machine("cpu"), "samples": SAMPLES, "lengths": LENGTHS, "figures": figures}
+        sizes = {"rows": options.rows, "steps": options.steps, "samples": SAMPLES, "lengths": LENGTHS}
+        result = {"machine": machine("cpu"), **sizes, "figures": figures}
         (RESULTS / "d2o.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

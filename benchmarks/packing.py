@@ -49,9 +49,10 @@ def main() -> None:
         show(kind, figures)
         require_equal(figures)
         found[kind] = figures
-    if options.scale == 1 and options.pairs == PAIRS:
+    if options.scale == 1:
         RESULTS.mkdir(exist_ok=True)
-        result = {"machine": machine("cpu"), "pairs": options.pairs, "spread": SPREAD, "figures": found}
+        sizes = {"pairs": options.pairs, "steps": options.steps, "spread": SPREAD}
+        result = {"machine": machine("cpu"), **sizes, "figures": found}
         (RESULTS / "packing.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
