@@ -8,6 +8,7 @@ just before it, and what failed of its own. The kinds that ask an engine or crea
 import argparse
 import gzip
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -282,10 +283,13 @@ class Ordinary:
 
 @contextmanager
 def abused(abuser: "Tenant", name: str) -> Iterator[None]:
-    """Abuse the service from a process of its own, whose threads hold up nobody who measures."""
+    """Abuse the service from a process of its own, which holds up nobody who measures.
+
+    It gives way to the service and to the ordinary tenant, as a client on another machine takes none of their CPU.
+    """
     model = ["--model", abuser.model] if abuser.model else []
     command = [sys.executable, "-m", "benchmarks.abuse", abuser.url, abuser.key, *model, "--abuse", name]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         time.sleep(UNDER_WAY)
         yield
         if process.poll() is not None:
@@ -295,6 +299,9 @@ def abused(abuser: "Tenant", name: str) -> Iterator[None]:
 
 def abuse_until_told(abuser: "Tenant", name: str) -> None:
     """Abuse the service until standard input ends."""
+    os.nice(19)
+    with suppress(OSError):  # where the kernel groups tasks by session, the session has a niceness of its own
+        Path("/proc/self/autogroup").write_text("19", encoding="ascii")
     over = threading.Event()
     thread = threading.Thread(target=KINDS[name], args=(abuser, over))
     thread.start()

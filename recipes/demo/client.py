@@ -34,8 +34,8 @@ HYPERPARAMETERS: dict[str, Any] = {
     "sft_weight": 1.0,
     "learning_rate_multiplier": 3.0,
     "batch_size": 4,
-    "max_steps": 44,
-    "eval_interval": 44,
+    "max_steps": 66,
+    "eval_interval": 66,
     "max_length": 256,
 }
 SEED = 7

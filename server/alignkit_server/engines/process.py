@@ -94,6 +94,17 @@ class Identity:
         return self.owner_pid == os.getpid() and runs(self.owner_pid, self.owner_create_time)
 
 
+def _give_way(pid: int, nice: int) -> None:
+    """Lower the CPU priority of a child that has just begun, and so of all that it starts.
+
+    Where the kernel groups tasks by session, a niceness counts within the session only, and the session's own is set.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="ascii")
+
+
 class ManagedProcess:
     """A child in its own session, with a log file and an identity file. Thread-safe."""
 
@@ -122,10 +133,12 @@ class ManagedProcess:
         port: int | None = None,
         cwd: Path | None = None,
         waits: bool = False,
+        nice: int = 5,
     ) -> "ManagedProcess":
         """Start `command` with exactly `environment`; the log of an earlier run is kept as `<log>.1`.
 
-        With `waits`, the process reads a line of its standard input, which `hand_over` writes. Raises OSError if the
+        With `waits`, the process reads a line of its standard input, which `hand_over` writes. It is `nice` by that
+        much more than this server, so that requests are answered while it wants all cores. Raises OSError if the
         program cannot be started.
         """
         _begin_log(log_path)
@@ -148,6 +161,7 @@ class ManagedProcess:
         except OSError:
             identity_path.unlink(missing_ok=True)
             raise
+        _give_way(child.pid, nice)
         identity = Identity(
             **asdict(identity) | {"pid": child.pid, "create_time": psutil.Process(child.pid).create_time()}
         )

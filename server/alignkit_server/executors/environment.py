@@ -29,6 +29,9 @@ TRACKER_VARIABLES = {
 }
 """Tracker -> variables of this server that are passed to runs which report to it."""
 
+NICE = 10
+"""How much nicer than the server a trainer is; more than an engine, so that answers come before training."""
+
 
 def training_environment(folder: Path) -> dict[str, str]:
     """The environment of the run in `folder`, whose recipe names its trackers."""

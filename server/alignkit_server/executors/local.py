@@ -16,7 +16,7 @@ from alignkit.recipe import paths_of
 from alignkit.run.folder import RunFolder
 from alignkit_server.confine import confined, possible, refusal
 from alignkit_server.engines.process import ManagedProcess
-from alignkit_server.executors.environment import training_environment
+from alignkit_server.executors.environment import NICE, training_environment
 from alignkit_server.executors.leases import DeviceLeases
 from alignkit_server.executors.standbys import Standbys
 
@@ -97,6 +97,7 @@ class LocalExecutor:
                 identity_path=_identity(folder),
                 environment=environment,
                 cwd=folder,
+                nice=NICE,
             )
         except BaseException:
             self._release(folder)

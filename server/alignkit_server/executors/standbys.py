@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from alignkit.launch import standby_command
 from alignkit_server.engines.process import Identity, ManagedProcess
-from alignkit_server.executors.environment import common_environment
+from alignkit_server.executors.environment import NICE, common_environment
 from alignkit_server.executors.oom import memory_left
 
 ROOM = 4
@@ -77,6 +77,7 @@ class Standbys:
             environment={**common_environment(), **leased},
             cwd=self._folder,
             waits=True,
+            nice=NICE,
         )
 
 

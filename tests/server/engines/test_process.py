@@ -71,6 +71,13 @@ def child_of(process: ManagedProcess) -> int:
     return int(line.split()[1])
 
 
+def test_a_child_and_what_it_starts_give_way_to_the_server(start: Starter) -> None:
+    process = start(PARENT)
+    wait_until(lambda: "child" in start.log.read_text())
+    for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children()):
+        assert one.nice() == psutil.Process().nice() + 5
+
+
 def test_terminate_ends_it_and_removes_the_record(start: Starter) -> None:
     process = start(SLEEP)
     assert process.alive()
