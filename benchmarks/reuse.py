@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.heads import RESULTS, machine
 from benchmarks.packing import LENGTHS, LONGEST, log_normal
-from benchmarks.training_step import with_model
+from benchmarks.training_step import measured, with_model
 
 PAIRS, BATCH, SEED = 96, 8, 0
 DIVERGENCES = (
@@ -129,38 +130,14 @@ def pairs(options: argparse.Namespace) -> list[dict[str, str]]:
 
 
 def train_trl(model: Path, rows: Path) -> None:
-    """Train TRL's DPOTrainer with its defaults, one epoch of the same rows, and save the adapter."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Train TRL's DPOTrainer with its defaults, one epoch of the same rows."""
     from trl import DPOConfig, DPOTrainer
 
-    turns = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = DPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(model),
-            args=DPOConfig(
-                output_dir=folder,
-                per_device_train_batch_size=BATCH,
-                num_train_epochs=1,
-                learning_rate=1e-5,
-                max_length=LONGEST,
-                save_strategy="no",
-                report_to="none",
-                use_cpu=True,
-                bf16=False,
-                disable_tqdm=True,
-                seed=SEED,
-            ),
-            processing_class=AutoTokenizer.from_pretrained(model),
-            train_dataset=Dataset.from_list(
-                [{key: [{"role": roles[key], "content": row[key]}] for key in roles} for row in turns]
-            ),
-            peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-        trainer.train()
-        trainer.save_model(folder)
+    turns = [{key: [{"role": roles[key], "content": row[key]}] for key in roles} for row in lines]
+    settings = partial(DPOConfig, per_device_train_batch_size=BATCH, num_train_epochs=1, max_length=LONGEST)
+    measured(DPOTrainer, settings, model, turns)
 
 
 if __name__ == "__main__":

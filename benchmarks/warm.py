@@ -98,7 +98,7 @@ def warm(model: Path, folder: Path, name: str) -> dict[str, float]:
     with subprocess.Popen(command, **pipes, env=environment(folder)) as process:  # type: ignore[call-overload]
         while (line := process.stdout.readline()) and line.decode().strip() != READY:
             pass
-        time.sleep(1.0)  # what its threads end with
+        time.sleep(1.0)  # lets its threads come to rest
         given = [str(recipe(model, folder, name))]
         request = Request(given, environment(folder), str(folder), str(folder / f"{name}.log"))
         began = time.monotonic()

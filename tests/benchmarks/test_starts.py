@@ -26,6 +26,6 @@ def test_a_waiting_trainer_is_ready_sooner_than_a_cold_one(
 
 
 def test_a_sweep_takes_less_than_as_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = result_of(reuse, tmp_path, monkeypatch, "--pairs", "8", "--scale", "0.05")
+    found = result_of(reuse, tmp_path, monkeypatch, "--pairs", "16", "--scale", "0.05")
     assert set(found) == {"TRL", "first", "second", "sweep"}
     assert found["sweep"] < len(reuse.DIVERGENCES) * found["first"]

@@ -30,6 +30,8 @@ PUT_OFF_SECONDS = 60.0
 SLEEP_SECONDS = 60.0
 """Time in which an engine must fall asleep or wake: the weights move between the GPU and the memory."""
 POLL_SECONDS = 0.1
+NICE = 5
+"""How much nicer than the server an engine is; less than a trainer."""
 OWNER_MARK = "@"
 """Separates a model's name, which never contains it, from the server's process id in file names."""
 
@@ -219,6 +221,7 @@ class Engine:
                 environment=child_environment(command.environment),
                 port=port,
                 cwd=command.cwd,
+                nice=NICE,
             )
         except OSError as error:
             raise EngineError(

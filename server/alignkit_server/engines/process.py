@@ -133,7 +133,7 @@ class ManagedProcess:
         port: int | None = None,
         cwd: Path | None = None,
         waits: bool = False,
-        nice: int = 5,
+        nice: int = 0,
     ) -> "ManagedProcess":
         """Start `command` with exactly `environment`; the log of an earlier run is kept as `<log>.1`.
 

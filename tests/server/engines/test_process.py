@@ -35,13 +35,14 @@ class Starter:
         self.record = directory / "x.json"
         self.started: list[ManagedProcess] = []
 
-    def __call__(self, code: str, **environment: str) -> ManagedProcess:
+    def __call__(self, code: str, *, nice: int = 0, **environment: str) -> ManagedProcess:
         process = ManagedProcess.start(
             [sys.executable, "-c", code],
             log_path=self.log,
             identity_path=self.record,
             environment=child_environment(environment),
             port=4711,
+            nice=nice,
         )
         self.started.append(process)
         return process
@@ -72,7 +73,7 @@ def child_of(process: ManagedProcess) -> int:
 
 
 def test_a_child_and_what_it_starts_give_way_to_the_server(start: Starter) -> None:
-    process = start(PARENT)
+    process = start(PARENT, nice=5)
     wait_until(lambda: "child" in start.log.read_text())
     for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children()):
         assert one.nice() == psutil.Process().nice() + 5
