@@ -20,4 +20,5 @@ def test_it_measures_each_precision_beside_trls_default(
     errors = {way: one["error"] for way, one in found["ways"].items()}
     assert errors["no"] < errors["fp16"] < errors["bf16"]
     assert found["auto"] in found["ways"]
-    assert all(one["seconds"] > 0 for one in found["ways"].values())
+    assert all(one["seconds"] > 0 for way, one in found["ways"].items() if way != "fp16")
+    assert found["ways"]["fp16"]["seconds"] is None  # a CPU computes it so slowly that no run takes it
