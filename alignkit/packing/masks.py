@@ -42,6 +42,12 @@ def window_of(config: Any) -> int | None:
     return config.sliding_window if SLIDING in layer_types(config) else None
 
 
+def exceeded_window(config: Any, positions: Tensor) -> int | None:
+    """The window of the sliding layers; None if there are none, or if no sequence exceeds it."""
+    window = window_of(config)
+    return None if window is None or int(positions.max()) < window else window
+
+
 def layer_types(config: Any) -> frozenset[str]:
     """The kinds of attention in a model's layers, by transformers' names."""
     listed = getattr(config, "layer_types", None)
@@ -56,9 +62,7 @@ def masks(config: Any, positions: Tensor, trees: Tensor, branches: Tensor) -> An
 
     That is one mask, or a dict of kind of layer -> mask if the kinds differ and a sequence exceeds the window.
     """
-    window, kinds = window_of(config), layer_types(config)
-    if window is not None and int(positions.max()) < window:
-        window = None
+    window, kinds = exceeded_window(config, positions), layer_types(config)
     make = block_mask if config._attn_implementation == "flex_attention" else _dense  # noqa: SLF001
     if window is None:
         return make(positions, trees, branches)

@@ -1,6 +1,6 @@
 """Packing in a model's fused forward, and the check that a model computes the same from packed rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from alignkit.errors import ModelError
 from alignkit.kernels.model_head import IGNORED, PackedRows, evaluating, head_states
-from alignkit.packing.masks import FULL, SLIDING, layer_types, masks
-from alignkit.packing.trees import Cost, Rows, arrange, lay_out, trees_of, width
+from alignkit.kernels.upstream import is_compiled
+from alignkit.packing.attention import ARGUMENT, NAME, PackedTrees, install
+from alignkit.packing.masks import FULL, SLIDING, exceeded_window, layer_types, masks
+from alignkit.packing.trees import Cost, Tree, arrange, lay_out, trees_of, width
 
 MASKED = ("sdpa", "flex_attention")
 """Attention implementations that follow a mask of each pair of tokens without storing all scores."""
@@ -34,7 +36,7 @@ def pack(model: Any, *, wanted: bool | None = None) -> str | None:
         return "it is turned off"
     reason = refusal(model)
     if reason is None:
-        model._packer = Packer(model)  # noqa: SLF001 - ours
+        model._packer = Packer(model, split=_splits(model))  # noqa: SLF001 - ours
     elif wanted is True:
         raise ModelError(f"training.packing: {type(model).__name__} cannot train on packed rows: {reason}")
     return reason
@@ -59,9 +61,14 @@ def refusal(model: Any) -> str | None:
         return f"its layers have {', '.join(others)}, expected {FULL} or {SLIDING}"
     if _drops(model):
         return "it trains with dropout, which would draw once for a prompt that two answers share"
+    return _differs(model, split=False)
+
+
+def _differs(model: Any, *, split: bool) -> str | None:
+    """Why hidden states of packed rows are not those of the padded batch; None if they are."""
     try:
         with evaluating(model), torch.no_grad():
-            difference, limit = _difference(model)
+            difference, limit = _difference(model, split=split)
     except _FAILURES as error:
         return f"its forward does not take a mask of each pair of tokens ({type(error).__name__})"
     if not difference <= limit:
@@ -71,12 +78,26 @@ def refusal(model: Any) -> str | None:
     return None
 
 
+def _splits(model: Any) -> bool:
+    """Whether attention can be cut at the ends of prompts and answers: on a CPU, by layers that are not compiled.
+
+    Compiled layers would be compiled anew for each batch. A model whose layers do not hand their forward's arguments
+    to the attention fails the comparison, and computes all pairs.
+    """
+    attention = model.config.get_text_config()._attn_implementation  # noqa: SLF001
+    if attention != NAME or model.device.type != "cpu" or any(map(is_compiled, model.modules())):
+        return False
+    install()
+    return _differs(model, split=True) is None
+
+
 class Packer:
     """The packed form of a model's batches."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, split: bool) -> None:
+        """`split` tells whether attention is cut at the ends of prompts and answers."""
         self._config = model.config.get_text_config()
-        self._cost = Cost(_attention_cost(model, self._config))
+        self._cost = Cost(_attention_cost(model, self._config), split)
 
     def __call__(self, inputs: Mapping[str, Any], labels: Tensor) -> PackedRows | None:
         """Return the packed form of a batch's `inputs` with `labels` [B, L]; None if it would not cost less.
@@ -95,25 +116,31 @@ class Packer:
         if not learned.any() or not (np.diff(kept, axis=1) <= 0).all():
             return None
         rows = arrange(list(trees_of(tokens, *_bounds(learned))), self._cost)
-        count, wide = len(rows), width(rows)
-        # without padding, no mask is needed
-        causal = Cost(self._cost.attention / 2) if kept.all() else self._cost
-        if count * wide > tokens.size or self._cost.of(count, wide) > GAIN * causal.of(*tokens.shape):
+        padded = self._cost.padded(*tokens.shape, masked=not kept.all())
+        if len(rows) * width(rows) > tokens.size or self._cost.of(rows) > GAIN * padded:
             return None
-        return packed(self._config, lay_out(tokens, rows), learned, ids.device)
+        return packed(self._config, tokens, rows, learned, ids.device, split=self._cost.split)
 
 
-def packed(config: Any, rows: Rows, learned: Any, device: Any) -> PackedRows:
-    """Return the inputs of a forward over `rows`, and where the predictor of each `learned` [B, L] token is."""
-    ids, positions, trees, branches = (
-        torch.from_numpy(value).to(device) for value in (rows.ids, rows.positions, rows.trees, rows.branches)
+def packed(
+    config: Any, ids: Any, rows: Sequence[Sequence[Tree]], learned: Any, device: Any, *, split: bool
+) -> PackedRows:
+    """Return the inputs of a forward over `rows` of trees, and where the predictor of each `learned` [B, L] token is.
+
+    With `split`, attention is cut at the ends of prompts and answers, unless a sequence exceeds a sliding window.
+    """
+    arrays = lay_out(ids, rows)
+    tokens, positions, trees, branches = (
+        torch.from_numpy(value).to(device)
+        for value in (arrays.ids, arrays.positions, arrays.trees, arrays.branches)
     )
-    inputs = {
-        "input_ids": ids,
-        "position_ids": positions,
-        "attention_mask": masks(config, positions, trees, branches),
-    }
-    places = torch.from_numpy(rows.places[:, :-1][learned[:, 1:]]).to(device)
+    inputs: dict[str, Any] = {"input_ids": tokens, "position_ids": positions}
+    if split and exceeded_window(config, positions) is None:
+        # a mask of four dimensions keeps the model from making one; the trees say what is seen
+        inputs |= {"attention_mask": torch.zeros(1, 1, 1, 1), ARGUMENT: PackedTrees(rows)}
+    else:
+        inputs["attention_mask"] = masks(config, positions, trees, branches)
+    places = torch.from_numpy(arrays.places[:, :-1][learned[:, 1:]]).to(device)
     return PackedRows(inputs, places)
 
 
@@ -148,14 +175,14 @@ def _drops(model: nn.Module) -> bool:
     )
 
 
-def _difference(model: Any) -> tuple[float, float]:
+def _difference(model: Any, *, split: bool) -> tuple[float, float]:
     """(difference, limit) of the hidden states of two packed pairs, as shares of the largest value."""
     config, device = model.config.get_text_config(), model.device
     ids, mask, learned = _two_pairs(config.vocab_size)
     tokens = {"input_ids": torch.from_numpy(ids).to(device)}
     padded = head_states(model, **tokens, attention_mask=torch.from_numpy(mask).to(device)).hidden
     rows = [list(trees_of(ids, *_bounds(learned)))]
-    inputs, places = packed(config, lay_out(ids, rows), learned, device)
+    inputs, places = packed(config, ids, rows, learned, device, split=split)
     expected = padded[:, :-1][torch.from_numpy(learned[:, 1:]).to(device)].double()
     found = head_states(model, **inputs).hidden.flatten(0, 1)[places].double()
     limit = TOLERANCE[padded.dtype]

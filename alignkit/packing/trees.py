@@ -26,7 +26,17 @@ class Tree:
     @property
     def tokens(self) -> int:
         """Number of tokens that the tree takes."""
-        return self.shared + sum(end - self.shared for end in self.ends)
+        return self.shared + sum(self.answers)
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Number of tokens of each sequence after the shared ones."""
+        return tuple(end - self.shared for end in self.ends)
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of tokens in the blocks of the prompt, and of each answer with the prompt and itself."""
+        return self.shared**2 + sum((end - self.shared) * end for end in self.ends)
 
 
 class Rows(NamedTuple):
@@ -44,14 +54,22 @@ class Rows(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a token in a row of `width` tokens: 1 + `attention` x width."""
+    """The cost of a forward, in tokens: their number, and `attention` for each pair that attention computes."""
 
     attention: float
     """Cost of a token's attention to one other, relative to all its other products."""
+    split: bool = False
+    """Whether attention computes each tree's own pairs, instead of all pairs of a row."""
 
-    def of(self, rows: int, width: int) -> float:
-        """The cost of a forward of `rows` rows, whose attention is dense under the mask."""
-        return rows * width * (1 + self.attention * width)
+    def of(self, rows: Sequence[Sequence[Tree]]) -> float:
+        """The cost of packed rows."""
+        count, wide = len(rows), width(rows)
+        pairs = sum(tree.pairs for row in rows for tree in row) if self.split else count * wide**2
+        return count * wide + self.attention * pairs
+
+    def padded(self, count: int, wide: int, *, masked: bool) -> float:
+        """The cost of `count` sequences padded to `wide` tokens; half of the pairs are left out without a mask."""
+        return count * wide * (1 + self.attention * wide / (1 if masked else 2))
 
 
 def trees_of(ids: Ints, first_label: Ints, last_label: Ints) -> Iterator[Tree]:
@@ -76,7 +94,7 @@ def arrange(trees: Sequence[Tree], cost: Cost) -> list[list[Tree]]:
     largest, total = order[0].tokens, sum(tree.tokens for tree in order)
     capacities = {min(total, -(-largest * eighths // 8)) for eighths in (8, 9, 10, 12, 16, 24, 32, 64)}
     found = [_first_fit(order, capacity) for capacity in sorted(capacities)]
-    return min(found, key=lambda rows: cost.of(len(rows), width(rows)))
+    return min(found, key=cost.of)
 
 
 def width(rows: Sequence[Sequence[Tree]]) -> int:

@@ -22,10 +22,12 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.modeling_utils import AttentionInterface
 
 from alignkit.errors import ModelError
 from alignkit.kernels.model_head import fuse_head
 from alignkit.packing import pack, refusal
+from alignkit.packing.attention import PackedTrees, install
 from alignkit.packing.masks import block_mask, visible
 from alignkit.packing.trees import PADDING, Cost, arrange, lay_out, trees_of, width
 
@@ -138,6 +140,81 @@ def test_log_probs_and_gradients_equal_the_padded_form_s(
     for name, gradient in of_padded.items():
         scale = float(gradient.abs().max())
         torch.testing.assert_close(of_packed[name] / scale, gradient / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_attention_is_cut_at_the_ends_of_answers_on_a_cpu(maker: Callable[..., Any]) -> None:
+    model = made(maker)
+    pack(model, wanted=True)
+    assert model._packer(**_inputs(pairs([(2, 2, 1)]))).inputs["packed_trees"].rows
+
+
+def _inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {
+        "inputs": {name: batch[name] for name in ("input_ids", "attention_mask")},
+        "labels": batch["labels"],
+    }
+
+
+def test_layers_that_keep_arguments_from_the_attention_get_the_dense_mask() -> None:
+    model = made(llama)
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward
+
+        def strict(*args: Any, forward: Any = forward, **kwargs: Any) -> Any:
+            return forward(*args, **{name: one for name, one in kwargs.items() if name != "packed_trees"})
+
+        layer.self_attn.forward = strict
+    expected, _ = results(model, pairs(LENGTHS))
+    pack(model, wanted=True)
+    inputs = model._packer(**_inputs(pairs(LENGTHS))).inputs
+    assert "packed_trees" not in inputs
+    assert inputs["attention_mask"].shape[-1] == inputs["input_ids"].shape[-1]
+    torch.testing.assert_close(
+        results(model, pairs(LENGTHS))[0].log_probs, expected.log_probs, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_compiled_layers_get_the_dense_mask() -> None:
+    model = made(llama)
+    for layer in model.model.layers:
+        layer.compile(backend="eager", dynamic=True)
+    pack(model, wanted=True)
+    assert "packed_trees" not in model._packer(**_inputs(pairs(LENGTHS))).inputs
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=6), st.integers(0, 99))
+def test_attention_cut_at_the_ends_of_answers_is_that_under_the_dense_mask(
+    lengths: list[tuple[int, int, int]], seed: int
+) -> None:
+    batch = pairs(lengths, seed)
+    ids, learned = batch["input_ids"].numpy(), batch["labels"].numpy() != -100
+    last = learned.shape[1] - 1 - learned[:, ::-1].argmax(1)
+    arranged = arrange(list(trees_of(ids, learned.argmax(1), last)), Cost(0.0, split=True))
+    rows = lay_out(ids, arranged)
+    seen = visible(*map(torch.from_numpy, (rows.positions, rows.trees, rows.branches)))
+    query, key, value = torch.randn(
+        3, len(arranged), 4, width(arranged), 8, generator=torch.Generator().manual_seed(seed)
+    )
+    key, value = key[:, :2], value[:, :2]  # each serves two heads
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=seen
+    )
+    install()
+    attend = AttentionInterface()["sdpa"]
+    found, _ = attend(
+        torch.nn.Identity(),
+        query,
+        key,
+        value,
+        torch.zeros(1, 1, 1, 1),
+        packed_trees=PackedTrees(arranged),
+        scaling=None,
+    )
+    computed = torch.from_numpy(rows.trees != PADDING)
+    torch.testing.assert_close(found[computed], expected.transpose(1, 2)[computed])
+    assert not found[~computed].any()
 
 
 def test_answers_to_many_samples_share_their_prompt_too() -> None:
