@@ -150,12 +150,13 @@ def show(found: dict[str, Any]) -> None:
         base = figures["ways"][TRL]["seconds"]
         for way, one in figures["ways"].items():
             error = "overflows" if one["error"] is None else f"{one['error']:.4f}"
-            seconds = one["seconds"] or float("nan")
+            seconds = one["seconds"]
+            times = ("-", "-") if seconds is None else (f"{seconds:.3f}", f"{seconds / base:.2f}")
             marks = [
                 *(["TRL's default"] if way == TRL else []),
                 *(["auto"] if way == figures["auto"] else []),
             ]
-            table.add_row(weights, way, error, f"{seconds:.3f}", f"{seconds / base:.2f}", ", ".join(marks))
+            table.add_row(weights, way, error, *times, ", ".join(marks))
     Console().print(table)
 
 
