@@ -39,6 +39,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "training": {"reference_store": "off"},
     },
     "tune": {"tune": ["beta"]},
+    "torch_compile": {"training": {"torch_compile": True}},
     "truncate_rank": {"lora": {"r": 4, "nested": {}}, "after": [{"type": "truncate_rank", "rank": 2}]},
 }
 REFUSED = {"zero2": {"orthogonal", "tune"}}
