@@ -344,6 +344,10 @@ def main() -> None:
     mine = Tenant.made(options.url, options.admin_key, f"ordinary-{run}", options.model)
     if options.model and not any(mine.chat() for _ in range(5)):  # the engine starts
         raise SystemExit(f"{options.model} does not answer")
+    if options.model and (
+        job := mine.create_job()
+    ):  # the first since the start: the server imports torch, once
+        mine.http.post(f"/v1/fine_tuning/jobs/{job}/cancel")
     results = {}
     for number, name in enumerate(KINDS):
         if (options.only and name not in options.only) or (name in NEED_MODEL and not options.model):

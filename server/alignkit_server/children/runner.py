@@ -15,13 +15,15 @@ from typing import Any
 from alignkit import errors as library_errors
 from alignkit.errors import AlignkitError
 from alignkit_server.children.protocol import Failure, Task, receive, send
-from alignkit_server.engines.process import child_environment
+from alignkit_server.engines.process import child_environment, give_way
 from alignkit_server.errors import ApiError
 
 TEMPLATE = "alignkit_server.children.template"
 START_SECONDS = 300.0
 """Time limit of the template's imports, generous enough for a busy machine."""
 POLL_SECONDS = 0.1
+NICE = 8
+"""How much nicer than the server a child is; more than an engine, so that answers come before previews."""
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -101,6 +103,7 @@ class ChildRunner:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+            give_way(self._template.pid, NICE)
             theirs.close()
             self._control = ours
         return self._control

@@ -94,7 +94,7 @@ class Identity:
         return self.owner_pid == os.getpid() and runs(self.owner_pid, self.owner_create_time)
 
 
-def _give_way(pid: int, nice: int) -> None:
+def give_way(pid: int, nice: int) -> None:
     """Lower the CPU priority of a child that has just begun, and so of all that it starts.
 
     Where the kernel groups tasks by session, a niceness counts within the session only, and the session's own is set.
@@ -161,7 +161,7 @@ class ManagedProcess:
         except OSError:
             identity_path.unlink(missing_ok=True)
             raise
-        _give_way(child.pid, nice)
+        give_way(child.pid, nice)
         identity = Identity(
             **asdict(identity) | {"pid": child.pid, "create_time": psutil.Process(child.pid).create_time()}
         )
