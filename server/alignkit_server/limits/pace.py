@@ -27,6 +27,8 @@ PATIENCE_SECONDS = 5.0
 """The longest that a request waits, whatever its key did before."""
 ALONE_SECONDS = 10.0
 """Seconds without another project's request after which a project counts as alone."""
+KEPT = 1000
+"""Keys whose times are kept at least; beyond, those whose time is over are forgotten, as they count for nothing."""
 
 
 class Paces:
@@ -36,6 +38,7 @@ class Paces:
         self._clock = clock
         self._due: dict[str, float] = {}
         """Key -> time at which its rate would have allowed everything that was counted."""
+        self._most = KEPT
         self._seen: OrderedDict[str, float] = OrderedDict()
         """The two projects that sent the latest requests, and when."""
 
@@ -44,6 +47,9 @@ class Paces:
         now = self._clock()
         due = max(self._due.get(key_id, 0.0), now) + requests / rate
         self._due[key_id] = min(due, now + BURST_SECONDS + PATIENCE_SECONDS)
+        if len(self._due) > self._most:
+            self._due = {key: due for key, due in self._due.items() if due > now}
+            self._most = max(KEPT, 2 * len(self._due))
 
     def wait(self, project_id: str, key_id: str) -> float:
         """Seconds until the next request of the key may begin."""

@@ -38,6 +38,16 @@ def paces(clock: Clock) -> Paces:
     return paces
 
 
+def test_keys_that_rest_are_forgotten_and_busy_ones_are_not(paces: Paces, clock: Clock) -> None:
+    for number in range(5 * pace.KEPT):
+        paces.count(f"key-{number}", 10.0)
+        clock.now += 1.0
+        paces.count("busy", 10.0, 100.0)
+    assert len(paces._due) <= pace.KEPT + 1
+    paces.wait("others", "other")
+    assert paces.wait("busy", "busy") > 0.0
+
+
 def test_a_burst_begins_at_once_and_the_rest_at_the_rate(paces: Paces, clock: Clock) -> None:
     waits = []
     for _ in range(300):  # five seconds of fifty, and fifty more
