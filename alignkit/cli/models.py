@@ -18,7 +18,9 @@ MODELS = "/models"
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="smollm2-135m-instruct, a model folder, or a hub id")],
+    source: Annotated[
+        str, typer.Argument(help="smollm2-135m-instruct, a model folder, a GGUF file, or a hub id")
+    ],
     name: Annotated[str | None, typer.Option(help="name under which it is served")] = None,
     chat_template: Annotated[
         str | None,

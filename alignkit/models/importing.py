@@ -1,7 +1,7 @@
 """Imports base models into folders that transformers, the trainers and vLLM can all read.
 
 A base model is a folder in Hugging Face format (config.json, *.safetensors, tokenizer files). `import_model` makes
-one, atomically, from a model shipped as a Python package (GGUF, dequantised once), a local folder, or a hub id.
+one, atomically, from a model shipped as a Python package, a GGUF file (dequantised once), a local folder or a hub id.
 """
 
 import importlib.metadata
@@ -27,6 +27,7 @@ from alignkit.models.trainable import (
     require_trainable,
 )
 
+GGUF = ".gguf"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
@@ -88,12 +89,12 @@ def import_model(
 ) -> Path:
     """Import the model `source` as `models_dir/name` and return that folder; does nothing if it exists.
 
-    `source` is a name in `PACKAGED_MODELS`, a local folder in Hugging Face format, or a hub id. `chat_template`, a
-    Jinja file or the name of a TRL template, is used for training and serving. Raises ModelError if one of them
-    cannot be found or read, or if the model cannot be trained.
+    `source` is a name in `PACKAGED_MODELS`, a local folder in Hugging Face format, a GGUF file, or a hub id.
+    `chat_template`, a Jinja file or the name of a TRL template, is used for training and serving. Raises ModelError
+    if one of them cannot be found or read, or if the model cannot be trained.
     """
     template = None if chat_template is None else read_template(chat_template)
-    name = name or Path(source).name.lower()
+    name = name or Path(source).name.lower().removesuffix(GGUF)
     if not NAME_PATTERN.fullmatch(name):
         raise ModelError(
             f"model name {name!r}: expected letters, digits, '.', '_' or '-', starting with a letter or digit"
@@ -102,12 +103,15 @@ def import_model(
     if (target / "config.json").is_file():
         report(f"{name} is already imported.")
         return target
-    if source not in PACKAGED_MODELS and not Path(source).is_dir():
+    is_gguf = source.endswith(GGUF) and Path(source).is_file()
+    if source not in PACKAGED_MODELS and not Path(source).is_dir() and not is_gguf:
         _require_hub_id(source)
     with staged_folder(target) as staging:
         if source in PACKAGED_MODELS:
             _from_package(PACKAGED_MODELS[source], staging, report)
             keep_origin(staging, PACKAGED_MODELS[source].hub_id)
+        elif is_gguf:
+            _from_gguf(Path(source), staging, report)
         elif Path(source).is_dir():
             _from_folder(Path(source), staging)
         else:
@@ -184,8 +188,16 @@ def _from_package(packaged: PackagedModel, folder: Path, report: Callable[[str],
     gguf = Path(str(distribution.locate_file(packaged.gguf)))
     if not gguf.is_file():
         raise ModelError(f"{packaged.distribution} {distribution.version} does not contain {packaged.gguf}")
-    report(f"Converting {gguf.name} to safetensors (once, about half a minute) …")
-    model, tokenizer = _dequantise(gguf)
+    _from_gguf(gguf, folder, report)
+
+
+def _from_gguf(gguf: Path, folder: Path, report: Callable[[str], None]) -> None:
+    report(f"Converting {gguf.name} to safetensors (once, half a minute or more) …")
+    try:
+        model, tokenizer = _dequantise(gguf)
+    except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{gguf.name} cannot be read as a GGUF file of a model: {reason}") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -197,12 +209,28 @@ def _dequantise(gguf: Path) -> tuple[Any, Any]:
     into a new model.
     """
     extras.require("gguf", extra="gguf", purpose=f"converting {gguf.name}")
+    _require_plain_positions(gguf)
     import torch  # saves torch and transformers at start-up
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     return _fresh(loaded), tokenizer
+
+
+def _require_plain_positions(gguf: Path) -> None:
+    """Raise ModelError for scaled rotary embeddings, which transformers drops without a word when it reads GGUF."""
+    from gguf import GGUFReader  # an extra
+
+    reader = GGUFReader(gguf)
+    scaling = [field for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
+    if any(field.contents() != "none" for field in scaling) or any(
+        tensor.name.startswith("rope_f") for tensor in reader.tensors
+    ):
+        raise ModelError(
+            f"{gguf.name} has scaled rotary embeddings, which are lost when a GGUF file is converted; import the "
+            "model's folder or hub id"
+        )
 
 
 def _fresh(loaded: Any) -> Any:
@@ -255,9 +283,11 @@ def _require_trainable(folder: Path, source: str, *, weights: bool = True) -> No
 
 def _require_hub_id(source: str) -> None:
     """Raise ModelError for a path, and for a packaged model's name with a typo: the hub need not be asked."""
-    expected = f"expected {', '.join(PACKAGED_MODELS)}, a model folder or a hub id, found {source!r}"
+    expected = (
+        f"expected {', '.join(PACKAGED_MODELS)}, a model folder, a GGUF file or a hub id, found {source!r}"
+    )
     if source.startswith((".", "/", "~")):
-        raise ModelError(f"{expected}: there is no such folder")
+        raise ModelError(f"{expected}: there is no such folder or file")
     if "/" not in source and (meant := nearest(source, PACKAGED_MODELS)):
         raise ModelError(f"{expected}{meant}")
 
@@ -273,7 +303,7 @@ def _from_hub(source: str, folder: Path) -> None:
         snapshot_download(source, local_dir=folder, allow_patterns=patterns)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"{source!r} is not a packaged model ({', '.join(PACKAGED_MODELS)}), not a folder, and could not be "
-            f"downloaded from the hub ({type(error).__name__}){gated(source, error)}"
+            f"{source!r} is not a packaged model ({', '.join(PACKAGED_MODELS)}), a folder or a GGUF file, and could "
+            f"not be downloaded from the hub ({type(error).__name__}){gated(source, error)}"
         ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)

@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignkit.data.tokens import load_tokenizer
 from alignkit.errors import ModelError
+from alignkit.export import ExportOptions, export, source_at
 from alignkit.models import importing
 from alignkit.recipe import Recipe
 from alignkit.train import load_model
+from tests.export.models import build
 from tests.tiny import build_tiny_model
 
 
@@ -130,6 +132,37 @@ def test_a_base_model_is_found_by_its_name_or_its_folder(tmp_path: Path) -> None
         ModelError, match=r"expected an imported model, of which there is none, or a model folder"
     ):
         importing.base_model("one", outside)
+
+
+def exported(folder: Path, kind: str) -> tuple[Path, Path]:
+    """(the folder of a tiny model, its GGUF file in float32)."""
+    source = build(folder / "source", kind)
+    made = export(source_at(source), "gguf", folder / "made", ExportOptions("f32", check=False, report=quiet))
+    return source, next(made.glob("*.gguf"))
+
+
+def test_a_gguf_file_answers_as_the_model_it_was_made_from(tmp_path: Path) -> None:
+    source, file = exported(tmp_path, "qwen3")
+    target = importing.import_model(str(file), tmp_path / "models", report=quiet)
+    assert target.name == file.stem.lower()
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    text = "The capital of France is Paris."
+    assert tokenizer(text).input_ids == AutoTokenizer.from_pretrained(source).encode(text)
+    ids = torch.tensor([tokenizer(text).input_ids])
+    one, two = (AutoModelForCausalLM.from_pretrained(path, dtype="float32") for path in (source, target))
+    torch.testing.assert_close(two(ids).logits, one(ids).logits, atol=1e-5, rtol=1e-5)
+    assert "quantization_config" not in json.loads((target / "config.json").read_text())
+
+
+def test_a_gguf_file_that_would_lose_something_or_is_none_is_refused(tmp_path: Path) -> None:
+    _, file = exported(tmp_path, "llama")
+    with pytest.raises(ModelError, match="has scaled rotary embeddings, which are lost"):
+        importing.import_model(str(file), tmp_path / "models", report=quiet)
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ModelError, match=r"broken\.gguf cannot be read as a GGUF file of a model"):
+        importing.import_model(str(broken), tmp_path / "models", report=quiet)
+    assert importing.available(tmp_path / "models") == []
 
 
 @pytest.mark.slow
