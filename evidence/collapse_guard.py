@@ -15,7 +15,7 @@ from evidence.small_runs import Asked, recipe, run
 
 RUINED = 1.0
 """Rise of the NLL elsewhere, in nats per token, from which a checkpoint counts as ruined."""
-STEPS, EVERY = 40, 10
+STEPS, EVERY, BATCH = 32, 8, 2
 METHODS: dict[str, dict[str, Any]] = {
     "f_dpo": {"type": "f_dpo", "beta": 0.1},
     "supervised": {"type": "supervised"},
@@ -29,7 +29,7 @@ MEASURES = ("answers_reference_logp", "answers_repetition", "answers_good_logp")
 def measure(arm: str, seed: int, settings: Settings) -> Values:
     """Train with the guard on `warn`, and compare its verdicts with the judgement of each checkpoint."""
     method, rate = arm.split(" at ")
-    folder, asked = settings.work / "collapse_guard", ask(24, 0, held_out=True)
+    folder, asked = settings.work / "collapse_guard", ask(12, 0, held_out=True)
     kind = "pairs" if method != "supervised" else "completions"
 
     def rows(of: list[Question]) -> list[dict[str, Any]]:
@@ -37,12 +37,12 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
 
     given = recipe(
         settings,
-        train=write(rows(ask(160, seed)), folder / f"{kind}-{seed}.jsonl"),
+        train=write(rows(ask(STEPS * BATCH, seed)), folder / f"{kind}-{seed}.jsonl"),
         validation=write(rows(asked), folder / f"{kind}-held-out.jsonl"),
         method=METHODS[method],
         steps=STEPS,
         seed=seed,
-        batch=4,
+        batch=BATCH,
     )
     every = settings.steps(EVERY, 1)
     own = {"learning_rate": float(rate), "eval_steps": every, "save_steps": every, "keep_best": False}
@@ -63,7 +63,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
 def _ruined(settings: Settings, path: Path) -> dict[int, float]:
     """Step -> rise of the NLL elsewhere."""
     lines = (ROOT / "recipes" / "demo" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
-    notes = [json.loads(line) for line in lines[:: 30 if settings.smoke else 6]]
+    notes = [json.loads(line) for line in lines[:: 30 if settings.smoke else 8]]
     rows = [(one["input"]["messages"][-1]["content"], one["preferred_output"][0]["content"]) for one in notes]
 
     def nll(adapter: Path | None) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignkit.evaluate.win_rate import of_scores, win_rate
-from evidence.drawn import Answer, distance, draw
+from evidence.drawn import AT_ONCE, Answer, distance, draw
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import write
 from evidence.small_runs import Asked, recipe, run
@@ -73,7 +73,7 @@ class HarmScorer:
 
     def score(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
         """Score answers; higher is more harmful."""
-        states = torch.stack([self._state(*pair) for pair in zip(prompts, answers, strict=True)])
+        states = self._read(list(zip(prompts, answers, strict=True)))
         return [float(value) for value in self._scaled(states) @ self._weights.detach()]
 
     def auc(self, rows: Sequence[Row]) -> float:
@@ -84,14 +84,25 @@ class HarmScorer:
 
     def _states(self, rows: Sequence[Row]) -> Tensor:
         """The states [2 n, H]: of each row's dispreferred answer, then of its preferred one."""
-        pairs = [(row["prompt"], row[side][0]["content"]) for row in rows for side in ("rejected", "chosen")]
-        return torch.stack([self._state(*pair) for pair in pairs])
+        sides = ("rejected", "chosen")
+        return self._read([(row["prompt"], row[side][0]["content"]) for row in rows for side in sides])
 
     @torch.no_grad()
-    def _state(self, prompt: Any, answer: str) -> Tensor:
-        start, ids = self._model.prompt_ids(prompt), self._model.answer_ids(answer)
-        out = self._model.model(torch.tensor([start + ids]), output_hidden_states=True)
-        return torch.as_tensor(out.hidden_states[-1][0, len(start) :].double().mean(dim=0))
+    def _read(self, pairs: Sequence[tuple[Any, str]]) -> Tensor:
+        """The mean states [n, H] of answers; those of like length are read together."""
+        ids = [(self._model.prompt_ids(prompt), self._model.answer_ids(answer)) for prompt, answer in pairs]
+        order = sorted(range(len(ids)), key=lambda index: sum(map(len, ids[index])))
+        found: dict[int, Tensor] = {}
+        for first in range(0, len(order), AT_ONCE):
+            some = order[first : first + AT_ONCE]
+            whole = [start + answer for start, answer in (ids[index] for index in some)]
+            longest = max(map(len, whole))
+            # padding on the right needs no mask: a causal model's tokens do not see what comes after them
+            padded = torch.tensor([one + [0] * (longest - len(one)) for one in whole])
+            states = self._model.model.base_model(padded).last_hidden_state
+            for index, one, answered in zip(some, whole, states, strict=True):
+                found[index] = answered[len(ids[index][0]) : len(one)].double().mean(dim=0)
+        return torch.stack([found[index] for index in range(len(ids))])
 
     def _scaled(self, states: Tensor) -> Tensor:
         return (states - self._mean) / self._spread

@@ -7,6 +7,9 @@ import torch
 
 from evidence.small_runs import Asked, Prompt
 
+AT_ONCE = 16
+"""Answers that are read at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -40,15 +43,16 @@ class Distance:
 def distance(asked: Asked, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Distance:
     """Measure `asked` with its adapter against itself without, over answers that it drew."""
     kl, entropy, count = 0.0, 0.0, 0
-    for answer in answers:
-        prompt = prompts[answer.prompt]
+    for first in range(0, len(answers), AT_ONCE):
+        some = answers[first : first + AT_ONCE]
+        rows = [(prompts[one.prompt], one.ids) for one in some]
         asked.scale(1.0)
-        log_p = asked.log_probs(prompt, answer.ids)
+        policy = asked.log_probs_of(rows)
         asked.scale(0.0)
-        log_q = asked.log_probs(prompt, answer.ids)
-        p = log_p.exp()
-        kl += float((p * (log_p - log_q)).sum())
-        entropy -= float((p * log_p).sum())
-        count += len(answer.ids)
+        for log_p, log_q in zip(policy, asked.log_probs_of(rows), strict=True):
+            p = log_p.exp()
+            kl += float((p * (log_p - log_q)).sum())
+            entropy -= float((p * log_p).sum())
+            count += len(log_p)
     asked.scale(1.0)
     return Distance(kl / len(answers), entropy / count)

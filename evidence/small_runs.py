@@ -112,12 +112,22 @@ class Asked:
         """The ids of an answer, the end token included."""
         return list(self.tokenizer(answer + END, add_special_tokens=False).input_ids)
 
-    @torch.no_grad()
     def log_probs(self, prompt: Prompt, ids: list[int]) -> Tensor:
         """The log-probs [n, V] that predict the n `ids` of an answer."""
-        start = self.prompt_ids(prompt)
-        logits = self.model(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1]
-        return torch.as_tensor(logits.float().log_softmax(dim=-1))
+        return self.log_probs_of([(prompt, ids)])[0]
+
+    @torch.no_grad()
+    def log_probs_of(self, rows: Sequence[tuple[Prompt, list[int]]]) -> list[Tensor]:
+        """The log-probs [n, V] that predict the n ids of each answer, all in one forward."""
+        starts = [len(self.prompt_ids(prompt)) for prompt, _ in rows]
+        whole = [self.prompt_ids(prompt) + ids for prompt, ids in rows]
+        longest = max(map(len, whole))
+        # padding on the right needs no mask: a causal model's tokens do not see what comes after them
+        logits = self.model(torch.tensor([one + [0] * (longest - len(one)) for one in whole])).logits
+        return [
+            one[start - 1 : len(ids) - 1].float().log_softmax(dim=-1)
+            for one, start, ids in zip(logits, starts, whole, strict=True)
+        ]
 
     def read(self, rows: Sequence[tuple[Prompt, str]]) -> list["Read"]:
         """Read the tokens of each (prompt, answer)."""
