@@ -1,13 +1,14 @@
 """BD-KD on SmolLM2 and every third of its layers: the balance of both KLs, with a teacher that trains or is frozen.
 
 Every arm trains all weights of the student for as many steps at the same rate. `both KLs` is the plain sum, the
-gate's neutral setting; with a teacher that trains, this is mutual learning.
+gate's neutral setting; with a teacher that trains, this is mutual learning. A frozen teacher was trained on other
+rows before; one that trains along starts untrained.
 """
 
 from typing import Any
 
 from evidence.harness import Evidence, Settings, Values, bars, main
-from evidence.students import asked_of, distil, held_out, measured
+from evidence.students import asked_of, distil, held_out, measured, teacher
 
 RATE = 1e-4
 BALANCED: dict[str, dict[str, Any]] = {
@@ -20,13 +21,15 @@ ARMS = ("labels alone", "plain KD", *BALANCED)
 
 
 def _method(arm: str, settings: Settings) -> dict[str, Any]:
-    teacher = {"teacher": {"path": settings.model}}
     if arm == "labels alone":
         return {"type": "supervised"}
     if arm == "plain KD":
-        return {"type": "f_kd", "divergence": "forward_kl", "ce_weight": 1.0, **teacher}
-    options = {"teacher_lora": {"r": 8, "alpha": 16}} if BALANCED[arm].get("teacher_trains", True) else {}
-    return {"type": "bd_kd", **teacher, **BALANCED[arm], **options}
+        options = {"divergence": "forward_kl", "ce_weight": 1.0}
+        return {"type": "f_kd", "teacher": teacher(settings), **options}
+    if not BALANCED[arm].get("teacher_trains", True):
+        return {"type": "bd_kd", "teacher": teacher(settings), **BALANCED[arm]}
+    along = {"teacher": {"path": settings.model}, "teacher_lora": {"r": 8, "alpha": 16}}
+    return {"type": "bd_kd", **along, **BALANCED[arm]}
 
 
 def measure(arm: str, seed: int, settings: Settings) -> Values:

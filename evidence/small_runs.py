@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ from alignkit import train
 from alignkit.models.loading import load_tokenizer, load_weights
 from evidence.harness import Settings
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-END = "<|im_end|>"
+TEMPLATES = {
+    "<|im_end|>": (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "<end_of_turn>": (
+        "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+        "{{ 'model' if message.role == 'assistant' else message.role }}\n{{ message.content }}<end_of_turn>\n"
+        "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+}
+"""The token that ends a turn -> a template without a system prompt, for the models whose vocabulary has it."""
 AT_ONCE = 32
 """Answers that are written at once."""
 Prompt = str | Sequence[Mapping[str, str]]
@@ -45,7 +53,7 @@ def recipe(
     """Return a recipe of LoRA on short rows: `steps` steps of `batch` rows, evaluated at the end."""
     template = settings.work / "template.jinja"
     template.parent.mkdir(parents=True, exist_ok=True)
-    template.write_text(TEMPLATE, encoding="utf-8")
+    template.write_text(TEMPLATES[end_of(settings.model)], encoding="utf-8")
     steps = settings.steps(steps)
     return {
         "model": {"path": settings.model, "chat_template": str(template)},
@@ -82,13 +90,21 @@ def run(
     return folder, json.loads(result.read_text(encoding="utf-8"))
 
 
+@cache
+def end_of(model: str) -> str:
+    """The token that ends a turn of a language model."""
+    words = load_tokenizer(model, field="model").get_vocab()
+    return next(token for token in TEMPLATES if token in words)
+
+
 class Asked:
     """The language model, over which adapters are measured."""
 
     def __init__(self, settings: Settings, adapter: Path | None = None, *, amount: float = 1.0) -> None:
         """Load the model, with an adapter multiplied by `amount`."""
         self.tokenizer = load_tokenizer(settings.model, field="model")
-        self.tokenizer.chat_template = TEMPLATE
+        self._end = end_of(settings.model)
+        self.tokenizer.chat_template = TEMPLATES[self._end]
         model = load_weights(settings.model, "float32", field="model")
         self.model: Any = model if adapter is None else PeftModel.from_pretrained(model, str(adapter))
         self.model.eval()
@@ -110,7 +126,7 @@ class Asked:
 
     def answer_ids(self, answer: str) -> list[int]:
         """The ids of an answer, the end token included."""
-        return list(self.tokenizer(answer + END, add_special_tokens=False).input_ids)
+        return list(self.tokenizer(answer + self._end, add_special_tokens=False).input_ids)
 
     def log_probs(self, prompt: Prompt, ids: list[int]) -> Tensor:
         """The log-probs [n, V] that predict the n `ids` of an answer."""
@@ -154,7 +170,7 @@ class Asked:
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], tokens: int, *, sample: bool) -> list[list[int]]:
         """Answer prompts greedily or at temperature 1: the ids of each, with the end token if it has ended."""
-        end, found = self.tokenizer.convert_tokens_to_ids(END), []
+        end, found = self.tokenizer.convert_tokens_to_ids(self._end), []
         given: dict[str, Any] = {"max_new_tokens": tokens, "eos_token_id": end, "pad_token_id": end}
         given |= {"do_sample": sample, **dict.fromkeys(("temperature", "top_k", "top_p"))}
         if sample:

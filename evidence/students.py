@@ -1,4 +1,4 @@
-"""A student of the language model, every third of its layers, and what is measured of one that was distilled."""
+"""A student of the language model, every third of its layers, its teacher, and what is measured."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +27,21 @@ def student(settings: Settings) -> str:
         load_tokenizer(settings.model, field="model").save_pretrained(folder)
         model.save_pretrained(folder)
     return str(folder)
+
+
+def teacher(settings: Settings) -> dict[str, str]:
+    """The language model with an adapter that has learned this kind of answer, made once, on questions of its own."""
+    data = settings.work / "students"
+    given = recipe(
+        settings,
+        train=write(completions(ask(ROWS, 100), ["plain"]), data / "teacher.jsonl"),
+        validation=write(completions(held_out(settings)[::2], ["plain"]), data / "validation.jsonl"),
+        method={"type": "supervised"},
+        steps=STEPS,
+        seed=100,
+    )
+    path, _ = run(settings, "students/teacher", given)
+    return {"path": settings.model, "adapter": str(path / "adapter")}
 
 
 def asked_of(settings: Settings, path: Path) -> Asked:

@@ -1,15 +1,17 @@
 """SinKD against KL, reverse KL and JS on SmolLM2 and every third of its layers, each at the better of two rates.
 
-All arms have the cross-entropy of the labels beside their distillation loss, at their default weights. The rate is
-chosen with the first seed, by the NLL of validation questions; what is reported is of questions that chose nothing.
+All arms have the cross-entropy of the labels beside their distillation loss, at their default weights. The teacher
+was trained on other rows before. The rate is chosen with the first seed, by the NLL of validation questions; what is
+reported is of questions that chose nothing.
 """
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.small_runs import Asked
-from evidence.students import asked_of, distil, held_out, measured
+from evidence.students import asked_of, distil, held_out, measured, teacher
 
 RATES = (1e-4, 3e-4)
 METHODS: dict[str, dict[str, Any]] = {
@@ -41,7 +43,7 @@ def _rate(arm: str, settings: Settings) -> float:
 def _distilled(arm: str, rate: float, seed: int, settings: Settings) -> Asked:
     method = dict(METHODS[arm])
     if arm != "labels alone":
-        method["teacher"] = {"path": settings.model}
+        method["teacher"] = teacher(settings)
     name = f"transport/{list(METHODS).index(arm)}-{rate:g}-{seed}"
     path, _ = distil(settings, name, method, seed=seed, rate=rate)
     return asked_of(settings, path / "model")
@@ -50,7 +52,8 @@ def _distilled(arm: str, rate: float, seed: int, settings: Settings) -> Asked:
 @cache
 def _teachers(settings: Settings) -> list[str]:
     """The teacher's answers to the questions that are measured."""
-    return Asked(settings).answer([one.text for one in held_out(settings)[1::2]])
+    taught = Asked(settings, Path(teacher(settings)["adapter"]))
+    return taught.answer([one.text for one in held_out(settings)[1::2]])
 
 
 EVIDENCE = Evidence(
