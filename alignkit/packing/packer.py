@@ -81,21 +81,27 @@ def _differs(model: Any, *, split: bool) -> str | None:
 def _splits(model: Any) -> bool:
     """Whether attention can be cut at the ends of prompts and answers: on a CPU, by layers that are not compiled.
 
-    Compiled layers would be compiled anew for each batch. A model whose layers do not hand their forward's arguments
-    to the attention fails the comparison, and computes all pairs.
+    A model whose layers do not hand their forward's arguments to the attention fails the comparison, and computes all
+    pairs.
     """
     attention = model.config.get_text_config()._attn_implementation  # noqa: SLF001
-    if attention != NAME or model.device.type != "cpu" or any(map(is_compiled, model.modules())):
+    if attention != NAME or model.device.type != "cpu" or _is_compiled(model):
         return False
     install()
     return _differs(model, split=True) is None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether layers are compiled, which would be compiled anew for each batch whose answers end elsewhere."""
+    return any(map(is_compiled, model.modules()))
 
 
 class Packer:
     """The packed form of a model's batches."""
 
     def __init__(self, model: Any, *, split: bool) -> None:
-        """`split` tells whether attention is cut at the ends of prompts and answers."""
+        """`split` tells whether attention is cut at the ends of prompts and answers, unless layers are compiled."""
+        self._model = model
         self._config = model.config.get_text_config()
         self._cost = Cost(_attention_cost(model, self._config), split)
 
@@ -115,11 +121,12 @@ class Packer:
         learned[:, 0] = False  # no token predicts the first
         if not learned.any() or not (np.diff(kept, axis=1) <= 0).all():
             return None
-        rows = arrange(list(trees_of(tokens, *_bounds(learned))), self._cost)
-        padded = self._cost.padded(*tokens.shape, masked=not kept.all())
-        if len(rows) * width(rows) > tokens.size or self._cost.of(rows) > GAIN * padded:
+        cost = self._cost._replace(split=self._cost.split and not _is_compiled(self._model))
+        rows = arrange(list(trees_of(tokens, *_bounds(learned))), cost)
+        padded = cost.padded(*tokens.shape, masked=not kept.all())
+        if len(rows) * width(rows) > tokens.size or cost.of(rows) > GAIN * padded:
             return None
-        return packed(self._config, tokens, rows, learned, ids.device, split=self._cost.split)
+        return packed(self._config, tokens, rows, learned, ids.device, split=cost.split)
 
 
 def packed(

@@ -175,11 +175,15 @@ def test_layers_that_keep_arguments_from_the_attention_get_the_dense_mask() -> N
     )
 
 
-def test_compiled_layers_get_the_dense_mask() -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_compiled_layers_get_the_dense_mask(*, before: bool) -> None:
     model = made(llama)
+    if not before:
+        pack(model, wanted=True)
     for layer in model.model.layers:
         layer.compile(backend="eager", dynamic=True)
-    pack(model, wanted=True)
+    if before:
+        pack(model, wanted=True)
     assert "packed_trees" not in model._packer(**_inputs(pairs(LENGTHS))).inputs
 
 
