@@ -49,6 +49,11 @@ EVIDENCE = Evidence(
     ARMS,
     measure,
     bars("ECE", "calibration error of the student's first choices"),
+    outcome="In part. From a frozen teacher that knows the answers, BD-KD's student is more accurate than plain KD's "
+    "(0.772 and 0.744; by 0.007 to 0.048 over the same seeds). Its ECE (0.044 and 0.068) and Brier score are lower "
+    "on average, but not with certainty from three seeds; the plain sum of both KLs is between them. A teacher that "
+    "trains along, starting untrained, makes its student worse than labels alone, and under BD-KD (accuracy 0.69, "
+    "ECE 0.17) worse than in mutual learning (0.75, 0.15).",
     needs_model=True,
 )
 
