@@ -20,7 +20,7 @@ from alignkit.evaluate.win_rate import of_scores, win_rate
 from evidence.drawn import AT_ONCE, Answer, distance, draw
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import write
-from evidence.small_runs import Asked, recipe, run
+from evidence.small_runs import Asked, padded, recipe, run
 
 PROMPT_WORDS, ANSWER_WORDS = 60, 45
 TOKENS, DRAWN, HELD_OUT, ROWS, STEPS, SAMPLES = 32, 2, 32, 160, 40, 4
@@ -96,10 +96,7 @@ class HarmScorer:
         for first in range(0, len(order), AT_ONCE):
             some = order[first : first + AT_ONCE]
             whole = [start + answer for start, answer in (ids[index] for index in some)]
-            longest = max(map(len, whole))
-            # padding on the right needs no mask: a causal model's tokens do not see what comes after them
-            padded = torch.tensor([one + [0] * (longest - len(one)) for one in whole])
-            states = self._model.model.base_model(padded).last_hidden_state
+            states = self._model.model.base_model(padded(whole)).last_hidden_state
             for index, one, answered in zip(some, whole, states, strict=True):
                 found[index] = answered[len(ids[index][0]) : len(one)].double().mean(dim=0)
         return torch.stack([found[index] for index in range(len(ids))])

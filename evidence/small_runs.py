@@ -92,9 +92,18 @@ def run(
 
 @cache
 def end_of(model: str) -> str:
-    """The token that ends a turn of a language model."""
+    """The token that ends a turn of a language model. Raises ValueError if its vocabulary has none of `TEMPLATES`."""
     words = load_tokenizer(model, field="model").get_vocab()
-    return next(token for token in TEMPLATES if token in words)
+    for token in TEMPLATES:
+        if token in words:
+            return token
+    raise ValueError(f"{model}: expected a model whose turns end with {' or '.join(TEMPLATES)}")
+
+
+def padded(rows: Sequence[list[int]]) -> Tensor:
+    """Token ids [n, L], filled on the right; a causal model needs no mask, as no token sees what comes after it."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
 class Asked:
@@ -137,9 +146,7 @@ class Asked:
         """The log-probs [n, V] that predict the n ids of each answer, all in one forward."""
         starts = [len(self.prompt_ids(prompt)) for prompt, _ in rows]
         whole = [self.prompt_ids(prompt) + ids for prompt, ids in rows]
-        longest = max(map(len, whole))
-        # padding on the right needs no mask: a causal model's tokens do not see what comes after them
-        logits = self.model(torch.tensor([one + [0] * (longest - len(one)) for one in whole])).logits
+        logits = self.model(padded(whole)).logits
         return [
             one[start - 1 : len(ids) - 1].float().log_softmax(dim=-1)
             for one, start, ids in zip(logits, starts, whole, strict=True)
@@ -178,9 +185,9 @@ class Asked:
         for first in range(0, len(prompts), AT_ONCE):
             ids = [self.prompt_ids(prompt) for prompt in prompts[first : first + AT_ONCE]]
             longest = max(map(len, ids))
-            padded = torch.tensor([[end] * (longest - len(one)) + one for one in ids])
+            left_padded = torch.tensor([[end] * (longest - len(one)) + one for one in ids])
             mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids])
-            written = self.model.generate(input_ids=padded, attention_mask=mask, **given)[
+            written = self.model.generate(input_ids=left_padded, attention_mask=mask, **given)[
                 :, longest:
             ].tolist()
             found += [one[: one.index(end) + 1] if end in one else one for one in written]
