@@ -1,7 +1,7 @@
 """Attention of packed rows on a CPU, which computes what is seen and no more: a prompt, and each answer after it.
 
-SDPA under a dense mask computes all pairs of a row's tokens and hides most of them: of twelve answers to one prompt,
-twelve in thirteen. Here a row is cut where its prompts and answers end.
+SDPA under a dense mask computes all pairs of a row's tokens, and hides most of them where a prompt has many answers.
+Here a row is cut where its prompts and answers end.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class PackedTrees:
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def mask(self, shared: int, length: int, dtype: torch.dtype) -> Tensor:
-        """Return [length, shared + length], added to scores: an answer sees the shared tokens, and its own before."""
+        """Return [length, shared + length], added to scores: 0 for the shared tokens and an answer's earlier ones."""
         key = (shared, length)
         if key not in self.masks:
             hidden = torch.full((length, shared + length), -torch.inf, dtype=dtype)
