@@ -248,8 +248,17 @@ def _environment(
     return common | {
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(_threads()),
     }
+
+
+def _threads() -> int:
+    """Threads that an engine on a CPU computes with: one less than the cores, if there are several.
+
+    The threads of a layer wait for one another. With one on every core, each thing that runs beside them, however
+    little, has all of them wait for the kernel's next turn, many times a token.
+    """
+    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def _visible(settings: Settings) -> dict[str, str]:
