@@ -66,6 +66,7 @@ def submit(
     rest = method_of(method, param, validation_share, validation_file)
     rest |= {name: value for name, value in optional.items() if value is not None}
     client = service.connect()
+    require_known(client, model, method)
     with uploaded(client, training_file, validation_file) as files:
         once = {"Idempotency-Key": secrets.token_hex()}  # the client asks again if an answer is lost
         job = client.fine_tuning.jobs.create(model=model, **files, **rest, extra_headers=once)
@@ -86,6 +87,7 @@ def estimate(
     """Estimate a job's steps, tokens, time, cost and memory at the service, without creating it."""
     rest = method_of(method, param, validation_share, validation_file)
     client = service.connect()
+    require_known(client, model, method)
     with uploaded(client, training_file, validation_file, keep=False) as files:
         found = service.post(client, "/fine_tuning/jobs/estimate", {"model": model, **files, **rest})
     if as_json:
@@ -118,6 +120,21 @@ def _cost(cost: dict[str, Any]) -> str:
 def _memory(memory: dict[str, Any]) -> str:
     peak, available = output.size(memory["peak_bytes"]), output.size(memory["available_bytes"])
     return f"{peak} of {available} on {memory['device']}, at its peak during {memory['peak_during']}"
+
+
+def require_known(client: Any, model: str, method: str) -> None:
+    """Raise an error unless the service has the model and the method, before a file travels there for nothing."""
+    from openai import PermissionDeniedError  # saves openai at start-up
+
+    known = [str(one["id"]) for one in service.get(client, "/fine_tuning/methods")["data"]]
+    if method not in known:
+        from alignkit.methods.registry import nearest_method  # saves torch at start-up
+
+        raise AlignkitError(
+            f"--method: expected one of {', '.join(known)}, found {method!r}{nearest_method(method)}"
+        )
+    with suppress(PermissionDeniedError):  # a key that may train need not see models
+        client.models.retrieve(model)
 
 
 def method_of(

@@ -68,7 +68,7 @@ def test_a_large_file_is_uploaded_in_parts(client: OpenAI, run: Run, monkeypatch
         (("-p", "beta=9"), "(method.f_dpo.hyperparameters.beta)"),
         (("--integration", "wandb:demo"), "expected name=value, such as wandb:project=demo"),
         (("--integration", "abacus"), "integrations"),
-        (("--method", "ppo"), "ppo"),
+        (("--method", "ppo"), "--method: expected one of f_dpo, "),
         (("--validation-share", "1.5"), "--validation-share 1.5: expected a share above 0 and below 1"),
         (("--validation-share", "0.5", "--validation-file", "held-out.jsonl"), "found both"),
         (("--validation-file", "none.jsonl"), "none.jsonl: expected a data file, or the id of an uploaded"),
@@ -83,6 +83,21 @@ def test_a_refused_job_is_one_line_and_leaves_no_file(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert client.files.list().data == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--method", "sft"), "found 'sft'; did you mean supervised?"), (("--model", "other"), "'other'")],
+)
+@pytest.mark.parametrize("command", ["submit", "estimate"])
+def test_an_unknown_method_or_model_is_refused_before_a_file_travels(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, options: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setattr(job_requests, "_upload", lambda *_: pytest.fail("uploaded"))
+    done = run("jobs", command, "pairs.jsonl", "--model", BASE_MODEL, *options)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_job_is_estimated_and_nothing_stays(client: OpenAI, run: Run) -> None:
