@@ -9,6 +9,7 @@ DPOTrainer, and the best of n answers of the untrained model, whose KL is log n 
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,20 @@ def _diversity(drawn: Sequence[Answer]) -> dict[str, float]:
 
 def _best_of(n: int, seed: int, settings: Settings) -> Values:
     """The best of n answers of the untrained model, `DRAWN` times for each question."""
-    model, asked = Asked(settings), _held_out(settings)
-    drawn = draw(model, [one.text for one in asked], DRAWN * n, tokens=TOKENS, seed=seed + 100)
+    asked, drawn = _held_out(settings), _untrained(seed, settings)
     best: list[Answer] = []
     for index, one in enumerate(asked):
-        own = [answer for answer in drawn if answer.prompt == index]
+        own = [answer for answer in drawn if answer.prompt == index][: DRAWN * n]
         groups = (own[start : start + n] for start in range(0, len(own), n))
         best += [max(group, key=lambda answer: reward(one, answer.text)) for group in groups]
     return {"reward": _mean_reward(asked, best), "KL": math.log(n) - (n - 1) / n, **_diversity(best)}
+
+
+@cache
+def _untrained(seed: int, settings: Settings) -> list[Answer]:
+    """The untrained model's answers to held-out questions, as many as the best of most of them needs."""
+    prompts = [one.text for one in _held_out(settings)]
+    return draw(Asked(settings), prompts, DRAWN * max(BEST_OF), tokens=TOKENS, seed=seed + 100)
 
 
 def _trl(settings: Settings, folder: Path, beta: float, seed: int) -> Path:
@@ -189,7 +196,10 @@ def draw_frontier(found: Found, axis: Any) -> None:
     lines["best of n"] = [f"best of {n}" for n in BEST_OF]
     lines["TRL's DPO"] = ["TRL's DPO 0.2"]
     means = found.summary()
-    for name, arms in lines.items():
+    for name, all_arms in lines.items():
+        arms = [arm for arm in all_arms if arm in means]  # those that have been run
+        if not arms:
+            continue
         points = [(means[arm]["KL"]["mean"], means[arm]["reward"]["mean"]) for arm in arms]
         style: dict[str, Any] = {"color": "black", "linestyle": ":"} if name == "best of n" else {}
         marker = "*" if name == "TRL's DPO" else "o"
@@ -209,6 +219,14 @@ EVIDENCE = Evidence(
     measure,
     draw_frontier,
     needs_model=True,
+    outcome="In part. At the same local strength the mean rewards are in the claimed order (-0.37 under the reverse "
+    "KL, -0.39 under JSD and alpha, -0.46 under the forward KL), and answers to one prompt differ more in the "
+    "opposite order (self-BLEU 0.196, 0.189, 0.186 and 0.178); three seeds make sure of the diversity of JSD "
+    "and alpha only, and the entropy does not follow. A weaker divergence also moves less: KL 0.99, 0.92, "
+    "0.84 and 0.62. At the same KL, read off between its points, none beats the reverse KL beyond doubt: "
+    "chi2_kl is ahead with two seeds of three, and Neyman's small lead lies where those points are far apart. "
+    "TRL's DPO is where the reverse KL is. The best of n untrained answers has far more than any: -0.19 at KL "
+    "0.64.",
 )
 
 if __name__ == "__main__":
