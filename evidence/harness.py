@@ -34,6 +34,10 @@ Values = Mapping[str, float | Sequence[float]]
 """Measured numbers of one run by name. A sequence is a curve, which is kept and drawn but not summarised."""
 Drawing = Callable[["Found", Any], None]
 """Draws results into a matplotlib axis."""
+Bounds = dict[str, float]
+"""`mean`, and `low` and `high` of its 95 % interval."""
+Columns = dict[str, dict[str, Bounds]]
+"""Arm -> metric -> bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class Evidence:
     draw: Drawing
     outcome: str = ""
     """What came out, in a sentence or two that stand beside the claim; empty until it has been run."""
+    compare: Callable[["Found"], Columns] = lambda _: {}
+    """Metrics that need the results of several arms, such as differences; they stand in the summary."""
     seeds: int = 3
     needs_model: bool = False
     """Whether it trains the language model of `Settings.model`, which takes hours without a GPU."""
@@ -90,8 +96,8 @@ class Found:
         curves: list[Any] = [self.runs[arm][seed][metric] for seed in sorted(self.runs[arm])]
         return [statistics.fmean(points) for points in zip(*curves, strict=True)]
 
-    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Arm -> metric -> mean and bounds of its 95 % interval over seeds (Student's t)."""
+    def summary(self) -> Columns:
+        """Mean and bounds over seeds (Student's t) of every metric that is a number."""
         return {
             arm: {
                 metric: interval(self.values(arm, metric))
@@ -101,13 +107,19 @@ class Found:
             for arm, seeds in self.runs.items()
         }
 
-    def paired(self, arm: str, other: str, metric: str) -> dict[str, float]:
+    def paired(self, arm: str, other: str, metric: str) -> Bounds:
         """Mean and 95 % interval of the difference arm - other over the same seeds."""
         pairs = zip(self.values(arm, metric), self.values(other, metric), strict=True)
         return interval([one - two for one, two in pairs])
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
+def summarised(evidence: Evidence, found: Found) -> Columns:
+    """The summary, with what compares arms."""
+    compared = evidence.compare(found)
+    return {arm: metrics | compared.get(arm, {}) for arm, metrics in found.summary().items()}
+
+
+def interval(values: Sequence[float]) -> Bounds:
     """Mean and bounds of its 95 % interval. One value has no interval: its bounds are itself."""
     mean = statistics.fmean(values)
     freedom = len(values) - 1
@@ -195,7 +207,7 @@ def _write(path: Path, evidence: Evidence, settings: Settings, runs: dict[str, d
         "settings": _described(settings),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
-        "summary": found.summary(),
+        "summary": summarised(evidence, found),
         "runs": runs,
     }
     staging = path.with_suffix(".tmp")
@@ -235,7 +247,7 @@ def main(evidence: Evidence, argv: Sequence[str] | None = None) -> Found:
     folder.mkdir(parents=True, exist_ok=True)
     found = gather(evidence, given.seeds, settings, folder)
     print(f"{evidence.claim}\n")
-    for arm, metrics in found.summary().items():
+    for arm, metrics in summarised(evidence, found).items():
         shown = (
             f"{name} {one['mean']:.4g} [{one['low']:.4g}, {one['high']:.4g}]" for name, one in metrics.items()
         )
