@@ -125,8 +125,10 @@ def service() -> Iterator[str]:
     command = [sys.executable, "-m", "alignkit", "serve", "--port", "0", "--home", str(HOME)]
     # vLLM computes every adapter at the largest rank it serves, and the demo's has the default 16. Engine and trainer
     # share the cores: a thread that spins while it waits for the others would take them from the other process.
-    # A trainer that waits for a second job would take cores from the questions.
-    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "ALIGNKIT_STANDBY_SECONDS": "0"}
+    # A trainer that waits for a second job would take cores from the questions, and nobody else asks: the engine may
+    # have every core, of which it would leave one to others.
+    cores = str(len(os.sched_getaffinity(0)))
+    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": cores, "ALIGNKIT_STANDBY_SECONDS": "0"}
     environment = {**defaults, **os.environ, "ALIGNKIT_ENGINE__MAX_LORA_RANK": "16"}
     with log.open("wb") as output:
         server = subprocess.Popen(
