@@ -1,13 +1,14 @@
-"""Files on the disk: their digests, the wait until they are really there, and folders that appear whole."""
+"""Files on the disk: their digests, the wait until they are really there, and what appears whole or not at all."""
 
 import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -24,6 +25,24 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file whole, in place of one that is there: temporary file, fsync, rename.
+
+    Raises OSError, with nothing left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 @contextmanager

@@ -8,9 +8,10 @@ A file holds the store's magic bytes, a SHA-256 digest of the entry's name and c
 import contextlib
 import hashlib
 import os
-import secrets
 import time
 from pathlib import Path
+
+from alignkit.disk import put
 
 KEEP_DAYS = 90
 """Days after its last use for which an entry is kept."""
@@ -19,19 +20,9 @@ _DIGEST_BYTES = 32
 
 
 def write(path: Path, magic: bytes, name: str, content: bytes) -> None:
-    """Write the entry `name`: temporary file, fsync, rename. Raises OSError, with nothing left behind."""
-    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(magic + _seal(name, content) + content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    """Write the entry `name`. Raises OSError, with nothing left behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put(path, magic + _seal(name, content) + content)
 
 
 def read(path: Path, magic: bytes, name: str) -> bytes | None:

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from alignkit.disk import put
+
 ROOT = Path(__file__).resolve().parent.parent
 """Folder of the project."""
 RESULTS = ROOT / "evidence" / "results"
@@ -210,9 +212,7 @@ def _write(path: Path, evidence: Evidence, settings: Settings, runs: dict[str, d
         "summary": summarised(evidence, found),
         "runs": runs,
     }
-    staging = path.with_suffix(".tmp")
-    staging.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    staging.rename(path)
+    put(path, (json.dumps(whole, indent=1) + "\n").encode())
 
 
 def plot(evidence: Evidence, found: Found, folder: Path) -> Path:

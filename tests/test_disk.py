@@ -1,10 +1,11 @@
-"""A folder that appears whole: what is there before stays, unless it is to be replaced."""
+"""Files and folders that appear whole: what is there before stays, unless it is to be replaced."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from alignkit.disk import staged_folder
+from alignkit.disk import put, staged_folder
 
 
 def write(target: Path, text: str, *, replace: bool = False) -> None:
@@ -35,3 +36,25 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         raise RuntimeError
     assert (target / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
+    put(tmp_path / "file", b"old")
+    put(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_file_that_cannot_be_kept_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "file", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        put(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

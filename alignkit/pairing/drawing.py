@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignkit.data.messages import Message
+from alignkit.disk import put
 from alignkit.errors import AlignkitError
 from alignkit.pairing.answering import Answerer, SamplingSettings
 from alignkit.pairing.prompts import Prompt
@@ -86,9 +87,7 @@ class Drawing:
             if (one := self.records.get(prompt.key)) and (pair := self._pair(prompt.messages, one))
         ]
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.out.with_name(f".{self.out.name}.tmp")
-        temporary.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
-        temporary.replace(self.out)
+        put(self.out, "".join(json.dumps(pair) + "\n" for pair in pairs).encode())
         return len(pairs)
 
     def outcomes(self) -> Counter[Outcome]:

@@ -3,12 +3,13 @@
 import base64
 import hashlib
 import math
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from alignkit.disk import put
 
 FOLDER = Path(__file__).with_name("templates")
 STYLE = (FOLDER / "style.css").read_text(encoding="utf-8")
@@ -24,18 +25,8 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
-def put(path: Path, content: bytes) -> None:
-    """Write a file atomically; a failure leaves neither a part of it nor a temporary file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def put_page(path: Path, page: str) -> None:
-    """Write a page atomically; a lone surrogate, which JSON can hold and UTF-8 cannot, becomes `?`."""
+    """Write a page whole; a lone surrogate, which JSON can hold and UTF-8 cannot, becomes `?`."""
     put(path, page.encode("utf-8", "replace"))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from alignkit import extras
+from alignkit.disk import put
 from alignkit.errors import AlignkitError
 from alignkit.report import page
 from alignkit.report.charts import Chart, charts_of, draw
@@ -46,7 +47,7 @@ def write_report(folder: RunFolder) -> Path:
     charts, missing = draw_all(charts_of(run.series))
     folder.charts.mkdir(exist_ok=True)
     for chart, png in charts:
-        page.put(folder.charts / f"{chart.name}.png", png)
+        put(folder.charts / f"{chart.name}.png", png)
     for old in set(folder.charts.glob("*.png")) - {
         folder.charts / f"{chart.name}.png" for chart, _ in charts
     }:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alignkit.disk import put
 from alignkit.recipe import Recipe
 from alignkit.run.checkpoints import damage, newest_first
 
@@ -165,10 +166,5 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` atomically: temporary file, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write `value` whole, in place of what is there."""
+    put(path, json.dumps(value, ensure_ascii=False, indent=1).encode())

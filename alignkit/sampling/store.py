@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from alignkit.disk import put
 
 
 def digest(*parts: Any) -> str:
@@ -33,13 +34,7 @@ class SampleStore:
             return None
 
     def write(self, name: str, key: str, lines: Iterable[Any]) -> None:
-        """Store `lines` atomically: temporary file, fsync, rename."""
+        """Store `lines`, all or none."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(name, key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        put(self.path(name, key), text.encode())

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from alignkit.disk import put
 from alignkit.launch import interrupt
 
 TOKEN_VARIABLE = "ALIGNKIT_PROCESS_TOKEN"  # noqa: S105 - the variable's name
@@ -71,11 +72,9 @@ class Identity:
     owner_create_time: float
 
     def save(self, path: Path) -> None:
-        """Write to `path`, atomically."""
+        """Write to `path`, whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".{path.name}.tmp")
-        staging.write_text(json.dumps(asdict(self)))
-        staging.replace(path)
+        put(path, json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, path: Path) -> "Identity | None":

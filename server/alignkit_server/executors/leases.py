@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from alignkit.disk import put
 from alignkit_server.engines.process import runs
 from alignkit_server.executors.protocol import ExecutorUnavailableError
 
@@ -165,10 +166,7 @@ class DeviceLeases:
         return self._folder / f"{sha256(run.encode()).hexdigest()[:32]}.json"
 
     def _write(self, lease: Lease) -> None:
-        file = self._file(lease.run)
-        staging = file.with_suffix(".tmp")
-        staging.write_text(json.dumps(asdict(lease)), encoding="utf-8")
-        staging.replace(file)
+        put(self._file(lease.run), json.dumps(asdict(lease)).encode())
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
