@@ -16,14 +16,13 @@ import torch
 
 from alignkit import startup
 from alignkit.data.template import end_of_answer
+from alignkit.data.tokens import chat_tokenizer
 from alignkit.errors import AlignkitError, FieldIssue, ModelError, RecipeError
 from alignkit.finish import finish
 from alignkit.launch import RESUME, RETRY_EXIT, THREADS_GIVEN, start_again
 from alignkit.models.adapters import adapted_modules, train_on
-from alignkit.models.chat_templates import read_template
 from alignkit.models.layers import compile_layers, plain_layers, use_liger
 from alignkit.models.loading import ends_of, experts_of, load_weights
-from alignkit.models.loading import load_tokenizer as load_tokenizer_of
 from alignkit.recipe import Recipe
 from alignkit.report import report_at_end
 from alignkit.run import facts
@@ -170,7 +169,7 @@ def build_trainer(recipe: Recipe, folder: RunFolder) -> Any:
     set_seed(recipe.seed)
     callbacks = [ProgressCallback(folder), *(tracker_callbacks(recipe, folder) if is_main_process() else [])]
     callbacks += [*gradient_callbacks(recipe), *nested_callbacks(recipe), *noise_callbacks(recipe)]
-    tokenizer = load_tokenizer(recipe)
+    tokenizer = chat_tokenizer(recipe.model.path, recipe.model.chat_template, field="model.path")
     data = datasets(recipe, tokenizer, folder)  # a bad row is reported before weights are loaded
     held_out = 0 if data[1] is None else len(data[1])
     recipe = settle_evaluations(recipe, len(data[0]), held_out, folder, main=is_main_process())
@@ -294,20 +293,6 @@ def watch_best(trainer: Any, recipe: Recipe, folder: RunFolder) -> None:
 
     if recipe.keeps_best or recipe.training.early_stopping is not None:
         trainer.add_callback(BestCheckpoint(trainer, recipe, folder))
-
-
-def load_tokenizer(recipe: Recipe) -> Any:
-    """Load the tokenizer. Raises ModelError if there is no chat template."""
-    path, template = recipe.model.path, recipe.model.chat_template
-    tokenizer = load_tokenizer_of(path, field="model.path")
-    if template is not None:
-        tokenizer.chat_template = read_template(template)
-    if not tokenizer.chat_template:
-        hint = "set model.chat_template to a Jinja file, or to the name of a template that ships with TRL"
-        raise ModelError(
-            f"model.path: {path} has no chat template, so conversations cannot be rendered: {hint}"
-        )
-    return tokenizer
 
 
 def load_model(recipe: Recipe) -> Any:

@@ -55,12 +55,14 @@ def check(
     from alignkit.data.rendering import render_report, render_statistics
     from alignkit.data.report import Statistics
     from alignkit.data.schemas import schema_for
-    from alignkit.data.tokens import load_tokenizer
+    from alignkit.data.tokens import chat_tokenizer
     from alignkit.data.validation import SKIPPED_SHARE, Inspection
 
     console, kind, columns = Console(), schema_for(method), _columns(column)
     path = _model_path(model, home) if model else None
-    tokenizer, words = (None, None) if path is None else (load_tokenizer(path), vocabulary_in(Path(path)))
+    tokenizer, words = (
+        (None, None) if path is None else (chat_tokenizer(path, field="--model"), vocabulary_in(Path(path)))
+    )
     reports, counted = [], []
     for given in (file, validation):
         if given is None:
@@ -108,11 +110,11 @@ def preview(
     from alignkit.data.rendering import render_preview, render_report
     from alignkit.data.report import preview_of
     from alignkit.data.schemas import schema_for
-    from alignkit.data.tokens import load_tokenizer
+    from alignkit.data.tokens import chat_tokenizer
     from alignkit.data.validation import Inspection
 
     console = Console()
-    tokenizer = load_tokenizer(_model_path(model, home))
+    tokenizer = chat_tokenizer(_model_path(model, home), field="--model")
     inspection = Inspection(schema_for(method), tokenizer=tokenizer, max_length=max_length)
     shown = islice(inspection.rendered(islice(iter_lines(file, columns=_columns(column)), rows)), rows)
     for number, (_, sequences) in enumerate(shown, start=1):

@@ -11,6 +11,7 @@ from alignkit.data.messages import Message
 from alignkit.data.template import NO_TEMPLATE, Chat
 from alignkit.errors import DataError, ModelError
 from alignkit.models.chat_templates import read_template
+from alignkit.models.loading import load_tokenizer
 
 IGNORED = -100
 """The label of a token without loss, as in torch and TRL."""
@@ -62,21 +63,17 @@ class TokenSequence:
         )
 
 
-def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
-    """A model's tokenizer. Raises ModelError if it is missing or has no chat template.
+def chat_tokenizer(path: str | Path, chat_template: str | None = None, *, field: str) -> Any:
+    """The tokenizer of the model in `path` (a folder or a hub id), which can render conversations.
 
-    `chat_template`, a file or the name of a TRL template, replaces the model's own.
+    `chat_template`, a file or the name of a TRL template, replaces the model's own. Raises ModelError, which names
+    `field`, if the tokenizer is missing or has no chat template.
     """
-    from transformers import AutoTokenizer  # saves transformers at start-up
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} has no tokenizer that can be loaded: {error}") from error
+    tokenizer = load_tokenizer(path, field=field)
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
     if not tokenizer.chat_template:
-        raise ModelError(f"{path} has {NO_TEMPLATE}")
+        raise ModelError(f"{field}: {path} has {NO_TEMPLATE}")
     return tokenizer
 
 

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from alignkit.data.dataset import load_rows, skipped_share, split
-from alignkit.data.tokens import TokenSequence, load_tokenizer, render_rows
+from alignkit.data.tokens import TokenSequence, chat_tokenizer, render_rows
 from alignkit.methods import LabelledMethod, Method
 from alignkit.recipe import Recipe
 from alignkit.sections import TrainingSection
@@ -122,7 +122,7 @@ def read(recipe: Recipe, rows: int | None = None, *, bounded: bool = False) -> L
     if isinstance(data.validation, float):
         found = [found[at] for at in split(found, data.validation)[0]]
     sample = list(islice(found, 0, None, max(1, len(found) // SAMPLE_ROWS)))
-    tokenizer = load_tokenizer(folder, recipe.model.chat_template)
+    tokenizer = chat_tokenizer(folder, recipe.model.chat_template, field="model.path")
     rendered = render_rows(sample, tokenizer, lambda row, by: row.render(by))
     counted = count(trained_rows(rendered, type(recipe.method)), most, len(sample) / (rows or len(found)))
     if counted is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from alignkit.data.tokens import load_tokenizer
+from alignkit.data.tokens import chat_tokenizer
 
 _LOADING = Lock()
 
@@ -28,4 +28,4 @@ def has_tokenizer(folder: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _load(folder: Path, chat_template: str | None, _changed: tuple[int, ...]) -> Any:
-    return load_tokenizer(folder, chat_template)
+    return chat_tokenizer(folder, chat_template, field="model")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.data.tokens import load_tokenizer
+from alignkit.data.tokens import chat_tokenizer
 from tests.tiny import build_tiny_model
 
 
@@ -16,4 +16,4 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(model_dir: Path) -> Any:
-    return load_tokenizer(model_dir)
+    return chat_tokenizer(model_dir, field="model")

@@ -13,7 +13,7 @@ from alignkit.data import RowError, render, tokenise
 from alignkit.data.dataset import to_trl
 from alignkit.data.rows import PreferenceRow
 from alignkit.data.schemas import schema_for
-from alignkit.data.tokens import load_tokenizer
+from alignkit.data.tokens import chat_tokenizer
 from alignkit.errors import DataError, ModelError
 from tests.data.strategies import message
 from tests.preference import pair_ids
@@ -159,10 +159,10 @@ def test_a_template_that_is_missing_or_refuses_is_told(tokenizer: Any) -> None:
 
 
 def test_a_model_without_template_or_tokenizer(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(ModelError, match="no tokenizer"):
-        load_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match=r"^model: cannot load"):
+        chat_tokenizer(tmp_path, field="model")
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     bare.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no chat template"):
-        load_tokenizer(tmp_path)
+        chat_tokenizer(tmp_path, field="model")

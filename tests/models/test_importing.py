@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignkit.data.tokens import load_tokenizer
+from alignkit.data.tokens import chat_tokenizer
 from alignkit.errors import ModelError
 from alignkit.export import ExportOptions, export, source_at
 from alignkit.models import importing
@@ -86,7 +86,7 @@ def test_a_model_s_own_code_is_never_run(tmp_path: Path) -> None:
     }.items():
         config = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(config | {"auto_map": classes}))
-    assert load_tokenizer(str(folder))
+    assert chat_tokenizer(str(folder), field="model")
     recipe = Recipe(
         model={"path": str(folder), "dtype": "float32"},
         data={"train": str(tmp_path / "train.jsonl")},

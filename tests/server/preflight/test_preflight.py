@@ -10,7 +10,7 @@ from openai import OpenAI
 
 from alignkit.data.dataset import load_rows
 from alignkit.data.report import preview_row
-from alignkit.data.tokens import load_tokenizer
+from alignkit.data.tokens import chat_tokenizer
 from alignkit.estimate import at_hand, estimate, lengths_of
 from alignkit.recipe import Recipe
 from alignkit_server.tables import Job
@@ -56,7 +56,7 @@ def test_a_preview_is_what_the_library_shows(service: Running, client: OpenAI, h
     file_id = upload(client, pairs(6))
     shown = ask(http, "preview", training_file=file_id, rows=2, offset=3, method=method(max_length=16))
     assert (shown["model"], shown["method"], shown["max_length"]) == (BASE_MODEL, "f_dpo", 16)
-    tokenizer = load_tokenizer(service.settings.models_dir / BASE_MODEL)
+    tokenizer = chat_tokenizer(service.settings.models_dir / BASE_MODEL, field="model")
     rows = load_rows(service.settings.files_dir / file_id, "f_dpo")
     assert [row["index"] for row in shown["rows"]] == [4, 5]
     for found in shown["rows"]:
@@ -90,7 +90,7 @@ def test_a_model_without_a_tokenizer_says_so(service: Running, client: OpenAI, h
 
 def test_an_estimate_counts_tokens_and_steps(service: Running, client: OpenAI, http: httpx.Client) -> None:
     file_id = upload(client, pairs(10))
-    tokenizer = load_tokenizer(service.settings.models_dir / BASE_MODEL)
+    tokenizer = chat_tokenizer(service.settings.models_dir / BASE_MODEL, field="model")
     counted = 0
     for row in load_rows(service.settings.files_dir / file_id, "f_dpo"):
         pair = pair_ids(row, tokenizer)
