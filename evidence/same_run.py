@@ -7,7 +7,6 @@ adapter, beside how far the weights moved in training.
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from alignkit.launch import launch_command
 from evidence.harness import ROOT, Evidence, Found, Settings, Values, main
 from evidence.questions import ask, pairs, write
 from evidence.small_runs import recipe, run
@@ -24,7 +24,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "resumed": {"pause_at": STEPS // 2},
     "micro-batches of 2": {"micro_batch_size": 2},
     "not packed": {"packing": False},
-    "two processes": {"devices": 2},
+    "two processes": {},
 }
 
 
@@ -41,8 +41,8 @@ def _recipe(settings: Settings, seed: int) -> dict[str, Any]:
     )
 
 
-def _launched(settings: Settings, name: str, given: dict[str, Any], command: list[str]) -> Path:
-    """Run `command` on a recipe unless the run is finished, and return the run's folder."""
+def _launched(settings: Settings, name: str, given: dict[str, Any], **how: Any) -> Path:
+    """Run a recipe as `alignkit train` does unless the run is finished, and return the run's folder."""
     folder = settings.work / (name + "-smoke" * settings.smoke)
     result = folder / "result.json"
     if result.is_file() and json.loads(result.read_text(encoding="utf-8"))["status"] == "succeeded":
@@ -51,7 +51,7 @@ def _launched(settings: Settings, name: str, given: dict[str, Any], command: lis
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({**given, "output_dir": str(folder)}), encoding="utf-8")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    subprocess.run([sys.executable, "-m", *command, str(path)], check=True, env=env)
+    subprocess.run(launch_command(path, **how), check=True, env=env)
     return folder
 
 
@@ -65,14 +65,11 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         options = {"pause_at": settings.steps(STEPS) // 2}
     given["training"] = given["training"] | options
     if arm == "resumed":
-        paused = _launched(settings, name, given, ["alignkit.train"])
-        train = ["alignkit.train", "--resume"]
+        _launched(settings, name, given)
         given["training"].pop("pause_at")
-        other = _launched(settings, name, given, train) if paused.is_dir() else paused
+        other = _launched(settings, name, given, resume=True)
     elif arm == "two processes":
-        launch = ["accelerate.commands.launch", "--cpu", "--multi_cpu", "--num_processes", "2"]
-        given["training"].pop("devices")
-        other = _launched(settings, name, given, [*launch, "-m", "alignkit.train"])
+        other = _launched(settings, name, given, num_processes=2)
         _require_processes(other, 2)
     else:
         other, _ = run(settings, name, given)
