@@ -59,7 +59,18 @@ def markdown() -> str:
 
 
 def _section(evidence: Evidence) -> str:
-    written = json.loads((RESULTS / f"{evidence.name}.json").read_text(encoding="utf-8"))
+    title = evidence.name.replace("_", " ")
+    said = f"**Claim.** {evidence.claim}\n\n**What came out.** {evidence.outcome}"
+    others = "".join(
+        f"### {title} on {model}\n\n{outcome}\n\n{_result(evidence, model)}"
+        for model, outcome in evidence.elsewhere.items()
+    )
+    return f"## {title}\n\n{said}\n\n{_result(evidence)}{others}"
+
+
+def _result(evidence: Evidence, other: str = "") -> str:
+    """The command, the plot and the numbers, with `other` of that language model."""
+    written = json.loads((RESULTS / other / f"{evidence.name}.json").read_text(encoding="utf-8"))
     summary: dict[str, dict[str, Any]] = written["summary"]
     names = list(dict.fromkeys(name for metrics in summary.values() for name in metrics))
     head = f"| | {' | '.join(name.replace('|', chr(92) + '|') for name in names)} |\n|{' --- |' * (len(names) + 1)}\n"
@@ -68,10 +79,10 @@ def _section(evidence: Evidence) -> str:
         for arm, metrics in summary.items()
     )
     model = f" on {written['settings']['model']}" if evidence.needs_model else ", a toy"
-    title = evidence.name.replace("_", " ")
-    said = f"**Claim.** {evidence.claim}\n\n**What came out.** {evidence.outcome}"
-    command = f"`{written['command']}`{model}, {seeds_run(evidence)} seeds."
-    return f"## {title}\n\n{said}\n\n{command}\n\n![{title}](evidence/{evidence.name}.png)\n\n{head}{rows}\n"
+    command = f"`{written['command']}{' --model FOLDER' * bool(other)}`{model}"
+    seeds = min(map(len, written["runs"].values()))
+    picture = f"![{evidence.name.replace('_', ' ')}]({Path('evidence', other, evidence.name)}.png)"
+    return f"{command}, {seeds} seed{'s' * (seeds > 1)}.\n\n{picture}\n\n{head}{rows}\n"
 
 
 def _shown(bounds: dict[str, float] | None) -> str:

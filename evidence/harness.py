@@ -73,6 +73,8 @@ class Evidence:
     draw: Drawing
     outcome: str = ""
     """What came out, in a sentence or two that stand beside the claim; empty until it has been run."""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    """Other language model -> what came out on it; the result is in a folder of that name in `RESULTS`."""
     compare: Callable[["Found"], Columns] = lambda _: {}
     """Metrics that need the results of several arms, such as differences; they stand in the summary."""
     seeds: int = 3
@@ -158,11 +160,13 @@ def lines(
     axis.legend()
 
 
-def gather(evidence: Evidence, seeds: int, settings: Settings, folder: Path) -> Found:
-    """Run what `folder` does not hold yet, and write NAME.json after each run."""
+def gather(
+    evidence: Evidence, seeds: int, settings: Settings, folder: Path, arms: Sequence[str] | None = None
+) -> Found:
+    """Run what `folder` does not hold yet, of `arms` or of all, and write NAME.json after each run."""
     path = folder / f"{evidence.name}.json"
     kept = _read(path, settings)
-    for arm in evidence.arms:
+    for arm in arms or evidence.arms:
         for seed in range(seeds):
             if str(seed) in kept.get(arm, {}):
                 continue
@@ -226,32 +230,47 @@ def plot(evidence: Evidence, found: Found, folder: Path) -> Path:
     evidence.draw(found, axis)
     axis.set_title(evidence.name.replace("_", " "))
     path = folder / f"{evidence.name}.png"
+    folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
     return path
+
+
+def place(evidence: Evidence, settings: Settings) -> tuple[Path, Path]:
+    """The folders of a result and of its plot: those of another language model than `MODEL` have its name."""
+    if settings.smoke:
+        return settings.work / "smoke", settings.work / "smoke"
+    model = Path(settings.model).name
+    if not evidence.needs_model or model == Path(MODEL).name:
+        return RESULTS, PLOTS
+    return RESULTS / model, PLOTS / model
 
 
 def main(evidence: Evidence, argv: Sequence[str] | None = None) -> Found:
     """Run an experiment from the command line, and print its summary."""
     parser = argparse.ArgumentParser(prog=f"python -m evidence.{evidence.name}", description=evidence.claim)
     parser.add_argument("--seeds", type=int, default=evidence.seeds, help="number of seeds, from 0")
+    parser.add_argument(
+        "--arms", nargs="+", choices=evidence.arms, metavar="ARM", help="default: all of them"
+    )
     parser.add_argument("--smoke", action="store_true", help="do as little as shows that the script works")
     parser.add_argument("--model", default=MODEL, help="folder of the language model, where one is trained")
     if evidence.needs_data:
         parser.add_argument("--data", type=Path, required=True, metavar="FILE", help=evidence.needs_data)
-    parser.add_argument("--out", type=Path, help="folder for the result; default: evidence/results")
+    parser.add_argument("--out", type=Path, help="folder for the result; default: see evidence/README.md")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for runs; default: evidence/work")
     given = parser.parse_args(argv)
     settings = Settings(given.smoke, given.model, given.work, getattr(given, "data", None))
-    folder = given.out or (settings.work / "smoke" if given.smoke else RESULTS)
+    own, plots = place(evidence, settings)
+    folder = given.out or own
     folder.mkdir(parents=True, exist_ok=True)
-    found = gather(evidence, given.seeds, settings, folder)
+    found = gather(evidence, given.seeds, settings, folder, given.arms)
     print(f"{evidence.claim}\n")
     for arm, metrics in summarised(evidence, found).items():
         shown = (
             f"{name} {one['mean']:.4g} [{one['low']:.4g}, {one['high']:.4g}]" for name, one in metrics.items()
         )
         print(f"{arm}: {', '.join(shown)}")
-    drawn = plot(evidence, found, PLOTS if folder == RESULTS else folder)
+    drawn = plot(evidence, found, plots if folder == own else folder)
     print(f"\nWritten: {folder / evidence.name}.json, {drawn}")
     return found

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from evidence import align_groups
 from evidence.__main__ import experiments, markdown, seeds_run
-from evidence.harness import PLOTS, RESULTS, Evidence, Found, Settings, gather, interval
+from evidence.harness import PLOTS, RESULTS, Evidence, Found, Settings, gather, interval, place
 from evidence.questions import STYLES, ask
 from evidence.repeat import TOLERANCE, repeat
 from tests.tree import ROOT
@@ -25,6 +26,18 @@ def ids(evidence: Evidence) -> str:
 @pytest.mark.parametrize("evidence", ALL, ids=ids)
 def test_what_came_out_is_said_once_it_has_been_run(evidence: Evidence) -> None:
     assert bool(evidence.outcome) == ((seeds_run(evidence) or 0) >= evidence.seeds)
+
+
+def test_each_result_on_another_model_is_told() -> None:
+    written = {(path.parent.name, path.stem) for path in RESULTS.glob("*/*.json")}
+    assert written == {(model, one.name) for one in ALL for model in one.elsewhere}
+
+
+def test_a_result_on_another_model_has_its_own_place(doubling: Any) -> None:
+    on_model = replace(doubling[0], needs_model=True)
+    assert place(on_model, Settings()) == (RESULTS, PLOTS)
+    assert place(on_model, Settings(model="models/other")) == (RESULTS / "other", PLOTS / "other")
+    assert place(doubling[0], Settings(model="models/other")) == (RESULTS, PLOTS)
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -70,6 +83,12 @@ def test_a_call_runs_only_what_the_result_lacks(doubling: Any, tmp_path: Path) -
     found = gather(evidence, 3, Settings(), tmp_path)
     assert calls == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
     assert found.values("b", "value") == [1.0, 3.0, 5.0]
+
+
+def test_arms_that_were_not_asked_for_are_not_run(doubling: Any, tmp_path: Path) -> None:
+    evidence, calls = doubling
+    gather(evidence, 1, Settings(), tmp_path, ["b"])
+    assert calls == [("b", 0)]
 
 
 def test_a_result_of_other_settings_is_made_anew(doubling: Any, tmp_path: Path) -> None:
