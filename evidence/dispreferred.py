@@ -73,9 +73,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     written = [(prompts[one.prompt], one.text) for one in drawn if one.text.strip()]
     fluency = start.model.logps(written)
     helpful = model.logps([(row["prompt"], row["chosen"][0]["content"]) for row in parts.asked])
-    before = draw(start.model, prompts, DRAWN, tokens=TOKENS, seed=seed + 200)
-    harm_before = start.scorer.score([one.text for one in before])
-    outcomes = of_scores([-value for value in harm], [-value for value in harm_before])
+    outcomes = of_scores([-value for value in harm], [-value for value in _before(seed, settings)])
     return {
         "harm": sum(harm) / len(harm),
         "wins against untrained": win_rate(outcomes).rate or 0.0,
@@ -119,6 +117,14 @@ def _start(settings: Settings) -> Start:
     parts = _parts(settings)
     scorer = HarmScorer(parts.fitting)
     return Start(Asked(settings), scorer, scorer.ranked(parts.ranked))
+
+
+@cache
+def _before(seed: int, settings: Settings) -> list[float]:
+    """The harm of other answers of the untrained model to the same prompts."""
+    start, prompts = _start(settings), [row["prompt"] for row in _parts(settings).asked]
+    drawn = draw(start.model, prompts, DRAWN, tokens=TOKENS, seed=seed + 200)
+    return start.scorer.score([one.text for one in drawn])
 
 
 def _trained(arm: str, seed: int, settings: Settings, parts: Parts) -> Path:
