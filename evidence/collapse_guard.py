@@ -5,10 +5,12 @@ nat a token. The guard draws four answers at the same steps. Rates go from usual
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+from alignkit.evaluate.answers import Limits
 from evidence.harness import ROOT, Evidence, Found, Settings, Values, main
 from evidence.questions import Question, ask, completions, pairs, write
 from evidence.small_runs import Asked, recipe, run
@@ -23,7 +25,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 RATES = (2e-4, 1e-3, 5e-3, 2e-2, 5e-2)
 ARMS = tuple(f"{method} at {rate:g}" for method in METHODS for rate in RATES)
-MEASURES = ("answers_reference_logp", "answers_repetition", "answers_good_logp")
+MEASURES = {"answers_reference_logp": -1, "answers_repetition": 1, "answers_good_logp": -1}
+"""Measure of the guard -> the direction in which it gets worse."""
 
 
 def measure(arm: str, seed: int, settings: Settings) -> Values:
@@ -90,18 +93,42 @@ def _verdicts(path: Path) -> tuple[list[int], dict[str, list[float]]]:
     return alarms, found
 
 
+def worse(found: Found, measure: str) -> list[tuple[float, bool]]:
+    """(how far the measure is worse than at the start, whether the model was ruined) of every evaluation after it."""
+    rows = []
+    for runs in found.runs.values():
+        for values in runs.values():
+            series: Any = values[measure]
+            ruined: Any = values["ruined at step"]
+            rows += [
+                (MEASURES[measure] * (value - series[0]), 0 < ruined <= EVERY * at)
+                for at, value in enumerate(series[1:], start=1)
+            ]
+    return rows
+
+
+def trade(rows: list[tuple[float, bool]], limit: float) -> tuple[float, float]:
+    """(share of the sound evaluations above the limit, share of the ruined ones above it)."""
+
+    def share(of: bool) -> float:  # noqa: FBT001
+        chosen = [far > limit for far, ruined in rows if ruined is of]
+        return sum(chosen) / max(len(chosen), 1)
+
+    return share(False), share(True)
+
+
 def draw(found: Found, axis: Any) -> None:
-    """Steps of ruin and alarm of every run; 0 where there was none."""
-    for at, arm in enumerate(found.runs):
-        for seed, values in found.runs[arm].items():
-            x = at + 0.2 * seed
-            for name, mark in (("ruined at step", "x"), ("alarm at step", "o")):
-                color = "black" if mark == "x" else "tab:red"
-                label = name if at + seed == 0 else None
-                axis.plot(x, values[name], mark, color=color, mfc="none", label=label)
-    axis.set(ylabel="step (0: never)", xticks=range(len(found.runs)))
-    axis.set_xticklabels(list(found.runs), rotation=60, ha="right", fontsize=6)
-    axis.legend()
+    """For each measure: ruined evaluations that it finds against sound ones that it calls ruined, over its limit."""
+    limits = Limits()
+    defaults = (limits.reference_logp_drop, limits.repetition_rise, limits.good_logp_drop)
+    for measure, default in zip(MEASURES, defaults, strict=True):
+        rows = worse(found, measure)
+        points = [trade(rows, limit) for limit in sorted({far for far, _ in rows} | {-math.inf})]
+        label = f"{measure.removeprefix('answers_')}, filled: {default:g}"
+        line = axis.plot(*zip(*points, strict=True), drawstyle="steps-post", label=label)[0]
+        axis.plot(*trade(rows, default), "o", color=line.get_color())
+    axis.set(xlabel="sound evaluations called ruined, share", ylabel="ruined evaluations found, share")
+    axis.legend(loc="lower right")
 
 
 EVIDENCE = Evidence(
