@@ -72,11 +72,21 @@ def held_out(settings: Settings) -> list[Question]:
     return ask(2 * settings.steps(HELD_OUT, 4), 0, held_out=True)
 
 
+def nll(model: Asked, asked: Sequence[Question]) -> float:
+    """The NLL of the answers' tokens, in nats."""
+    tokens = joined(model.read(_answered(asked)))
+    return -float(tokens.log_probs.gather(1, tokens.ids[:, None]).mean())
+
+
+def _answered(asked: Sequence[Question]) -> list[tuple[str, str]]:
+    return [(one.text, STYLES["plain"](one)) for one in asked]
+
+
 def measured(
     model: Asked, asked: Sequence[Question], teachers: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Of the answers' tokens: NLL, accuracy, ECE and Brier score; of whole answers: right ones among two, ROUGE-L."""
-    rows = [(one.text, STYLES["plain"](one)) for one in asked]
+    rows = _answered(asked)
     reads = model.read(rows)
     tokens = joined(reads)
     q, at = tokens.log_probs.exp(), tokens.ids[:, None]

@@ -11,7 +11,7 @@ from typing import Any
 
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.small_runs import Asked
-from evidence.students import asked_of, distil, held_out, measured, teacher
+from evidence.students import asked_of, distil, held_out, measured, nll, teacher
 
 RATES = (1e-4, 3e-4)
 METHODS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
 def _rate(arm: str, settings: Settings) -> float:
     """The rate whose student of the first seed has the lowest NLL on the validation questions."""
     choosing = held_out(settings)[::2]
-    return min(RATES, key=lambda rate: measured(_distilled(arm, rate, 0, settings), choosing)["NLL"])
+    return min(RATES, key=lambda rate: nll(_distilled(arm, rate, 0, settings), choosing))
 
 
 def _distilled(arm: str, rate: float, seed: int, settings: Settings) -> Asked:
