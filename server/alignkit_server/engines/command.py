@@ -249,6 +249,9 @@ def _environment(
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(_threads()),
+        # vLLM compiles how it draws and ranks tokens at their first use, and where a compiler or Python's headers are
+        # missing, one request for log-probs would end the engine.
+        "TORCH_COMPILE_DISABLE": "1",
     }
 
 

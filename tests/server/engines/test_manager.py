@@ -263,8 +263,10 @@ def test_the_vllm_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -
     assert built.environment["VLLM_LORA_RESOLVER_CACHE_DIR"] == str(settings.adapters_dir / "tiny")
     cores = len(os.sched_getaffinity(0))
     assert built.environment["OMP_NUM_THREADS"] == str(cores - 1 or 1)  # one is left to what runs beside it
+    assert built.environment["TORCH_COMPILE_DISABLE"] == "1"  # log-probs need no compiler
     monkeypatch.setattr(command, "runs_on_gpu", lambda: True)
     built = vllm_command(settings, "tiny", 4711)
+    assert "TORCH_COMPILE_DISABLE" not in built.environment
     assert "--enforce-eager" not in built.arguments
     assert "--dtype auto" in " ".join(built.arguments)
     assert "OMP_NUM_THREADS" not in built.environment
