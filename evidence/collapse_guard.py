@@ -125,7 +125,7 @@ def draw(found: Found, axis: Any) -> None:
         rows = worse(found, measure)
         points = [trade(rows, limit) for limit in sorted({far for far, _ in rows} | {-math.inf})]
         label = f"{measure.removeprefix('answers_')}, filled: {default:g}"
-        line = axis.plot(*zip(*points, strict=True), drawstyle="steps-post", label=label)[0]
+        line = axis.plot(*zip(*points, strict=True), label=label)[0]
         axis.plot(*trade(rows, default), "o", color=line.get_color())
     axis.set(xlabel="sound evaluations called ruined, share", ylabel="ruined evaluations found, share")
     axis.legend(loc="lower right")
@@ -139,6 +139,10 @@ EVIDENCE = Evidence(
     draw,
     seeds=2,
     needs_model=True,
+    outcome="In part. All 16 ruined runs of the 30 are found and none of the 14 sound ones is called ruined, but two "
+    "of them, f-DPO's at 1e-3, are found an evaluation late. `good_logp` alone would do better at a limit of 1: it "
+    "falls by at most 0.44 in sound runs and by 1.46 or more in ruined evaluations. At its limit of 2 it finds 95 % "
+    "of them, `reference_logp` 88 % and `repetition` none: what a large rate ruins does not repeat itself.",
 )
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Ways to run one recipe that must not change its result: killed and resumed, split, unpacked, over two processes.
 
-Each arm is compared with the whole run of the same seed: held-out loss, and the largest difference of a weight of the
-adapter, beside how far the weights moved in training.
+Each arm is compared with the whole run of the same seed: held-out loss, the adapter's B, and single weights.
 """
 
 import json
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import Tensor
 
 from alignkit.launch import launch_command
 from evidence.harness import ROOT, Evidence, Found, Settings, Values, main
@@ -91,22 +91,29 @@ def _compared(whole: Path, other: Path) -> dict[str, float]:
         for path in (whole, other)
     ]
     away = max(float((one[name] - two[name]).abs().max()) for name in one)
-    moved = torch.cat([value.flatten() for name, value in one.items() if "lora_B" in name]).abs().max()
     return {
-        "held-out loss, difference": abs(losses[0] - losses[1]),
-        "weights, largest difference": away,
-        "weights, largest difference as a share of the largest B": away / float(moved),
+        "held-out loss, relative difference": abs(losses[0] - losses[1]) / losses[0],
+        "B, difference as a share of its norm": _norm(one, two) / _norm(one),
+        "one weight, largest difference": away,
     }
 
 
+def _norm(one: dict[str, Tensor], less: dict[str, Tensor] | None = None) -> float:
+    """The norm of all B, which begin at zero, or of how they differ from those of another adapter."""
+    parts = [value - less[name] if less else value for name, value in one.items() if "lora_B" in name]
+    return float(torch.cat([part.double().flatten() for part in parts]).norm())
+
+
 def draw(found: Found, axis: Any) -> None:
-    """Largest difference of a weight, on a logarithmic scale."""
-    for at, arm in enumerate(found.runs):
-        values = [max(value, 1e-12) for value in found.values(arm, "weights, largest difference")]
-        axis.plot([at] * len(values), values, "o", color="black")
-    axis.set(
-        yscale="log", ylabel="largest difference of a weight (10⁻¹²: none)", xticks=range(len(found.runs))
-    )
+    """Each difference, relative, on a logarithmic scale."""
+    names = ("held-out loss, relative difference", "B, difference as a share of its norm")
+    for name, mark in zip(names, "ox", strict=True):
+        points = [
+            (at, max(value, 1e-9)) for at, arm in enumerate(found.runs) for value in found.values(arm, name)
+        ]
+        axis.plot(*zip(*points, strict=True), mark, color="black", mfc="none", label=name)
+    axis.set(yscale="log", ylabel="relative difference (10⁻⁹: none)", xticks=range(len(found.runs)))
+    axis.legend()
     axis.set_xticklabels(list(found.runs), rotation=20, ha="right")
 
 
@@ -117,6 +124,10 @@ EVIDENCE = Evidence(
     measure,
     draw,
     needs_model=True,
+    outcome="As claimed. A resumed run is equal to the last bit. With micro-batches, without packing and in two "
+    "processes the held-out loss differs by at most three millionths of itself and B by at most 5e-5 of "
+    "its norm; two processes equal two micro-batches exactly. A single weight may differ by up to one "
+    "step of Adam, which takes its first step in full however small the gradient.",
 )
 
 if __name__ == "__main__":
