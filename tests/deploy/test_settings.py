@@ -172,6 +172,7 @@ def test_vllm_is_started_as_the_server_would_start_it(
     passed.pop("VLLM_CACHE_ROOT", None)  # in the server's home, which this vLLM may only read
     adapters = passed.pop("VLLM_LORA_RESOLVER_CACHE_DIR").replace(str(tmp_path), "/var/lib/alignkit")
     assert passed.items() <= variables.items()
+    assert variables.get("TORCH_COMPILE_DISABLE", "0") == str(int(not gpu))  # the CPU image has no compiler
     assert variables["VLLM_LORA_RESOLVER_CACHE_DIR"] == adapters
 
 
