@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "SFT on preferred": {"type": "supervised"},
     "DPO": {"type": "f_dpo", "beta": 0.1},
     "D2O": D2O,
-    "D2O, samples drawn anew": D2O | {"resample_every": 10},
+    "D2O, samples drawn anew": D2O | {"resample_every": 20},
     "negatives only": D2O | {"beta": 0.0},
 }
 ARMS = ("untrained", *METHODS)
