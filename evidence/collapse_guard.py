@@ -94,7 +94,7 @@ def _verdicts(path: Path) -> tuple[list[int], dict[str, list[float]]]:
 
 
 def worse(found: Found, measure: str) -> list[tuple[float, bool]]:
-    """(how far the measure is worse than at the start, whether the model was ruined) of every evaluation after it."""
+    """A pair for each evaluation: how far the measure got worse, and whether the model is ruined."""
     rows = []
     for runs in found.runs.values():
         for values in runs.values():

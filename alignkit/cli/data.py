@@ -60,9 +60,8 @@ def check(
 
     console, kind, columns = Console(), schema_for(method), _columns(column)
     path = _model_path(model, home) if model else None
-    tokenizer, words = (
-        (None, None) if path is None else (chat_tokenizer(path, field="--model"), vocabulary_in(Path(path)))
-    )
+    tokenizer = chat_tokenizer(path, field="--model") if path else None
+    words = vocabulary_in(Path(path)) if path else None
     reports, counted = [], []
     for given in (file, validation):
         if given is None:
