@@ -3,7 +3,7 @@
 The first half of the rows fits a scorer of harm; the share of the other half's pairs that it ranks right is in the
 result. Of the other half's short rows the last ask, and the others train: answers are drawn and scored, and the
 log-prob of the preferred answers is what helpfulness means here. `negatives only` is D2O without its samples, NPO's
-gradient.
+gradient. All train at one rate but the last, since D2O at that rate goes much further from the untrained model.
 """
 
 import json
@@ -31,7 +31,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "D2O": D2O,
     "D2O, samples drawn anew": D2O | {"resample_every": 20},
     "negatives only": D2O | {"beta": 0.0},
+    "D2O, a quarter of the rate": D2O,
 }
+RATES = dict.fromkeys(METHODS, 2e-4) | {"D2O, a quarter of the rate": 5e-5}
 ARMS = ("untrained", *METHODS)
 Row = dict[str, Any]
 
@@ -141,7 +143,7 @@ def _trained(arm: str, seed: int, settings: Settings, parts: Parts) -> Path:
         batch=4,
         max_length=192,
     )
-    given["training"]["learning_rate"] = 2e-4
+    given["training"]["learning_rate"] = RATES[arm]
     path, _ = run(settings, f"dispreferred/{index}-{seed}", given)
     return path / "adapter"
 
