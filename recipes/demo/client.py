@@ -1,6 +1,6 @@
 """A user's own script: align a model through the service with nothing but the `openai` package, and look at it.
 
-    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=sk-… python recipes/demo/client.py
+    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=sk-… python recipes/demo/client.py [MODEL]
 
 The data trains one behaviour: read a short note and answer a question about it in one plain sentence. The base
 model rambles and calculates instead. Everything printed at the end is computed from the served models, on notes that
@@ -108,25 +108,29 @@ class Answers:
         return statistics.mean(repeated(text) for text in self.texts)
 
 
-def main(client: OpenAI, on_job: Callable[[str], None] = lambda _: None) -> None:
+def main(client: OpenAI, model: str = BASE_MODEL, on_job: Callable[[str], None] = lambda _: None) -> None:
     """Train, then compare; raises DemoError if the job fails, or its model answers no better than the base model."""
     questions = read_questions()[:JUDGED]
-    with answering(client, BASE_MODEL, questions) as before:
-        job_id = create_job(client)
+    with answering(client, model, questions) as before:
+        job_id = create_job(client, model)
         on_job(job_id)
-        console.print(f"Job {job_id} aligns {BASE_MODEL} with f-DPO under the Jensen-Shannon divergence.")
+        console.print(f"Job {job_id} aligns {model} with f-DPO under the Jensen-Shannon divergence.")
         tuned_model = follow(client, job_id)
+        console.print(
+            f"\nAsking {model} and {tuned_model} {len(questions)} questions that training never saw …",
+            soft_wrap=True,
+        )
         base, tuned = compare(client, tuned_model, questions, before)
     show_figures(base, tuned)
     require_better(base, tuned)
 
 
-def create_job(client: OpenAI) -> str:
+def create_job(client: OpenAI, model: str) -> str:
     """Upload the pairs and create the job; returns its id."""
     training = client.files.create(file=HERE / "pairs.jsonl", purpose="fine-tune")
     validation = client.files.create(file=("validation.jsonl", held_out_rows(JUDGED)), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
-        model=BASE_MODEL,
+        model=model,
         training_file=training.id,
         validation_file=validation.id,
         method={"type": "f_dpo", "f_dpo": {"hyperparameters": HYPERPARAMETERS}},  # type: ignore[typeddict-item]
@@ -221,10 +225,6 @@ def compare(
     `before` are the base model's answers. A request that fails ends the comparison: raises DemoError, which says how
     many questions were answered.
     """
-    console.print(
-        f"\nAsking {BASE_MODEL} and {tuned_model} {len(questions)} questions that training never saw …",
-        soft_wrap=True,
-    )
     base, tuned = Answers(), Answers()
     with answering(client, tuned_model, questions) as after:
         try:
@@ -303,6 +303,6 @@ if __name__ == "__main__":
     if "OPENAI_API_KEY" not in os.environ or "OPENAI_BASE_URL" not in os.environ:
         sys.exit("set OPENAI_BASE_URL (http://127.0.0.1:8000/v1) and OPENAI_API_KEY")
     try:
-        main(OpenAI())
+        main(OpenAI(), *sys.argv[1:2])
     except (DemoError, OpenAIError) as error:
         sys.exit(f"error: {error}")

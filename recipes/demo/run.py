@@ -1,7 +1,8 @@
 """`make demo`: import the base model, start the service, run the user's script, stop everything.
 
 Exits with 0 only if the aligned model answers better than the base model. With KEEP=1, or if you say so at the
-terminal, the service keeps running until Ctrl-C. Whatever happens, no process is left behind.
+terminal, the service keeps running until Ctrl-C. Whatever happens, no process is left behind. ALIGNKIT_DEMO_MODEL, a
+model folder, a GGUF file or a hub id, takes another base model.
 """
 
 import json
@@ -26,6 +27,7 @@ from alignkit.errors import AlignkitError
 from alignkit.models.importing import import_model
 
 HOME = Path(os.environ.get("ALIGNKIT_DEMO_HOME", ".alignkit/demo")).resolve()
+MODEL = os.environ.get("ALIGNKIT_DEMO_MODEL", BASE_MODEL)
 START_SECONDS = 120.0
 
 
@@ -35,17 +37,17 @@ def main() -> int:
     jobs: list[str] = []
     failed = False
     try:
-        import_model(BASE_MODEL, HOME / "models", report=console.print)
+        model = import_model(MODEL, HOME / "models", report=console.print).name
         with service() as base_url:
             key = (HOME / "first-key").read_text(encoding="utf-8").strip()
             try:
-                run_client(OpenAI(base_url=base_url, api_key=key, timeout=300), jobs.append)
+                run_client(OpenAI(base_url=base_url, api_key=key, timeout=300), model, jobs.append)
             except (DemoError, OpenAIError) as error:
                 failed = True
                 report(error)
             took = time.monotonic() - started
             if jobs and wants_to_stay():
-                stay(base_url, key)
+                stay(base_url, key, model)
     except KeyboardInterrupt:
         console.print("\nStopped.")
         return 130
@@ -91,12 +93,12 @@ def wants_to_stay() -> bool:
     )
 
 
-def stay(base_url: str, key: str) -> None:
-    """Print how to reach the service, and wait for Ctrl-C."""
+def stay(base_url: str, key: str, model: str) -> None:
+    """Print how to reach the service, and wait for Ctrl-C. `model` is the base model, for an example's request."""
     models = OpenAI(base_url=base_url, api_key=key).models.list()
-    tuned = [model.id for model in models if model.id.startswith("ft:")]
+    tuned = [one.id for one in models if one.id.startswith("ft:")]
     request = json.dumps(
-        {"model": tuned[-1] if tuned else BASE_MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
+        {"model": tuned[-1] if tuned else model, "messages": [{"role": "user", "content": "Hello!"}]}
     )
     console.print(
         f"\nThe service is running. Open {base_url.removesuffix('/v1')} in a browser and sign in with the key {key}\n"

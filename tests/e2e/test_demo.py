@@ -107,7 +107,7 @@ def test_the_offered_address_opens_and_its_key_signs_in(home: Path, monkeypatch:
     monkeypatch.setattr(demo, "threading", waits)
     assert demo.wants_to_stay()
     with demo.service() as base_url, chromium() as browser:
-        demo.stay(base_url, (home / "first-key").read_text().strip())
+        demo.stay(base_url, (home / "first-key").read_text().strip(), demo.BASE_MODEL)
         said = console.export_text()
         found = re.search(r"Open (\S+) in a browser and sign in with the key (\S+)", said)
         assert found is not None, said
