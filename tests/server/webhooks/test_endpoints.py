@@ -1,10 +1,14 @@
 """/v1/webhook_endpoints through the official client, and where webhooks may not go."""
 
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
+from unittest.mock import Mock
 
+import anyio
 import openai
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
@@ -138,6 +142,16 @@ def test_a_sample_is_sent_and_signed(
     with pytest.raises(openai.BadRequestError, match="cannot be reached") as refused:
         client.webhooks.test(made.id, event_type=SUCCEEDED)
     assert refused.value.code == "webhook_unreachable"
+
+
+def test_sending_loads_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading them holds up the event loop, and with it everybody's requests, for each sample anew."""
+    loaded = Mock(side_effect=AssertionError("certificates were loaded"))
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", loaded)
+    with receiving() as receiver:
+        sending = partial(sender.send, receiver.url, (), {"id": "evt_1"}, private=True)
+        assert anyio.run(sending) == receiver.status
+    assert sender.CERTIFICATES.verify_mode == ssl.CERT_REQUIRED
 
 
 def check_rotation(service: Running, client: OpenAI, receiver: Any, made: Any) -> None:
