@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from tests.deploy.rendering import COMPOSITIONS, DEPLOY, composed, program, run
+from tests.deploy.test_security import READ, WRITTEN
 
 PINNED = re.compile(r"alignkit-(cpu|cuda):\d[\w.-]+|[a-z0-9-]+:\d[\w.-]+@sha256:[0-9a-f]{64}")
 """Images of this tree by version, all others by digest too."""
@@ -49,6 +50,18 @@ def test_what_runs_on_is_watched(parts: tuple[str, ...]) -> None:
     assert services["server"]["depends_on"]["postgres"]["condition"] == "service_healthy"
     assert services["server"]["depends_on"]["model"]["condition"] == "service_completed_successfully"
     assert services["server"]["hostname"] == "server", "its jobs wait for a server of the same name"
+
+
+@pytest.mark.parametrize("parts", [one for one in COMPOSITIONS if "ray" in one], ids="+".join)
+def test_ray_sees_of_the_home_what_runs_read_and_write(parts: tuple[str, ...]) -> None:
+    services = composed(parts)["services"]
+    homes = [volume for volume in services["ray"]["volumes"] if volume["source"] == "home"]
+    assert {volume["volume"]["subpath"] for volume in homes} == READ | WRITTEN
+    assert {v["volume"]["subpath"] for v in homes if not v.get("read_only")} == WRITTEN
+    assert services["ray"]["depends_on"]["model"]["condition"] == "service_completed_successfully"
+    made = services["model"]["command"][-1].partition(" && ")[0].split()
+    assert set(made) >= {*READ, *WRITTEN} - {"adapters"}, "a part that is mounted must be there"
+    assert any(one.startswith('"adapters/') for one in made)
 
 
 def test_on_gpus_the_cuda_build_is_all_that_must_be_built() -> None:

@@ -1,9 +1,11 @@
 """No pod of the manifests may do more than it must: the restricted profile, and a little less."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from alignkit_server.settings import Settings
 from tests.deploy.rendering import OVERLAYS, Pod, find, pods, rendered, with_components
 
 PODS = [
@@ -72,3 +74,22 @@ def test_the_engine_reads_the_home_and_is_not_its_owner() -> None:
     homes = [m for c in engine.containers for m in c["volumeMounts"] if m["name"] == "home"]
     assert homes
     assert all(mount["readOnly"] for mount in homes)
+
+
+READ = {"files", "models", "adapters", "weights", "chat_templates"}
+WRITTEN = {"jobs", "references", "tokens"}
+
+
+@pytest.mark.parametrize("pod", [one for one in PODS if one.values[0].component == "ray"])
+def test_a_training_node_sees_of_the_home_what_runs_read_and_write(pod: Pod) -> None:
+    """Neither `first-key` and `secret-key`, nor databases, uploads or exports."""
+    (training,) = pod.spec["containers"]
+    homes = [mount for mount in training["volumeMounts"] if mount["name"] == "home"]
+    assert {mount.get("subPath") for mount in homes} == READ | WRITTEN
+    assert {mount["subPath"] for mount in homes if not mount.get("readOnly")} == WRITTEN
+    assert all(mount["mountPath"] == f"/var/lib/alignkit/{mount['subPath']}" for mount in homes)
+    (folders,) = pod.spec["initContainers"]
+    (made,) = folders["args"]
+    assert set(made.removeprefix("mkdir -p ").split()) == READ | WRITTEN
+    settings = Settings(home=Path("/var/lib/alignkit"))
+    assert {getattr(settings, name).name for name in dir(Settings) if name.endswith("_dir")} >= READ | WRITTEN
