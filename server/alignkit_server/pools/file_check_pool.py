@@ -28,8 +28,8 @@ INLINE_BYTES = 256 * 2**10
 COMPRESSED = (b"\x1f\x8b", b"PAR1")
 """First bytes of gzip and Parquet files."""
 KEPT_CHECKS = 64
-KEPT_ROWS = 100_000
-"""A report of more rows, each with its digests, is not kept."""
+KEPT_DIGESTS = 100_000
+"""A report with more digests of rendered rows takes too much memory to be kept; the rest of a report is small."""
 
 T = TypeVar("T")
 
@@ -61,8 +61,8 @@ class KnownChecks:
             return self._reports.get(key)
 
     def keep(self, key: object, report: FileReport) -> None:
-        """Keep the report, and drop the oldest."""
-        if report.rows > KEPT_ROWS:
+        """Keep the report unless it is large, and drop the oldest."""
+        if len(report.digests) + len(report.prompts) > KEPT_DIGESTS:
             return
         with self._lock:
             self._reports[key] = report

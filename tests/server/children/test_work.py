@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from alignkit.data.validation import FileReport
 from alignkit_server.children import work
 from alignkit_server.pools import file_check_pool
 from alignkit_server.pools.file_check_pool import Bounds, KnownChecks, check_file, on_file
@@ -96,6 +97,16 @@ def test_a_check_is_kept_until_the_file_or_the_question_changes(tmp_path: Path, 
     assert children.calls == 2
     long_rows(path, 3)
     assert check_file(path, "f_dpo", columns={}, skip_bad=0, max_line_bytes=2**24).rows == 3
+
+
+def test_a_report_is_kept_however_many_rows_its_file_has_unless_it_is_large_itself() -> None:
+    known = KnownChecks()
+    many_rows = FileReport(300_000, 0, (), digests=frozenset({b"a"}), prompts=frozenset({b"b"}))
+    known.keep("many rows", many_rows)
+    assert known.get("many rows") is many_rows
+    digests = frozenset(number.to_bytes(4) for number in range(file_check_pool.KEPT_DIGESTS))
+    known.keep("many digests", FileReport(300_000, 0, (), digests=digests, prompts=frozenset({b"b"})))
+    assert known.get("many digests") is None
 
 
 def test_small_files_need_no_child_and_compressed_ones_do(tmp_path: Path, children: Children) -> None:
