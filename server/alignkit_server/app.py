@@ -183,6 +183,8 @@ def open_services(
         children=children,
         file_checks=FileCheckPool(children),
         exports=FileCheckPool(exporting, at_once=EXPORTS_AT_ONCE, of_a_project=1),
+        joins=FileCheckPool(children, of_a_project=1),
+        records=FileCheckPool(children),
     )
     advancing = Repeating("sweeps", lambda: advance(database, services), SWEEP_POLL_SECONDS)
     try:

@@ -76,6 +76,10 @@ class Services:
     children: ChildRunner
     file_checks: FileCheckPool
     exports: FileCheckPool
+    joins: FileCheckPool
+    """For uploads that are completed: copies of gigabytes."""
+    records: FileCheckPool
+    """For answers that are computed from all the metrics that a job, or a sweep's jobs, reported."""
     runner_started: bool = False
     probes: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Limiter for the threads of /readyz."""

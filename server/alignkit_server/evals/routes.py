@@ -71,9 +71,13 @@ def delete_eval(eval_id: str, evals: EvalServiceDep) -> EvalDeleted:
 
 
 @router.post(RUNS, responses=documented(404, 507), dependencies=[NeedsSpace])
-def create_eval_run(eval_id: str, body: RunRequest, project: ProjectDep, services: ServicesDep) -> RunObject:
+async def create_eval_run(
+    eval_id: str, body: RunRequest, project: ProjectDep, services: ServicesDep
+) -> RunObject:
     """Run an eval. Refused as a whole if a row, a model or a reference is invalid."""
-    return create_run(eval_id, body, project, services)
+    return await services.file_checks.run(
+        project.project_id, lambda: create_run(eval_id, body, project, services)
+    )
 
 
 @router.get(RUNS, responses=documented(404))

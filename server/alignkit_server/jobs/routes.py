@@ -143,7 +143,7 @@ def list_events(
 
 
 @router.get("/{job_id}/metrics", responses=documented(404) | STREAM_RESPONSES, response_model=JobMetrics)
-def retrieve_metrics(
+async def retrieve_metrics(
     *,
     job_id: str,
     project: ProjectDep,
@@ -161,8 +161,11 @@ def retrieve_metrics(
 ) -> Any:
     """Retrieve a job's metrics as series over its steps, or stream its metrics events."""
     if not stream and EVENT_STREAM not in accept:
-        return jobs.metrics(job_id, names.split(",") if names else (), max_points)
-    return _stream(services, project, job_id, last_event_id, "metrics")
+        wanted = names.split(",") if names else ()
+        return await services.records.run(
+            project.project_id, lambda: jobs.metrics(job_id, wanted, max_points)
+        )
+    return await to_thread.run_sync(_stream, services, project, job_id, last_event_id, "metrics")
 
 
 @router.get("/{job_id}/logs", responses=documented(404))

@@ -47,9 +47,11 @@ def list_sweeps(
 
 
 @router.get("/{sweep_id}", responses=documented(404))
-def retrieve_sweep(sweep_id: str, sweeps: SweepServiceDep) -> SweepObject:
+async def retrieve_sweep(
+    sweep_id: str, project: ProjectDep, services: ServicesDep, sweeps: SweepServiceDep
+) -> SweepObject:
     """Retrieve a sweep and the table of its jobs."""
-    return sweeps.get(sweep_id)
+    return await services.records.run(project.project_id, lambda: sweeps.get(sweep_id))
 
 
 @router.get("/{sweep_id}/report", responses=documented(404) | REPORT_RESPONSE, response_class=Response)
@@ -57,7 +59,7 @@ async def retrieve_sweep_report(
     sweep_id: str, project: ProjectDep, services: ServicesDep, sweeps: SweepServiceDep
 ) -> Response:
     """Download the report of a sweep as it stands, an HTML page: its table, and the frontier of reward against KL."""
-    found = await to_thread.run_sync(sweeps.report, sweep_id)
+    found = await services.records.run(project.project_id, lambda: sweeps.report(sweep_id))
     page = await services.file_checks.run(project.project_id, found.page)
     return report_response(page, sweep_id)
 

@@ -44,7 +44,7 @@ async def add_upload_part(
 
 
 @router.post("/{upload_id}/complete", responses=documented(404, 507), dependencies=[NeedsSpace])
-def complete_upload(
+async def complete_upload(
     upload_id: str,
     body: CompleteRequest,
     project: ProjectDep,
@@ -52,11 +52,15 @@ def complete_upload(
     uploads: UploadServiceDep,
 ) -> UploadObject:
     """Join the parts in the given order; the result is a normal file."""
-    assembled = assemble(upload_id, body, project, services)
-    try:
-        return uploads.complete(assembled)
-    finally:
-        assembled.path.unlink(missing_ok=True)
+
+    def join() -> UploadObject:
+        assembled = assemble(upload_id, body, project, services)
+        try:
+            return uploads.complete(assembled)
+        finally:
+            assembled.path.unlink(missing_ok=True)
+
+    return await services.joins.run(project.project_id, join)
 
 
 @router.post("/{upload_id}/cancel", responses=documented(404))
