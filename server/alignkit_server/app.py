@@ -19,7 +19,6 @@ from alignkit_server.engine_list.routes import router as engine_list
 from alignkit_server.engines.facts import ListEngines
 from alignkit_server.evals.routes import router as evals
 from alignkit_server.files.routes import router as files
-from alignkit_server.files.upload import remove_leftovers
 from alignkit_server.jobs.routes import router as jobs
 from alignkit_server.keys.authentication import KeyAuthentication
 from alignkit_server.keys.bootstrap import ensure_first_key
@@ -151,13 +150,12 @@ def open_services(
     for folder in (
         settings.files_dir,
         settings.uploads_dir,
+        settings.incoming_dir,
         settings.jobs_dir,
         settings.models_dir,
         settings.exports_dir,
     ):
         folder.mkdir(parents=True, exist_ok=True)
-    for folder in (settings.files_dir, settings.uploads_dir):
-        remove_leftovers(folder)
     with start_lock(settings):
         migrate(settings.sqlalchemy_url)
         vault = open_vault(settings.root)

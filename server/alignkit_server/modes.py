@@ -34,6 +34,7 @@ def _bounds(settings: Settings, home: int) -> Iterator[tuple[Path, int]]:
     for folder in (settings.files_dir, settings.uploads_dir):
         yield folder, 0o700
         yield from ((path, 0o600) for path in folder.iterdir() if path.is_file())
+    yield settings.incoming_dir, 0o700
     yield settings.jobs_dir, 0o700
     yield settings.exports_dir, 0o700
 

@@ -215,6 +215,11 @@ class Settings(BaseSettings):
         return self.root / "uploads"
 
     @property
+    def incoming_dir(self) -> Path:
+        """Temporary files of what is being uploaded, a folder for each project."""
+        return self.root / "incoming"
+
+    @property
     def jobs_dir(self) -> Path:
         return self.root / "jobs"
 

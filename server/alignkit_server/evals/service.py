@@ -111,7 +111,7 @@ class EvalService:
         self._evals.get(eval_id)
         contents = [{"item": row.item, "given": row.sample} for row in rows.rows]
         size = sum(map(_size, contents))
-        require_eval_run(self._session, self._project_id, self._services.settings.limits, size)
+        require_eval_run(self._session, self._project_id, self._services.settings, size)
         if self._runs.count(eval_id) >= MAX_RUNS:
             raise ApiError(
                 400, f"The eval {eval_id} already has {MAX_RUNS:,} runs, the maximum: delete some."

@@ -8,6 +8,7 @@ from fastapi.responses import FileResponse
 
 from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import documented
+from alignkit_server.files.incoming import Space
 from alignkit_server.files.schemas import PURPOSES, FileDeleted, FileObject
 from alignkit_server.files.service import FileServiceDep
 from alignkit_server.files.upload import receive
@@ -39,10 +40,12 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 
 
 @router.post("", responses=documented(413, 507), dependencies=[NeedsSpace], openapi_extra=BODY)
-async def create_file(request: Request, files: FileServiceDep, services: ServicesDep) -> FileObject:
+async def create_file(
+    request: Request, project: ProjectDep, files: FileServiceDep, services: ServicesDep
+) -> FileObject:
     """Upload a file."""
-    settings = services.settings
-    async with receive(request, settings.files_dir, settings.max_file_bytes) as upload:
+    space = Space(services, project.project_id)
+    async with receive(request, space, services.settings.max_file_bytes) as upload:
         return await to_thread.run_sync(files.create, upload)
 
 

@@ -71,7 +71,7 @@ class FileService:
             expires_at=None if seconds is None else created_at + seconds,
         )
         self._purge_expired()
-        require_bytes(self._session, self._project.project_id, self._settings.limits, size)
+        require_bytes(self._session, self._project.project_id, self._settings, size, own=path)
         self._files.add(file)
         path.replace(self._path(file.id))
         return present(file)

@@ -4,8 +4,6 @@ Starlette's form parser would spool the whole body elsewhere before a route coul
 """
 
 import os
-import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from alignkit_server.errors import ApiError, disk_full, shorten
+from alignkit_server.files.incoming import Space, Temporary
 from alignkit_server.limits.turns import end_turn
 from alignkit_server.outages import is_full
 
@@ -29,9 +28,6 @@ OVERHEAD_BYTES = 64 * 2**10
 DRAIN_BYTES = 64 * 2**20
 """Bytes of a refused body that are still read, so that the client gets to read the answer."""
 WRITE_BYTES = 2**20
-PREFIX = ".upload-"
-LEFTOVER_SECONDS = 3600.0
-"""Age at which a partial upload counts as abandoned. Younger ones may belong to another server of this home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,40 +110,69 @@ class _Form:
 @asynccontextmanager
 async def receive(
     request: Request,
-    folder: Path,
+    space: Space,
     max_bytes: int,
     *,
     file_field: str = "file",
     fields: Sequence[str] = FIELDS,
 ) -> AsyncIterator[Upload]:
-    """Receive the request's upload in a temporary file of `folder`, removed at the end unless it was renamed.
+    """Receive the request's upload in a temporary file of `space`, removed at the end unless it was renamed.
 
     The form must hold one file under the name `file_field`; other fields are allowed only if listed in `fields`.
+    Raises 429 once the file cannot fit into the quota: before its first byte, if the request declares its length.
     """
     boundary = _boundary(request)
     end_turn()
     body = request.stream()
-    descriptor, name = await to_thread.run_sync(lambda: tempfile.mkstemp(prefix=PREFIX, dir=folder))
-    path = Path(name)
+    file = await to_thread.run_sync(space.open)
     try:
         try:
             if _declared_length(request) > max_bytes + OVERHEAD_BYTES:
                 raise too_large(max_bytes, file_field)
-            form = _Form(max_bytes, file_field, fields)
-            await _parse(body, boundary, descriptor, form)
-            await to_thread.run_sync(os.fsync, descriptor)
+            form, target = _Form(max_bytes, file_field, fields), _Target(space, file)
+            await target.make_room(_declared_length(request) - OVERHEAD_BYTES)
+            await _parse(body, boundary, target, form)
+            await to_thread.run_sync(target.finish, form.size)
         except ApiError:
             await _drain(body)
             raise
         finally:
-            os.close(descriptor)
+            os.close(file.descriptor)
         found = {key: bytes(value).decode("utf-8", "replace") for key, value in form.fields.items()}
-        yield Upload(path, form.filename or "", form.size, found)
+        yield Upload(file.path, form.filename or "", form.size, found)
     finally:
-        await to_thread.run_sync(lambda: path.unlink(missing_ok=True))
+        await to_thread.run_sync(lambda: file.path.unlink(missing_ok=True))
 
 
-async def _parse(body: AsyncIterator[bytes], boundary: bytes, descriptor: int, form: _Form) -> None:
+class _Target:
+    """The file that is written; its space is taken in advance, but for OVERHEAD_BYTES, which settle at the end."""
+
+    def __init__(self, space: Space, file: Temporary) -> None:
+        self._space = space
+        self._file = file
+        self._taken = 0
+
+    async def make_room(self, size: int) -> None:
+        """Take the space of `size` bytes, unless it is taken. Raises 429 if the project's quota has no room."""
+        if size > self._taken:
+            await to_thread.run_sync(self._space.take, self._file, size)
+            self._taken = size
+
+    async def write(self, form: _Form) -> None:
+        """Write what is pending."""
+        await self.make_room(form.size - OVERHEAD_BYTES)
+        data, form.pending = form.pending, bytearray()
+        await to_thread.run_sync(write_all, self._file.descriptor, data)
+
+    def finish(self, size: int) -> None:
+        """Give back what was taken beyond `size`, and sync. Raises 400 if the file was given up meanwhile."""
+        os.ftruncate(self._file.descriptor, size)
+        os.fsync(self._file.descriptor)
+        if not self._file.path.exists():
+            raise ApiError(400, "The upload came too slowly: start it again.", code="upload_abandoned")
+
+
+async def _parse(body: AsyncIterator[bytes], boundary: bytes, target: _Target, form: _Form) -> None:
     names = (
         "part_begin",
         "header_field",
@@ -163,22 +188,17 @@ async def _parse(body: AsyncIterator[bytes], boundary: bytes, descriptor: int, f
         async for chunk in body:
             parser.write(chunk)
             if len(form.pending) >= WRITE_BYTES:
-                await _flush(form, descriptor)
+                await target.write(form)
         parser.finalize()
     except FormParserError as error:
         raise ApiError(400, f"The body is not valid multipart/form-data: {error}.") from error
     except ClientDisconnect as error:
         raise ApiError(400, "The connection ended before the upload did.") from error
-    await _flush(form, descriptor)
+    await target.write(form)
     if not form.ended:
         raise ApiError(400, "The body ends before its multipart/form-data does.")
     if form.filename is None:
         raise missing(form.file_field)
-
-
-async def _flush(form: _Form, descriptor: int) -> None:
-    data, form.pending = form.pending, bytearray()
-    await to_thread.run_sync(write_all, descriptor, data)
 
 
 def write_all(descriptor: int, data: bytes | bytearray) -> None:
@@ -233,10 +253,3 @@ def missing(param: str) -> ApiError:
     return ApiError(
         400, f"Missing required parameter: {param!r}.", param=param, code="missing_required_parameter"
     )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the partial uploads that killed servers left behind."""
-    for path in folder.glob(f"{PREFIX}*"):
-        if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
-            path.unlink(missing_ok=True)

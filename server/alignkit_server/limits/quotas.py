@@ -5,12 +5,14 @@ transaction that adds what it allows.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from alignkit_server.errors import ApiError
+from alignkit_server.limits.incoming import incoming
 from alignkit_server.limits.repository import Usage, UsageRepository
-from alignkit_server.settings import Limits
+from alignkit_server.settings import Limits, Settings
 
 
 def limits_of(own: Mapping[str, int], defaults: Limits) -> Limits:
@@ -67,17 +69,23 @@ def _require_room(limits: Limits, usage: Usage) -> None:
         raise exceeded(f"{why[:1].upper()}{why[1:]}.")
 
 
-def require_bytes(session: Session, project_id: str, defaults: Limits, size: int) -> None:
-    """Refuse a file of `size` bytes if the project's files would then exceed the quota."""
+def require_bytes(
+    session: Session, project_id: str, settings: Settings, size: int, *, own: Path | None = None
+) -> None:
+    """Refuse a file of `size` bytes if the project's files would then exceed the quota.
+
+    What other requests are sending counts; `own` is the temporary file of this one.
+    """
     repository = UsageRepository(session, project_id)
-    limits = limits_of(repository.locked_limits(), defaults)
-    used = repository.file_bytes()
+    limits = limits_of(repository.locked_limits(), settings.limits)
+    arriving = incoming(settings, project_id, own)
+    used = repository.file_bytes() + arriving.received
     if limits.file_bytes is not None and used + size > limits.file_bytes:
         raise exceeded(
             f"The file does not fit: the project's files are limited to {limits.file_bytes:,} bytes, use {used:,}, "
             f"and the new file has {size:,}. Delete files that are no longer needed."
         )
-    everything = used + repository.run_bytes()
+    everything = used + arriving.joined + repository.run_bytes()
     if limits.disk_bytes is not None and everything + size > limits.disk_bytes:
         raise exceeded(
             f"The file does not fit: the project's files, jobs and models may have {limits.disk_bytes:,} bytes, they "
@@ -85,28 +93,39 @@ def require_bytes(session: Session, project_id: str, defaults: Limits, size: int
         )
 
 
-def require_disk(session: Session, project_id: str, defaults: Limits, size: int) -> None:
-    """Refuse a download that takes `size` bytes of the disk while it lasts, if the project may not have them."""
+def require_disk(
+    session: Session,
+    project_id: str,
+    settings: Settings,
+    size: int,
+    *,
+    what: str = "archive",
+    meanwhile: str = "it is downloaded",
+    own: Path | None = None,
+) -> None:
+    """Refuse what takes `size` bytes of the disk for a while, if the project may not have them; `own` is its file."""
     repository = UsageRepository(session, project_id)
-    limits, used = limits_of(repository.locked_limits(), defaults), repository.usage().disk_bytes
+    limits = limits_of(repository.locked_limits(), settings.limits)
+    used = repository.usage().disk_bytes + sum(incoming(settings, project_id, own))
     if limits.disk_bytes is not None and used + size > limits.disk_bytes:
         raise exceeded(
-            f"The archive does not fit: the project's files, jobs and models may have {limits.disk_bytes:,} bytes, "
-            f"they have {used:,}, and it needs {size:,} while it is downloaded. Delete files and models, or prune "
+            f"The {what} does not fit: the project's files, jobs and models may have {limits.disk_bytes:,} bytes, "
+            f"they have {used:,}, and it needs {size:,} while {meanwhile}. Delete files and models, or prune "
             "finished jobs."
         )
 
 
-def require_eval_run(session: Session, project_id: str, defaults: Limits, size: int) -> None:
+def require_eval_run(session: Session, project_id: str, settings: Settings, size: int) -> None:
     """Refuse a run of an eval with `size` bytes of rows if too many are open, or if the rows do not fit."""
     repository = UsageRepository(session, project_id)
-    limits, is_open = limits_of(repository.locked_limits(), defaults), repository.eval_runs_open()
+    limits, is_open = limits_of(repository.locked_limits(), settings.limits), repository.eval_runs_open()
     if limits.eval_runs_open is not None and is_open >= limits.eval_runs_open:
         raise exceeded(
             f"Too many runs of evals are open: the project's limit is {limits.eval_runs_open:,}, and {is_open:,} "
             "wait or run. Try again when one of them has ended, or cancel one."
         )
-    if (why := space_used(limits, repository.usage().disk_bytes + size)) is not None:
+    used = repository.usage().disk_bytes + sum(incoming(settings, project_id))
+    if (why := space_used(limits, used + size)) is not None:
         raise exceeded(f"The rows do not fit: {why}.")
 
 

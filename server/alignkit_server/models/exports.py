@@ -96,7 +96,7 @@ class ModelExports:
         require_room(services.settings.root)
         size = bytes_on_disk({work.base, work.folder})
         with services.database.writing() as session:
-            require_disk(session, self._project.project_id, services.settings.limits, size)
+            require_disk(session, self._project.project_id, services.settings, size)
         try:
             work.target.parent.mkdir(parents=True)
             in_child(write_export, work)

@@ -62,7 +62,7 @@ def _require_room(services: StepServices, job: JobRecord, size: int) -> None:
         raise NotMergedError(f"the server's disk has no room for {size:,} bytes of weights")
     try:
         with services.ledger.database.writing() as session:
-            require_disk(session, job.project_id, services.settings.limits, size)
+            require_disk(session, job.project_id, services.settings, size)
     except ApiError as error:
         raise NotMergedError("the project may not have so much on disk: its limit is disk_bytes") from error
 

@@ -17,6 +17,8 @@ from alignkit_server.keys.links import LINK_SECONDS
 from alignkit_server.settings import Settings
 from alignkit_server.tables import File, Job, Upload, UploadPart
 
+INCOMING_SECONDS = 3600.0
+"""Seconds without a write after which an upload that arrives counts as abandoned, by a server that was killed."""
 BATCH = 200
 """Rows per transaction."""
 ORPHAN_SECONDS = 24 * 3600.0
@@ -29,7 +31,10 @@ log = structlog.get_logger()
 
 
 def remove_expired(database: Database, settings: Settings) -> None:
-    """Remove every project's expired files and uploads, files without a row, and token ids of files without one."""
+    """Remove every project's expired files and uploads, files without a row, and what no request sends any more.
+
+    The token ids of files without a row go with them.
+    """
     for work in (_files, _uploads):
         while work(database, settings) == BATCH:
             pass
@@ -37,6 +42,9 @@ def remove_expired(database: Database, settings: Settings) -> None:
     for folder in settings.tokens_dir.glob("*"):
         _remove_orphans(database, folder, File.id, seconds=0)
     _remove_orphans(database, settings.uploads_dir, Upload.id, Upload.status == "pending")
+    for path in settings.incoming_dir.glob("*/*"):
+        if _changed(path) < time.time() - INCOMING_SECONDS:
+            _remove(path)
 
 
 def remove_exports(folder: Path) -> set[str]:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 
 from alignkit_server.dependencies import NeedsSpace, ProjectDep, ServicesDep
 from alignkit_server.errors import documented
+from alignkit_server.files.incoming import Space
 from alignkit_server.files.upload import receive
 from alignkit_server.uploads.schemas import CompleteRequest, PartObject, UploadObject, UploadRequest
 from alignkit_server.uploads.service import UploadServiceDep, assemble
@@ -33,13 +34,11 @@ def create_upload(body: UploadRequest, uploads: UploadServiceDep) -> UploadObjec
     "/{upload_id}/parts", responses=documented(404, 413, 507), dependencies=[NeedsSpace], openapi_extra=BODY
 )
 async def add_upload_part(
-    upload_id: str, request: Request, uploads: UploadServiceDep, services: ServicesDep
+    upload_id: str, request: Request, project: ProjectDep, uploads: UploadServiceDep, services: ServicesDep
 ) -> PartObject:
     """Add a part to an upload."""
-    settings = services.settings
-    async with receive(
-        request, settings.uploads_dir, settings.max_part_bytes, file_field=DATA, fields=()
-    ) as received:
+    space, most = Space(services, project.project_id), services.settings.max_part_bytes
+    async with receive(request, space, most, file_field=DATA, fields=()) as received:
         return await to_thread.run_sync(uploads.add_part, upload_id, received)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,16 @@ from alignkit_server.audit.record import Audit
 from alignkit_server.clock import now
 from alignkit_server.dependencies import ProjectDep, ServicesDep, SessionDep
 from alignkit_server.errors import ApiError
+from alignkit_server.files.incoming import Space
 from alignkit_server.files.repository import FileRepository
 from alignkit_server.files.service import FileService, present, require_data, safe_filename
-from alignkit_server.files.upload import PREFIX, too_large, write_all
 from alignkit_server.files.upload import Upload as Received
+from alignkit_server.files.upload import too_large, write_all
 from alignkit_server.ids import PART, UPLOAD, new_id
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_bytes
 from alignkit_server.services import Services
+from alignkit_server.settings import Settings
 from alignkit_server.storage.leftovers import drop_parts, expire_uploads
 from alignkit_server.tables import Upload, UploadPart
 from alignkit_server.uploads.repository import PartRepository, UploadRepository
@@ -62,7 +63,7 @@ class UploadService:
         """Open an upload. Raises 429 if the project's files would exceed their quota with it."""
         if request.bytes > self._settings.max_upload_bytes:
             raise too_large(self._settings.max_upload_bytes, "bytes")
-        require_bytes(self._session, self._project.project_id, self._settings.limits, request.bytes)
+        require_bytes(self._session, self._project.project_id, self._settings, request.bytes)
         expire_uploads(
             self._session, self._settings.uploads_dir, Upload.project_id == self._project.project_id
         )
@@ -91,7 +92,9 @@ class UploadService:
             raise ApiError(
                 400, f"The upload {upload_id} already has {MAX_PARTS} parts, the maximum.", param="data"
             )
-        require_bytes(self._session, self._project.project_id, self._settings.limits, received.size)
+        require_bytes(
+            self._session, self._project.project_id, self._settings, received.size, own=received.path
+        )
         part = UploadPart(id=new_id(PART), upload_id=upload_id, bytes=received.size, created_at=now())
         self._parts.add(part)
         target = self._folder(upload_id) / part.id
@@ -161,21 +164,24 @@ def assemble(upload_id: str, request: CompleteRequest, project: Principal, servi
             code="upload_size_mismatch",
         )
     folder = services.settings.uploads_dir / upload_id
-    path, digest = _join([folder / part_id for part_id in request.part_ids], services.settings.files_dir)
+    with Space(services, project.project_id).copy(size) as copy:
+        digest = _join([folder / part_id for part_id in request.part_ids], copy.descriptor)
+        _require_file(copy.path, digest, upload, request, services.settings)
+    return Assembled(copy.path, upload_id)
+
+
+def _require_file(
+    path: Path, digest: str, upload: Upload, request: CompleteRequest, settings: Settings
+) -> None:
+    """Raise 400 if the joined parts are not the file that the client has, or no file for their purpose."""
     if request.md5 is not None and request.md5.lower() != digest:
-        path.unlink(missing_ok=True)
         raise ApiError(
             400,
             f"md5: the joined parts have the checksum {digest}, expected {request.md5.lower()}.",
             param="md5",
             code="upload_checksum_mismatch",
         )
-    try:
-        require_data(path, upload.filename, upload.purpose, services.settings)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return Assembled(path, upload_id)
+    require_data(path, upload.filename, upload.purpose, settings)
 
 
 def _require_parts(upload: Upload, known: Collection[str], part_ids: Sequence[str]) -> None:
@@ -191,30 +197,21 @@ def _require_parts(upload: Upload, known: Collection[str], part_ids: Sequence[st
         raise ApiError(400, "part_ids: a part is listed twice.", param="part_ids", code="invalid_value")
 
 
-def _join(parts: Sequence[Path], folder: Path) -> tuple[Path, str]:
-    """A synced temporary file in `folder` with the bytes of all parts, and its MD5."""
+def _join(parts: Sequence[Path], descriptor: int) -> str:
+    """Write the bytes of all parts to the disk, and return their MD5."""
     digest = hashlib.md5(usedforsecurity=False)
-    descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
-    path = Path(name)
     try:
-        try:
-            for part in parts:
-                with part.open("rb") as file:
-                    while chunk := file.read(COPY_BYTES):
-                        digest.update(chunk)
-                        write_all(descriptor, chunk)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        for part in parts:
+            with part.open("rb") as file:
+                while chunk := file.read(COPY_BYTES):
+                    digest.update(chunk)
+                    write_all(descriptor, chunk)
     except FileNotFoundError as error:  # cancelled or completed meanwhile
-        path.unlink(missing_ok=True)
         raise ApiError(
             400, "The upload was closed while it was being completed.", code="upload_closed"
         ) from error
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path, digest.hexdigest()
+    os.fsync(descriptor)
+    return digest.hexdigest()
 
 
 def status_of(upload: Upload) -> str:

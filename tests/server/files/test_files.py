@@ -124,6 +124,7 @@ def test_a_file_over_the_limit_is_refused_and_leaves_nothing(
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "file_too_large"
     assert set(service.settings.files_dir.iterdir()) == before
+    assert not list(service.settings.incoming_dir.rglob(".upload-*"))
     assert upload(client, b"x" * limit, purpose="user_data")
 
 
@@ -158,7 +159,7 @@ def test_a_broken_form_is_refused(
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
     assert answer.json()["error"]["param"] == param
-    assert not list(service.settings.files_dir.glob(".upload-*"))
+    assert not list(service.settings.incoming_dir.rglob(".upload-*"))
 
 
 def test_a_body_that_is_no_form_is_refused(service: Running, key: str) -> None:
@@ -178,7 +179,7 @@ def test_a_boundary_that_is_too_long_is_refused(
         answer = http.post(f"/v1/{path.format(opened.id)}", content=b"--b--", headers=headers)
     assert answer.status_code == 400
     assert "not valid multipart/form-data: Boundary length 500" in answer.json()["error"]["message"]
-    assert not list(service.settings.files_dir.glob(".upload-*"))
+    assert not list(service.settings.incoming_dir.rglob(".upload-*"))
 
 
 def test_an_empty_file_can_be_uploaded(client: OpenAI) -> None:
@@ -268,6 +269,6 @@ def test_an_upload_that_breaks_off_leaves_nothing(service: Running, key: str) ->
     headers = {"content-type": "multipart/form-data; boundary=b"}
     with service.http(key) as http, pytest.raises(RuntimeError):
         http.post("/v1/files", content=chunks(), headers=headers)
-    wait_until(lambda: not list(service.settings.files_dir.glob(".upload-*")))
+    wait_until(lambda: not list(service.settings.incoming_dir.rglob(".upload-*")))
     with service.http(key) as http:
         assert http.get("/v1/files").json()["data"] == []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,7 +17,7 @@ from alignkit_server.keys.service import issue_key
 from alignkit_server.limits.quotas import require_bytes
 from alignkit_server.limits.repository import GPU_WINDOW
 from alignkit_server.migrate import migrate
-from alignkit_server.settings import Limits
+from alignkit_server.settings import Limits, Settings
 from alignkit_server.tables import File, Project
 from tests.server.support import Running, create_job, upload
 
@@ -116,8 +117,9 @@ def test_of_many_uploads_at_once_only_as_many_fit_as_there_is_room(
     assert sum(file.bytes for file in client.files.list()) == 900
 
 
-def test_the_check_and_what_it_allows_are_one_step(database_url: str) -> None:
+def test_the_check_and_what_it_allows_are_one_step(database_url: str, tmp_path: Path) -> None:
     """The same race on every kind of database, without HTTP to slow it down."""
+    settings = Settings(home=tmp_path / "home", limits=Limits(file_bytes=1000))
     migrate(database_url)
     database = Database(database_url)
     with database.writing() as session:
@@ -127,7 +129,7 @@ def test_the_check_and_what_it_allows_are_one_step(database_url: str) -> None:
     def try_add(_: int) -> bool:
         try:
             with database.writing() as session:
-                require_bytes(session, project_id, Limits(file_bytes=1000), 300)
+                require_bytes(session, project_id, settings, 300)
                 file = File(
                     id=new_id(FILE),
                     project_id=project_id,

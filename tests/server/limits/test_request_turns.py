@@ -19,8 +19,8 @@ from anyio import to_thread
 
 from alignkit_server.errors import ApiError
 from alignkit_server.files.service import FileService
-from alignkit_server.files.upload import PREFIX
 from alignkit_server.limits import turns
+from alignkit_server.limits.incoming import RECEIVED
 from alignkit_server.limits.request_turns import RequestTurns
 from alignkit_server.limits.turns import end_turn
 from alignkit_server.preflight import routes as preflight_routes
@@ -227,10 +227,10 @@ def test_an_upload_that_comes_slowly_takes_no_turn(waiting: Waiting) -> None:
         f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: {waiting.http.headers['authorization']}\r\n"
         "content-type: multipart/form-data; boundary=b\r\ncontent-length: 1000\r\n\r\n--b\r\n"
     )
-    folder = waiting.service.settings.files_dir
+    folder = waiting.service.settings.incoming_dir
     with contextlib.ExitStack() as many:
         for _ in range(5):
             upload = socket.create_connection((address.hostname, address.port), timeout=30)
             many.enter_context(upload).sendall(head.encode())
-        wait_until(lambda: len(list(folder.glob(f"{PREFIX}*"))) == 5, 30)
+        wait_until(lambda: len(list(folder.rglob(f"{RECEIVED}*"))) == 5, 30)
         assert waiting.answers()

@@ -137,6 +137,30 @@ def test_what_has_no_row_goes_after_a_day(service: Running) -> None:
     young.unlink()
 
 
+def test_an_upload_without_a_write_for_an_hour_goes(service: Running) -> None:
+    old, young = (
+        service.settings.incoming_dir / "proj-lost" / f".upload-{name}" for name in ("old", "young")
+    )
+    for path, seconds in ((old, 3700), (young, 60)):
+        fill(path.parent, path.name, 1)
+        os.utime(path, (time.time() - seconds,) * 2)
+    leftovers.remove_expired(service.services.database, service.settings)
+    assert [path.exists() for path in (old, young)] == [False, True]
+    young.unlink()
+
+
+def test_a_copy_of_an_uploads_parts_counts_while_they_are_joined(client: OpenAI, use: Use) -> None:
+    use(disk_bytes=119)
+    opened = open_upload(client, 60)
+    part = client.uploads.parts.create(opened.id, data=b"x" * 60)
+    words = "may have 119 bytes, they have 60, and it needs 60 while its parts are joined"
+    with pytest.raises(openai.RateLimitError, match=words):
+        client.uploads.complete(opened.id, part_ids=[part.id])
+    use(disk_bytes=120)
+    assert client.uploads.complete(opened.id, part_ids=[part.id]).status == "completed"
+    assert use()["disk_bytes"] == 60
+
+
 def test_linked_files_count_once(tmp_path: Path) -> None:
     fill(tmp_path / "a", "weights", 100)
     (tmp_path / "b").mkdir()

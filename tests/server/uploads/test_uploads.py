@@ -111,6 +111,7 @@ def test_an_upload_in_which_no_job_could_read_a_row_is_refused_and_stays(
         client.uploads.complete(upload.id, part_ids=[noise.id])
     assert (refused.value.param, refused.value.code) == ("file", "invalid_file")
     assert set(service.settings.files_dir.iterdir()) == before
+    assert not list(service.settings.incoming_dir.rglob(".join-*"))
     assert client.uploads.complete(upload.id, part_ids=[row.id]).status == "completed"
 
 
