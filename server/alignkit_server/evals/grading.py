@@ -2,10 +2,13 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Protocol
+
+import structlog
 
 from alignkit_server.errors import ApiError
 from alignkit_server.eval_status import ERROR, FAIL, PASS
@@ -17,12 +20,20 @@ from alignkit_server.evals.schemas import DEFAULT_SEED, DEFAULT_TOKENS, Completi
 from alignkit_server.outages import Detached
 
 TRIES = 3
-"""How often an engine that does not answer is asked."""
+"""How often an engine that answers with an error of its own is asked."""
 PAUSE_SECONDS = 2.0
+LONGEST_PAUSE_SECONDS = 10.0
+"""As long as a failed start of an engine is remembered."""
+AWAY = frozenset({502, 503, 504})
+"""Statuses of an engine that does not answer: it starts, restarts, or is busy with another model."""
+LASTING = "engine_unavailable"
+"""Code of an engine that no waiting brings back: there is no vLLM, or no such model."""
+
+log = structlog.get_logger()
 
 
 class RunFailedError(Exception):
-    """A run cannot continue: a model is gone, or its engine does not answer."""
+    """A run cannot continue: it was cancelled, a model is gone, or its engine stays away."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -74,10 +85,21 @@ class Outcome:
 class RowGrader:
     """Grades the rows of one run. Thread-safe."""
 
-    def __init__(self, plan: Plan, models: Asks, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        models: Asks,
+        stopping: threading.Event,
+        *,
+        patience: float,
+        is_open: Callable[[], bool],
+    ) -> None:
+        """`patience`: seconds for which an engine that is away is waited for, while the run `is_open`."""
         self._plan = plan
         self._models = models
         self._stopping = stopping
+        self._patience = patience
+        self._is_open = is_open
 
     def grade(self, row: Row) -> Outcome:
         """The graded row. Raises RunFailedError if no further row can be graded either."""
@@ -116,20 +138,40 @@ class RowGrader:
         return shown if grade.sample is None else shown | {"sample": grade.sample}
 
     def _ask(self, body: dict[str, Any]) -> Sampled:
-        """A model's answer. Raises ApiError if the engine refuses this request, else RunFailedError."""
-        for left in reversed(range(TRIES)):
+        """A model's answer. Raises ApiError if the engine refuses this request, else RunFailedError.
+
+        An engine that is away is waited for, since no run is to blame for it.
+        """
+        pause, tries, away_since = PAUSE_SECONDS, 0, 0.0
+        while True:
             try:
                 return sampled(body, self._models.ask(self._plan.project_id, body, self._stopping))
             except ApiError as error:
                 if self._stopping.is_set():
                     raise Detached from error
-                code = error.detail.code or "engine_failed"
-                if error.status == 404 or (error.status >= 500 and not left):
-                    raise RunFailedError(code, error.detail.message) from error
-                if error.status < 500:
+                if error.status < 500 and error.status != 404:
                     raise
-                self._stopping.wait(PAUSE_SECONDS)
-        raise AssertionError("unreachable")
+                tries += 1
+                if not _is_away(error) and (error.status == 404 or tries >= TRIES):
+                    raise _failed(error) from error
+                if not away_since:
+                    away_since = monotonic()
+                    log.warning(
+                        "a run of an eval waits for an engine", model=body["model"], status=error.status
+                    )
+                if monotonic() - away_since >= self._patience or not self._is_open():
+                    raise _failed(error) from error
+            if self._stopping.wait(pause):
+                raise Detached
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def _is_away(error: ApiError) -> bool:
+    return error.status in AWAY and error.detail.code != LASTING
+
+
+def _failed(error: ApiError) -> RunFailedError:
+    return RunFailedError(error.detail.code or "engine_failed", error.detail.message)
 
 
 def sampling_of(source: Completions) -> dict[str, Any]:

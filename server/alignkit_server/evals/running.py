@@ -115,7 +115,13 @@ def _grade_rows(run_id: str, services: EvalServices) -> None:
     plan = _begin(run_id, services.database)
     if plan is None:
         return
-    grader = RowGrader(plan, services.models, services.stopping)
+    grader = RowGrader(
+        plan,
+        services.models,
+        services.stopping,
+        patience=services.settings.engine.start_timeout_seconds,
+        is_open=lambda: _is_open(run_id, services.database),
+    )
     with ThreadPoolExecutor(ROWS_AT_ONCE, thread_name_prefix="eval") as pool:
         while rows := _waiting(plan, services.database):
             outcomes = list(pool.map(grader.grade, rows))
@@ -128,6 +134,11 @@ def _locked(session: Session, run_id: str) -> EvalRun | None:
     """The run, locked, if it is still there and open."""
     query = select(EvalRun).where(EvalRun.id == run_id, EvalRun.status.in_(OPEN))
     return session.scalar(query.with_for_update())
+
+
+def _is_open(run_id: str, database: Database) -> bool:
+    with database.reading() as session:
+        return session.scalar(select(EvalRun.status).where(EvalRun.id == run_id)) in OPEN
 
 
 def _begin(run_id: str, database: Database) -> Plan | None:

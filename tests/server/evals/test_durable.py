@@ -6,8 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
+from alignkit_server import outages
 from alignkit_server.database import Database
 from alignkit_server.evals import running
 from alignkit_server.ids import new_id
@@ -87,19 +91,60 @@ def store_run(database: Database, count: int) -> str:
         return run.id
 
 
-def test_the_next_server_grades_the_rows_that_the_last_one_left(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(running, "BATCH", 2)
+class Outage(Models):
+    """Answers, once its database has not answered so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(free=True)
+        self.left = times
+
+    def ask(self, project_id: str, body: dict[str, Any], stopping: threading.Event) -> dict[str, Any]:
+        if self.left:
+            self.left -= 1
+            raise OperationalError("SELECT 1", {}, psycopg.OperationalError("server closed the connection"))
+        return super().ask(project_id, body, stopping)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
     settings = Settings(home=tmp_path)
     settings.jobs_dir.mkdir()
     migrate(settings.sqlalchemy_url)
+    return settings
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
     database = Database(settings.sqlalchemy_url)
     with database.writing() as session:
         issue_key(session, "mine")
+    yield database
+    database.close()
+
+
+def found(database: Database, run_id: str) -> EvalRun:
+    with database.reading() as session:
+        return session.scalars(select(EvalRun).where(EvalRun.id == run_id)).one()
+
+
+def test_an_outage_of_the_database_ends_no_run(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outages, "FIRST_PAUSE_SECONDS", 0.01)
+    run_id, models = store_run(database, 2), Outage(3)
+    with server(settings, database, models):
+        wait_until(lambda: found(database, run_id).status == "completed")
+    assert (found(database, run_id).tally["passed"], models.left) == (2, 0)
+
+
+def test_the_next_server_grades_the_rows_that_the_last_one_left(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "BATCH", 2)
     run_id = store_run(database, 4)
 
     def run() -> EvalRun:
-        with database.reading() as session:
-            return session.scalars(select(EvalRun).where(EvalRun.id == run_id)).one()
+        return found(database, run_id)
 
     first = Models(free=False)
     with server(settings, database, first):
@@ -111,4 +156,3 @@ def test_the_next_server_grades_the_rows_that_the_last_one_left(tmp_path: Path, 
         runner.evaluate(run_id)  # a second time changes nothing
     assert run().tally["passed"] == 4
     assert sorted(second.asked) == ["q2?", "q3?"]
-    database.close()

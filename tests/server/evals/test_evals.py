@@ -8,11 +8,12 @@ import pytest
 from openai import APIStatusError, OpenAI
 from openai.types.evals.eval_api_error import EvalAPIError
 
+from alignkit_server.evals.grading import LONGEST_PAUSE_SECONDS
 from alignkit_server.outages import Detached
 from tests.evaluate.endpoint import Reply
 from tests.server.evals.conftest import EQUAL, SCHEMA, Lab, make_eval, reply, rows, sampled
 from tests.server.shapes import conforms
-from tests.server.support import BASE_MODEL, upload
+from tests.server.support import BASE_MODEL, NoEngines, upload
 
 ERROR = EvalAPIError(code="x", message="x")
 """In place of the null that OpenAI's API has where nothing failed, which the client's types lack."""
@@ -186,17 +187,87 @@ def test_a_prompt_that_the_engine_refuses_is_that_rows_error(lab: Lab, mine: Ope
     assert "/srv/secret" not in item.sample.error.message
 
 
-def test_an_engine_that_does_not_answer_fails_the_run(
-    lab: Lab, mine: OpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("alignkit_server.evals.grading.PAUSE_SECONDS", 0)
-    lab.answer = lambda _: (503, {"error": {"message": "no", "code": "engine_failed"}})
+class Clock(threading.Event):
+    """A server's stop signal whose waits pass in no time, on a clock of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.waits = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits += 1
+        self.now += timeout or 0.0
+        return self.is_set()
+
+
+@pytest.fixture
+def clock(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(lab, "stopping", clock)
+    monkeypatch.setattr("alignkit_server.evals.grading.monotonic", lambda: clock.now)
+    return clock
+
+
+AWAY: Reply = (503, {"error": {"message": "no", "code": "engine_failed"}})
+
+
+def graded(lab: Lab, mine: OpenAI) -> Any:
+    """A run of one row, after it was graded."""
     eval_id = make_eval(mine)
     run = mine.evals.runs.create(eval_id, data_source=sampled(rows("yes")))
     lab.grade(run.id)
-    failed = mine.evals.runs.retrieve(run.id, eval_id=eval_id)
-    assert failed.status == "failed"
-    assert failed.error.message == "no"
+    return mine.evals.runs.retrieve(run.id, eval_id=eval_id)
+
+
+def test_an_engine_that_is_away_for_twenty_seconds_is_waited_for(
+    lab: Lab, mine: OpenAI, clock: Clock
+) -> None:
+    back = clock.now + 20
+    lab.answer = lambda _: reply("yes") if clock.now >= back else AWAY
+    done = graded(lab, mine)
+    assert (done.status, done.result_counts.passed) == ("completed", 1)
+    assert clock.now < back + LONGEST_PAUSE_SECONDS
+
+
+def test_an_engine_that_stays_away_fails_the_run_in_the_end(lab: Lab, mine: OpenAI, clock: Clock) -> None:
+    began, lab.answer = clock.now, lambda _: AWAY
+    failed = graded(lab, mine)
+    assert (failed.status, failed.error.message) == ("failed", "no")
+    patience = lab.service.settings.engine.start_timeout_seconds
+    assert patience <= clock.now - began <= patience + LONGEST_PAUSE_SECONDS
+
+
+def test_an_error_of_an_engine_that_answers_is_not_waited_for_long(
+    lab: Lab, mine: OpenAI, clock: Clock
+) -> None:
+    lab.answer = lambda _: (500, {"error": {"message": "a defect"}})
+    failed = graded(lab, mine)
+    assert (failed.status, failed.error.message) == ("failed", "a defect")
+    assert clock.waits == 2
+
+
+def test_a_model_without_an_engine_is_not_waited_for(
+    lab: Lab, mine: OpenAI, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab.service.chat, "_engines", NoEngines())
+    failed = graded(lab, mine)
+    assert (failed.status, failed.error.code, clock.waits) == ("failed", "engine_unavailable", 2)
+
+
+def test_a_run_that_is_cancelled_waits_for_no_engine(lab: Lab, mine: OpenAI, clock: Clock) -> None:
+    eval_id = make_eval(mine)
+    run = mine.evals.runs.create(eval_id, data_source=sampled(rows("yes")))
+
+    def cancelled(_: dict[str, Any]) -> Reply:
+        if clock.waits == 1:
+            mine.evals.runs.cancel(run.id, eval_id=eval_id)
+        return AWAY
+
+    lab.answer = cancelled
+    lab.grade(run.id)
+    assert mine.evals.runs.retrieve(run.id, eval_id=eval_id).status == "canceled"
+    assert clock.waits == 1
 
 
 def test_a_cancelled_run_stops_after_its_batch(
