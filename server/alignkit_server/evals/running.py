@@ -76,6 +76,13 @@ def enqueue(run_id: str) -> None:
         DBOS.enqueue_workflow(QUEUE, evaluate, run_id)
 
 
+def queued(before: int) -> Sequence[str]:
+    """Ids of the runs stored before a time that no server has begun."""
+    query = select(EvalRun.id).where(EvalRun.status == QUEUED, EvalRun.created_at < before)
+    with _use().database.reading() as session:
+        return session.scalars(query.order_by(EvalRun.seq)).all()
+
+
 def _use() -> EvalServices:
     if _services is None:
         raise RuntimeError("the runner is not started")

@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
+from alignkit_server.clock import now
 from alignkit_server.evals import running as evals
 from alignkit_server.evals.grading import Asks
 from alignkit_server.executors.registry import slots_of
 from alignkit_server.outages import LONGEST_PAUSE_SECONDS, is_outage
 from alignkit_server.peers.heartbeat import Heartbeat
+from alignkit_server.repeating import Repeating
 from alignkit_server.runner.reconciler import Reconciler
 from alignkit_server.runner.scheduler import Dispatcher, FairQueue
 from alignkit_server.runner.step_services import StepServices, install
@@ -20,6 +22,8 @@ from alignkit_server.vault import open_vault
 from alignkit_server.webhooks import delivery
 
 QUEUE = "fine_tuning"
+LATE_SECONDS = 30.0
+"""Age at which what is stored and not begun is enqueued again, in case an outage kept it from the queue."""
 
 log = structlog.get_logger()
 
@@ -44,6 +48,7 @@ class DBOSRunner:
             services.executor.devices,
         )
         self._dispatcher = Dispatcher(turns, self._begin)
+        self._late = Repeating("late", self._enqueue_late, LATE_SECONDS)
         self._reconciler = Reconciler(self._heartbeat.id, turns.begun, self._workflow_id, self._begin)
 
     def start(self) -> None:
@@ -97,8 +102,10 @@ class DBOSRunner:
         self._heartbeat.start()
         self._dispatcher.start()
         self._reconciler.start()
+        self._late.start()
 
     def _stop(self) -> None:
+        self._late.stop()
         self._reconciler.stop()
         self._dispatcher.stop()
         self._heartbeat.stop()
@@ -136,6 +143,15 @@ class DBOSRunner:
         """Enqueue the job's webhook deliveries."""
         for delivery_id in delivery.pending(job_id):
             delivery.enqueue(delivery_id)
+
+    def _enqueue_late(self) -> None:
+        """Enqueue events and runs of evals that nothing has begun. Idempotent."""
+        before = now() - int(LATE_SECONDS)
+        for delivery_id in delivery.untried(before):
+            delivery.enqueue(delivery_id)
+        if self._models is not None:
+            for run_id in evals.queued(before):
+                evals.enqueue(run_id)
 
     def evaluate(self, run_id: str) -> None:
         """Enqueue a run of an eval."""

@@ -5,6 +5,7 @@ may receive an event twice, with the same `webhook-id`.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,6 +82,15 @@ def pending(job_id: str) -> list[str]:
     query = query.order_by(Delivery.seq)
     with _use().database.reading() as session:
         return list(session.scalars(query))
+
+
+def untried(before: int) -> Sequence[str]:
+    """Ids of the events stored before a time that were never sent."""
+    query = select(Delivery.id).where(
+        Delivery.status == PENDING, Delivery.attempts == 0, Delivery.created_at < before
+    )
+    with _use().database.reading() as session:
+        return session.scalars(query.order_by(Delivery.seq)).all()
 
 
 def _use() -> Outbox:

@@ -18,6 +18,7 @@ from alignkit_server.ids import new_id
 from alignkit_server.keys.service import issue_key
 from alignkit_server.migrate import migrate
 from alignkit_server.outages import Detached
+from alignkit_server.runner import dbos
 from alignkit_server.runner.dbos import DBOSRunner
 from alignkit_server.runner.ledger import JobLedger
 from alignkit_server.runner.step_services import StepServices
@@ -135,6 +136,15 @@ def test_an_outage_of_the_database_ends_no_run(
     with server(settings, database, models):
         wait_until(lambda: found(database, run_id).status == "completed")
     assert (found(database, run_id).tally["passed"], models.left) == (2, 0)
+
+
+def test_a_run_that_an_outage_kept_from_the_queue_is_taken_up(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbos, "LATE_SECONDS", 0.1)
+    with server(settings, database, Models(free=True)):
+        run_id = store_run(database, 1)
+        wait_until(lambda: found(database, run_id).status == "completed")
 
 
 def test_the_next_server_grades_the_rows_that_the_last_one_left(

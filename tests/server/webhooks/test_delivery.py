@@ -151,6 +151,18 @@ def test_an_endpoint_that_fails_is_tried_again_and_then_no_more(
         check_event(receiver, endpoint, job_id)
 
 
+def test_an_event_that_an_outage_kept_from_the_queue_is_sent(
+    settings: Settings, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignkit_server.runner.dbos.LATE_SECONDS", 0.1)
+    with receiving() as receiver, running(settings, ledger):
+        endpoint = add_endpoint(ledger, receiver.url, SUCCEEDED)
+        job_id = end(ledger, None)
+        wait_until(lambda: statuses(ledger) == ["delivered"])
+        check_event(receiver, endpoint, job_id)
+        assert len(receiver.received) == 1
+
+
 def test_an_event_survives_restarts(
     settings: Settings, ledger: JobLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
