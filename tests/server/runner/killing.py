@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.server.support import add_base_model, pairs
 from tests.tree import PYTHONPATH, ROOT
 
 HERE = Path(__file__).parent
+STUB_TRAINER = HERE / "stub_trainer.py"
 FINISHED = {"succeeded", "failed", "cancelled"}
 PATIENCE = float(os.environ.get("ALIGNKIT_TEST_PATIENCE", "1"))
 """Times every deadline, for a machine that has more to do than this."""
@@ -82,7 +84,7 @@ class Rig:
         add_base_model(home, "tiny")
         if trainer is None:
             trainer = home / "trainer"
-            trainer.write_text(f'#!/bin/sh\nexec {sys.executable} -S {HERE / "stub_trainer.py"} "$@"\n')
+            trainer.write_text(f'#!/bin/sh\nexec {sys.executable} -S {STUB_TRAINER} "$@"\n')
             trainer.chmod(0o755)
         environment = {f"ALIGNKIT_{name.upper()}": value for name, value in settings.items()} | (stub or {})
         self.servers = [Server(home, trainer, environment).start() for _ in range(servers)]
@@ -152,7 +154,7 @@ class Rig:
         self.wait(ended, "every job ends", seconds)
 
     def check(self, jobs: list[str]) -> None:
-        """Every job succeeded, once, and was never trained twice at a time; its model is served as it was trained."""
+        """Every job succeeded, once, was never trained twice at a time, and serves what an undisturbed run makes."""
         client = self.client()
         for job_id in jobs:
             job = client.fine_tuning.jobs.retrieve(job_id)
@@ -163,6 +165,10 @@ class Rig:
             steps = sorted(c.step_number for c in client.fine_tuning.jobs.checkpoints.list(job_id))
             assert len(steps) == len(set(steps)) > 0
             folder = self.home / "jobs" / job_id
+            undisturbed = self.undisturbed(folder)
+            (weights,) = undisturbed.glob("*/*.safetensors")
+            trained = folder / weights.relative_to(undisturbed)
+            assert trained.read_bytes() == weights.read_bytes(), f"{job_id} trained something else"
             adapter = folder / "adapter" / "adapter_model.safetensors"
             if adapter.exists():  # else all weights were trained
                 served = self.home / "adapters" / "tiny" / str(job.fine_tuned_model) / adapter.name
@@ -173,6 +179,15 @@ class Rig:
         assert len(names) == len(set(names))
         staging = [path for path in self.home.glob("adapters/*/.*") if path.name.startswith(".publishing")]
         assert staging == []
+
+    def undisturbed(self, folder: Path) -> Path:
+        """The folder of a run by the stub trainer of the same recipe, that nothing disturbed."""
+        alone = self.home / "undisturbed" / folder.name
+        alone.mkdir(parents=True)
+        shutil.copy(folder / "recipe.yaml", alone)
+        (alone / "step_seconds").write_text("0")
+        subprocess.run([sys.executable, "-S", STUB_TRAINER], cwd=alone, check=True)
+        return alone
 
     def stop(self) -> None:
         """End the servers as a user would; nothing may be left behind."""

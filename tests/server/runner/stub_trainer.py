@@ -1,5 +1,8 @@
 """A stand-in for the trainer: writes steps, checkpoints, an adapter and a canary like the real one, in a second.
 
+Its weights follow from the recipe's seed and from every step in order, so that a step that is lost, or taken from
+another state, shows in them.
+
 Independent of the project. In its folder it also records every start (`starts`) and overlapping runs (`overlaps`).
 A file `step_seconds` in the folder or next to it sets the time per step; a file `hold` next to it names a step that
 no run makes while the file exists.
@@ -9,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -34,18 +38,19 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         note("overlaps", str(os.getpid()))
-    done = last_step()
+    done, state = last_state()
     emit("Training begins", {})
     for step in range(done + 1, STEPS + 1):
         hold(step)
         time.sleep(STEP_SECONDS)
+        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
         emit(f"Step {step}", {"step": step, "total_steps": STEPS, "train_loss": 1 / step}, kind="metrics")
         if step % 2 == 0 or pausing.is_set():
-            checkpoint(step)
+            checkpoint(step, state)
         if pausing.is_set():
             put("result.json", {"status": "paused", "steps": step})
             return
-    save(Path("model" if trains_all() else "adapter"))
+    save(Path("model" if trains_all() else "adapter"), state)
     numbers = {"adapter_logprobs": [-1.0, -1.5], "base_logprobs": None if trains_all() else [-2.0, -2.5]}
     put(
         "canary.json",
@@ -64,16 +69,25 @@ def pause(*_: object) -> None:
     pausing.set()
 
 
-def last_step() -> int:
+def last_state() -> tuple[int, str]:
+    """The last step with a whole checkpoint, and what was trained up to it."""
     whole = Path("checkpoints").glob("*/manifest.json")
-    states = (path.with_name("trainer_state.json") for path in whole)
-    return max((json.loads(state.read_text())["global_step"] for state in states), default=0)
+    found = [json.loads(path.with_name("trainer_state.json").read_text()) for path in whole]
+    last = max(found, key=lambda one: one["global_step"], default={"global_step": 0, "state": seed()})
+    return last["global_step"], last["state"]
 
 
-def checkpoint(step: int) -> None:
+def seed() -> str:
+    """The recipe's seed; the trainer has no YAML parser."""
+    recipe = Path("recipe.yaml")
+    found = re.search(r"^ *seed: (\d+)$", recipe.read_text(), re.MULTILINE) if recipe.exists() else None
+    return found[1] if found else ""
+
+
+def checkpoint(step: int, state: str) -> None:
     folder = Path("checkpoints") / f"checkpoint-{step}"
-    save(folder)
-    put(str(folder / "trainer_state.json"), {"global_step": step})
+    save(folder, state)
+    put(str(folder / "trainer_state.json"), {"global_step": step, "state": state})
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in folder.iterdir()
@@ -88,13 +102,14 @@ def trains_all() -> bool:
     return recipe.exists() and "\nlora: null\n" in recipe.read_text()
 
 
-def save(folder: Path) -> None:
-    """An adapter, or something that is as much of a model as the server looks at."""
+def save(folder: Path, state: str) -> None:
+    """An adapter, or something that is as much of a model as the server looks at, whose weights hold `state`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if trains_all():
         put(str(folder / "config.json"), {})
-        (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+        text = json.dumps({"__metadata__": {"state": state}}).encode()
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
         return
     put(str(folder / "adapter_config.json"), {"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]})
     layer = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -103,7 +118,9 @@ def save(folder: Path) -> None:
         for n, (part, shape) in enumerate((("A", [1, 2]), ("B", [2, 1])))
     }
     text = json.dumps(header).encode()
-    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+    numbers = struct.unpack("<4I", bytes.fromhex(state)[:16])
+    weights = struct.pack("<4f", *(number / 2**32 - 0.5 for number in numbers))
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + weights)
 
 
 def put(path: str, value: Any) -> None:
