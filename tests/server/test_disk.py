@@ -3,16 +3,30 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from openai import OpenAI
 from sqlalchemy import text
 
+from alignkit_server.clock import now
 from alignkit_server.keys import service as keys
 from alignkit_server.reserve import Reserve, ample_bytes, free_bytes, reserve_bytes
+from tests.evaluate.endpoint import endpoint
 from tests.server.disk import fill, full, mounted
-from tests.server.support import Running, method, pairs, serve, upload, wait_until
+from tests.server.evals.conftest import OneEngine, reply
+from tests.server.support import (
+    BASE_MODEL,
+    Running,
+    create_job,
+    method,
+    pairs,
+    serve,
+    upload,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +37,10 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def service(disk: Path) -> Iterator[Running]:
-    with serve(disk / "home") as running:
+    with (
+        endpoint(lambda _: reply("yes")) as engine,
+        serve(disk / "home", engines=OneEngine(engine.url.removesuffix("/v1"))) as running,
+    ):
         yield running
 
 
@@ -57,6 +74,43 @@ def test_on_a_full_disk_only_what_needs_space_is_refused(service: Running, disk:
         assert [file.id for file in client.files.list()] == [kept]
     wait_until(lambda: readiness(service)[0] == 200)
     assert upload(client)
+
+
+def test_on_a_full_disk_models_answer_and_are_deleted_and_jobs_are_paused_and_cancelled(
+    service: Running, disk: Path
+) -> None:
+    client = service.client(service.new_key("full-too"))
+    running, waiting = (create_job(client).id for _ in range(2))
+    service.ledger.transition(running, "running", only_from=("queued",))
+    model, folder = finished(service, client)
+    with full(disk):
+        wait_until(lambda: readiness(service) == (503, "The disk is full."))
+        question: Any = {"model": BASE_MODEL, "messages": [{"role": "user", "content": "Is it?"}]}
+        assert client.chat.completions.create(**question).choices[0].message.content == "yes"
+        assert client.models.delete(model).deleted
+        assert not folder.exists()
+        assert client.fine_tuning.jobs.pause(running).status == "paused"
+        for job_id in (running, waiting):
+            assert client.fine_tuning.jobs.cancel(job_id).status == "cancelled"
+    statuses = {job.id: job.status for job in client.fine_tuning.jobs.list()}
+    assert (statuses[running], statuses[waiting]) == ("cancelled", "cancelled")
+    assert model not in {found.id for found in client.models.list()}
+
+
+def finished(service: Running, client: OpenAI) -> tuple[str, Path]:
+    """A job's model: its name, and the folder of the job's run."""
+    job_id = create_job(client).id
+    folder, name = service.settings.jobs_dir / job_id, f"ft:{BASE_MODEL}:{job_id}"
+    published = service.settings.adapters_dir / BASE_MODEL / name
+    for place in (folder / "adapter", published):
+        place.mkdir(parents=True)
+        (place / "weights").write_bytes(bytes(1000))
+    service.ledger.add_model(
+        job_id, name=name, base_model=BASE_MODEL, kind="adapter", path=str(published), step=None
+    )
+    service.ledger.transition(job_id, "running", only_from=("queued",))
+    service.ledger.transition(job_id, "succeeded", only_from=("running",), finished_at=now())
+    return name, folder
 
 
 def test_the_reserve_is_given_up_for_others_and_made_again(tmp_path: Path) -> None:
