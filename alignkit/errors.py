@@ -13,6 +13,14 @@ class DataError(AlignkitError):
     """A data file cannot be used; the message lists the rows at fault."""
 
 
+class QuotingError(DataError):
+    """A data file cannot be used; the message quotes it, and `plain` says the same without the quote."""
+
+    def __init__(self, message: str, plain: str = "the file cannot be read") -> None:
+        super().__init__(message)
+        self.plain = plain
+
+
 class TooMuchDataError(DataError):
     """A data file holds more rows or text than its reader takes."""
 

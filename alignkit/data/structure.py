@@ -10,7 +10,7 @@ from pathlib import Path
 from alignkit.data.nodes import describe
 from alignkit.data.reading import DEFAULT_MAX_LINE_BYTES, FORMATS, Line, iter_lines, open_file
 from alignkit.data.tables import PARQUET, known_columns, possible_columns
-from alignkit.errors import DataError, TooMuchDataError
+from alignkit.errors import DataError, QuotingError, TooMuchDataError
 
 FIRST_ROWS = 100
 """Rows among which one must be readable: a job may leave out the others."""
@@ -52,20 +52,21 @@ def _require_row(path: Path, max_line_bytes: int) -> None:
     except DataError:
         if first is None:
             raise
-    raise DataError(_no_row(first, count))
+    raise _no_row(first, count)
 
 
-def _no_row(first: Line | None, count: int) -> str:
+def _no_row(first: Line | None, count: int) -> DataError:
     if first is None:
-        return f"the file is empty: expected {FORMATS}"
+        return DataError(f"the file is empty: expected {FORMATS}")
     expected, found = "one JSON object in a row", describe(first.value)
     if first.error is not None:
         expected, found = first.error.expected, first.error.found
     elif isinstance(first.value, dict):
         expected, found = "a row with cells in several columns", f"{len(first.value)}"
     among = "its only row" if count == 1 else f"the first {count} rows"
-    why = f"{first.unit} {first.number}: expected {expected}, found {found}"
-    return f"{among} cannot be read; {why}. The file must be {FORMATS}"
+    why = f"{among} cannot be read; {first.unit} {first.number}: expected {expected}"
+    must = f"The file must be {FORMATS}"
+    return QuotingError(f"{why}, found {found}. {must}", f"{why}. {must}")
 
 
 def _columns(path: Path) -> Mapping[str, str]:

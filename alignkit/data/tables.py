@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from alignkit.data.decoding import decode_text, scan_value
 from alignkit.data.nodes import RowError, printable
 from alignkit.data.rows import ROW_KINDS
-from alignkit.errors import DataError, TooMuchDataError
+from alignkit.errors import DataError, QuotingError, TooMuchDataError
 
 PARQUET = b"PAR1"
 """First bytes of a Parquet file."""
@@ -72,7 +72,8 @@ def _without_nulls(value: Any, pointer: str) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            raise RowError(pointer, "text, or bytes of UTF-8 text", f"{len(value):,} other bytes") from None
+            found = f"{len(value):,} other bytes in {printable(pointer)}"
+            raise RowError("", "text, or bytes of UTF-8 text", found) from None
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
@@ -160,7 +161,10 @@ def csv_columns(line: str, columns: Mapping[str, str] | None = None) -> tuple[li
     for names, named, delimiter in _headers(line):
         if not known_columns().union(columns or ()).isdisjoint(named):
             if twice := [name for name, times in Counter(named).items() if times > 1]:
-                raise DataError(f"the header of the CSV file names the column {printable(twice[0])!r} twice")
+                header = "the header of the CSV file names "
+                raise QuotingError(
+                    f"{header}the column {printable(twice[0])!r} twice", f"{header}a column twice"
+                )
             return names, delimiter
         if (
             guess is None
@@ -282,10 +286,8 @@ class Renaming:
         if self._first is not None and self._missing:
             key, name = next(iter(self._missing.items()))
             there = ", ".join(printable(one, 20) for one in self._first[:8])
-            raise DataError(
-                f"columns: no row has the column {printable(key)!r}, which is to be {printable(name)!r}; the first "
-                f"row has {there or 'none'}"
-            )
+            missing = f"columns: no row has the column {printable(key)!r}, which is to be {printable(name)!r}"
+            raise QuotingError(f"{missing}; the first row has {there or 'none'}", missing)
 
 
 _NOTHING: Any = object()

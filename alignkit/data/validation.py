@@ -25,6 +25,8 @@ from alignkit.errors import DataError
 MAX_ISSUES = 20
 MAX_BAD_ROWS = 10_000
 """Number of invalid rows after which the rest of a file is not read."""
+RENDERABLE = "a row that the model's chat template renders in full"
+"""What is expected of a row, where the error of rendering it is not shown."""
 MAX_NAMES_SHOWN = 8
 MAX_NOTES = 8
 SKIPPED_SHARE = 0.1
@@ -45,7 +47,8 @@ class LineIssue:
 
     def __str__(self) -> str:
         place = f"{self.unit} {self.line}" + (f", {self.pointer}" if self.pointer else "")
-        said = f"expected {self.expected}, found {self.found}" if self.expected else self.found
+        found = f", found {self.found}" if self.found else ""
+        said = f"expected {self.expected}{found}" if self.expected else self.found
         return f"{place}: {said}" if self.rows == 1 else f"{self.rows:,} rows, the first at {place}: {said}"
 
 
@@ -59,6 +62,8 @@ class FileReport:
     notices: tuple[str, ...] = ()
     problem: str | None = None
     """A problem of the file as a whole, if any."""
+    plain_problem: str | None = None
+    """The problem without anything that the file holds; None if `problem` quotes nothing."""
     skips_bad: bool = False
     """Whether invalid rows are skipped, because they are as few as allowed."""
     digests: frozenset[bytes] = frozenset()
@@ -86,6 +91,12 @@ class FileReport:
         """The reasons for refusing rows, and how many more invalid rows there are."""
         more = self.bad_rows - sum(issue.rows for issue in self.issues)
         return [*map(str, self.issues), *([f"and {more:,} more"] if more else [])]
+
+    def without_content(self) -> "FileReport":
+        """The report for whoever may not see rows: places and what was expected there, but nothing found there."""
+        issues = (replace(one, expected=one.expected or RENDERABLE, found="") for one in self.issues)
+        problem = self.plain_problem or self.problem
+        return replace(self, issues=tuple(issues), notices=(), problem=problem)
 
     def summary(self) -> str:
         """The report as text, one finding per line."""
@@ -180,6 +191,7 @@ class Inspection(Generic[Row]):
     _prompts: set[bytes] = field(default_factory=set)
     _groups: Counter[str | None] = field(default_factory=Counter)
     _problem: str | None = None
+    _plain_problem: str | None = None
     _hint: str | None = None
 
     def __post_init__(self) -> None:
@@ -202,7 +214,7 @@ class Inspection(Generic[Row]):
                     self._problem = f"{MAX_BAD_ROWS:,} of the first {count(self._seen)} cannot be used"
                     return
         except DataError as error:
-            self._problem = str(error)
+            self._problem, self._plain_problem = str(error), getattr(error, "plain", None)
 
     def _inspect(self, line: Line) -> tuple[Row, list[TokenSequence]] | None:
         unused: set[str] = set()
@@ -280,6 +292,7 @@ class Inspection(Generic[Row]):
             tuple(self._issues.values()),
             tuple(self._notices()),
             problem,
+            self._plain_problem,
             skips_bad=skips_bad,
             digests=frozenset(self._digests),
             prompts=frozenset(self._prompts),

@@ -213,7 +213,7 @@ def test_files_with_a_bom_each_can_be_joined(tmp_path: Path) -> None:
 def test_bytes_in_parquet_are_their_text_or_refused(tmp_path: Path) -> None:
     row = {"prompt": b"Hi", "chosen": "é".encode(), "rejected": b"no"}
     assert read(tmp_path, as_parquet([row])) == [{"prompt": "Hi", "chosen": "é", "rejected": "no"}]
-    found = "row 1, /chosen: expected text, or bytes of UTF-8 text, found 2 other bytes"
+    found = "row 1: expected text, or bytes of UTF-8 text, found 2 other bytes in /chosen"
     assert found in told(tmp_path, as_parquet([row | {"chosen": b"\xff\xfe"}]))
 
 

@@ -13,7 +13,7 @@ from alignkit import estimate as library
 from alignkit.data.reading import Line, iter_lines
 from alignkit.data.report import preview_row
 from alignkit.data.schemas import schema_for
-from alignkit.data.validation import FileReport, Inspection
+from alignkit.data.validation import RENDERABLE, FileReport, Inspection
 from alignkit.data.validation import check_file as check
 from alignkit.errors import DataError
 from alignkit.methods import METHODS
@@ -33,6 +33,8 @@ class Rows(NamedTuple):
     chat_template: str | None
     max_length: int
     which: tuple[int, int]
+    quotes: bool = True
+    """Whether an error may quote the row."""
 
 
 def check_file(
@@ -52,7 +54,7 @@ def preview(path: Path, rows: Rows) -> list[dict[str, Any]]:
         try:
             found = preview_row(row, tokenizer, max_length=rows.max_length)
         except DataError as error:
-            raise _refused(number, error) from error
+            raise _refused(number, error, rows) from error
         notes = [*found.notes, *([f"texts are shown up to {cut:,} characters"] if cut else [])]
         sequences = {name: [asdict(part) for part in parts] for name, parts in found.sequences.items()}
         shown.append({"index": number, "dropped": found.dropped, "notes": notes, "sequences": sequences})
@@ -68,7 +70,7 @@ def sample(path: Path, rows: Rows) -> tuple[library.Lengths | None, int]:
         try:
             rendered += [row.render(tokenizer) for row, _ in _row(line, rows)]
         except DataError as error:
-            raise _refused(number, error) from error
+            raise _refused(number, error, rows) from error
     counted = library.trained_rows(rendered, METHODS[rows.method])
     return library.count_lengths(counted, rows.max_length, len(rendered) / total), len(rendered)
 
@@ -97,5 +99,6 @@ def _cut(value: Any, most: int) -> tuple[Any, bool]:
     return value, False
 
 
-def _refused(number: int, error: DataError) -> DataError:
-    return DataError(f"Row {number} of the training file: {error}")
+def _refused(number: int, error: DataError, rows: Rows) -> DataError:
+    why = error if rows.quotes else f"expected {RENDERABLE}"
+    return DataError(f"Row {number} of the training file: {why}")

@@ -28,6 +28,8 @@ class Rows:
     rows: Sequence[RowGiven]
     place: str
     first: int
+    quotes: bool = True
+    """Whether an error may quote a row."""
 
 
 def compiled(param: str, schema: dict[str, Any]) -> Validator:
@@ -70,8 +72,11 @@ def given_rows(source: FileContent) -> Rows:
     return Rows(source.content, "data_source.source.content", 0)
 
 
-def read_rows(path: Path, size: int) -> Rows:
-    """The rows of a JSONL file. Raises ApiError (400) that names the bad lines, or if it is too large."""
+def read_rows(path: Path, size: int, *, quotes: bool) -> Rows:
+    """The rows of a JSONL file. Raises ApiError (400) that names the bad lines, or if it is too large.
+
+    With `quotes`, errors about the rows quote them.
+    """
     param = "data_source.source.id"
     if size > MAX_FILE_BYTES:
         raise ApiError(
@@ -89,14 +94,16 @@ def read_rows(path: Path, size: int) -> Rows:
             refuse_shape(line, PROMPT)  # as deep as a body of the API may be, since answers show it
             rows.append(RowGiven.model_validate(json.loads(line)))
         except (ApiError, ValueError, RecursionError) as error:
-            complaints.append(f"{param}: line {number}: {_why(error)}.")
+            complaints.append(f"{param}: line {number}: {_why(error, quotes=quotes)}.")
     if complaints:
         raise ApiError(400, at_most(complaints), param=param, code="invalid_file")
-    return Rows(rows, param, 1)
+    return Rows(rows, param, 1, quotes)
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, *, quotes: bool) -> str:
     if isinstance(error, ValidationError):
+        if not quotes:
+            return 'expected {"item": {…}}, with or without a sample'
         first = error.errors()[0]
         found = shorten(first["input"])
         return f'expected {{"item": {{…}}}}, and {".".join(map(str, first["loc"])) or "the line"} is {found}'
@@ -120,8 +127,7 @@ def check_rows(given: Rows, validator: Validator, *, needs_sample: bool) -> None
             complaints.append(f"{place}: {why}.")
             continue
         for error in validator(row.item):
-            at = "".join(f".{step}" for step in error.instance_path)
-            complaints.append(f"{place}: item{at}: {shorten_text(error.message)}.")
+            complaints.append(f"{place}: {_complaint(error, quotes=given.quotes)}.")
             break
         if needs_sample and row.sample is None:
             complaints.append(
@@ -130,6 +136,14 @@ def check_rows(given: Rows, validator: Validator, *, needs_sample: bool) -> None
             )
     if complaints:
         raise ApiError(400, at_most(complaints), param=param, code="invalid_value")
+
+
+def _complaint(error: Any, *, quotes: bool) -> str:
+    """What is wrong with an item: by the validator's words, which quote it, or by the place in the schema."""
+    if not quotes:
+        return f"item: expected what the schema says at {'/'.join(map(str, error.schema_path))}"
+    at = "".join(f".{step}" for step in error.instance_path)
+    return f"item{at}: {shorten_text(error.message)}"
 
 
 def shorten_text(text: str) -> str:

@@ -208,7 +208,9 @@ def create_run(eval_id: str, request: RunRequest, project: Principal, services: 
     rows = (
         given_rows(source)
         if not isinstance(source, FileId)
-        else read_rows(services.settings.files_dir / source.id, file.bytes if file else 0)
+        else read_rows(
+            services.settings.files_dir / source.id, file.bytes if file else 0, quotes=project.reads_rows
+        )
     )
     validator = compiled("data_source_config.item_schema", config.item_schema)
     check_rows(rows, validator, needs_sample=needs_sample(graders) and not sampled)

@@ -51,7 +51,7 @@ class FileService:
         """
         purpose = _purpose(upload.fields)
         seconds = _expiry_seconds(upload.fields)
-        require_data(upload.path, upload.filename, purpose, self._settings)
+        require_data(upload.path, upload.filename, purpose, self._settings, quotes=True)
         return self.keep(upload.path, upload.filename, purpose, upload.size, seconds)
 
     def keep(self, path: Path, filename: str, purpose: str, size: int, seconds: int | None) -> FileObject:
@@ -113,17 +113,20 @@ class FileService:
         return self._folder / file_id
 
 
-def require_data(path: Path, filename: str, purpose: str, settings: Settings) -> None:
-    """Raise 400 if a file for fine-tuning cannot hold rows, whatever the method; takes well under a second."""
+def require_data(path: Path, filename: str, purpose: str, settings: Settings, *, quotes: bool) -> None:
+    """Raise 400 if a file for fine-tuning cannot hold rows, whatever the method; takes well under a second.
+
+    With `quotes`, the message quotes the file.
+    """
     if purpose != FINE_TUNE:
         return
     try:
         require_rows(path, max_line_bytes=settings.max_line_bytes)
     except DataError as error:
-        name = safe_filename(filename)
+        name, why = safe_filename(filename), str(error) if quotes else getattr(error, "plain", error)
         raise ApiError(
             400,
-            f"The file {name!r} cannot be used for fine-tuning: {error}.",
+            f"The file {name!r} cannot be used for fine-tuning: {why}.",
             param="file",
             code="invalid_file",
         ) from error

@@ -79,12 +79,15 @@ class Reading:
     held_out: float
     """The share of the training file that is not trained on."""
     max_line_bytes: int
+    quotes: bool
+    """Whether an error may quote rows."""
 
     @classmethod
-    def of(cls, method: str, given: Hyperparameters, services: Services) -> "Reading":
+    def of(cls, method: str, given: Hyperparameters, project: Principal, services: Services) -> "Reading":
         """The options that a job's hyperparameters give."""
         skip_bad, held_out = skipped_share(given.skip_bad or 0), given.validation_split or 0.0
-        return cls(method, given.columns or {}, skip_bad, held_out, services.settings.max_line_bytes)
+        most = services.settings.max_line_bytes
+        return cls(method, given.columns or {}, skip_bad, held_out, most, project.reads_rows)
 
     def check(self, path: Path, **options: Any) -> FileReport:
         """The report on a file."""
@@ -160,13 +163,13 @@ def _checked(param: str, file_id: str, reading: Reading, project: Principal, ser
         )
     path = services.settings.files_dir / file.id
     report = reading.check(path)
-    _require_ok(param, file.filename, report)
+    _require_ok(param, file.filename, report, reading)
     return DataFile(path, file.filename, report)
 
 
 def files_in_terms(project: Principal, services: Services) -> ResolveFile:
     """A function that finds the file of completions that a term names, and checks it."""
-    reading = Reading(SUPERVISED, {}, 0, 0, services.settings.max_line_bytes)
+    reading = Reading(SUPERVISED, {}, 0, 0, services.settings.max_line_bytes, project.reads_rows)
 
     def resolve(file_id: str) -> Path:
         try:
@@ -194,13 +197,14 @@ def _rendered(param: str, data: DataFile, reading: Reading, recipe: Recipe, mode
             max_length=recipe.data.max_length,
             max_rendered=RENDERED_ROWS,
         )
-    _require_ok(param, data.filename, report)
+    _require_ok(param, data.filename, report, reading)
     return DataFile(data.path, data.filename, report)
 
 
-def _require_ok(param: str, filename: str, report: FileReport) -> None:
+def _require_ok(param: str, filename: str, report: FileReport, reading: Reading) -> None:
     if not report.ok:
-        message = f"The {param.replace('_', ' ')} {filename!r} cannot be used.\n{report.summary()}"
+        shown = report if reading.quotes else report.without_content()
+        message = f"The {param.replace('_', ' ')} {filename!r} cannot be used.\n{shown.summary()}"
         raise ApiError(400, message, param=param, code=f"invalid_{param}")
 
 

@@ -89,7 +89,7 @@ def prepare(
     trackers = _trackers(request)
     method, given = _method(request)
     with _told_of(request):
-        reading = Reading.of(method, parse_hyperparameters(method, given), services)
+        reading = Reading.of(method, parse_hyperparameters(method, given), project, services)
     checks = checks or FileChecks()
     files = checks.checked(request, reading, project, services)
     rows = files.training.kept_rows

@@ -1,5 +1,6 @@
 """Converts rows of jobs, events and checkpoints to API objects."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from alignkit_server.clock import now
@@ -11,25 +12,36 @@ from alignkit_server.jobs.schemas import (
     JobUsage,
     MethodObject,
 )
+from alignkit_server.keys.service import Principal
 from alignkit_server.tables import Checkpoint, Event, Job
 
 OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 """Hyperparameters that OpenAI's job object repeats at its top level."""
 
 
-def present_job(job: Job, organization: str, queue_position: int | None) -> JobObject:
-    """A job; `organization` is the name of its project, `queue_position` its position among waiting jobs."""
+UNTOLD = "The reason can quote rows of the job's files: a key with the scope read is told it."
+
+
+def present_error(error: Mapping[str, Any] | None, project: Principal) -> JobError | None:
+    """Why a job or a sweep failed; the message only for who may see rows, which it can quote."""
+    if not error:
+        return None
+    return JobError(**error if project.reads_rows else {**error, "message": UNTOLD})
+
+
+def present_job(job: Job, project: Principal, queue_position: int | None) -> JobObject:
+    """A job as `project` may see it; `queue_position` is its position among waiting jobs."""
     resolved = job.hyperparameters
     method = {"type": job.method_type, job.method_type: {"hyperparameters": resolved}}
     return JobObject(
         id=job.id,
         created_at=job.created_at,
-        error=JobError(**job.error) if job.error else None,
+        error=present_error(job.error, project),
         fine_tuned_model=job.fine_tuned_model,
         finished_at=job.finished_at,
         hyperparameters={name: resolved[name] for name in OPENAI_HYPERPARAMETERS if name in resolved},
         model=job.start_model or job.base_model,
-        organization_id=organization,
+        organization_id=project.project_name,
         result_files=job.result_files,
         seed=job.seed,
         serving=job.serving,

@@ -106,7 +106,7 @@ class JobService:
         """A page of jobs, newest first; `labels` as in JobRepository.list."""
         page = self._jobs.list(labels, query)
         found = places(self._session, page.items)
-        data = [present_job(job, self._project.project_name, found.get(job.id)) for job in page.items]
+        data = [present_job(job, self._project, found.get(job.id)) for job in page.items]
         return ListObject(data=data, has_more=page.has_more)
 
     def get(self, job_id: str) -> JobObject:
@@ -235,7 +235,7 @@ class JobService:
 
     def _present(self, job: Job) -> JobObject:
         place = places(self._session, [job]).get(job.id)
-        return present_job(job, self._project.project_name, place)
+        return present_job(job, self._project, place)
 
 
 def _no_report(job: Job) -> str:

@@ -17,7 +17,7 @@ from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.ids import KEY, PROJECT, new_id
 from alignkit_server.keys.repository import FoundKey, KeyRepository
-from alignkit_server.keys.scopes import PROJECT_SCOPES
+from alignkit_server.keys.scopes import PROJECT_SCOPES, READ
 from alignkit_server.tables import ApiKey, Project
 
 TOKEN_BYTES = 32
@@ -45,6 +45,11 @@ class Principal:
     key_id: str
     scopes: frozenset[str]
     limits: Mapping[str, int]
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the caller may see what files hold; errors quote rows to nobody else."""
+        return READ in self.scopes
 
 
 def caller_of(scope: Scope) -> Principal | None:

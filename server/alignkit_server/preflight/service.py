@@ -36,7 +36,7 @@ SAMPLE_ROWS = 2000
 def preview(request: PreviewRequest, prepared: PreparedJob) -> PreviewObject:
     """The requested rows, rendered."""
     max_length = int(prepared.recipe["data"]["max_length"])
-    found = _on_rows(work.preview, prepared, (request.offset, request.offset + request.rows))
+    found = _on_rows(work.preview, prepared, (request.offset, request.offset + request.rows), quotes=True)
     shown = [PreviewRow.model_validate(row) for row in found]
     return PreviewObject(model=request.model, method=prepared.method, max_length=max_length, rows=shown)
 
@@ -44,7 +44,8 @@ def preview(request: PreviewRequest, prepared: PreparedJob) -> PreviewObject:
 def estimate(prepared: PreparedJob, project: Principal, services: Services) -> EstimateObject:
     """The estimate of a job: tokens from a sample of rows, memory from the library, time from earlier jobs."""
     recipe, rows = Recipe.parse(prepared.recipe), prepared.train_rows
-    lengths, sampled = _on_rows(work.sample, prepared, (max(1, rows // SAMPLE_ROWS), rows))
+    which = (max(1, rows // SAMPLE_ROWS), rows)
+    lengths, sampled = _on_rows(work.sample, prepared, which, quotes=project.reads_rows)
     kept = (lengths.rows or 0) if lengths else 0
     steps, passes = library.run_steps(kept, recipe.training)
     found = _on_its_device(recipe, lengths, services) if lengths else None
@@ -111,12 +112,18 @@ def _memory(found: library.Estimate) -> MemoryObject:
     )
 
 
-def _on_rows(function: Any, prepared: PreparedJob, which: tuple[int, int]) -> Any:
-    """The result of a function of `work` on the rows of the training file."""
+def _on_rows(function: Any, prepared: PreparedJob, which: tuple[int, int], *, quotes: bool) -> Any:
+    """The result of a function of `work` on the rows of the training file; with `quotes`, an error quotes them."""
     data, model = prepared.recipe["data"], prepared.recipe["model"]
     folder = Path(model["path"])
     rows = work.Rows(
-        prepared.method, data["columns"], folder, model["chat_template"], int(data["max_length"]), which
+        prepared.method,
+        data["columns"],
+        folder,
+        model["chat_template"],
+        int(data["max_length"]),
+        which,
+        quotes,
     )
     try:
         with naming_model(folder, prepared.request.model):

@@ -14,8 +14,8 @@ from alignkit_server.errors import ApiError
 from alignkit_server.job_status import UNFINISHED
 from alignkit_server.jobs.idempotency import Idempotency, add_once
 from alignkit_server.jobs.metrics import NOT_METRICS
+from alignkit_server.jobs.presenting import present_error
 from alignkit_server.jobs.repository import EventRepository
-from alignkit_server.jobs.schemas import JobError
 from alignkit_server.jobs.service import JobService
 from alignkit_server.keys.service import Principal
 from alignkit_server.pagination import CursorListObject, PageQuery
@@ -119,7 +119,7 @@ class SweepService:
         rows = []
         for point, known in zip(spec.points(), sweep.points, strict=True):
             job = jobs[known["job"]]
-            status, reason = _outcome(sweep, job)
+            status, reason = _outcome(sweep, job, self._project)
             step, metrics = self._last(job)
             rows.append(Row(point, status, step or 0, metrics, reason, job.id))
         if not any(row.metrics for row in rows):
@@ -136,7 +136,7 @@ class SweepService:
             created_at=sweep.created_at,
             finished_at=sweep.finished_at,
             status=sweep.status,
-            error=JobError(**sweep.error) if sweep.error else None,
+            error=present_error(sweep.error, self._project),
             model=sweep.request["model"],
             training_file=sweep.request["training_file"],
             validation_file=sweep.request.get("validation_file"),
@@ -151,7 +151,7 @@ class SweepService:
     def _point(
         self, sweep: Sweep, point: dict[str, Any], job: Job, spec: SweepSpec, *, table: bool
     ) -> SweepPoint:
-        status, reason = _outcome(sweep, job)
+        status, reason = _outcome(sweep, job, self._project)
         step, metrics = self._last(job) if table else (None, {})
         return SweepPoint(
             job=job.id,
@@ -177,10 +177,11 @@ class SweepService:
         return step, found
 
 
-def _outcome(sweep: Sweep, job: Job) -> tuple[str, str | None]:
+def _outcome(sweep: Sweep, job: Job, project: Principal) -> tuple[str, str | None]:
     """(status, why it was stopped or failed) of a job of the sweep."""
     stopped = sweep.stopped.get(job.id)
-    return "stopped" if stopped else job.status, stopped or (job.error or {}).get("message")
+    error = present_error(job.error, project)
+    return "stopped" if stopped else job.status, stopped or (error.message if error else None)
 
 
 def _no_report(sweep: Sweep) -> str:

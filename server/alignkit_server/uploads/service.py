@@ -166,12 +166,12 @@ def assemble(upload_id: str, request: CompleteRequest, project: Principal, servi
     folder = services.settings.uploads_dir / upload_id
     with Space(services, project.project_id).copy(size) as copy:
         digest = _join([folder / part_id for part_id in request.part_ids], copy.descriptor)
-        _require_file(copy.path, digest, upload, request, services.settings)
+        _require_file(copy.path, digest, upload, request, project, services.settings)
     return Assembled(copy.path, upload_id)
 
 
 def _require_file(
-    path: Path, digest: str, upload: Upload, request: CompleteRequest, settings: Settings
+    path: Path, digest: str, upload: Upload, request: CompleteRequest, project: Principal, settings: Settings
 ) -> None:
     """Raise 400 if the joined parts are not the file that the client has, or no file for their purpose."""
     if request.md5 is not None and request.md5.lower() != digest:
@@ -181,7 +181,8 @@ def _require_file(
             param="md5",
             code="upload_checksum_mismatch",
         )
-    require_data(path, upload.filename, upload.purpose, settings)
+    # The parts may be another key's.
+    require_data(path, upload.filename, upload.purpose, settings, quotes=project.reads_rows)
 
 
 def _require_parts(upload: Upload, known: Collection[str], part_ids: Sequence[str]) -> None:
