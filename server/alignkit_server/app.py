@@ -34,7 +34,7 @@ from alignkit_server.metrics.routes import router as metrics
 from alignkit_server.migrate import migrate, start_lock
 from alignkit_server.models.exports import EXPORTS_AT_ONCE, export_too_large
 from alignkit_server.models.routes import router as models
-from alignkit_server.modes import mend_modes
+from alignkit_server.modes import mend_modes, private_folders
 from alignkit_server.page import routes as page
 from alignkit_server.pools.file_check_pool import FileCheckPool
 from alignkit_server.preflight.routes import router as preflight
@@ -147,14 +147,7 @@ def open_services(
 ) -> Iterator[Services]:
     """Open the parts of the running service (folders, schema, first key, runner); close them in reverse order."""
     settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for folder in (
-        settings.files_dir,
-        settings.uploads_dir,
-        settings.incoming_dir,
-        settings.jobs_dir,
-        settings.models_dir,
-        settings.exports_dir,
-    ):
+    for folder in (*private_folders(settings), settings.models_dir):
         folder.mkdir(parents=True, exist_ok=True)
     with start_lock(settings):
         migrate(settings.sqlalchemy_url)

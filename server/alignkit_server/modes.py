@@ -11,9 +11,24 @@ import structlog
 
 from alignkit_server.settings import Settings
 
-PRIVATE_FILES = ("first-key", "secret-key", "*.sqlite", "*.sqlite-wal", "*.sqlite-shm")
-
 log = structlog.get_logger()
+
+
+def private_folders(settings: Settings) -> tuple[Path, ...]:
+    """The folders that hold what tenants gave, or what runs of this user's processes keep."""
+    return (
+        settings.files_dir,
+        settings.uploads_dir,
+        settings.incoming_dir,
+        settings.jobs_dir,
+        settings.exports_dir,
+        settings.references_dir,
+        settings.tokens_dir,
+        settings.standbys_dir,
+        settings.leases_dir,
+        settings.engines_dir,
+        settings.engine_caches_dir,
+    )
 
 
 def mend_modes(settings: Settings) -> None:
@@ -29,14 +44,10 @@ def mend_modes(settings: Settings) -> None:
 def _bounds(settings: Settings, home: int) -> Iterator[tuple[Path, int]]:
     """(path, the most that its mode may be)."""
     yield settings.root, home
-    for pattern in PRIVATE_FILES:
-        yield from ((path, 0o600) for path in settings.root.glob(pattern))
-    for folder in (settings.files_dir, settings.uploads_dir):
-        yield folder, 0o700
-        yield from ((path, 0o600) for path in folder.iterdir() if path.is_file())
-    yield settings.incoming_dir, 0o700
-    yield settings.jobs_dir, 0o700
-    yield settings.exports_dir, 0o700
+    yield from ((folder, 0o700) for folder in private_folders(settings))
+    for folder in (settings.root, settings.files_dir, settings.uploads_dir):
+        inside = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+        yield from ((path, 0o600) for path in inside)
 
 
 def _narrow(path: Path, most: int) -> bool:
@@ -47,6 +58,6 @@ def _narrow(path: Path, most: int) -> bool:
             path.chmod(found & (most | 0o7000))
     except FileNotFoundError:
         return True
-    except PermissionError:
+    except OSError:  # not this user's, or on a file system that is mounted read-only
         return False
     return True

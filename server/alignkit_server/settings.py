@@ -257,6 +257,11 @@ class Settings(BaseSettings):
         return self.root / "standbys"
 
     @property
+    def leases_dir(self) -> Path:
+        """Which run has which GPU."""
+        return self.root / "leases"
+
+    @property
     def weights_dir(self) -> Path:
         """Fully trained models that the engines serve."""
         return self.root / "weights"

@@ -35,7 +35,7 @@ def _leases_of(settings: Settings) -> Callable[[Callable[[Path], bool]], DeviceL
         return None
     reserved = [str(index) for index in settings.engine.gpus or ()]
     amd = not nvidia_gpus()
-    return lambda alive: DeviceLeases(settings.root / "leases", local_gpus, alive, reserved=reserved, amd=amd)
+    return lambda alive: DeviceLeases(settings.leases_dir, local_gpus, alive, reserved=reserved, amd=amd)
 
 
 def _standbys_of(settings: Settings) -> Standbys | None:
