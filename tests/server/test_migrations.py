@@ -150,6 +150,25 @@ def test_a_damaged_database_is_refused_with_a_sentence(tmp_path: Path) -> None:
         migrate(f"sqlite:///{file}")
 
 
+@pytest.mark.parametrize("damaged", ["jobs", "events", "alembic_version", "ix_events_job_id"])
+def test_a_database_with_a_damaged_table_or_index_is_refused_with_a_sentence(
+    tmp_path: Path, damaged: str
+) -> None:
+    file = tmp_path / "test.sqlite"
+    migrate(f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (damaged,)).fetchone()[
+            0
+        ]
+    migrate(f"sqlite:///{file}")
+    pages = file.read_bytes()
+    file.write_bytes(pages[: size * (root - 1)] + b"\xff" * size + pages[size * root :])
+    with pytest.raises(AlignkitError, match=r"test.sqlite is damaged \(.+\): restore a backup"):
+        migrate(f"sqlite:///{file}")
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_damaged_queue_is_refused_with_a_sentence(tmp_path: Path, whole: bool) -> None:
     file = tmp_path / "dbos.sqlite"
