@@ -1,9 +1,11 @@
 """The database: one engine, read and write transactions, and actions that run after a commit."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import to_thread
@@ -73,6 +75,14 @@ class Database:
         """Close every connection."""
         self.engine.dispose()
         self._prober.dispose()
+
+
+def require_writable(path: Path) -> None:
+    """Take the write lock of an SQLite database and give it back. Raises sqlite3.Error if that fails at once."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=0, uri=True)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        connection.execute("ROLLBACK")
 
 
 def after_commit(session: Session, action: Callable[[], None]) -> None:

@@ -33,6 +33,9 @@ class JobRunner(Protocol):
     def enqueue(self, job_id: str) -> None:
         """Take on a job whose row is committed."""
 
+    def probe(self) -> None:
+        """Raise an exception if the queue's own database does not take writes now; waits for nothing."""
+
     def cancel(self, job_id: str) -> None:
         """Stop the work on a job whose row is already marked cancelled."""
 

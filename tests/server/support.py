@@ -65,6 +65,7 @@ class RecordingRunner:
     cancelled: list[JobRecord] = field(default_factory=list)
     announced: list[str] = field(default_factory=list)
     evaluated: list[str] = field(default_factory=list)
+    probe: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         self.started = True

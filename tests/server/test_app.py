@@ -1,6 +1,9 @@
 """Facts about all routes: one error envelope, request ids, health, and a correct OpenAPI document."""
 
 import json
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from alignkit_server.database import require_writable
 from tests.server.support import RecordingRunner, Running, create_job, serve, upload
 
 ENVELOPE = {"message", "type", "param", "code"}
@@ -83,6 +87,30 @@ def test_health_needs_no_key(service: Running) -> None:
             assert http.get("/healthz").status_code == 200
         finally:
             service.services.runner_started = True
+
+
+def test_a_locked_queue_is_not_ready_and_holds_no_thread(
+    service: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = tmp_path / "dbos.sqlite"
+    writer = sqlite3.connect(queue, isolation_level=None)
+    writer.execute("CREATE TABLE workflow_status (x)")
+    monkeypatch.setattr(service.runner, "probe", lambda: require_writable(queue))
+    with service.http(None) as http, ThreadPoolExecutor(12) as pool:
+        assert http.get("/readyz").status_code == 200
+        writer.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        asked = [pool.submit(http.get, "/readyz") for _ in range(12)]
+        assert http.get("/healthz").status_code == 200
+        found = [one.result() for one in asked]
+        assert {answer.status_code for answer in found} == {503}
+        assert found[0].json()["error"]["message"].startswith("The queue's database does not answer")
+        assert time.monotonic() - began < 6, "the probes waited for each other"
+        writer.execute("ROLLBACK")
+        assert http.get("/readyz").status_code == 200
+        writer.close()
+        queue.unlink()
+        assert http.get("/readyz").status_code == 503
 
 
 def test_the_description_names_every_answer(http: httpx.Client) -> None:

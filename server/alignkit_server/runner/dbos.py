@@ -7,6 +7,7 @@ import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
 from alignkit_server.clock import now
+from alignkit_server.database import require_writable
 from alignkit_server.evals import running as evals
 from alignkit_server.evals.grading import Asks
 from alignkit_server.executors.registry import slots_of
@@ -135,6 +136,11 @@ class DBOSRunner:
     def enqueue(self, job_id: str) -> None:  # noqa: ARG002 - its row is already in the queue
         """Wake the dispatcher, which checks whether the job's turn has come."""
         self._dispatcher.wake()
+
+    def probe(self) -> None:
+        """Raise sqlite3.Error if dbos.sqlite is locked or gone. On Postgres, both databases are one."""
+        if self._services.settings.database_url is None:
+            require_writable(self._services.settings.queue_file)
 
     def cancel(self, job_id: str) -> None:
         """Do nothing: the job's status is already cancelled, and every step checks it."""

@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from sqlite3 import OperationalError, connect
 from typing import Any
 
 import pytest
@@ -340,6 +342,19 @@ def test_the_durable_queue_keeps_the_turns_across_servers(sqlite: Database, tmp_
         second.stop()
     started = [folder.name for folder, _ in executor.started]
     assert started == [many[0], few[0], many[1], few[1], *many[2:]]
+
+
+def test_the_queue_s_own_database_is_probed(sqlite: Database, tmp_path: Path) -> None:
+    runner = runner_of(tmp_path, sqlite, Recorder())
+    with pytest.raises(OperationalError, match="unable to open"):
+        runner.probe()
+    with closing(connect(tmp_path / "dbos.sqlite", isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE workflow_status (x)")
+        runner.probe()
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OperationalError, match="locked"):
+            runner.probe()
+    runner_of(tmp_path / "none", sqlite, Recorder(), database_url="postgresql+psycopg://a").probe()
 
 
 def needing(database: Database, project: str, gpus: int) -> str:
