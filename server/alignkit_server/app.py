@@ -19,9 +19,9 @@ from alignkit_server.engine_list.routes import router as engine_list
 from alignkit_server.engines.facts import ListEngines
 from alignkit_server.evals.routes import router as evals
 from alignkit_server.files.routes import router as files
+from alignkit_server.first_key import ensure_first_key
 from alignkit_server.jobs.routes import router as jobs
 from alignkit_server.keys.authentication import KeyAuthentication
-from alignkit_server.keys.bootstrap import ensure_first_key
 from alignkit_server.limits.body import BodyLimit, BodyShape
 from alignkit_server.limits.open import Held, OpenRequests
 from alignkit_server.limits.pace import Pace

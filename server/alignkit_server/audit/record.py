@@ -34,6 +34,30 @@ Action = Literal[
 """The recorded actions, under OpenAI's names if it has one."""
 
 
+def add_entry(
+    session: Session,
+    actor: Principal | None,
+    project: tuple[str, str],
+    action: Action,
+    resource_id: str,
+    **details: Any,
+) -> None:
+    """Record what `actor`, or the service itself, does to a thing of that project, given by its id and name."""
+    session.add(
+        AuditLog(
+            id=new_id(AUDIT),
+            effective_at=now(),
+            type=action,
+            project_id=project[0],
+            project_name=project[1],
+            actor_key_id=actor.key_id if actor else None,
+            actor_project_id=actor.project_id if actor else None,
+            resource_id=resource_id,
+            details={"id": resource_id} | details,
+        )
+    )
+
+
 class Audit:
     """Records what one key does."""
 
@@ -49,19 +73,7 @@ class Audit:
         self, project_id: str, project_name: str, action: Action, resource_id: str, **details: Any
     ) -> None:
         """Record an action on a thing of that project."""
-        self._session.add(
-            AuditLog(
-                id=new_id(AUDIT),
-                effective_at=now(),
-                type=action,
-                project_id=project_id,
-                project_name=project_name,
-                actor_key_id=self._actor.key_id,
-                actor_project_id=self._actor.project_id,
-                resource_id=resource_id,
-                details={"id": resource_id} | details,
-            )
-        )
+        add_entry(self._session, self._actor, (project_id, project_name), action, resource_id, **details)
 
 
 async def get_audit(session: SessionDep, actor: ProjectDep) -> Audit:

@@ -78,6 +78,11 @@ def issue_key(
     session: Session, project_name: str, scopes: Sequence[str] = PROJECT_SCOPES, name: str = ""
 ) -> str:
     """Create a key for that project, creating the project if missing; returns the token, which is never stored."""
+    return store_key(session, project_name, scopes, name)[1]
+
+
+def store_key(session: Session, project_name: str, scopes: Sequence[str], name: str) -> tuple[ApiKey, str]:
+    """Do what `issue_key` does; returns the key, too."""
     repository = KeyRepository(session)
     project = repository.project(project_name)
     if project is None:
@@ -86,7 +91,7 @@ def issue_key(
     key, token = new_key(name, scopes)
     key.project_id = project.id
     repository.add(key)
-    return token
+    return key, token
 
 
 async def authenticate(database: Database, token: str) -> Principal | None:

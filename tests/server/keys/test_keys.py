@@ -8,20 +8,20 @@ from pathlib import Path
 import openai
 import pytest
 from fastapi.routing import APIRoute
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 
 from alignkit_server.app import create_app
 from alignkit_server.clock import now
 from alignkit_server.database import Database
+from alignkit_server.first_key import ensure_first_key
 from alignkit_server.keys.authentication import OPEN_PATHS
-from alignkit_server.keys.bootstrap import ensure_first_key
 from alignkit_server.keys.scopes import SCOPES, scopes_for
 from alignkit_server.keys.service import authenticate, issue_key
 from alignkit_server.migrate import migrate
 from alignkit_server.page import paths as page
 from alignkit_server.redaction import without_keys
 from alignkit_server.settings import Settings
-from alignkit_server.tables import ApiKey
+from alignkit_server.tables import ApiKey, AuditLog
 from tests.server.support import Running
 
 
@@ -84,6 +84,24 @@ def test_a_start_without_a_usable_admin_s_key_makes_one(
     assert second not in capsys.readouterr().out
     ensure_first_key(database, settings)
     assert file.read_text().strip() == second
+
+
+def test_a_start_s_keys_and_project_are_in_the_audit_log(database: Database, tmp_path: Path) -> None:
+    def entries() -> list[tuple[str, str | None, str]]:
+        with database.reading() as session:
+            rows = session.scalars(select(AuditLog).order_by(AuditLog.seq)).all()
+            return [(row.type, row.actor_key_id, row.resource_id) for row in rows]
+
+    ensure_first_key(database, Settings(home=tmp_path))
+    with database.reading() as session:
+        key = session.scalars(select(ApiKey)).one()
+    assert entries() == [("project.created", None, key.project_id), ("api_key.created", None, key.id)]
+    ensure_first_key(database, Settings(home=tmp_path))
+    assert len(entries()) == 2
+    with database.writing() as session:
+        session.execute(update(ApiKey).values(expires_at=now()))
+    ensure_first_key(database, Settings(home=tmp_path))
+    assert [entry[:2] for entry in entries()[2:]] == [("api_key.created", None)]
 
 
 def test_only_a_hash_of_the_key_is_stored(database: Database, tmp_path: Path) -> None:

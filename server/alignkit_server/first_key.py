@@ -4,11 +4,13 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from alignkit_server.audit.record import add_entry
 from alignkit_server.database import Database
 from alignkit_server.keys.repository import KeyRepository
 from alignkit_server.keys.scopes import ADMIN, SCOPES
-from alignkit_server.keys.service import issue_key
+from alignkit_server.keys.service import store_key
 from alignkit_server.settings import Settings
 
 FILE_NAME = "first-key"
@@ -22,9 +24,16 @@ def ensure_first_key(database: Database, settings: Settings) -> None:
     """
     path = settings.root / FILE_NAME
     with database.writing() as session:
-        if any(ADMIN in key.scopes for key in KeyRepository(session).usable()):
+        repository, name = KeyRepository(session), settings.project
+        if any(ADMIN in key.scopes for key in repository.usable()):
             return
-        token = issue_key(session, settings.project, tuple(SCOPES), name="first key")
+        is_new = repository.project(name) is None
+        key, token = store_key(session, name, tuple(SCOPES), "first key")
+        if is_new:
+            data: dict[str, Any] = {"name": name, "title": name}
+            add_entry(session, None, (key.project_id, name), "project.created", key.project_id, data=data)
+        data = {"scopes": list(key.scopes)}
+        add_entry(session, None, (key.project_id, name), "api_key.created", key.id, data=data)
         _write_private(path, token)
     _show(token, settings.project, path)
 
