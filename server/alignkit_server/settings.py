@@ -191,7 +191,8 @@ class Settings(BaseSettings):
         "base64", description="how the content of a job's result file is encoded; OpenAI's is base64"
     )
     metrics_open: bool = Field(
-        False, description="/metrics answers without a key; if false, it needs an admin key"
+        False,
+        description="/metrics answers without a key; if false, it needs a key with the scope metrics or admin",
     )
     training_restarts: int = Field(
         3, ge=0, description="how often a killed training process is restarted from the same checkpoint"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from alignkit_server.keys.scopes import SCOPES
+from alignkit_server.keys.scopes import SCOPES, scopes_for
+from alignkit_server.settings import Settings
 from tests.server.support import Running, create_job, serve
 
 
@@ -103,3 +104,8 @@ def test_engines_by_state(tmp_path: Path) -> None:
         (family,) = (family for family in collector.collect() if family.name == "alignkit_engine")
     states = {sample.labels["state"]: sample.value for sample in family.samples}
     assert states == {"stopped": 0, "starting": 0, "ready": 1, "sleeping": 0, "failed": 0}
+
+
+def test_the_setting_names_the_scopes_that_metrics_need() -> None:
+    said = Settings.model_fields["metrics_open"].description or ""
+    assert {scope for scope in SCOPES if scope in said.split()} == scopes_for("GET", "/metrics")
