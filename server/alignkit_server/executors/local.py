@@ -1,7 +1,6 @@
 """Runs training as a process on this machine, in its own session; a restarted server finds it again."""
 
 import logging
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from alignkit_server.confine import confined, possible, refusal
 from alignkit_server.engines.process import ManagedProcess
 from alignkit_server.executors.environment import NICE, training_environment
 from alignkit_server.executors.leases import DeviceLeases
+from alignkit_server.executors.oom import ENDED, KILLED, was_killed
 from alignkit_server.executors.standbys import Standbys
 
 logger = logging.getLogger(__name__)
@@ -113,9 +113,10 @@ class LocalExecutor:
             return False
         if process.alive():
             return True
-        if process.returncode == -signal.SIGKILL:  # it had no chance to write so
+        if process.returncode and RunFolder(folder).read_result() is None:  # it had no chance to write so
+            line = KILLED if was_killed(process.returncode) else f"{ENDED} {process.returncode}"
             with RunFolder(folder).log.open("a", encoding="utf-8") as log:
-                log.write("The training process was ended by SIGKILL\n")
+                log.write(f"{line}\n")
         leased = self._leased.get(folder)
         self.stop(folder)
         if self._standbys is not None and leased is not None:

@@ -9,12 +9,24 @@ import psutil
 CGROUPS = Path("/sys/fs/cgroup")
 KILLED_LINE = "the system killed a process of this node because its memory was used up"
 """What the log of a run on another machine says of such a kill there."""
+ENDED = "The training process ended with status"
+"""What the log of a run says, before the status, of a trainer that ended without a result but was not killed."""
+KILLED = "The training process was ended by SIGKILL"
+"""What it says of one that was."""
 _FILES = re.compile(r"^file (\d+)$", re.MULTILINE)
 _COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
-def oom_kills() -> int:
-    """How many processes of this one's control group the kernel has killed for want of memory; 0 if unknown."""
+def was_killed(status: int | None) -> bool:
+    """Whether an exit status is SIGKILL's: as Python gives it, as a shell does, or as a program that passes on -9."""
+    return status in {-9, 128 + 9, 256 - 9}
+
+
+def oom_kills() -> int | None:
+    """How many processes of this one's control group the kernel has killed for want of memory; None if unknown.
+
+    The group may be a whole container, so that the count tells of an engine's end as well.
+    """
     for path in _counters():
         try:
             found = _COUNT.search(path.read_text(encoding="utf-8"))
@@ -22,7 +34,7 @@ def oom_kills() -> int:
             continue
         if found is not None:
             return int(found[1])
-    return 0
+    return None
 
 
 def memory_left() -> int:

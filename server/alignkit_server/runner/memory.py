@@ -16,10 +16,12 @@ from alignkit.estimate.lengths import assumed
 from alignkit.recipe import Recipe
 from alignkit.run.folder import RunFolder
 from alignkit.run.settled import halve
-from alignkit_server.executors.oom import KILLED_LINE, oom_kills
+from alignkit_server.executors.oom import ENDED, KILLED_LINE, oom_kills
 
 COUNT_FILE = "oom_kills"
 """In the job's folder: the count when its training was started."""
+UNKNOWN = str(None)
+"""In that file where the system does not tell the count."""
 LEAST_LENGTH = 64
 ADVICE = "Lower micro_batch_size or max_length, or take a smaller model."
 """Where nothing more is known."""
@@ -41,16 +43,30 @@ def remember(folder: RunFolder) -> None:
     (folder.path / COUNT_FILE).write_text(str(oom_kills()), encoding="utf-8")
 
 
-def ran_out(folder: RunFolder) -> str | None:
-    """The evidence that a dead training ran out of memory, as a phrase; None if there is none."""
-    found = _FAILED.search(folder.log_tail(lines=200, limit=65536))
+def ran_out(folder: RunFolder, *, again: bool = False) -> str | None:
+    """The evidence that a dead training ran out of memory, as a phrase; None if there is none.
+
+    The kernel's count is of all processes, so it says nothing of a trainer that ended in another way. Without a
+    count, a second kill at the same place, which `again` says it is, is evidence.
+    """
+    tail = folder.log_tail(lines=200, limit=65536)
+    found = _FAILED.search(tail)
     if found is not None:
         return f"its log says {found[0]!r}"
-    try:
-        before = int((folder.path / COUNT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    before, killed, kills = _remembered(folder), was_killed(folder), oom_kills()
+    if before is None or (ENDED in tail and not killed):
         return None
-    return "the system killed it (out of memory)" if oom_kills() > before else None
+    if before == UNKNOWN or kills is None:
+        return "it was ended by SIGKILL twice at the same step" if again and killed else None
+    return "the system killed it (out of memory)" if kills > int(before) else None
+
+
+def _remembered(folder: RunFolder) -> str | None:
+    try:
+        found = (folder.path / COUNT_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return found if found.isdecimal() or found == UNKNOWN else None
 
 
 def was_killed(folder: RunFolder) -> bool:

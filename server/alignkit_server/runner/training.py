@@ -248,7 +248,7 @@ def _starved(job_id: str, attempt: int, folder: RunFolder) -> Ending | None:
 def _killed(job_id: str, folder: RunFolder, start: Start, *, interrupted: bool) -> Ending:
     """Decide about a run that was ended from outside: restart it, unless restarts made no progress before."""
     services, step = use(), step_of_last(folder)
-    why = None if interrupted else memory.ran_out(folder)
+    why = None if interrupted else memory.ran_out(folder, again=start.fruitless > 0)
     if why is not None and step <= start.from_step:  # it would run out again at the same place
         if _takes_less(job_id, folder, start, why):
             return Ending("starved", step)

@@ -102,6 +102,26 @@ def test_a_killed_run_takes_its_orphans_along(folder: Path, fake_python: str) ->
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
+        ("import os; os._exit(137)", "was ended by SIGKILL"),
+        ("import os; os._exit(3)", "ended with status 3"),
+        ("import os; os.kill(os.getpid(), 11)", "ended with status -11"),
+        ("open('result.json', 'w').write('{}'); import os; os._exit(3)", None),
+    ],
+)
+def test_the_log_says_how_a_run_without_a_result_ended(
+    folder: Path, fake_python: str, script: str, said: str | None
+) -> None:
+    (folder / "script.py").write_text(script)
+    local = executor(fake_python)
+    local.start(folder, resume=False)
+    until(lambda: not local.running(folder))
+    assert (folder / "train.log").read_text() == (f"The training process {said}\n" if said else "")
+
+
 def test_only_a_run_with_a_tracker_sees_that_trackers_credentials(
     folder: Path, fake_python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,43 @@ def test_the_kernels_count_is_believed_and_a_plain_kill_is_not_taken_for_it(
         end(job_id)
 
 
+def test_a_count_that_grew_for_another_process_is_not_believed(
+    services: StepServices,  # noqa: F811
+    folder: RunFolder,  # noqa: F811
+    job_id: str,  # noqa: F811
+    counter: Path,
+) -> None:
+    """An engine in the same container was killed while a trainer ended for a reason of its own."""
+    memory.remember(folder)
+    counter.write_text("low 0\noom 1\noom_kill 1\n")
+    folder.log.write_text("Step 1\nThe training process ended with status 1\n")
+    assert end(job_id) == Ending("killed", 0)
+    folder.log.write_text("exitcode: -9\nThe training process ended with status 1\n")
+    assert memory.ran_out(folder) == "the system killed it (out of memory)", (
+        "its launcher's status hides the kill"
+    )
+
+
+def test_without_a_count_a_second_kill_at_the_same_place_is_the_last(
+    services: StepServices,  # noqa: F811
+    folder: RunFolder,  # noqa: F811
+    job_id: str,  # noqa: F811
+    counter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "what_fits", lambda _: "Take less.")
+    counter.unlink()
+    memory.remember(folder)
+    folder.log.write_text("The training process was ended by SIGKILL\n")
+    assert end(job_id) == Ending("killed", 0)
+    with pytest.raises(
+        JobFailedError, match=r"out of memory: it was ended by SIGKILL twice at the same step\. Take"
+    ):
+        end(job_id, training.FIRST.after(0))
+    folder.log.write_text("The training process ended with status -11\n")
+    assert end(job_id, training.FIRST.after(0)) == Ending("killed", 0)
+
+
 def test_a_run_that_got_further_may_go_on(
     services: StepServices,  # noqa: F811
     folder: RunFolder,  # noqa: F811
@@ -149,9 +186,9 @@ def test_both_kinds_of_counters_are_read(counter: Path) -> None:
     counter.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
     assert oom.oom_kills() == 3
     counter.write_text("nothing\n")
-    assert oom.oom_kills() == 0
+    assert oom.oom_kills() is None
     counter.unlink()
-    assert oom.oom_kills() == 0
+    assert oom.oom_kills() is None
 
 
 @pytest.fixture

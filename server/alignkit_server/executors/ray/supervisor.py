@@ -21,7 +21,7 @@ from alignkit.launch import Machine, launch_command
 from alignkit.run.checkpoint_store import CheckpointStore
 from alignkit.run.folder import RunFolder
 from alignkit_server.engines.process import ManagedProcess
-from alignkit_server.executors.oom import KILLED_LINE, oom_kills
+from alignkit_server.executors.oom import KILLED_LINE, oom_kills, was_killed
 from alignkit_server.executors.ray.submission import Submission, marks, read
 
 BEAT_SECONDS = 1.0
@@ -117,7 +117,7 @@ def _run(submission: Submission, rank: int, command: list[str], parent_gone: thr
                     process.interrupt()
         finally:
             process.terminate(submission.order.grace)
-        if process.returncode and oom_kills() > killed:
+        if was_killed(process.returncode) and (oom_kills() or 0) > (killed or 0):
             _tell_killed(folder, rank)
         return process.returncode or 0
 
