@@ -46,7 +46,9 @@ class EngineSettings(ModelEngine):
     """Options for starting vLLM for a base model."""
 
     max_answer_bytes: int = Field(
-        32 * 2**20, ge=1, description="maximum size of an answer without streaming, which is held in memory"
+        32 * 2**20,
+        ge=1,
+        description="maximum size of an answer without streaming, and of one event of a stream, held in memory",
     )
     structured_patience_seconds: float = Field(
         60.0,

@@ -13,7 +13,9 @@ NO_TOOLS = (
 MAX_MESSAGE = 1000
 DATA = b"data:"
 ERROR_KEY = b'"error"'
-"""The key of every error; inside a model's text its quotes would be escaped."""
+"""The key of every error; inside a model's text its quotes would be escaped, but a token's log-prob may have it."""
+MAX_ERROR_BYTES = 64 * 2**10
+"""Above this an event is an answer, and is not parsed: that would keep the event loop from all other requests."""
 
 
 def engine_error(error: EngineError) -> ApiError:
@@ -49,6 +51,15 @@ def engine_refused(status: int, content: bytes) -> ApiError:
     )
 
 
+def too_large(what: str, most_bytes: int, remedy: str) -> ApiError:
+    """The 400 of an answer, or an event of one, that the service does not hold in memory."""
+    return ApiError(
+        400,
+        f"{what} is larger than {most_bytes:,} bytes: request fewer tokens, log-probabilities or {remedy}.",
+        code="answer_too_large",
+    )
+
+
 def as_event(error: ApiError) -> bytes:
     """The error envelope as a server-sent event, for a response that has already started."""
     return b"data: %s\n\n" % json.dumps(envelope(error)).encode()
@@ -61,11 +72,13 @@ def with_error_envelopes(events: bytes) -> bytes:
     """
     if ERROR_KEY not in events:
         return events
-    return b"\n".join(_with_envelope(line) for line in events.split(b"\n"))
+    lines = events.split(b"\n")
+    told = [_with_envelope(line) for line in lines]
+    return events if told == lines else b"\n".join(told)
 
 
 def _with_envelope(line: bytes) -> bytes:
-    if not line.startswith(DATA) or ERROR_KEY not in line:
+    if len(line) > MAX_ERROR_BYTES or not line.startswith(DATA) or ERROR_KEY not in line:
         return line
     content = line.removeprefix(DATA)
     try:

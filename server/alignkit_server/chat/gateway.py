@@ -18,6 +18,7 @@ from alignkit_server.chat.errors import (
     engine_error,
     engine_lost,
     engine_refused,
+    too_large,
     with_error_envelopes,
 )
 from alignkit_server.chat.options import Demand
@@ -36,6 +37,8 @@ CONNECT_PAUSE_SECONDS = 0.2
 KEEP_ALIVE_SECONDS = 2.0
 """Shorter than vLLM's five seconds, so that no request is sent on a connection that is being closed."""
 EVENT_STREAM = "text/event-stream"
+PIECE_BYTES = 256 * 2**10
+"""Bytes of an event stream that are sent at once."""
 CLIENT_GONE = 499
 ENGINE_LOST = (aiohttp.ClientError, TimeoutError)
 """Exceptions that aiohttp raises if the engine is unreachable or disconnects."""
@@ -116,7 +119,8 @@ class ChatGateway:
         with self._place(asked) as (turns, load, using):
             answer = await _unless_gone(request, self._in_turn(turns, load, asked, using))
             if isinstance(answer, aiohttp.ClientResponse):
-                return EngineStream(answer, engine_lost(asked.engine), using.pop_all())
+                events = relay_events(answer, engine_lost(asked.engine), self._options.max_answer_bytes)
+                return EngineStream(answer, events, using.pop_all())
             return answer or Response(status_code=CLIENT_GONE)
 
     async def answer(self, asked: Asked) -> bytes:
@@ -226,12 +230,7 @@ class ChatGateway:
         async for chunk in answer.content.iter_any():
             content += chunk
             if len(content) > self._options.max_answer_bytes:
-                raise ApiError(
-                    400,
-                    f"The answer is larger than {self._options.max_answer_bytes:,} bytes: request fewer tokens, "
-                    "log-probabilities or choices, or use stream=true.",
-                    code="answer_too_large",
-                )
+                raise too_large("The answer", self._options.max_answer_bytes, "choices, or use stream=true")
         return bytes(content)
 
     async def _endpoint(self, base_model: str, rank: int) -> str:
@@ -256,11 +255,13 @@ class ChatGateway:
 class EngineStream(StreamingResponse):
     """An engine's event stream, relayed as it arrives; ending it in any way closes the upstream and `using`."""
 
-    def __init__(self, upstream: aiohttp.ClientResponse, lost: ApiError, using: ExitStack) -> None:
+    def __init__(
+        self, upstream: aiohttp.ClientResponse, events: AsyncIterator[bytes], using: ExitStack
+    ) -> None:
         self._upstream = upstream
         self._using = using
         headers = {"content-type": upstream.headers["content-type"], "cache-control": "no-cache"}
-        super().__init__(relay_events(upstream, lost), headers=headers)
+        super().__init__(events, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -270,20 +271,40 @@ class EngineStream(StreamingResponse):
             self._upstream.close()
 
 
-async def relay_events(upstream: aiohttp.ClientResponse, lost: ApiError) -> AsyncIterator[bytes]:
-    """Complete events as they arrive, engine errors rewritten; if the engine is lost midway, `lost` comes last."""
-    pending = b""
+async def relay_events(
+    upstream: aiohttp.ClientResponse, lost: ApiError, most_bytes: int
+) -> AsyncIterator[bytes]:
+    """Complete events as they arrive, engine errors rewritten, in pieces that the event loop sends without a pause.
+
+    If the engine is lost midway, `lost` comes last, and a 400 if an event is larger than `most_bytes`. In both cases
+    the incomplete event is dropped: no client could parse it.
+    """
+    pending = bytearray()
     try:
         async for chunk in upstream.content.iter_any():
-            whole, separator, pending = (pending + chunk).rpartition(b"\n\n")
-            if separator:
-                yield with_error_envelopes(whole + separator)
+            searched = max(
+                0, len(pending) - 1
+            )  # an event that comes in many chunks is not searched anew at each
+            pending += chunk
+            if end := pending.rfind(b"\n\n", searched) + 1:
+                for piece in _pieces(pending, end + 1):
+                    yield piece
+            if len(pending) > most_bytes:
+                yield as_event(too_large("An event of the answer", most_bytes, "choices"))
+                return
     except ENGINE_LOST:
-        # The incomplete event is dropped: no client could parse it.
         yield as_event(lost)
         return
-    if pending:
-        yield with_error_envelopes(pending)
+    for piece in _pieces(pending, len(pending)):
+        yield piece
+
+
+def _pieces(pending: bytearray, end: int) -> Iterator[bytes]:
+    """The first `end` bytes, taken from `pending`, with error envelopes."""
+    events = with_error_envelopes(bytes(memoryview(pending)[:end]))
+    del pending[:end]
+    for start in range(0, len(events), PIECE_BYTES):
+        yield events[start : start + PIECE_BYTES]
 
 
 Answer = TypeVar("Answer")

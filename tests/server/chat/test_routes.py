@@ -258,6 +258,18 @@ def test_an_answer_is_held_whole_only_to_a_bound(service: Service) -> None:
     assert len(service.ask(f"large:{2**19}").content) == 2**19
 
 
+def test_an_event_of_a_stream_is_held_only_to_the_same_bound(service: Service) -> None:
+    with service.stream(f"event:{2**21}") as response:
+        first, error = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+    assert first == '{"n": 0}'
+    told = json.loads(error)["error"]
+    assert (told["code"], told["type"]) == ("answer_too_large", "invalid_request_error")
+    assert "An event of the answer is larger than 1,048,576 bytes" in told["message"]
+    with service.stream(f"event:{2**19}") as response:
+        _, large, done = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+    assert (json.loads(large), done) == ({"text": "x" * 2**19}, "[DONE]")
+
+
 def test_harmless_template_options_and_text_parts_pass(service: Service) -> None:
     body = {
         "model": "tiny",

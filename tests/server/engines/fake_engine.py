@@ -158,6 +158,14 @@ class Handler(BaseHTTPRequestHandler):
     def chat_large(self, argument: str, raw: bytes) -> None:
         self.answer_bytes(200, b"x" * int(argument), "application/json")
 
+    def chat_event(self, argument: str, raw: bytes) -> None:
+        """A stream whose second event has so many bytes of text."""
+        self.start_stream()
+        self.event({"n": 0})
+        self.event({"text": "x" * int(argument)})
+        self.chunk(b"data: [DONE]\n\n")
+        self.chunk(b"")
+
     def chat_slow(self, argument: str, raw: bytes) -> None:
         """Answers never, and notes when the caller hangs up."""
         select.select([self.connection], [], [])
