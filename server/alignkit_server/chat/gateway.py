@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -39,6 +41,8 @@ KEEP_ALIVE_SECONDS = 2.0
 EVENT_STREAM = "text/event-stream"
 PIECE_BYTES = 256 * 2**10
 """Bytes of an event stream that are sent at once."""
+STARTS_AT_ONCE = 4
+"""Threads that wait for engines of one project's own models, and as many for the engine of each base model."""
 CLIENT_GONE = 499
 ENGINE_LOST = (aiohttp.ClientError, TimeoutError)
 """Exceptions that aiohttp raises if the engine is unreachable or disconnects."""
@@ -94,6 +98,8 @@ class ChatGateway:
         self._engines = engines
         self._options = options or EngineSettings()
         self._waiting: dict[tuple[str, int], asyncio.Task[str]] = {}
+        self._threads: dict[str, CapacityLimiter] = defaultdict(lambda: CapacityLimiter(STARTS_AT_ONCE))
+        """By base model, or by project for the engines of its own models."""
         self._turns: dict[str, Turns] = {}
         patience = self._options.structured_patience_seconds
         self._watch = StructuredWatch(engines, lambda: self._client, patience)
@@ -213,7 +219,7 @@ class ChatGateway:
     async def _leased(self, asked: Asked, using: ExitStack) -> str:
         """The engine's URL, leased until `using` ends; waits for a start, or a restart for a larger rank."""
         while (lease := self._engines.lease(asked.engine, asked.rank)) is None:
-            await self._endpoint(asked.engine, asked.rank)
+            await self._endpoint(asked)
         using.callback(lease.end)
         return lease.url
 
@@ -233,12 +239,16 @@ class ChatGateway:
                 raise too_large("The answer", self._options.max_answer_bytes, "choices, or use stream=true")
         return bytes(content)
 
-    async def _endpoint(self, base_model: str, rank: int) -> str:
-        """The engine's URL. All requests that wait for the same start share one thread."""
-        waiting = (base_model, rank)
+    async def _endpoint(self, asked: Asked) -> str:
+        """The engine's URL. All requests that wait for the same start share one thread.
+
+        A start may wait for many minutes, so it takes none of the threads that all projects share.
+        """
+        waiting = (asked.engine, asked.rank)
         task = self._waiting.get(waiting)
         if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._engines.endpoint, base_model, rank))
+            threads = self._threads[asked.project_id if asked.engine.startswith("ft:") else asked.engine]
+            task = asyncio.create_task(to_thread.run_sync(self._engines.endpoint, *waiting, limiter=threads))
             self._waiting[waiting] = task
             task.add_done_callback(lambda done: self._forget(waiting, done))
         try:

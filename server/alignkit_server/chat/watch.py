@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import aiohttp
+from anyio import CapacityLimiter, to_thread
 
 ASK_SECONDS = 30.0
 """Time limit of each test request."""
@@ -66,7 +67,8 @@ class StructuredWatch:
             if await self._stands_still(engine, url):
                 self._watching.pop(engine, None)  # first: ending the waiting requests would cancel this task
                 logger.error("structured output of the engine of %s hangs: replacing it", engine)
-                if not await asyncio.to_thread(self._engines.replace, engine):
+                own_thread = CapacityLimiter(1)  # it waits where the engine just starts again
+                if not await to_thread.run_sync(self._engines.replace, engine, limiter=own_thread):
                     logger.error("the engine of %s is external and must be restarted by its operator", engine)
                 return
 
