@@ -23,10 +23,10 @@ from alignkit_server.settings import Settings
 
 BACK_OFF_SECONDS = 10.0
 """Seconds that a failed start is remembered: until then callers get its error instead of another start."""
-DRAIN_SECONDS = 60.0
+DRAIN_SECONDS = 30.0
 """Seconds that new requests wait for those at work to end before a restart."""
-PUT_OFF_SECONDS = 60.0
-"""Seconds without another try after a restart for which the requests at work did not end."""
+PUT_OFF_SECONDS = 300.0
+"""Seconds without another such wait after one in vain: a restart then only comes while no request is at work."""
 SLEEP_SECONDS = 60.0
 """Time in which an engine must fall asleep or wake: the weights move between the GPU and the memory."""
 POLL_SECONDS = 0.1
@@ -84,9 +84,7 @@ class Engine:
             if self._failure is not None and time.monotonic() - self._failed_at < BACK_OFF_SECONDS:
                 raise EngineError(self._failure.code, str(self._failure))
             if url is not None:
-                with self._drained():
-                    logger.info("restarting the engine of %s for rank %d", self._base_model, rank)
-                    self._end()
+                self._grow(rank)
             try:
                 return self._start(rank)
             except EngineError as error:
@@ -107,27 +105,33 @@ class Engine:
             self._leased -= 1
             self._leases.notify_all()
 
-    @contextmanager
-    def _drained(self) -> Iterator[None]:
-        """Grant no more leases, wait until none is left, and grant them again after the context.
+    def _grow(self, rank: int) -> None:
+        """End the process, to be started for a larger rank. Raises EngineError while requests are at work.
 
-        Raises EngineError where the requests at work do not end: they are never broken off for another.
+        They are never broken off for another, and those that come wait only for a bounded part of the time.
         """
-        deadline = time.monotonic() + DRAIN_SECONDS
-        with self._leases:
-            if time.monotonic() < self._put_off_until:
+        waits = time.monotonic() >= self._put_off_until
+        with self._drained(DRAIN_SECONDS if waits else 0) as quiet:
+            if not quiet:
+                if waits:
+                    self._put_off_until = time.monotonic() + PUT_OFF_SECONDS
                 raise self._at_work()
-            self._draining = True
+            logger.info("restarting the engine of %s for rank %d", self._base_model, rank)
+            self._end()
+
+    @contextmanager
+    def _drained(self, seconds: float) -> Iterator[bool]:
+        """Grant no more leases until the context ends, which begins with whether none is left after `seconds`."""
+        deadline = time.monotonic() + seconds
         try:
             with self._leases:
-                while self._leased:
+                self._draining = True
+                while self._leased and time.monotonic() < deadline:
                     if self._stopping.is_set():
                         raise EngineError("engine_stopped", "the service is shutting down")
-                    if time.monotonic() > deadline:
-                        self._put_off_until = time.monotonic() + PUT_OFF_SECONDS
-                        raise self._at_work()
                     self._leases.wait(POLL_SECONDS)
-            yield
+                quiet = not self._leased
+            yield quiet
         finally:
             with self._leases:
                 self._draining = False

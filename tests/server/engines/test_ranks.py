@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,6 +120,37 @@ def test_requests_that_do_not_end_are_not_broken_off_and_others_go_on(
         rig.manager.endpoint("tiny", 64)  # at once: the others are not held up again and again
     for lease in (at_work, other):
         lease.end()
+    assert rig.lease(64).url != at_work.url, "at a quiet moment nobody is held up"
+
+
+class Clock:
+    """A clock by which half a second passes between two looks."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        self.now += 0.5
+        return self.now
+
+
+def test_an_adapter_beside_an_endless_answer_holds_up_others_a_tenth_of_the_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, waits = Clock(), []
+    at_work = rig.lease()
+    monkeypatch.setattr(engine, "time", clock)
+    monkeypatch.setattr(engine, "POLL_SECONDS", 0.001)
+    began = clock.now
+    while clock.now < began + 3600:
+        before = clock.now
+        with pytest.raises(EngineError, match="still answering"):
+            rig.manager.endpoint("tiny", 64)
+        if (wait := clock.now - before) > 5:
+            waits.append(wait)
+    assert max(waits) < 35
+    assert 0 < sum(waits) < 0.1 * 3600
+    at_work.end()
 
 
 def test_an_engine_that_cannot_grow_serves_the_smaller_adapters_again(
