@@ -98,10 +98,10 @@ class NoEngines:
     def endpoint(self, base_model: str, rank: int = 0) -> str:
         raise EngineError("engine_unavailable", f"there is no engine for {base_model}")
 
-    def hold(self, base_model: str) -> None:
+    def hold(self, base_model: str, project_id: str = "") -> None:
         pass
 
-    def release(self, base_model: str) -> None:
+    def release(self, base_model: str, project_id: str = "") -> None:
         pass
 
     def replace(self, model: str) -> bool:

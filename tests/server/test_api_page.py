@@ -83,10 +83,10 @@ class Engines:
     def endpoint(self, base_model: str, rank: int = 0) -> str:
         return self.url
 
-    def hold(self, base_model: str) -> None:
+    def hold(self, base_model: str, project_id: str = "") -> None:
         pass
 
-    def release(self, base_model: str) -> None:
+    def release(self, base_model: str, project_id: str = "") -> None:
         pass
 
 

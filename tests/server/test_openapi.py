@@ -56,10 +56,10 @@ class NoEngines:
     def endpoint(self, base_model: str, rank: int = 0) -> str:
         raise EngineError("engine_unavailable", "vLLM is not installed")
 
-    def hold(self, base_model: str) -> None:
+    def hold(self, base_model: str, project_id: str = "") -> None:
         pass
 
-    def release(self, base_model: str) -> None:
+    def release(self, base_model: str, project_id: str = "") -> None:
         pass
 
 

@@ -62,10 +62,10 @@ class Engines(Protocol):
     def endpoint(self, base_model: str, rank: int = 0) -> str:
         """The URL of the engine, starting it if needed. Blocks. Raises EngineError."""
 
-    def hold(self, base_model: str) -> None:
+    def hold(self, base_model: str, project_id: str = "") -> None:
         """Keep the engine from being stopped as idle, until `release`."""
 
-    def release(self, base_model: str) -> None:
+    def release(self, base_model: str, project_id: str = "") -> None:
         """Undo one `hold`."""
 
     def replace(self, model: str) -> bool:
@@ -146,8 +146,8 @@ class ChatGateway:
         )
         load = self._load(asked.demand, turns.share, self._options.of(asked.engine).max_model_len)
         with ExitStack() as using:
-            self._engines.hold(asked.engine)
-            using.callback(self._engines.release, asked.engine)
+            self._engines.hold(asked.engine, asked.project_id)
+            using.callback(self._engines.release, asked.engine, asked.project_id)
             yield turns, load, using
 
     def _new_turns(self, engine: str) -> Turns:

@@ -27,6 +27,8 @@ DRAIN_SECONDS = 30.0
 """Seconds that new requests wait for those at work to end before a restart."""
 PUT_OFF_SECONDS = 300.0
 """Seconds without another such wait after one in vain: a restart then only comes while no request is at work."""
+LAST_ANSWERS_SECONDS = 180.0
+"""Seconds that answers at work have left where the engine makes room for another."""
 SLEEP_SECONDS = 60.0
 """Time in which an engine must fall asleep or wake: the weights move between the GPU and the memory."""
 POLL_SECONDS = 0.1
@@ -175,10 +177,10 @@ class Engine:
             self._end()
 
     def rest(self) -> None:
-        """Put the engine, which is idle, to sleep if it can; else stop it."""
-        with self._lock:
+        """Put the engine to sleep if it can, else stop it, once it is idle or its answers at work had time to end."""
+        with self._lock, self._drained(LAST_ANSWERS_SECONDS) as quiet:
             url = self.running_endpoint()
-            if url is not None and self._sleeps and _obeys(f"{url}/sleep?level=1"):
+            if quiet and url is not None and self._sleeps and _obeys(f"{url}/sleep?level=1"):
                 self.asleep_since = time.monotonic()
             elif self.asleep_since is None:
                 self._end()

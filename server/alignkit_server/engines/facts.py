@@ -20,7 +20,7 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The URL of an engine that no growth restarts until `end` was called, once."""
+    """The URL of an engine that does not restart to grow, nor soon make room, until `end` was called, once."""
 
     url: str
     end: Callable[[], None]

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class EngineManager:
     """Starts, finds and stops the engine of each model that has its own. Thread-safe; every method may block.
 
-    At most `engine.max_engines` run at once. An idle engine is stopped to make room for another, or after
+    At most `engine.max_engines` run at once (see Slots). An idle engine is stopped to make room for another, or after
     `engine.idle_seconds`; on a GPU, the latest `engine.sleeping` of them sleep instead. If `engine.urls` names an
     external engine for a model, that engine answers.
     """
@@ -57,28 +57,33 @@ class EngineManager:
         with self.held(model):
             self._slots.take(model, self._settings.engine.start_timeout_seconds)
             try:
-                return engine.endpoint(rank)
+                url = engine.endpoint(rank)
             except EngineError:
                 if engine.running_endpoint() is None:
                     self._slots.give_back(model)
                 raise
+            self._slots.begin_turn(model)
+            return url
 
-    def hold(self, model: str) -> None:
-        """Keep `model`'s engine from being stopped as idle, until `release` was called as often as `hold`."""
-        self._slots.hold(model)
+    def hold(self, model: str, project_id: str = "") -> None:
+        """Keep `model`'s engine from being stopped as idle, until `release` was called as often as `hold`.
 
-    def release(self, model: str) -> None:
+        If one project alone holds it, it still gives way, after its turn, to an engine that another project holds.
+        """
+        self._slots.hold(model, project_id)
+
+    def release(self, model: str, project_id: str = "") -> None:
         """Undo one `hold`."""
-        self._slots.release(model)
+        self._slots.release(model, project_id)
 
     @contextmanager
-    def held(self, model: str) -> Iterator[None]:
+    def held(self, model: str, project_id: str = "") -> Iterator[None]:
         """Hold the engine during the context."""
-        self.hold(model)
+        self.hold(model, project_id)
         try:
             yield
         finally:
-            self.release(model)
+            self.release(model, project_id)
 
     def lease(self, model: str, rank: int = 0) -> Lease | None:
         """A lease of `model`'s engine if it is ready now for adapters of this LoRA rank, else None; never waits.
@@ -91,9 +96,9 @@ class EngineManager:
         return engine.lease(rank) if engine and not self._slots.is_ending(model) else None
 
     @contextmanager
-    def leased(self, model: str, rank: int = 0) -> Iterator[str]:
+    def leased(self, model: str, rank: int = 0, project_id: str = "") -> Iterator[str]:
         """The URL of `model`'s engine, held and leased during the context, started or restarted for it if needed."""
-        with self.held(model):
+        with self.held(model, project_id):
             while (lease := self.lease(model, rank)) is None:
                 self.endpoint(model, rank)
             try:
@@ -187,7 +192,7 @@ class EngineManager:
         engine = self._engines.get(model)
         if engine is None:
             return
-        logger.info("stopping the idle engine of %s", model)
+        logger.info("stopping the engine of %s, idle or for another", model)
         engine.rest()
         asked_for = self._slots.users()  # about to wake
         with self._lock:

@@ -1,19 +1,24 @@
 """Limits which engines run at once, and decides which one is stopped for another."""
 
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from alignkit_server.engines.errors import EngineError
 
 WAKE_SECONDS = 0.5
+TURN_SECONDS = 120.0
+"""Seconds that an engine has been ready, and another project waited, before one project's use of it makes room."""
 
 
 class Slots:
     """Slots for engines, by name. Thread-safe.
 
-    An engine in use keeps its slot. The engine idle longest is stopped for another. If there are several slots, one
-    is never given to the engine of a project's own model, because base models serve all projects.
+    The engine idle longest is stopped for another. An engine in use keeps its slot, except that one which a single
+    project uses gives way after its turn to one for which another project waits. If there are several slots, one is
+    never given to the engine of a project's own model, because base models serve all projects.
     """
 
     def __init__(
@@ -32,18 +37,23 @@ class Slots:
         self._changed = threading.Condition()
         self._taken: dict[str, float] = {}
         """Time of last use of each engine, on the monotonic clock."""
-        self._ending: set[str] = set()
-        self._users: dict[str, int] = {}
+        self._ready_since: dict[str, float] = {}
+        self._ending: dict[str, str] = {}
+        """Engines that are being stopped, and for which other; "" for none."""
+        self._users: dict[str, Counter[str]] = {}
+        """Users of each engine by project; "" is none."""
 
-    def hold(self, name: str) -> None:
+    def hold(self, name: str, project_id: str = "") -> None:
         """Count one more user of the engine, running or not."""
         with self._changed:
-            self._users[name] = self._users.get(name, 0) + 1
+            self._users.setdefault(name, Counter())[project_id] += 1
 
-    def release(self, name: str) -> None:
+    def release(self, name: str, project_id: str = "") -> None:
         """Count one user less."""
         with self._changed:
-            self._users[name] -= 1
+            users = self._users[name]
+            users[project_id] -= 1
+            self._users[name] = +users
             if not self._users[name]:
                 del self._users[name]
             if name in self._taken:
@@ -53,33 +63,42 @@ class Slots:
     def users(self) -> dict[str, int]:
         """The number of users of each engine that has some."""
         with self._changed:
-            return dict(self._users)
+            return {name: users.total() for name, users in self._users.items()}
 
     def take(self, name: str, wait_seconds: float) -> None:
-        """Reserve a slot for an engine that the caller holds; if none is free, stop the engine idle longest.
+        """Reserve a slot for an engine that the caller holds; if none is free, stop another engine.
 
         Raises EngineError if no slot becomes free within `wait_seconds`.
         """
-        deadline = time.monotonic() + wait_seconds
-        while (idlest := self._try(name)) is not None:
-            if idlest:
-                self._end(idlest)
+        began = time.monotonic()
+        while (other := self._try(name, time.monotonic() - began)) is not None:
+            if other:
+                self._end(other)
             elif self._stopping.is_set():
                 raise EngineError("engine_stopped", "the service is shutting down")
-            elif time.monotonic() > deadline:
-                raise EngineError("engine_busy", f"all {self._limit} engines are in use; try again later")
+            elif time.monotonic() > began + wait_seconds:
+                raise EngineError(
+                    "engine_busy",
+                    f"all {self._limit} engines are in use; try again later, or let the server's operator raise "
+                    "ALIGNKIT_ENGINE__MAX_ENGINES",
+                )
             else:
                 with self._changed:
                     self._changed.wait(WAKE_SECONDS)
 
+    def begin_turn(self, name: str) -> None:
+        """Count the engine's turn from now, when it is ready, unless it was already."""
+        with self._changed:
+            if name in self._taken:
+                self._ready_since.setdefault(name, time.monotonic())
+
     def give_back(self, name: str) -> None:
         """Free the slot of an engine that did not start or was stopped."""
         with self._changed:
-            self._taken.pop(name, None)
-            self._changed.notify_all()
+            self._free(name)
 
     def is_ending(self, name: str) -> bool:
-        """Whether the engine is being stopped as idle. An engine that is held and not ending keeps running."""
+        """Whether the engine is being stopped for another. An engine that is held and not ending keeps running."""
         with self._changed:
             return name in self._ending
 
@@ -91,24 +110,24 @@ class Slots:
                 idle = [name for name in self._idle() if self._taken[name] <= before]
                 if not idle:
                     return
-                self._ending.add(idle[0])
+                self._ending[idle[0]] = ""
             self._end(idle[0])
 
-    def _try(self, name: str) -> str | None:
+    def _try(self, name: str, waited: float) -> str | None:
         """None if the slot is reserved now; else the engine to stop for it, or "" if none can be stopped."""
         with self._changed:
-            if name in self._ending:
+            if name in self._ending or name in self._ending.values():
                 return ""
             kind_is_full = self._kind_is_full(name)
             room = self._limit is None or len(self._taken) < self._limit
             if name in self._taken or (room and not kind_is_full):
                 self._taken[name] = time.monotonic()
                 return None
-            idle = [one for one in self._idle() if not kind_is_full or not self._is_shared(one)]
-            if not idle:
-                return ""
-            self._ending.add(idle[0])
-            return idle[0]
+            others = self._idle() + (self._over(name) if waited >= TURN_SECONDS else [])
+            other = next((one for one in others if not kind_is_full or not self._is_shared(one)), "")
+            if other:
+                self._ending[other] = name
+            return other
 
     def _kind_is_full(self, name: str) -> bool:
         """Whether one more engine of a project's own model would leave no slot for a base model."""
@@ -121,9 +140,32 @@ class Slots:
         idle = [name for name in self._taken if name not in self._users and name not in self._ending]
         return sorted(idle, key=self._taken.__getitem__)
 
+    def _over(self, name: str) -> list[str]:
+        """Names of the engines whose turn is over for a project that waits for `name`, longest ready first."""
+        before, waiting = time.monotonic() - TURN_SECONDS, self._projects(name)
+        over = [
+            one
+            for one in self._taken
+            if one not in self._ending
+            and self._ready_since.get(one, math.inf) <= before
+            and len(self._projects(one)) == 1
+            and waiting - self._projects(one)
+        ]
+        return sorted(over, key=self._ready_since.__getitem__)
+
+    def _projects(self, name: str) -> set[str]:
+        return set(self._users.get(name, ())) - {""}
+
     def _end(self, name: str) -> None:
         self._stop(name)
         with self._changed:
-            self._ending.discard(name)
-            self._taken.pop(name, None)
-            self._changed.notify_all()
+            heir = self._ending.pop(name)
+            # At once: requests that still wait for the engine that ended would take the slot again.
+            if heir and name in self._taken:
+                self._taken[heir] = time.monotonic()
+            self._free(name)
+
+    def _free(self, name: str) -> None:
+        self._taken.pop(name, None)
+        self._ready_since.pop(name, None)
+        self._changed.notify_all()

@@ -188,7 +188,8 @@ def _report(
     while True:
         proofs += 1
         try:
-            with services.engines.leased(engine, 0 if own else _rank(services, job)) as url:
+            rank = 0 if own else _rank(services, job)
+            with services.engines.leased(engine, rank, job.project_id) as url:
                 return check(
                     url,
                     base_model=None if own else job.base_model,

@@ -36,10 +36,10 @@ class FullEngines:
         self.ready.add(base_model)
         return self.url
 
-    def hold(self, base_model: str) -> None:
+    def hold(self, base_model: str, project_id: str = "") -> None:
         pass
 
-    def release(self, base_model: str) -> None:
+    def release(self, base_model: str, project_id: str = "") -> None:
         pass
 
     def replace(self, model: str) -> bool:

@@ -13,14 +13,14 @@ import httpx
 import pytest
 
 from alignkit.redaction import scrub_paths
-from alignkit_server.engines import command, engine
+from alignkit_server.engines import command, engine, slots
 from alignkit_server.engines.command import vllm_command
 from alignkit_server.engines.engine import telling_lines
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.facts import EngineFacts
 from alignkit_server.engines.manager import EngineManager
 from alignkit_server.settings import Settings
-from tests.server.engines.support import FakeEngines, gone, make_settings, wait_until
+from tests.server.engines.support import FakeEngines, gone, grants_no_lease, make_settings, wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -199,6 +199,31 @@ def test_an_engine_in_use_is_waited_for(settings: Settings, tmp_path: Path) -> N
         with manager.held("other"), pytest.raises(EngineError, match="all 1 engines are in use") as caught:
             manager.endpoint("tiny")
         assert caught.value.code == "engine_busy"
+    finally:
+        manager.shutdown()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_engine_of_one_project_gives_way_once_its_answers_have_ended_or_had_their_time(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ends: bool
+) -> None:
+    monkeypatch.setattr(slots, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "LAST_ANSWERS_SECONDS", 60.0 if ends else 0.3)
+    settings.engine.max_engines = 1
+    manager = EngineManager(settings, build_command=FakeEngines(tmp_path))
+    try:
+        manager.hold("tiny", "a")
+        manager.endpoint("tiny")
+        answer = manager.lease("tiny")
+        assert answer is not None
+        with ThreadPoolExecutor(1) as pool, manager.held("other", "b"):
+            waiting = pool.submit(manager.endpoint, "other")
+            wait_until(lambda: grants_no_lease(manager))
+            if ends:
+                assert httpx.get(f"{answer.url}/v1/models").is_success  # until the answer at work has ended
+                answer.end()
+            assert httpx.get(f"{waiting.result(20)}/v1/models").is_success
+        assert manager.status("tiny") == "stopped"
     finally:
         manager.shutdown()
 

@@ -22,7 +22,7 @@ class SlowEngines(NoEngines):
         self.gate.wait(60)
         return super().endpoint(base_model)
 
-    def hold(self, base_model: str) -> None:
+    def hold(self, base_model: str, project_id: str = "") -> None:
         self.asked += 1
 
 

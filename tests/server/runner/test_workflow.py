@@ -78,7 +78,7 @@ class FakeEngines:
     """An engine that cannot be had."""
 
     @contextmanager
-    def leased(self, model: str, rank: int = 0) -> Iterator[str]:
+    def leased(self, model: str, rank: int = 0, project_id: str = "") -> Iterator[str]:
         yield self.endpoint(model)
 
     def cleanup_leftovers(self) -> list[str]:
