@@ -17,8 +17,9 @@ class Slots:
     """Slots for engines, by name. Thread-safe.
 
     The engine idle longest is stopped for another. An engine in use keeps its slot, except that one which a single
-    project uses gives way after its turn to one for which another project waits. If there are several slots, one is
-    never given to the engine of a project's own model, because base models serve all projects.
+    project uses gives way after its turn to one for which another project waits. The one that waits for longest is
+    next. If there are several slots, one is never given to the engine of a project's own model, because base models
+    serve all projects.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Slots:
         self._ready_since: dict[str, float] = {}
         self._ending: dict[str, str] = {}
         """Engines that are being stopped, and for which other; "" for none."""
+        self._waiting: Counter[str] = Counter()
+        """Requests for a slot by engine, in the order of the engines' first."""
         self._users: dict[str, Counter[str]] = {}
         """Users of each engine by project; "" is none."""
 
@@ -70,6 +73,18 @@ class Slots:
 
         Raises EngineError if no slot becomes free within `wait_seconds`.
         """
+        with self._changed:
+            self._waiting[name] += 1
+        try:
+            self._take(name, wait_seconds)
+        finally:
+            with self._changed:
+                self._waiting[name] -= 1
+                if not self._waiting[name]:
+                    del self._waiting[name]
+                self._changed.notify_all()
+
+    def _take(self, name: str, wait_seconds: float) -> None:
         began = time.monotonic()
         while (other := self._try(name, time.monotonic() - began)) is not None:
             if other:
@@ -119,15 +134,26 @@ class Slots:
             if name in self._ending or name in self._ending.values():
                 return ""
             kind_is_full = self._kind_is_full(name)
-            room = self._limit is None or len(self._taken) < self._limit
+            is_next = self._is_next(name)
+            room = self._limit is None or (is_next and len(self._taken) < self._limit)
             if name in self._taken or (room and not kind_is_full):
                 self._taken[name] = time.monotonic()
                 return None
-            others = self._idle() + (self._over(name) if waited >= TURN_SECONDS else [])
+            others = (self._idle() if is_next else []) + (self._over(name) if waited >= TURN_SECONDS else [])
             other = next((one for one in others if not kind_is_full or not self._is_shared(one)), "")
             if other:
                 self._ending[other] = name
             return other
+
+    def _is_next(self, name: str) -> bool:
+        """Whether no other engine that could have the slot is waited for longer."""
+        served = {*self._taken, *self._ending, *self._ending.values()}
+        for one in self._waiting:
+            if one == name:
+                return True
+            if one not in served and (self._kind_is_full(name) or not self._kind_is_full(one)):
+                return False
+        return True
 
     def _kind_is_full(self, name: str) -> bool:
         """Whether one more engine of a project's own model would leave no slot for a base model."""

@@ -3,12 +3,14 @@
 import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from alignkit_server.engines import slots
 from alignkit_server.engines.errors import EngineError
 from alignkit_server.engines.slots import Slots
+from tests.server.engines.support import wait_until
 
 
 def test_the_engines_of_projects_models_leave_a_place_for_a_base_model() -> None:
@@ -129,3 +131,31 @@ def test_the_slot_that_was_waited_for_is_not_taken_by_those_who_gave_it_up(turn:
     stopping.set()
     again.join(10)
     assert not again.is_alive()
+
+
+def test_a_free_slot_is_the_one_of_those_who_wait_for_longest(turn: float) -> None:
+    places, ended = occupied(("base", "a"))
+    places.hold("mine", "a")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(places.take, "mine", 60)
+        wait_until(lambda: "mine" in places._waiting)
+        with places._changed:  # nobody else moves meanwhile
+            places.release("base", "a")
+            with pytest.raises(EngineError):
+                places.take("base of others", -1)
+        first.result(10)
+    assert (list(places._taken), ended) == (["mine"], ["base"])
+    assert not places._waiting
+
+
+def test_a_projects_models_that_may_not_have_the_last_slot_let_a_base_model_pass(turn: float) -> None:
+    places, _ = occupied(("base", "a"), ("mine", "a"))
+    places.hold("mine too", "a")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(places.take, "mine too", 60)
+        wait_until(lambda: "mine too" in places._waiting)
+        places.release("base", "a")
+        places.take("base of others", 0)
+        places.release("mine", "a")
+        first.result(10)
+    assert set(places._taken) == {"base of others", "mine too"}
