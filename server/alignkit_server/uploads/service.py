@@ -23,7 +23,6 @@ from alignkit_server.ids import PART, UPLOAD, new_id
 from alignkit_server.keys.service import Principal
 from alignkit_server.limits.quotas import require_bytes
 from alignkit_server.services import Services
-from alignkit_server.settings import Settings
 from alignkit_server.storage.leftovers import drop_parts, expire_uploads
 from alignkit_server.tables import Upload, UploadPart
 from alignkit_server.uploads.repository import PartRepository, UploadRepository
@@ -166,23 +165,21 @@ def assemble(upload_id: str, request: CompleteRequest, project: Principal, servi
     folder = services.settings.uploads_dir / upload_id
     with Space(services, project.project_id).copy(size) as copy:
         digest = _join([folder / part_id for part_id in request.part_ids], copy.descriptor)
-        _require_file(copy.path, digest, upload, request, project, services.settings)
+        _require_sum(digest, request.md5)
+        # The parts may be another key's.
+        require_data(copy.path, upload.filename, upload.purpose, services.settings, quotes=project.reads_rows)
     return Assembled(copy.path, upload_id)
 
 
-def _require_file(
-    path: Path, digest: str, upload: Upload, request: CompleteRequest, project: Principal, settings: Settings
-) -> None:
-    """Raise 400 if the joined parts are not the file that the client has, or no file for their purpose."""
-    if request.md5 is not None and request.md5.lower() != digest:
+def _require_sum(digest: str, expected: str | None) -> None:
+    """Raise 400 if the joined parts are not the file whose checksum the client has given."""
+    if expected is not None and expected.lower() != digest:
         raise ApiError(
             400,
-            f"md5: the joined parts have the checksum {digest}, expected {request.md5.lower()}.",
+            f"md5: the joined parts have the checksum {digest}, expected {expected.lower()}.",
             param="md5",
             code="upload_checksum_mismatch",
         )
-    # The parts may be another key's.
-    require_data(path, upload.filename, upload.purpose, settings, quotes=project.reads_rows)
 
 
 def _require_parts(upload: Upload, known: Collection[str], part_ids: Sequence[str]) -> None:
