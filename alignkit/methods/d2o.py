@@ -26,6 +26,7 @@ class D2O(Method):
     """Alignment from dispreferred answers alone, contrasted with the model's own samples."""
 
     rows: ClassVar[str] = "dispreferred"
+    learning_rate: ClassVar[float] = 5e-5
     packs: ClassVar[bool] = True
     held_out_metrics: ClassVar[frozenset[str]] = frozenset(
         {"valid_rewards_accuracies", "valid_rewards_margins", "valid_rewards_ece"}
