@@ -47,7 +47,7 @@ def _bounds(settings: Settings, home: int) -> Iterator[tuple[Path, int]]:
     yield from ((folder, 0o700) for folder in private_folders(settings))
     for folder in (settings.root, settings.files_dir, settings.uploads_dir):
         inside = (path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
-        yield from ((path, 0o600) for path in inside)
+        yield from ((path, 0o700) for path in inside)  # an operator's program stays one
 
 
 def _narrow(path: Path, most: int) -> bool:

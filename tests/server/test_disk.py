@@ -31,7 +31,8 @@ from tests.server.support import (
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with mounted(tmp_path_factory.mktemp("disks") / "disk", 40) as folder:
+    """Large enough that its reserve holds what two databases write ahead meanwhile."""
+    with mounted(tmp_path_factory.mktemp("disks") / "disk", 200) as folder:
         yield folder
 
 

@@ -65,3 +65,11 @@ def test_what_the_group_was_given_beside_stays(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir(mode=0o755)
     with open_services(Settings(home=tmp_path), None, lambda *_: None):
         assert mode(tmp_path / "models") == 0o755
+
+
+def test_a_program_in_the_home_can_still_be_run(tmp_path: Path) -> None:
+    program = tmp_path / "train.sh"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    with open_services(Settings(home=tmp_path), None, lambda *_: None):
+        assert mode(program) == 0o700
