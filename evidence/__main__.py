@@ -54,6 +54,8 @@ def markdown() -> str:
     done = [one for one in experiments() if (seeds_run(one) or 0) >= one.seeds]
     waiting = [one for one in experiments() if one not in done]
     text = HEAD + "".join(map(_section, done))
+    if not waiting:
+        return text.rstrip() + "\n"
     rows = "".join(f"| `{one.name}` | {one.claim} | {state(one)} |\n" for one in waiting)
     return text + f"## Not run to the end\n\n| script | claim | |\n| --- | --- | --- |\n{rows}"
 

@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "SinKD": {"type": "sinkd"},
     "SinKD, exact plans": {"type": "sinkd", "solver": "newton_sparse"},
     "SinKD, sparse plans": {"type": "sinkd", "solver": "k_sparse"},
-    "SinKD, pairing": {"type": "sinkd", "pairing_weight": 1e-3},
+    "SinKD, pairing": {"type": "sinkd", "pairing_weight": 1.0},
 }
 
 
@@ -64,6 +64,10 @@ EVIDENCE = Evidence(
     measure,
     bars("NLL", "held-out NLL of the answers, nats a token"),
     needs_model=True,
+    outcome="Not as claimed. No student's NLL is lower than another's beyond what three seeds differ by: JS 0.809, "
+    "KL 0.813, SinKD 0.819, the labels alone 0.827, reverse KL 0.866. Over the same seeds SinKD is within 0.03 of KL "
+    "either way, and slightly more accurate (0.776 and 0.767, by 0.005 to 0.013). Exact plans, sparse plans and the "
+    "pairing term at weight 1 change its NLL by less than 0.004. All chose the higher of the two rates.",
 )
 
 if __name__ == "__main__":
