@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 CHUNK = 64 * 1024
+OTHERS = "somebody-else-s"
+"""The file that fills a disk."""
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
 @contextmanager
 def full(folder: Path) -> Iterator[None]:
     """Somebody else's file takes all that is left of the disk meanwhile, also what is freed again."""
-    path = folder / "somebody-else-s"
+    path = folder / OTHERS
     fill(path)
     try:
         yield
