@@ -75,19 +75,30 @@ def recipe(
 def run(
     settings: Settings, name: str, given: Mapping[str, Any], *, keep_checkpoints: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """Train a recipe unless it is finished, and return (folder, result). Raises RuntimeError if training fails."""
+    """Train a recipe unless it is finished, and return (folder, result). Raises RuntimeError unless it succeeds."""
     folder = settings.work / (name + "-smoke" * settings.smoke)
-    result = folder / "result.json"
-    if not result.is_file() or json.loads(result.read_text(encoding="utf-8"))["status"] != "succeeded":
+    if not succeeded(folder):
         shutil.rmtree(folder, ignore_errors=True)
-        path = folder.with_suffix(".yaml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({**given, "output_dir": str(folder)}), encoding="utf-8")
-        if train.main([str(path)]) != 0:
-            raise RuntimeError(f"{path} failed: see {folder}")
+        path = written(folder, given)
+        if train.main([str(path)]) != 0 or not succeeded(folder):
+            raise RuntimeError(f"{path} failed or was stopped: see {folder}")
         if not keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return folder, json.loads(result.read_text(encoding="utf-8"))
+    return folder, json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def succeeded(folder: Path) -> bool:
+    """Whether the run in a folder is finished."""
+    result = folder / "result.json"
+    return result.is_file() and json.loads(result.read_text(encoding="utf-8"))["status"] == "succeeded"
+
+
+def written(folder: Path, given: Mapping[str, Any]) -> Path:
+    """Write the recipe of a run beside its folder, and return the file."""
+    path = folder.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**given, "output_dir": str(folder)}), encoding="utf-8")
+    return path
 
 
 @cache
