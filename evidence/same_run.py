@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit.launch import launch_command
 from evidence.harness import ROOT, Evidence, Found, Settings, Values, main
 from evidence.questions import ask, pairs, write
-from evidence.small_runs import recipe, run
+from evidence.small_runs import recipe, run, succeeded, written
 
 STEPS = 24
 ARMS: dict[str, dict[str, Any]] = {
@@ -44,12 +43,9 @@ def _recipe(settings: Settings, seed: int) -> dict[str, Any]:
 def _launched(settings: Settings, name: str, given: dict[str, Any], **how: Any) -> Path:
     """Run a recipe as `alignkit train` does unless the run is finished, and return the run's folder."""
     folder = settings.work / (name + "-smoke" * settings.smoke)
-    result = folder / "result.json"
-    if result.is_file() and json.loads(result.read_text(encoding="utf-8"))["status"] == "succeeded":
+    if succeeded(folder):
         return folder
-    path = folder.with_suffix(".yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**given, "output_dir": str(folder)}), encoding="utf-8")
+    path = written(folder, given)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     subprocess.run(launch_command(path, **how), check=True, env=env)
     return folder
