@@ -292,9 +292,8 @@ async def relay_events(
     pending = bytearray()
     try:
         async for chunk in upstream.content.iter_any():
-            searched = max(
-                0, len(pending) - 1
-            )  # an event that comes in many chunks is not searched anew at each
+            # From here on: an event that comes in many chunks is not searched anew at each.
+            searched = max(0, len(pending) - 1)
             pending += chunk
             if end := pending.rfind(b"\n\n", searched) + 1:
                 for piece in _pieces(pending, end + 1):

@@ -49,11 +49,11 @@ def ran_out(folder: RunFolder, *, again: bool = False) -> str | None:
     The kernel's count is of all processes, so it says nothing of a trainer that ended in another way. Without a
     count, a second kill at the same place, which `again` says it is, is evidence.
     """
-    tail = folder.log_tail(lines=200, limit=65536)
+    tail = _tail(folder)
     found = _FAILED.search(tail)
     if found is not None:
         return f"its log says {found[0]!r}"
-    before, killed, kills = _remembered(folder), was_killed(folder), oom_kills()
+    before, killed, kills = _remembered(folder), _KILLED.search(tail) is not None, oom_kills()
     if before is None or (ENDED in tail and not killed):
         return None
     if before == UNKNOWN or kills is None:
@@ -71,7 +71,11 @@ def _remembered(folder: RunFolder) -> str | None:
 
 def was_killed(folder: RunFolder) -> bool:
     """Whether the log's end says that the training was killed by SIGKILL."""
-    return _KILLED.search(folder.log_tail(lines=200, limit=65536)) is not None
+    return _KILLED.search(_tail(folder)) is not None
+
+
+def _tail(folder: RunFolder) -> str:
+    return folder.log_tail(lines=200, limit=65536)
 
 
 def halved(recipe: dict[str, Any], folder: RunFolder, start: str) -> tuple[int, int] | None:
