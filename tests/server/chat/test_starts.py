@@ -10,22 +10,23 @@ from anyio import to_thread
 from alignkit_server.chat.gateway import STARTS_AT_ONCE, Asked, ChatGateway
 from alignkit_server.chat.options import Demand
 from alignkit_server.engines.facts import Lease
+from tests.server.support import NoEngines
 
 MORE_THAN_ASYNCIO_HAS = 40
 """The threads of asyncio's own pool are at most 32."""
 
 
-class FullEngines:
+class FullEngines(NoEngines):
     """Engines of which only `base` has a place; the others wait until the test opens the gate."""
 
     def __init__(self, url: str) -> None:
         self.url, self.gate, self.begun, self.waiting = url, threading.Event(), threading.Semaphore(0), 0
         self.ready: set[str] = set()
 
-    def running_endpoint(self, base_model: str) -> str | None:
+    def running_endpoint(self, base_model: str) -> str | None:  # type: ignore[override]
         return self.url if base_model in self.ready else None
 
-    def lease(self, base_model: str, rank: int = 0) -> Lease | None:
+    def lease(self, base_model: str, rank: int = 0) -> Lease | None:  # type: ignore[override]
         return Lease(self.url, lambda: None) if base_model in self.ready else None
 
     def endpoint(self, base_model: str, rank: int = 0) -> str:
@@ -35,15 +36,6 @@ class FullEngines:
             self.gate.wait(60)
         self.ready.add(base_model)
         return self.url
-
-    def hold(self, base_model: str, project_id: str = "") -> None:
-        pass
-
-    def release(self, base_model: str, project_id: str = "") -> None:
-        pass
-
-    def replace(self, model: str) -> bool:
-        return True
 
     async def begin(self, starts: int) -> None:
         """Return once so many further starts wait."""

@@ -1,9 +1,8 @@
 """Requests that read data files wait for one another, and no other request waits for them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,32 +18,32 @@ SHARED_THREADS = 40
 ROUTES = ("jobs", "preview", "jobs/estimate")
 
 
-class SlowCheck:
-    """A check of a file that lasts until it is let go, in place of the service's own."""
+class Gate:
+    """A function that waits until it is let go, and then does what it did before."""
 
-    def __init__(self, real: Any) -> None:
+    def __init__(self, real: Callable[..., Any]) -> None:
         self._real = real
         self._lock = threading.Lock()
-        self.gate = threading.Event()
+        self.open = threading.Event()
         self.running = 0
         self.most = 0
 
-    def __call__(self, path: Path, method: str, **options: Any) -> Any:
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         with self._lock:
             self.running += 1
             self.most = max(self.most, self.running)
-        assert self.gate.wait(DEADLINE_SECONDS)
+        assert self.open.wait(DEADLINE_SECONDS)
         with self._lock:
             self.running -= 1
-        return self._real(path, method, **options)
+        return self._real(*arguments, **options)
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowCheck]:
-    slow = SlowCheck(check_file)
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    slow = Gate(check_file)
     monkeypatch.setattr("alignkit_server.jobs.data_files.check_file", slow)
     yield slow
-    slow.gate.set()
+    slow.open.set()
 
 
 def ask(service: Running, key: str, route: str, file_id: str) -> httpx.Response:
@@ -55,7 +54,7 @@ def ask(service: Running, key: str, route: str, file_id: str) -> httpx.Response:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_however_many_files_are_read_other_requests_are_answered(
-    service: Running, client: OpenAI, key: str, slow: SlowCheck, route: str
+    service: Running, client: OpenAI, key: str, slow: Gate, route: str
 ) -> None:
     file_id = upload(client)
     with ThreadPoolExecutor(SHARED_THREADS + 5) as pool:
@@ -67,13 +66,13 @@ def test_however_many_files_are_read_other_requests_are_answered(
             assert [model.id for model in client.models.list()] == [BASE_MODEL]
             assert not any(answer.done() for answer in answers)
         finally:
-            slow.gate.set()
+            slow.open.set()
         statuses = {answer.result().status_code for answer in answers}
     assert slow.most == OF_A_PROJECT
     assert statuses == ({200} if route == "jobs" else {400})  # this base model has no tokenizer
 
 
-def test_one_projects_files_leave_places_for_anothers(service: Running, slow: SlowCheck) -> None:
+def test_one_projects_files_leave_places_for_anothers(service: Running, slow: Gate) -> None:
     keys = [service.new_key(f"reads-{number}") for number in range(3)]
     files = {}
     for key in keys:
@@ -84,6 +83,6 @@ def test_one_projects_files_leave_places_for_anothers(service: Running, slow: Sl
         wait_until(lambda: slow.running == OF_A_PROJECT)
         others = [pool.submit(ask, service, key, "jobs", files[key]) for key in keys[1:] for _ in range(4)]
         wait_until(lambda: slow.running == AT_ONCE)
-        slow.gate.set()
+        slow.open.set()
         assert {answer.result().status_code for answer in [*first, *others]} == {200}
     assert slow.most == AT_ONCE

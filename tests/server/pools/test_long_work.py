@@ -1,7 +1,6 @@
 """Work that grows with a project's data takes none of the threads that all requests share."""
 
 import pkgutil
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,33 +11,13 @@ from openai import OpenAI
 
 from alignkit_server.pools.file_check_pool import OF_A_PROJECT
 from tests.server.evals.conftest import make_eval, rows
-from tests.server.pools.test_file_check_pool import SHARED_THREADS
-from tests.server.support import BASE_MODEL, DEADLINE_SECONDS, Running, create_job, method, upload, wait_until
+from tests.server.pools.test_file_check_pool import SHARED_THREADS, Gate
+from tests.server.support import BASE_MODEL, Running, create_job, method, upload, wait_until
 from tests.server.uploads.test_uploads import open_upload
 
 PATIENCE_SECONDS = 30.0
 """For an answer that waits for nothing."""
 Ask = Callable[[httpx.Client], httpx.Response]
-
-
-class Gate:
-    """A function that waits until it is let go, and then does what it did before."""
-
-    def __init__(self, real: Callable[..., Any]) -> None:
-        self._real = real
-        self._lock = threading.Lock()
-        self.open = threading.Event()
-        self.running = 0
-        self.most = 0
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        with self._lock:
-            self.running += 1
-            self.most = max(self.most, self.running)
-        assert self.open.wait(DEADLINE_SECONDS)
-        with self._lock:
-            self.running -= 1
-        return self._real(*arguments, **options)
 
 
 def complete(client: OpenAI) -> Ask:
