@@ -2,8 +2,9 @@
 
 import importlib
 import json
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,18 @@ def _result(evidence: Evidence, other: str = "") -> str:
         for arm, metrics in summary.items()
     )
     model = f" on {written['settings']['model']}" if evidence.needs_model else ", a toy"
-    command = f"`{written['command']}{' --model FOLDER' * bool(other)}`{model}"
     seeds = min(map(len, written["runs"].values()))
+    command = f"`{written['command']}{options(evidence, written['runs'], seeds) if other else ''}`{model}"
     picture = f"![{evidence.name.replace('_', ' ')}]({Path('evidence', other, evidence.name)}.png)"
     return f"{command}, {seeds} seed{'s' * (seeds > 1)}.\n\n{picture}\n\n{head}{rows}\n"
+
+
+def options(evidence: Evidence, runs: Mapping[str, Any], seeds: int) -> str:
+    """The options that repeat a result on another language model."""
+    arms = (
+        ["--arms", *(arm for arm in evidence.arms if arm in runs)] if len(runs) < len(evidence.arms) else []
+    )
+    return " " + shlex.join(["--model", "FOLDER", "--seeds", str(seeds), *arms])
 
 
 def _shown(bounds: dict[str, float] | None) -> str:

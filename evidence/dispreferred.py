@@ -6,7 +6,6 @@ log-prob of the preferred answers is what helpfulness means here. `negatives onl
 gradient. All train at one rate but the last, since D2O at that rate goes much further from the untrained model.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from alignkit.data.dataset import load_rows
 from alignkit.evaluate.win_rate import of_scores, win_rate
 from evidence.drawn import distance, draw
 from evidence.harm import HarmScorer
@@ -23,6 +23,7 @@ from evidence.questions import write
 from evidence.small_runs import Asked, recipe, run
 
 PROMPT_WORDS, ANSWER_WORDS = 60, 45
+BAD_SHARE = 0.05
 TOKENS, DRAWN, HELD_OUT, ROWS, STEPS, SAMPLES = 32, 2, 32, 160, 40, 4
 D2O: dict[str, Any] = {"type": "d2o", "samples_per_prompt": SAMPLES, "max_tokens": TOKENS}
 METHODS: dict[str, dict[str, Any]] = {
@@ -39,8 +40,12 @@ Row = dict[str, Any]
 
 
 def rows_of(path: Path) -> list[Row]:
-    """Rows {prompt: messages, chosen: [message], rejected: [message]} of a file of JSON Lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Rows {prompt: messages, chosen: messages, rejected: messages} of a file of pairs in any form that f-DPO reads.
+
+    Rows that cannot be read are left out. Raises DataError if they are more than `BAD_SHARE` of all.
+    """
+    rows = load_rows(path, "f_dpo", skip_bad=BAD_SHARE)
+    return [{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} for row in rows]
 
 
 def is_short(row: Row) -> bool:
@@ -163,8 +168,7 @@ EVIDENCE = Evidence(
     "Supervised training on the preferred answers lowers harm most, to 0.079. The scorer ranks 63 % of held-out "
     "pairs right.",
     needs_model=True,
-    needs_data="JSON Lines of rows {prompt: [messages], chosen: [message], rejected: [message]}, such as HH-RLHF's "
-    "harmless part",
+    needs_data="file of preference rows, in any form that docs/data.md has, such as HH-RLHF's harmless part",
 )
 
 if __name__ == "__main__":

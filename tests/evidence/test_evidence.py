@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evidence import align_groups
-from evidence.__main__ import experiments, markdown, seeds_run
+from evidence.__main__ import experiments, markdown, options, seeds_run
 from evidence.harness import PLOTS, RESULTS, Evidence, Found, Settings, gather, interval, place
 from evidence.questions import STYLES, ask
 from evidence.repeat import TOLERANCE, repeat
@@ -38,6 +38,12 @@ def test_a_result_on_another_model_has_its_own_place(doubling: Any) -> None:
     assert place(on_model, Settings()) == (RESULTS, PLOTS)
     assert place(on_model, Settings(model="models/other")) == (RESULTS / "other", PLOTS / "other")
     assert place(doubling[0], Settings(model="models/other")) == (RESULTS, PLOTS)
+
+
+def test_the_command_on_another_model_names_the_arms_that_were_run() -> None:
+    evidence = replace(ALL[0], arms=("one", "the other"))
+    assert options(evidence, {"the other": {}}, 1) == " --model FOLDER --seeds 1 --arms 'the other'"
+    assert options(evidence, {"the other": {}, "one": {}}, 2) == " --model FOLDER --seeds 2"
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -1,5 +1,6 @@
 """What experiments measure, on values that are worked out by hand."""
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignkit.errors import DataError
 from evidence.dispreferred import is_short, rows_of
 from evidence.frontier import reward
 from evidence.questions import Question
@@ -38,14 +40,31 @@ def test_tokens_of_answers_are_read_one_after_another() -> None:
     assert calibration(tokens) == pytest.approx((0.1 + 0.8) / 2)  # sure 0.9 and right, sure 0.8 and wrong
 
 
-def test_long_rows_and_empty_answers_are_left_out(tmp_path: Path) -> None:
-    def row(prompt: str, chosen: str, rejected: str) -> str:
-        sides = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        return json.dumps({name: [{"role": "user", "content": text}] for name, text in sides.items()})
-
-    path = tmp_path / "rows.jsonl"
+def test_rows_of_any_form_are_read_and_long_ones_neither_train_nor_ask(tmp_path: Path) -> None:
     long = "word " * 100
-    path.write_text(
-        "\n".join([row("a", "b", "c"), row(long, "b", "c"), row("a", long, "c"), row("a", "b", "")])
-    )
-    assert list(map(is_short, rows_of(path))) == [True, False, False, False]
+    texts = [("a", "b", "c"), (long, "b", "c"), ("a", long, "c")]
+    forms = [
+        [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in texts],
+        [
+            {
+                "input": {"messages": [{"role": "user", "content": prompt}]},
+                "preferred_output": [{"role": "assistant", "content": chosen}],
+                "non_preferred_output": [{"role": "assistant", "content": rejected}],
+            }
+            for prompt, chosen, rejected in texts
+        ],
+    ]
+    for form in forms:
+        path = tmp_path / "rows.jsonl.gz"
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, form)).encode()))
+        assert list(map(is_short, rows_of(path))) == [True, False, False]
+
+
+def test_rows_without_an_answer_are_left_out_while_they_are_few(tmp_path: Path) -> None:
+    path, row = tmp_path / "rows.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"}
+    lines = [json.dumps(row)] * 39 + [json.dumps(row | {"rejected": ""})]
+    path.write_text("\n".join(lines))
+    assert len(rows_of(path)) == 39
+    path.write_text("\n".join(lines[20:] + lines[-1:]))
+    with pytest.raises(DataError, match=r"rows\.jsonl"):
+        rows_of(path)
