@@ -56,7 +56,7 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield staging
-        staging.chmod(0o777 & ~_umask())
+        open_to_readers(staging)
         if replace and target.exists():
             _exchange(staging, target)
         else:
@@ -75,6 +75,14 @@ def _exchange(staging: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(before, ignore_errors=True)
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give a folder and what is in it the modes of the umask: libraries write files that only their owner reads."""
+    mask = _umask()
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _umask() -> int:

@@ -1,6 +1,7 @@
 """Files and folders that appear whole: what is there before stays, unless it is to be replaced."""
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,20 @@ def test_a_file_that_cannot_be_kept_leaves_the_one_before(
         put(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize(("mask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_what_a_library_wrote_for_its_owner_alone_has_the_modes_of_the_umask(
+    tmp_path: Path, mask: int, file_mode: int, folder_mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        with staged_folder(tmp_path / "target") as folder:
+            (folder / "inner").mkdir(mode=0o700)
+            os.close(os.open(folder / "inner" / "model.safetensors", os.O_CREAT, 0o600))
+            (folder / "link").symlink_to(tmp_path)
+    finally:
+        os.umask(before)
+    inner = tmp_path / "target" / "inner"
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (inner, inner.parent, inner / "model.safetensors")]
+    assert modes == [folder_mode, folder_mode, file_mode]

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from alignkit.disk import open_to_readers
 from alignkit.errors import ModelError
 from alignkit.models.trainable import config_of
 from alignkit_server.engines.errors import AdapterError
@@ -70,6 +71,7 @@ def publish_weights(settings: Settings, source: Path, *, model_name: str, servin
         _link(path, staging / path.name)
     if serving is not None:
         mark(staging, serving)
+    open_to_readers(staging)
     staging.rename(target)
     return target
 

@@ -50,6 +50,16 @@ def test_what_a_server_reads_is_published_and_no_more(settings: Settings, checkp
     assert (checkpoint / "model.safetensors").exists()
 
 
+def test_an_engine_of_another_user_may_read_what_safetensors_wrote_for_its_owner(
+    settings: Settings, checkpoint: Path
+) -> None:
+    (checkpoint / "model.safetensors").chmod(0o600)
+    published = publish_weights(settings, checkpoint, model_name=NAME)
+    modes = {path.name: path.stat().st_mode for path in published.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+    assert modes["config.json"] & 0o044
+
+
 def test_a_folder_without_weights_is_refused(settings: Settings, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(AdapterError, match=r"expected config.json and \*.safetensors"):
