@@ -13,14 +13,18 @@ from evidence.harness import RESULTS, Evidence
 HEAD = """# Evidence
 
 ```sh
-python -m evidence.nested_ranks              # runs what is missing, and writes the result and the plot
 python -m evidence                           # lists all, with their claims and how far they have been run
+python -m evidence.nested_ranks              # runs what is missing, and writes the result and the plot
+python -m evidence.nested_ranks --out again --work again     # runs all of it anew, and writes both to again/
 make evidence-smoke                          # repeats the smallest; fails if a number differs by more than a tenth
 ```
 
+Those on a language model need `alignkit models import smollm2-135m-instruct --home .alignkit` once.
+
 Each experiment tries one claim. It runs its arms with several seeds, resumes where it was stopped, and writes every
 number, the versions and the machine to `evidence/results/`. An interval is Student's t over the seeds, 95 %: three
-seeds give wide ones.
+seeds give wide ones. Seeds change what is trained on and what is drawn, not the questions that measure, so an
+interval does not tell how other questions would do.
 `evidence/README.md` in the source tells how to add one.
 
 """

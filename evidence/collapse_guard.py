@@ -52,19 +52,26 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     given["training"] |= own
     given["collapse_guard"] = {"on_collapse": "warn"}
     path, _ = run(settings, f"collapse_guard/{ARMS.index(arm)}-{seed}", given, keep_checkpoints=True)
-    ruined = _ruined(settings, path)
+    rises = _rises(settings, path)
     alarms, measures = _verdicts(path)
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
     return {
-        "ruined at step": min((step for step, risen in ruined.items() if risen > RUINED), default=0),
+        "ruined at step": min((step for step, risen in rises.items() if risen > RUINED), default=0),
         "alarm at step": min(alarms, default=0),
-        "last rise of the NLL elsewhere": ruined[max(ruined)],
+        "last rise of the NLL elsewhere": rises[max(rises)],
         **measures,
     }
 
 
-def _ruined(settings: Settings, path: Path) -> dict[int, float]:
-    """Step -> rise of the NLL elsewhere."""
+def _rises(settings: Settings, path: Path) -> dict[int, float]:
+    """Step -> rise of the NLL elsewhere; kept beside the run, whose checkpoints do not stay."""
+    kept = path / "rises.json"
+    if not kept.is_file():
+        kept.write_text(json.dumps(_measured_rises(settings, path)), encoding="utf-8")
+    return {int(step): risen for step, risen in json.loads(kept.read_text(encoding="utf-8")).items()}
+
+
+def _measured_rises(settings: Settings, path: Path) -> dict[int, float]:
     lines = (ROOT / "recipes" / "demo" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     notes = [json.loads(line) for line in lines[:: 30 if settings.smoke else 8]]
     rows = [(one["input"]["messages"][-1]["content"], one["preferred_output"][0]["content"]) for one in notes]

@@ -1,9 +1,9 @@
 """D2O on pairs about harm: harm and helpfulness after training on dispreferred answers alone, beside DPO and SFT.
 
-The first half of the rows fits a scorer of harm; the share of the other half's pairs that it ranks right is in the
-result. Of the other half's short rows the last ask, and the others train: answers are drawn and scored, and the
-log-prob of the preferred answers is what helpfulness means here. `negatives only` is D2O without its samples, NPO's
-gradient. All train at one rate but the last, since D2O at that rate goes much further from the untrained model.
+The first half of the rows fits a scorer of harm; how well it tells the other half's answers apart is in the result.
+Of the other half's short rows the last ask, and the others train: answers are drawn and scored, and the log-prob of
+the preferred answers is what helpfulness means here. `negatives only` is D2O without its samples, NPO's gradient. All
+train at one rate but the last, since D2O at that rate goes much further from the untrained model.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         "log-prob of preferred": sum(helpful) / len(helpful),
         "fluency under untrained": sum(fluency) / max(len(fluency), 1),
         "KL": 0.0 if adapter is None else distance(model, prompts, drawn).kl,
-        "pairs that the scorer ranks right": start.ranked,
+        **start.scale,
     }
 
 
@@ -107,23 +107,35 @@ def _parts(settings: Settings) -> Parts:
     rows, asking = rows_of(settings.data), settings.steps(HELD_OUT, 4)
     fitting, others = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     short = list(filter(is_short, others))
-    return Parts(fitting, others, short[:-asking], short[-asking:])
+    asked = short[-asking:]
+    training = [row for row in short[:-asking] if all(row["prompt"] != one["prompt"] for one in asked)]
+    return Parts(fitting, others, training, asked)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What every arm shares: the untrained model, and the scorer with the share of pairs that it ranks right."""
+    """What every arm shares: the untrained model, and the scorer."""
 
     model: Asked
     scorer: HarmScorer
-    ranked: float
+    scale: dict[str, float]
+    """How well the scorer tells answers of rows that it was not fitted on, and how it scores short ones."""
 
 
 @cache
 def _start(settings: Settings) -> Start:
     parts = _parts(settings)
-    scorer = HarmScorer(parts.fitting)
-    return Start(Asked(settings), scorer, scorer.ranked(parts.ranked))
+    return Start(Asked(settings), scorer := HarmScorer(parts.fitting), _scale(scorer, parts))
+
+
+def _scale(scorer: HarmScorer, parts: Parts) -> dict[str, float]:
+    short = [*parts.training, *parts.asked]
+    return {
+        "pairs that the scorer ranks right": scorer.ranked(parts.ranked),
+        "AUC of the scorer": scorer.told_apart(parts.ranked),
+        "harm of short dispreferred answers": scorer.mean(short, "rejected"),
+        "harm of short preferred answers": scorer.mean(short, "chosen"),
+    }
 
 
 @cache
@@ -159,14 +171,19 @@ EVIDENCE = Evidence(
     "without samples lose the language.",
     ARMS,
     measure,
-    bars("harm", "harm of drawn answers, log-odds"),
-    outcome="In part. At DPO's rate D2O goes thirty times further from the untrained model (a KL of 4.1 an answer, "
-    "DPO 0.12). Harm does not fall there (log-odds 0.128, untrained 0.115), and preferred answers do, from -2.84 to "
-    "-4.14 nats a token; samples drawn anew halfway change none of it. At a quarter of the rate, at a KL of 0.2, "
-    "harm is 0.106: on average lower than untrained and than DPO's 0.116, not with certainty from three seeds, for "
-    "0.15 nats of preferred answers. Negatives alone are worse in all: harm 0.143, preferred answers -4.77, KL 7.6. "
-    "Supervised training on the preferred answers lowers harm most, to 0.079. The scorer ranks 63 % of held-out "
-    "pairs right.",
+    bars("harm", "harm of drawn answers, the scorer's"),
+    outcome="In part, and little of it with certainty. At DPO's rate D2O goes thirty times further from the "
+    "untrained model (a KL of 4.1 an answer, DPO 0.12). Harm is no lower there (0.128, untrained 0.115), "
+    "and preferred answers fall from -2.84 to -4.14 nats a token; samples drawn anew halfway go further "
+    "still (KL 4.8) and cost another 0.11. At a quarter of the rate, at a KL of 0.2, harm is 0.106: on "
+    "average below the untrained model's and DPO's 0.116, not with certainty from three seeds, for 0.15 "
+    "nats of preferred answers, and against other untrained answers it wins half the time, as untrained "
+    "ones do. DPO had one rate. Negatives alone have the largest KL (7.6), the lowest log-prob of "
+    "preferred answers (-4.76) and on average the highest harm (0.143). But in 40 steps they have not "
+    "lost the language: to the untrained model their answers are as likely as any. Supervised training on "
+    "the preferred answers lowers harm most, to 0.079. The scorer is a weak judge: its AUC on other rows "
+    "is 0.60, and people's short dispreferred answers score 0.071, preferred ones 0.015. Helpfulness is "
+    "measured by the log-prob of preferred answers alone.",
     needs_model=True,
     needs_data="file of preference rows, in any form that docs/data.md has, such as HH-RLHF's harmless part",
 )

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 class HarmScorer:
-    """The log-odds that an answer is the dispreferred one of a pair, from the words in it.
+    """A score of an answer from the words in it; the log-odds that one of a pair is dispreferred are the difference.
 
     Features are words and pairs of words that two answers of the rows have, weighted 1 + log(count) and by how few
     answers have them, at unit length. The coefficients w minimise
@@ -45,6 +45,19 @@ class HarmScorer:
         """The share of rows whose dispreferred answer has the higher score."""
         bad, good = (self.score([_text(row, side) for row in rows]) for side in ("rejected", "chosen"))
         return sum(one > other for one, other in zip(bad, good, strict=True)) / len(rows)
+
+    def told_apart(self, rows: Sequence[Row]) -> float:
+        """The area under the ROC curve: how often a dispreferred answer scores above the preferred one of any row."""
+        bad, good = (
+            torch.tensor(self.score([_text(row, side) for row in rows])) for side in ("rejected", "chosen")
+        )
+        above, equal = bad[:, None] > good, bad[:, None] == good
+        return float((above.double() + equal.double() / 2).mean())
+
+    def mean(self, rows: Sequence[Row], side: str) -> float:
+        """The mean score of the `chosen` or the `rejected` answers."""
+        scores = self.score([_text(row, side) for row in rows])
+        return sum(scores) / len(scores)
 
     def _features(self, answers: Sequence[Counter[str]]) -> Tensor:
         """Features [n, F]; zeros for an answer without a known word."""

@@ -5,6 +5,7 @@ that draws them. `python -m evidence.NAME` resumes where an earlier call stopped
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 
+from alignkit.data.reading import open_file
 from alignkit.disk import put
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,8 +203,14 @@ def _read(path: Path, settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def _described(settings: Settings) -> dict[str, Any]:
-    data = {} if settings.data is None else {"data": settings.data.name}
+    data = {} if settings.data is None else {"data": {"sha256": _digest(settings.data)}}
     return {"smoke": settings.smoke, "model": Path(settings.model).name, **data}
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file's content, decompressed if it is gzipped."""
+    with ExitStack() as stack:
+        return hashlib.file_digest(open_file(path, stack), "sha256").hexdigest()
 
 
 def _write(path: Path, evidence: Evidence, settings: Settings, runs: dict[str, dict[str, Any]]) -> None:

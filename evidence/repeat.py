@@ -55,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Repeat an experiment from the command line, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m evidence.repeat", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", default=SMALLEST, help=f"experiment; default: {SMALLEST}")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default: the experiment's")
     parser.add_argument("--model", default=MODEL, help="folder of the language model, where one is trained")
+    parser.add_argument("--data", type=Path, help="file of rows, for an experiment that needs one")
     given = parser.parse_args(argv)
     evidence: Evidence = importlib.import_module(f"evidence.{given.name}").EVIDENCE
     began = time.monotonic()
-    settings = Settings(model=given.model, work=WORK / "repeat")
-    compared = repeat(evidence, settings, seeds=given.seeds, arms=evidence.arms)
+    settings = Settings(model=given.model, work=WORK / "repeat", data=given.data)
+    compared = repeat(evidence, settings, seeds=given.seeds or evidence.seeds, arms=evidence.arms)
     for one in compared:
         sign = " " if one.agrees else "≠"
         print(

@@ -22,6 +22,13 @@ def test_the_scorer_ranks_answers_by_words_of_both_kinds() -> None:
     assert scorer.ranked([row("sorry, that is not right", "you could steal")]) == 0.0
 
 
+def test_answers_of_different_rows_are_told_apart_by_their_scores() -> None:
+    scorer = HarmScorer(ROWS)
+    one = row("you could steal", "sorry")
+    assert scorer.told_apart([one, row("xyz", "xyz")]) == (1 + 1 + 1 + 0.5) / 4  # above both; above, equal
+    assert scorer.mean([one, row("xyz", "xyz")], "rejected") == scorer.score(["you could steal"])[0] / 2
+
+
 def test_features_have_unit_length_and_no_term_of_a_single_answer() -> None:
     scorer = HarmScorer(ROWS)
     assert {"you could", "steal", "sorry", "that is"} <= scorer._places.keys()
