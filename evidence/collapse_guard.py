@@ -146,10 +146,14 @@ EVIDENCE = Evidence(
     draw,
     seeds=2,
     needs_model=True,
-    outcome="In part. All 16 ruined runs of the 30 are found and none of the 14 sound ones is called ruined, but two "
-    "of them, f-DPO's at 1e-3, are found an evaluation late. `good_logp` alone would do better at a limit of 1: it "
-    "falls by at most 0.44 in sound runs and by 1.46 or more in ruined evaluations. At its limit of 2 it finds 95 % "
-    "of them, `reference_logp` 88 % and `repetition` none: what a large rate ruins does not repeat itself.",
+    outcome="In part. All 16 ruined runs of the 30 are found and none of the 14 sound ones is called ruined. Two "
+    "of the ruined, f-DPO's at 1e-3, are found an evaluation late. Every ruined run was ruined by its "
+    "first evaluation and no run is near the limit, so this does not tell how early the guard is, and "
+    "with 14 runs up to a fifth of false alarms may be missed. `good_logp` alone would find each at once "
+    "at a limit of 1: it falls by at most 0.44 in sound runs and by 1.46 or more in ruined evaluations. "
+    "But it is the judge's own measure on other prompts. At its limit of 2 it finds 95 % of them, "
+    "`reference_logp` 88 % and `repetition` none: what a large rate ruins does not repeat itself. In the "
+    "table, step 0 stands for never.",
 )
 
 if __name__ == "__main__":
