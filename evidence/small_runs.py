@@ -95,7 +95,7 @@ def succeeded(folder: Path) -> bool:
 
 def written(folder: Path, given: Mapping[str, Any]) -> Path:
     """Write the recipe of a run beside its folder, and return the file."""
-    path = folder.with_suffix(".yaml")
+    path = folder.with_name(f"{folder.name}.yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({**given, "output_dir": str(folder)}), encoding="utf-8")
     return path
