@@ -1,6 +1,8 @@
 """The hardware of this machine, detected without importing torch."""
 
+import platform
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,3 +19,12 @@ def has_amx() -> bool:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux knows it, or its architecture elsewhere."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from alignkit.hardware import cpu_name
+
 SECONDS = 10.0
 EVERY = 0.05
 UNDER_WAY = 2.0
@@ -359,8 +361,6 @@ def main() -> None:
         results[name] = measured(mine, abuser, name, options.seconds)
         print(f"{name}: {results[name]}", flush=True)
     if options.output:
-        from benchmarks.heads import cpu_name  # saves torch for those who abuse
-
         found = {"machine": cpu_name(), "seconds": options.seconds, "kinds": results}
         options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

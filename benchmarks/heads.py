@@ -5,7 +5,6 @@ Prints one table an op, writes results/heads-DEVICE.json and, with --growth, doc
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from alignkit.hardware import cpu_name
 from benchmarks.measure import RUNS, in_fresh_process, measure, rates
 from benchmarks.ops import Op, Shape, discover
 
@@ -94,13 +94,6 @@ def machine(device: str) -> dict[str, Any]:
     """What the figures belong to."""
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux knows it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def measure_here(op_name: str, contender: str, shape: str, runs: str, *, device: str) -> dict[str, float]:

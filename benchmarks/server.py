@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert, select, text, update
 
+from alignkit.hardware import cpu_name
 from alignkit_server.clock import now
 from alignkit_server.database import Database
 from alignkit_server.tables import Job, Project
 from benchmarks import serving
-from benchmarks.heads import cpu_name
 from benchmarks.serving import Figures, timed
 from tests.server.postgres import postgres
 from tests.server.runner.killing import Rig

@@ -21,8 +21,8 @@ import httpx
 import psutil
 from sqlalchemy import Engine, create_engine, text
 
+from alignkit.hardware import cpu_name
 from benchmarks import plot
-from benchmarks.heads import cpu_name
 from tests.e2e.test_methods import CASES
 from tests.server.postgres import postgres
 from tests.server.runner.killing import FINISHED, Rig

@@ -23,6 +23,7 @@ import torch
 
 from alignkit.data.reading import open_file
 from alignkit.disk import put
+from alignkit.hardware import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 """Folder of the project."""
@@ -221,11 +222,16 @@ def _write(path: Path, evidence: Evidence, settings: Settings, runs: dict[str, d
         "command": f"python -m evidence.{evidence.name}" + " --data FILE" * bool(evidence.needs_data),
         "settings": _described(settings),
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": _machine(),
         "summary": summarised(evidence, found),
         "runs": runs,
     }
     put(path, (json.dumps(whole, indent=1) + "\n").encode())
+
+
+def _machine() -> dict[str, Any]:
+    own = {"processor": cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
+    return own | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def plot(evidence: Evidence, found: Found, folder: Path) -> Path:
