@@ -101,7 +101,11 @@ def options(evidence: Evidence, runs: Mapping[str, Any], seeds: int) -> str:
 
 
 def _shown(bounds: dict[str, float] | None) -> str:
-    return "" if bounds is None else f"{bounds['mean']:.3g} ({bounds['low']:.3g} to {bounds['high']:.3g})"
+    """A mean with its interval, where it has one."""
+    if bounds is None:
+        return ""
+    interval = f" ({bounds['low']:.3g} to {bounds['high']:.3g})" if bounds["low"] < bounds["high"] else ""
+    return f"{bounds['mean']:.3g}{interval}"
 
 
 def main() -> None:
