@@ -51,7 +51,7 @@ EVIDENCE = Evidence(
     "accuracy.",
     ARMS,
     measure,
-    bars("ECE", "calibration error of the student's first choices"),
+    bars("ECE", "ECE of the student's tokens"),
     outcome="In part. From a frozen teacher that knows the answers, BD-KD's student is better calibrated than "
     "plain distillation's (ECE 0.044 and 0.061, lower by 0.002 to 0.033 over the same seeds) and more "
     "accurate (0.740 and 0.712, by 0.002 to 0.056), at the same NLL of 0.81. A KL of three times the "

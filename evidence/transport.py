@@ -35,7 +35,7 @@ EVIDENCE = Evidence(
     "those of KL, reverse KL and JS.",
     ARMS,
     measure,
-    bars("NLL", "held-out NLL of the answers, nats a token"),
+    bars("NLL", "held-out NLL, nats a token"),
     needs_model=True,
     outcome="In part, and not with certainty. SinKD's student has the lowest NLL on average (0.78; KL 0.81, JS "
     "0.82, reverse KL and the labels alone 0.83) and the lowest ECE (0.028; the others 0.038 to 0.061), "
