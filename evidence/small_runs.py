@@ -35,6 +35,8 @@ TEMPLATES = {
 """The token that ends a turn -> a template without a system prompt, for the models whose vocabulary has it."""
 AT_ONCE = 32
 """Answers that are written at once."""
+READ_AT_ONCE = 8
+"""Answers that are read at once, each with the log-probs of the whole vocabulary for its tokens and its prompt's."""
 Prompt = str | Sequence[Mapping[str, str]]
 """The text of one user turn, or the messages of a conversation."""
 
@@ -166,9 +168,12 @@ class Asked:
     def read(self, rows: Sequence[tuple[Prompt, str]]) -> list["Read"]:
         """Read the tokens of each (prompt, answer)."""
         found = []
-        for prompt, answer in rows:
-            ids = self.answer_ids(answer)
-            found.append(Read(self.log_probs(prompt, ids), torch.tensor(ids)))
+        for first in range(0, len(rows), READ_AT_ONCE):
+            some = [
+                (prompt, self.answer_ids(answer)) for prompt, answer in rows[first : first + READ_AT_ONCE]
+            ]
+            of_each = zip(self.log_probs_of(some), some, strict=True)
+            found += [Read(log_probs, torch.tensor(ids)) for log_probs, (_, ids) in of_each]
         return found
 
     def logps(self, rows: Sequence[tuple[Prompt, str]]) -> list[float]:

@@ -17,7 +17,7 @@ import torch
 from alignkit.models.loading import load_tokenizer, load_weights
 from evidence.harness import MODEL, Settings
 from evidence.questions import STYLES, Question, ask, completions, write
-from evidence.small_runs import AT_ONCE, Asked, Read, calibration, joined, recipe, run
+from evidence.small_runs import Asked, Read, calibration, joined, recipe, run
 
 EVERY = 3
 ROWS, HELD_OUT, STEPS = 480, 96, 60
@@ -160,49 +160,38 @@ def _validation(settings: Settings) -> str:
 def taught(settings: Settings) -> tuple[dict[str, float], list[str], list[int]]:
     """The teacher that has learned the answers: its measures, its answers, and its first choices of tokens."""
     model, asked = Asked(settings, Path(teacher(settings)["adapter"])), measuring(settings)
-    choices = joined(_read(model, asked)).log_probs.argmax(dim=1).tolist()
-    return measured(model, asked), model.answer([one.text for one in asked]), choices
+    tokens, answers = joined(model.read(_answered(asked))), model.answer([one.text for one in asked])
+    return measured(model, asked, tokens, answers), answers, tokens.log_probs.argmax(dim=1).tolist()
 
 
 def nll(model: Asked, asked: Sequence[Question]) -> float:
     """The NLL of the answers' tokens, in nats."""
-    tokens = joined(_read(model, asked))
+    tokens = joined(model.read(_answered(asked)))
     return -float(tokens.log_probs.gather(1, tokens.ids[:, None]).mean())
 
 
-def _read(model: Asked, asked: Sequence[Question], style: str = "plain") -> list[Read]:
-    """What a model predicts for the tokens of each answer in a style."""
-    rows = [(one.text, model.answer_ids(STYLES[style](one))) for one in asked]
-    found = []
-    for first in range(0, len(rows), AT_ONCE):
-        some = rows[first : first + AT_ONCE]
-        of_each = zip(model.log_probs_of(some), (ids for _, ids in some), strict=True)
-        found += [Read(log_probs, torch.tensor(ids)) for log_probs, ids in of_each]
-    return found
-
-
-def measured(model: Asked, asked: Sequence[Question]) -> dict[str, float]:
-    """Of the answers' tokens: NLL, accuracy, ECE and Brier score; of whole answers: right ones among two, ROUGE-L."""
-    return _measured(model, asked, joined(_read(model, asked)), model.answer([one.text for one in asked]))
+def _answered(asked: Sequence[Question], style: str = "plain") -> list[tuple[str, str]]:
+    return [(one.text, STYLES[style](one)) for one in asked]
 
 
 def of_student(settings: Settings, model: Asked) -> dict[str, float]:
-    """What `measured` tells, and how often and how closely the student answers as its teacher does."""
+    """What `measured` tells of a student, and how often and how closely the student answers as its teacher does."""
     asked = measuring(settings)
-    tokens, answers = joined(_read(model, asked)), model.answer([one.text for one in asked])
+    tokens, answers = joined(model.read(_answered(asked))), model.answer([one.text for one in asked])
     _, teachers, choices = taught(settings)
     same = (tokens.log_probs.argmax(dim=1) == torch.tensor(choices)).double().mean()
-    return _measured(model, asked, tokens, answers) | {
+    return measured(model, asked, tokens, answers) | {
         "agreement": float(same),
         "ROUGE-L, teacher": rouge_l(answers, teachers),
     }
 
 
-def _measured(
+def measured(
     model: Asked, asked: Sequence[Question], tokens: Read, answers: Sequence[str]
 ) -> dict[str, float]:
+    """Of the answers' tokens: NLL, accuracy, ECE and Brier score; of whole answers: right ones among two, ROUGE-L."""
     q, at = tokens.log_probs.exp(), tokens.ids[:, None]
-    right, wrong = ([one.logp for one in _read(model, asked, style)] for style in ("plain", "wrong"))
+    right, wrong = (model.logps(_answered(asked, style)) for style in ("plain", "wrong"))
     return {
         "NLL": -float(tokens.log_probs.gather(1, at).mean()),
         "accuracy": float((q.argmax(dim=1) == tokens.ids).double().mean()),
