@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,11 +79,14 @@ def _exchange(staging: Path, target: Path) -> None:
 
 
 def open_to_readers(folder: Path) -> None:
-    """Give a folder and what is in it the modes of the umask: libraries write files that only their owner reads."""
+    """Let read a folder and what is in it whom the umask lets: libraries write files that only their owner reads."""
     mask = _umask()
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+            found = stat.S_IMODE(path.stat().st_mode)
+            wanted = found | (0o777 if path.is_dir() else 0o666) & ~mask
+            if wanted != found:  # a linked file may be another user's
+                path.chmod(wanted)
 
 
 def _umask() -> int:
