@@ -22,7 +22,7 @@ make evidence-smoke                          # repeats the smallest; fails if a 
 Those on a language model need `alignkit models import smollm2-135m-instruct --home .alignkit` once.
 
 Each experiment tries one claim. It runs its arms with several seeds, resumes where it was stopped, and writes every
-number, the versions and the machine to `evidence/results/`. An interval is Student's t over the seeds, 95 %: three
+number, the versions and the machines to `evidence/results/`. An interval is Student's t over the seeds, 95 %: three
 seeds give wide ones. Seeds change what is trained on and what is drawn, not the questions that measure, so an
 interval does not tell how other questions would do.
 `evidence/README.md` in the source tells how to add one.

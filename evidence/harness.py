@@ -196,11 +196,22 @@ def _plain(value: Any) -> Any:
 
 def _read(path: Path, settings: Settings) -> dict[str, dict[str, Any]]:
     """The runs that `path` holds; none if it is missing or was made with other settings."""
+    runs: dict[str, dict[str, Any]] = _written(path, settings).get("runs", {})
+    return runs
+
+
+def _machines(path: Path, settings: Settings) -> list[dict[str, Any]]:
+    """The machines that the runs of `path` were measured on."""
+    found: list[dict[str, Any]] = _written(path, settings).get("machines", [])
+    return found
+
+
+def _written(path: Path, settings: Settings) -> dict[str, Any]:
+    """The content of `path`; empty if it is missing or was made with other settings."""
     if not path.is_file():
         return {}
-    written = json.loads(path.read_text(encoding="utf-8"))
-    runs: dict[str, dict[str, Any]] = written["runs"]
-    return runs if written["settings"] == _described(settings) else {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found["settings"] == _described(settings) else {}
 
 
 def _described(settings: Settings) -> dict[str, Any]:
@@ -216,13 +227,14 @@ def _digest(path: Path) -> str:
 
 def _write(path: Path, evidence: Evidence, settings: Settings, runs: dict[str, dict[str, Any]]) -> None:
     found = Found({arm: {int(seed): values for seed, values in of.items()} for arm, of in runs.items()})
+    own, earlier = _machine(), _machines(path, settings)
     whole = {
         "name": evidence.name,
         "claim": evidence.claim,
         "command": f"python -m evidence.{evidence.name}" + " --data FILE" * bool(evidence.needs_data),
         "settings": _described(settings),
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": _machine(),
+        "machines": earlier if own in earlier else [*earlier, own],
         "summary": summarised(evidence, found),
         "runs": runs,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evidence import align_groups
+from evidence import align_groups, harness
 from evidence.__main__ import experiments, markdown, options, seeds_run
 from evidence.harness import PLOTS, RESULTS, Evidence, Found, Settings, gather, interval, place
 from evidence.questions import STYLES, ask
@@ -66,7 +66,8 @@ def test_a_committed_result_says_how_it_was_made(name: str) -> None:
     written = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert written["settings"]["smoke"] is False
     assert written["versions"].keys() == {"torch", "transformers", "trl", "peft"}
-    assert written["machine"]["cores"] > 0
+    assert written["machines"]
+    assert all(one["cores"] > 0 for one in written["machines"])
     assert set(written["runs"]) <= set(evidence.arms)
     assert (PLOTS / f"{name}.png").is_file() or not evidence.outcome
 
@@ -89,6 +90,17 @@ def test_a_call_runs_only_what_the_result_lacks(doubling: Any, tmp_path: Path) -
     found = gather(evidence, 3, Settings(), tmp_path)
     assert calls == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("a", 2), ("b", 2)]
     assert found.values("b", "value") == [1.0, 3.0, 5.0]
+
+
+def test_a_result_names_every_machine_that_measured_a_part(
+    doubling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence, _ = doubling
+    for processor, seeds in (("one", 1), ("two", 2), ("one", 3)):
+        monkeypatch.setattr(harness, "_machine", lambda name=processor: {"processor": name})
+        gather(evidence, seeds, Settings(), tmp_path)
+    written = json.loads((tmp_path / "doubling.json").read_text(encoding="utf-8"))
+    assert written["machines"] == [{"processor": "one"}, {"processor": "two"}]
 
 
 def test_arms_that_were_not_asked_for_are_not_run(doubling: Any, tmp_path: Path) -> None:
