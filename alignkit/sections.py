@@ -290,7 +290,7 @@ class CollapseGuardSection(Section):
         0.5, gt=0, le=1, description="allowed rise of the share of repeated 4-grams"
     )
     good_logp_drop: float = Field(
-        2.0, gt=0, description="allowed fall of the log-prob of known good answers, in nats per token"
+        1.0, gt=0, description="allowed fall of the log-prob of known good answers, in nats per token"
     )
 
 

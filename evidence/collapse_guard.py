@@ -1,7 +1,8 @@
-"""The collapse guard on thirty runs, judged by a measure that it does not see and that was fixed before they ran.
+"""The collapse guard on 36 runs, judged by a measure that it does not see and that was fixed before they ran.
 
 A checkpoint is ruined if the NLL of preferred answers about notes, which no run trains on, has risen by more than a
-nat a token. The guard draws four answers at the same steps. Rates go from usual ones to those that ruin any model.
+nat a token. The guard draws four answers at the same steps. Rates go from usual ones to those that ruin any model,
+with three more for f-DPO where runs become ruined.
 """
 
 import json
@@ -24,7 +25,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "mapo": {"type": "mapo"},
 }
 RATES = (2e-4, 1e-3, 5e-3, 2e-2, 5e-2)
-ARMS = tuple(f"{method} at {rate:g}" for method in METHODS for rate in RATES)
+BETWEEN = (3e-4, 5e-4, 7e-4)
+"""Rates of f-DPO between one that is sound and one that ruins within `EVERY` steps."""
+ARMS = (
+    *(f"{method} at {rate:g}" for method in METHODS for rate in RATES),
+    *(f"f_dpo at {rate:g}" for rate in BETWEEN),
+)
 MEASURES = {"answers_reference_logp": -1, "answers_repetition": 1, "answers_good_logp": -1}
 """Measure of the guard -> the direction in which it gets worse."""
 
@@ -146,14 +152,17 @@ EVIDENCE = Evidence(
     draw,
     seeds=2,
     needs_model=True,
-    outcome="In part. All 16 ruined runs of the 30 are found and none of the 14 sound ones is called ruined. Two "
-    "of the ruined, f-DPO's at 1e-3, are found an evaluation late. Every ruined run was ruined by its "
-    "first evaluation and no run is near the limit, so this does not tell how early the guard is, and "
-    "with 14 runs up to a fifth of false alarms may be missed. `good_logp` alone would find each at once "
-    "at a limit of 1: it falls by at most 0.44 in sound runs and by 1.46 or more in ruined evaluations. "
-    "But it is the judge's own measure on other prompts. At its limit of 2 it finds 95 % of them, "
-    "`reference_logp` 88 % and `repetition` none: what a large rate ruins does not repeat itself. In the "
-    "table, step 0 stands for never.",
+    outcome="In part. Of 36 runs 20 are ruined, and all of them are found; none of the 16 sound ones "
+    "is called ruined. Eighteen are found at the evaluation that the judge names, one an evaluation "
+    "before it and one an evaluation after. These are the default limits of now. The runs had a "
+    "limit of 2 for `good_logp`, which misses both runs of f-DPO at 5e-4 and finds four others late; "
+    "the first thirty runs suggested 1 and the six between 3e-4 and 7e-4, which were run afterwards, "
+    "bear it out. Sound runs lower `good_logp` by at most 0.72, and ruined evaluations by 0.97 or more. It "
+    "is the judge's own measure on other prompts; alone it finds 99 % of the ruined evaluations, "
+    "`reference_logp` 73 % and `repetition` none, since what a large rate ruins does not repeat "
+    "itself. With 16 sound runs up to a fifth of false alarms may be missed. All is one model and "
+    "short runs of small batches: how soon the guard warns depends on how often a run is evaluated. "
+    "In the table, step 0 stands for never.",
 )
 
 if __name__ == "__main__":

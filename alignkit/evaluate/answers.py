@@ -39,7 +39,7 @@ class Limits:
 
     reference_logp_drop: float = 2.5
     repetition_rise: float = 0.5
-    good_logp_drop: float = 2.0
+    good_logp_drop: float = 1.0
 
 
 def repetition(tokens: Sequence[int], n: int = 4) -> float:

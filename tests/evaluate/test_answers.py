@@ -58,7 +58,7 @@ def test_each_measure_condemns_by_itself(change: dict[str, float], words: str) -
     assert words in reason
 
 
-@given(st.floats(0, 2.0), st.floats(0, 0.4), st.floats(0, 1.9))
+@given(st.floats(0, 2.0), st.floats(0, 0.4), st.floats(0, 0.9))
 def test_a_model_inside_the_limits_is_sound(logp: float, repeated: float, good: float) -> None:
     now = replace(
         SOUND, reference_logp=-1.5 - logp, repetition=min(1.0, 0.1 + repeated), good_logp=-1.2 - good
