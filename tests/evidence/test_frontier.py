@@ -12,6 +12,8 @@ def found(**others: tuple[float, float]) -> Found:
     """Two seeds of the reverse KL's line, reward 2 KL up to KL 1 and flat from there to 2, and of other arms."""
     line = {
         "best of 1": (0.0, 0.0),
+        "reverse_kl 3": (0.1, 0.2),
+        "reverse_kl 1": (0.3, 0.6),
         "reverse_kl 0.4": (0.5, 1.0),
         "reverse_kl 0.2": (1.0, 2.0),
         "reverse_kl 0.1": (2.0, 2.0),
