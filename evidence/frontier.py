@@ -90,7 +90,7 @@ def trained(
     settings: Settings, folder: str, method: dict[str, Any], seed: int, training: dict[str, Any] | None = None
 ) -> dict[str, float]:
     """Train on pairs that the model drew, and measure answers to held-out questions and the held-out pairs."""
-    given = recipe(settings, **_data(settings, seed), method=method, steps=STEPS, seed=seed, batch=4)
+    given = recipe(settings, **data(settings, seed), method=method, steps=STEPS, seed=seed, batch=4)
     given["training"] |= {"learning_rate": RATE, **(training or {})}
     path, result = run(settings, folder, given)
     return of_answers(Asked(settings, path / "adapter"), _held_out(settings), seed) | {
@@ -103,7 +103,8 @@ def _held_out(settings: Settings) -> list[Question]:
     return ask(settings.steps(HELD_OUT, 4), 0, held_out=True)
 
 
-def _data(settings: Settings, seed: int) -> dict[str, Any]:
+def data(settings: Settings, seed: int) -> dict[str, Any]:
+    """The files of pairs that a seed trains and validates on, as a recipe has them."""
     return {
         "train": pairs(settings, ask(settings.steps(ROWS, 8), seed), f"train-{seed}", seed),
         "validation": pairs(settings, _held_out(settings), "held-out", 1000),
@@ -158,7 +159,7 @@ def _trl(settings: Settings, folder: Path, beta: float, seed: int) -> Path:
 
     if (folder / "adapter_config.json").is_file():
         return folder
-    lines = Path(_data(settings, seed)["train"]).read_text(encoding="utf-8").splitlines()
+    lines = Path(data(settings, seed)["train"]).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     turns = [
         {
