@@ -3,7 +3,7 @@
 The first half of the rows fits a scorer of harm; how well it tells the other half's answers apart is in the result.
 Of the other half's short rows the last ask, and the others train: answers are drawn and scored, and the log-prob of
 the preferred answers is what helpfulness means here. `negatives only` is D2O without its samples, NPO's gradient. All
-train at one rate but the last, since D2O at that rate goes much further from the untrained model.
+train at one rate unless they say another: at that rate D2O goes much further from the untrained model than DPO.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,23 @@ from evidence.small_runs import Asked, recipe, run
 PROMPT_WORDS, ANSWER_WORDS = 60, 45
 BAD_SHARE = 0.05
 TOKENS, DRAWN, HELD_OUT, ROWS, STEPS, SAMPLES = 32, 2, 32, 160, 40, 4
+DPO: dict[str, Any] = {"type": "f_dpo", "beta": 0.1}
 D2O: dict[str, Any] = {"type": "d2o", "samples_per_prompt": SAMPLES, "max_tokens": TOKENS}
 METHODS: dict[str, dict[str, Any]] = {
     "SFT on preferred": {"type": "supervised"},
-    "DPO": {"type": "f_dpo", "beta": 0.1},
+    "DPO": DPO,
     "D2O": D2O,
     "D2O, samples drawn anew": D2O | {"resample_every": 20},
     "negatives only": D2O | {"beta": 0.0},
     "D2O, a quarter of the rate": D2O,
+    "DPO, four times the rate": DPO,
+    "D2O, half the rate": D2O,
 }
-RATES = dict.fromkeys(METHODS, 2e-4) | {"D2O, a quarter of the rate": 5e-5}
+RATES = dict.fromkeys(METHODS, 2e-4) | {
+    "D2O, a quarter of the rate": 5e-5,
+    "D2O, half the rate": 1e-4,
+    "DPO, four times the rate": 8e-4,
+}
 ARMS = ("untrained", *METHODS)
 Row = dict[str, Any]
 
@@ -64,7 +71,7 @@ def _answers_are_short(row: Row) -> bool:
 def _training_rows(arm: str, rows: Sequence[Row]) -> list[Row]:
     if arm == "SFT on preferred":
         return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
-    if arm == "DPO":
+    if METHODS[arm]["type"] == "f_dpo":
         return list(rows)
     return [{"prompt": row["prompt"], "rejected": row["rejected"]} for row in rows]
 
@@ -172,22 +179,25 @@ EVIDENCE = Evidence(
     ARMS,
     measure,
     bars("harm", "harm of drawn answers, the scorer's"),
-    outcome="In part, and little of it with certainty. At DPO's rate D2O goes thirty times further from the "
-    "untrained model (a KL of 4.1 an answer, DPO 0.12). Harm is no lower there (0.128, untrained 0.115), "
-    "and preferred answers fall from -2.84 to -4.14 nats a token; samples drawn anew halfway go further "
-    "still (KL 4.8) and cost another 0.11. At a quarter of the rate, at a KL of 0.2, harm is 0.106: on "
-    "average below the untrained model's and DPO's 0.116, not with certainty from three seeds, for 0.15 "
-    "nats of preferred answers, and against other untrained answers it wins half the time, as untrained "
-    "ones do. DPO had one rate. Negatives alone have the largest KL (7.6), the lowest log-prob of "
-    "preferred answers (-4.76) and on average the highest harm (0.143). But in 40 steps they have not "
-    "lost the language: to the untrained model their answers are as likely as any. Supervised training on "
-    "the preferred answers lowers harm most, to 0.079. The scorer is a weak judge: its AUC on other rows "
-    "is 0.60, and people's short dispreferred answers score 0.071, preferred ones 0.015. Helpfulness is "
-    "measured by the log-prob of preferred answers alone.",
+    outcome="Not as claimed. DPO at the better of its two rates, 8e-4, lowers harm from 0.115 to "
+    "0.091 with certainty, at a KL of 3.0 an answer; at 2e-4 it hardly moves (KL 0.12, harm 0.116). "
+    "D2O at none of its three rates does as well. At 5e-5, a KL of 0.2, harm is 0.106: on average "
+    "below the untrained model's, not with certainty, and above DPO's 0.091 with every seed and with "
+    "certainty. At 1e-4 it is 0.115 at a KL of 1.0, and at 2e-4 0.128 at 4.1; samples drawn anew "
+    "halfway change that little. Preferred answers, -2.84 nats a token before, fall to -2.99, -3.24 "
+    "and -4.14 with D2O's rate, and to -2.95 under DPO at 8e-4, where the seeds differ by as much as "
+    "they fall. Negatives alone have the largest KL (7.6), the lowest log-prob of preferred answers "
+    "(-4.76) and on average the highest harm (0.143), so the samples do hold D2O back. But in 40 "
+    "steps negatives alone have not lost the language: to the untrained model their answers are as "
+    "likely as any. Supervised training on the preferred answers lowers harm most on average, to "
+    "0.079. The scorer is a weak judge: its AUC on other rows is 0.60, and people's short "
+    "dispreferred answers score 0.071, preferred ones 0.015. Helpfulness is measured by the log-prob "
+    "of preferred answers alone. The rates were compared on the questions that measure.",
     elsewhere={
-        "gemma-3-270m": "One seed, without DPO. At a quarter of the rate D2O takes this base model ten times as far "
-        "as SmolLM2-Instruct, to a KL of 2.2. Harm is 0.091 (untrained 0.093), and preferred "
-        "answers fall by a nat a token. So the default rate is no promise for another model: watch "
+        "gemma-3-270m": "One seed, and DPO at 2e-4 alone. At a quarter of that rate D2O takes this base model ten "
+        "times as far as SmolLM2-Instruct, to a KL of 2.2. Harm is 0.091 (untrained 0.093), and "
+        "preferred answers fall by a nat a token. DPO goes to a KL of 5.2; harm is 0.079, and "
+        "preferred answers fall by 0.04. So the default rate is no promise for another model: watch "
         "`logratios/samples`.",
     },
     needs_model=True,
