@@ -1,5 +1,6 @@
 """From a job's hyperparameters to a recipe: bounds, auto, and the names of what is refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ WITHOUT_MODELS: dict[str, Any] = {
     "seed": 3,
     "output_dir": Path("out"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_amx() -> Iterator[None]:
+    """A processor whose choice of precision needs no measurement, whatever these tests run on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alignkit.jobspec.has_amx", lambda: False)
+        yield
 
 
 def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo", **options: Any) -> JobSpec:

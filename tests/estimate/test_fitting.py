@@ -1,5 +1,6 @@
 """Settings that fit: what `auto` becomes on a device, and what is said where nothing fits."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,14 @@ AUTO = {
     "mixed_precision": "auto",
 }
 LENGTHS = assumed(512, 1000, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_amx() -> Iterator[None]:
+    """A processor whose choice of precision needs no measurement, whatever these tests run on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alignkit.estimate.fitting.has_amx", lambda: False)
+        yield
 
 
 def job(path: str = "llama-3.1-8b", **training: Any) -> Recipe:
