@@ -1,4 +1,6 @@
-"""The collapse guard on 36 runs, judged by a measure that it does not see and that was fixed before they ran.
+"""The collapse guard on 36 runs, judged by a rise of the NLL on prompts that it does not see.
+
+The judge was fixed before the runs.
 
 A checkpoint is ruined if the NLL of preferred answers about notes, which no run trains on, has risen by more than a
 nat a token. The guard draws four answers at the same steps. Rates go from usual ones to those that ruin any model,
@@ -152,17 +154,20 @@ EVIDENCE = Evidence(
     draw,
     seeds=2,
     needs_model=True,
-    outcome="In part. Of 36 runs 20 are ruined, and all of them are found; none of the 16 sound ones "
-    "is called ruined. Eighteen are found at the evaluation that the judge names, one an evaluation "
-    "before it and one an evaluation after. These are the default limits of now. The runs had a "
-    "limit of 2 for `good_logp`, which misses both runs of f-DPO at 5e-4 and finds four others late; "
-    "the first thirty runs suggested 1 and the six between 3e-4 and 7e-4, which were run afterwards, "
-    "bear it out. Sound runs lower `good_logp` by at most 0.72, and ruined evaluations by 0.97 or more. It "
-    "is the judge's own measure on other prompts; alone it finds 99 % of the ruined evaluations, "
-    "`reference_logp` 73 % and `repetition` none, since what a large rate ruins does not repeat "
-    "itself. With 16 sound runs up to a fifth of false alarms may be missed. All is one model and "
-    "short runs of small batches: how soon the guard warns depends on how often a run is evaluated. "
-    "In the table, step 0 stands for never.",
+    outcome="In part. At the default limits of now the guard finds all 20 ruined runs of 36 and "
+    "calls none of the 16 sound ones ruined: 18 at the evaluation that the judge names, one an "
+    "evaluation before it and one after. Alarms were computed from the recorded measures. At the "
+    "earlier limit of 2 for `good_logp` both runs of f-DPO at 5e-4 are missed and four others found "
+    "late. The limit of 1 was suggested by the first thirty runs; on the six later ones, all f-DPO, "
+    "it finds all four ruined (two on time) and neither sound one. Sound runs lower `good_logp` by "
+    "at most 0.72. Ruined evaluations have 0.97 or more, and the evaluation before a ruin already "
+    "had 1.12, so they overlap. `good_logp` is the judge's own kind of measure, with its threshold, "
+    "on other prompts; alone it finds 99 % of the ruined evaluations. The drawn answers alone find "
+    "14 of the 20 runs and none of f-DPO between 5e-4 and 1e-3: `reference_logp` finds 73 % of the "
+    "ruined evaluations and `repetition`, which rose by at most 0.35, none. Whether the ruined "
+    "models' answers are bad was not read. No false alarm in 16 runs still allows a rate of a fifth, "
+    "and only four of the 16 lowered `good_logp` at all. All is one model and short runs. In the "
+    "table, step 0 stands for never.",
 )
 
 if __name__ == "__main__":
