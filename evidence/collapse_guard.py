@@ -16,7 +16,7 @@ from typing import Any
 from alignkit.evaluate.answers import Limits
 from evidence.harness import ROOT, Evidence, Found, Settings, Values, main
 from evidence.questions import Question, ask, completions, pairs, write
-from evidence.small_runs import Asked, recipe, run
+from evidence.small_runs import Asked, named, recipe, run
 
 RUINED = 1.0
 """Rise of the NLL elsewhere, in nats per token, from which a checkpoint counts as ruined."""
@@ -59,7 +59,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     own = {"learning_rate": float(rate), "eval_steps": every, "save_steps": every, "keep_best": False}
     given["training"] |= own
     given["collapse_guard"] = {"on_collapse": "warn"}
-    path, _ = run(settings, f"collapse_guard/{ARMS.index(arm)}-{seed}", given, keep_checkpoints=True)
+    path, _ = run(settings, f"collapse_guard/{named(arm)}-{seed}", given, keep_checkpoints=True)
     rises = _rises(settings, path)
     alarms, measures = _verdicts(path)
     shutil.rmtree(path / "checkpoints", ignore_errors=True)

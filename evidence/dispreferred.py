@@ -20,7 +20,7 @@ from evidence.drawn import distance, draw
 from evidence.harm import HarmScorer
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import write
-from evidence.small_runs import Asked, recipe, run
+from evidence.small_runs import Asked, named, recipe, run
 
 PROMPT_WORDS, ANSWER_WORDS = 60, 45
 BAD_SHARE = 0.05
@@ -156,11 +156,11 @@ def _before(seed: int, settings: Settings) -> list[float]:
 def _trained(arm: str, seed: int, settings: Settings, parts: Parts) -> Path:
     order = torch.randperm(len(parts.training), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = [parts.training[index] for index in order[: settings.steps(ROWS, 8)]]
-    folder, index = settings.work / "dispreferred", ARMS.index(arm)
+    folder, name = settings.work / "dispreferred", named(arm)
     given = recipe(
         settings,
-        train=write(_training_rows(arm, chosen), folder / f"train-{index}-{seed}.jsonl"),
-        validation=write(_training_rows(arm, parts.asked), folder / f"held-out-{index}.jsonl"),
+        train=write(_training_rows(arm, chosen), folder / f"train-{name}-{seed}.jsonl"),
+        validation=write(_training_rows(arm, parts.asked), folder / f"held-out-{name}.jsonl"),
         method=METHODS[arm],
         steps=STEPS,
         seed=seed,
@@ -168,7 +168,7 @@ def _trained(arm: str, seed: int, settings: Settings, parts: Parts) -> Path:
         max_length=192,
     )
     given["training"]["learning_rate"] = RATES[arm]
-    path, _ = run(settings, f"dispreferred/{index}-{seed}", given)
+    path, _ = run(settings, f"dispreferred/{name}-{seed}", given)
     return path / "adapter"
 
 

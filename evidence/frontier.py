@@ -19,7 +19,7 @@ from alignkit.evaluate.diversity import distinct_words, self_bleu
 from evidence.drawn import Answer, distance, draw
 from evidence.harness import Columns, Evidence, Found, Settings, Values, interval, main
 from evidence.questions import Question, ask, write
-from evidence.small_runs import Asked, recipe, run
+from evidence.small_runs import Asked, named, recipe, run
 
 DIVERGENCES = (
     "reverse_kl",
@@ -34,6 +34,7 @@ DIVERGENCES = (
 BETAS = (0.1, 0.2, 0.4)
 WEAKER = (1.0, 3.0)
 """Betas of the reverse KL beyond the grid, so that what it reaches close to the untrained model is known too."""
+REVERSE_KL = tuple(f"reverse_kl {beta:g}" for beta in (*BETAS, *WEAKER))
 BEST_OF = (1, 2, 4, 8)
 TOKENS, DRAWN, ROWS, HELD_OUT, STEPS = 24, 4, 160, 24, 40
 ALPHA, RATE = 0.5, 2e-4
@@ -76,7 +77,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     if arm.startswith("best of"):
         return _best_of(int(arm.rpartition(" ")[2]), seed, settings)
     name, beta = arm.rsplit(" ", 1)
-    folder = f"frontier/{ARMS.index(arm)}-{seed}"
+    folder = f"frontier/{named(arm)}-{seed}"
     if name == "TRL's DPO":
         adapter = _trl(settings, settings.work / folder, float(beta), seed)
         return of_answers(Asked(settings, adapter), _held_out(settings), seed)
@@ -200,22 +201,21 @@ def ahead(found: Found) -> Columns:
 
     The reverse KL's reward is read off, seed by seed, on straight lines through its points and the untrained model's.
     """
-    own = [f"reverse_kl {beta:g}" for beta in (*BETAS, *WEAKER)]
-    if any(arm not in found.runs for arm in ("best of 1", *own)):
+    if any(arm not in found.runs for arm in ("best of 1", *REVERSE_KL)):
         return {}
     rows = {}
-    for arm in found.runs.keys() - set(own):
-        gaps = [_gap(found, own, arm, seed) for seed in sorted(found.runs[arm])]
+    for arm in found.runs.keys() - set(REVERSE_KL):
+        gaps = [_gap(found, arm, seed) for seed in sorted(found.runs[arm])]
         known = [gap for gap in gaps if gap is not None]
         if len(known) == len(gaps):
             rows[arm] = {"reward beyond the reverse KL's at this KL": interval(known)}
     return rows
 
 
-def _gap(found: Found, own: Sequence[str], arm: str, seed: int) -> float | None:
-    if any(seed not in found.runs[one] for one in ("best of 1", *own)):
+def _gap(found: Found, arm: str, seed: int) -> float | None:
+    if any(seed not in found.runs[one] for one in ("best of 1", *REVERSE_KL)):
         return None
-    points = sorted(_point(found, one, seed) for one in ("best of 1", *own))
+    points = sorted(_point(found, one, seed) for one in ("best of 1", *REVERSE_KL))
     kl, reward = _point(found, arm, seed)
     for (left, low), (right, high) in pairwise(points):
         if left <= kl <= right:
@@ -232,7 +232,7 @@ def _point(found: Found, arm: str, seed: int) -> tuple[float, float]:
 def draw_frontier(found: Found, axis: Any) -> None:
     """Reward against KL: a line over beta for each divergence, its matched point filled, and best of n."""
     lines = {name: [f"{name} {beta:g}" for beta in BETAS] for name in DIVERGENCES}
-    lines["reverse_kl"] += [f"reverse_kl {beta:g}" for beta in WEAKER]
+    lines["reverse_kl"] = list(REVERSE_KL)
     lines["best of n"] = [f"best of {n}" for n in BEST_OF]
     lines["TRL's DPO"] = ["TRL's DPO 0.2"]
     means = found.summary()

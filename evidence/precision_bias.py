@@ -20,7 +20,7 @@ from alignkit.sections import TrainingSection
 from alignkit.settling import probe_rows
 from evidence.frontier import data, trained
 from evidence.harness import Evidence, Found, Settings, Values, main
-from evidence.small_runs import Asked, recipe
+from evidence.small_runs import Asked, named, recipe
 
 DIVERGENCES = ("reverse_kl", "js_divergence", "forward_kl", "jeffreys")
 SCALE, SMALL_SCALE = 2.0**14, 2.0**8
@@ -67,6 +67,7 @@ PRECISIONS: dict[str, tuple[str, Callable[[], AbstractContextManager[None]]]] = 
     "auto": ("auto", nullcontext),
 }
 """Name -> `mixed_precision` of the recipe, and what its run stands in."""
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 OVERFLOWING = ("forward_kl", "jeffreys")
 """Divergences whose gradients overflow at `SCALE`, so that steps are left out."""
 ARMS = tuple(
@@ -87,10 +88,10 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         "beta": 0.2,
         "match_curvature": True,
     }
-    folder = f"precision_bias/{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+    folder = f"precision_bias/{named(arm)}-{seed}"
     with within():
         found = trained(settings, folder, method, seed, {"mixed_precision": mixed_precision})
-    return found | {"error of log-ratios": _error(settings, precision, seed)}
+    return found | {"error of log-ratios": _error(settings, precision.partition(",")[0], seed)}
 
 
 @cache
@@ -102,7 +103,7 @@ def _error(settings: Settings, precision: str, seed: int) -> float:
     if precision == "auto":
         chosen = choose(asked.model, rows, TrainingSection().precision_budget, seed=seed)
         return chosen.measured[chosen.way].error
-    kind = {"bfloat16": torch.bfloat16, "float32": None}.get(precision, torch.float16)
+    kind = HALVES.get(precision)
     with perturbed(asked.model, seed) as trial:
         exact, _ = log_ratios(trial, rows, InFloat32)
         found, _ = log_ratios(trial, rows, lambda: torch.autocast("cpu", kind, enabled=kind is not None))

@@ -2,7 +2,7 @@
 
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import ask, completions, write
-from evidence.small_runs import Asked, calibration, joined, recipe, run
+from evidence.small_runs import Asked, calibration, joined, named, recipe, run
 
 WEIGHTS = {"supervised": 0.0, "final weight .5": 0.5, "final weight .8": 0.8}
 STYLED = ["short", "plain", "long", "upper"]
@@ -23,7 +23,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
         seed=seed,
     )
     given["training"]["learning_rate"] = 1e-3
-    path, result = run(settings, f"ps_kd/{ARMS.index(arm)}-{seed}", given)
+    path, result = run(settings, f"ps_kd/{named(arm)}-{seed}", given)
     rows = [(row["prompt"], row["completion"]) for row in completions(asked, STYLED)]
     return {
         "NLL": result["metrics"]["valid_loss"],

@@ -10,7 +10,7 @@ from typing import Any
 
 from evidence.harness import Evidence, Settings, Values, bars, main
 from evidence.questions import SLOGAN, STYLES, ask, completions, write
-from evidence.small_runs import Asked, recipe, run
+from evidence.small_runs import Asked, named, recipe, run
 
 STEPS, UNLEARNING_STEPS, ROWS, ASKED = 40, 8, 320, 24
 ARMS = ("planted", "clean answers", "clean answers, repel", "clean answers, repel x 10")
@@ -47,7 +47,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
             negatives["model"]["adapter"] = str(planted)
             away = _adapter(settings, "negatives", negatives, seed)
             given["terms"] = [{"type": "repel", "adapters": [str(away)], "weight": WEIGHTS[arm]}]
-        found = _adapter(settings, f"unlearned-{ARMS.index(arm)}", given, seed)
+        found = _adapter(settings, f"unlearned-{named(arm)}", given, seed)
     model = Asked(settings, found)
     asked = ask(ASKED, 0, held_out=True)
     answers = model.answer([one.text for one in asked[: settings.steps(ASKED, 2)]], 32, seed=seed)

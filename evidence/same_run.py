@@ -22,7 +22,7 @@ from torch import Tensor
 from alignkit.launch import launch_command
 from evidence.harness import ROOT, Evidence, Found, Settings, Values, main
 from evidence.questions import ask, pairs, write
-from evidence.small_runs import recipe, run, succeeded, written
+from evidence.small_runs import named, recipe, run, succeeded, written
 
 STEPS = 24
 IN_ONE: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def measure(arm: str, seed: int, settings: Settings) -> Values:
     given = _recipe(settings, seed)
     whole, _ = run(settings, f"same_run/whole-{seed}", given)
     given["training"] = given["training"] | IN_ONE.get(arm, {})
-    name = f"same_run/{ARMS.index(arm)}-{seed}"
+    name = f"same_run/{named(arm)}-{seed}"
     folder = settings.work / (name + "-smoke" * settings.smoke)
     if arm in IN_ONE:
         run(settings, name, given)

@@ -5,6 +5,7 @@ longer than a question.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ def run(
         if not keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return folder, json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def named(arm: str) -> str:
+    """The name of an arm in the folders of its runs: its words, so that a new arm renames no other."""
+    return "-".join(re.findall(r"\w+", arm))
 
 
 def succeeded(folder: Path) -> bool:

@@ -5,7 +5,6 @@ choose or measure are of sums and of the larger of two numbers, and no run was a
 on beside them repeat, and would tell what was learned by heart.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,7 @@ import torch
 from alignkit.models.loading import load_tokenizer, load_weights
 from evidence.harness import MODEL, Settings
 from evidence.questions import STYLES, Question, ask, completions, write
-from evidence.small_runs import Asked, Read, calibration, joined, recipe, run
+from evidence.small_runs import Asked, Read, calibration, joined, named, recipe, run
 
 EVERY = 3
 ROWS, HELD_OUT, STEPS = 480, 96, 60
@@ -126,8 +125,7 @@ def _distil(settings: Settings, method: str, seed: int, rate: float) -> Student:
     )
     given["model"]["path"], given["lora"] = student(settings), None
     given["training"]["learning_rate"] = rate
-    name = "-".join(re.findall(r"\w+", method.removesuffix(AT_ONE_RATE)))
-    path, result = run(settings, f"students/{name}/{rate:g}-{seed}", given)
+    path, result = run(settings, f"students/{named(method.removesuffix(AT_ONE_RATE))}/{rate:g}-{seed}", given)
     return Student(asked_of(settings, path / "model"), path, result["metrics"], rate)
 
 

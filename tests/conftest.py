@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ LONGEST = ("e2e", "distributed", "kernels/test_interpreted.py", "test_train.py",
 
 gc.disable()
 """Until the tests are collected: a fifth of that time would go into looking through what is only imported."""
+
+
+@pytest.fixture(scope="module")
+def without_amx() -> Iterator[None]:
+    """A processor on which the choice of precision needs no measurement, whatever the tests run on."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("alignkit.jobspec", "alignkit.estimate.fitting"):
+            patch.setattr(f"{module}.has_amx", lambda: False)
+        yield
 
 
 def pytest_collection_finish() -> None:

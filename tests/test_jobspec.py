@@ -1,6 +1,5 @@
 """From a job's hyperparameters to a recipe: bounds, auto, and the names of what is refused."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from alignkit.run.folder import RunFolder
 from alignkit.settling import settle_evaluations
 from tests.jobs import no_models
 
+pytestmark = pytest.mark.usefixtures("without_amx")
+
 PREFIX = "method.f_dpo.hyperparameters"
 
 
@@ -28,14 +29,6 @@ WITHOUT_MODELS: dict[str, Any] = {
     "seed": 3,
     "output_dir": Path("out"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_amx() -> Iterator[None]:
-    """A processor whose choice of precision needs no measurement, whatever these tests run on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alignkit.jobspec.has_amx", lambda: False)
-        yield
 
 
 def spec(hyperparameters: dict[str, Any], rows: int = 240, method: str = "f_dpo", **options: Any) -> JobSpec:

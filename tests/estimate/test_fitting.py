@@ -1,6 +1,5 @@
 """Settings that fit: what `auto` becomes on a device, and what is said where nothing fits."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +11,8 @@ from alignkit.estimate.lengths import assumed
 from alignkit.recipe import Recipe
 from tests.estimate.recipes import recipe
 
+pytestmark = pytest.mark.usefixtures("without_amx")
+
 AUTO = {
     "batch_size": 32,
     "micro_batch_size": "auto",
@@ -20,14 +21,6 @@ AUTO = {
     "mixed_precision": "auto",
 }
 LENGTHS = assumed(512, 1000, 2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_amx() -> Iterator[None]:
-    """A processor whose choice of precision needs no measurement, whatever these tests run on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alignkit.estimate.fitting.has_amx", lambda: False)
-        yield
 
 
 def job(path: str = "llama-3.1-8b", **training: Any) -> Recipe:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit.evaluate import AnswerQuality, Limits, distinct, measure, reasons, repetition
+from alignkit.sections import CollapseGuardSection
 
 SOUND = AnswerQuality(
     reference_logp=-1.5, kl=0.2, sequence_kl=4.0, repetition=0.1, distinct_2=0.9, good_logp=-1.2
@@ -69,3 +70,8 @@ def test_a_model_inside_the_limits_is_sound(logp: float, repeated: float, good: 
 def test_what_was_not_measured_condemns_nobody() -> None:
     nothing = replace(SOUND, reference_logp=None, good_logp=None)
     assert reasons(nothing, SOUND, Limits()) == []
+
+
+def test_a_recipe_has_the_same_limits_by_default() -> None:
+    given = CollapseGuardSection()
+    assert Limits() == Limits(given.reference_logp_drop, given.repetition_rise, given.good_logp_drop)

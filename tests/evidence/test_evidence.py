@@ -13,6 +13,7 @@ from evidence.__main__ import experiments, markdown, options, seeds_run
 from evidence.harness import PLOTS, RESULTS, Evidence, Found, Settings, gather, interval, place
 from evidence.questions import STYLES, ask
 from evidence.repeat import TOLERANCE, repeat
+from evidence.small_runs import named
 from tests.tree import ROOT
 
 ALL = list(experiments())
@@ -70,6 +71,11 @@ def test_a_committed_result_says_how_it_was_made(name: str) -> None:
     assert all(one["cores"] > 0 for one in written["machines"])
     assert set(written["runs"]) <= set(evidence.arms)
     assert (PLOTS / f"{name}.png").is_file() or not evidence.outcome
+
+
+@pytest.mark.parametrize("evidence", ALL, ids=ids)
+def test_no_two_arms_share_a_folder(evidence: Evidence) -> None:
+    assert len(set(map(named, evidence.arms))) == len(evidence.arms)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """/v1/fine_tuning/jobs through the official client: what a job is, and its way to the runner."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -11,13 +10,7 @@ from openai import OpenAI
 from tests.server.shapes import conforms
 from tests.server.support import BASE_MODEL, Running, create_job, method, pairs, upload
 
-
-@pytest.fixture(scope="module", autouse=True)
-def without_amx() -> Iterator[None]:
-    """A processor whose choice of precision needs no measurement, whatever these tests run on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alignkit.jobspec.has_amx", lambda: False)
-        yield
+pytestmark = pytest.mark.usefixtures("without_amx")
 
 
 def test_a_job_is_stored_told_and_handed_to_the_runner(
