@@ -154,7 +154,7 @@ EVIDENCE = Evidence(
     draw,
     seeds=2,
     needs_model=True,
-    outcome="In part. At the default limits of now the guard finds all 20 ruined runs of 36 and "
+    outcome="In part. At today's default limits the guard finds all 20 ruined runs of 36 and "
     "calls none of the 16 sound ones ruined: 18 at the evaluation that the judge names, one an "
     "evaluation before it and one after. Alarms were computed from the recorded measures. At the "
     "earlier limit of 2 for `good_logp` both runs of f-DPO at 5e-4 are missed and four others found "
